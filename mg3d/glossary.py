@@ -1,0 +1,51 @@
+"""The vocabulary of chest CT that several parts of mg3d share: labels, prompts, negation cues, placeholders."""
+
+LABELS: tuple[str, ...] = (
+    "Medical material",
+    "Arterial wall calcification",
+    "Cardiomegaly",
+    "Pericardial effusion",
+    "Coronary artery wall calcification",
+    "Hiatal hernia",
+    "Lymphadenopathy",
+    "Emphysema",
+    "Atelectasis",
+    "Lung nodule",
+    "Lung opacity",
+    "Pulmonary fibrotic sequela",
+    "Pleural effusion",
+    "Mosaic attenuation pattern",
+    "Peribronchial thickening",
+    "Consolidation",
+    "Bronchiectasis",
+    "Interlobular septal thickening",
+)
+"""The 18 abnormalities of CT-RATE, in the order of its label files."""
+
+PREVALENCE: tuple[float, ...] = (
+    0.120, 0.278, 0.107, 0.071, 0.248, 0.142, 0.253, 0.194, 0.256, 0.455, 0.367, 0.267, 0.119, 0.074, 0.103, 0.176, 0.100,
+    0.079,
+)  # fmt: skip
+"""Share of CT-RATE training scans that carry each label."""
+
+PROMPTS: dict[str, tuple[str, str]] = {
+    "there_is": ("There is {finding}.", "There is no {finding}."),
+    "ct_clip": ("{Finding} is present.", "{Finding} is not present."),
+}
+"""Zero-shot prompt pairs (the finding is there, it is not) by name. `ct_clip`: the wording of the CT-CLIP evaluation."""
+
+NEGATION_CUES: tuple[str, ...] = (
+    "no", "not", "without", "neither", "nor", "none", "never", "absent", "absence of", "free of", "negative for",
+    "unremarkable", "normal", "within normal limits", "within the expected range", "clear of", "preserved",
+)  # fmt: skip
+"""Words and phrases after which a sentence denies a finding or states that something is normal."""
+
+NOT_GIVEN: tuple[str, ...] = ("", "not given.", "not given", "nan", "none")
+"""How the data sets write a section that is missing (lower case, stripped)."""
+
+
+def prompts(finding: str, *, wording: str = "there_is") -> tuple[str, str]:
+    """The prompt pair (present, absent) of a finding, e.g. `"Hiatal hernia"`."""
+    lower = finding[0].lower() + finding[1:]
+    present, absent = PROMPTS[wording]
+    return present.format(finding=lower, Finding=finding), absent.format(finding=lower, Finding=finding)

@@ -1,0 +1,119 @@
+"""Every tensor that passes between two parts of mg3d, named once, with its axes.
+
+Letters: B patients of this rank, T tokens, S most sentences of a patient in the batch (clauses, where `text_unit` says so),
+N image tokens, d model width, E width of an embedding that is contrasted, V vocabulary, M labelled tokens of the batch,
+D H W voxels along z, y, x. Volume axes are always C D H W with +z superior, +y posterior, +x patient left, spacing in mm.
+NamedTuples, because Lightning moves them to the device field by field.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One study as the dataset gives it to the collator; nothing random has been drawn from its report yet."""
+
+    volume: np.ndarray
+    """float32 [1, D, H, W] in [0, 1]."""
+    report: str
+    units: tuple[tuple[int, int], ...]
+    """Character offsets (start, end) of each sentence (or clause) in `report`, in order."""
+    labels: np.ndarray
+    """int8 [18]: 1 present, 0 absent, -1 not known; order of `glossary.LABELS`."""
+    study_id: str
+    patient_id: str
+    draw: tuple[int, ...]
+    """Seed words of everything random about this sample: (seed, epoch, position); equal for any number of workers and ranks."""
+
+
+class Batch(NamedTuple):
+    """What the collator gives to the model."""
+
+    volume: Tensor
+    """float32 [B, 1, D, H, W] in [0, 1]."""
+    cube_mask: Tensor
+    """bool [B, D/c, H/c, W/c], c = `mim_cube` voxels; True = hidden from the encoder in masked volume modelling."""
+    report_ids: Tensor
+    """int64 [B, T]: [CLS] report [SEP] padding, nothing masked."""
+    attention_mask: Tensor
+    """bool [B, T]; True = real token."""
+    sentence_index: Tensor
+    """int64 [B, T]; 0-based sentence of the token, -1 for CLS, SEP and padding."""
+    sentence_mask: Tensor
+    """bool [B, S]; True = real sentence with at least one token."""
+    sentence_polarity: Tensor
+    """int8 [B, S]: -1 the sentence denies, +1 it states; 0 on padding."""
+    mlm_ids: Tensor
+    """int64 [B, T]: `report_ids` with masked words."""
+    mlm_labels: Tensor
+    """int64 [B, T]; the word to recover, -100 where nothing is asked."""
+    contrast_ids: Tensor
+    """int64 [B, T']: the report as the image-text contrast sees it (whole, or one to three of its sentences)."""
+    contrast_attention_mask: Tensor
+    """bool [B, T']."""
+    contrast_sentence_index: Tensor
+    """int64 [B, T'], as `sentence_index`."""
+    patient_key: Tensor
+    """int64 [B]; equal for volumes of one patient."""
+    report_key: Tensor
+    """int64 [B]; equal for equal normalised `contrast` texts."""
+    labels: Tensor
+    """int8 [B, 18]; 1 present, 0 absent, -1 not known. No pre-training loss reads it; evaluation does."""
+    study_id: list[str]
+
+
+class Features(NamedTuple):
+    """What the model computes from a batch, under the names the losses ask for. None = no active objective needs it.
+
+    Every `*_embedding` is L2-normalised.
+    """
+
+    mlm_logits: Tensor | None = None
+    """[M, V] at labelled tokens only."""
+    mlm_targets: Tensor | None = None
+    """int64 [M]."""
+    sal_prediction: Tensor | None = None
+    """[B, S, d'], sentence features recovered from the masked report with the volume's help."""
+    sal_target: Tensor | None = None
+    """[B, S, d'], features of the same sentences, unmasked."""
+    mim_prediction: Tensor | None = None
+    """[B, 1, D, H, W]."""
+    mim_target: Tensor | None = None
+    """[B, 1, D, H, W] in [0, 1]."""
+    cube_mask: Tensor | None = None
+    """bool [B, D/c, H/c, W/c]; True = was hidden."""
+    cml_first_embedding: Tensor | None = None
+    """[B, E]; preset mg3d: the image, unfused."""
+    cml_second_embedding: Tensor | None = None
+    """[B, E]; preset mg3d: the report, unfused."""
+    cml_logit_scale: Tensor | None = None
+    """Scalar; 1 / temperature."""
+    dcl_image_embedding: Tensor | None = None
+    """[B, E]."""
+    dcl_aggregate_embedding: Tensor | None = None
+    """[B, E]; image features gathered sentence by sentence."""
+    dcl_logit_scale: Tensor | None = None
+    """Scalar; 1 / temperature."""
+    ssm_visual: Tensor | None = None
+    """[B, S, 128], the visual side of every sentence; not normalised."""
+    ssm_text: Tensor | None = None
+    """[B, S, d''], the text side of every sentence, without gradient; not normalised."""
+    sentence_mask: Tensor | None = None
+    """bool [B, S]."""
+    sentence_polarity: Tensor | None = None
+    """int8 [B, S]."""
+    patient_key: Tensor | None = None
+    """int64 [B]."""
+    report_key: Tensor | None = None
+    """int64 [B]."""
+
+
+class LossTerm(NamedTuple):
+    """A loss as `total / count`, so that it is the same number for any number of ranks."""
+
+    total: Tensor
+    """Scalar with gradient: the sum over this rank's own terms."""
+    count: Tensor
+    """Scalar without gradient: how many terms `total` sums."""
