@@ -10,8 +10,8 @@ UnitKind = Literal["sentence", "clause"]
 # A sentence ends at . ! ? before white space and something that is not lower case, at a line break, a bullet or a double space.
 # The full stop of "e.g.", "Dr." or of a figure ("0.8", "no. 3") ends nothing.
 _SENTENCE_END = re.compile(
-    r"(?:(?<!\be\.g)(?<!\bi\.e)(?<!\bdr)(?<!\bapprox)(?<!\bno)(?<!\bfig)[.!?]+(?=\s+[^a-z\s]|\s*$))|\n+|\s{2,}|[\u2022\u25cf]",
-    re.IGNORECASE,
+    r"(?:(?<!\b[Ee]\.g)(?<!\b[Ii]\.e)(?<!\b[Dd]r)(?<!\b[Aa]pprox)(?<!\b[Nn]o)(?<!\b[Ff]ig)[.!?]+(?=\s+[^a-z\s]|\s*$))"
+    r"|\n+|\s{2,}|[\u2022\u25cf]"
 )
 _CLAUSE_END = re.compile(r"[,;](?=\s)")
 _NEGATION = re.compile(r"\b(?:" + "|".join(re.escape(cue) for cue in NEGATION_CUES) + r")\b", re.IGNORECASE)
