@@ -13,7 +13,7 @@ sys.exit(bool(missing or elsewhere))
 PY
 }
 
-if [ ! -x .venv/bin/python ] && command -v python >/dev/null && (cd / && true) && has_packages python; then
+if [ ! -x .venv/bin/python ] && command -v python >/dev/null && has_packages python; then
     PYTHON=python
 else
     if [ ! -x .venv/bin/python ]; then

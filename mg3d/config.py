@@ -1,0 +1,102 @@
+"""The Sacred experiment: words of a command line -> typed settings -> a run. `main.py` is its only caller."""
+
+import sys
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # pkg_resources, which Sacred imports, warns of its own end
+    from sacred import SETTINGS, Experiment
+    from sacred.arg_parser import get_config_updates
+
+from mg3d.settings.parse import defaults, flatten, parse, refuse_unknown
+from mg3d.settings.presets import PRESETS
+from mg3d.settings.schema import Settings
+
+SETTINGS.CAPTURE_MODE = "no"  # Lightning writes to the terminal itself
+SETTINGS.CONFIG.READ_ONLY_CONFIG = False
+SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False
+
+experiment = Experiment("mg3d", save_git_info=False)
+experiment.add_config(defaults())
+for _word, _values in PRESETS.items():
+    experiment.add_named_config(_word, {name: list(v) if isinstance(v, tuple) else v for name, v in _values.items()})
+
+COMMANDS = ("pretrain", "evaluate", "diagnose", "print_config")
+
+USAGE = """\
+usage: python main.py [COMMAND] [with WORD ... name=value ...]
+
+commands
+  pretrain        train, validate and show the evidence (default)
+  evaluate        the evidence for the checkpoint resume_from (default: the newest of the run)
+  diagnose        learn the labels directly from the volumes: can every finding be seen at this grid?
+  print_config    the whole typed configuration
+
+words
+{words}
+
+example: python main.py with task_pretrain_mg3d swin_b text_radbert data_root=data/pretrain_arrows per_gpu_batchsize=4
+Every name=value is a setting; `python main.py print_config` lists them."""
+
+
+def resolve(words: Sequence[str], updates: Mapping[str, Any]) -> Settings:
+    """Typed settings from preset words (in order, the last wins) and settings by name (which win over words)."""
+    refuse_unknown(words, PRESETS, "word")
+    refuse_unknown(updates, defaults())
+    flat = defaults()
+    for word in words:
+        flat.update(PRESETS[word])
+    flat.update(updates)
+    return parse(flat)
+
+
+def print_config(settings: Settings) -> None:
+    """Prints every setting, by group, as it would run."""
+    for group, kind in Settings.__annotations__.items():
+        print(f"{group} ({kind.__name__})")
+        names = kind.__annotations__
+        flat = flatten(settings)
+        for name in names:
+            print(f"  {name} = {flat[name]!r}")
+
+
+def command_line(arguments: Sequence[str]) -> int:
+    """Runs `arguments` (without the program's name); returns the exit code. A user's mistake is one sentence on stderr."""
+    arguments = list(arguments)
+    if any(word in ("-h", "--help", "help") for word in arguments):
+        words = textwrap.fill(" ".join(PRESETS), 100, initial_indent="  ", subsequent_indent="  ")
+        print(USAGE.format(words=words))
+        return 0
+    try:
+        command = arguments.pop(0) if arguments and arguments[0] != "with" else "pretrain"
+        refuse_unknown([command], COMMANDS, "command")
+        if arguments and arguments.pop(0) != "with":
+            raise ValueError("settings come after the word `with`: python main.py [COMMAND] with name=value")
+        updates, words = get_config_updates(arguments)
+        settings = resolve(words, updates)
+        if command == "print_config":
+            print_config(settings)
+            return 0
+        _run(command, settings)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"mg3d: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mg3d: stopped; `resume_from=last` goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(command: str, settings: Settings) -> None:
+    from mg3d.training import run  # heavy: only when something is to be trained
+
+    function = getattr(run, command)
+
+    def body() -> None:
+        function(settings)
+
+    experiment.command(body, unobserved=True)
+    experiment.run("body", config_updates=flatten(settings), info={"command": command}, options={"--loglevel": "WARNING"})

@@ -1,0 +1,129 @@
+"""From a flat mapping of words and values to `Settings`, with every mistake told in one sentence."""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal
+
+from mg3d.settings.schema import Settings
+
+
+def defaults() -> dict[str, Any]:
+    """Every setting's name and default, flat, as lists instead of tuples (what Sacred and JSON keep)."""
+    return flatten(Settings())
+
+
+def flatten(settings: Settings) -> dict[str, Any]:
+    """The settings as one flat mapping of builtins."""
+    flat = {}
+    for group in fields(settings):
+        part = getattr(settings, group.name)
+        for entry in fields(part):
+            value = getattr(part, entry.name)
+            flat[entry.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def refuse_unknown(names: typing.Iterable[str], known: typing.Iterable[str], what: str = "setting") -> None:
+    """Raises ValueError for the first name that is not known, with the nearest known ones."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`python main.py print_config` lists them all"
+            raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def parse(flat: Mapping[str, Any]) -> Settings:
+    """Typed settings from flat names and values.
+
+    Raises:
+        ValueError: unknown name, wrong type, value out of range or settings that contradict each other.
+    """
+    refuse_unknown(flat, defaults())
+    groups = {}
+    for group in fields(Settings):
+        kind = typing.get_type_hints(Settings)[group.name]
+        hints = typing.get_type_hints(kind)
+        groups[group.name] = kind(**{name: _convert(name, flat[name], hint) for name, hint in hints.items() if name in flat})
+    settings = Settings(**groups)
+    _check_ranges(settings)
+    _check_together(settings)
+    return settings
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{name}={value!r}: expected a list such as {name}='[...]'")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise ValueError(f"{name}={value!r}: expected {len(kinds)} values, found {len(value)}")
+        return tuple(_convert(name, item, kind) for item, kind in zip(value, kinds, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        kind = hint.__name__ if isinstance(hint, (type, types.GenericAlias)) else hint
+        raise ValueError(f"{name}={value!r}: expected {kind}, found {type(value).__name__}")
+    return value
+
+
+_AT_LEAST: dict[str, float] = {
+    "image_size": 32, "max_text_len": 8, "num_workers": 0, "embed_dim": 1, "patch_size": 1, "window_size": 1, "hidden_size": 1,
+    "embedding_size": 1, "fusion_layers": 1, "fusion_heads": 1, "mim_cube": 1, "learning_rate": 0, "head_multiplier": 0,
+    "weight_decay": 0, "warmup_steps": 0, "max_steps": 1, "grad_clip": 0, "per_gpu_batchsize": 1, "batch_size": 1, "devices": 0,
+    "num_nodes": 1, "val_interval": 1, "val_batches": 0, "log_interval": 1, "max_minutes": 0, "seed": 0, "tiny_vocabulary": 50,
+    "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
+}  # fmt: skip
+_SHARES = ("sentence_view_probability", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below")
+
+
+def _check_ranges(settings: Settings) -> None:
+    flat = flatten(settings)
+    for name, least in _AT_LEAST.items():
+        if flat[name] < least:
+            raise ValueError(f"{name}={flat[name]}: must be at least {least}")
+    for name in _SHARES:
+        if not 0 <= flat[name] <= 1:
+            raise ValueError(f"{name}={flat[name]}: must lie between 0 and 1")
+
+
+def _check_together(settings: Settings) -> None:
+    data, vision, model, optim = settings.data, settings.vision, settings.model, settings.optim
+    stride = vision.patch_size * 2 ** len(vision.depths)
+    sides = (data.image_size, data.image_size * 3 // 4)
+    rules = [
+        (data.image_size % 32 == 0, f"image_size={data.image_size}: must be a multiple of 32"),
+        (all(side % stride == 0 for side in sides),
+         f"image_size={data.image_size} and an encoder of stride {stride} (patch_size * 2^stages) do not divide"),
+        (all(side % model.mim_cube == 0 for side in sides), f"mim_cube={model.mim_cube} does not divide the volume {sides}"),
+        (model.mim_cube % vision.patch_size == 0,
+         f"mim_cube={model.mim_cube} must be a multiple of patch_size={vision.patch_size}"),
+        (len(vision.depths) == len(vision.num_heads),
+         f"depths={vision.depths} and num_heads={vision.num_heads} differ in length"),
+        (model.hidden_size % model.fusion_heads == 0,
+         f"fusion_heads={model.fusion_heads} does not divide hidden_size={model.hidden_size}"),
+        (optim.warmup_steps < optim.max_steps,
+         f"warmup_steps={optim.warmup_steps} must be smaller than max_steps={optim.max_steps}"),
+        (optim.batch_size >= optim.per_gpu_batchsize,
+         f"batch_size={optim.batch_size} is smaller than per_gpu_batchsize={optim.per_gpu_batchsize}"),
+        (data.window_hu[0] < data.window_hu[1], f"window_hu={data.window_hu}: the lower bound comes first"),
+        (not data.dataset_weights or len(data.dataset_weights) == len(data.datasets),
+         f"dataset_weights={data.dataset_weights} needs one weight for each of datasets={data.datasets}"),
+        (any(getattr(settings.loss, entry.name) > 0 for entry in fields(settings.loss)),
+         "every loss weight is 0: nothing to learn"),
+        (model.ssm_differ_below < model.ssm_same_above,
+         f"ssm_differ_below={model.ssm_differ_below} must be smaller than ssm_same_above={model.ssm_same_above}"),
+        (settings.text.text_encoder != "tiny" or not settings.text.freeze_text,
+         "text_encoder=tiny starts from random weights and cannot be frozen; set freeze_text=False"),
+    ]  # fmt: skip
+    for holds, sentence in rules:
+        if not holds:
+            raise ValueError(sentence)

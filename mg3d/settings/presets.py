@@ -1,0 +1,43 @@
+"""The recipes: words of the command line, each a table of what it sets. Of two words that set the same, the last wins."""
+
+PRESETS: dict[str, dict[str, object]] = {
+    # --- the task; the paper's recipe is the schema's defaults
+    "task_pretrain_mg3d": {},
+    "task_pretrain_ptunifier": {},  # the original's name of the same task
+    # --- volume encoders
+    "swin_b": {"vision_encoder": "swin", "embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24)},
+    "vit3d16": {"vision_encoder": "swin", "embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24)},  # = swin_b
+    "swin_l": {"vision_encoder": "swin", "embed_dim": 96, "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24)},
+    # --- report encoders
+    "text_radbert": {"text_encoder": "StanfordAIMI/RadBERT", "freeze_text": True},
+    "text_tiny": {"text_encoder": "tiny", "freeze_text": False},
+    # --- objectives (docs/fidelity.md)
+    "mg3d": {
+        "fusion": "cross_attention", "cml_pair": "image_report", "mim_text": "sentences", "mim_fill": "token",
+        "project_twice": False, "aggregation_values": "image", "sal_target": "contextual", "sal_per": "sentence",
+        "ssm_text": "centred_idf", "ssm_form": "two_means", "exclude_duplicates": True, "weight_cml": 1.0,
+    },
+    "mg3d_intended": {
+        "fusion": "gate", "cml_pair": "multimodal_unimodal", "mim_text": "sentences_image_layers", "mim_fill": "zero",
+        "project_twice": False, "aggregation_values": "sentence", "sal_target": "word_embedding", "sal_per": "patient",
+        "ssm_text": "plain", "ssm_form": "pair_mean", "exclude_duplicates": False, "weight_cml": 0.1,
+    },
+    "mg3d_released": {
+        "fusion": "gate", "cml_pair": "multimodal_unimodal", "mim_text": "tokens_text_layers", "mim_fill": "zero",
+        "project_twice": True, "aggregation_values": "sentence", "sal_target": "word_embedding", "sal_per": "patient",
+        "ssm_text": "plain", "ssm_form": "pair_mean", "exclude_duplicates": False, "weight_cml": 0.1,
+    },
+    # --- a small model for the synthetic set: minutes on two CPU cores
+    "tiny": {
+        "data_root": "data/synthetic/pretrain_arrows", "truth_root": "data/synthetic", "log_dir": "result/tiny",
+        "image_size": 64, "max_text_len": 250, "text_encoder": "tiny", "freeze_text": False,
+        "embed_dim": 24, "patch_size": 4, "window_size": 4, "depths": (2,), "num_heads": (3,),
+        "hidden_size": 96, "embedding_size": 96, "fusion_layers": 1, "fusion_heads": 4, "mim_decoder": "linear", "mim_cube": 16,
+        "learning_rate": 1e-3, "head_multiplier": 1.0, "weight_decay": 1e-2, "warmup_steps": 50, "max_steps": 800,
+        "per_gpu_batchsize": 16, "batch_size": 16, "num_workers": 1, "val_interval": 200, "val_batches": 8, "log_interval": 20,
+    },
+    # --- the paper's encoder on the synthetic set, for a machine with a GPU
+    "full": {"data_root": "data/synthetic/pretrain_arrows", "truth_root": "data/synthetic", "log_dir": "result/full",
+             "max_steps": 20_000, "warmup_steps": 500},
+}  # fmt: skip
+"""Word -> settings it gives."""

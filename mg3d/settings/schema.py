@@ -1,0 +1,214 @@
+"""Every setting of pre-training, once: its type, its default, its unit and meaning.
+
+Flat on the command line (`learning_rate=2e-5`), grouped in code (`config.optim.learning_rate`); no name occurs in two groups.
+The defaults are the paper's recipe with the objective `mg3d`; `presets.py` holds the other recipes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where the data lie and how a study becomes a sample."""
+
+    data_root: str = "data/pretrain_arrows"
+    """Folder with the Arrow files that prepro/prepro_pretraining_data.py wrote."""
+    datasets: tuple[str, ...] = ("ct_rate", "ctrg")
+    """Data sets to mix; each needs its `_train` and `_val` file in data_root."""
+    dataset_weights: tuple[float, ...] = ()
+    """Share of each data set in the draws, in the order of `datasets`; empty = by number of studies."""
+    image_size: int = 128
+    """Voxels along z and x; y has three quarters of it. 128 means a volume of (128, 96, 128) voxels along z, y, x."""
+    window_hu: tuple[float, float] = (-1000.0, 1000.0)
+    """HU that become 0 and 1."""
+    max_text_len: int = 250
+    """Most tokens of a report, special tokens included; longer ones are cut before their [SEP]."""
+    text_unit: Literal["clause", "sentence"] = "clause"
+    """What counts as one sentence in SAL, DCL and SSM. The original cuts at commas too: clause."""
+    sentence_view_probability: float = 0.5
+    """Chance that the image-text contrast sees one to three sentences of a report instead of the whole."""
+    pairs: Literal["true", "shuffled"] = "true"
+    """shuffled: every volume is paired with another patient's report in training. A control that must learn nothing."""
+    num_workers: int = 4
+    """Loader processes per rank; 0 loads in the training process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSettings:
+    """The volume encoder."""
+
+    vision_encoder: Literal["swin"] = "swin"
+    """Kind of encoder, a name of mg3d/models/vision/registry.py."""
+    embed_dim: int = 48
+    """Channels after the patch embedding; doubled by each stage. Swin-B 48, Swin-L 96."""
+    patch_size: int = 2
+    """Voxels per side of an embedded patch."""
+    window_size: int = 7
+    """Tokens per side of an attention window."""
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    """Blocks per stage; each stage ends in a merging that halves every axis."""
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    """Attention heads per stage."""
+    patch_merging: Literal["legacy", "monai"] = "legacy"
+    """legacy: the merging the released weights were trained with. Equal keys and shapes, other features: never mix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """The report encoder."""
+
+    text_encoder: str = "StanfordAIMI/RadBERT"
+    """A local directory, a hub id, or `tiny`: a small BERT from scratch with a vocabulary of the training reports."""
+    freeze_text: bool = True
+    """Keep the text encoder's weights, in eval mode and without gradient."""
+    tiny_text_width: int = 128
+    """Width of the `tiny` text encoder."""
+    tiny_text_layers: int = 2
+    """Layers of the `tiny` text encoder."""
+    tiny_text_heads: int = 4
+    """Heads of the `tiny` text encoder."""
+    tiny_vocabulary: int = 1500
+    """Most WordPiece entries of the `tiny` text encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What stands between the encoders and the losses. docs/fidelity.md lists what each choice reproduces."""
+
+    hidden_size: int = 768
+    """Width d in which volume and report meet."""
+    embedding_size: int = 768
+    """Width of the embeddings that are contrasted."""
+    fusion: Literal["cross_attention", "gate"] = "cross_attention"
+    """gate: the scalar gates of the released code."""
+    fusion_layers: int = 2
+    """Fusion layers."""
+    fusion_heads: int = 12
+    """Heads of `cross_attention`; must divide hidden_size."""
+    cml_pair: Literal["image_report", "multimodal_unimodal"] = "image_report"
+    """What CML contrasts: unfused image and report, or (released) fused against unfused mixes of the same patient."""
+    mim_text: Literal["sentences", "tokens_text_layers", "sentences_image_layers"] = "sentences"
+    """Which text guides masked volume modelling, and through which layers (the last two: released and intended gates)."""
+    mim_fill: Literal["token", "zero"] = "token"
+    """How hidden cubes look to the encoder: a learned token at the patch embedding, or air (released)."""
+    mim_decoder: Literal["conv", "linear"] = "conv"
+    """conv: the released up-sampling decoder. linear: one layer per token, for small models."""
+    mim_cube: int = 16
+    """Voxels per side of a hidden cube."""
+    mim_mask_ratio: float = 0.5
+    """Share of cubes hidden."""
+    mlm_probability: float = 0.15
+    """Share of words asked for in masked report modelling."""
+    project_twice: bool = False
+    """Released wiring mistake: image tokens pass projection and type embedding twice before CML, DCL and SSM."""
+    aggregation_values: Literal["image", "sentence"] = "image"
+    """Whose values the disentangled aggregation sums (released: the sentence's own, gated by the image)."""
+    sal_target: Literal["contextual", "word_embedding"] = "contextual"
+    """What SAL asks for: BERT's last layer on the unmasked report, or (released) its embedding layer."""
+    sal_per: Literal["sentence", "patient"] = "sentence"
+    """SAL is a mean over sentences, or (released) a sum over sentences per patient."""
+    ssm_text: Literal["centred_idf", "plain"] = "centred_idf"
+    """Sentence vectors that SSM compares: idf-weighted, minus the training mean; or (released) plain means."""
+    ssm_form: Literal["two_means", "pair_mean"] = "two_means"
+    """Means over same and over different pairs, over all ranks; or (released) one mean over all pairs of the rank."""
+    exclude_duplicates: bool = True
+    """Pairs of one patient or of one report text leave the denominators of CML and DCL."""
+    ssm_same_above: float = 0.9
+    """Text cosine from which two sentences say the same."""
+    ssm_differ_below: float = 0.6
+    """Text cosine up to which two sentences differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Weight of every objective in the total; 0 turns it and what only it needs off."""
+
+    weight_mlm: float = 1.0
+    """Masked report modelling."""
+    weight_sal: float = 0.1
+    """Sentence alignment of the recovered report."""
+    weight_mim: float = 1.0
+    """Masked volume modelling."""
+    weight_cml: float = 1.0
+    """Contrast of volumes and reports."""
+    weight_dcl: float = 0.1
+    """Contrast of volumes and their sentence-wise aggregation."""
+    weight_ssm: float = 0.1
+    """Sentence similarity between patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """Optimiser and schedule."""
+
+    learning_rate: float = 1e-4
+    """Peak rate of encoder and fusion. Continue released weights with 1e-5."""
+    head_multiplier: float = 5.0
+    """Heads and projections learn this many times faster."""
+    weight_decay: float = 1e-8
+    """Decoupled decay; none on biases, norms and one-dimensional parameters."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's running averages."""
+    warmup_steps: int = 10_000
+    """Optimiser steps of linear warm-up; smaller than max_steps. Original: 10,000 of 300,000."""
+    max_steps: int = 300_000
+    """Optimiser steps in all."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    per_gpu_batchsize: int = 4
+    """Volumes per rank and pass."""
+    batch_size: int = 16
+    """Volumes per optimiser step over all ranks; gradient accumulation makes up the difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Machine, output, validation."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to train."""
+    devices: int = 0
+    """Processes on this node; 0 = every GPU, or one CPU process."""
+    num_nodes: int = 1
+    """Nodes."""
+    precision: Literal["auto", "32-true", "64-true", "16-mixed", "bf16-mixed"] = "auto"
+    """auto: bf16 where the GPU has it, fp16 on other GPUs, 32 bits on CPU."""
+    seed: int = 0
+    """Seed of initialisation, order of data, masks and dropout."""
+    log_dir: str = "result/pretrain"
+    """Folder of logs, checkpoints, tokenizer and pages."""
+    run_name: str = ""
+    """Sub-folder of log_dir; empty = named after the objective and encoders."""
+    resume_from: str = ""
+    """A checkpoint of this run to go on from; `last` = the newest of the run folder; empty = start anew."""
+    val_interval: int = 1000
+    """Optimiser steps between validations and checkpoints."""
+    val_batches: int = 0
+    """Validation batches per rank; 0 = all."""
+    log_interval: int = 50
+    """Optimiser steps between two logged points."""
+    evidence: bool = True
+    """After training: zero-shot and retrieval on the held-out studies, trained beside untrained, and a page of them."""
+    truth_root: str = ""
+    """Folder of a synthetic set's truth files; adds what only known truth can tell."""
+    max_minutes: float = 0.0
+    """Stop (with a checkpoint) after this many minutes of training; 0 = no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings, by group."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    vision: VisionSettings = field(default_factory=VisionSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+def volume_shape(image_size: int) -> tuple[int, int, int]:
+    """Voxels (z, y, x) of a volume: the paper's 128 x 96 x 128 and the same proportion at other sizes."""
+    return image_size, image_size * 3 // 4, image_size

@@ -1,0 +1,75 @@
+from dataclasses import fields
+
+import pytest
+
+from mg3d.config import command_line, resolve
+from mg3d.settings.parse import defaults, flatten, parse
+from mg3d.settings.presets import PRESETS
+from mg3d.settings.schema import Settings, volume_shape
+
+
+def test_flat_names_are_unique_over_all_groups():
+    names = [entry.name for group in fields(Settings) for entry in fields(getattr(Settings(), group.name))]
+    assert len(names) == len(set(names)) == len(defaults())
+
+
+def test_flatten_and_parse_are_inverse():
+    assert parse(flatten(Settings())) == Settings()
+
+
+@pytest.mark.parametrize("word", PRESETS)
+def test_every_preset_fits_the_schema(word):
+    flat = flatten(resolve([word], {}))
+    for name, value in PRESETS[word].items():
+        assert flat[name] == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
+    assert resolve(["swin_b", "swin_l"], {}).vision.embed_dim == 96
+    assert resolve(["swin_l", "swin_b"], {}).vision.embed_dim == 48
+    assert resolve(["swin_l"], {"embed_dim": 24}).vision.embed_dim == 24
+    assert resolve(["vit3d16"], {}) == resolve(["swin_b"], {})
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        ({"learning_rat": 1.0}, "did you mean learning_rate"),
+        ({"learning_rate": "fast"}, "expected float, found str"),
+        ({"num_workers": True}, "expected int"),
+        ({"fusion": "gates"}, "expected one of cross_attention, gate"),
+        ({"window_hu": [0]}, "expected 2 values, found 1"),
+        ({"image_size": 100}, "multiple of 32"),
+        ({"mim_mask_ratio": 1.5}, "between 0 and 1"),
+        ({"warmup_steps": 10, "max_steps": 10}, "smaller than max_steps"),
+        ({"dataset_weights": [1.0]}, "one weight for each"),
+        ({"text_encoder": "tiny"}, "cannot be frozen"),
+        ({f"weight_{name}": 0.0 for name in ("mlm", "sal", "mim", "cml", "dcl", "ssm")}, "nothing to learn"),
+    ],
+)
+def test_mistakes_are_refused_in_one_sentence(update, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        resolve([], update)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["with", "learning_rat=1"], ["with", "swin_q"], ["trian"], ["learning_rate=1"], ["print_config", "with", "learning_rate=x"]],
+)
+def test_the_command_line_tells_mistakes_without_a_trace(arguments, capsys):
+    assert command_line(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mg3d: ")
+    assert error.count("\n") == 1
+
+
+def test_print_config_shows_every_setting(capsys):
+    assert command_line(["print_config", "with", "tiny", "learning_rate=0.25"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} = " in shown for name in defaults())
+    assert "learning_rate = 0.25" in shown
+
+
+def test_the_papers_volume_is_128_96_128():
+    assert volume_shape(128) == (128, 96, 128)
