@@ -1,0 +1,87 @@
+"""The LightningModule around model and losses: it only wires them, logs, and keeps every draw reproducible."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from mg3d.distributed import rank
+from mg3d.settings.schema import OptimSettings
+from mg3d.training.optim import build_optimizer, parameter_groups
+from mg3d.types import Batch
+
+
+class PretrainModule(pl.LightningModule):
+    """Pre-training of one model.
+
+    Args:
+        model: `MG3D` or anything with its `forward(batch, objectives) -> Features` and `update_ema()`.
+        losses: objective name -> loss module; the ones not named are not computed.
+        weights: objective name -> weight in the total.
+        optim: optimiser and schedule.
+        seed: seed of everything random inside the model (dropout): step s of rank r draws from (seed, s, r), so that a resumed
+            run draws what the unbroken one would have drawn.
+        identity: builtins stored with every checkpoint (the settings it belongs to).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        losses: Mapping[str, nn.Module],
+        *,
+        weights: Mapping[str, float],
+        optim: OptimSettings,
+        seed: int,
+        identity: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.losses = nn.ModuleDict(losses)
+        self.loss_weights = dict(weights)
+        self.optim_settings = optim
+        self.seed = seed
+        self.identity = dict(identity)
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Every active objective's value (this rank's share of the global mean) and, last, their weighted `total`."""
+        features = self.model(batch, frozenset(self.losses))
+        values = {name: loss(**{field: getattr(features, field) for field in loss.inputs}) for name, loss in self.losses.items()}
+        return values | {"total": sum(self.loss_weights[name] * value for name, value in values.items())}
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """The total of one batch, with a graph."""
+        terms = self.terms(batch)
+        self._log("train", terms, batch)
+        return terms["total"]
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Logs every term of one validation batch."""
+        self._log("val", self.terms(batch), batch)
+
+    def _log(self, phase: str, terms: Mapping[str, Tensor], batch: Batch) -> None:
+        values = {f"{phase}/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(values, batch_size=len(batch.volume), sync_dist=True, on_step=phase == "train", on_epoch=phase == "val")
+        self.log(f"{phase}/loss", values[f"{phase}/total"], batch_size=len(batch.volume), prog_bar=True, logger=False,
+                 sync_dist=True, on_step=phase == "train", on_epoch=phase == "val")  # fmt: skip
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Seeds this step's draws inside the model."""
+        words = np.random.SeedSequence([self.seed, batch_index, rank()]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]) >> 1)
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """An optimiser step, after which the averaged copies of trained encoders follow."""
+        super().optimizer_step(*arguments, **named)
+        self.model.update_ema()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the checkpoint belongs to."""
+        checkpoint["mg3d"] = self.identity
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW and a per-step schedule."""
+        optimizer, schedule = build_optimizer(parameter_groups(self.model, self.optim_settings), self.optim_settings)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,92 @@
+"""The Lightning Trainer: machine, precision, loggers, checkpoints, progress."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+
+from mg3d.settings.schema import RunSettings, Settings
+
+
+def resolve_accelerator(run: RunSettings) -> str:
+    """`cpu` or `gpu`; ValueError when a GPU is asked for and none is there."""
+    available = torch.cuda.is_available()
+    if run.accelerator == "gpu" and not available:
+        raise ValueError(
+            "accelerator=gpu, but torch sees no GPU here; use accelerator=cpu (with the preset tiny) or a GPU machine"
+        )
+    if run.accelerator == "auto":
+        return "gpu" if available else "cpu"
+    return run.accelerator
+
+
+def resolve_devices(run: RunSettings) -> int:
+    """Processes on this node: what `devices` says, else every GPU, else one."""
+    if resolve_accelerator(run) == "cpu":
+        return max(run.devices, 1)
+    there = torch.cuda.device_count()
+    if run.devices > there:
+        raise ValueError(f"devices={run.devices}, but this node has {there} GPU(s)")
+    return run.devices or there
+
+
+def resolve_precision(run: RunSettings) -> str:
+    """`auto` resolved: bf16 where the GPU computes it, fp16 on other GPUs, 32 bits on CPU."""
+    if run.precision != "auto":
+        return run.precision
+    if resolve_accelerator(run) == "cpu":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+
+
+def accumulation(settings: Settings) -> int:
+    """Passes per optimiser step, so that `batch_size` volumes are seen by all ranks together."""
+    per_pass = settings.optim.per_gpu_batchsize * resolve_devices(settings.run) * settings.run.num_nodes
+    return max(1, settings.optim.batch_size // per_pass)
+
+
+def checkpoint_callback(folder: Path) -> ModelCheckpoint:
+    """`best` by validation loss and `last`, both written after each validation."""
+    return ModelCheckpoint(
+        dirpath=folder, filename="best", monitor="val/total", mode="min", save_top_k=1, save_last=True,
+        enable_version_counter=False, save_on_train_epoch_end=False,
+    )  # fmt: skip
+
+
+def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, ...] = ()) -> pl.Trainer:
+    """The Trainer of one run, writing into `run_dir`."""
+    run, devices, steps_apart = settings.run, resolve_devices(settings.run), accumulation(settings)
+    several = devices * run.num_nodes > 1
+    terminal = torch.distributed.is_torchelastic_launched() is False and _is_terminal()
+    progress = RichProgressBar() if terminal else TQDMProgressBar(refresh_rate=max(1, run.log_interval))
+    return pl.Trainer(
+        accelerator=resolve_accelerator(run),
+        devices=devices,
+        num_nodes=run.num_nodes,
+        strategy=DDPStrategy(process_group_backend="gloo" if resolve_accelerator(run) == "cpu" else None) if several else "auto",
+        precision=resolve_precision(run),
+        max_steps=settings.optim.max_steps,
+        max_epochs=-1,
+        max_time=timedelta(minutes=run.max_minutes) if run.max_minutes else None,
+        accumulate_grad_batches=steps_apart,
+        gradient_clip_val=settings.optim.grad_clip or None,
+        val_check_interval=run.val_interval * steps_apart,
+        check_val_every_n_epoch=None,
+        limit_val_batches=run.val_batches or 1.0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=run.log_interval,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        logger=[TensorBoardLogger(run_dir, name="", version="tensorboard"), CSVLogger(run_dir, name="", version="csv")],
+        callbacks=[checkpoint_callback(run_dir / "checkpoints"), LearningRateMonitor("step"), progress, *extra],
+    )
+
+
+def _is_terminal() -> bool:
+    import sys
+
+    return sys.stdout.isatty()
