@@ -1,0 +1,82 @@
+"""The Arrow files of pre-training, once: columns, names, metadata. docs/data.md describes them for people.
+
+An index file `<stem>_<split>.arrow` has one row per volume, with its text, labels and where its voxels lie. The voxels are in
+shards, Arrow IPC files with one record batch per volume, so that a memory map reads one volume without touching another.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mg3d.glossary import LABELS
+
+SCHEMA_VERSION = 1
+AXES = "z:+S,y:+P,x:+L"
+STEMS = {"ct_rate": "clm_ct_rate", "ctrg": "clm_chest_ctrg"}
+"""Data set -> beginning of its index files' names."""
+SPLITS = ("train", "val", "test")
+SENTENCE, CLAUSE = 0, 1
+"""Values of `units.kind`."""
+
+INTENSITIES = {"hu": pa.int16(), "grey8": pa.uint8()}
+"""Unit of stored voxels -> their type. hu: Hounsfield units; grey8: 0-255 of a window that nobody documented (CTRG)."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("volume_id", pa.string(), nullable=False),  # data set / native id, never a path
+        pa.field("study_id", pa.string(), nullable=False),  # volumes of one study are reconstructions of one scan
+        pa.field("patient_id", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("official_split", pa.string(), nullable=False),  # as the data set names it
+        pa.field("reconstruction", pa.int16(), nullable=False),
+        pa.field("findings", pa.string()),  # null = not given
+        pa.field("impression", pa.string()),
+        pa.field("report", pa.string(), nullable=False),  # both sections, a line break between
+        pa.field(
+            "units",  # character offsets into `report`, sentences first, in reading order
+            pa.list_(
+                pa.struct([("start", pa.int32()), ("end", pa.int32()), ("section", pa.int8()), ("kind", pa.int8())])
+            ),
+            nullable=False,
+        ),
+        pa.field("report_sha256", pa.string(), nullable=False),  # of the normalised report
+        pa.field("labels", pa.list_(pa.int8(), len(LABELS)), nullable=False),  # 1, 0, -1 = not known
+        pa.field("label_source", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),  # path relative to the folder of the index
+        pa.field("shard_row", pa.int32(), nullable=False),
+        pa.field("unit", pa.string(), nullable=False),  # a key of INTENSITIES
+        pa.field("spacing_mm", pa.list_(pa.float32(), 3)),  # of the stored voxels, z y x; null = not documented
+        pa.field("source", pa.string(), nullable=False),  # raw file, relative to the data set's root
+        pa.field("source_shape", pa.list_(pa.int32(), 3), nullable=False),  # z y x
+        pa.field("source_spacing_mm", pa.list_(pa.float32(), 3)),  # z y x
+        pa.field("hu_rule", pa.string(), nullable=False),  # baked, csv, grey8
+        pa.field("image_sha256", pa.string(), nullable=False),  # of the stored voxels
+    ]
+)
+
+
+def shard_schema(shape: Sequence[int], unit: str, metadata: Mapping[str, Any] | None = None) -> pa.Schema:
+    """The schema of a shard of volumes of `shape` (z, y, x): columns volume_id and image."""
+    image = pa.fixed_shape_tensor(INTENSITIES[unit], tuple(shape), dim_names=("z", "y", "x"))
+    fields = [pa.field("volume_id", pa.string(), nullable=False), pa.field("image", image, nullable=False)]
+    return pa.schema(fields, metadata=encode_metadata(metadata or {}))
+
+
+def encode_metadata(values: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """Schema metadata: `mg3d.<name>` -> JSON; version, axes and labels are added."""
+    everything = {"schema_version": SCHEMA_VERSION, "axes": AXES, "labels": list(LABELS), **values}
+    return {f"mg3d.{name}".encode(): json.dumps(value, sort_keys=True).encode() for name, value in everything.items()}
+
+
+def decode_metadata(schema: pa.Schema) -> dict[str, Any]:
+    """What `encode_metadata` stored; empty for a file of another program."""
+    stored = schema.metadata or {}
+    return {key.decode()[5:]: json.loads(value) for key, value in stored.items() if key.startswith(b"mg3d.")}
+
+
+def index_path(data_root: Path, dataset: str, split: str) -> Path:
+    """The index file of one split."""
+    return data_root / f"{STEMS[dataset]}_{split}.arrow"
