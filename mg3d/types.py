@@ -108,12 +108,3 @@ class Features(NamedTuple):
     """int64 [B]."""
     report_key: Tensor | None = None
     """int64 [B]."""
-
-
-class LossTerm(NamedTuple):
-    """A loss as `total / count`, so that it is the same number for any number of ranks."""
-
-    total: Tensor
-    """Scalar with gradient: the sum over this rank's own terms."""
-    count: Tensor
-    """Scalar without gradient: how many terms `total` sums."""

@@ -1,0 +1,122 @@
+"""The BERT that reads reports: frozen (always deterministic, no gradient) or trained along."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, BertConfig, BertModel
+
+# Some models pad their table of words to a round number, so it may be this much larger than the tokenizer.
+_PADDED_ROWS = 128
+
+
+class TextEncoder(nn.Module):
+    """One vector per token of a report.
+
+    Args:
+        bert: the model; its pooler is dropped, nothing uses it.
+        frozen: keep it in eval mode and without gradient, whatever mode the module around it is in.
+    """
+
+    def __init__(self, bert: BertModel, *, frozen: bool) -> None:
+        super().__init__()
+        self.bert = bert
+        self.bert.pooler = None
+        self.frozen = False
+        if frozen:
+            self.freeze()
+
+    def freeze(self) -> "TextEncoder":
+        """Takes the weights out of training for good; returns itself."""
+        self.frozen = True
+        self.bert.requires_grad_(False)
+        return self.eval()
+
+    @property
+    def width(self) -> int:
+        """Width of a token's vector."""
+        return self.bert.config.hidden_size
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the table of word vectors."""
+        return self.bert.config.vocab_size
+
+    @property
+    def word_vectors(self) -> Tensor:
+        """The table of word vectors [V, width], without gradient."""
+        return self.bert.embeddings.word_embeddings.weight.detach()
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """Sets the mode; a frozen encoder stays in eval mode."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Vectors of the last layer [B, T, width]; ids int64 [B, T], attention_mask bool [B, T], True = real token."""
+        limit = self.bert.config.max_position_embeddings
+        if ids.shape[1] > limit:
+            raise ValueError(f"a report of {ids.shape[1]} tokens is longer than the {limit} this text encoder reads; cut it")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.bert(input_ids=ids, attention_mask=attention_mask.long()).last_hidden_state
+
+    @torch.no_grad()
+    def embed_words(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """What enters the first layer (word + position + type, normalised, no dropout), [..., width] for ids [..., T].
+
+        positions int64, shape of `ids`; counted from 0 along the last axis when left out.
+        """
+        if positions is None:
+            positions = torch.arange(ids.shape[-1], device=ids.device)
+        parts = self.bert.embeddings
+        summed = parts.word_embeddings(ids) + parts.position_embeddings(positions) + parts.token_type_embeddings.weight[0]
+        return parts.LayerNorm(summed)
+
+    def check_vocabulary(self, tokenizer_size: int) -> None:
+        """Refuses a tokenizer of another vocabulary, whose ids would name other words."""
+        if not 0 <= self.vocabulary_size - tokenizer_size < _PADDED_ROWS:
+            raise ValueError(
+                f"the tokenizer knows {tokenizer_size} words and the text encoder {self.vocabulary_size}; they must come from "
+                "the same model, so name the tokenizer and the text encoder alike"
+            )
+
+
+def load_text_encoder(name_or_dir: str | Path, *, frozen: bool = True, tokenizer_size: int | None = None) -> TextEncoder:
+    """A pre-trained BERT of any size, from a local directory or by its name on the hub.
+
+    Raises FileNotFoundError when it is in neither place, ValueError when it is no BERT, lacks weights or does not fit a
+    tokenizer of `tokenizer_size` words.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(name_or_dir))
+        if config.model_type == "bert":
+            bert, report = BertModel.from_pretrained(str(name_or_dir), add_pooling_layer=False, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"text encoder {str(name_or_dir)!r} is no complete local model directory and could not be fetched from the hub; "
+            "download it where there is a network and pass text_encoder=<local directory>"
+        ) from error
+    if config.model_type != "bert":
+        raise ValueError(f"text encoder {str(name_or_dir)!r} is a {config.model_type!r} model; a 'bert' model is needed")
+    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if absent:
+        raise ValueError(f"text encoder {str(name_or_dir)!r} lacks weights and would be partly random: {absent[:10]}")
+    encoder = TextEncoder(bert, frozen=frozen)
+    if tokenizer_size is not None:
+        encoder.check_vocabulary(tokenizer_size)
+    return encoder
+
+
+def tiny_text_encoder(
+    *, vocab_size: int, width: int, layers: int, heads: int, max_positions: int = 512, frozen: bool = False
+) -> TextEncoder:
+    """A small BERT with random weights (torch's global generator), to be trained along."""
+    config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=max_positions,
+    )
+    return TextEncoder(BertModel(config, add_pooling_layer=False), frozen=frozen)

@@ -1,0 +1,1 @@
+"""Image encoders: a volume in, a pyramid of feature maps out."""

@@ -1,0 +1,18 @@
+"""From the mask of hidden cubes to a mask of voxels or of patches."""
+
+from collections.abc import Sequence
+
+from einops import repeat
+from torch import Tensor
+
+
+def spread_cubes(cube_mask: Tensor, size: Sequence[int]) -> Tensor:
+    """The mask of cubes [B, a, b, c] on a finer grid, [B, *size]; `size` holds a multiple of cells per cube on each axis."""
+    cubes = tuple(cube_mask.shape[1:])
+    if any(side % count for side, count in zip(size, cubes)):
+        raise ValueError(
+            f"a mask of {cubes} cubes does not divide a grid of {tuple(size)} cells; choose a cube whose side is a multiple "
+            "of the patch size and a divisor of the volume"
+        )
+    depth, height, width = (side // count for side, count in zip(size, cubes))
+    return repeat(cube_mask, "b z y x -> b (z d) (y h) (x w)", d=depth, h=height, w=width)

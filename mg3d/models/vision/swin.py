@@ -1,0 +1,162 @@
+"""3D Swin Transformer: MONAI's class with the patch merging that the released weights were trained with."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from einops import rearrange
+from monai.networks.nets.swin_unetr import SwinTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mg3d.models.vision.masking import spread_cubes
+
+_LEGACY_NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+
+
+class LegacyPatchMerging(nn.Module):
+    """Halves every axis and doubles the channels, with the neighbours that early MONAI took.
+
+    Of each 2 x 2 x 2 block (offsets along z, y, x) it takes 010 and 001 twice and 110 and 011 never. MONAI's present merging
+    has the same parameter names and shapes and other features, so weights loaded into the wrong one fail without a word.
+    The constructor's signature is the one MONAI's Swin stages call.
+    """
+
+    def __init__(self, dim: int, norm_layer: type[nn.LayerNorm] = nn.LayerNorm, spatial_dims: int = 3) -> None:
+        super().__init__()
+        if spatial_dims != 3:
+            raise ValueError(f"legacy patch merging is for volumes, spatial_dims 3, not {spatial_dims}")
+        self.reduction = nn.Linear(8 * dim, 2 * dim, bias=False)
+        self.norm = norm_layer(8 * dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D, H, W, C] -> [B, D/2, H/2, W/2, 2C]; odd axes are padded with zeros at the end."""
+        depth, height, width = features.shape[1:4]
+        features = F.pad(features, (0, 0, 0, width % 2, 0, height % 2, 0, depth % 2))
+        neighbours = [features[:, z::2, y::2, x::2] for z, y, x in _LEGACY_NEIGHBOURS]
+        return self.reduction(self.norm(torch.cat(neighbours, -1)))
+
+
+class TokenProjection(nn.Module):
+    """Three linear layers that bring the tokens of Swin-L to the width of the rest (1536 -> 768 -> 768 -> 768).
+
+    The original normalises each token over batch and channels; here over channels alone, which is equal for a batch of one and
+    does not let the patients of a batch change one another.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width, elementwise_affine=False), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width, elementwise_affine=False), nn.ReLU())
+        self.layer3 = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width, elementwise_affine=False))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., channels] -> [..., width]."""
+        return self.layer3(self.layer2(self.layer1(tokens)))
+
+
+class SwinEncoder(SwinTransformer):
+    """Windowed-attention pyramid over a volume of any size; Swin-B with the default arguments, Swin-L with `embed_width=96`.
+
+    Args:
+        patch_size: voxels of a patch, one number or (z, y, x).
+        window_size: patches of an attention window, one number or (z, y, x).
+        depths: attention blocks of each stage, one to four stages; every stage ends in a patch merging.
+        heads: attention heads of each stage.
+        patch_merging: "legacy" for released weights, "monai" for the one that takes each neighbour once.
+        mask_token: learn a vector that stands for a hidden patch.
+        projection_width: adds the three-layer `proj_head` to `encode`, as the released Swin-L has (768).
+        gradient_checkpointing: compute the blocks again in the backward pass instead of keeping their attention maps.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 1,
+        embed_width: int = 48,
+        patch_size: int | Sequence[int] = 2,
+        window_size: int | Sequence[int] = 7,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        heads: Sequence[int] = (3, 6, 12, 24),
+        patch_merging: Literal["legacy", "monai"] = "legacy",
+        mask_token: bool = False,
+        projection_width: int | None = None,
+        drop_path_rate: float = 0.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        if not 1 <= len(depths) <= 4 or len(depths) != len(heads):
+            raise ValueError(f"depths={tuple(depths)} and heads={tuple(heads)} must have one entry for each of 1 to 4 stages")
+        if patch_merging not in ("legacy", "monai"):
+            raise ValueError(f"patch_merging={patch_merging!r} is not known; choose 'legacy' or 'monai'")
+        super().__init__(
+            in_chans=in_channels,
+            embed_dim=embed_width,
+            window_size=_triple(window_size),
+            patch_size=_triple(patch_size),
+            depths=depths,
+            num_heads=heads,
+            drop_path_rate=drop_path_rate,
+            use_checkpoint=gradient_checkpointing,
+            downsample=LegacyPatchMerging if patch_merging == "legacy" else "merging",
+        )
+        self.mask_token = nn.Parameter(0.02 * torch.randn(embed_width)) if mask_token else None
+        self.proj_head = TokenProjection(self.pyramid_channels[-1], projection_width) if projection_width else None
+        self._projection_width = projection_width
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x) of one cell of the last map."""
+        depth, height, width = (side * 2**self.num_layers for side in self.patch_size)
+        return depth, height, width
+
+    @property
+    def pyramid_channels(self) -> tuple[int, ...]:
+        """Channels of each map that `forward` gives."""
+        return tuple(self.embed_dim * 2**stage for stage in range(self.num_layers + 1))
+
+    @property
+    def channels(self) -> int:
+        """Channels of the map that `encode` gives."""
+        return self._projection_width or self.pyramid_channels[-1]
+
+    def grid(self, volume_shape: Sequence[int]) -> tuple[int, ...]:
+        """Cells (z, y, x) of the last map of a volume of this shape in voxels."""
+        return tuple(math.ceil(side / step) for side, step in zip(volume_shape, self.stride))
+
+    def forward(self, volume: Tensor, hidden: Tensor | None = None) -> list[Tensor]:
+        """The pyramid of a volume [B, C, D, H, W]: patch embedding, then every stage, each normalised over its channels.
+
+        hidden bool [B, a, b, c], True = cube of voxels whose patches are replaced by the learned mask token.
+        """
+        return [self.proj_out(features, normalize=True) for features in self._stages(volume, hidden)]
+
+    def encode(self, volume: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """The last map [B, channels, d, h, w] alone, through `proj_head` where there is one. `hidden` as in `forward`."""
+        *_, last = self._stages(volume, hidden)
+        last = self.proj_out(last, normalize=True)
+        if self.proj_head is None:
+            return last
+        return rearrange(self.proj_head(rearrange(last, "b c d h w -> b d h w c")), "b d h w c -> b c d h w")
+
+    def _stages(self, volume: Tensor, hidden: Tensor | None) -> Iterator[Tensor]:
+        features = self.patch_embed(volume)
+        if hidden is not None:
+            features = self._hide(features, hidden)
+        yield features
+        for stage in (*self.layers1, *self.layers2, *self.layers3, *self.layers4):
+            features = stage(features.contiguous())
+            yield features
+
+    def _hide(self, features: Tensor, hidden: Tensor) -> Tensor:
+        if self.mask_token is None:
+            raise ValueError("this encoder has no token for hidden patches; build it with mask_token=True")
+        patches = spread_cubes(hidden, features.shape[2:])
+        return torch.where(patches[:, None], self.mask_token.to(features.dtype)[:, None, None, None], features)
+
+
+def _triple(side: int | Sequence[int]) -> tuple[int, ...]:
+    sides = (side,) * 3 if isinstance(side, int) else tuple(side)
+    if len(sides) != 3:
+        raise ValueError(f"found {sides}, expected one number or three along (z, y, x)")
+    return sides

@@ -1,0 +1,38 @@
+"""The table of objectives: name -> how its loss is made from the settings. One more objective is one more row."""
+
+from collections.abc import Callable
+
+from mg3d.losses.base import Objective
+from mg3d.losses.cml import CMLLoss
+from mg3d.losses.dcl import DCLLoss
+from mg3d.losses.mim import MIMLoss
+from mg3d.losses.mlm import MLMLoss
+from mg3d.losses.sal import SALLoss
+from mg3d.losses.ssm import SSMLoss
+from mg3d.settings.schema import LossSettings, ModelSettings
+
+OBJECTIVES: dict[str, Callable[[ModelSettings], Objective]] = {
+    "mlm": lambda model: MLMLoss(),
+    "sal": lambda model: SALLoss(per=model.sal_per),
+    "mim": lambda model: MIMLoss(),
+    "cml": lambda model: CMLLoss(exclude_duplicates=model.exclude_duplicates),
+    "dcl": lambda model: DCLLoss(exclude_duplicates=model.exclude_duplicates),
+    "ssm": lambda model: SSMLoss(
+        same_above=model.ssm_same_above,
+        differ_below=model.ssm_differ_below,
+        form=model.ssm_form,
+        use_polarity=model.ssm_form == "two_means",
+    ),
+}
+"""Order = order of the log. The weight of NAME is the setting `weight_NAME`."""
+
+
+def loss_weights(settings: LossSettings) -> dict[str, float]:
+    """Name -> weight of the objectives that are on."""
+    weights = {name: getattr(settings, f"weight_{name}") for name in OBJECTIVES}
+    return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def build_losses(model: ModelSettings, names: list[str]) -> dict[str, Objective]:
+    """The loss modules of the named objectives."""
+    return {name: OBJECTIVES[name](model) for name in names}

@@ -1,0 +1,175 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mg3d.losses.base import Objective
+from mg3d.losses.cml import CMLLoss
+from mg3d.losses.contrastive import symmetric_info_nce
+from mg3d.losses.dcl import DCLLoss
+from mg3d.losses.mim import MIMLoss
+from mg3d.losses.mlm import MLMLoss
+from mg3d.losses.sal import SALLoss
+from mg3d.losses.ssm import SSMLoss
+from mg3d.types import Features
+
+ALL = [MLMLoss(), SALLoss(), MIMLoss(), CMLLoss(), DCLLoss(), SSMLoss()]
+
+
+def unit(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def lengths_to_mask(lengths, most):
+    return torch.arange(most) < torch.tensor(lengths)[:, None]
+
+
+@pytest.mark.parametrize("loss", ALL, ids=lambda loss: type(loss).__name__)
+def test_every_loss_reads_fields_of_features_and_has_no_parameters(loss):
+    assert isinstance(loss, Objective)
+    assert set(loss.inputs) <= set(Features._fields)
+    assert not list(loss.parameters())
+
+
+def test_mlm_is_the_mean_over_asked_words():
+    logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]], dtype=torch.float64)
+    by_hand = (math.log(3) + math.log(math.exp(2) + 2) - 2) / 2
+    assert MLMLoss()(logits, torch.tensor([1, 0])).item() == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_without_anything_asked_mlm_is_zero_with_a_graph():
+    logits = torch.zeros(0, 7, requires_grad=True)
+    loss = MLMLoss()(logits, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad.shape == (0, 7)
+
+
+@pytest.mark.parametrize("per", ["sentence", "patient"])
+def test_sal_equals_a_loop_over_sentences(per):
+    lengths, prediction, target = (3, 1, 4), unit(3, 4, 5, seed=1) * 2, unit(3, 4, 5, seed=2) * 3
+    slow = sum(1 - F.cosine_similarity(prediction[b, s], target[b, s], dim=0) for b in range(3) for s in range(lengths[b]))
+    slow = slow / (sum(lengths) if per == "sentence" else 3)
+    torch.testing.assert_close(SALLoss(per=per)(prediction, target, lengths_to_mask(lengths, 4)), slow)
+
+
+def test_mim_is_the_mean_square_over_hidden_voxels_only():
+    prediction, target = torch.zeros(2, 1, 4, 6, 8, dtype=torch.float64), torch.ones(2, 1, 4, 6, 8, dtype=torch.float64)
+    target[0, 0, :2, 2:4, 4:6] = 3.0
+    cubes = torch.zeros(2, 2, 3, 4, dtype=torch.bool)
+    cubes[0, 0, 1, 2] = True  # the 8 voxels of value 3
+    cubes[1, 1, 0, 3] = True  # 8 voxels of value 1
+    assert MIMLoss()(prediction, target, cubes).item() == pytest.approx((9 + 1) / 2)
+
+
+def test_mim_without_hidden_cubes_is_zero():
+    volume = torch.rand(1, 1, 2, 4, 6, requires_grad=True)
+    loss = MIMLoss()(volume, torch.zeros(1, 1, 2, 4, 6), torch.zeros(1, 1, 2, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0
+
+
+def slow_info_nce(first, second, scale, patients, reports, exclude):
+    total = 0.0
+    for one, other in ((first, second), (second, first)):
+        for b in range(len(one)):
+            wrong = [
+                j for j in range(len(one)) if j == b or not exclude or (patients[j] != patients[b] and reports[j] != reports[b])
+            ]
+            logits = [scale * (one[b] @ other[j]) for j in wrong]
+            total = total - scale * (one[b] @ other[b]) + torch.logsumexp(torch.stack(logits), 0)
+    return total / (2 * len(first))
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_contrast_equals_a_loop_with_and_without_excluded_pairs(exclude):
+    first, second, scale = unit(5, 7, seed=3), unit(5, 7, seed=4), torch.tensor(9.0, dtype=torch.float64)
+    patients, reports = torch.tensor([1, 2, 1, 3, 4]), torch.tensor([10, 11, 12, 11, 13])
+    fast = symmetric_info_nce(first, second, scale, patient_key=patients, report_key=reports, exclude_duplicates=exclude)
+    torch.testing.assert_close(fast, slow_info_nce(first, second, scale, patients.tolist(), reports.tolist(), exclude))
+
+
+def test_perfect_embeddings_have_almost_no_contrast_and_one_patient_none():
+    eye, keys = torch.eye(4, dtype=torch.float64), torch.arange(4)
+    scale = torch.tensor(100.0, dtype=torch.float64)
+    assert CMLLoss()(eye, eye, scale, keys, keys) < 1e-30
+    assert DCLLoss()(eye, eye, scale, torch.zeros(4, dtype=torch.int64), keys) == 0
+
+
+def slow_ssm(visual, text, lengths, polarity, patients, same_above=0.9, differ_below=0.6):
+    same, different = [], []
+    for b in range(len(lengths)):
+        for c in range(len(lengths)):
+            if patients[b] == patients[c]:
+                continue
+            for s in range(lengths[b]):
+                for t in range(lengths[c]):
+                    gap = F.cosine_similarity(text[b, s], text[c, t], dim=0)
+                    close = F.cosine_similarity(visual[b, s], visual[c, t], dim=0)
+                    if polarity[b][s] != polarity[c][t]:
+                        continue
+                    if gap >= same_above:
+                        same.append((close - gap).abs())
+                    elif gap <= differ_below:
+                        different.append(close.abs())
+    return 0.5 * sum(torch.stack(values).mean() if values else 0.0 for values in (same, different))
+
+
+@pytest.fixture
+def sentences():
+    lengths = (3, 1, 4, 2)
+    visual, text = unit(4, 4, 6, seed=5) * 2, unit(4, 4, 3, seed=6) * 3
+    text[1, 0] = 2 * text[0, 1]
+    text[2, 3] = text[0, 2] + 0.05
+    polarity = torch.tensor([[1, -1, 1, 0], [-1, 0, 0, 0], [1, 1, -1, 1], [-1, 1, 0, 0]], dtype=torch.int8)
+    return visual, text, lengths, polarity
+
+
+def test_ssm_equals_five_loops(sentences):
+    visual, text, lengths, polarity = sentences
+    patients = [7, 8, 9, 7]
+    fast = SSMLoss()(visual, text, lengths_to_mask(lengths, 4), polarity, torch.tensor(patients))
+    slow = slow_ssm(visual, text, lengths, polarity.tolist(), patients)
+    assert slow > 0.05
+    torch.testing.assert_close(fast, slow)
+
+
+@pytest.mark.parametrize("form", ["two_means", "pair_mean"])
+def test_padding_does_not_change_ssm(sentences, form):
+    visual, text, lengths, polarity = sentences
+    mask, patients, loss = lengths_to_mask(lengths, 4), torch.arange(4), SSMLoss(form=form)
+    padded = [F.pad(side, (0, 0, 0, 3), value=5.0) for side in (visual, text)]
+    value = loss(*padded, F.pad(mask, (0, 3)), F.pad(polarity, (0, 3)), patients)
+    torch.testing.assert_close(value, loss(visual, text, mask, polarity, patients))
+
+
+def test_released_ssm_equals_its_loop_over_pairs_of_patients(sentences):
+    visual, text, lengths, polarity = sentences
+    total, pairs = 0.0, 0
+    for b in range(4):
+        for c in range(b + 1, 4):
+            near = F.cosine_similarity(text[b, : lengths[b], None], text[c, None, : lengths[c]], dim=-1)
+            close = F.cosine_similarity(visual[b, : lengths[b], None], visual[c, None, : lengths[c]], dim=-1)
+            high, low = (near >= 0.9).double(), (near <= 0.6).double()
+            total, pairs = total + (close * (high + low) - near * high).abs().mean(), pairs + 1
+    fast = SSMLoss(form="pair_mean")(visual, text, lengths_to_mask(lengths, 4), polarity, torch.arange(4))
+    torch.testing.assert_close(fast, total / (pairs + 1e-6))
+
+
+def test_ssm_sends_its_gradient_to_real_visual_sentences_only(sentences):
+    visual, text, lengths, polarity = sentences
+    visual.requires_grad_(), text.requires_grad_()
+    mask = lengths_to_mask(lengths, 4)
+    SSMLoss()(visual, text, mask, polarity, torch.arange(4)).backward()
+    assert text.grad is None
+    assert visual.grad[~mask].abs().max() == 0
+    assert visual.grad[mask].abs().max() > 0
+
+
+@pytest.mark.parametrize("form", ["two_means", "pair_mean"])
+def test_one_patient_has_no_ssm(sentences, form):
+    visual, text, lengths, polarity = sentences
+    one = [side[:1] for side in (visual, text, lengths_to_mask(lengths, 4), polarity)]
+    assert SSMLoss(form=form)(*one, torch.tensor([3])) == 0

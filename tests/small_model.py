@@ -1,0 +1,63 @@
+"""A model and a batch of a few numbers, for tests."""
+
+import torch
+
+from mg3d.models.mg3d import MG3D
+from mg3d.models.text.encoder import tiny_text_encoder
+from mg3d.models.vision.swin import SwinEncoder
+from mg3d.types import Batch
+
+OBJECTIVES = ("mlm", "sal", "mim", "cml", "dcl", "ssm")
+SHAPE = (16, 8, 24)
+INTENDED = {
+    "fusion": "gate", "cml_pair": "multimodal_unimodal", "mim_text": "sentences_image_layers", "mim_fill": "zero",
+    "aggregation_values": "sentence", "sal_target": "word_embedding", "ssm_text": "plain",
+}  # fmt: skip
+WIRINGS = {
+    "mg3d": {},
+    "mg3d_intended": INTENDED,
+    "mg3d_released": INTENDED | {"mim_text": "tokens_text_layers", "project_twice": True},
+}
+
+
+def build(wiring="mg3d", *, objectives=OBJECTIVES, frozen=False, seed=0, width=12, **changes):
+    torch.manual_seed(seed)
+    options = WIRINGS[wiring] | changes
+    vision = SwinEncoder(embed_width=6, patch_size=2, window_size=4, depths=(2,), heads=(2,),
+                         mask_token=options.get("mim_fill", "token") == "token" and "mim" in objectives)  # fmt: skip
+    text = tiny_text_encoder(vocab_size=40, width=16, layers=1, heads=2, max_positions=32, frozen=frozen)
+    return MG3D(vision=vision, text=text, objectives=objectives, volume_shape=SHAPE, width=width, embedding_width=20,
+                fusion_layers=2, fusion_heads=3, mim_decoder="linear", **options).double()  # fmt: skip
+
+
+def random_batch(size=3, *, seed=0):
+    """A batch of `size` patients with 2, 3, ... sentences; the same patients whatever `size`."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens, most = 14, 4
+    index = torch.full((size, tokens), -1)
+    attention = torch.zeros(size, tokens, dtype=torch.bool)
+    for row in range(size):
+        words, count = 7 + row % 5, 2 + row % 3
+        index[row, 1 : words + 1] = torch.arange(words) * count // words
+        attention[row, : words + 2] = True
+    rows = [
+        {
+            "volume": torch.rand(1, *SHAPE, generator=generator, dtype=torch.float64),
+            "cube_mask": torch.rand(4, 2, 6, generator=generator) < 0.5,
+            "ids": torch.randint(5, 40, (tokens,), generator=generator),
+            "mlm": torch.rand(tokens, generator=generator) < 0.4,
+        }
+        for _ in range(size)
+    ]
+    stack = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    ids = torch.where(attention, stack["ids"], 0)
+    asked = stack["mlm"] & (index >= 0)
+    sentences = torch.arange(most) <= index.max(1, keepdim=True).values
+    return Batch(
+        volume=stack["volume"], cube_mask=stack["cube_mask"], report_ids=ids, attention_mask=attention, sentence_index=index,
+        sentence_mask=sentences, sentence_polarity=torch.where(sentences, 1, 0).to(torch.int8),
+        mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
+        contrast_ids=ids, contrast_attention_mask=attention, contrast_sentence_index=index,
+        patient_key=torch.arange(size), report_key=100 + torch.arange(size),
+        labels=torch.zeros(size, 18, dtype=torch.int8), study_id=[str(row) for row in range(size)],
+    )  # fmt: skip
