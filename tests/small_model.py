@@ -20,10 +20,10 @@ WIRINGS = {
 }
 
 
-def build(wiring="mg3d", *, objectives=OBJECTIVES, frozen=False, seed=0, width=12, **changes):
+def build(wiring="mg3d", *, objectives=OBJECTIVES, frozen=False, seed=0, width=24, **changes):
     torch.manual_seed(seed)
     options = WIRINGS[wiring] | changes
-    vision = SwinEncoder(embed_width=6, patch_size=2, window_size=4, depths=(2,), heads=(2,),
+    vision = SwinEncoder(embed_width=12, patch_size=2, window_size=4, depths=(2,), heads=(2,),
                          mask_token=options.get("mim_fill", "token") == "token" and "mim" in objectives)  # fmt: skip
     text = tiny_text_encoder(vocab_size=40, width=16, layers=1, heads=2, max_positions=32, frozen=frozen)
     return MG3D(vision=vision, text=text, objectives=objectives, volume_shape=SHAPE, width=width, embedding_width=20,

@@ -120,4 +120,4 @@ def test_the_fitted_sentence_space_is_centred(batch):
 
 def test_projecting_twice_needs_equal_widths():
     with pytest.raises(ValueError, match="project_twice"):
-        build("mg3d_released", width=24)
+        build("mg3d_released", width=48)
