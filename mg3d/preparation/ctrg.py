@@ -1,0 +1,157 @@
+"""CTRG-Chest as it is distributed (8-bit JPEG slices and one JSON) -> volume records, names of people replaced by hashes."""
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from mg3d.preparation.quarantine import Quarantined
+from mg3d.preparation.records import Scan, VolumeRecord, carve_val
+from mg3d.text_units import clean_section
+
+DATASET = "ctrg"
+ANNOTATIONS = ("chest_ctrg_jpg.json", "annotation.json")
+SplitRule = Literal["own", "original"]
+
+
+@dataclass(frozen=True)
+class _Case:
+    folder: PurePosixPath = field(repr=False)
+    item: dict[str, Any] = field(repr=False)
+    official_split: str
+
+
+def scan_ctrg(
+    root: Path, *, salt: bytes, val_patients: int, seed: int, split: SplitRule = "own", limit: int | None = None
+) -> Scan:
+    """All cases of the annotation file in `root`, in its order. A case counts as a patient.
+
+    Args:
+        root: folder of the annotation file; paths of slices are taken relative to it, as far as their end can be found there.
+        salt: keeps the ids from being guessed, see `read_salt`.
+        val_patients: own: how many cases of train become val, see `carve_val`.
+        seed: of that draw.
+        split: own: val is carved out of train, all the rest is test. original: as published; for the flat list its order
+            (train up to place int(0.8 n), test up to int(0.9 n), the rest val).
+        limit: at most so many cases of each official split.
+
+    Raises:
+        FileNotFoundError: the folder or the annotation file is missing.
+        ValueError: the annotation has another shape, or puts a case into two splits with `original`.
+    """
+    cases = list(_cases(root, limit))
+    scan = Scan([], [], [])
+    ours, note = _splits(cases, split, val_patients=val_patients, seed=seed)
+    scan.notes += [f"CTRG: {note}"] if note else []
+    published: dict[PurePosixPath, str] = {}
+    for case in cases:
+        known = published.setdefault(case.folder, case.official_split)
+        if known != case.official_split and split == "original":
+            raise ValueError(f"the annotation puts a case into both {known} and {case.official_split}; use --split own")
+    for folder, case in {case.folder: case for case in reversed(cases)}.items():
+        record = _record(root, case, f"{DATASET}/{case_hash(folder.name, salt)}", ours[folder])
+        (scan.refused if isinstance(record, Quarantined) else scan.records).append(record)
+    scan.records.reverse()
+    again = len(cases) - len(published)
+    scan.notes += [f"CTRG: {again} entries name a case once more; the first entry counts"] if again else []
+    return scan
+
+
+def case_hash(name: str, salt: bytes) -> str:
+    """16 hexadecimal digits for a case folder's name, which looks like a person's."""
+    return hashlib.blake2b(name.encode(), key=salt, digest_size=8).hexdigest()
+
+
+def read_salt(path: Path) -> bytes:
+    """The secret of this machine's CTRG ids; drawn and written (readable by its owner only) when the file is not there.
+
+    Copy the file to get the same ids elsewhere. Do not publish it.
+    """
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(16) + "\n", encoding="ascii")
+    return path.read_text(encoding="ascii").strip().encode()
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sorts numbers in a name by value: 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _cases(root: Path, limit: int | None) -> Iterator[_Case]:
+    annotation = next((root / name for name in ANNOTATIONS if (root / name).is_file()), None)
+    if annotation is None:
+        raise FileNotFoundError(f"{root} holds neither {' nor '.join(ANNOTATIONS)}; give CTRG-Chest's folder")
+    content = json.loads(annotation.read_text(encoding="utf-8"))
+    if isinstance(content, list):
+        count = len(content)
+        content = {
+            "train": content[: int(0.8 * count) + 1],
+            "test": content[int(0.8 * count) + 1 : int(0.9 * count) + 1],
+            "val": content[int(0.9 * count) + 1 :],
+        }
+    known = isinstance(content, dict) and all(isinstance(content.get(name, []), list) for name in ("train", "test", "val"))
+    if not known:
+        raise ValueError(f"{annotation} is neither a list of cases nor a dict of the lists train, val and test")
+    for name in ("train", "test", "val"):
+        for item in content.get(name, [])[:limit]:
+            if not isinstance(item, dict) or not item.get("image_path"):
+                raise ValueError(
+                    f"{annotation}: a case of {name} has no image_path; keys expected: id, image_path, report, result"
+                )
+            path = item["image_path"]
+            folder = PurePosixPath(path) if isinstance(path, str) else PurePosixPath(path[0]).parent
+            yield _Case(folder, item, name)
+
+
+def _splits(cases: list[_Case], rule: SplitRule, *, val_patients: int, seed: int) -> tuple[dict[PurePosixPath, str], str | None]:
+    """Folder -> our split. A case in several published splits is kept from training."""
+    if rule == "original":
+        return {case.folder: case.official_split for case in cases}, None
+    ours = {case.folder: "train" for case in cases}
+    ours |= {case.folder: "test" for case in cases if case.official_split != "train"}
+    val, note = carve_val([str(folder) for folder, split in ours.items() if split == "train"], val_patients, seed)
+    return {folder: "val" if str(folder) in val else split for folder, split in ours.items()}, note
+
+
+def _record(root: Path, case: _Case, case_id: str, split: str) -> VolumeRecord | Quarantined:
+    findings = clean_section(case.item.get("report", case.item.get("findings")))
+    impression = clean_section(case.item.get("result", case.item.get("impression")))
+    if findings is None and impression is None:
+        return Quarantined(case_id, DATASET, "scan", "report_missing")
+    folder = _find(root, case.folder)
+    path = case.item["image_path"]
+    if folder is None:
+        return Quarantined(case_id, DATASET, "scan", "missing_file", "no folder")
+    if isinstance(path, str):
+        names = [file.name for file in folder.iterdir() if file.suffix.lower() in {".jpg", ".jpeg"}]
+    else:
+        names = [PurePosixPath(file).name for file in path]
+    if not names:
+        return Quarantined(case_id, DATASET, "scan", "missing_file", "no slice")
+    inside = folder.relative_to(root)
+    return VolumeRecord(
+        volume_id=case_id,
+        study_id=case_id,
+        patient_id=case_id,
+        dataset=DATASET,
+        official_split=case.official_split,
+        split=split,
+        reconstruction=1,
+        findings=findings,
+        impression=impression,
+        files=tuple((inside / name).as_posix() for name in sorted(names, key=natural_key)),
+        source=case_id,
+    )
+
+
+def _find(root: Path, folder: PurePosixPath) -> Path | None:
+    """The folder below root whose path ends as `folder` does; the longest end that is there wins."""
+    parts = [part for part in folder.parts if part not in {"/", "."}]
+    candidates = (root.joinpath(*parts[first:]) for first in range(len(parts)))
+    return next((path for path in candidates if path.is_dir()), None)

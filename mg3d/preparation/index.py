@@ -1,0 +1,85 @@
+"""The index files: records and sidecars, joined to the rows of INDEX_SCHEMA."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mg3d.datasets.schema import INDEX_SCHEMA, INTENSITIES, SPLITS, encode_metadata, index_path
+from mg3d.preparation.files import replacing
+from mg3d.preparation.quarantine import Quarantined
+from mg3d.preparation.records import VolumeRecord
+from mg3d.preparation.shards import ShardTask, digest
+from mg3d.preparation.voxels import UNITS, preprocessing
+from mg3d.text_units import normalise, report_units
+
+SOURCES = {
+    "ct_rate": {"name": "CT-RATE", "licence": "CC-BY-NC-SA-4.0"},
+    "ctrg": {"name": "CTRG-Chest-548K", "licence": "see its authors"},
+}
+
+
+def join(
+    tasks: Sequence[ShardTask], sidecars: Sequence[Mapping[str, Any]], out: Path
+) -> tuple[list[tuple[str, dict]], list[Quarantined]]:
+    """(split, index row) of every stored volume in the order of the plan, and the volumes that were refused."""
+    rows, refused = [], []
+    for task, sidecar in zip(tasks, sidecars):
+        shard = task.path.relative_to(out).as_posix()
+        for record in task.records:
+            facts = sidecar["volumes"][record.volume_id]
+            if "refused" in facts:
+                refused.append(Quarantined(record.volume_id, record.dataset, "volume", facts["refused"], facts["detail"]))
+            else:
+                rows.append((record.split, _row(record, facts, shard)))
+    return rows, refused
+
+
+def write_index(out: Path, dataset: str, shape: tuple[int, int, int], rows: Sequence[tuple[str, dict]]) -> None:
+    """Writes the three index files of a data set, an empty one where a split has no volume."""
+    unit = UNITS[dataset]
+    steps = preprocessing(dataset, shape)
+    metadata = {
+        "shape": list(shape),
+        "intensity": {"unit": unit, "dtype": str(INTENSITIES[unit]), "clip": steps["clip"]},
+        "preproc": steps,
+        "preproc_hash": digest(steps),
+        "source": SOURCES[dataset],
+    }
+    for split in SPLITS:
+        chosen = [row for its_split, row in rows if its_split == split]
+        schema = INDEX_SCHEMA.with_metadata(encode_metadata({**metadata, "split": split}))
+        with replacing(index_path(out, dataset, split)) as stream, pa.ipc.new_file(stream, schema) as writer:
+            writer.write_table(pa.Table.from_pylist(chosen, schema=schema))
+
+
+def remove_index(out: Path, dataset: str) -> None:
+    """Removes the index files of a data set whose shards are about to change, so that nobody reads old rows of new shards."""
+    for split in SPLITS:
+        index_path(out, dataset, split).unlink(missing_ok=True)
+
+
+def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str) -> dict[str, Any]:
+    report, units = report_units(record.findings, record.impression)
+    return {
+        "volume_id": record.volume_id,
+        "study_id": record.study_id,
+        "patient_id": record.patient_id,
+        "dataset": record.dataset,
+        "official_split": record.official_split,
+        "reconstruction": record.reconstruction,
+        "findings": record.findings,
+        "impression": record.impression,
+        "report": report,
+        "units": [unit._asdict() for unit in units],
+        "report_sha256": hashlib.sha256(normalise(report).encode()).hexdigest(),
+        "labels": list(record.labels),
+        "label_source": record.label_source,
+        "shard": shard,
+        "shard_row": facts["row"],
+        "unit": UNITS[record.dataset],
+        "source": record.source,
+        **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_rule", "image_sha256")},
+    }

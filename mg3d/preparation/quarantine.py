@@ -1,0 +1,70 @@
+"""Volumes that are left out, why, and the file that lists them."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mg3d.preparation.files import replacing
+
+REASONS: dict[str, str] = {
+    "missing_file": "listed, but the file is not there",
+    "gzip_truncated": "the compressed file ends early or is damaged",
+    "jpeg_truncated": "a slice is damaged",
+    "nifti_header": "the header cannot be read",
+    "not_3d": "not three axes",
+    "nan_spacing": "neither header nor metadata give a spacing",
+    "spacing_out_of_range": "a spacing that no CT has",
+    "shape_mismatch": "another size than the metadata say, or slices of different size",
+    "hu_ambiguous": "air lies at -1000 HU neither as stored nor with the metadata's slope and intercept",
+    "constant_image": "every voxel is the same",
+    "no_chest": "on the data set's own list of volumes without a chest",
+    "too_few_slices": "fewer slices than a chest needs",
+    "too_long": "longer than a person",
+    "report_missing": "neither findings nor impression",
+    "oom": "not enough memory",
+    "unknown": "an error that has no code yet; detail names its type",
+}
+"""Code -> meaning. `no_chest` is expected and does not count towards the allowed share."""
+
+
+class Refusal(Exception):
+    """A volume cannot be used. `detail` holds numbers, never text of a report and never a file name."""
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        if code not in REASONS:
+            raise KeyError(f"no reason code {code!r}")
+        super().__init__(code, detail)
+        self.code, self.detail = code, detail
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """One line of quarantine.jsonl."""
+
+    volume_id: str
+    dataset: str
+    stage: str
+    """scan (tables and folders) or volume (the voxels)."""
+    code: str
+    detail: str = ""
+
+
+def write_quarantine(path: Path, entries: Sequence[Quarantined], datasets: Collection[str]) -> None:
+    """Replaces the lines of `datasets` in quarantine.jsonl and keeps those of other data sets; a torn line is dropped."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = Quarantined(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue
+        kept += [] if entry.dataset in datasets else [entry]
+    everything = sorted([*kept, *entries], key=lambda entry: (entry.dataset, entry.volume_id, entry.code))
+    with replacing(path) as stream:
+        stream.write("".join(json.dumps(asdict(entry), sort_keys=True) + "\n" for entry in everything).encode())
+
+
+def counts(entries: Sequence[Quarantined]) -> dict[str, int]:
+    """Code -> number, most frequent first."""
+    return dict(Counter(entry.code for entry in entries).most_common())

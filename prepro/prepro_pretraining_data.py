@@ -1,0 +1,70 @@
+"""Raw CT-RATE and CTRG folders -> Arrow files for pre-training (docs/data.md). Run it again to go on where it ended."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from mg3d.preparation.leaks import LeakError
+from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.shards import FULL_DISK
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line as values."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="folder that holds CT-RATE's dataset/, or is it")
+    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="folder of chest_ctrg_jpg.json and its slices")
+    parser.add_argument("--out", type=Path, default=Path("data/pretrain_arrows"), help="(%(default)s)")
+    parser.add_argument("--image-size", type=int, default=128, help="S of S x 3S/4 x S voxels z y x (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
+    parser.add_argument("--val-patients", type=int, default=500, help="carved out of train, at most a tenth of it (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw (%(default)s)")
+    parser.add_argument(
+        "--split", choices=("own", "original"), default="own", help="original: CTRG's published order (%(default)s)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N volumes of each official split")
+    parser.add_argument("--max-quarantine", type=float, default=0.02, help="share of volumes that may be left out (%(default)s)")
+    parser.add_argument("--retry-quarantine", action="store_true", help="try again the shards that left volumes out")
+    values = parser.parse_args(arguments)
+    if values.ct_rate is None and values.ctrg is None:
+        parser.error("give --ct-rate ROOT, --ctrg ROOT or both")
+    if min(values.workers, values.val_patients + 1, values.limit or 1) < 1:
+        parser.error("--workers and --limit start at 1, --val-patients at 0")
+    return values
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the preparation: 0 done, 1 done with faults or stopped, 2 not possible as asked."""
+    chosen = vars(parse(arguments))
+    allowed = chosen.pop("max_quarantine")
+    options = Options(**chosen)
+    try:
+        summary = prepare(options)
+    except LeakError as error:
+        return _stop(str(error), 1)
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError) as error:
+        return _stop(str(error), 2)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        return _stop(f"the disk of {options.out} is full; finished shards are kept, run again with more room", 1)
+    except BrokenProcessPool:
+        return _stop("a worker died, most likely for lack of memory; run again with fewer --workers", 1)
+    except KeyboardInterrupt:
+        return _stop("stopped; finished shards are kept, run again to go on", 130)
+    print("\n".join(summary.lines()))
+    if summary.share > allowed:
+        listed = options.out / "quarantine.jsonl"
+        return _stop(f"{summary.share:.1%} of the volumes were left out, {allowed:.1%} are allowed; see {listed}", 1)
+    return 0
+
+
+def _stop(sentence: str, code: int) -> int:
+    print(sentence, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
