@@ -62,7 +62,7 @@ class VolumeIndex:
 
 def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
     if not path.is_file():
-        raise FileNotFoundError(f"the shard {path} is missing; run prepro/prepro_pretraining_data.py again, which writes only what is missing")
+        raise FileNotFoundError(f"{path} is missing; prepro/prepro_pretraining_data.py writes again what is missing")
     try:
         return pa.ipc.open_file(pa.memory_map(str(path)))
     except pa.ArrowInvalid as error:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mg3d.glossary import LABELS
@@ -37,9 +38,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("report", pa.string(), nullable=False),  # both sections, a line break between
         pa.field(
             "units",  # character offsets into `report`, sentences first, in reading order
-            pa.list_(
-                pa.struct([("start", pa.int32()), ("end", pa.int32()), ("section", pa.int8()), ("kind", pa.int8())])
-            ),
+            pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("section", pa.int8()), ("kind", pa.int8())])),
             nullable=False,
         ),
         pa.field("report_sha256", pa.string(), nullable=False),  # of the normalised report
@@ -63,6 +62,14 @@ def shard_schema(shape: Sequence[int], unit: str, metadata: Mapping[str, Any] | 
     image = pa.fixed_shape_tensor(INTENSITIES[unit], tuple(shape), dim_names=("z", "y", "x"))
     fields = [pa.field("volume_id", pa.string(), nullable=False), pa.field("image", image, nullable=False)]
     return pa.schema(fields, metadata=encode_metadata(metadata or {}))
+
+
+def volume_batch(volume_id: str, voxels: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
+    """One volume [z, y, x] as the record batch that goes into a shard of `schema`."""
+    image = schema.field("image").type
+    flat = pa.array(np.ascontiguousarray(voxels).ravel(), image.value_type)
+    storage = pa.FixedSizeListArray.from_arrays(flat, voxels.size)
+    return pa.record_batch([pa.array([volume_id]), pa.ExtensionArray.from_storage(image, storage)], schema=schema)
 
 
 def encode_metadata(values: Mapping[str, Any]) -> dict[bytes, bytes]:

@@ -1,0 +1,144 @@
+"""The mixture of data sets that pre-training reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from mg3d.datamodules.sampler import Draw, Stream, TrainingBatches, ValidationBatches
+from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.collate import Collator
+from mg3d.datasets.schema import index_path
+from mg3d.datasets.studies import ReportText, Studies
+from mg3d.distributed import rank, world_size
+from mg3d.text_units import UnitKind
+from mg3d.types import Batch, Sample
+
+
+class Mixture(Dataset[Sample]):
+    """Samples of several data sets, asked for by `Draw`."""
+
+    def __init__(self, parts: Sequence[Studies]) -> None:
+        self.parts = tuple(parts)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        return self.parts[draw.dataset].sample(draw.study, draw.words)
+
+
+class MultiTaskDataModule(pl.LightningDataModule):
+    """Training and validation batches of one or several data sets.
+
+    Args:
+        data_root: folder of the index files.
+        datasets: data sets to mix, names of `schema.STEMS`.
+        dataset_weights: share of each in the draws; empty = by number of studies.
+        shape: voxels (z, y, x) that the model expects.
+        window_hu: HU that become 0 and 1.
+        text_unit: what counts as one sentence.
+        shuffle_pairs: pair every training volume with another patient's report.
+        tokenizer: may be set later, but before the first batch.
+        per_gpu_batchsize: volumes per rank and pass.
+        num_workers: loader processes per rank.
+        seed: seed of every draw.
+
+    The other arguments are the collator's.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_root: Path,
+        datasets: Sequence[str],
+        dataset_weights: Sequence[float],
+        shape: tuple[int, int, int],
+        window_hu: tuple[float, float],
+        text_unit: UnitKind,
+        shuffle_pairs: bool,
+        tokenizer: PreTrainedTokenizerBase | None,
+        max_text_len: int,
+        mim_cube: int,
+        mim_mask_ratio: float,
+        mlm_probability: float,
+        sentence_view_probability: float,
+        per_gpu_batchsize: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.start_step = 0
+        """Passes already done, when a run goes on."""
+        self.batch_size, self.num_workers, self.seed = per_gpu_batchsize, num_workers, seed
+        self.weights = tuple(dataset_weights)
+        self.collator_options = {
+            "max_text_len": max_text_len,
+            "mim_cube": mim_cube,
+            "mim_mask_ratio": mim_mask_ratio,
+            "mlm_probability": mlm_probability,
+            "sentence_view_probability": sentence_view_probability,
+        }
+        reading = {"text_unit": text_unit, "window_hu": window_hu}
+        self.datasets = tuple(datasets)
+        self.train_parts = [
+            Studies(_open(data_root, name, "train", shape), shuffle_seed=seed if shuffle_pairs else None, **reading)
+            for name in datasets
+        ]
+        self.val_parts = [Studies(_open(data_root, name, "val", shape), **reading) for name in datasets]
+
+    def summary(self) -> str:
+        """What is trained and validated on, in one sentence."""
+        parts = [
+            f"{name} {len(train):,} studies to train and {len(val):,} to validate"
+            for name, train, val in zip(self.datasets, self.train_parts, self.val_parts, strict=True)
+        ]
+        return ", ".join(parts)
+
+    def training_reports(self, most: int | None = None) -> list[ReportText]:
+        """The reports of (the first `most` studies of each data set of) the training split."""
+        return [part.report(study) for part in self.train_parts for study in range(min(len(part), most or len(part)))]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """An endless loader of this rank's batches, from pass `start_step` on."""
+        stream = Stream([len(part) for part in self.train_parts], weights=self.weights, seed=self.seed)
+        batches = TrainingBatches(stream, batch_size=self.batch_size, rank=rank(), world_size=world_size(), start=self.start_step)
+        return self._loader(self.train_parts, batches)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """A loader of this rank's validation batches."""
+        sizes = [len(part) for part in self.val_parts]
+        batches = ValidationBatches(sizes, batch_size=self.batch_size, rank=rank(), world_size=world_size(), seed=self.seed)
+        return self._loader(self.val_parts, batches)
+
+    def collator(self) -> Collator:
+        """What makes a batch of samples."""
+        if self.tokenizer is None:
+            raise ValueError("the data module has no tokenizer yet; set its attribute `tokenizer` before asking for batches")
+        return Collator(self.tokenizer, **self.collator_options)
+
+    def _loader(self, parts: Sequence[Studies], batches: TrainingBatches | ValidationBatches) -> DataLoader[Batch]:
+        return DataLoader(
+            Mixture(parts),
+            batch_sampler=batches,
+            collate_fn=self.collator(),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _open(data_root: Path, dataset: str, split: str, shape: tuple[int, int, int]) -> VolumeIndex:
+    index = VolumeIndex(index_path(data_root, dataset, split))
+    if len(index) == 0:
+        raise ValueError(
+            f"{index.path} has no volume; make it anew with prepro/prepro_pretraining_data.py"
+            + (" and val_patients above 0" if split == "val" else "")
+        )
+    if index.shape != shape:
+        raise ValueError(
+            f"{index.path} holds volumes of {index.shape} voxels (z, y, x), the settings ask for {shape}; "
+            f"set image_size={index.shape[0]} or prepare the data anew with --image-size {shape[0]}"
+        )
+    return index

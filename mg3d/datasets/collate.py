@@ -1,0 +1,133 @@
+"""Samples -> one batch. The only place where masks and views are drawn, each from its sample's own seed words."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mg3d.datasets.masking import IGNORED, WordMasker, choose_sentences, hidden_cubes
+from mg3d.datasets.tokenizer import EncodedReport, encode_report
+from mg3d.text_units import normalise, polarity
+from mg3d.types import Batch, Sample
+
+CUBES, WORDS, VIEW = 0, 1, 2
+"""Last seed word of each kind of draw."""
+
+
+class Row(NamedTuple):
+    """One patient's part of a batch, before padding; all int64 [T] or [T']."""
+
+    ids: np.ndarray
+    sentence_index: np.ndarray
+    mlm_ids: np.ndarray
+    mlm_labels: np.ndarray
+    contrast_ids: np.ndarray
+    contrast_sentence_index: np.ndarray
+    polarity: np.ndarray
+    """int8 [S]."""
+    cube_mask: np.ndarray
+    contrast_text: str
+
+
+class Collator:
+    """Tokenises, masks and pads.
+
+    Args:
+        tokenizer: a fast tokenizer with [CLS], [SEP], [MASK] and [PAD].
+        max_text_len: most tokens of a report.
+        mim_cube: voxels per side of a hidden cube.
+        mim_mask_ratio: share of cubes hidden.
+        mlm_probability: share of words asked for.
+        sentence_view_probability: chance that the contrast sees one to three sentences instead of the report.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_text_len: int,
+        mim_cube: int,
+        mim_mask_ratio: float,
+        mlm_probability: float,
+        sentence_view_probability: float,
+    ) -> None:
+        self.tokenizer, self.max_text_len = tokenizer, max_text_len
+        self.mim_cube, self.mim_mask_ratio = mim_cube, mim_mask_ratio
+        self.sentence_view_probability = sentence_view_probability
+        self.mask_words = WordMasker(tokenizer, mlm_probability)
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The batch of these samples, in their order."""
+        rows = [self._row(sample) for sample in samples]
+        pad = self.tokenizer.pad_token_id
+        ids = _stack([row.ids for row in rows], pad)
+        contrast_ids = _stack([row.contrast_ids for row in rows], pad)
+        lengths = torch.tensor([len(row.ids) for row in rows])
+        contrast_lengths = torch.tensor([len(row.contrast_ids) for row in rows])
+        polarities = _stack([row.polarity for row in rows], 0)
+        return Batch(
+            volume=torch.from_numpy(np.stack([sample.volume for sample in samples])),
+            cube_mask=torch.from_numpy(np.stack([row.cube_mask for row in rows])),
+            report_ids=ids,
+            attention_mask=torch.arange(ids.shape[1]) < lengths[:, None],
+            sentence_index=_stack([row.sentence_index for row in rows], -1),
+            sentence_mask=polarities != 0,
+            sentence_polarity=polarities,
+            mlm_ids=_stack([row.mlm_ids for row in rows], pad),
+            mlm_labels=_stack([row.mlm_labels for row in rows], IGNORED),
+            contrast_ids=contrast_ids,
+            contrast_attention_mask=torch.arange(contrast_ids.shape[1]) < contrast_lengths[:, None],
+            contrast_sentence_index=_stack([row.contrast_sentence_index for row in rows], -1),
+            patient_key=torch.tensor([text_key(sample.patient_id) for sample in samples]),
+            report_key=torch.tensor([text_key(row.contrast_text) for row in rows]),
+            labels=torch.from_numpy(np.stack([sample.labels for sample in samples])),
+            study_id=[sample.study_id for sample in samples],
+        )
+
+    def _row(self, sample: Sample) -> Row:
+        cubes, words, view = (np.random.default_rng([*sample.draw, purpose]) for purpose in (CUBES, WORDS, VIEW))
+        encoded = encode_report(self.tokenizer, sample.report, sample.units, self.max_text_len)
+        sentences = [sample.report[start:end] for start, end in encoded.units]
+        polarities = np.array([polarity(sentence) for sentence in sentences], dtype=np.int8)
+        chosen = choose_sentences(polarities, self.sentence_view_probability, view)
+        contrast_ids, contrast_index = view_tokens(encoded, chosen)
+        mlm_ids, mlm_labels = self.mask_words(encoded.ids, words)
+        grid = [side // self.mim_cube for side in sample.volume.shape[1:]]
+        return Row(
+            ids=encoded.ids,
+            sentence_index=encoded.sentence_index,
+            mlm_ids=mlm_ids,
+            mlm_labels=mlm_labels,
+            contrast_ids=contrast_ids,
+            contrast_sentence_index=contrast_index,
+            polarity=polarities,
+            cube_mask=hidden_cubes(grid, self.mim_mask_ratio, cubes),
+            contrast_text=" ".join(normalise(sentences[index]) for index in chosen),
+        )
+
+
+def view_tokens(encoded: EncodedReport, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, sentence_index) int64 [T'] of the chosen sentences (ascending) alone, between the report's first and last token."""
+    if len(chosen) == len(encoded.units):
+        return encoded.ids, encoded.sentence_index
+    keep = np.isin(encoded.sentence_index, chosen)
+    keep[[0, -1]] = True
+    index = encoded.sentence_index[keep]
+    return encoded.ids[keep], np.where(index < 0, -1, np.searchsorted(chosen, index))
+
+
+def text_key(text: str) -> int:
+    """A 63-bit number that is equal for equal texts, in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _stack(rows: Sequence[np.ndarray], padding: int) -> Tensor:
+    longest = max(1, *(len(row) for row in rows))
+    stacked = np.full((len(rows), longest), padding, dtype=rows[0].dtype)
+    for place, row in enumerate(rows):
+        stacked[place, : len(row)] = row
+    return torch.from_numpy(stacked)

@@ -1,0 +1,96 @@
+"""Tokenizers, and which token belongs to which sentence."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordPieceTrainer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class EncodedReport(NamedTuple):
+    """A report as token ids."""
+
+    ids: np.ndarray
+    """int64 [T]: [CLS] report [SEP]."""
+    sentence_index: np.ndarray
+    """int64 [T]: 0-based index into `units`, -1 at special tokens and between sentences."""
+    units: tuple[tuple[int, int], ...]
+    """Character offsets of the sentences that have a token left; the others were cut off."""
+
+
+def load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a BERT, from a local directory or by its name on the hub.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+        ValueError: it cannot tell which characters a token stands for.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_dir)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"the tokenizer of {name_or_dir!r} is in no local directory of this name and could not be fetched from the hub; "
+            "download the model where there is a network and set text_encoder=<local directory>"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"the tokenizer of {name_or_dir!r} gives no character offsets; a fast one (tokenizer.json) is needed")
+    return tokenizer
+
+
+def train_wordpiece(texts: Iterable[str], *, vocab_size: int, out_dir: Path) -> PreTrainedTokenizerBase:
+    """A lower-case WordPiece tokenizer of at most `vocab_size` entries from `texts`, saved whole or not at all."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(word, tokenizer.token_to_id(word)) for word in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    beside = out_dir.with_name(f".{out_dir.name}.{os.getpid()}")
+    fast.save_pretrained(beside)
+    shutil.rmtree(out_dir, ignore_errors=True)
+    beside.replace(out_dir)
+    return fast
+
+
+def lower(text: str) -> str:
+    """Lower case of equal length, so that character offsets stay true (the dotted capital I would become two characters)."""
+    return "".join(small if len(small := letter.lower()) == 1 else letter for letter in text)
+
+
+def encode_report(
+    tokenizer: PreTrainedTokenizerBase, report: str, units: Sequence[tuple[int, int]], max_text_len: int
+) -> EncodedReport:
+    """Token ids of a report, lower-cased as in the original, cut to `max_text_len` with its [SEP] kept.
+
+    units: character offsets (start, end), in order, not overlapping.
+    """
+    encoded = tokenizer(lower(report), truncation=True, max_length=max_text_len, return_offsets_mapping=True)
+    start, end = np.asarray(encoded["offset_mapping"], dtype=np.int64).T
+    index = np.full(len(start), -1, dtype=np.int64)
+    if units:
+        first, last = np.asarray(units, dtype=np.int64).T
+        place = np.searchsorted(first, start, side="right") - 1
+        inside = (place >= 0) & (end > start) & (end <= last[place.clip(0)])
+        kept, index[inside] = np.unique(place[inside], return_inverse=True)
+        units = tuple(units[place] for place in kept)
+    return EncodedReport(np.asarray(encoded["input_ids"], dtype=np.int64), index, tuple(units))

@@ -1,0 +1,117 @@
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from small_arrow import SHAPE, small_tokenizer, write_split
+
+from mg3d.datamodules.ct_rate import CTRateDataModule
+from mg3d.datamodules.ctrg import CTRGDataModule
+from mg3d.datamodules.multitask import MultiTaskDataModule
+from mg3d.datamodules.sampler import Stream, TrainingBatches, ValidationBatches
+
+OPTIONS = {
+    "shape": SHAPE, "window_hu": (-1000.0, 1000.0), "text_unit": "clause", "shuffle_pairs": False, "max_text_len": 64,
+    "mim_cube": 4,
+    "mim_mask_ratio": 0.5, "mlm_probability": 0.3, "sentence_view_probability": 0.5, "per_gpu_batchsize": 4, "num_workers": 0,
+    "seed": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("arrows")
+    write_split(root, "ct_rate", "train", patients=9, reconstructions=2)
+    write_split(root, "ct_rate", "val", patients=5)
+    write_split(root, "ctrg", "train", patients=3, unit="grey8")
+    write_split(root, "ctrg", "val", patients=2, unit="grey8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return small_tokenizer(tmp_path_factory.mktemp("tokenizer") / "words")
+
+
+def test_every_study_comes_once_per_epoch_in_a_new_order():
+    stream = Stream([5, 3], seed=1)
+    epochs = [[stream[block * 8 + place] for place in range(8)] for block in range(3)]
+    for draws in epochs:
+        assert Counter((draw.dataset, draw.study) for draw in draws) == Counter(
+            [(0, s) for s in range(5)] + [(1, s) for s in range(3)]
+        )
+    assert [draw.words[1] for draw in epochs[2]] == [2] * 8
+    assert len({tuple(draw[:2] for draw in draws) for draws in epochs}) == 3
+
+
+def test_weights_give_the_share_of_the_draws_and_full_epochs_within_a_set():
+    stream = Stream([30, 10], weights=(1, 1), seed=2)
+    draws = [stream[position] for position in range(120)]
+    assert Counter(draw.dataset for draw in draws) == {0: 60, 1: 60}
+    assert Counter(draw.study for draw in draws if draw.dataset == 1) == dict.fromkeys(range(10), 6)
+    assert Counter(draw.study for draw in draws if draw.dataset == 0) == dict.fromkeys(range(30), 2)
+
+
+def test_any_number_of_ranks_sees_the_same_stream():
+    stream = Stream([7, 4], seed=3)
+    alone = list(islice(TrainingBatches(stream, batch_size=6, rank=0, world_size=1), 4))
+    pair = [list(islice(TrainingBatches(stream, batch_size=3, rank=rank, world_size=2), 4)) for rank in (0, 1)]
+    assert alone == [first + second for first, second in zip(*pair, strict=True)]
+    later = TrainingBatches(stream, batch_size=6, rank=0, world_size=1, start=2)
+    assert next(iter(later)) == alone[2]
+
+
+def test_ranks_validate_equally_many_batches_without_overlap():
+    ranks = [ValidationBatches([9, 4], batch_size=2, rank=rank, world_size=3, seed=0) for rank in range(3)]
+    assert [len(batches) for batches in ranks] == [2, 2, 2]
+    seen = [draw[:2] for batches in ranks for batch in batches for draw in batch]
+    assert len(set(seen)) == len(seen) == 12
+    assert len(list(ValidationBatches([2], batch_size=4, rank=0, world_size=2, seed=0))) == 1
+
+
+@pytest.mark.parametrize(("sizes", "weights"), [([0], ()), ([3, 0], (1, 1)), ([3, 2], (0, 0)), ([3, 2], (-1, 2))])
+def test_mixtures_that_cannot_be_are_refused(sizes, weights):
+    with pytest.raises(ValueError, match=r"cannot be mixed|no study"):
+        Stream(sizes, weights=weights, seed=0)
+
+
+def test_a_mixture_gives_batches_of_both_sets(root, tokenizer):
+    data = MultiTaskDataModule(
+        data_root=root, datasets=("ct_rate", "ctrg"), dataset_weights=(1, 1), tokenizer=tokenizer, **OPTIONS
+    )
+    names = [name.split("/")[0] for batch in islice(data.train_dataloader(), 6) for name in batch.study_id]
+    assert Counter(names) == {"ct_rate": 12, "ctrg": 12}
+    assert data.summary() == "ct_rate 9 studies to train and 5 to validate, ctrg 3 studies to train and 2 to validate"
+    assert len(data.training_reports()) == 12
+    assert len(data.training_reports(most=2)) == 4
+
+
+def test_workers_change_nothing_and_a_run_can_go_on(root, tokenizer):
+    options = {"data_root": root, "datasets": ("ct_rate", "ctrg"), "dataset_weights": (), "tokenizer": tokenizer}
+    plain = list(islice(MultiTaskDataModule(**options, **OPTIONS).train_dataloader(), 5))
+    data = MultiTaskDataModule(**options, **OPTIONS | {"num_workers": 2})
+    data.start_step = 3
+    for one, other in zip(plain[3:], islice(data.train_dataloader(), 2), strict=True):
+        assert one.study_id == other.study_id
+        for left, right in zip(one[:-1], other[:-1], strict=True):
+            assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(("module", "dataset"), [(CTRateDataModule, "ct_rate"), (CTRGDataModule, "ctrg")])
+def test_each_set_has_its_own_module(root, tokenizer, module, dataset):
+    batch = next(iter(module(data_root=root, tokenizer=tokenizer, **OPTIONS).val_dataloader()))
+    assert all(name.startswith(f"{dataset}/val") for name in batch.study_id)
+    assert np.isfinite(batch.volume).all()
+
+
+def test_files_of_another_size_and_empty_splits_are_refused(root, tmp_path):
+    other = {"datasets": ("ct_rate",), "dataset_weights": (), "tokenizer": None}
+    with pytest.raises(ValueError, match="set image_size=16"):
+        MultiTaskDataModule(data_root=root, **other, **OPTIONS | {"shape": (32, 24, 32)})
+    write_split(tmp_path, "ct_rate", "train", patients=2)
+    write_split(tmp_path, "ct_rate", "val", patients=0)
+    with pytest.raises(ValueError, match="val_patients"):
+        MultiTaskDataModule(data_root=tmp_path, **other, **OPTIONS)
+    with pytest.raises(FileNotFoundError, match="prepro"):
+        MultiTaskDataModule(data_root=tmp_path / "nowhere", **other, **OPTIONS)

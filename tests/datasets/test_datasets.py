@@ -1,0 +1,182 @@
+import pickle
+
+import numpy as np
+import pytest
+from small_arrow import SHAPE, small_tokenizer, write_split
+
+from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.collate import Collator, text_key
+from mg3d.datasets.masking import WordMasker, choose_sentences, hidden_cubes
+from mg3d.datasets.studies import Studies
+from mg3d.datasets.tokenizer import encode_report, load_tokenizer, lower
+from mg3d.datasets.window import to_unit_range
+from mg3d.text_units import polarity
+
+READING = {"text_unit": "clause", "window_hu": (-1000.0, 1000.0)}
+OPTIONS = {"max_text_len": 64, "mim_cube": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3, "sentence_view_probability": 0.5}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return small_tokenizer(tmp_path_factory.mktemp("tokenizer") / "words")
+
+
+@pytest.fixture(scope="module")
+def index_file(tmp_path_factory):
+    return write_split(tmp_path_factory.mktemp("arrow"), "ct_rate", "train", patients=5, scans=2, reconstructions=3)
+
+
+def test_the_window_maps_its_ends_to_zero_and_one():
+    voxels = np.array([-2000, -1000, 0, 500, 1000, 3000], dtype=np.int16).reshape(1, 2, 3)
+    scaled = to_unit_range(voxels, unit="hu", window_hu=(-1000, 1000))
+    assert scaled.ravel().tolist() == [0, 0, 0.5, 0.75, 1, 1]
+    assert scaled.shape == (1, 1, 2, 3)
+    assert to_unit_range(np.full((1, 1, 1), 255, np.uint8), unit="grey8", window_hu=(0, 1)).item() == 1
+    with pytest.raises(ValueError, match="'mm'"):
+        to_unit_range(voxels, unit="mm", window_hu=(0, 1))
+
+
+def test_an_index_gives_the_volume_of_a_row_in_any_process(index_file):
+    index = VolumeIndex(index_file)
+    assert len(index) == 30
+    assert index.shape == SHAPE
+    for again in (index, pickle.loads(pickle.dumps(index))):
+        assert all((again.volume(row) == -1000 + row).all() for row in (29, 0, 7))
+
+
+def test_missing_cut_and_foreign_files_are_told_apart(index_file, tmp_path):
+    with pytest.raises(FileNotFoundError, match="prepro_pretraining_data"):
+        VolumeIndex(tmp_path / "clm_ct_rate_train.arrow")
+    cut = tmp_path / "cut.arrow"
+    cut.write_bytes(index_file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no complete Arrow file"):
+        len(VolumeIndex(cut))
+
+
+def test_one_reconstruction_is_drawn_per_study(index_file):
+    studies = Studies(VolumeIndex(index_file), **READING)
+    assert len(studies) == 10
+    drawn = [studies.sample(4, (0, epoch, 4)).volume[0, 0, 0, 0] for epoch in range(40)]
+    rows = np.round(np.array(drawn) * 2000).astype(int)
+    assert set(rows) == {12, 13, 14}
+    assert studies.sample(4).volume[0, 0, 0, 0] == pytest.approx(12 / 2000)
+    assert studies.sample(4, (0, 3, 4)).volume[0, 0, 0, 0] == drawn[3]
+
+
+def test_shuffled_pairs_never_keep_the_patient(index_file):
+    true = Studies(VolumeIndex(index_file), **READING)
+    shuffled = Studies(VolumeIndex(index_file), shuffle_seed=3, **READING)
+    strangers = shuffled._strangers
+    assert sorted(strangers) == list(range(10))
+    assert all(true.patients[study] != true.patients[strangers[study]] for study in range(10))
+    assert shuffled.sample(2).report == true.report(int(strangers[2])).report
+    assert (shuffled.sample(2).volume == true.sample(2).volume).all()
+
+
+def test_tokens_know_their_sentence(tokenizer):
+    report = "The heart is enlarged, measuring 3 mm. No lesion of the liver."
+    units = ((0, 22), (23, 38), (39, 62))
+    encoded = encode_report(tokenizer, report, units, 64)
+    words = tokenizer.convert_ids_to_tokens(encoded.ids.tolist())
+    assert (words[0], words[-1]) == ("[CLS]", "[SEP]")
+    assert encoded.sentence_index[[0, -1]].tolist() == [-1, -1]
+    for sentence, (start, end) in enumerate(units):
+        members = [word for word, index in zip(words, encoded.sentence_index, strict=True) if index == sentence]
+        assert tokenizer.convert_tokens_to_string(members).replace(" ", "").replace("##", "") == report[
+            start:end
+        ].lower().replace(" ", "")
+
+
+def test_a_cut_report_keeps_its_end_token_and_loses_whole_sentences(tokenizer):
+    report = "The heart is enlarged. The liver is normal. The aorta is normal."
+    units = ((0, 22), (23, 43), (44, 64))
+    encoded = encode_report(tokenizer, report, units, 8)
+    assert len(encoded.ids) == 8
+    assert encoded.ids[-1] == tokenizer.sep_token_id
+    assert encoded.units == units[:2]
+    assert encoded.sentence_index.max() == 1
+
+
+def test_lower_case_keeps_every_place():
+    assert lower("İstanbul ÇÖ") == "İstanbul çö"
+
+
+def test_no_network_and_no_folder_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="text_encoder=<local directory>"):
+        load_tokenizer("nobody/has-this-model")
+
+
+def test_half_of_the_cubes_are_hidden():
+    hidden = hidden_cubes((4, 3, 2), 0.5, np.random.default_rng(0))
+    assert hidden.shape == (4, 3, 2)
+    assert hidden.sum() == 12
+    assert (hidden != hidden_cubes((4, 3, 2), 0.5, np.random.default_rng(1))).any()
+
+
+def test_words_are_masked_whole_in_the_usual_shares(tokenizer):
+    masker, generator = WordMasker(tokenizer, 0.3), np.random.default_rng(0)
+    pieces = tokenizer("enlarged tracheal lesions measuring abnormalities of the heart")["input_ids"]
+    ids = np.array([tokenizer.cls_token_id, *pieces[1:-1] * 1500, tokenizer.sep_token_id])
+    masked, labels = masker(ids, generator)
+    asked = labels != -100
+    assert (labels[asked] == ids[asked]).all()
+    assert (masked[~asked] == ids[~asked]).all()
+    assert not asked[[0, -1]].any()
+    inside = masker.continues[ids]
+    assert inside.any()
+    assert (asked[inside] == asked[np.flatnonzero(inside) - 1]).all()
+    words = ~inside & ~np.isin(ids, tokenizer.all_special_ids)
+    assert asked[words].mean() == pytest.approx(0.3, abs=0.03)
+    assert (masked[asked] == tokenizer.mask_token_id).mean() == pytest.approx(0.8, abs=0.03)
+    assert (masked[asked] == ids[asked]).mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_at_least_one_word_is_asked(tokenizer):
+    ids = np.array(tokenizer("the heart")["input_ids"])
+    assert all((WordMasker(tokenizer, 0.0)(ids, np.random.default_rng(seed))[1] != -100).sum() >= 1 for seed in range(5))
+
+
+def test_a_view_has_one_to_three_sentences_of_which_one_states():
+    polarities = [-1, -1, 1, -1, 1, -1]
+    chosen = [choose_sentences(polarities, 1.0, np.random.default_rng(seed)) for seed in range(300)]
+    assert {len(view) for view in chosen} == {1, 2, 3}
+    assert all(len(set(view)) == len(view) and (np.diff(view) > 0).all() for view in chosen)
+    assert all(any(polarities[index] > 0 for index in view) for view in chosen)
+    assert {int(index) for view in chosen for index in view} == set(range(6))
+    assert choose_sentences(polarities, 0.0, np.random.default_rng(0)).tolist() == list(range(6))
+
+
+def test_a_batch_holds_what_its_types_say(tokenizer, index_file):
+    studies = Studies(VolumeIndex(index_file), **READING)
+    samples = [studies.sample(study, (0, 0, study)) for study in (0, 3, 9)]
+    batch = Collator(tokenizer, **OPTIONS)(samples)
+    assert batch.volume.shape == (3, 1, *SHAPE)
+    assert batch.cube_mask.shape == (3, 4, 3, 2)
+    assert (batch.cube_mask.flatten(1).sum(1) == 12).all()
+    assert batch.attention_mask.shape == batch.report_ids.shape == batch.mlm_ids.shape == batch.sentence_index.shape
+    assert batch.sentence_mask.sum(1).tolist() == [len(studies.report(study).units) for study in (0, 3, 9)]
+    for row, sample in enumerate(samples):
+        texts = [polarity(sample.report[start:end]) for start, end in sample.units]
+        assert batch.sentence_polarity[row, : len(texts)].tolist() == texts
+    asked = batch.mlm_labels != -100
+    assert (batch.mlm_labels[asked] == batch.report_ids[asked]).all()
+    assert (batch.report_ids[~batch.attention_mask] == tokenizer.pad_token_id).all()
+
+
+def test_a_sample_is_masked_alike_in_any_batch(tokenizer, index_file):
+    studies = Studies(VolumeIndex(index_file), **READING)
+    collate = Collator(tokenizer, **OPTIONS)
+    together = collate([studies.sample(study, (5, 1, study)) for study in (8, 2, 6)])
+    alone = collate([studies.sample(2, (5, 1, 2))])
+    length = alone.report_ids.shape[1]
+    assert (together.cube_mask[1] == alone.cube_mask[0]).all()
+    assert (together.mlm_ids[1, :length] == alone.mlm_ids[0]).all()
+    assert together.report_key[1] == alone.report_key[0]
+    other = collate([studies.sample(2, (5, 2, 2))])
+    assert (other.cube_mask != alone.cube_mask).any()
+
+
+def test_equal_texts_have_equal_keys_everywhere():
+    assert text_key("heart") == text_key("heart") != text_key("Heart")
+    assert 0 <= text_key("aorta") < 2**63

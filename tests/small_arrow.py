@@ -1,0 +1,74 @@
+"""Arrow files of a few tiny studies, and a tokenizer for their reports."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+from mg3d.datasets.schema import INDEX_SCHEMA, encode_metadata, index_path, shard_schema, volume_batch
+from mg3d.datasets.tokenizer import train_wordpiece
+from mg3d.text_units import normalise, report_units
+
+SHAPE = (16, 12, 8)
+ORGANS = ("heart", "aorta", "liver", "lung", "trachea", "pleura", "spine")
+
+
+def report_of(number):
+    organ, other = ORGANS[number % 7], ORGANS[(number * 3 + 1) % 7]
+    findings = (
+        f"The {organ} is enlarged, measuring {number + 3} mm. No lesion of the {other}. The {other} is normal in study {number}."
+    )
+    return findings, f"Enlarged {organ}"
+
+
+def write_split(root, dataset, split, *, patients, scans=1, reconstructions=1, shape=SHAPE, unit="hu", first=0):
+    """`patients` patients with `scans` studies each; the voxels of a volume are all -1000 + its row."""
+    rows, shard = [], f"shards/{dataset}/{split}.arrow"
+    (root / "shards" / dataset).mkdir(parents=True, exist_ok=True)
+    schema = shard_schema(shape, unit)
+    with pa.ipc.new_file(root / shard, schema) as writer:
+        for number in range(first, first + patients):
+            for scan in range(scans):
+                for reconstruction in range(reconstructions):
+                    study = f"{dataset}/{split}_{number}_{scan}"
+                    findings, impression = report_of(number + 100 * scan)
+                    report, units = report_units(findings, impression)
+                    dtype = np.int16 if unit == "hu" else np.uint8
+                    voxels = np.full(shape, -1000 + len(rows) if unit == "hu" else len(rows), dtype)
+                    writer.write_batch(volume_batch(f"{study}_{reconstruction}", voxels, schema))
+                    rows.append(
+                        {
+                            "volume_id": f"{study}_{reconstruction}",
+                            "study_id": study,
+                            "patient_id": f"{dataset}/{split}_{number}",
+                            "dataset": dataset,
+                            "official_split": split,
+                            "reconstruction": reconstruction,
+                            "findings": findings,
+                            "impression": impression,
+                            "report": report,
+                            "units": [unit_._asdict() for unit_ in units],
+                            "report_sha256": hashlib.sha256(normalise(report).encode()).hexdigest(),
+                            "labels": [(number + label) % 2 for label in range(18)],
+                            "label_source": "test",
+                            "shard": shard,
+                            "shard_row": len(rows),
+                            "unit": unit,
+                            "spacing_mm": [1.0, 2.0, 3.0],
+                            "source": f"{study}.nii.gz",
+                            "source_shape": list(shape),
+                            "source_spacing_mm": [1.0, 2.0, 3.0],
+                            "hu_rule": "baked",
+                            "image_sha256": hashlib.sha256(voxels.tobytes()).hexdigest(),
+                        }
+                    )
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(encode_metadata({"shape": list(shape)}))
+    with pa.ipc.new_file(index_path(root, dataset, split), table.schema) as writer:
+        writer.write_table(table)
+    return index_path(root, dataset, split)
+
+
+def small_tokenizer(folder):
+    """A WordPiece tokenizer of the tiny reports."""
+    texts = [" ".join(report_of(number)) for number in range(40)]
+    return train_wordpiece(texts, vocab_size=120, out_dir=folder)
