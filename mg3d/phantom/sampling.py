@@ -1,0 +1,70 @@
+"""Who the patients are and which findings they have."""
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from mg3d.glossary import LABELS, PREVALENCE
+
+TEMPER = 0.7
+"""Exponent on the prevalences of a small set, so that every finding is met often enough."""
+
+FACTORS: dict[str, dict[str, float]] = {
+    "vascular": {
+        "Arterial wall calcification": 0.90, "Coronary artery wall calcification": 0.85, "Cardiomegaly": 0.55,
+        "Emphysema": 0.35, "Hiatal hernia": 0.35,
+    },
+    "fluid": {
+        "Pleural effusion": 0.70, "Pericardial effusion": 0.55, "Cardiomegaly": 0.50,
+        "Interlobular septal thickening": 0.55, "Atelectasis": 0.45,
+    },
+    "infection": {"Lung opacity": 0.65, "Consolidation": 0.60, "Peribronchial thickening": 0.35, "Lung nodule": -0.20},
+    "airway": {"Bronchiectasis": 0.60, "Peribronchial thickening": 0.60, "Mosaic attenuation pattern": 0.35},
+}  # fmt: skip
+"""Loadings of findings on what they have in common."""
+
+
+class Patient(NamedTuple):
+    """A body. Lengths in mm."""
+
+    age: int
+    sex: str
+    scale: float
+    half_width: float
+    half_depth: float
+    fat: float
+    shift: tuple[float, float]
+    """Of the body's axis along x and y."""
+    length: float
+    """Of the scan along z."""
+
+
+def sample_patient(generator: np.random.Generator, *, vascular: float) -> Patient:
+    """A body; `vascular` is the patient's score on that factor, which grows with age."""
+    age = float(np.clip(57 + 14 * vascular + 12 * generator.standard_normal(), 18, 95))
+    scale = float(np.clip(generator.normal(1, 0.05), 0.85, 1.15))
+    return Patient(
+        age=round(age),
+        sex="F" if generator.random() < 0.42 else "M",
+        scale=scale,
+        half_width=150 * scale,
+        half_depth=105 * scale,
+        fat=float(generator.uniform(6, 25)),
+        shift=(float(generator.uniform(-8, 8)), float(generator.uniform(-8, 8))),
+        length=320 * float(generator.uniform(0.9, 1.1)),
+    )
+
+
+def sample_findings(generator: np.random.Generator, *, tempered: bool) -> tuple[dict[str, bool], float]:
+    """Which of the 18 findings a patient has, by a Gaussian copula of four factors, and the vascular factor's score."""
+    score = dict(zip(FACTORS, generator.standard_normal(len(FACTORS)), strict=True))
+    own = generator.standard_normal(len(LABELS))
+    present = {}
+    for place, (label, prevalence) in enumerate(zip(LABELS, PREVALENCE, strict=True)):
+        loadings = {factor: members[label] for factor, members in FACTORS.items() if label in members}
+        rest = np.sqrt(1 - sum(loading**2 for loading in loadings.values()))
+        value = sum(loading * score[factor] for factor, loading in loadings.items()) + rest * own[place]
+        share = prevalence**TEMPER if tempered else prevalence
+        present[label] = bool(value > NormalDist().inv_cdf(1 - share))
+    return present, float(score["vascular"])
