@@ -1,0 +1,51 @@
+"""Write a synthetic chest CT data set with known truth, in the layouts of CT-RATE and CTRG (`--help`)."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mg3d.phantom.generate import PhantomSettings, generate
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the set; returns the exit code."""
+    defaults = PhantomSettings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for ct_rate/, ctrg/ and truth/")
+    parser.add_argument(
+        "--train-patients", type=int, default=defaults.train_patients, help="patients of CT-RATE's training split"
+    )
+    parser.add_argument(
+        "--valid-patients", type=int, default=defaults.valid_patients, help="patients of its official valid split"
+    )
+    parser.add_argument("--ctrg-cases", type=int, default=defaults.ctrg_cases, help="cases of CTRG")
+    parser.add_argument("--grid", type=int, default=defaults.grid, help="voxels along x and y of 360 mm")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of everything")
+    parser.add_argument("--raw-tree", action="store_true", help="also the first release's tree: raw values and blank headers")
+    parser.add_argument("--true-prevalence", action="store_true", help="CT-RATE's own prevalences, not raised for rare findings")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    given = parser.parse_args(arguments)
+    settings = PhantomSettings(
+        train_patients=given.train_patients,
+        valid_patients=given.valid_patients,
+        ctrg_cases=given.ctrg_cases,
+        grid=given.grid,
+        seed=given.seed,
+        raw_tree=given.raw_tree,
+        tempered=not given.true_prevalence,
+    )
+    try:
+        counts = generate(given.out, settings, workers=given.workers)
+    except (ValueError, OSError) as error:
+        print(f"make_phantom: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"make_phantom: {given.out} holds {counts['studies']:,} synthetic studies, {counts['volumes']:,} volumes, and their truth"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
