@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -94,3 +96,17 @@ def encode_report(
         kept, index[inside] = np.unique(place[inside], return_inverse=True)
         units = tuple(units[place] for place in kept)
     return EncodedReport(np.asarray(encoded["input_ids"], dtype=np.int64), index, tuple(units))
+
+
+def pad_reports(
+    tokenizer: PreTrainedTokenizerBase, reports: Iterable[tuple[str, Sequence[tuple[int, int]]]], max_text_len: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids int64, attention_mask bool, sentence_index int64), [R, T] each, of R pairs of report and units, as a batch has them."""
+    encoded = [encode_report(tokenizer, report, units, max_text_len) for report, units in reports]
+    longest = max(len(row.ids) for row in encoded)
+    ids = np.full((len(encoded), longest), tokenizer.pad_token_id)
+    index = np.full((len(encoded), longest), -1)
+    for place, row in enumerate(encoded):
+        ids[place, : len(row.ids)], index[place, : len(row.ids)] = row.ids, row.sentence_index
+    lengths = torch.tensor([len(row.ids) for row in encoded])
+    return torch.from_numpy(ids), torch.arange(longest) < lengths[:, None], torch.from_numpy(index)

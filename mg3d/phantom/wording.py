@@ -1,7 +1,8 @@
-"""How the synthetic reports put things. `{name}` is a name of the finding, `{Name}` the same with a capital, `{where}` a place or nothing, `{size}` millimetres, `{grade}` mild to marked. No statement holds a comma: commas part clauses,
-and each clause has its own truth.
+"""How the synthetic reports put things.
 
-Every verb serves statements and denials alike, so that no verb gives a denial away.
+`{name}` is a name of the finding, `{Name}` the same with a capital, `{where}` a place or nothing, `{size}` millimetres, `{grade}` mild
+to marked. No statement holds a comma: commas part clauses, and each clause has its own truth. Every verb serves statements and
+denials alike, so that no verb gives a denial away.
 """
 
 from typing import NamedTuple

@@ -18,7 +18,7 @@ class PretrainModule(pl.LightningModule):
     """Pre-training of one model.
 
     Args:
-        model: `MG3D` or anything with its `forward(batch, objectives) -> Features` and `update_ema()`.
+        model: `MG3D` or anything with its `forward(batch) -> Features` and `update_ema()`.
         losses: objective name -> loss module; the ones not named are not computed.
         weights: objective name -> weight in the total.
         optim: optimiser and schedule.
@@ -47,7 +47,7 @@ class PretrainModule(pl.LightningModule):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Every active objective's value (this rank's share of the global mean) and, last, their weighted `total`."""
-        features = self.model(batch, frozenset(self.losses))
+        features = self.model(batch)
         values = {name: loss(**{field: getattr(features, field) for field in loss.inputs}) for name, loss in self.losses.items()}
         return values | {"total": sum(self.loss_weights[name] * value for name, value in values.items())}
 

@@ -57,6 +57,15 @@ def checkpoint_callback(folder: Path) -> ModelCheckpoint:
     )  # fmt: skip
 
 
+def build_strategy(settings: Settings) -> DDPStrategy:
+    """Data-parallel training over all ranks; parameters without gradient are looked for only where some can be."""
+    off = any(weight == 0 for weight in vars(settings.loss).values())
+    return DDPStrategy(
+        process_group_backend="gloo" if resolve_accelerator(settings.run) == "cpu" else None,
+        find_unused_parameters=settings.model.fusion == "gate" or off,
+    )
+
+
 def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, ...] = ()) -> pl.Trainer:
     """The Trainer of one run, writing into `run_dir`."""
     run, devices, steps_apart = settings.run, resolve_devices(settings.run), accumulation(settings)
@@ -67,7 +76,7 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
         accelerator=resolve_accelerator(run),
         devices=devices,
         num_nodes=run.num_nodes,
-        strategy=DDPStrategy(process_group_backend="gloo" if resolve_accelerator(run) == "cpu" else None) if several else "auto",
+        strategy=build_strategy(settings) if several else "auto",
         precision=resolve_precision(run),
         max_steps=settings.optim.max_steps,
         max_epochs=-1,

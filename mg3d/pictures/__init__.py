@@ -1,0 +1,1 @@
+"""Figures and pages: arrays in, matplotlib figures or one HTML file out."""

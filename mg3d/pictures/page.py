@@ -1,0 +1,58 @@
+"""One HTML file with text, tables and figures in it, that needs no network."""
+
+import base64
+import html
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; }
+th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; } img { max-width: 100%; } pre { white-space: pre-wrap; }
+"""
+
+Piece = str | Figure | Sequence[Mapping[str, Any]]
+
+
+def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence[Piece]]]) -> None:
+    """Writes the page, whole or not at all. A section is a heading and pieces: text, a figure, or a table as a list of rows."""
+    body = "".join(f"<h2>{html.escape(heading)}</h2>\n" + "".join(map(_piece, pieces)) for heading, pieces in sections)
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    beside.write_text(f"{head}\n<h1>{html.escape(title)}</h1>\n{body}</html>\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def _piece(piece: Piece) -> str:
+    if isinstance(piece, str):
+        return f"<p>{html.escape(piece)}</p>\n"
+    if isinstance(piece, Figure):
+        return f"<p><img alt='' src='data:image/png;base64,{base64.b64encode(png(piece)).decode()}'></p>\n"
+    return _table(piece)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0])
+    lines = ["".join(f"<td>{html.escape(shown(value))}</td>" for value in row.values()) for row in rows]
+    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n"
+
+
+def shown(value: Any) -> str:
+    """A cell: numbers with three decimals."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return buffer.getvalue()

@@ -1,0 +1,49 @@
+"""Three planes of a chest as radiologists look at them."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def three_planes(volume: np.ndarray, *, centre: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+    """Axial, coronal and sagittal plane [rows, columns] through a voxel (z, y, x; default: the middle) of a volume [z, y, x].
+
+    Volume axes: +z superior, +y posterior, +x patient left. As on a workstation: axial and coronal planes show the patient's
+    right at the left edge, axial with the front on top, coronal and sagittal with the head on top, sagittal with the front at the left.
+    """
+    z, y, x = centre if centre is not None else (side // 2 for side in volume.shape)
+    return {"axial": volume[z], "coronal": volume[::-1, y], "sagittal": volume[::-1, :, x]}
+
+
+def case_figure(
+    volume: np.ndarray,
+    *,
+    report: str = "",
+    title: str = "",
+    spacing_mm: Sequence[float] | None = None,
+    window: tuple[float, float] | None = None,
+) -> Figure:
+    """The three planes of a volume [z, y, x] beside its report; spacing_mm (z, y, x) sets the aspect; window: black and white."""
+    figure = Figure(figsize=(14, 4.2) if report else (10, 4.2), layout="constrained")
+    columns = 4 if report else 3
+    depth, height, width = spacing_mm if spacing_mm is not None else (1.0, 1.0, 1.0)
+    aspects = {"axial": height / width, "coronal": depth / width, "sagittal": depth / height}
+    low, high = window if window is not None else (float(volume.min()), float(volume.max()))
+    edges = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
+    for place, (name, plane) in enumerate(three_planes(volume).items()):
+        axes = figure.add_subplot(1, columns, place + 1)
+        axes.imshow(plane, cmap="gray", vmin=low, vmax=high, aspect=aspects[name], interpolation="nearest")
+        axes.set_title(name)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for letter, (x, y) in zip(edges[name], ((0.03, 0.5), (0.97, 0.5), (0.5, 0.96), (0.5, 0.04)), strict=True):
+            axes.text(x, y, letter, color="yellow", transform=axes.transAxes, ha="center", va="center")
+    if report:
+        axes = figure.add_subplot(1, columns, columns)
+        axes.axis("off")
+        lines = [line for part in report.split("\n") for line in textwrap.wrap(part, 60)]
+        axes.text(0, 1, "\n".join(lines[:30]), va="top", fontsize=7, transform=axes.transAxes)
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,169 @@
+"""The commands of main.py: `pretrain`, `evaluate`, `diagnose`. Each takes the settings and writes into the run's folder."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+
+from mg3d.distributed import rank
+from mg3d.settings.parse import flatten
+from mg3d.settings.schema import Settings
+from mg3d.training.build import build_data, build_model, build_tokenizer, fit_sentence_space
+from mg3d.training.evidence import show_evidence, write_evidence
+from mg3d.training.files import write_json
+from mg3d.training.label_probe import diagnose_labels
+from mg3d.training.module import PretrainModule
+from mg3d.training.objectives import build_losses, loss_weights
+from mg3d.training.trainer import accumulation, build_trainer, resolve_accelerator, resolve_devices
+
+MACHINE_SETTINGS = (
+    "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
+    "evidence", "max_minutes", "truth_root", "log_dir", "run_name", "data_root", "per_gpu_batchsize", "precision",
+)  # fmt: skip
+"""Settings that may differ between a checkpoint and the run that goes on from it."""
+
+console = Console(highlight=False)
+
+
+def say(sentence: str) -> None:
+    """Prints one line, from the first rank only."""
+    if rank() == 0 and int(pl.utilities.rank_zero_only.rank or 0) == 0:
+        console.print(f"mg3d: {sentence}", soft_wrap=True)
+
+
+def run_folder(settings: Settings) -> Path:
+    """Where this run writes."""
+    return Path(settings.run.log_dir) / settings.run.run_name
+
+
+def pretrain(settings: Settings) -> None:
+    """Trains (or goes on), validates, and shows the evidence; a finished run is only shown again."""
+    run_dir = run_folder(settings)
+    checkpoint = find_checkpoint(settings, run_dir)
+    if checkpoint and is_finished(checkpoint, settings) and (run_dir / "evidence.json").is_file():
+        say(f"{run_dir} holds this run, finished; nothing to train (run_name=... starts another)")
+        show_evidence(run_dir)
+        return
+    resolve_devices(settings.run)
+    pl.seed_everything(settings.run.seed, verbose=False)
+    data = build_data(settings)
+    data.tokenizer = build_tokenizer(settings, run_dir, data)
+    model = build_model(settings, data.tokenizer)
+    space = fit_sentence_space(model, data, settings)
+    weights = loss_weights(settings.loss)
+    module = PretrainModule(
+        model,
+        build_losses(settings.model, list(weights)),
+        weights=weights,
+        optim=settings.optim,
+        seed=settings.run.seed,
+        identity={"settings": flatten(settings)},
+    )
+    trainer = build_trainer(settings, run_dir)
+    if trainer.is_global_zero:
+        write_json(run_dir / "settings.json", flatten(settings))
+        write_json(run_dir / "sentence_space.json", space)
+    describe(settings, model, data, run_dir)
+    if checkpoint:
+        data.start_step = load_checkpoint(checkpoint)["global_step"] * accumulation(settings)
+        say(f"going on from {checkpoint} at step {data.start_step // accumulation(settings)}")
+    begin = time.monotonic()
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    say(f"trained {trainer.global_step} steps in {(time.monotonic() - begin) / 60:.1f} minutes")
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    if trainer.is_global_zero and settings.run.evidence:
+        evaluate(_resuming(settings, "last"))
+
+
+def evaluate(settings: Settings) -> None:
+    """The evidence for a checkpoint (default: the newest of the run): a table, evidence.json and a page."""
+    run_dir = run_folder(settings)
+    wanted = settings.run.resume_from or "last"
+    checkpoint = find_checkpoint(
+        dataclasses.replace(settings, run=dataclasses.replace(settings.run, resume_from=wanted)), run_dir
+    )
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"no checkpoint in {run_dir / 'checkpoints'}; train first, or set resume_from to a checkpoint file"
+        )
+    write_evidence(settings, run_dir, checkpoint, say=say)
+    show_evidence(run_dir)
+
+
+def _resuming(settings: Settings, resume_from: str) -> Settings:
+    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, resume_from=resume_from))
+
+
+def diagnose(settings: Settings) -> None:
+    """Learns the labels directly from the volumes, to see whether every finding can be seen at this grid."""
+    diagnose_labels(settings, run_folder(settings), say=say)
+
+
+def describe(settings: Settings, model: torch.nn.Module, data: pl.LightningDataModule, run_dir: Path) -> None:
+    """Says what is about to be trained, on what, and where it writes."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    say(f"{trained / 1e6:.2f} M parameters to train, {frozen / 1e6:.2f} M frozen; {data.summary()}")
+    say(
+        f"{settings.optim.max_steps} steps of {settings.optim.batch_size} volumes on {resolve_devices(settings.run)} "
+        f"{resolve_accelerator(settings.run)} process(es); writing {run_dir}"
+    )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, on the CPU; only tensors and builtins are read.
+
+    Raises:
+        ValueError: the file is no checkpoint of ours.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); it may be cut off or of another program"
+        ) from error
+    if not isinstance(checkpoint, dict) or "mg3d" not in checkpoint:
+        raise ValueError(f"{path} is no checkpoint of this program's pre-training: it has no entry 'mg3d'")
+    return checkpoint
+
+
+def find_checkpoint(settings: Settings, run_dir: Path) -> Path | None:
+    """The checkpoint that `resume_from` means, or None to start anew.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it belongs to other settings, or a new run would overwrite a run.
+    """
+    last = run_dir / "checkpoints" / "last.ckpt"
+    wanted = settings.run.resume_from
+    if wanted == "" and last.is_file():
+        raise ValueError(
+            f"{run_dir} holds a run already; resume_from=last goes on with it, run_name=... starts another beside it"
+        )
+    path = last if wanted in ("last", "auto") else Path(wanted)
+    if wanted == "" or (wanted == "auto" and not last.is_file()):
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"resume_from={wanted}: there is no {path}")
+    refuse_other_settings(path, settings)
+    return path
+
+
+def refuse_other_settings(path: Path, settings: Settings) -> None:
+    """Raises ValueError when the checkpoint was trained with other settings, naming them."""
+    theirs, ours = load_checkpoint(path)["mg3d"]["settings"], flatten(settings)
+    other = [name for name in ours if name not in MACHINE_SETTINGS and theirs.get(name) != ours[name]]
+    if other:
+        shown = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:5])
+        raise ValueError(f"{path} belongs to another configuration: {shown}; use its settings, or run_name=... for a new run")
+
+
+def is_finished(path: Path, settings: Settings) -> bool:
+    """Whether a checkpoint has reached `max_steps`."""
+    return load_checkpoint(path)["global_step"] >= settings.optim.max_steps
