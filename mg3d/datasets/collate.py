@@ -88,9 +88,13 @@ class Collator:
             study_id=[sample.study_id for sample in samples],
         )
 
+    def encode(self, sample: Sample) -> EncodedReport:
+        """A sample's report as tokens, nothing masked."""
+        return encode_report(self.tokenizer, sample.report, sample.units, self.max_text_len)
+
     def _row(self, sample: Sample) -> Row:
         cubes, words, view = (np.random.default_rng([*sample.draw, purpose]) for purpose in (CUBES, WORDS, VIEW))
-        encoded = encode_report(self.tokenizer, sample.report, sample.units, self.max_text_len)
+        encoded = self.encode(sample)
         sentences = [sample.report[start:end] for start, end in encoded.units]
         polarities = np.array([polarity(sentence) for sentence in sentences], dtype=np.int8)
         chosen = choose_sentences(polarities, self.sentence_view_probability, view)

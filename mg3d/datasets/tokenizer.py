@@ -101,7 +101,7 @@ def encode_report(
 def pad_reports(
     tokenizer: PreTrainedTokenizerBase, reports: Iterable[tuple[str, Sequence[tuple[int, int]]]], max_text_len: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids int64, attention_mask bool, sentence_index int64), [R, T] each, of R pairs of report and units, as a batch has them."""
+    """(ids int64, attention_mask bool, sentence_index int64), [R, T] each, of R pairs of report and units, as in a batch."""
     encoded = [encode_report(tokenizer, report, units, max_text_len) for report, units in reports]
     longest = max(len(row.ids) for row in encoded)
     ids = np.full((len(encoded), longest), tokenizer.pad_token_id)

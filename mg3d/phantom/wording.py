@@ -1,8 +1,8 @@
 """How the synthetic reports put things.
 
-`{name}` is a name of the finding, `{Name}` the same with a capital, `{where}` a place or nothing, `{size}` millimetres, `{grade}` mild
-to marked. No statement holds a comma: commas part clauses, and each clause has its own truth. Every verb serves statements and
-denials alike, so that no verb gives a denial away.
+`{name}` is a name of the finding, `{Name}` the same with a capital, `{where}` a place or nothing, `{size}` millimetres, `{grade}`
+mild to marked. No statement holds a comma: commas part clauses, and each clause has its own truth. Every verb serves statements
+and denials alike, so that no verb gives a denial away.
 """
 
 from typing import NamedTuple
@@ -68,7 +68,7 @@ WORDS: dict[str, Words] = {
         ("The stomach lies below the diaphragm and is not herniated.",),
     ),
     "Lymphadenopathy": Words(
-        "mediastinum", ("lymphadenopathy", "enlarged mediastinal lymph nodes", "nodal enlargement"),
+        "mediastinum", ("lymphadenopathy", "mediastinal nodal enlargement", "nodal enlargement"),
         ("Mediastinal nodes measure up to {size} mm in short axis.", "Lymph nodes of {size} mm exceed the usual size."),
         ("Mediastinal and hilar nodes are not enlarged.",),
     ),
@@ -93,7 +93,7 @@ WORDS: dict[str, Words] = {
         ("Both lungs are clear of ground glass.",),
     ),
     "Pulmonary fibrotic sequela": Words(
-        "lungs", ("pulmonary fibrotic sequela", "fibrotic bands", "scarring of the lung"),
+        "lungs", ("pulmonary fibrotic sequela", "fibrotic banding", "scarring of the lung"),
         ("Fibrous strands reach the pleura{where}.", "Old scars draw on the lung{where}."),
         ("Neither apex shows fibrous strands.",),
     ),
@@ -108,7 +108,7 @@ WORDS: dict[str, Words] = {
         ("Lung density is even without a mosaic pattern.",),
     ),
     "Peribronchial thickening": Words(
-        "airways", ("peribronchial thickening", "bronchial wall thickening", "thickened bronchial walls"),
+        "airways", ("peribronchial thickening", "bronchial wall thickening", "thickening of the bronchial walls"),
         ("The walls of the central bronchi are thickened.", "Cuffing surrounds the central bronchi."),
         ("Bronchial walls are not thickened.",),
     ),
@@ -118,12 +118,12 @@ WORDS: dict[str, Words] = {
         ("Neither lung shows airspace filling.", "Both lungs are clear of consolidation."),
     ),
     "Bronchiectasis": Words(
-        "airways", ("bronchiectasis", "bronchial dilatation", "dilated bronchi"),
+        "airways", ("bronchiectasis", "bronchial dilatation", "dilatation of the bronchi"),
         ("Bronchi are wider than their arteries{where}.", "Tram lines mark widened bronchi{where}."),
         ("Bronchial calibre is normal.",),
     ),
     "Interlobular septal thickening": Words(
-        "lungs", ("interlobular septal thickening", "septal thickening", "thickened interlobular septa"),
+        "lungs", ("interlobular septal thickening", "septal thickening", "thickening of the interlobular septa"),
         ("A net of thickened septa outlines the lobules.", "Septal lines reach the pleura of both lungs."),
         ("The interlobular septa are not thickened.",),
     ),

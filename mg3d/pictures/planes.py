@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 def three_planes(volume: np.ndarray, *, centre: Sequence[int] | None = None) -> dict[str, np.ndarray]:
     """Axial, coronal and sagittal plane [rows, columns] through a voxel (z, y, x; default: the middle) of a volume [z, y, x].
 
-    Volume axes: +z superior, +y posterior, +x patient left. As on a workstation: axial and coronal planes show the patient's
-    right at the left edge, axial with the front on top, coronal and sagittal with the head on top, sagittal with the front at the left.
+    Volume axes: +z superior, +y posterior, +x patient left. As on a workstation: the patient's right is at the left edge of axial
+    and coronal planes, the front on top of axial ones and at the left of sagittal ones, the head on top of the other two.
     """
     z, y, x = centre if centre is not None else (side // 2 for side in volume.shape)
     return {"axial": volume[z], "coronal": volume[::-1, y], "sagittal": volume[::-1, :, x]}

@@ -47,16 +47,15 @@ def scan_ctrg(
     scan = Scan([], [], [])
     ours, note = _splits(cases, split, val_patients=val_patients, seed=seed)
     scan.notes += [f"CTRG: {note}"] if note else []
-    published: dict[PurePosixPath, str] = {}
+    first: dict[PurePosixPath, _Case] = {}
     for case in cases:
-        known = published.setdefault(case.folder, case.official_split)
+        known = first.setdefault(case.folder, case).official_split
         if known != case.official_split and split == "original":
             raise ValueError(f"the annotation puts a case into both {known} and {case.official_split}; use --split own")
-    for folder, case in {case.folder: case for case in reversed(cases)}.items():
+    for folder, case in first.items():
         record = _record(root, case, f"{DATASET}/{case_hash(folder.name, salt)}", ours[folder])
         (scan.refused if isinstance(record, Quarantined) else scan.records).append(record)
-    scan.records.reverse()
-    again = len(cases) - len(published)
+    again = len(cases) - len(first)
     scan.notes += [f"CTRG: {again} entries name a case once more; the first entry counts"] if again else []
     return scan
 

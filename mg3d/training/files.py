@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file through a temporary neighbour; folders are made."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file through a temporary neighbour; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_bytes(content)
     beside.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes builtins as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

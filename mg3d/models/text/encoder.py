@@ -43,6 +43,11 @@ class TextEncoder(nn.Module):
         return self.bert.config.vocab_size
 
     @property
+    def longest(self) -> int:
+        """Most tokens it reads."""
+        return self.bert.config.max_position_embeddings
+
+    @property
     def word_vectors(self) -> Tensor:
         """The table of word vectors [V, width], without gradient."""
         return self.bert.embeddings.word_embeddings.weight.detach()
@@ -54,9 +59,10 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors of the last layer [B, T, width]; ids int64 [B, T], attention_mask bool [B, T], True = real token."""
-        limit = self.bert.config.max_position_embeddings
-        if ids.shape[1] > limit:
-            raise ValueError(f"a report of {ids.shape[1]} tokens is longer than the {limit} this text encoder reads; cut it")
+        if ids.shape[1] > self.longest:
+            raise ValueError(
+                f"a report of {ids.shape[1]} tokens is longer than the {self.longest} this text encoder reads; cut it"
+            )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.bert(input_ids=ids, attention_mask=attention_mask.long()).last_hidden_state
 
