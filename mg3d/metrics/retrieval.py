@@ -9,7 +9,12 @@ def first_rank(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """Rank (from 1) of the best relevant item of each query; [queries, gallery] each, relevant bool with a True in every row.
 
     Items that are as similar as the best relevant one count as being before it, so that a constant similarity earns nothing.
+
+    Raises:
+        ValueError: a query has no relevant item, or a similarity is nan.
     """
+    if np.isnan(similarity).any():
+        raise ValueError("some similarities are nan, so they cannot be ranked; look for the step at which the model diverged")
     if not relevant.any(1).all():
         raise ValueError("some queries have no relevant item in the gallery; leave them out")
     best = np.where(relevant, similarity, -np.inf).max(1, keepdims=True)

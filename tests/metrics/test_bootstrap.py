@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from mg3d.metrics.bootstrap import bootstrap_interval
+
+
+def test_interval_of_a_mean_is_the_textbook_one():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    low, high = bootstrap_interval(lambda rows: values[rows].mean(), np.arange(400), resamples=3000)
+    width = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - width, abs=0.03)
+    assert high == pytest.approx(values.mean() + width, abs=0.03)
+
+
+def test_patients_are_drawn_whole():
+    patients = np.array(["b", "a", "c", "a", "b", "a"])
+    seen = []
+
+    def statistic(rows):
+        seen.append(rows)
+        return 0.0
+
+    bootstrap_interval(statistic, patients, resamples=50)
+    for rows in seen:
+        drawn = [np.bincount(rows[patients[rows] == name], minlength=6) for name in "abc"]
+        assert sum(count.max() for count in drawn) == 3
+        for name, count in zip("abc", drawn):
+            assert len(set(count[patients == name])) == 1
+    assert len({tuple(rows) for rows in seen}) > 5
+
+
+def test_repeated_studies_of_a_patient_make_the_interval_wider():
+    values = np.repeat(np.random.default_rng(1).normal(size=40), 10)
+    one, other = (
+        bootstrap_interval(lambda rows: values[rows].mean(), groups, resamples=1000)
+        for groups in (np.repeat(np.arange(40), 10), np.arange(400))
+    )
+    assert (one[1] - one[0]) / (other[1] - other[0]) == pytest.approx(10**0.5, rel=0.12)
+
+
+def test_the_level_and_the_seed_decide_the_interval():
+    values = np.random.default_rng(2).random(30)
+    interval = lambda **named: bootstrap_interval(lambda rows: values[rows].mean(), np.arange(30), **named)  # noqa: E731
+    assert interval(seed=4) == interval(seed=4) != interval(seed=5)
+    wide, narrow = interval(level=0.99), interval(level=0.5)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_draws_without_a_value_are_left_out():
+    groups, turns = np.arange(3), iter([np.nan, 1.0, np.nan, 3.0])
+    assert bootstrap_interval(lambda rows: next(turns), groups, resamples=4, level=1.0) == (1.0, 3.0)
+    assert np.isnan(bootstrap_interval(lambda rows: float("nan"), groups)).all()
+
+
+def test_no_case_is_refused():
+    with pytest.raises(ValueError, match="no case"):
+        bootstrap_interval(lambda rows: 0.0, np.array([]))
