@@ -100,3 +100,7 @@ def _run(command: str, settings: Settings) -> None:
 
     experiment.command(body, unobserved=True)
     experiment.run("body", config_updates=flatten(settings), info={"command": command}, options={"--loglevel": "WARNING"})
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(sys.argv[1:]))

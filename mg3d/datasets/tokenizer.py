@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,6 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import WordPieceTrainer
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -51,12 +51,21 @@ def load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
 
 
 def train_wordpiece(texts: Iterable[str], *, vocab_size: int, out_dir: Path) -> PreTrainedTokenizerBase:
-    """A lower-case WordPiece tokenizer of at most `vocab_size` entries from `texts`, saved whole or not at all."""
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    """A lower-case WordPiece tokenizer of at most `vocab_size` entries from `texts`, saved whole or not at all.
+
+    Its entries are the letters, as beginning and as continuation, and the most frequent words. Equal texts give an equal
+    vocabulary in every process, which the trainer of the tokenizers library does not promise.
+    """
+    normalizer, pre_tokenizer, counts = BertNormalizer(lowercase=True), BertPreTokenizer(), Counter()
+    for text in texts:
+        counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
+    letters = sorted({letter for word in counts for letter in word})
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))
+    entries = dict.fromkeys([*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *frequent])
+    vocabulary = {entry: place for place, entry in enumerate(list(entries)[:vocab_size])}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.add_special_tokens(list(SPECIAL))
     ends = [(word, tokenizer.token_to_id(word)) for word in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     fast = PreTrainedTokenizerFast(

@@ -21,8 +21,14 @@ def pair_shares(
     """Over all pairs of sentences of different patients: shares of same, different and ignored; precision and recall of same.
 
     text [n, d], polarity int8 [n], patient int64 [n]; meaning: what a sentence is known to say, None = about nothing known.
-    Precision and recall are over pairs whose meanings are both known.
+    Precision and recall are over pairs whose meanings are both known; nan without any.
+
+    Raises:
+        ValueError: the four do not speak of equally many sentences.
     """
+    if not len(text) == len(polarity) == len(patient) == len(meaning):
+        counts = f"{len(text)} vectors, {len(polarity)} polarities, {len(patient)} patients and {len(meaning)} meanings"
+        raise ValueError(f"{counts} are not of the same sentences; give one of each per sentence")
     codes = {name: place for place, name in enumerate(sorted({name for name in meaning if name is not None}))}
     known = torch.tensor([codes.get(name, -1) for name in meaning])
     text = F.normalize(text, dim=-1)

@@ -27,11 +27,12 @@ class ReconstructionError:
             self.counts[place] += voxels.sum()
 
     def result(self) -> dict[str, float]:
-        """Mean squared errors over hidden voxels and hidden body voxels, of the model and of the mean image."""
-        means = self.sums / self.counts.clamp(min=1)
-        return {
-            "hidden": float(means[0, 0]),
-            "hidden_mean_image": float(means[1, 0]),
-            "hidden_body": float(means[0, 1]),
-            "hidden_body_mean_image": float(means[1, 1]),
-        }
+        """Mean squared errors over hidden voxels and hidden body voxels, of the model and of the mean image, and their ratio.
+
+        nan where no such voxel was seen.
+        """
+        result = {}
+        for place, name in enumerate(("hidden", "hidden_body")):
+            model, rival = (float(value) for value in self.sums[:, place] / self.counts[place])
+            result |= {name: model, f"{name}_mean_image": rival, f"{name}_ratio": model / rival if rival else float("nan")}
+        return result

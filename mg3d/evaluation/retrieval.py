@@ -14,10 +14,11 @@ KS = (1, 5, 10)
 def retrieval_table(
     volumes: np.ndarray, reports: np.ndarray, *, report_keys: Sequence[str], patients: np.ndarray
 ) -> list[dict[str, Any]]:
-    """One row per direction: gallery size, recall at 1, 5, 10, the interval at 10, the chances and the median rank.
+    """One row per direction: gallery size, recall at 1, 5, 10 with its chance and interval, and the median rank.
 
     volumes and reports [n, E] of length 1, row i being one study. Equal `report_keys` are equal texts: the gallery of reports
-    holds each once, and any volume with a report's text is right for it.
+    holds each once, and any volume with a report's text is right for it. `low` and `high` are those at 10. Intervals draw the
+    queries' patients again and leave the gallery as it is.
     """
     keys, first, which = np.unique(np.asarray(report_keys, dtype=object), return_index=True, return_inverse=True)
     right = which[:, None] == np.arange(len(keys))
@@ -31,8 +32,8 @@ def retrieval_table(
 def _direction(name: str, similarity: np.ndarray, right: np.ndarray, patients: np.ndarray) -> dict[str, Any]:
     ranks = first_rank(similarity, right)
     recall, chance = recall_at(ranks, KS), chance_recall_at(right, KS)
-    low, high = bootstrap_interval(lambda rows: float((ranks[rows] <= KS[-1]).mean()), patients)
     row: dict[str, Any] = {"direction": name, "gallery": right.shape[1], "queries": right.shape[0]}
     for k in KS:
-        row |= {f"recall_at_{k}": recall[k], f"chance_at_{k}": chance[k]}
+        low, high = bootstrap_interval(lambda rows, k=k: recall_at(ranks[rows], [k])[k], patients)
+        row |= {f"recall_at_{k}": recall[k], f"chance_at_{k}": chance[k], f"low_at_{k}": low, f"high_at_{k}": high}
     return row | {"low": low, "high": high, "median_rank": float(np.median(ranks))}

@@ -14,22 +14,27 @@ from mg3d.metrics.classification import auroc, macro_auroc
 def zero_shot_scores(volumes: Tensor, prompts: Tensor, logit_scale: float) -> np.ndarray:
     """Probability [n, L] that each finding is there: softmax over (present, absent) of scale * cosine.
 
-    volumes [n, E], prompts [L, 2, E] (present first), of length 1.
+    volumes [n, E], prompts [L, 2, E] (present first), of length 1. float64: at a trained scale, single precision rounds clear
+    cases to 1 and ties them.
     """
-    logits = logit_scale * torch.einsum("ne,lpe->nlp", volumes, prompts)
+    logits = logit_scale * torch.einsum("ne,lpe->nlp", volumes.double(), prompts.double())
     return logits.softmax(-1)[..., 0].numpy()
 
 
 def zero_shot_table(
     scores: np.ndarray, present: np.ndarray, *, visible: np.ndarray | None, patients: np.ndarray, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One row per finding: prevalence, AUROC for what is present and its interval, AUROC for what is visible; [n, L] each."""
+    """One row per finding: prevalence, AUROC for what is present and its interval, AUROC for what is visible; [n, L] each.
+
+    present and visible: 1, 0, -1 = not known; the prevalence is among the known.
+    """
     rows = []
     for place, name in enumerate(names):
+        known = present[present[:, place] >= 0, place]
         low, high = bootstrap_interval(lambda rows, p=place: auroc(present[rows, p], scores[rows, p]), patients)
         row = {
             "finding": name,
-            "prevalence": float((present[:, place] == 1).mean()),
+            "prevalence": float(known.mean()) if len(known) else float("nan"),
             "auroc": auroc(present[:, place], scores[:, place]),
             "low": low,
             "high": high,

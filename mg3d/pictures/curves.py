@@ -1,14 +1,21 @@
 """Training curves from the CSV that the logger writes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 
-def curves_figure(metrics_csv: Path) -> Figure:
-    """One panel per objective, training and validation over optimiser steps, from `metrics.csv`."""
-    table = pd.read_csv(metrics_csv)
+def curves_figure(parts: Sequence[Path]) -> Figure:
+    """One panel per objective, training and validation over optimiser steps, from the CSV files of a run's parts, oldest first.
+
+    Where a later part goes back to earlier steps, it counts.
+    """
+    table = pd.DataFrame()
+    for path in parts:
+        part = pd.read_csv(path)
+        table = part if table.empty else pd.concat([table[table["step"] < part["step"].min()], part])
     names = sorted({column.split("/")[1].removesuffix("_step") for column in table.columns if column.startswith("train/")})
     figure = Figure(figsize=(3.4 * min(4, len(names)), 2.6 * -(-len(names) // 4)), layout="constrained")
     for place, name in enumerate(names):

@@ -258,8 +258,8 @@ def show_evidence(run_dir: Path) -> None:
 
 def write_pictures(run_dir: Path, result: dict[str, Any], scene: Scene, similarity: Tensor | None) -> None:
     """The page, and its curves as PNG."""
-    csv = run_dir / "csv" / "metrics.csv"
-    curves = curves_figure(csv) if csv.is_file() else None
+    parts = sorted(run_dir.glob("csv/*/metrics.csv"))
+    curves = curves_figure(parts) if parts else None
     if curves is not None:
         write_bytes(run_dir / "curves.png", png(curves))
     sections: list[tuple[str, list[Any]]] = [("Held-out numbers", [summary_rows(result)]), ("By finding", [finding_rows(result)])]

@@ -1,7 +1,9 @@
 """The commands of main.py: `pretrain`, `evaluate`, `diagnose`. Each takes the settings and writes into the run's folder."""
 
 import dataclasses
+import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ MACHINE_SETTINGS = (
 """Settings that may differ between a checkpoint and the run that goes on from it."""
 
 console = Console(highlight=False)
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen and averaged encoders are meant to be
+warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run goes on in its folder
+warnings.filterwarnings("ignore", ".*does not have many workers.*")
 
 
 def say(sentence: str) -> None:
@@ -76,7 +82,7 @@ def pretrain(settings: Settings) -> None:
     say(f"trained {trainer.global_step} steps in {(time.monotonic() - begin) / 60:.1f} minutes")
     if trainer.interrupted:
         raise KeyboardInterrupt
-    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
 

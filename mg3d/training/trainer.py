@@ -66,6 +66,11 @@ def build_strategy(settings: Settings) -> DDPStrategy:
     )
 
 
+def csv_part(run_dir: Path) -> str:
+    """Name of a new part of the run's CSV log: the logger empties the folder it is given, and a resumed run must keep the old."""
+    return f"part-{sum(1 for _ in run_dir.glob('csv/part-*')):03d}"
+
+
 def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, ...] = ()) -> pl.Trainer:
     """The Trainer of one run, writing into `run_dir`."""
     run, devices, steps_apart = settings.run, resolve_devices(settings.run), accumulation(settings)
@@ -90,7 +95,10 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
         log_every_n_steps=run.log_interval,
         use_distributed_sampler=False,
         enable_model_summary=False,
-        logger=[TensorBoardLogger(run_dir, name="", version="tensorboard"), CSVLogger(run_dir, name="", version="csv")],
+        logger=[
+            TensorBoardLogger(run_dir, name="", version="tensorboard"),
+            CSVLogger(run_dir, name="csv", version=csv_part(run_dir)),
+        ],
         callbacks=[checkpoint_callback(run_dir / "checkpoints"), LearningRateMonitor("step"), progress, *extra],
     )
 

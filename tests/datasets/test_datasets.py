@@ -180,3 +180,9 @@ def test_a_sample_is_masked_alike_in_any_batch(tokenizer, index_file):
 def test_equal_texts_have_equal_keys_everywhere():
     assert text_key("heart") == text_key("heart") != text_key("Heart")
     assert 0 <= text_key("aorta") < 2**63
+
+
+def test_equal_texts_give_equal_vocabularies(tmp_path):
+    first, second = (small_tokenizer(tmp_path / name).get_vocab() for name in ("one", "two"))
+    assert first == second
+    assert len(first) == 120
