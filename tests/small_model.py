@@ -10,7 +10,8 @@ from mg3d.types import Batch
 OBJECTIVES = ("mlm", "sal", "mim", "cml", "dcl", "ssm")
 SHAPE = (16, 8, 24)
 INTENDED = {
-    "fusion": "gate", "cml_pair": "multimodal_unimodal", "mim_text": "sentences_image_layers", "mim_fill": "zero",
+    "fusion": "gate", "image_position": False,
+        "cml_pair": "multimodal_unimodal", "mim_text": "sentences_image_layers", "mim_fill": "zero",
     "aggregation_values": "sentence", "sal_target": "word_embedding", "ssm_text": "plain",
 }  # fmt: skip
 WIRINGS = {

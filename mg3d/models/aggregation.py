@@ -23,13 +23,13 @@ class Aggregate(NamedTuple):
 class ImageAggregation(nn.Module):
     """Sentences ask the image: softmax attention whose values come from the image tokens."""
 
-    def __init__(self, width: int, sentence_width: int, *, heads: int) -> None:
+    def __init__(self, width: int, sentence_width: int, *, heads: int, queries: int) -> None:
         super().__init__()
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.sentence_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, sentence_width))
-        self.pool = AttentionPool(width, heads, may_be_empty=True)
+        self.pool = AttentionPool(width, heads, queries=queries, may_be_empty=True)
 
     def forward(self, sentences: Tensor, sentence_mask: Tensor, *, image: Tensor, image_vector: Tensor) -> Aggregate:
         """From sentences [B, S, d], their mask bool [B, S] and image tokens [B, N, d]; `image_vector` is not read."""

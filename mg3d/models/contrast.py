@@ -12,10 +12,10 @@ from mg3d.models.pooling import AttentionPool, CollapsePool, SentenceAttentionPo
 class ImageReportContrast(nn.Module):
     """Image against report, neither having seen the other."""
 
-    def __init__(self, width: int, embedding_width: int, heads: int) -> None:
+    def __init__(self, width: int, embedding_width: int, *, heads: int, queries: int) -> None:
         super().__init__()
-        self.image_pool = AttentionPool(width, heads)
-        self.report_pool = AttentionPool(width, heads, may_be_empty=True)
+        self.image_pool = AttentionPool(width, heads, queries=queries)
+        self.report_pool = AttentionPool(width, heads, queries=queries, may_be_empty=True)
         self.image_head = ProjectionHead(width, embedding_width)
         self.report_head = ProjectionHead(width, embedding_width)
 

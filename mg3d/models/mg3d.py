@@ -22,6 +22,7 @@ from mg3d.models.heads import (
     WordEmbeddingSalHead,
 )
 from mg3d.models.pooling import AttentionPool, sentence_means, sentence_membership
+from mg3d.models.position import GridPosition
 from mg3d.models.sentence_space import CentredSentenceSpace, plain_sentences, random_pair_cosines
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.models.vision.masking import spread_cubes
@@ -49,7 +50,9 @@ class MG3D(nn.Module):
         width: d, in which image and report meet.
         embedding_width: E, of what is contrasted.
         fusion_heads: heads of every attention of this module.
-        mim_cube: voxels per side of a hidden cube.
+        pool_queries: queries of every attention pool.
+        input_shift, input_scale: the encoder sees (volume - shift) * scale.
+        image_position: tell image tokens where they lie.
     """
 
     def __init__(
@@ -64,6 +67,10 @@ class MG3D(nn.Module):
         fusion: Literal["cross_attention", "gate"] = "cross_attention",
         fusion_layers: int = 2,
         fusion_heads: int = 12,
+        pool_queries: int = 1,
+        input_shift: float = 0.0,
+        input_scale: float = 1.0,
+        image_position: bool = True,
         mim_decoder: Literal["conv", "linear"] = "conv",
         mim_fill: Literal["token", "zero"] = "token",
         mim_text: Literal["sentences", "tokens_text_layers", "sentences_image_layers"] = "sentences",
@@ -82,11 +89,15 @@ class MG3D(nn.Module):
         self.mim_reads_tokens = mim_text == "tokens_text_layers"
         self.has_fused_contrast = cml_pair == "multimodal_unimodal"
         self.vision, self.text = vision, text
+        self.input_shift, self.input_scale = input_shift, input_scale
         self.project_image = nn.Linear(vision.channels, width)
+        self.position = GridPosition(width) if image_position else None
         self.project_report = nn.Linear(text.width, width)
         self.type_embedding = nn.Embedding(2, width)
+        nn.init.trunc_normal_(self.type_embedding.weight, std=0.02)
         wants = self.objectives.intersection
         layers = {"layers": fusion_layers, "heads": fusion_heads}
+        pooling = {"heads": fusion_heads, "queries": pool_queries}
         self.fusion_report = self.fusion_volume = self.mlm_head = self.sal_head = self.target_text = None
         self.mim_head = self.contrast = self.cml_scale = self.dcl_scale = self.aggregation = self.sentence_space = None
         self.dcl_pool = self.dcl_image_head = self.dcl_aggregate_head = None
@@ -98,11 +109,10 @@ class MG3D(nn.Module):
         if wants({"mim"}):
             decoder = ConvVolumeDecoder if mim_decoder == "conv" else LinearVolumeDecoder
             self.mim_head = decoder(width, vision.stride)
-        self._build_contrast(width, embedding_width, fusion_heads)
-        self._build_aggregation(width, embedding_width, aggregation_values, **layers)
+        self._build_contrast(width, embedding_width, pooling)
+        self._build_aggregation(width, embedding_width, fusion_layers, pooling, from_image=aggregation_values == "image")
         if wants({"ssm"}) and ssm_text == "centred_idf":
             self.sentence_space = CentredSentenceSpace(text)
-        self._initialise()
 
     def _uses_fused_contrast(self) -> bool:
         return self.has_fused_contrast and bool(self.objectives & {"cml", "dcl", "ssm"})
@@ -116,37 +126,29 @@ class MG3D(nn.Module):
             if sal_target == "contextual" and not self.text.frozen:
                 self.target_text = copy.deepcopy(self.text).freeze()
 
-    def _build_contrast(self, width: int, embedding_width: int, heads: int) -> None:
+    def _build_contrast(self, width: int, embedding_width: int, pooling: Mapping[str, int]) -> None:
         if self._uses_fused_contrast():
             self.contrast = FusedContrast(width, embedding_width, math.prod(self.grid))
         elif "cml" in self.objectives:
-            self.contrast = ImageReportContrast(width, embedding_width, heads)
+            self.contrast = ImageReportContrast(width, embedding_width, **pooling)
         if "cml" in self.objectives:
             self.cml_scale = LogitScale(learned=not self.has_fused_contrast)
 
-    def _build_aggregation(self, width: int, embedding_width: int, values: str, *, layers: int, heads: int) -> None:
+    def _build_aggregation(
+        self, width: int, embedding_width: int, layers: int, pooling: Mapping[str, int], *, from_image: bool
+    ) -> None:
         if not self.objectives & {"dcl", "ssm"}:
             return
-        if values == "image":
-            self.aggregation = ImageAggregation(width, SENTENCE_WIDTH, heads=heads)
+        if from_image:
+            self.aggregation = ImageAggregation(width, SENTENCE_WIDTH, **pooling)
         else:
             self.aggregation = SentenceAggregation(width, SENTENCE_WIDTH, layers=layers)
-        needs_pool = "dcl" in self.objectives or values == "sentence"
-        if needs_pool and not self.has_fused_contrast:
-            self.dcl_pool = AttentionPool(width, heads)
+        if not self.has_fused_contrast and ("dcl" in self.objectives or not from_image):
+            self.dcl_pool = AttentionPool(width, **pooling)
         if "dcl" in self.objectives:
             self.dcl_image_head = ProjectionHead(width, embedding_width)
             self.dcl_aggregate_head = ProjectionHead(width, embedding_width)
             self.dcl_scale = LogitScale(learned=not self.has_fused_contrast)
-
-    def _initialise(self) -> None:
-        for name, module in self.named_modules():
-            if name.startswith(("vision", "text", "target_text")):
-                continue
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     # --- encoders
 
@@ -155,8 +157,9 @@ class MG3D(nn.Module):
         if cube_mask is not None and self.mim_fill == "zero":
             volume = volume.masked_fill(spread_cubes(cube_mask, volume.shape[2:])[:, None], 0.0)
             cube_mask = None
-        features = rearrange(self.vision.encode(volume, cube_mask), "b c d h w -> b (d h w) c")
-        return self._project_image(features)
+        features = self.vision.encode((volume - self.input_shift) * self.input_scale, cube_mask)
+        tokens = self._project_image(rearrange(features, "b c d h w -> b (d h w) c"))
+        return tokens if self.position is None else tokens + self.position(features.shape[2:])
 
     def _project_image(self, tokens: Tensor) -> Tensor:
         return self.project_image(tokens) + self.type_embedding.weight[IMAGE]

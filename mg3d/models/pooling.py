@@ -32,22 +32,26 @@ def masked_mean(vectors: Tensor, mask: Tensor) -> Tensor:
 
 
 class AttentionPool(nn.Module):
-    """One vector from any number of tokens, read by a learned query.
+    """One vector from any number of tokens, read by learned queries.
 
     Args:
+        queries: how many; more than one are brought together by a linear layer.
         may_be_empty: a sample may have no token; a learned vector then stands for it.
     """
 
-    def __init__(self, width: int, heads: int, *, may_be_empty: bool = False) -> None:
+    def __init__(self, width: int, heads: int, *, queries: int = 1, may_be_empty: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.query = nn.Parameter(torch.randn(width) / width**0.5)
+        # Long queries look at different tokens from the start; short ones would see the mean, where patients hardly differ.
+        self.queries = nn.Parameter(3.0 * torch.randn(queries, width))
         self.attention = MaskedAttention(width, heads)
+        self.join = nn.Linear(queries * width, width) if queries > 1 else nn.Identity()
         self.empty = nn.Parameter(0.02 * torch.randn(width)) if may_be_empty else None
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, d] for tokens [B, n, d]; mask bool [B, n], True = real."""
-        pooled = self.attention(self.query.expand(len(tokens), 1, -1), self.norm(tokens), mask)[:, 0]
+        read = self.attention(self.queries.expand(len(tokens), -1, -1), self.norm(tokens), mask)
+        pooled = self.join(read.flatten(1))
         if mask is None or self.empty is None:
             return pooled
         return torch.where(mask.any(1, keepdim=True), pooled, self.empty.to(pooled.dtype))

@@ -41,8 +41,9 @@ def _piece(piece: Piece) -> str:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0])
-    lines = ["".join(f"<td>{html.escape(shown(value))}</td>" for value in row.values()) for row in rows]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
+    lines = ["".join(f"<td>{html.escape(shown(row.get(name, '')))}</td>" for name in names) for row in rows]
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n"
 
 

@@ -4,7 +4,11 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+
+LETTERS, LINE_INCHES = 72, 0.12
+"""Letters of a report's line that fit beside the planes, and the height of a line."""
 
 
 def three_planes(volume: np.ndarray, *, centre: Sequence[int] | None = None) -> dict[str, np.ndarray]:
@@ -24,17 +28,28 @@ def case_figure(
     title: str = "",
     spacing_mm: Sequence[float] | None = None,
     window: tuple[float, float] | None = None,
+    overlay: np.ndarray | None = None,
+    centre: Sequence[int] | None = None,
 ) -> Figure:
-    """The three planes of a volume [z, y, x] beside its report; spacing_mm (z, y, x) sets the aspect; window: black and white."""
-    figure = Figure(figsize=(14, 4.2) if report else (10, 4.2), layout="constrained")
+    """The three planes of a volume [z, y, x] through `centre` (see `three_planes`) beside its report.
+
+    spacing_mm (z, y, x) sets the aspect; window: values that become black and white; overlay: bool [z, y, x], shown in red. The
+    figure is as high as the report needs.
+    """
+    lines = [line for part in report.split("\n") for line in textwrap.wrap(part, LETTERS)]
+    figure = Figure(figsize=(14 if report else 10, max(4.2, 0.6 + LINE_INCHES * len(lines))), layout="constrained")
     columns = 4 if report else 3
+    marked = {} if overlay is None else three_planes(overlay, centre=centre)
     depth, height, width = spacing_mm if spacing_mm is not None else (1.0, 1.0, 1.0)
     aspects = {"axial": height / width, "coronal": depth / width, "sagittal": depth / height}
     low, high = window if window is not None else (float(volume.min()), float(volume.max()))
     edges = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
-    for place, (name, plane) in enumerate(three_planes(volume).items()):
+    for place, (name, plane) in enumerate(three_planes(volume, centre=centre).items()):
         axes = figure.add_subplot(1, columns, place + 1)
         axes.imshow(plane, cmap="gray", vmin=low, vmax=high, aspect=aspects[name], interpolation="nearest")
+        if name in marked:
+            visible = np.ma.masked_equal(marked[name], 0)
+            axes.imshow(visible, cmap=ListedColormap(["red"]), alpha=0.4, aspect=aspects[name], interpolation="nearest")
         axes.set_title(name)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -43,7 +58,6 @@ def case_figure(
     if report:
         axes = figure.add_subplot(1, columns, columns)
         axes.axis("off")
-        lines = [line for part in report.split("\n") for line in textwrap.wrap(part, 60)]
-        axes.text(0, 1, "\n".join(lines[:30]), va="top", fontsize=7, transform=axes.transAxes)
-    figure.suptitle(title)
+        axes.text(0, 1, "\n".join(lines), va="top", fontsize=6, transform=axes.transAxes, parse_math=False)
+    figure.suptitle(title, parse_math=False)
     return figure

@@ -50,6 +50,10 @@ class VisionSettings:
     """Blocks per stage; each stage ends in a merging that halves every axis."""
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     """Attention heads per stage."""
+    input_shift: float = 0.0
+    """The encoder sees (volume - input_shift) * input_scale; the released weights want volumes in [0, 1] as they are."""
+    input_scale: float = 1.0
+    """See input_shift. A small encoder from scratch learns several times faster from centred volumes of unit variance."""
     patch_merging: Literal["legacy", "monai"] = "legacy"
     """legacy: the merging the released weights were trained with. Equal keys and shapes, other features: never mix."""
 
@@ -86,6 +90,10 @@ class ModelSettings:
     """Fusion layers."""
     fusion_heads: int = 12
     """Heads of `cross_attention`; must divide hidden_size."""
+    pool_queries: int = 1
+    """Learned queries of every attention pool."""
+    image_position: bool = True
+    """Tell image tokens where in the volume they lie; windowed attention knows relative places only. Released: not told."""
     cml_pair: Literal["image_report", "multimodal_unimodal"] = "image_report"
     """What CML contrasts: unfused image and report, or (released) fused against unfused mixes of the same patient."""
     mim_text: Literal["sentences", "tokens_text_layers", "sentences_image_layers"] = "sentences"
