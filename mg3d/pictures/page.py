@@ -24,9 +24,10 @@ def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence
     """Writes the page, whole or not at all. A section is a heading and pieces: text, a figure, or a table as a list of rows."""
     body = "".join(f"<h2>{html.escape(heading)}</h2>\n" + "".join(map(_piece, pieces)) for heading, pieces in sections)
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    content = f"{head}\n<h1>{html.escape(title)}</h1>\n{body}</html>\n".encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{path.name}")
-    beside.write_text(f"{head}\n<h1>{html.escape(title)}</h1>\n{body}</html>\n", encoding="utf-8")
+    beside.write_bytes(content)
     beside.replace(path)
 
 

@@ -1,0 +1,39 @@
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mg3d.pictures.page import write_page
+
+
+def test_rows_with_other_names_keep_their_columns(tmp_path):
+    rows = [{"name": "a", "low": 1.0}, {"name": "b", "high": 2}]
+    write_page(tmp_path / "page.html", title="t", sections=[("s", [rows])])
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", (tmp_path / "page.html").read_text())
+    assert np.reshape(cells, (3, 3)).tolist() == [["name", "low", "high"], ["a", "1.000", ""], ["b", "", "2"]]
+
+
+def test_names_of_columns_and_headings_are_escaped_too(tmp_path):
+    write_page(tmp_path / "page.html", title="<i>", sections=[("<u>", [[{"<s>": "&"}]])])
+    text = (tmp_path / "page.html").read_text()
+    assert not re.search(r"<[ius]>", text)
+    assert "&lt;i&gt;" in text
+    assert "<td>&amp;</td>" in text
+
+
+def test_a_figure_is_inside_the_page(tmp_path):
+    write_page(tmp_path / "page.html", title="t", sections=[("s", [Figure(figsize=(2, 1))])])
+    encoded = re.search(r"data:image/png;base64,([^']+)'", (tmp_path / "page.html").read_text())[1]
+    assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (180, 90)
+
+
+def test_a_page_that_fails_leaves_the_old_one(tmp_path):
+    write_page(tmp_path / "page.html", title="old", sections=[])
+    with pytest.raises(UnicodeEncodeError):
+        write_page(tmp_path / "page.html", title="new", sections=[("s", ["half a letter: \ud800"])])
+    assert "old" in (tmp_path / "page.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
