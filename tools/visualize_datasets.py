@@ -1,131 +1,257 @@
-"""Show three planes of a case and its report, from an Arrow index, NIfTI file, CTRG folder or synthetic set (`--help`)."""
+"""Show three planes of a case and its report, from an Arrow index, a NIfTI file, CTRG, CT-RATE or a synthetic set (`--help`)."""
 
 import argparse
+import ast
 import csv
 import json
 import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from PIL import Image
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from PIL import Image, UnidentifiedImageError
 
 from mg3d.datasets.arrow import VolumeIndex
-from mg3d.phantom.ct_rate import volume_path
+from mg3d.glossary import LABELS
+from mg3d.phantom.ct_rate import REPORTS_NAME, volume_path
 from mg3d.pictures.page import png
 from mg3d.pictures.planes import case_figure
+from mg3d.preparation.ctrg import ANNOTATIONS, case_hash, natural_key
+from mg3d.preparation.geometry import table_affine
+from mg3d.preparation.hounsfield import choose_rule
+from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.records import TableGeometry
+from mg3d.text_units import clean_section, report_units
+from mg3d.training.files import write_bytes
 
 CHEST_WINDOW_HU = (-1000.0, 400.0)
+PICTURES = Path("result/pictures")
+_VOLUME_NAME = re.compile(r"(train|valid)_\d+_[a-z]+_\d+")
 
 
 class Case(NamedTuple):
-    """What is shown."""
+    """What is shown of one volume."""
 
     name: str
     volume: np.ndarray
     """[z, y, x], +z superior, +y posterior, +x patient left."""
-    spacing_mm: tuple[float, float, float] | None
     report: str
-    is_hu: bool
+    spacing_mm: Sequence[float] | None
+    """z y x; None = not known."""
+    window: tuple[float, float]
+    """Voxel values that become black and white."""
+    labels: Sequence[int] = ()
+    """Of the 18 findings: 1 present, 0 absent, -1 not known; empty = none known."""
+
+    @property
+    def title(self) -> str:
+        """The name and what is labelled present."""
+        present = ", ".join(name for name, label in zip(LABELS, self.labels) if label == 1)
+        unknown = all(label == -1 for label in self.labels)
+        return self.name if unknown else f"{self.name}: {present or 'none of the 18 findings'}"
 
 
-def open_case(path: Path, wanted: str | None) -> Case:
-    """The case at a path, by what the path is; FileNotFoundError or ValueError says what is wrong."""
+def read_case(path: Path, case: str | None) -> Case:
+    """The case that PATH and --case name.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is no data set, or holds no such case, or cannot be read.
+    """
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
+        raise FileNotFoundError(f"there is no {path}; give an .arrow index, a NIfTI file, or a folder of slices or of a data set")
     if path.suffix == ".arrow":
-        return from_arrow(path, wanted)
+        return read_row(path, case)
+    dataset = next((folder for folder in (path / "ct_rate/dataset", path / "dataset", path) if _is_ct_rate(folder)), None)
+    if dataset is not None:
+        return read_nifti(_find_volume(dataset, case))
+    if case is not None:
+        raise ValueError("--case chooses a volume of an .arrow index or of a CT-RATE folder, and PATH is neither; leave it out")
     if path.name.endswith((".nii", ".nii.gz")):
-        return from_nifti(path)
-    if (path / "ct_rate" / "dataset").is_dir():
-        return from_synthetic_set(path, wanted)
-    if path.is_dir() and any(path.glob("*.jpg")):
-        return from_slices(path)
-    raise ValueError(
-        f"{path} is none of: an .arrow index, a .nii(.gz) file, a folder of .jpg slices, a synthetic set (holds ct_rate/dataset)"
-    )
+        return read_nifti(path)
+    if path.is_dir():
+        return read_slices(path)
+    raise ValueError(f"{path} is no .arrow index, no .nii or .nii.gz file and no folder")
 
 
-def from_arrow(path: Path, wanted: str | None) -> Case:
-    """A row of an index; default: the first."""
+def read_row(path: Path, case: str | None) -> Case:
+    """A volume of an index file by its volume or study id, with or without the data set's name; the first without a case."""
     index = VolumeIndex(path)
-    names = index.table["volume_id"].to_pylist()
-    matches = [row for row, name in enumerate(names) if wanted is None or wanted in (name, name.split("/", 1)[1])]
-    if not matches:
-        raise ValueError(f"{path} has no volume {wanted}; one of its {len(names)} is {names[0] if names else 'missing'}")
-    row = matches[0]
-    spacing = index.table["spacing_mm"][row].as_py()
-    report = index.table["report"][row].as_py()
-    is_hu = index.table["unit"][row].as_py() == "hu"
-    return Case(names[row], index.volume(row), tuple(spacing) if spacing else None, report, is_hu)
+    ids, studies = (index.table[column].to_pylist() for column in ("volume_id", "study_id"))
+    if not ids:
+        raise ValueError(f"{path} is an index without a volume; run the preparation on more data")
+    named = (row for row, names in enumerate(zip(ids, studies)) if case in {*names, *(name.split("/")[-1] for name in names)})
+    row = 0 if case is None else next(named, None)
+    if row is None:
+        raise ValueError(f"{path} has no volume or study {case}; the first of its {len(ids)} volumes is {ids[0]}")
+    stored = {name: index.table[name][row].as_py() for name in ("report", "spacing_mm", "unit", "labels")}
+    window = CHEST_WINDOW_HU if stored["unit"] == "hu" else (0.0, 255.0)
+    name = ids[row].split("/")[-1]
+    return Case(name, index.volume(row), stored["report"], stored["spacing_mm"], window, stored["labels"])
 
 
-def from_nifti(path: Path) -> Case:
-    """A NIfTI file, turned by its header; with its report when it lies in a CT-RATE tree."""
-    image = nib.load(path)
-    if len(image.shape) != 3:
-        raise ValueError(f"{path} has {len(image.shape)} axes, not 3")
-    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LPS"))
-    image = image.as_reoriented(turn)
-    volume = np.asarray(image.dataobj).transpose(2, 1, 0)
-    return Case(path.name.split(".nii")[0], volume, tuple(image.header.get_zooms()[::-1]), ct_rate_report(path), True)
+def read_nifti(path: Path) -> Case:
+    """A NIfTI file, turned upright; in a CT-RATE tree with its report and labels, and its geometry where the header is blank."""
+    try:
+        image = nib.load(path)
+        stored = np.asanyarray(image.dataobj)
+    except (ImageFileError, HeaderDataError, EOFError, zlib.error, OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as NIfTI ({type(error).__name__}); download it again") from error
+    while stored.ndim > 3 and stored.shape[-1] == 1:
+        stored = stored[..., 0]
+    if stored.ndim != 3:
+        raise ValueError(f"{path} has {stored.ndim} axes, {'x'.join(map(str, stored.shape))}; a volume of three axes is expected")
+    texts, metadata, labels = _ct_rate_rows(path)
+    table = _geometry(metadata, stored.shape[::-1])
+    volume, spacing_mm = _upright(stored, image, table)
+    try:
+        rule = choose_rule(stored, table and (table.slope, table.intercept))
+        volume, window = volume * rule.slope + rule.intercept, CHEST_WINDOW_HU
+    except Refusal:  # a label map, or scanner values without a table: shown as they are
+        low, high = np.nanpercentile(stored, (1, 99))
+        window = (float(low), float(high))
+    sections = (clean_section(texts.get(column)) for column in ("Findings_EN", "Impressions_EN"))
+    known = [{"0": 0, "1": 1}.get(labels.get(label, "").removesuffix(".0"), -1) for label in LABELS]
+    return Case(re.sub(r"\.nii(\.gz)?$", "", path.name), volume, report_units(*sections)[0], spacing_mm, window, known)
 
 
-def ct_rate_report(path: Path) -> str:
-    """The report of a volume of a CT-RATE tree, or nothing."""
-    tables = [table for folder in path.parents[3:5] for table in folder.glob("radiology_text_reports/*_reports.csv")]
-    for table in tables:
-        with table.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["VolumeName"] == path.name:
-                    return f"{row['Findings_EN']}\n{row['Impressions_EN']}"
-    return ""
+def read_slices(folder: Path) -> Case:
+    """A folder of CTRG's JPEG slices, which run from the top down; the report is looked up in the JSON above it.
+
+    The folder's name may be a person's: the picture is called by a hash of it.
+    """
+    names = [path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg"}]
+    if not names:
+        raise ValueError("the folder holds neither JPEG slices nor CT-RATE's dataset; give one that does, or a file")
+    try:
+        slices = [np.asarray(Image.open(path).convert("L")) for path in sorted(names, key=lambda path: natural_key(path.name))]
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"a JPEG slice cannot be read ({type(error).__name__}); download the case again") from error
+    shapes = {plane.shape for plane in slices}
+    if len(shapes) > 1:
+        raise ValueError(f"the slices have different sizes, {sorted(shapes)}; the folder should hold those of one case")
+    item = _ctrg_item(folder.resolve())
+    sections = (
+        clean_section(item.get(name, item.get(other))) for name, other in (("report", "findings"), ("result", "impression"))
+    )
+    name = f"ctrg_{case_hash(folder.resolve().name, b'')}"
+    return Case(name, np.stack(slices[::-1]), report_units(*sections)[0], None, (0.0, 255.0))
 
 
-def from_slices(folder: Path) -> Case:
-    """A CTRG folder: slices from the top down, sorted by number; with its report when the annotations lie beside."""
-    paths = sorted(folder.glob("*.jpg"), key=lambda path: [int(number) for number in re.findall(r"\d+", path.stem)])
-    volume = np.stack([np.asarray(Image.open(path).convert("L")) for path in reversed(paths)])
-    annotations = folder.parent.parent / "chest_ctrg_jpg.json"
-    report = ""
-    if annotations.is_file():
-        for item in json.loads(annotations.read_text(encoding="utf-8")):
-            if folder.name in str(item["image_path"]):
-                report = f"{item['report']}\n{item['result']}"
-    return Case(folder.name, volume, None, report, False)
+def _is_ct_rate(folder: Path) -> bool:
+    return (folder / "radiology_text_reports").is_dir()
 
 
-def from_synthetic_set(root: Path, wanted: str | None) -> Case:
-    """A volume of a synthetic set, e.g. train_1_a_1 (the default)."""
-    name = wanted or "train_1_a_1"
-    if name.count("_") != 3:
-        raise ValueError(f"--case {name} is no name of a volume; they look like train_1_a_1")
-    path = volume_path(root / "ct_rate" / "dataset", name, fixed=True)
-    if not path.is_file():
-        raise FileNotFoundError(f"{root} has no volume {name}")
-    return from_nifti(path)
+def _find_volume(dataset: Path, case: str | None) -> Path:
+    first = next(iter(dataset.glob("*/*/*/*.nii.gz")), None)
+    if first is None:
+        raise ValueError(f"{dataset} holds no volume yet; download some, or give another folder")
+    if case is None:
+        return first
+    hint = f"one that is there is {first.name.removesuffix('.nii.gz')}"
+    if not _VOLUME_NAME.fullmatch(case):
+        raise ValueError(f"--case {case} is no name of a CT-RATE volume; {hint}")
+    path = next((path for path in (volume_path(dataset, case, fixed=fixed) for fixed in (True, False)) if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{dataset} has no volume {case}; {hint}")
+    return path
+
+
+def _ct_rate_rows(path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """The file's rows of the reports, the metadata and the labels; empty outside of a CT-RATE tree."""
+    split = path.name.split("_")[0]
+    dataset = next((folder for folder in path.resolve().parents if _is_ct_rate(folder)), None)
+    if dataset is None or split not in REPORTS_NAME:
+        return {}, {}, {}
+    tables = (
+        f"radiology_text_reports/{REPORTS_NAME[split]}_reports.csv",
+        f"metadata/{REPORTS_NAME[split]}_metadata.csv",
+        f"multi_abnormality_labels/{split}_predicted_labels.csv",
+    )
+    reports, metadata, labels = (_table_row(dataset / table, path.name) for table in tables)
+    return reports, metadata, labels
+
+
+def _table_row(table: Path, volume_name: str) -> dict[str, str]:
+    if not table.is_file():
+        return {}
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        return next((row for row in csv.DictReader(file) if (row.get("VolumeName") or "").strip() == volume_name), {})
+
+
+def _geometry(row: Mapping[str, str], shape_zyx: tuple[int, ...]) -> TableGeometry | None:
+    """What the metadata say of the grid and of HU; None when a cell is missing or no number."""
+    try:
+        along_y, along_x = ast.literal_eval(row["XYSpacing"])
+        orientation = tuple(float(cosine) for cosine in ast.literal_eval(row["ImageOrientationPatient"]))
+        spacing = (float(row["ZSpacing"]), float(along_y), float(along_x))
+        return TableGeometry(shape_zyx, spacing, orientation, float(row["RescaleSlope"]), float(row["RescaleIntercept"]))
+    except (KeyError, ValueError, TypeError, SyntaxError):
+        return None
+
+
+def _upright(
+    stored: np.ndarray, image: nib.Nifti1Image, table: TableGeometry | None
+) -> tuple[np.ndarray, tuple[float, ...] | None]:
+    """[z, y, x] with +z superior, +y posterior, +x left, and its spacing, of voxels [i, j, k].
+
+    A blank header gives way to the table, and without one to CT-RATE's order of axes and no spacing.
+    """
+    header = image.header
+    is_blank = not (header["qform_code"] or header["sform_code"]) or bool((np.abs(image.affine) == np.eye(4)).all())
+    affine = image.affine
+    if is_blank:
+        try:
+            affine = table_affine(table)
+        except Refusal:
+            return stored.transpose(2, 1, 0), None
+    if not np.isfinite(affine).all():
+        raise ValueError("the header's geometry holds values that are no numbers, so the volume cannot be turned upright")
+    upright = nib.as_closest_canonical(nib.Nifti1Image(stored, affine))
+    volume = np.asanyarray(upright.dataobj).transpose(2, 1, 0)[:, ::-1, ::-1]  # from RAS
+    return volume, tuple(float(size) for size in upright.header.get_zooms()[::-1])
+
+
+def _ctrg_item(folder: Path) -> dict[str, Any]:
+    """The entry of a case's folder in the annotation file of the folders above; empty when there is none."""
+    files = (above / name for above in folder.parents for name in ANNOTATIONS)
+    annotation = next((path for path in files if path.is_file()), None)
+    if annotation is None:
+        return {}
+    content = json.loads(annotation.read_text(encoding="utf-8"))
+    items = content if isinstance(content, list) else [item for part in content.values() for item in part]
+    return next((item for item in items if _folder_name(item.get("image_path")) == folder.name), {})
+
+
+def _folder_name(image_path: str | Sequence[str] | None) -> str:
+    if not image_path:
+        return ""
+    return PurePosixPath(image_path).name if isinstance(image_path, str) else PurePosixPath(image_path[0]).parent.name
 
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the picture; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("path", type=Path, help="index file, NIfTI file, folder of slices, or synthetic set")
-    parser.add_argument("--case", help="volume of an index or a synthetic set; default: the first")
-    parser.add_argument("--out", type=Path, help="the picture; default: result/pictures/<case>.png")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", type=Path, help="index file, NIfTI file, folder of JPEG slices, CT-RATE or synthetic set")
+    parser.add_argument("--case", help="volume or study of an index, or volume of a folder, train_1_a_1; default: the first")
+    parser.add_argument("--out", type=Path, help=f"the picture; default: {PICTURES}/<case>.png")
     given = parser.parse_args(arguments)
     try:
-        case = open_case(given.path, given.case)
-    except (ValueError, OSError, nib.filebasedimages.ImageFileError) as error:
+        if given.out is not None and given.out.suffix != ".png":
+            raise ValueError(f"--out {given.out} should end in .png, the only kind of picture this writes")
+        case = read_case(given.path, given.case)
+        figure = case_figure(case.volume, report=case.report, title=case.title, spacing_mm=case.spacing_mm, window=case.window)
+        out = given.out or PICTURES / f"{case.name}.png"
+        write_bytes(out, png(figure))
+    except (ValueError, OSError) as error:
         print(f"visualize_datasets: {error}", file=sys.stderr)
         return 2
-    window = CHEST_WINDOW_HU if case.is_hu else None
-    figure = case_figure(case.volume, report=case.report, title=case.name, spacing_mm=case.spacing_mm, window=window)
-    out = given.out or Path("result/pictures") / f"{case.name.replace('/', '_')}.png"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(png(figure))
     print(f"{case.name}: {' x '.join(map(str, case.volume.shape))} voxels (z, y, x), shown in {out}")
     return 0
 

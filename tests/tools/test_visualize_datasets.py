@@ -76,12 +76,12 @@ def test_a_nifti_is_turned_upright_whatever_the_order_of_its_axes(tmp_path, axes
     case = TOOL.read_case(write_nifti(tmp_path / "scan.nii.gz", axes), None)
     np.testing.assert_array_equal(case.volume, chest())
     assert case.spacing_mm == pytest.approx(SPACING)
-    assert (case.name, case.report, case.title, case.window) == ("scan", "", "scan", (-1000.0, 500.0))
+    assert (case.name, case.report, case.title, case.window) == ("scan", "", "scan", (-1000.0, 400.0))
 
 
 def test_a_volume_of_the_first_release_gets_geometry_hu_report_and_labels_from_the_tables(ct_rate):
-    for folder in (ct_rate.parent, ct_rate, ct_rate / "dataset"):
-        case = TOOL.read_case(folder, NAME)
+    for folder, name in ((ct_rate.parent, NAME), (ct_rate, NAME), (ct_rate / "dataset", None)):
+        case = TOOL.read_case(folder, name)
         np.testing.assert_array_equal(case.volume, chest())
         assert case.spacing_mm == pytest.approx(SPACING)
         assert case.report == "Heart is large.\nCardiomegaly"
@@ -160,6 +160,10 @@ def broken_nifti(folder):
     (folder / "cut.nii.gz").write_bytes(whole[:2000])
 
 
+def without_volumes(folder):
+    next(folder.rglob(f"{NAME}.nii.gz")).unlink()
+
+
 def flat_nifti(folder):
     nib.save(nib.Nifti1Image(np.zeros((4, 5), np.int16), np.eye(4)), folder / "flat.nii.gz")
 
@@ -174,9 +178,9 @@ def flat_nifti(folder):
         (broken_nifti, ["cut.nii.gz"], "cannot be read as NIfTI"),
         (flat_nifti, ["flat.nii.gz"], "2 axes, 4x5"),
         (None, ["a.arrow"], "no complete Arrow file"),
-        (None, ["ct_rate"], f"--case {NAME}"),
-        (None, ["ct_rate", "--case", "heart"], f"unlike heart; choose one, for example --case {NAME}"),
+        (None, ["ct_rate", "--case", "heart"], f"heart is no name of a CT-RATE volume; one that is there is {NAME}"),
         (None, ["ct_rate", "--case", "valid_1_a_1"], "has no volume valid_1_a_1"),
+        (without_volumes, ["ct_rate"], "holds no volume yet"),
         (None, ["clm_ctrg_train.arrow"], "an index without a volume"),
         (None, ["clm_ct_rate_val.arrow", "--case", "who"], "no volume or study who; the first of its 2 volumes is ct_rate/"),
         (None, ["ct_rate", "--out", "a.jpg"], "should end in .png"),
@@ -185,7 +189,8 @@ def flat_nifti(folder):
 def test_what_cannot_be_shown_is_refused_in_one_sentence(ct_rate, monkeypatch, capsys, make, words, said):
     folder = ct_rate.parent / "other"
     folder.mkdir()
-    ct_rate.rename(folder.parent / "other" / "ct_rate") if words[0] == "ct_rate" else None
+    if words[0] == "ct_rate":
+        ct_rate.rename(folder / "ct_rate")
     monkeypatch.chdir(folder)
     Path("a.txt").write_text("")
     Path("a.arrow").write_text("half")
