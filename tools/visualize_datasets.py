@@ -239,7 +239,7 @@ def main(arguments: Sequence[str]) -> int:
     """Writes the picture; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path, help="index file, NIfTI file, folder of JPEG slices, CT-RATE or synthetic set")
-    parser.add_argument("--case", help="volume or study of an index, or volume of a folder, train_1_a_1; default: the first")
+    parser.add_argument("--case", help="volume or study of an index, or of a folder, train_1_a_1; default: the first found")
     parser.add_argument("--out", type=Path, help=f"the picture; default: {PICTURES}/<case>.png")
     given = parser.parse_args(arguments)
     try:
