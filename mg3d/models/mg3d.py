@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mg3d.models.aggregation import Aggregate, ImageAggregation, SentenceAggregation
@@ -94,7 +95,7 @@ class MG3D(nn.Module):
         self.position = GridPosition(width) if image_position else None
         self.project_report = nn.Linear(text.width, width)
         self.type_embedding = nn.Embedding(2, width)
-        nn.init.trunc_normal_(self.type_embedding.weight, std=0.02)
+        trunc_normal_(self.type_embedding.weight, std=0.02)
         wants = self.objectives.intersection
         layers = {"layers": fusion_layers, "heads": fusion_heads}
         pooling = {"heads": fusion_heads, "queries": pool_queries}

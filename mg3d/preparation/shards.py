@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mg3d.datasets.schema import shard_schema
+from mg3d.datasets.schema import shard_schema, volume_batch
 from mg3d.preparation.files import replacing
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import VolumeRecord
@@ -98,19 +98,13 @@ def _build(task: ShardTask) -> dict[str, Any]:
     schema = shard_schema(task.shape, UNITS[task.dataset], {"preproc_hash": task.preproc_hash})
     task.sidecar.unlink(missing_ok=True)
     volumes: dict[str, dict[str, Any]] = {}
-    row = 0
     with replacing(task.path) as stream:
         with pa.ipc.new_file(stream, schema) as writer:
-            for record in task.records:
-                image, facts = _try_volume(record, task)
-                volumes[record.volume_id] = facts if image is None else {"row": row, **facts}
-                if image is not None:
-                    writer.write_batch(_batch(record.volume_id, image, schema))
-                    row += 1
+            rows = _write_volumes(task, writer, schema, volumes)
         size = stream.tell()
     sidecar = {
         "shard": task.path.name,
-        "rows": row,
+        "rows": rows,
         "bytes": size,
         "plan_hash": task.plan_hash,
         "preproc_hash": task.preproc_hash,
@@ -121,6 +115,18 @@ def _build(task: ShardTask) -> dict[str, Any]:
     return sidecar
 
 
+def _write_volumes(task: ShardTask, writer: pa.RecordBatchWriter, schema: pa.Schema, volumes: dict[str, dict[str, Any]]) -> int:
+    """Writes what can be used, fills `volumes` with what became of each, and returns how many were written."""
+    rows = 0
+    for record in task.records:
+        image, facts = _try_volume(record, task)
+        volumes[record.volume_id] = facts if image is None else {"row": rows, **facts}
+        if image is not None:
+            writer.write_batch(volume_batch(record.volume_id, image, schema))
+            rows += 1
+    return rows
+
+
 def _try_volume(record: VolumeRecord, task: ShardTask) -> tuple[np.ndarray | None, dict[str, Any]]:
     try:
         return make_volume(record, task.root, task.shape)
@@ -129,9 +135,3 @@ def _try_volume(record: VolumeRecord, task: ShardTask) -> tuple[np.ndarray | Non
     # One strange volume must not end a run of days. The message may name a file, hence a person: only its type is kept.
     except Exception as error:
         return None, {"refused": "unknown", "detail": type(error).__name__}
-
-
-def _batch(volume_id: str, image: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
-    kind = schema.field("image").type
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(image.ravel()), image.size)
-    return pa.record_batch([pa.array([volume_id]), pa.ExtensionArray.from_storage(kind, flat)], schema=schema)

@@ -123,11 +123,13 @@ def build_data(settings: Settings, tokenizer: PreTrainedTokenizerBase | None = N
 
 
 def fit_sentence_space(model: MG3D, data: MultiTaskDataModule, settings: Settings) -> dict[str, Any]:
-    """Fits SSM's word weights and mean on the training reports; returns the quantiles of the cosine of random sentence pairs.
+    """Fits SSM's word weights and mean on the training reports; returns quantiles of random pairs' cosine; {} without SSM.
 
     Raises:
         ValueError: more than half of random pairs would count as the same sentence.
     """
+    if "ssm" not in model.objectives:
+        return {}
     reports = data.training_reports(most=MOST_REPORTS_FOR_STATISTICS)
     ids, attention_mask, index = pad_reports(data.tokenizer, reports, settings.data.max_text_len)
     model.fit_sentence_space(ids, index)

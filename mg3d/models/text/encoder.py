@@ -123,6 +123,8 @@ def tiny_text_encoder(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         max_position_embeddings=max_positions,
     )
     return TextEncoder(BertModel(config, add_pooling_layer=False), frozen=frozen)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from monai.networks.nets.swin_unetr import SwinTransformer
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -100,7 +101,7 @@ class SwinEncoder(SwinTransformer):
             use_checkpoint=gradient_checkpointing,
             downsample=LegacyPatchMerging if patch_merging == "legacy" else "merging",
         )
-        self.mask_token = nn.Parameter(0.02 * torch.randn(embed_width)) if mask_token else None
+        self.mask_token = nn.Parameter(trunc_normal_(torch.empty(embed_width), std=0.02)) if mask_token else None
         self.proj_head = TokenProjection(self.pyramid_channels[-1], projection_width) if projection_width else None
         self._projection_width = projection_width
 

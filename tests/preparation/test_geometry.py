@@ -1,0 +1,118 @@
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from small_raw import LPS, SHAPE, SPACING, chest, write_nifti
+
+from mg3d.preparation import geometry
+from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.records import TableGeometry
+
+UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def labelled():
+    """[z, y, x] LPS, every voxel another number."""
+    return np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "LAI", "SPL", "PRS"])
+def test_every_orientation_becomes_the_same_zyx_array(tmp_path, codes):
+    lps = nib.Nifti1Image(labelled().transpose(2, 1, 0), LPS)
+    change = nib.orientations.ornt_transform(nib.io_orientation(LPS), nib.orientations.axcodes2ornt(codes))
+    nib.save(lps.as_reoriented(change), tmp_path / "volume.nii.gz")
+    volume, spacing = geometry.to_lps(*geometry.read_nifti(tmp_path / "volume.nii.gz"))
+    np.testing.assert_array_equal(volume, labelled())
+    assert spacing == pytest.approx(SPACING)
+
+
+@pytest.mark.parametrize("affine", [None, np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0])])
+def test_blank_header_takes_orientation_and_spacing_from_the_table(tmp_path, affine):
+    stored = labelled().transpose(2, 1, 0).astype(np.float64)
+    write_nifti(tmp_path / "volume.nii.gz", stored, np.eye(4) if affine is None else affine, blank=affine is None)
+    array, found = geometry.read_nifti(tmp_path / "volume.nii.gz")
+    assert found is None
+    volume, spacing = geometry.to_lps(array, geometry.table_affine(TableGeometry(SHAPE, SPACING, UPRIGHT, 1, -1024)))
+    np.testing.assert_array_equal(volume, labelled())
+    assert spacing == pytest.approx(SPACING)
+    turned = TableGeometry(SHAPE, SPACING, (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0), 1, -1024)
+    np.testing.assert_array_equal(geometry.to_lps(array, geometry.table_affine(turned))[0], labelled()[:, ::-1, ::-1])
+
+
+def test_axes_point_up_back_and_left(tmp_path):
+    """A single voxel at a world position: 40 mm left, 30 mm back, 100 mm up of the grid's centre."""
+    affine = np.array([[3.0, 0, 0, -90], [0, 3.0, 0, -90], [0, 0, 5.0, -200], [0, 0, 0, 1]])
+    stored = np.zeros((60, 58, 80), np.int16)
+    world_ras = np.array([-40.0, -30.0, 100.0, 1])
+    stored[tuple(np.rint(np.linalg.inv(affine) @ world_ras).astype(int)[:3])] = 1
+    volume, _ = geometry.to_lps(stored, affine)
+    z, y, x = np.argwhere(volume == 1)[0]
+    assert z == 60
+    assert y == pytest.approx(58 - 1 - 20)
+    assert x == pytest.approx(60 - 1 - 17, abs=1)
+
+
+def test_header_scaling_is_applied(tmp_path):
+    image = nib.Nifti1Image(chest().transpose(2, 1, 0), LPS)
+    image.header.set_slope_inter(2, -1024)
+    image.to_filename(tmp_path / "volume.nii.gz")
+    expected = np.asarray(nib.load(tmp_path / "volume.nii.gz").dataobj)
+    np.testing.assert_allclose(geometry.read_nifti(tmp_path / "volume.nii.gz")[0], expected, atol=1e-3)
+
+
+def test_crop_keeps_the_original_pixels_of_a_512_matrix():
+    volume = np.broadcast_to(np.arange(512)[:, None], (100, 512, 512))
+    cropped = geometry.crop_center(volume)
+    assert cropped.shape == (88, 336, 448)
+    assert cropped[0, 0, 0] == 88
+    assert cropped[0, -1, 0] == 512 - 88 - 1
+
+
+def slow_axis(values, after):
+    """Antialiased linear resize of one axis, one sample at a time."""
+    before = len(values)
+    scale = before / after
+    result = []
+    for k in range(after):
+        center, width = (k + 0.5) * scale, max(scale, 1.0)
+        pairs = [(max(0.0, 1 - abs(j + 0.5 - center) / width), values[j]) for j in range(before)]
+        result.append(sum(w * v for w, v in pairs) / sum(w for w, _ in pairs))
+    return np.array(result)
+
+
+def test_resize_equals_a_slow_one():
+    volume = chest()[:, ::-1]
+    expected = volume.astype(np.float64).clip(-900, 500) * 1.0
+    for axis, after in enumerate((8, 30, 17)):
+        expected = np.apply_along_axis(slow_axis, axis, expected, after)
+    found = geometry.resize(volume, (8, 30, 17), limits=(-900, 500))
+    assert found.shape == (8, 30, 17)
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-3)
+
+
+def test_resize_weights_agree_with_torch_in_two_dimensions():
+    plane = torch.rand(1, 1, 37, 50, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(plane, size=(12, 80), mode="bilinear", antialias=True)
+    found = geometry.resize_weights(37, 12) @ plane[0, 0] @ geometry.resize_weights(50, 80).T
+    torch.testing.assert_close(found, expected[0, 0], atol=1e-5, rtol=0)
+
+
+def test_resize_scales_before_it_clips():
+    volume = np.array([0.0, 4000.0]).reshape(1, 1, 2)
+    found = geometry.resize(volume, (1, 1, 1), scale=(1.0, -1024.0), limits=(-1024, 1000))
+    assert found.item() == pytest.approx((-1024 + 1000) / 2)
+
+
+@pytest.mark.parametrize(
+    ("affine", "depth", "code"),
+    [
+        (np.diag([3, 3, np.nan, 1]), 30, "nan_spacing"),
+        (np.diag([3, 3, 0.035, 1]), 30, "spacing_out_of_range"),
+        (np.diag([3, 3, 5, 1.0]), 19, "too_few_slices"),
+        (np.diag([3, 3, 10, 1.0]), 151, "too_long"),
+    ],
+)
+def test_impossible_grids_are_refused(affine, depth, code):
+    with pytest.raises(Refusal) as caught:
+        geometry.to_lps(np.zeros((4, 5, depth)), affine)
+    assert caught.value.code == code

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+from small_raw import chest
+
+from mg3d.preparation.hounsfield import air_peak, choose_rule
+from mg3d.preparation.quarantine import Refusal
+
+
+def test_hounsfield_units_are_never_shifted_again():
+    assert choose_rule(chest(), (1.0, -1024.0)) == ("baked", 1.0, 0.0)
+    assert choose_rule(chest(), (1.0, -8192.0)).name == "baked"
+
+
+@pytest.mark.parametrize("intercept", [-1024, -8192])
+def test_raw_numbers_take_the_intercept_of_the_table(intercept):
+    assert choose_rule(chest().astype(np.int32) - intercept, (1.0, float(intercept))) == ("csv", 1.0, intercept)
+
+
+@pytest.mark.parametrize("padding", [-8192, -3024])
+def test_padding_outside_the_field_of_view_decides_nothing(padding):
+    volume = chest()
+    volume[:, :6] = padding
+    volume[:, -3:] = padding
+    assert choose_rule(volume, (1.0, -1024.0)).name == "baked"
+    raw = volume.astype(np.int32) + 1024
+    assert choose_rule(raw, (1.0, -1024.0)).name == "csv"
+
+
+def test_air_peak_is_the_mode_of_the_lowest_voxels():
+    values = np.array([-990.0] * 3 + [-1010.0] * 5 + [40.0] * 15 + [-8192.0] * 50)
+    assert air_peak(values) == -1010
+
+
+def test_air_at_no_known_place_is_ambiguous():
+    for stored, table in ((chest() - 1024, (1.0, -1024.0)), (chest() + 500, None), (chest() + 1024, (float("nan"), -1024.0))):
+        with pytest.raises(Refusal) as caught:
+            choose_rule(stored, table)
+        assert caught.value.code == "hu_ambiguous"
+
+
+def test_constant_and_not_finite_volumes_are_refused():
+    with pytest.raises(Refusal, match="constant_image"):
+        choose_rule(np.full((4, 5, 6), -1000), None)
+    with pytest.raises(Refusal, match="hu_ambiguous"):
+        choose_rule(np.where(chest() > 100, np.nan, chest()), None)
+
+
+def test_a_large_volume_is_sampled_to_the_same_rule():
+    assert choose_rule(np.tile(chest(), (4, 8, 8)), (1.0, -1024.0)).name == "baked"
