@@ -115,7 +115,7 @@ def _build(task: ShardTask) -> dict[str, Any]:
     return sidecar
 
 
-def _write_volumes(task: ShardTask, writer: pa.RecordBatchWriter, schema: pa.Schema, volumes: dict[str, dict[str, Any]]) -> int:
+def _write_volumes(task: ShardTask, writer: pa.ipc.RecordBatchFileWriter, schema: pa.Schema, volumes: dict[str, dict[str, Any]]) -> int:
     """Writes what can be used, fills `volumes` with what became of each, and returns how many were written."""
     rows = 0
     for record in task.records:

@@ -1,0 +1,155 @@
+"""The whole preparation from the command line: files, resume, what is set aside, leaks, mistakes."""
+
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_raw import SHAPE, chest, write_ctrg
+
+from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.schema import INDEX_SCHEMA, index_path
+from mg3d.preparation import shards
+
+SCRIPT = Path(__file__).parents[2] / "prepro" / "prepro_pretraining_data.py"
+spec = importlib.util.spec_from_file_location("prepro_pretraining_data", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+def run(tree_root, out, *more):
+    return script.main(["--ct-rate", str(tree_root), "--out", str(out), "--image-size", "32", "--val-patients", "1", *more])
+
+
+def index(out, split, dataset="ct_rate"):
+    return VolumeIndex(index_path(out, dataset, split))
+
+
+def quarantined(out):
+    lines = (out / "quarantine.jsonl").read_text().splitlines()
+    return {entry["volume_id"]: entry["code"] for entry in map(json.loads, lines)}
+
+
+def test_indices_hold_every_volume_with_its_report_and_voxels(small_tree, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(small_tree.write(), out) == 0
+    assert "leak:" not in capsys.readouterr().out
+    table = index(out, "test").table
+    assert table.schema.names == INDEX_SCHEMA.names
+    assert len(index(out, "train")) + len(index(out, "val")) == 8
+    assert len(index(out, "test")) == 2
+    patients = [set(index(out, split).table["patient_id"].to_pylist()) for split in ("train", "val", "test")]
+    assert not patients[0] & patients[1]
+    assert not patients[1] & patients[2]
+    for row in table.to_pylist():
+        clauses = [row["report"][unit["start"] : unit["end"]] for unit in row["units"] if unit["kind"] == 1]
+        assert clauses == [
+            "The heart is normal.",
+            "No effusion,",
+            "mass,",
+            "or node is seen.",
+            "Lungs clear.",
+            "Emphysema",
+            "Hernia",
+        ]
+    volume = index(out, "test").volume(0).astype(int)
+    assert volume.shape == (32, 24, 32)
+    body = volume[:, 8:-8, 8:-8]
+    assert body[-8].mean() > body[8].mean()  # superior is more
+    assert body[:, -1].mean() > body[:, 0].mean()  # posterior is more
+    assert body[..., -1].mean() > body[..., 0].mean()  # left is more
+
+
+def test_a_second_run_writes_nothing_and_a_lost_shard_comes_back_the_same(small_tree, tmp_path, monkeypatch, capsys):
+    root, out = small_tree.write(), tmp_path / "out"
+    monkeypatch.setattr(shards, "SHARD_ROWS", 4, raising=True)
+    assert run(root, out) == 0
+    files = {path: path.read_bytes() for path in out.rglob("*.arrow")}
+    stored = sorted((out / "shards" / "ct_rate").glob("*.arrow"))
+    assert len(stored) > 1
+    capsys.readouterr()
+    assert run(root, out) == 0
+    assert f"0 written, {len(stored)} up to date" in capsys.readouterr().out
+    stored[0].write_bytes(stored[0].read_bytes()[:-50])
+    stored[1].with_suffix(".json").unlink()
+    assert run(root, out) == 0
+    assert f"2 written, {len(stored) - 2} up to date" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in out.rglob("*.arrow")} == files
+
+
+def test_what_cannot_be_used_is_set_aside_with_its_reason(small_tree, tmp_path, capsys):
+    small_tree.add("train_7_a_1", file=False)
+    cut = small_tree.add("train_8_a_1")
+    small_tree.add("train_9_a_1", stored=np.zeros((SHAPE[2], SHAPE[1]), np.int16) - 1000)
+    small_tree.add("train_10_a_1", row={"Rows": 99})
+    small_tree.add("train_11_a_1", hu=chest(3) + 500, row={"RescaleIntercept": -3000})
+    small_tree.add("train_12_a_1", report={"Findings_EN": "Not given.", "Impressions_EN": ""})
+    small_tree.add("train_13_a_1")
+    small_tree.no_chest.append("train_13_a_1")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    root, out = small_tree.write(), tmp_path / "out"
+    assert run(root, out) == 1
+    assert "quarantine.jsonl" in capsys.readouterr().err
+    codes = quarantined(out)
+    assert codes["ct_rate/train_8_a_1"] == "gzip_truncated"
+    assert codes["ct_rate/train_9_a_1"] == "not_3d"
+    assert codes["ct_rate/train_10_a_1"] == "shape_mismatch"
+    assert codes["ct_rate/train_11_a_1"] == "hu_ambiguous"
+    assert codes["ct_rate/train_12_a_1"] == "report_missing"
+    assert codes["ct_rate/train_13_a_1"] == "no_chest"
+    assert Counter(codes.values())["unknown"] == 0
+    assert len(index(out, "train")) + len(index(out, "val")) == 8
+    assert run(root, out, "--max-quarantine", "0.9") == 0
+    assert "The heart" not in (out / "quarantine.jsonl").read_text()
+
+
+def test_an_image_in_two_splits_stops_the_preparation(small_tree, tmp_path, capsys):
+    small_tree.add("valid_3_a_1", hu=chest(0))  # the same as train_1_a_1
+    out = tmp_path / "out"
+    assert run(small_tree.write(), out) == 1
+    assert "image_sha256" in capsys.readouterr().err
+    assert not index_path(out, "ct_rate", "train").exists()
+
+
+def test_ctrg_is_prepared_without_names(tmp_path, capsys):
+    root, out = write_ctrg(tmp_path / "ctrg", 12), tmp_path / "out"
+    arguments = ["--ctrg", str(root), "--out", str(out), "--image-size", "32", "--val-patients", "1", "--split", "original"]
+    assert script.main(arguments) == 0
+    sizes = [len(index(out, split, "ctrg")) for split in ("train", "val", "test")]
+    assert sizes == [10, 1, 1]  # i <= int(.8 n), i <= int(.9 n), rest
+    everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert b"Person" not in everything
+    assert "Person" not in capsys.readouterr().out
+    volume = index(out, "train", "ctrg").volume(0)
+    assert volume.dtype == np.uint8
+    assert volume[-1].mean() < volume[0].mean()  # slices come top down and are turned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ct-rate", "nowhere"], "does not exist"),
+        (["--ct-rate", "."], "holds none of"),
+        (["--ctrg", "."], "chest_ctrg_jpg.json"),
+        (["--ct-rate", ".", "--image-size", "100"], "multiple of 32"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert script.main([*arguments, "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_told_and_leaves_no_part(small_tree, tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards, "make_volume", full)
+    monkeypatch.setattr(shards, "_try_volume", lambda record, task: full())
+    assert run(small_tree.write(), tmp_path / "out") == 1
+    assert "disk" in capsys.readouterr().err
+    assert not list((tmp_path / "out" / "shards").rglob("*.arrow*"))
