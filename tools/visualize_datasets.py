@@ -18,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from PIL import Image, UnidentifiedImageError
 
 from mg3d.datasets.arrow import VolumeIndex
+from mg3d.files import write_bytes
 from mg3d.glossary import LABELS
 from mg3d.phantom.ct_rate import REPORTS_NAME, volume_path
 from mg3d.pictures.page import png
@@ -28,7 +29,6 @@ from mg3d.preparation.hounsfield import choose_rule
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import TableGeometry
 from mg3d.text_units import clean_section, report_units
-from mg3d.training.files import write_bytes
 
 CHEST_WINDOW_HU = (-1000.0, 400.0)
 PICTURES = Path("result/pictures")

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from mg3d.files import write_bytes
 
 ANNOTATIONS = "chest_ctrg_jpg.json"
 SLICES = "Chest_New"
@@ -22,15 +23,12 @@ def case_folder(number: int, seed: int) -> str:
 def write_slices(root: Path, number: int, seed: int, volume: np.ndarray) -> None:
     """int16 HU [z, y, x] as grey JPEG slices from the top down; -1000 to 1000 HU become 0 to 255."""
     folder = root / SLICES / case_folder(number, seed)
-    folder.mkdir(parents=True, exist_ok=True)
     grey = (np.clip((volume.astype(np.float32) + 1000) / 2000, 0, 1) * 255).astype(np.uint8)
     for place, picture in enumerate(grey[::-1], start=1):
         encoded = io.BytesIO()
         Image.fromarray(picture).save(encoded, "JPEG", quality=92)
         path = folder / slice_name(number, place)
-        beside = path.with_name(f".{os.getpid()}.{path.name}")
-        beside.write_bytes(encoded.getvalue())
-        beside.replace(path)
+        write_bytes(path, encoded.getvalue(), durable=False)
 
 
 def slice_name(number: int, place: int) -> str:

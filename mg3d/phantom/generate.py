@@ -1,7 +1,6 @@
 """Writes a whole synthetic set: CT-RATE and CTRG trees and the truth of every study; parallel, resumable, deterministic."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
+from mg3d.files import write_json
 from mg3d.phantom import ct_rate, ctrg
 from mg3d.phantom.case import VERSION, Case, make_case, reconstruct
 
@@ -84,14 +84,13 @@ def generate(root: Path, settings: PhantomSettings, *, workers: int) -> dict[str
     counts = {"studies": len(studies), "volumes": sum(1 if study.group == CTRG else len(kernels(study)) for study in studies)}
     if state["complete"]:
         return counts
-    root.mkdir(parents=True, exist_ok=True)
-    _write_json(mark, state)
+    write_json(mark, state)
     _make_all(studies, workers)
     for group in (TRAIN, VALID):
         _write_ct_rate_tables(root, [study for study in studies if study.group == group], SPLITS[group])
     cases = [ctrg.annotation(study.patient, settings.seed, read_truth(study)) for study in studies if study.group == CTRG]
-    _write_json(root / "ctrg" / ctrg.ANNOTATIONS, cases)
-    _write_json(mark, state | {"complete": True})
+    write_json(root / "ctrg" / ctrg.ANNOTATIONS, cases)
+    write_json(mark, state | {"complete": True})
     return counts
 
 
@@ -122,8 +121,7 @@ def make(study: Study) -> None:
         ctrg.write_slices(study.root / "ctrg", study.patient, settings.seed, volumes[0])
     else:
         _write_volumes(study, case, volumes)
-    study.truth_path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(study.truth_path, study_truth(study, case))
+    write_json(study.truth_path, study_truth(study, case), durable=False)
 
 
 def study_truth(study: Study, case: Case) -> dict[str, Any]:
@@ -182,10 +180,3 @@ def _write_ct_rate_tables(root: Path, studies: list[Study], split: str) -> None:
             row = ct_rate.metadata_row(name, truth, sharp=sharp, intercept=intercept_of(study))
             volumes.append((name, truth, row))
     ct_rate.write_tables(root / "ct_rate" / "dataset", split, volumes)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    beside.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-    beside.replace(path)

@@ -3,12 +3,13 @@
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from mg3d.files import write_bytes
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -25,10 +26,7 @@ def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence
     body = "".join(f"<h2>{html.escape(heading)}</h2>\n" + "".join(map(_piece, pieces)) for heading, pieces in sections)
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
     content = f"{head}\n<h1>{html.escape(title)}</h1>\n{body}</html>\n".encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    write_bytes(path, content)
 
 
 def _piece(piece: Piece) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from mg3d.datasets.schema import INDEX_SCHEMA, INTENSITIES, SPLITS, encode_metadata, index_path
-from mg3d.preparation.files import replacing
+from mg3d.files import replacing
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.shards import ShardTask, digest

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mg3d.preparation.files import replacing
+from mg3d.files import replacing
 
 REASONS: dict[str, str] = {
     "missing_file": "listed, but the file is not there",

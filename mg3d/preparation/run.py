@@ -13,9 +13,9 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mg3d.datasets.schema import SPLITS
+from mg3d.files import remove_partial
 from mg3d.preparation.ct_rate import scan_ct_rate
 from mg3d.preparation.ctrg import SplitRule, read_salt, scan_ctrg
-from mg3d.preparation.files import remove_partial
 from mg3d.preparation.index import join, remove_index, write_index
 from mg3d.preparation.leaks import LeakError, find_leaks
 from mg3d.preparation.quarantine import Quarantined, counts, write_quarantine

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from mg3d.datasets.schema import shard_schema, volume_batch
-from mg3d.preparation.files import replacing
+from mg3d.files import replacing
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.voxels import UNITS, make_volume, preprocessing
@@ -115,7 +115,9 @@ def _build(task: ShardTask) -> dict[str, Any]:
     return sidecar
 
 
-def _write_volumes(task: ShardTask, writer: pa.ipc.RecordBatchFileWriter, schema: pa.Schema, volumes: dict[str, dict[str, Any]]) -> int:
+def _write_volumes(
+    task: ShardTask, writer: pa.ipc.RecordBatchFileWriter, schema: pa.Schema, volumes: dict[str, dict[str, Any]]
+) -> int:
     """Writes what can be used, fills `volumes` with what became of each, and returns how many were written."""
     rows = 0
     for record in task.records:

@@ -22,6 +22,7 @@ from mg3d.evaluation.baselines import logistic_scores, pooled_volume
 from mg3d.evaluation.matching import pair_shares
 from mg3d.evaluation.retrieval import retrieval_table
 from mg3d.evaluation.zero_shot import macro_interval, zero_shot_scores, zero_shot_table
+from mg3d.files import write_bytes, write_json
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import macro_auroc
 from mg3d.models.mg3d import MG3D
@@ -31,7 +32,6 @@ from mg3d.pictures.planes import case_figure
 from mg3d.settings.schema import Settings
 from mg3d.text_units import normalise
 from mg3d.training.build import build_data, build_model, build_tokenizer
-from mg3d.training.files import write_bytes, write_json
 from mg3d.training.trainer import resolve_accelerator
 
 TARGETS = ("Cardiomegaly", "Pleural effusion", "Consolidation", "Emphysema", "Hiatal hernia")

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from mg3d.distributed import rank
+from mg3d.files import write_json
 from mg3d.settings.parse import flatten
 from mg3d.settings.schema import Settings
 from mg3d.training.build import build_data, build_model, build_tokenizer, fit_sentence_space
 from mg3d.training.evidence import show_evidence, write_evidence
-from mg3d.training.files import write_json
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses, loss_weights

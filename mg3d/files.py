@@ -1,0 +1,46 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A binary stream that takes the place of `path` when the block ends well, and leaves nothing behind when it does not.
+
+    durable: the bytes are on disk (fsync) before the name is, which a power cut needs and thousands of small files cannot afford.
+    A killed process leaves a `.tmp-` file, see `remove_partial`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what killed runs left in `folder`."""
+    for partial in folder.glob("*.tmp-*"):
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Writes a file; see `replacing`."""
+    with replacing(path, durable=durable) as stream:
+        stream.write(content)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Writes builtins as JSON for people to read; see `replacing`."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), durable=durable)
