@@ -33,13 +33,13 @@ PRESETS: dict[str, dict[str, object]] = {
     # --- a small model for the synthetic set: minutes on two CPU cores
     "tiny": {
         "data_root": "data/synthetic/pretrain_arrows", "truth_root": "data/synthetic", "log_dir": "result/tiny",
-        "image_size": 64, "max_text_len": 250, "sentence_view_probability": 0.2,
+        "image_size": 64, "max_text_len": 250, "sentence_view_probability": 0.1,
         "text_encoder": "tiny", "freeze_text": False, "tiny_text_layers": 1,
-        "embed_dim": 48, "patch_size": 8, "window_size": 4, "depths": (1,), "num_heads": (3,),
+        "embed_dim": 48, "patch_size": 8, "window_size": 4, "depths": (2,), "num_heads": (3,),
         "input_shift": 0.3, "input_scale": 4.0, "pool_queries": 8,
         "hidden_size": 96, "embedding_size": 96, "fusion_layers": 1, "fusion_heads": 4, "mim_decoder": "linear", "mim_cube": 16,
-        "learning_rate": 1e-3, "head_multiplier": 1.0, "weight_decay": 1e-2, "warmup_steps": 50, "max_steps": 1400,
-        "per_gpu_batchsize": 16, "batch_size": 16, "num_workers": 1, "val_interval": 350, "val_batches": 8, "log_interval": 20,
+        "learning_rate": 1e-3, "head_multiplier": 1.0, "weight_decay": 1e-2, "warmup_steps": 50, "max_steps": 900,
+        "per_gpu_batchsize": 16, "batch_size": 16, "num_workers": 1, "val_interval": 300, "val_batches": 8, "log_interval": 20,
     },
     # --- the paper's encoder on the synthetic set, for a machine with a GPU
     "full": {"data_root": "data/synthetic/pretrain_arrows", "truth_root": "data/synthetic", "log_dir": "result/full",
