@@ -12,6 +12,7 @@ import torch
 from nibabel import orientations
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from torch import Tensor
 
 from mg3d.preparation.quarantine import Refusal
@@ -43,7 +44,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         header = _header(content)
         affine = None if _is_blank(header) else header.get_best_affine()
         slope, intercept = header.get_slope_inter()
-    except (ImageFileError, HeaderDataError, ValueError) as error:
+    except (ImageFileError, HeaderDataError, WrapStructError, KeyError, ValueError) as error:
         raise Refusal("nifti_header", type(error).__name__) from None
     shape = header.get_data_shape()
     while len(shape) > 3 and shape[-1] == 1:

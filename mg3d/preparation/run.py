@@ -1,9 +1,10 @@
 """The whole preparation: scan, shards, quarantine, leak check, index. What is done already is not done again."""
 
 import multiprocessing
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ from mg3d.preparation.records import Scan
 from mg3d.preparation.shards import ShardTask, build_shard, finished, plan_shards, start_worker
 from mg3d.settings.schema import volume_shape
 
-Engine = Callable[[Callable[[ShardTask], dict[str, Any]], Sequence[ShardTask]], Iterator[dict[str, Any]]]
-"""Maps a function over tasks and yields results in any order; `local_engine` does it with processes, a cluster may as well."""
+Engine = Callable[[Callable[[ShardTask], dict[str, Any]], Sequence[ShardTask]], Generator[dict[str, Any], None, None]]
+"""Maps a function over tasks, yields results in any order and stops when closed; `local_engine` does so with processes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Summary:
 def local_engine(workers: int) -> Engine:
     """Processes of this machine; in this very process when there is one worker or one task."""
 
-    def run(work: Callable[[ShardTask], dict[str, Any]], tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:
+    def run(work: Callable[[ShardTask], dict[str, Any]], tasks: Sequence[ShardTask]) -> Generator[dict[str, Any], None, None]:
         if min(workers, len(tasks)) <= 1:
             yield from map(work, tasks)
             return
@@ -169,15 +170,18 @@ def _build_all(
     if pending:
         remove_index(options.out, dataset)
     total = sum(len(task.records) for task in pending)
-    with closing(engine(build_shard, pending)) as results:
-        for sidecar in _progress(results, dataset, total):
-            sidecars[sidecar["shard"]] = sidecar
+    try:
+        with closing(engine(build_shard, pending)) as results:
+            for sidecar in _progress(results, dataset, total):
+                sidecars[sidecar["shard"]] = sidecar
+    finally:
+        remove_partial(options.out / "shards" / dataset)  # of workers that were stopped because of another
     return [sidecars[task.path.name] for task in tasks]
 
 
 def _progress(results: Iterable[dict[str, Any]], dataset: str, total: int) -> Iterator[dict[str, Any]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=total == 0, transient=True) as bar:
+    with Progress(*columns, disable=total == 0 or not sys.stdout.isatty(), transient=True) as bar:
         task = bar.add_task(f"{dataset} volumes", total=total)
         for sidecar in results:
             bar.advance(task, len(sidecar["volumes"]))

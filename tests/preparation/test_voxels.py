@@ -1,0 +1,100 @@
+"""One volume from its file to the stored voxels."""
+
+import gzip
+import struct
+
+import nibabel as nib
+import numpy as np
+import pytest
+from small_raw import LPS, SHAPE, SPACING, chest
+
+from mg3d.preparation.ct_rate import scan_ct_rate
+from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.voxels import make_volume
+
+STORED = (32, 24, 16)
+
+
+def make(tree, name, **volume):
+    tree.add("valid_1_a_1")
+    tree.add(name, **volume)
+    records = scan_ct_rate(tree.write(), val_patients=0, seed=0).records
+    record = next(record for record in records if record.volume_id == f"ct_rate/{name}")
+    return make_volume(record, tree.root / "dataset", STORED)
+
+
+def right_anterior_up():
+    lps = nib.Nifti1Image(chest(7).transpose(2, 1, 0), LPS)
+    change = nib.orientations.ornt_transform(nib.io_orientation(LPS), nib.orientations.axcodes2ornt("RAS"))
+    turned = lps.as_reoriented(change)
+    return {"stored": np.asarray(turned.dataobj), "affine": turned.affine}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"), [("corrected", "baked"), ("turned", "baked"), ("first", "csv"), ("blank affine", "csv"), ("siemens", "csv")]
+)
+def test_every_form_of_a_volume_gives_the_same_voxels(tree, kind, rule):
+    raw = chest(7).transpose(2, 1, 0).astype(np.float64)
+    form = {
+        "corrected": {"hu": chest(7)},
+        "turned": right_anterior_up(),
+        "first": {"folder": "train", "stored": raw + 1024, "affine": np.eye(4), "blank": True},
+        "blank affine": {"folder": "train", "stored": raw + 1024, "affine": np.eye(4)},
+        "siemens": {"folder": "train", "stored": raw + 8192, "affine": np.eye(4), "row": {"RescaleIntercept": -8192}},
+    }[kind]
+    image, facts = make(tree, "train_1_a_1", **form)
+    expected, _ = make(tree, "train_2_a_1", hu=chest(7))
+    np.testing.assert_array_equal(image, expected)
+    assert image.dtype == np.int16
+    assert facts["hu_rule"] == rule
+    assert facts["source_shape"] == list(SHAPE)
+    # 0.88 * 26 = 23 slices, 0.65625 * 22 = 14 rows, 0.875 * 24 = 21 columns are kept
+    kept = np.array([23, 14, 21]) * SPACING / STORED
+    assert facts["spacing_mm"] == pytest.approx(kept)
+
+
+def test_padding_is_stored_as_the_lowest_number(tree):
+    volume = chest()
+    volume[:, 4:6] = -8192
+    image, _ = make(tree, "train_1_a_1", hu=volume)
+    assert image.min() == -1024
+
+
+@pytest.mark.parametrize(
+    ("volume", "code"),
+    [
+        ({"row": {"ZSpacing": ""}}, "nan_spacing"),
+        ({"row": {"ZSpacing": ""}, "affine": np.eye(4)}, "nan_spacing"),
+        ({"row": {"XYSpacing": "[0.7]"}, "affine": np.eye(4)}, "nan_spacing"),
+        ({"row": {"NumberofSlices": 25}}, "shape_mismatch"),
+        ({"stored": np.full(SHAPE[::-1], -1000, np.int16)}, "constant_image"),
+    ],
+)
+def test_a_volume_that_cannot_be_used_says_why(tree, volume, code):
+    with pytest.raises(Refusal) as caught:
+        make(tree, "train_1_a_1", **volume)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.6, 0.999])
+def test_a_file_that_ends_early_is_noticed(tree, kept):
+    path = tree.add("train_1_a_1")
+    tree.add("valid_1_a_1")
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    record = scan_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
+    with pytest.raises(Refusal) as caught:
+        make_volume(record, tree.root / "dataset", STORED)
+    assert caught.value.code in {"gzip_truncated", "nifti_header"}
+    assert kept == 0 or caught.value.code == "gzip_truncated"
+
+
+def test_a_header_whose_spacing_is_not_a_number_is_refused(tree):
+    tree.add("valid_1_a_1")
+    path = tree.add("train_1_a_1")
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    for offset in (88, 320):  # pixdim[3], and the third number of srow_z
+        content[offset : offset + 4] = struct.pack("<f", float("nan"))
+    path.write_bytes(gzip.compress(bytes(content)))
+    record = scan_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
+    with pytest.raises(Refusal, match="nan_spacing"):
+        make_volume(record, tree.root / "dataset", STORED)
