@@ -1,6 +1,7 @@
 """The evidence after training: held-out numbers of the trained model beside the untrained one, chance and baselines; a page."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,7 +250,7 @@ def show_evidence(run_dir: Path) -> None:
         table.add_column(column)
     for row in rows:
         table.add_row(*row.values())
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     console.print(table)
     for name in ("evidence.html", "evidence.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "tensorboard"):
         if (run_dir / name).exists():

@@ -33,6 +33,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen and averaged encoders are meant to be
 warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run goes on in its folder
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
+warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning calls what torch has renamed
 
 
 def say(sentence: str) -> None:

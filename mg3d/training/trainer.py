@@ -1,7 +1,9 @@
 """The Lightning Trainer: machine, precision, loggers, checkpoints, progress."""
 
+import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -10,6 +12,22 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
 from mg3d.settings.schema import RunSettings, Settings
+
+
+class RichBar(RichProgressBar):
+    """The bar of a terminal, without the logger's version number."""
+
+    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
+        """What stands behind the bar."""
+        return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
+
+
+class PlainBar(TQDMProgressBar):
+    """The bar of a log file, without the logger's version number."""
+
+    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
+        """What stands behind the bar."""
+        return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
 
 
 def resolve_accelerator(run: RunSettings) -> str:
@@ -76,7 +94,7 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
     run, devices, steps_apart = settings.run, resolve_devices(settings.run), accumulation(settings)
     several = devices * run.num_nodes > 1
     terminal = torch.distributed.is_torchelastic_launched() is False and _is_terminal()
-    progress = RichProgressBar() if terminal else TQDMProgressBar(refresh_rate=max(1, run.log_interval))
+    progress = RichBar() if terminal else PlainBar(refresh_rate=max(1, run.log_interval))
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=devices,
@@ -104,6 +122,4 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
 
 
 def _is_terminal() -> bool:
-    import sys
-
     return sys.stdout.isatty()
