@@ -102,8 +102,7 @@ def test_a_killed_run_goes_on_bit_by_bit(unbroken, arrows, tmp_path):
         (("run_name=other", "text_encoder=nobody/has-this"), "text_encoder=<local directory>"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(unbroken, arrows, more, sentence, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_mistakes_are_told_in_one_sentence(unbroken, arrows, more, sentence, capsys):
     if "accelerator=gpu" in more and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert command_line(words(arrows, unbroken.parent, *more)) == 2
