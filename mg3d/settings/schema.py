@@ -4,7 +4,7 @@ Flat on the command line (`learning_rate=2e-5`), grouped in code (`config.optim.
 The defaults are the paper's recipe with the objective `mg3d`; `presets.py` holds the other recipes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 
@@ -220,3 +220,9 @@ class Settings:
 def volume_shape(image_size: int) -> tuple[int, int, int]:
     """Voxels (z, y, x) of a volume: the paper's 128 x 96 x 128 and the same proportion at other sizes."""
     return image_size, image_size * 3 // 4, image_size
+
+
+def objective_weights(settings: LossSettings) -> dict[str, float]:
+    """Objective -> weight of those that are on; `weight_ssm` is the weight of `ssm`."""
+    weights = {entry.name.removeprefix("weight_"): getattr(settings, entry.name) for entry in fields(settings)}
+    return {name: weight for name, weight in weights.items() if weight > 0}

@@ -1,4 +1,4 @@
-"""From typed settings to the parts of a run: tokenizer, data, model, losses."""
+"""From typed settings to the data side of a run: tokenizer, data module, statistics of its reports."""
 
 import os
 import time
@@ -11,10 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.tokenizer import load_tokenizer, pad_reports, train_wordpiece
 from mg3d.models.mg3d import MG3D
-from mg3d.models.text.encoder import TextEncoder, load_text_encoder, tiny_text_encoder
-from mg3d.models.vision.registry import VisionEncoder, build_vision_encoder
 from mg3d.settings.schema import Settings, volume_shape
-from mg3d.training.objectives import loss_weights
 
 TOKENIZER_FOLDER = "tokenizer"
 MOST_REPORTS_FOR_STATISTICS = 20_000
@@ -39,64 +36,6 @@ def build_tokenizer(settings: Settings, run_dir: Path, data: MultiTaskDataModule
             raise FileNotFoundError(f"the first rank has written no {folder}; all ranks must share the folder log_dir")
         time.sleep(1)
     return load_tokenizer(str(folder))
-
-
-def build_text_encoder(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
-    """The report encoder, checked against the tokenizer."""
-    text = settings.text
-    if text.text_encoder != "tiny":
-        return load_text_encoder(text.text_encoder, frozen=text.freeze_text, tokenizer_size=len(tokenizer))
-    return tiny_text_encoder(
-        vocab_size=len(tokenizer),
-        width=text.tiny_text_width,
-        layers=text.tiny_text_layers,
-        heads=text.tiny_text_heads,
-        max_positions=settings.data.max_text_len,
-    )
-
-
-def build_vision(settings: Settings) -> VisionEncoder:
-    """The untrained volume encoder."""
-    vision = settings.vision
-    return build_vision_encoder(
-        vision.vision_encoder,
-        embed_width=vision.embed_dim,
-        patch_size=vision.patch_size,
-        window_size=vision.window_size,
-        depths=vision.depths,
-        heads=vision.num_heads,
-        patch_merging=vision.patch_merging,
-        mask_token=settings.loss.weight_mim > 0 and settings.model.mim_fill == "token",
-    )
-
-
-def build_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> MG3D:
-    """The untrained model, initialised from `settings.run.seed`."""
-    torch.manual_seed(settings.run.seed)
-    model = settings.model
-    return MG3D(
-        vision=build_vision(settings),
-        text=build_text_encoder(settings, tokenizer),
-        objectives=tuple(loss_weights(settings.loss)),
-        volume_shape=volume_shape(settings.data.image_size),
-        width=model.hidden_size,
-        embedding_width=model.embedding_size,
-        fusion=model.fusion,
-        fusion_layers=model.fusion_layers,
-        fusion_heads=model.fusion_heads,
-        pool_queries=model.pool_queries,
-        input_shift=settings.vision.input_shift,
-        input_scale=settings.vision.input_scale,
-        image_position=model.image_position,
-        mim_decoder=model.mim_decoder,
-        mim_fill=model.mim_fill,
-        mim_text=model.mim_text,
-        cml_pair=model.cml_pair,
-        project_twice=model.project_twice,
-        aggregation_values=model.aggregation_values,
-        sal_target=model.sal_target,
-        ssm_text=model.ssm_text,
-    )
 
 
 def build_data(settings: Settings, tokenizer: PreTrainedTokenizerBase | None = None) -> MultiTaskDataModule:

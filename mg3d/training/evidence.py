@@ -26,13 +26,14 @@ from mg3d.evaluation.zero_shot import macro_interval, zero_shot_scores, zero_sho
 from mg3d.files import write_bytes, write_json
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import macro_auroc
+from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
 from mg3d.pictures.curves import curves_figure
 from mg3d.pictures.page import png, write_page
 from mg3d.pictures.planes import case_figure
 from mg3d.settings.schema import Settings
 from mg3d.text_units import normalise
-from mg3d.training.build import build_data, build_model, build_tokenizer
+from mg3d.training.build import build_data, build_tokenizer
 from mg3d.training.trainer import resolve_accelerator
 
 TARGETS = ("Cardiomegaly", "Pleural effusion", "Consolidation", "Emphysema", "Hiatal hernia")
@@ -72,8 +73,8 @@ def write_evidence(settings: Settings, run_dir: Path, checkpoint: Path, *, say: 
     """Judges a checkpoint; writes `evidence.json`, `evidence.html` and pictures into `run_dir`."""
     scene = set_scene(settings, run_dir)
     say(f"evidence: {len(scene.test)} held-out studies of {len(np.unique(scene.test.patients))} patients unseen in training")
-    untrained = build_model(settings, scene.tokenizer).to(scene.device)
-    trained = build_model(settings, scene.tokenizer).to(scene.device)
+    untrained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
+    trained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
     trained.load_state_dict(model_weights(checkpoint))
     result: dict[str, Any] = {"studies": len(scene.test), "objective": sorted(trained.objectives)}
     mean_image = held_out.mean_volume(scene.train, most=300)

@@ -20,8 +20,8 @@ from mg3d.datasets.studies import Studies
 from mg3d.files import write_json
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import auroc
+from mg3d.models.build import build_vision
 from mg3d.settings.schema import Settings
-from mg3d.training.build import build_vision
 from mg3d.training.optim import schedule_factor
 
 

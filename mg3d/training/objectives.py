@@ -9,7 +9,7 @@ from mg3d.losses.mim import MIMLoss
 from mg3d.losses.mlm import MLMLoss
 from mg3d.losses.sal import SALLoss
 from mg3d.losses.ssm import SSMLoss
-from mg3d.settings.schema import LossSettings, ModelSettings
+from mg3d.settings.schema import ModelSettings
 
 OBJECTIVES: dict[str, Callable[[ModelSettings], Objective]] = {
     "mlm": lambda model: MLMLoss(),
@@ -25,12 +25,6 @@ OBJECTIVES: dict[str, Callable[[ModelSettings], Objective]] = {
     ),
 }
 """Order = order of the log. The weight of NAME is the setting `weight_NAME`."""
-
-
-def loss_weights(settings: LossSettings) -> dict[str, float]:
-    """Name -> weight of the objectives that are on."""
-    weights = {name: getattr(settings, f"weight_{name}") for name in OBJECTIVES}
-    return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 def build_losses(model: ModelSettings, names: list[str]) -> dict[str, Objective]:

@@ -13,13 +13,14 @@ from rich.console import Console
 
 from mg3d.distributed import rank
 from mg3d.files import write_json
+from mg3d.models.build import build_untrained
 from mg3d.settings.parse import flatten
-from mg3d.settings.schema import Settings
-from mg3d.training.build import build_data, build_model, build_tokenizer, fit_sentence_space
+from mg3d.settings.schema import Settings, objective_weights
+from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space
 from mg3d.training.evidence import show_evidence, write_evidence
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
-from mg3d.training.objectives import build_losses, loss_weights
+from mg3d.training.objectives import build_losses
 from mg3d.training.trainer import accumulation, build_trainer, resolve_accelerator, resolve_devices
 
 MACHINE_SETTINGS = (
@@ -59,9 +60,9 @@ def pretrain(settings: Settings) -> None:
     pl.seed_everything(settings.run.seed, verbose=False)
     data = build_data(settings)
     data.tokenizer = build_tokenizer(settings, run_dir, data)
-    model = build_model(settings, data.tokenizer)
+    model = build_untrained(settings, len(data.tokenizer))
     space = fit_sentence_space(model, data, settings)
-    weights = loss_weights(settings.loss)
+    weights = objective_weights(settings.loss)
     module = PretrainModule(
         model,
         build_losses(settings.model, list(weights)),

@@ -5,7 +5,7 @@ import pytest
 from mg3d.config import command_line, resolve
 from mg3d.settings.parse import defaults, flatten, parse
 from mg3d.settings.presets import PRESETS
-from mg3d.settings.schema import Settings, volume_shape
+from mg3d.settings.schema import LossSettings, Settings, objective_weights, volume_shape
 
 
 def test_flat_names_are_unique_over_all_groups():
@@ -73,3 +73,15 @@ def test_print_config_shows_every_setting(capsys):
 
 def test_the_papers_volume_is_128_96_128():
     assert volume_shape(128) == (128, 96, 128)
+
+
+def test_the_objectives_that_are_on_keep_their_order_and_weight():
+    assert objective_weights(LossSettings(weight_mim=0.0, weight_ssm=0.25)) == {
+        "mlm": 1.0, "sal": 0.1, "cml": 1.0, "dcl": 0.1, "ssm": 0.25,
+    }  # fmt: skip
+
+
+def test_every_objective_has_a_weight_and_a_row():
+    from mg3d.training.objectives import OBJECTIVES
+
+    assert list(OBJECTIVES) == list(objective_weights(LossSettings()))

@@ -1,0 +1,71 @@
+"""From typed settings to networks: the only place in `models` that reads settings."""
+
+import torch
+
+from mg3d.models.mg3d import MG3D
+from mg3d.models.text.encoder import TextEncoder, load_text_encoder, tiny_text_encoder
+from mg3d.models.vision.registry import VisionEncoder, build_vision_encoder
+from mg3d.settings.schema import Settings, objective_weights, volume_shape
+
+
+def build_text_encoder(settings: Settings, vocabulary_size: int) -> TextEncoder:
+    """The report encoder for a tokenizer of `vocabulary_size` words."""
+    text = settings.text
+    if text.text_encoder != "tiny":
+        return load_text_encoder(text.text_encoder, frozen=text.freeze_text, tokenizer_size=vocabulary_size)
+    return tiny_text_encoder(
+        vocab_size=vocabulary_size,
+        width=text.tiny_text_width,
+        layers=text.tiny_text_layers,
+        heads=text.tiny_text_heads,
+        max_positions=settings.data.max_text_len,
+    )
+
+
+def build_vision(settings: Settings) -> VisionEncoder:
+    """The untrained volume encoder."""
+    vision = settings.vision
+    return build_vision_encoder(
+        vision.vision_encoder,
+        embed_width=vision.embed_dim,
+        patch_size=vision.patch_size,
+        window_size=vision.window_size,
+        depths=vision.depths,
+        heads=vision.num_heads,
+        patch_merging=vision.patch_merging,
+        mask_token=settings.loss.weight_mim > 0 and settings.model.mim_fill == "token",
+    )
+
+
+def build_model(settings: Settings, text: TextEncoder) -> MG3D:
+    """The untrained model around a report encoder; what is random comes from torch's global generator."""
+    model = settings.model
+    return MG3D(
+        vision=build_vision(settings),
+        text=text,
+        objectives=tuple(objective_weights(settings.loss)),
+        volume_shape=volume_shape(settings.data.image_size),
+        width=model.hidden_size,
+        embedding_width=model.embedding_size,
+        fusion=model.fusion,
+        fusion_layers=model.fusion_layers,
+        fusion_heads=model.fusion_heads,
+        pool_queries=model.pool_queries,
+        input_shift=settings.vision.input_shift,
+        input_scale=settings.vision.input_scale,
+        image_position=model.image_position,
+        mim_decoder=model.mim_decoder,
+        mim_fill=model.mim_fill,
+        mim_text=model.mim_text,
+        cml_pair=model.cml_pair,
+        project_twice=model.project_twice,
+        aggregation_values=model.aggregation_values,
+        sal_target=model.sal_target,
+        ssm_text=model.ssm_text,
+    )
+
+
+def build_untrained(settings: Settings, vocabulary_size: int) -> MG3D:
+    """The model at the start of a run, initialised from `settings.run.seed`, for a tokenizer of `vocabulary_size` words."""
+    torch.manual_seed(settings.run.seed)
+    return build_model(settings, build_text_encoder(settings, vocabulary_size))
