@@ -21,8 +21,8 @@ def report_of(number):
     return findings, f"Enlarged {organ}"
 
 
-def write_split(root, dataset, split, *, patients, scans=1, reconstructions=1, shape=SHAPE, unit="hu", first=0):
-    """`patients` patients with `scans` studies each; the voxels of a volume are all -1000 + its row."""
+def write_split(root, dataset, split, *, patients, scans=1, reconstructions=1, shape=SHAPE, unit="hu", first=0, voxels=None):
+    """`patients` patients with `scans` studies each; voxels all -1000 + the row, or `voxels(number, shape)`."""
     rows, shard = [], f"shards/{dataset}/{split}.arrow"
     (root / "shards" / dataset).mkdir(parents=True, exist_ok=True)
     schema = shard_schema(shape, unit)
@@ -34,8 +34,9 @@ def write_split(root, dataset, split, *, patients, scans=1, reconstructions=1, s
                     findings, impression = report_of(number + 100 * scan)
                     report, units = report_units(findings, impression)
                     dtype = np.int16 if unit == "hu" else np.uint8
-                    voxels = np.full(shape, -1000 + len(rows) if unit == "hu" else len(rows), dtype)
-                    writer.write_batch(volume_batch(f"{study}_{reconstruction}", voxels, schema))
+                    same = np.full(shape, -1000 + len(rows) if unit == "hu" else len(rows), dtype)
+                    image = voxels(number, shape) if voxels else same
+                    writer.write_batch(volume_batch(f"{study}_{reconstruction}", image, schema))
                     rows.append(
                         {
                             "volume_id": f"{study}_{reconstruction}",
@@ -59,7 +60,7 @@ def write_split(root, dataset, split, *, patients, scans=1, reconstructions=1, s
                             "source_shape": list(shape),
                             "source_spacing_mm": [1.0, 2.0, 3.0],
                             "hu_rule": "baked",
-                            "image_sha256": hashlib.sha256(voxels.tobytes()).hexdigest(),
+                            "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
                         }
                     )
     table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(encode_metadata({"shape": list(shape)}))

@@ -51,6 +51,7 @@ def build_model(settings: Settings, text: TextEncoder) -> MG3D:
         fusion_layers=model.fusion_layers,
         fusion_heads=model.fusion_heads,
         pool_queries=model.pool_queries,
+        image_pool=model.image_pool,
         input_shift=settings.vision.input_shift,
         input_scale=settings.vision.input_scale,
         image_position=model.image_position,

@@ -10,11 +10,15 @@ from mg3d.models.pooling import AttentionPool, CollapsePool, SentenceAttentionPo
 
 
 class ImageReportContrast(nn.Module):
-    """Image against report, neither having seen the other."""
+    """Image against report, neither having seen the other.
 
-    def __init__(self, width: int, embedding_width: int, *, heads: int, queries: int) -> None:
+    Args:
+        image_pool: tokens [B, N, width] -> [B, width].
+    """
+
+    def __init__(self, width: int, embedding_width: int, *, image_pool: nn.Module, heads: int, queries: int) -> None:
         super().__init__()
-        self.image_pool = AttentionPool(width, heads, queries=queries)
+        self.image_pool = image_pool
         self.report_pool = AttentionPool(width, heads, queries=queries, may_be_empty=True)
         self.image_head = ProjectionHead(width, embedding_width)
         self.report_head = ProjectionHead(width, embedding_width)

@@ -22,7 +22,7 @@ from mg3d.models.heads import (
     ProjectionHead,
     WordEmbeddingSalHead,
 )
-from mg3d.models.pooling import AttentionPool, sentence_means, sentence_membership
+from mg3d.models.pooling import AttentionPool, PlacePool, sentence_means, sentence_membership
 from mg3d.models.position import GridPosition
 from mg3d.models.sentence_space import CentredSentenceSpace, plain_sentences, random_pair_cosines
 from mg3d.models.text.encoder import TextEncoder
@@ -52,6 +52,7 @@ class MG3D(nn.Module):
         embedding_width: E, of what is contrasted.
         fusion_heads: heads of every attention of this module.
         pool_queries: queries of every attention pool.
+        image_pool: how image tokens become the vector that CML and DCL contrast, see `pooling`.
         input_shift, input_scale: the encoder sees (volume - shift) * scale.
         image_position: tell image tokens where they lie.
     """
@@ -69,6 +70,7 @@ class MG3D(nn.Module):
         fusion_layers: int = 2,
         fusion_heads: int = 12,
         pool_queries: int = 1,
+        image_pool: Literal["attention", "place"] = "attention",
         input_shift: float = 0.0,
         input_scale: float = 1.0,
         image_position: bool = True,
@@ -99,6 +101,7 @@ class MG3D(nn.Module):
         wants = self.objectives.intersection
         layers = {"layers": fusion_layers, "heads": fusion_heads}
         pooling = {"heads": fusion_heads, "queries": pool_queries}
+        self.image_pool_kind = image_pool
         self.fusion_report = self.fusion_volume = self.mlm_head = self.sal_head = self.target_text = None
         self.mim_head = self.contrast = self.cml_scale = self.dcl_scale = self.aggregation = self.sentence_space = None
         self.dcl_pool = self.dcl_image_head = self.dcl_aggregate_head = None
@@ -131,9 +134,14 @@ class MG3D(nn.Module):
         if self._uses_fused_contrast():
             self.contrast = FusedContrast(width, embedding_width, math.prod(self.grid))
         elif "cml" in self.objectives:
-            self.contrast = ImageReportContrast(width, embedding_width, **pooling)
+            self.contrast = ImageReportContrast(width, embedding_width, image_pool=self._image_pool(width, pooling), **pooling)
         if "cml" in self.objectives:
             self.cml_scale = LogitScale(learned=not self.has_fused_contrast)
+
+    def _image_pool(self, width: int, pooling: Mapping[str, int]) -> nn.Module:
+        if self.image_pool_kind == "place":
+            return PlacePool(width, math.prod(self.grid))
+        return AttentionPool(width, **pooling)
 
     def _build_aggregation(
         self, width: int, embedding_width: int, layers: int, pooling: Mapping[str, int], *, from_image: bool
@@ -145,7 +153,7 @@ class MG3D(nn.Module):
         else:
             self.aggregation = SentenceAggregation(width, SENTENCE_WIDTH, layers=layers)
         if not self.has_fused_contrast and ("dcl" in self.objectives or not from_image):
-            self.dcl_pool = AttentionPool(width, **pooling)
+            self.dcl_pool = self._image_pool(width, pooling)
         if "dcl" in self.objectives:
             self.dcl_image_head = ProjectionHead(width, embedding_width)
             self.dcl_aggregate_head = ProjectionHead(width, embedding_width)

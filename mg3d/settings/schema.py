@@ -92,6 +92,9 @@ class ModelSettings:
     """Heads of `cross_attention`; must divide hidden_size."""
     pool_queries: int = 1
     """Learned queries of every attention pool."""
+    image_pool: Literal["attention", "place"] = "attention"
+    """From image tokens to the vector that CML and DCL contrast. attention: for any volume size. place: a linear map for every
+    place of the grid, for one volume size; learns several times faster from few volumes."""
     image_position: bool = True
     """Tell image tokens where in the volume they lie; windowed attention knows relative places only. Released: not told."""
     cml_pair: Literal["image_report", "multimodal_unimodal"] = "image_report"

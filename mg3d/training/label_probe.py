@@ -1,9 +1,10 @@
 """Learning the labels directly from the volumes: which findings can be seen at this grid by this encoder at all?
 
 A contrast cannot teach what supervision cannot. So before a small preset is trusted, `python main.py diagnose with tiny` trains
-its volume encoder and one linear layer on the labels, and tells the held-out AUROC of each finding.
+its volume encoder, pool and one linear layer on the labels, and tells the held-out AUROC of each finding.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,30 +21,40 @@ from mg3d.datasets.studies import Studies
 from mg3d.files import write_json
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import auroc
-from mg3d.models.build import build_vision
-from mg3d.settings.schema import Settings
+from mg3d.models.build import build_untrained
+from mg3d.models.mg3d import MG3D
+from mg3d.settings.schema import LossSettings, Settings
 from mg3d.training.optim import schedule_factor
+from mg3d.training.trainer import resolve_accelerator
+
+_FEWEST_WORDS = 50
 
 
 class LabelProbe(nn.Module):
-    """The mean and the largest of the encoder's last map, and one linear layer to the 18 labels."""
+    """The run's way from a volume to the vector that CML contrasts, and one linear layer to the 18 labels."""
 
-    def __init__(self, vision: nn.Module) -> None:
+    def __init__(self, model: MG3D) -> None:
         super().__init__()
-        self.vision = vision
-        self.head = nn.Linear(2 * vision.channels, len(LABELS))
+        self.model = model
+        self.head = nn.Linear(model.project_image.out_features, len(LABELS))
 
     def forward(self, volume: Tensor) -> Tensor:
-        """Logits [B, 18] of volumes [B, 1, D, H, W]."""
-        features = self.vision.encode(volume).flatten(2)
-        return self.head(torch.cat([features.mean(-1), features.amax(-1)], 1))
+        """Logits [B, 18] of volumes [B, 1, D, H, W] in [0, 1]."""
+        return self.head(self.model.contrast.image_pool(self.model.encode_volume(volume)))
+
+
+def build_probe(settings: Settings) -> LabelProbe:
+    """The untrained probe. No report is read, so the smallest report encoder stands in for the run's own."""
+    text = dataclasses.replace(settings.text, text_encoder="tiny", freeze_text=False)
+    only_cml = LossSettings(weight_mlm=0, weight_sal=0, weight_mim=0, weight_dcl=0, weight_ssm=0)
+    model = dataclasses.replace(settings.model, cml_pair="image_report")
+    return LabelProbe(build_untrained(dataclasses.replace(settings, text=text, loss=only_cml, model=model), _FEWEST_WORDS))
 
 
 def diagnose_labels(settings: Settings, run_dir: Path, *, say: Callable[[str], None]) -> dict[str, float]:
     """Trains the probe with the run's schedule and batch size; writes `diagnosis.json` and returns AUROC by finding."""
-    torch.manual_seed(settings.run.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() and settings.run.accelerator != "cpu" else "cpu")
-    probe = LabelProbe(build_vision(settings)).to(device)
+    device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
+    probe = build_probe(settings).to(device)
     optim = settings.optim
     optimizer = torch.optim.AdamW(probe.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
     batches = _training_batches(settings)

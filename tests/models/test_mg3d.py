@@ -26,8 +26,9 @@ def test_every_wiring_gives_what_its_losses_read(wiring, frozen, batch):
     assert value > 0
 
 
-def test_every_parameter_of_the_default_wiring_learns(batch):
-    model = build()
+@pytest.mark.parametrize("image_pool", ["attention", "place"])
+def test_every_parameter_of_the_default_wiring_learns(image_pool, batch):
+    model = build(image_pool=image_pool)
     total(model, batch).backward()
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle
