@@ -58,7 +58,9 @@ class Batch(NamedTuple):
     patient_key: Tensor
     """int64 [B]; equal for volumes of one patient."""
     report_key: Tensor
-    """int64 [B]; equal for equal normalised `contrast` texts."""
+    """int64 [B]; equal for equal normalised reports."""
+    view_key: Tensor
+    """int64 [B]; equal for equal normalised texts behind `contrast_ids`."""
     labels: Tensor
     """int8 [B, 18]; 1 present, 0 absent, -1 not known. No pre-training loss reads it; evaluation does."""
     study_id: list[str]
@@ -107,4 +109,6 @@ class Features(NamedTuple):
     patient_key: Tensor | None = None
     """int64 [B]."""
     report_key: Tensor | None = None
+    """int64 [B]."""
+    view_key: Tensor | None = None
     """int64 [B]."""

@@ -59,6 +59,6 @@ def random_batch(size=3, *, seed=0):
         sentence_mask=sentences, sentence_polarity=torch.where(sentences, 1, 0).to(torch.int8),
         mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
         contrast_ids=ids, contrast_attention_mask=attention, contrast_sentence_index=index,
-        patient_key=torch.arange(size), report_key=100 + torch.arange(size),
+        patient_key=torch.arange(size), report_key=100 + torch.arange(size), view_key=200 + torch.arange(size),
         labels=torch.zeros(size, 18, dtype=torch.int8), study_id=[str(row) for row in range(size)],
     )  # fmt: skip

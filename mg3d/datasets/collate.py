@@ -83,7 +83,8 @@ class Collator:
             contrast_attention_mask=torch.arange(contrast_ids.shape[1]) < contrast_lengths[:, None],
             contrast_sentence_index=_stack([row.contrast_sentence_index for row in rows], -1),
             patient_key=torch.tensor([text_key(sample.patient_id) for sample in samples]),
-            report_key=torch.tensor([text_key(row.contrast_text) for row in rows]),
+            report_key=torch.tensor([text_key(normalise(sample.report)) for sample in samples]),
+            view_key=torch.tensor([text_key(row.contrast_text) for row in rows]),
             labels=torch.from_numpy(np.stack([sample.labels for sample in samples])),
             study_id=[sample.study_id for sample in samples],
         )

@@ -22,6 +22,7 @@ class DCLLoss(Objective):
         dcl_image_embedding: Tensor,
         dcl_aggregate_embedding: Tensor,
         dcl_logit_scale: Tensor,
+        *,
         patient_key: Tensor,
         report_key: Tensor,
     ) -> Tensor:
@@ -30,7 +31,5 @@ class DCLLoss(Objective):
             dcl_image_embedding,
             dcl_aggregate_embedding,
             dcl_logit_scale,
-            patient_key=patient_key,
-            report_key=report_key,
-            exclude_duplicates=self.exclude_duplicates,
+            keys=(patient_key, report_key) if self.exclude_duplicates else (),
         )

@@ -211,6 +211,7 @@ class MG3D(nn.Module):
             "sentence_polarity": batch.sentence_polarity,
             "patient_key": batch.patient_key,
             "report_key": batch.report_key,
+            "view_key": batch.view_key,
         }
         if wanted & {"mlm", "sal"}:
             fields |= self._reconstruct_report(batch, image, wanted)

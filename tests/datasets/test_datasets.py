@@ -176,6 +176,16 @@ def test_a_sample_is_masked_alike_in_any_batch(tokenizer, index_file):
     assert (other.cube_mask != alone.cube_mask).any()
 
 
+def test_equal_reports_have_one_report_key_whatever_the_contrast_sees(tokenizer, index_file):
+    studies = Studies(VolumeIndex(index_file), **READING)
+    collate = Collator(tokenizer, **(OPTIONS | {"sentence_view_probability": 1.0}))
+    sample = studies.sample(2)
+    twins = collate([sample._replace(patient_id=str(place), draw=(5, 1, place)) for place in range(6)])
+    assert len(set(twins.report_key.tolist())) == 1
+    assert len(set(twins.view_key.tolist())) > 1
+    assert len(set(twins.patient_key.tolist())) == 6
+
+
 def test_equal_texts_have_equal_keys_everywhere():
     assert text_key("heart") == text_key("heart") != text_key("Heart")
     assert 0 <= text_key("aorta") < 2**63

@@ -87,15 +87,28 @@ def slow_info_nce(first, second, scale, patients, reports, exclude):
 def test_contrast_equals_a_loop_with_and_without_excluded_pairs(exclude):
     first, second, scale = unit(5, 7, seed=3), unit(5, 7, seed=4), torch.tensor(9.0, dtype=torch.float64)
     patients, reports = torch.tensor([1, 2, 1, 3, 4]), torch.tensor([10, 11, 12, 11, 13])
-    fast = symmetric_info_nce(first, second, scale, patient_key=patients, report_key=reports, exclude_duplicates=exclude)
+    fast = symmetric_info_nce(first, second, scale, keys=(patients, reports) if exclude else ())
     torch.testing.assert_close(fast, slow_info_nce(first, second, scale, patients.tolist(), reports.tolist(), exclude))
 
 
 def test_perfect_embeddings_have_almost_no_contrast_and_one_patient_none():
     eye, keys = torch.eye(4, dtype=torch.float64), torch.arange(4)
     scale = torch.tensor(100.0, dtype=torch.float64)
-    assert CMLLoss()(eye, eye, scale, keys, keys) < 1e-30
-    assert DCLLoss()(eye, eye, scale, torch.zeros(4, dtype=torch.int64), keys) == 0
+    assert CMLLoss()(eye, eye, scale, patient_key=keys, report_key=keys, view_key=keys) < 1e-30
+    assert DCLLoss()(eye, eye, scale, patient_key=torch.zeros(4, dtype=torch.int64), report_key=keys) == 0
+
+
+def test_equal_reports_and_equal_views_are_no_wrong_answers():
+    first, second, scale = unit(4, 6, seed=8), unit(4, 6, seed=9), torch.tensor(7.0, dtype=torch.float64)
+    reports, views = torch.tensor([1, 1, 2, 3]), torch.tensor([5, 6, 7, 6])
+    keys = {"patient_key": torch.arange(4), "report_key": reports}
+    either = symmetric_info_nce(first, second, scale, keys=(reports, views))
+    torch.testing.assert_close(CMLLoss()(first, second, scale, **keys, view_key=views), either)
+    only_reports = symmetric_info_nce(first, second, scale, keys=(reports,))
+    torch.testing.assert_close(DCLLoss()(first, second, scale, **keys), only_reports)
+    everything = symmetric_info_nce(first, second, scale)
+    assert CMLLoss(exclude_duplicates=False)(first, second, scale, **keys, view_key=views) == everything
+    assert either < only_reports < everything
 
 
 def slow_ssm(visual, text, lengths, polarity, patients, same_above=0.9, differ_below=0.6):
