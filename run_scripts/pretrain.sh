@@ -9,7 +9,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/setup.sh                                              # 1. packages: made once, then a no-op
 words=$("$PYTHON" tools/choose_preset.py "$@")                           # 2. what to run; says why
-case " $words " in
-    *" tiny "* | *" full "*) source run_scripts/synthetic_data.sh ;;     # 3. data: made once, then a no-op
-esac
+source run_scripts/synthetic_data.sh                                     # 3. data: made once, then a no-op
 eval "exec \"\$PYTHON\" main.py with $words"                              # 4. train, validate, show the evidence

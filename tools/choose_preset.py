@@ -10,47 +10,74 @@ from pathlib import Path
 
 import torch
 
+from mg3d.datasets.schema import STEMS
+from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import DataSettings
 
-SMALL_OR_FULL = ("tiny", "full")
+SYNTHETIC = ("tiny", "full")
+ENCODERS = tuple(word for word, values in PRESETS.items() if "vision_encoder" in values)
 
 
-def choose(words: Sequence[str], *, has_data: bool, has_gpu: bool, data_root: str) -> tuple[list[str], str]:
+def choose(words: Sequence[str], *, found: Sequence[str], has_gpu: bool, data_root: str) -> tuple[list[str], str]:
     """The words for main.py and one sentence that says why.
 
+    Args:
+        words: the user's.
+        found: data sets whose training file is in `data_root`.
+        has_gpu: a GPU is there and may be used.
+        data_root: where Arrow files were looked for.
+
     Raises:
-        ValueError: real data and no GPU, where the paper's model would take months.
+        ValueError: a model that would take months without a GPU.
     """
-    words = ["resume_from=auto", *(word.removeprefix("preset=") for word in words)]
-    asked = [word for word in words if word in SMALL_OR_FULL]
-    if asked:
-        rest = [word for word in words if word not in SMALL_OR_FULL]
-        return [asked[-1], *rest], f"preset {asked[-1]}, as asked, on synthetic data"
-    if has_data and has_gpu:
-        real = ["task_pretrain_mg3d", "swin_b", "text_radbert", f"data_root={data_root}"]
-        return [*real, *words], f"found Arrow files in {data_root} and a GPU: Swin-B and RadBERT on your data"
-    if has_data:
+    words = [word.removeprefix("preset=") for word in words]
+    rest = [word for word in words if word not in SYNTHETIC]
+    asked = next((word for word in reversed(words) if word in SYNTHETIC), None)
+    encoder = next((word for word in reversed(words) if word in ENCODERS), None)
+    own_data = [word for word in words if word.startswith("data_root=")]
+    if asked is None and found:
+        return _on_own_data(rest, found=found, has_gpu=has_gpu, data_root=data_root)
+    if asked is None and encoder and has_gpu:
+        asked, why = "full", f"found no Arrow files in {data_root}: synthetic data and {encoder} on the GPU"
+    elif asked is None and encoder:
         raise ValueError(
-            f"found Arrow files in {data_root} but no GPU, and Swin-B would take months on a CPU: "
+            f"{encoder} needs a GPU, and none is usable here; leave the word out for the small model on synthetic data"
+        )
+    elif asked is None:
+        where = "on the GPU (preset=full trains Swin-B on it)" if has_gpu else "on the CPU"
+        asked, why = "tiny", f"found no Arrow files in {data_root}: synthetic data and the small model, {where}"
+    else:
+        why = f"preset {asked}, as asked, on {own_data[-1] if own_data else 'synthetic data'}"
+    if asked == "full" and not has_gpu:
+        raise ValueError("preset=full trains Swin-B, and no GPU is usable here; use the word tiny for the small model")
+    return [asked, "resume_from=auto", *rest], why
+
+
+def _on_own_data(words: list[str], *, found: Sequence[str], has_gpu: bool, data_root: str) -> tuple[list[str], str]:
+    if not has_gpu:
+        raise ValueError(
+            f"found Arrow files in {data_root} but no usable GPU, and Swin-B would take months on a CPU: "
             "use a GPU machine, or add the word tiny for the small model on synthetic data"
         )
-    where = "on the GPU (preset=full trains Swin-B on it)" if has_gpu else "on the CPU"
-    return ["tiny", *words], f"found no Arrow files in {data_root}: synthetic data and the small model, {where}"
+    real = ["task_pretrain_mg3d", "swin_b", "text_radbert", f"data_root={data_root}", f"datasets={list(found)!r}"]
+    why = f"found {' and '.join(found)} in {data_root} and a GPU: Swin-B and RadBERT on your data"
+    return [*real, "resume_from=auto", *words], why
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the choice; returns the exit code."""
     roots = [word.split("=", 1)[1] for word in arguments if word.startswith("data_root=")]
     data_root = roots[-1] if roots else DataSettings().data_root
-    has_data = any(Path(data_root).glob("clm_*_train.arrow"))
-    if roots and not has_data:
+    found = [name for name, stem in STEMS.items() if (Path(data_root) / f"{stem}_train.arrow").is_file()]
+    if roots and not found:
         print(
             f"mg3d: data_root={data_root} holds no clm_*_train.arrow; make them with prepro/prepro_pretraining_data.py",
             file=sys.stderr,
         )
         return 2
+    has_gpu = torch.cuda.is_available() and "accelerator=cpu" not in arguments
     try:
-        words, why = choose(arguments, has_data=has_data, has_gpu=torch.cuda.is_available(), data_root=data_root)
+        words, why = choose(arguments, found=found, has_gpu=has_gpu, data_root=data_root)
     except ValueError as error:
         print(f"mg3d: {error}", file=sys.stderr)
         return 2

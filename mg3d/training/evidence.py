@@ -32,7 +32,7 @@ from mg3d.pictures.curves import curves_figure
 from mg3d.pictures.page import png, write_page
 from mg3d.pictures.planes import case_figure
 from mg3d.settings.schema import Settings
-from mg3d.text_units import normalise
+from mg3d.text_units import clean_section, normalise, report_units
 from mg3d.training.build import build_data, build_tokenizer
 from mg3d.training.trainer import resolve_accelerator
 
@@ -71,7 +71,7 @@ class Scene(NamedTuple):
 
 def write_evidence(settings: Settings, run_dir: Path, checkpoint: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     """Judges a checkpoint; writes `evidence.json`, `evidence.html` and pictures into `run_dir`."""
-    scene = set_scene(settings, run_dir)
+    scene = set_scene(settings, run_dir, say=say)
     say(f"evidence: {len(scene.test)} held-out studies of {len(np.unique(scene.test.patients))} patients unseen in training")
     untrained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
     trained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
@@ -90,28 +90,51 @@ def write_evidence(settings: Settings, run_dir: Path, checkpoint: Path, *, say: 
     return result
 
 
-def set_scene(settings: Settings, run_dir: Path) -> Scene:
-    """Opens the first data set's test split; FileNotFoundError or ValueError when it is missing or empty."""
-    data = build_data(settings)
-    tokenizer = data.tokenizer = build_tokenizer(settings, run_dir, data)
-    collator = data.collator()
+def held_out_studies(settings: Settings) -> Studies:
+    """The test split of the first data set; FileNotFoundError or ValueError when it is missing or empty."""
     index = VolumeIndex(index_path(Path(settings.data.data_root), settings.data.datasets[0], "test"))
     test = Studies(index, text_unit=settings.data.text_unit, window_hu=settings.data.window_hu)
     if len(test) == 0:
         raise ValueError(
             f"{index.path} has no study, so there is nothing to judge the model on; set evidence=False to go without"
         )
-    present = np.stack([np.asarray(index.table["labels"][int(rows[0])].as_py(), np.int8) for rows in test.rows])
+    return test
+
+
+def set_scene(settings: Settings, run_dir: Path, *, say: Callable[[str], None]) -> Scene:
+    """Opens what a model is judged on; errors as `held_out_studies`."""
+    data = build_data(settings)
+    tokenizer = data.tokenizer = build_tokenizer(settings, run_dir, data)
+    test = held_out_studies(settings)
+    present = np.stack([np.asarray(test.index.table["labels"][int(rows[0])].as_py(), np.int8) for rows in test.rows])
     device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-    return Scene(settings, device, tokenizer, collator, data.train_parts[0], test, present, read_truths(settings, test))
+    truths = read_truths(settings, test)
+    if settings.run.truth_root and truths is None:
+        say(f"truth_root={settings.run.truth_root} does not hold the truth of these studies; going on without it")
+    return Scene(settings, device, tokenizer, data.collator(), data.train_parts[0], test, present, truths)
 
 
 def read_truths(settings: Settings, studies: Studies) -> list[dict[str, Any]] | None:
-    """The truth files of a synthetic set's studies, or None."""
+    """The truth files of a synthetic set's studies; None unless every study has one that tells its very report.
+
+    Synthetic studies are named as real ones, so names alone would lend real patients the truth of synthetic ones.
+    """
     if not settings.run.truth_root:
         return None
-    names = [studies.index.table["study_id"][int(rows[0])].as_py() for rows in studies.rows]
-    return [json.loads((Path(settings.run.truth_root) / "truth" / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+    truths = []
+    for study, rows in enumerate(studies.rows):
+        name = studies.index.table["study_id"][int(rows[0])].as_py()
+        path = Path(settings.run.truth_root) / "truth" / f"{name}.json"
+        truth = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if truth is None or _told(truth) != studies.report(study).report:
+            return None
+        truths.append(truth)
+    return truths
+
+
+def _told(truth: dict[str, Any]) -> str:
+    report, _ = report_units(*(clean_section(truth["report"][section]) for section in ("findings", "impression")))
+    return report
 
 
 def model_weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -245,14 +268,15 @@ def finding_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 def show_evidence(run_dir: Path) -> None:
     """Prints the short table of `evidence.json` and where everything lies."""
     result = json.loads((run_dir / "evidence.json").read_text())
-    rows = summary_rows(result)
-    table = Table(title=f"{result['studies']} held-out studies, patients unseen in training")
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row.values())
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
-    console.print(table)
+    rows = summary_rows(result)
+    if rows:
+        table = Table(*rows[0], title=f"{result['studies']} held-out studies, patients unseen in training")
+        for row in rows:
+            table.add_row(*row.values())
+        console.print(table)
+    else:
+        console.print(f"no held-out number is defined for the objectives {', '.join(result['objective'])} alone")
     for name in ("evidence.html", "evidence.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "tensorboard"):
         if (run_dir / name).exists():
             console.print(f"  {run_dir / name}", soft_wrap=True)

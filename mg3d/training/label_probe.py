@@ -1,7 +1,7 @@
 """Learning the labels directly from the volumes: which findings can be seen at this grid by this encoder at all?
 
 A contrast cannot teach what supervision cannot. So before a small preset is trusted, `python main.py diagnose with tiny` trains
-its volume encoder, pool and one linear layer on the labels, and tells the held-out AUROC of each finding.
+its volume encoder, pool and one linear layer on the labels, and tells the AUROC of each finding on the validation studies.
 """
 
 import dataclasses
@@ -52,7 +52,10 @@ def build_probe(settings: Settings) -> LabelProbe:
 
 
 def diagnose_labels(settings: Settings, run_dir: Path, *, say: Callable[[str], None]) -> dict[str, float]:
-    """Trains the probe with the run's schedule and batch size; writes `diagnosis.json` and returns AUROC by finding."""
+    """Trains the probe with the run's schedule and batch size; writes `diagnosis.json` and returns AUROC by finding on val.
+
+    On val, because presets are chosen by it and the test studies must stay unseen until then.
+    """
     device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
     probe = build_probe(settings).to(device)
     optim = settings.optim
@@ -69,7 +72,7 @@ def diagnose_labels(settings: Settings, run_dir: Path, *, say: Callable[[str], N
         loss.backward()
         nn.utils.clip_grad_norm_(probe.parameters(), optim.grad_clip or 1.0)
         optimizer.step()
-    result = _held_out(probe.eval(), settings, device)
+    result = _validate(probe.eval(), settings, device)
     write_json(run_dir / "diagnosis.json", result)
     for name, value in sorted(result.items(), key=lambda item: -item[1]):
         say(f"{name:40s} {value:.3f}")
@@ -97,8 +100,8 @@ def _stack(samples: list) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _held_out(probe: LabelProbe, settings: Settings, device: torch.device) -> dict[str, float]:
-    studies = _studies(settings, "test")
+def _validate(probe: LabelProbe, settings: Settings, device: torch.device) -> dict[str, float]:
+    studies = _studies(settings, "val")
     scores, truth = [], []
     for start in range(0, len(studies), 16):
         volume, labels = _stack([studies.sample(study) for study in range(start, min(start + 16, len(studies)))])

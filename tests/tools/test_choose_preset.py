@@ -3,39 +3,68 @@ from pathlib import Path
 
 import pytest
 
+from mg3d.config import resolve
 from mg3d.settings.presets import PRESETS
 
 SPEC = importlib.util.spec_from_file_location("choose_preset", Path(__file__).parents[2] / "tools/choose_preset.py")
 TOOL = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(TOOL)
+BOTH = ["ct_rate", "ctrg"]
 
 
 @pytest.mark.parametrize(
-    ("words", "has_data", "has_gpu", "first"),
+    ("words", "found", "has_gpu", "first"),
     [
-        ([], False, False, ["tiny"]),
-        ([], False, True, ["tiny"]),
-        (["preset=full"], False, True, ["full"]),
-        (["tiny"], True, False, ["tiny"]),
-        ([], True, True, ["task_pretrain_mg3d", "swin_b", "text_radbert", "data_root=D"]),
+        ([], [], False, ["tiny"]),
+        ([], [], True, ["tiny"]),
+        (["preset=full"], [], True, ["full"]),
+        (["swin_l"], [], True, ["full"]),
+        (["tiny"], BOTH, False, ["tiny"]),
+        ([], BOTH, True, ["task_pretrain_mg3d", "swin_b", "text_radbert", "data_root=D", "datasets=['ct_rate', 'ctrg']"]),
+        ([], ["ctrg"], True, ["task_pretrain_mg3d", "swin_b", "text_radbert", "data_root=D", "datasets=['ctrg']"]),
     ],
 )
-def test_the_choice_follows_what_is_found(words, has_data, has_gpu, first):
-    chosen, why = TOOL.choose(words, has_data=has_data, has_gpu=has_gpu, data_root="D")
+def test_the_choice_follows_what_is_found(words, found, has_gpu, first):
+    chosen, why = TOOL.choose(words, found=found, has_gpu=has_gpu, data_root="D")
     assert chosen[: len(first)] == first
     assert "resume_from=auto" in chosen
     assert why
 
 
 def test_words_of_the_user_come_last():
-    chosen, _ = TOOL.choose(["swin_l", "learning_rate=2e-5"], has_data=True, has_gpu=True, data_root="D")
+    chosen, _ = TOOL.choose(["swin_l", "learning_rate=2e-5"], found=BOTH, has_gpu=True, data_root="D")
     assert chosen[-2:] == ["swin_l", "learning_rate=2e-5"]
+    assert chosen.index("swin_b") < chosen.index("swin_l")
 
 
-def test_real_data_without_a_gpu_is_refused_in_one_sentence_that_names_tiny():
-    with pytest.raises(ValueError, match="tiny"):
-        TOOL.choose([], has_data=True, has_gpu=False, data_root="D")
+@pytest.mark.parametrize(
+    ("words", "found", "sentence"),
+    [([], BOTH, "add the word tiny"), (["swin_l"], [], "swin_l needs a GPU"), (["full"], [], "use the word tiny")],
+)
+def test_without_a_gpu_the_large_models_are_refused_in_one_sentence(words, found, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TOOL.choose(words, found=found, has_gpu=False, data_root="D")
+
+
+def test_what_it_says_of_the_data_is_true():
+    _, why = TOOL.choose(["tiny", "data_root=mine"], found=["ct_rate"], has_gpu=False, data_root="mine")
+    assert "data_root=mine" in why
+    assert "synthetic" not in why
+
+
+def test_without_data_an_encoder_word_gives_settings_that_fit():
+    chosen, _ = TOOL.choose(["swin_l"], found=[], has_gpu=True, data_root="D")
+    assert resolve([word for word in chosen if "=" not in word], {}).vision.embed_dim == 96
 
 
 def test_the_presets_it_names_exist():
-    assert set(TOOL.SMALL_OR_FULL) | {"task_pretrain_mg3d", "swin_b", "text_radbert"} <= set(PRESETS)
+    assert {"task_pretrain_mg3d", "swin_b", "text_radbert", *TOOL.SYNTHETIC, *TOOL.ENCODERS} <= set(PRESETS)
+    assert {"swin_b", "swin_l"} <= set(TOOL.ENCODERS)
+
+
+def test_a_forbidden_gpu_is_no_gpu(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(TOOL.torch.cuda, "is_available", lambda: True)
+    (tmp_path / "clm_ct_rate_train.arrow").touch()
+    assert TOOL.main([f"data_root={tmp_path}", "accelerator=cpu"]) == 2
+    assert "no usable GPU" in capsys.readouterr().err
+    assert TOOL.main([f"data_root={tmp_path}"]) == 0

@@ -10,6 +10,6 @@ def bright_and_dark(tmp_path):
     def voxels(number, shape):
         return np.full(shape, 300 if number % 2 else -700, np.int16)
 
-    for split, patients in (("train", 24), ("test", 10)):
+    for split, patients in (("train", 24), ("val", 10)):
         write_split(tmp_path, "ct_rate", split, patients=patients, shape=(32, 24, 32), voxels=voxels)
     return tmp_path
