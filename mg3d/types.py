@@ -1,8 +1,9 @@
 """Every tensor that passes between two parts of mg3d, named once, with its axes.
 
 Letters: B patients of this rank, T tokens, S most sentences of a patient in the batch (clauses, where `text_unit` says so),
-N image tokens, d model width, E width of an embedding that is contrasted, V vocabulary, M labelled tokens of the batch,
-D H W voxels along z, y, x. Volume axes are always C D H W with +z superior, +y posterior, +x patient left, spacing in mm.
+N image tokens, K views of a report, d model width, E width of an embedding that is contrasted, V vocabulary, M labelled tokens
+of the batch, D H W voxels along z, y, x. Volume axes are always C D H W with +z superior, +y posterior, +x patient left, spacing
+in mm.
 NamedTuples, because Lightning moves them to the device field by field.
 """
 
@@ -49,18 +50,18 @@ class Batch(NamedTuple):
     """int64 [B, T]: `report_ids` with masked words."""
     mlm_labels: Tensor
     """int64 [B, T]; the word to recover, -100 where nothing is asked."""
-    contrast_ids: Tensor
-    """int64 [B, T']: the report as the image-text contrast sees it (whole, or one to three of its sentences)."""
-    contrast_attention_mask: Tensor
-    """bool [B, T']."""
-    contrast_sentence_index: Tensor
-    """int64 [B, T'], as `sentence_index`."""
+    view_ids: Tensor
+    """int64 [B, K, T']: what the image-text contrast sees beside the whole report: [CLS] one to three of its sentences [SEP]."""
+    view_attention_mask: Tensor
+    """bool [B, K, T']."""
+    view_sentence_index: Tensor
+    """int64 [B, K, T'], as `sentence_index`."""
     patient_key: Tensor
     """int64 [B]; equal for volumes of one patient."""
     report_key: Tensor
     """int64 [B]; equal for equal normalised reports."""
     view_key: Tensor
-    """int64 [B]; equal for equal normalised texts behind `contrast_ids`."""
+    """int64 [B, K]; equal for equal normalised texts of views."""
     labels: Tensor
     """int8 [B, 18]; 1 present, 0 absent, -1 not known. No pre-training loss reads it; evaluation does."""
     study_id: list[str]
@@ -90,6 +91,8 @@ class Features(NamedTuple):
     """[B, E]; preset mg3d: the image, unfused."""
     cml_second_embedding: Tensor | None = None
     """[B, E]; preset mg3d: the report, unfused."""
+    cml_view_embedding: Tensor | None = None
+    """[B, K, E]; views of the report, unfused; None where CML has none."""
     cml_logit_scale: Tensor | None = None
     """Scalar; 1 / temperature."""
     dcl_image_embedding: Tensor | None = None
@@ -111,4 +114,4 @@ class Features(NamedTuple):
     report_key: Tensor | None = None
     """int64 [B]."""
     view_key: Tensor | None = None
-    """int64 [B]."""
+    """int64 [B, K]."""

@@ -53,12 +53,16 @@ def random_batch(size=3, *, seed=0):
     stack = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     ids = torch.where(attention, stack["ids"], 0)
     asked = stack["mlm"] & (index >= 0)
+    whole = {"ids": ids, "attention": attention, "index": index}
+    views = {name: torch.stack([part[:, :8], part[:, 4:12]], 1) for name, part in whole.items()}
+    views["attention"][..., 0] = True
     sentences = torch.arange(most) <= index.max(1, keepdim=True).values
     return Batch(
         volume=stack["volume"], cube_mask=stack["cube_mask"], report_ids=ids, attention_mask=attention, sentence_index=index,
         sentence_mask=sentences, sentence_polarity=torch.where(sentences, 1, 0).to(torch.int8),
         mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
-        contrast_ids=ids, contrast_attention_mask=attention, contrast_sentence_index=index,
-        patient_key=torch.arange(size), report_key=100 + torch.arange(size), view_key=200 + torch.arange(size),
+        view_ids=views["ids"], view_attention_mask=views["attention"], view_sentence_index=views["index"],
+        patient_key=torch.arange(size), report_key=100 + torch.arange(size), 
+        view_key=200 + torch.arange(2 * size).view(size, 2),
         labels=torch.zeros(size, 18, dtype=torch.int8), study_id=[str(row) for row in range(size)],
     )  # fmt: skip

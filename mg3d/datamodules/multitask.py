@@ -62,7 +62,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         mim_cube: int,
         mim_mask_ratio: float,
         mlm_probability: float,
-        sentence_view_probability: float,
+        sentence_views: int,
+        denying_view_share: float,
         per_gpu_batchsize: int,
         num_workers: int,
         seed: int,
@@ -78,7 +79,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
             "mim_cube": mim_cube,
             "mim_mask_ratio": mim_mask_ratio,
             "mlm_probability": mlm_probability,
-            "sentence_view_probability": sentence_view_probability,
+            "sentence_views": sentence_views,
+            "denying_view_share": denying_view_share,
         }
         reading = {"text_unit": text_unit, "window_hu": window_hu}
         self.datasets = tuple(datasets)

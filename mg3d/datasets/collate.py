@@ -6,31 +6,34 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mg3d.datasets.masking import IGNORED, WordMasker, choose_sentences, hidden_cubes
+from mg3d.datasets.masking import IGNORED, WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.tokenizer import EncodedReport, encode_report
 from mg3d.text_units import normalise, polarity
 from mg3d.types import Batch, Sample
 
+NO_TOKEN = -2
+"""Sentence index of padding while views are stacked; -1 is a real token of no sentence."""
 CUBES, WORDS, VIEW = 0, 1, 2
 """Last seed word of each kind of draw."""
 
 
 class Row(NamedTuple):
-    """One patient's part of a batch, before padding; all int64 [T] or [T']."""
+    """One patient's part of a batch, before padding; all int64 [T], views [T'] each."""
 
     ids: np.ndarray
     sentence_index: np.ndarray
     mlm_ids: np.ndarray
     mlm_labels: np.ndarray
-    contrast_ids: np.ndarray
-    contrast_sentence_index: np.ndarray
+    view_ids: list[np.ndarray]
+    view_sentence_index: list[np.ndarray]
+    view_keys: list[int]
     polarity: np.ndarray
     """int8 [S]."""
     cube_mask: np.ndarray
-    contrast_text: str
 
 
 class Collator:
@@ -42,7 +45,8 @@ class Collator:
         mim_cube: voxels per side of a hidden cube.
         mim_mask_ratio: share of cubes hidden.
         mlm_probability: share of words asked for.
-        sentence_view_probability: chance that the contrast sees one to three sentences instead of the report.
+        sentence_views: views of one to three sentences that the contrast sees beside each report.
+        denying_view_share: share of views that begin with a denial, see `masking.choose_view`.
     """
 
     def __init__(
@@ -53,11 +57,12 @@ class Collator:
         mim_cube: int,
         mim_mask_ratio: float,
         mlm_probability: float,
-        sentence_view_probability: float,
+        sentence_views: int,
+        denying_view_share: float,
     ) -> None:
         self.tokenizer, self.max_text_len = tokenizer, max_text_len
         self.mim_cube, self.mim_mask_ratio = mim_cube, mim_mask_ratio
-        self.sentence_view_probability = sentence_view_probability
+        self.sentence_views, self.denying_view_share = sentence_views, denying_view_share
         self.mask_words = WordMasker(tokenizer, mlm_probability)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
@@ -65,9 +70,9 @@ class Collator:
         rows = [self._row(sample) for sample in samples]
         pad = self.tokenizer.pad_token_id
         ids = _stack([row.ids for row in rows], pad)
-        contrast_ids = _stack([row.contrast_ids for row in rows], pad)
+        view_ids = self._stack_views([row.view_ids for row in rows], pad)
+        view_index = self._stack_views([row.view_sentence_index for row in rows], NO_TOKEN)
         lengths = torch.tensor([len(row.ids) for row in rows])
-        contrast_lengths = torch.tensor([len(row.contrast_ids) for row in rows])
         polarities = _stack([row.polarity for row in rows], 0)
         return Batch(
             volume=torch.from_numpy(np.stack([sample.volume for sample in samples])),
@@ -79,12 +84,12 @@ class Collator:
             sentence_polarity=polarities,
             mlm_ids=_stack([row.mlm_ids for row in rows], pad),
             mlm_labels=_stack([row.mlm_labels for row in rows], IGNORED),
-            contrast_ids=contrast_ids,
-            contrast_attention_mask=torch.arange(contrast_ids.shape[1]) < contrast_lengths[:, None],
-            contrast_sentence_index=_stack([row.contrast_sentence_index for row in rows], -1),
+            view_ids=view_ids,
+            view_attention_mask=view_index != NO_TOKEN,
+            view_sentence_index=view_index.clamp(min=-1),
             patient_key=torch.tensor([text_key(sample.patient_id) for sample in samples]),
             report_key=torch.tensor([text_key(normalise(sample.report)) for sample in samples]),
-            view_key=torch.tensor([text_key(row.contrast_text) for row in rows]),
+            view_key=torch.tensor([row.view_keys for row in rows], dtype=torch.int64),
             labels=torch.from_numpy(np.stack([sample.labels for sample in samples])),
             study_id=[sample.study_id for sample in samples],
         )
@@ -98,8 +103,8 @@ class Collator:
         encoded = self.encode(sample)
         sentences = [sample.report[start:end] for start, end in encoded.units]
         polarities = np.array([polarity(sentence) for sentence in sentences], dtype=np.int8)
-        chosen = choose_sentences(polarities, self.sentence_view_probability, view)
-        contrast_ids, contrast_index = view_tokens(encoded, chosen)
+        chosen = [choose_view(polarities, self.denying_view_share, view) for _ in range(self.sentence_views)]
+        views = [view_tokens(encoded, sentences_of_view) for sentences_of_view in chosen]
         mlm_ids, mlm_labels = self.mask_words(encoded.ids, words)
         grid = [side // self.mim_cube for side in sample.volume.shape[1:]]
         return Row(
@@ -107,12 +112,17 @@ class Collator:
             sentence_index=encoded.sentence_index,
             mlm_ids=mlm_ids,
             mlm_labels=mlm_labels,
-            contrast_ids=contrast_ids,
-            contrast_sentence_index=contrast_index,
+            view_ids=[ids for ids, _ in views],
+            view_sentence_index=[index for _, index in views],
+            view_keys=[text_key(" ".join(normalise(sentences[place]) for place in those)) for those in chosen],
             polarity=polarities,
             cube_mask=hidden_cubes(grid, self.mim_mask_ratio, cubes),
-            contrast_text=" ".join(normalise(sentences[index]) for index in chosen),
         )
+
+    def _stack_views(self, rows: Sequence[Sequence[np.ndarray]], padding: int) -> Tensor:
+        if self.sentence_views == 0:
+            return torch.empty(len(rows), 0, 1, dtype=torch.int64)
+        return rearrange(_stack([view for row in rows for view in row], padding), "(b k) t -> b k t", b=len(rows))
 
 
 def view_tokens(encoded: EncodedReport, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -60,17 +60,19 @@ class WordMasker:
         return masked, labels
 
 
-def choose_sentences(polarities: Sequence[int], probability: float, generator: np.random.Generator) -> np.ndarray:
-    """The sentences, ascending, that the image-text contrast sees: with `probability` one to three of them, else all.
+def choose_view(polarities: Sequence[int], denying_share: float, generator: np.random.Generator) -> np.ndarray:
+    """One to three sentences of a report, ascending; none of a report without sentences.
 
-    Of the few, one states something (polarity +1) where the report has such a sentence: "the heart is normal" alone would be the
-    wrong partner of most other volumes.
+    The first drawn denies something (polarity -1) with probability `denying_share`, else it states something (+1), as far as the
+    report has such a sentence; the others are any. Without denials, "there is no ..." would mean to a prompt what "there is ..."
+    means; with too many, most views would be true of most other volumes.
     """
-    count = len(polarities)
-    if generator.random() >= probability or count == 0:
-        return np.arange(count)
-    stating = np.flatnonzero(np.asarray(polarities) > 0)
-    first = generator.choice(stating if len(stating) else count)
-    wanted = int(generator.integers(1, MOST_SENTENCES_OF_A_VIEW + 1))
-    others = generator.permutation(np.setdiff1d(np.arange(count), first))[: wanted - 1]
+    kinds = np.asarray(polarities)
+    count = len(kinds)
+    if count == 0:
+        return np.arange(0)
+    wanted = kinds < 0 if generator.random() < denying_share else kinds > 0
+    first = generator.choice(np.flatnonzero(wanted) if wanted.any() else count)
+    size = int(generator.integers(1, MOST_SENTENCES_OF_A_VIEW + 1))
+    others = generator.permutation(np.setdiff1d(np.arange(count), first))[: size - 1]
     return np.sort(np.append(others, first))

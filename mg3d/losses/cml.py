@@ -1,4 +1,4 @@
-"""CML: cross-modal global alignment, the contrast of volumes and whole reports."""
+"""CML: cross-modal global alignment, the contrast of volumes and reports."""
 
 from torch import Tensor
 
@@ -9,9 +9,11 @@ from mg3d.losses.contrastive import symmetric_info_nce
 class CMLLoss(Objective):
     """Symmetric InfoNCE between what a volume and its report say (paper: global alignment; original: `local_itc`).
 
+    With views of the report, the mean of two contrasts: with the whole report, and with the views. Views bring the single
+    sentences of prompts into distribution.
+
     Args:
-        exclude_duplicates: rows of one patient, of one report text or with one contrasted text (see `Batch.contrast_ids`) are no
-            wrong answers for one another.
+        exclude_duplicates: rows of one patient, of one report text or of one view's text are no wrong answers for one another.
     """
 
     def __init__(self, *, exclude_duplicates: bool = True) -> None:
@@ -22,16 +24,20 @@ class CMLLoss(Objective):
         self,
         cml_first_embedding: Tensor,
         cml_second_embedding: Tensor,
+        cml_view_embedding: Tensor | None,
         cml_logit_scale: Tensor,
         *,
         patient_key: Tensor,
         report_key: Tensor,
         view_key: Tensor,
     ) -> Tensor:
-        """Embeddings [B, E] of length 1 (mg3d: image, report; released: fused, plain), scale a scalar, keys int64 [B]."""
-        return symmetric_info_nce(
-            cml_first_embedding,
-            cml_second_embedding,
-            cml_logit_scale,
-            keys=(patient_key, report_key, view_key) if self.exclude_duplicates else (),
-        )
+        """Embeddings [B, E] of length 1 (mg3d: image, report; released: fused, plain) and of K views [B, K, E], scale a scalar.
+
+        patient_key and report_key int64 [B], view_key int64 [B, K].
+        """
+        keys = (patient_key, report_key) if self.exclude_duplicates else ()
+        whole = symmetric_info_nce(cml_first_embedding, cml_second_embedding, cml_logit_scale, keys=keys)
+        if cml_view_embedding is None:
+            return whole
+        keys += (view_key,) if self.exclude_duplicates else ()
+        return 0.5 * (whole + symmetric_info_nce(cml_first_embedding, cml_view_embedding, cml_logit_scale, keys=keys))

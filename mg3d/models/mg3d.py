@@ -204,7 +204,7 @@ class MG3D(nn.Module):
         image = report = None
         if wanted & {"mlm", "sal", "cml", "dcl", "ssm"}:
             image = self.encode_volume(batch.volume)
-        if wanted & {"mim", "dcl", "ssm"} or (wanted & {"cml"} and self.has_fused_contrast):
+        if wanted & {"mim", "cml", "dcl", "ssm"}:
             report = self.encode_report(batch.report_ids, batch.attention_mask)
         fields: dict[str, Tensor] = {
             "sentence_mask": batch.sentence_mask,
@@ -261,16 +261,17 @@ class MG3D(nn.Module):
         sentences = sentence_means(report, batch.sentence_index, batch.sentence_mask.shape[1])
         return sentences.detach() if self.is_gated else sentences  # the released gathering has no gradient
 
-    def _contrast(self, batch: Batch, image: Tensor, report: Tensor | None, wanted: frozenset[str]) -> Mapping[str, Tensor]:
+    def _contrast(self, batch: Batch, image: Tensor, report: Tensor, wanted: frozenset[str]) -> Mapping[str, Tensor]:
         fields, fused = {}, None
-        sentences = self._sentences(report, batch) if report is not None else None
+        sentences = self._sentences(report, batch)
         if self.has_fused_contrast:
             fused = self._fused_contrast(batch, image, sentences)
         if "cml" in wanted and fused is not None:
             fields["cml_first_embedding"], fields["cml_second_embedding"] = fused.first_embedding, fused.second_embedding
         elif "cml" in wanted:
             fields["cml_first_embedding"] = self.contrast.embed_image(image)
-            fields["cml_second_embedding"] = self._embed_view(batch)
+            fields["cml_second_embedding"] = self.contrast.embed_report(sentences, batch.sentence_mask)
+            fields["cml_view_embedding"] = self._embed_views(batch)
         if "cml" in wanted:
             fields["cml_logit_scale"] = self.cml_scale(fields["cml_first_embedding"])
         if wanted & {"dcl", "ssm"}:
@@ -279,11 +280,13 @@ class MG3D(nn.Module):
             fields |= self._ssm(batch, aggregate) if "ssm" in wanted else {}
         return fields
 
-    def _embed_view(self, batch: Batch) -> Tensor:
-        tokens = self.encode_report(batch.contrast_ids, batch.contrast_attention_mask)
-        count = batch.sentence_mask.shape[1]
-        real = sentence_membership(batch.contrast_sentence_index, count).any(1)
-        return self.contrast.embed_report(sentence_means(tokens, batch.contrast_sentence_index, count), real)
+    def _embed_views(self, batch: Batch) -> Tensor | None:
+        patients, views = batch.view_ids.shape[:2]
+        if views == 0:
+            return None
+        parts = (batch.view_ids, batch.view_attention_mask, batch.view_sentence_index)
+        embedded = self.embed_report(*(part.flatten(0, 1) for part in parts))
+        return rearrange(embedded, "(b k) e -> b k e", b=patients)
 
     def _fused_contrast(self, batch: Batch, image: Tensor, sentences: Tensor) -> FusedVectors:
         if self.project_twice:

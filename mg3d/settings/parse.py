@@ -76,13 +76,14 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
 
 
 _AT_LEAST: dict[str, float] = {
-    "image_size": 32, "max_text_len": 8, "num_workers": 0, "embed_dim": 1, "patch_size": 1, "window_size": 1, "hidden_size": 1,
+    "image_size": 32, "max_text_len": 8, "num_workers": 0, "sentence_views": 0,
+    "embed_dim": 1, "patch_size": 1, "window_size": 1, "hidden_size": 1,
     "embedding_size": 1, "fusion_layers": 1, "fusion_heads": 1, "mim_cube": 1, "learning_rate": 0, "head_multiplier": 0,
     "weight_decay": 0, "warmup_steps": 0, "max_steps": 1, "grad_clip": 0, "per_gpu_batchsize": 1, "batch_size": 1, "devices": 0,
     "num_nodes": 1, "val_interval": 1, "val_batches": 0, "log_interval": 1, "max_minutes": 0, "seed": 0, "tiny_vocabulary": 50,
     "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
 }  # fmt: skip
-_SHARES = ("sentence_view_probability", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below")
+_SHARES = ("denying_view_share", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below")
 
 
 def _check_ranges(settings: Settings) -> None:

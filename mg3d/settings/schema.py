@@ -26,8 +26,10 @@ class DataSettings:
     """Most tokens of a report, special tokens included; longer ones are cut before their [SEP]."""
     text_unit: Literal["clause", "sentence"] = "clause"
     """What counts as one sentence in SAL, DCL and SSM. The original cuts at commas too: clause."""
-    sentence_view_probability: float = 0.5
-    """Chance that the image-text contrast sees one to three sentences of a report instead of the whole."""
+    sentence_views: int = 2
+    """Views of each report, of one to three sentences, that the image-text contrast sees beside the whole; 0 = none."""
+    denying_view_share: float = 0.25
+    """Share of views that begin with a sentence that denies a finding; the others begin with one that states something."""
     pairs: Literal["true", "shuffled"] = "true"
     """shuffled: every volume is paired with another patient's report in training. A control that must learn nothing."""
     num_workers: int = 4

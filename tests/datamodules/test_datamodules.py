@@ -14,7 +14,8 @@ from mg3d.datamodules.sampler import Stream, TrainingBatches, ValidationBatches
 OPTIONS = {
     "shape": SHAPE, "window_hu": (-1000.0, 1000.0), "text_unit": "clause", "shuffle_pairs": False, "max_text_len": 64,
     "mim_cube": 4,
-    "mim_mask_ratio": 0.5, "mlm_probability": 0.3, "sentence_view_probability": 0.5, "per_gpu_batchsize": 4, "num_workers": 0,
+    "mim_mask_ratio": 0.5, "mlm_probability": 0.3, "sentence_views": 2, "denying_view_share": 0.25,
+    "per_gpu_batchsize": 4, "num_workers": 0,
     "seed": 0,
 }  # fmt: skip
 

@@ -6,14 +6,17 @@ from small_arrow import SHAPE, small_tokenizer, write_split
 
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.collate import Collator, text_key
-from mg3d.datasets.masking import WordMasker, choose_sentences, hidden_cubes
+from mg3d.datasets.masking import WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import encode_report, load_tokenizer, lower
 from mg3d.datasets.window import to_unit_range
 from mg3d.text_units import polarity
 
 READING = {"text_unit": "clause", "window_hu": (-1000.0, 1000.0)}
-OPTIONS = {"max_text_len": 64, "mim_cube": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3, "sentence_view_probability": 0.5}
+OPTIONS = {
+    "max_text_len": 64, "mim_cube": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3,
+    "sentence_views": 3, "denying_view_share": 0.25,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +139,53 @@ def test_at_least_one_word_is_asked(tokenizer):
     assert all((WordMasker(tokenizer, 0.0)(ids, np.random.default_rng(seed))[1] != -100).sum() >= 1 for seed in range(5))
 
 
-def test_a_view_has_one_to_three_sentences_of_which_one_states():
+def test_a_view_has_one_to_three_sentences_and_begins_with_the_wanted_kind():
     polarities = [-1, -1, 1, -1, 1, -1]
-    chosen = [choose_sentences(polarities, 1.0, np.random.default_rng(seed)) for seed in range(300)]
-    assert {len(view) for view in chosen} == {1, 2, 3}
-    assert all(len(set(view)) == len(view) and (np.diff(view) > 0).all() for view in chosen)
-    assert all(any(polarities[index] > 0 for index in view) for view in chosen)
-    assert {int(index) for view in chosen for index in view} == set(range(6))
-    assert choose_sentences(polarities, 0.0, np.random.default_rng(0)).tolist() == list(range(6))
+    for share, kind in ((0.0, 1), (1.0, -1)):
+        chosen = [choose_view(polarities, share, np.random.default_rng(seed)) for seed in range(300)]
+        assert {len(view) for view in chosen} == {1, 2, 3}
+        assert all(len(set(view)) == len(view) and (np.diff(view) > 0).all() for view in chosen)
+        assert all(any(polarities[index] == kind for index in view) for view in chosen)
+        assert {int(index) for view in chosen for index in view} == set(range(6))
+
+
+def test_a_quarter_of_single_sentence_views_deny():
+    chosen = [choose_view([-1, 1, -1], 0.25, np.random.default_rng(seed)) for seed in range(3000)]
+    single = [int(view[0]) for view in chosen if len(view) == 1]
+    assert abs(np.mean([place != 1 for place in single]) - 0.25) < 0.05
+
+
+def test_a_view_takes_what_a_report_has():
+    generator = np.random.default_rng(0)
+    assert choose_view([], 0.5, generator).tolist() == []
+    assert choose_view([-1], 0.0, generator).tolist() == [0]
+    assert choose_view([1], 1.0, generator).tolist() == [0]
+
+
+def test_views_hold_the_tokens_of_their_sentences(tokenizer, index_file):
+    studies = Studies(VolumeIndex(index_file), **READING)
+    samples = [studies.sample(study, (7, 0, study)) for study in (0, 3, 9)]
+    batch = Collator(tokenizer, **OPTIONS)(samples)
+    assert batch.view_ids.shape == batch.view_attention_mask.shape == batch.view_sentence_index.shape
+    assert batch.view_ids.shape[:2] == (3, 3)
+    for row in range(3):
+        report, index = batch.report_ids[row], batch.sentence_index[row]
+        sentences = [report[index == place].tolist() for place in range(int(index.max()) + 1)]
+        for view in range(3):
+            ids, index = batch.view_ids[row, view], batch.view_sentence_index[row, view]
+            real = batch.view_attention_mask[row, view]
+            assert (ids[real][0], ids[real][-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+            parts = [ids[index == place].tolist() for place in range(int(index.max()) + 1)]
+            assert 1 <= len(parts) <= 3
+            assert all(part in sentences for part in parts)
+            assert (ids[~real] == tokenizer.pad_token_id).all()
+            assert (index[~real] == -1).all()
+
+
+def test_without_views_a_batch_has_none(tokenizer, index_file):
+    studies = Studies(VolumeIndex(index_file), **READING)
+    batch = Collator(tokenizer, **(OPTIONS | {"sentence_views": 0}))([studies.sample(0), studies.sample(1)])
+    assert batch.view_ids.shape[:2] == batch.view_key.shape == (2, 0)
 
 
 def test_a_batch_holds_what_its_types_say(tokenizer, index_file):
@@ -178,11 +220,11 @@ def test_a_sample_is_masked_alike_in_any_batch(tokenizer, index_file):
 
 def test_equal_reports_have_one_report_key_whatever_the_contrast_sees(tokenizer, index_file):
     studies = Studies(VolumeIndex(index_file), **READING)
-    collate = Collator(tokenizer, **(OPTIONS | {"sentence_view_probability": 1.0}))
+    collate = Collator(tokenizer, **OPTIONS)
     sample = studies.sample(2)
     twins = collate([sample._replace(patient_id=str(place), draw=(5, 1, place)) for place in range(6)])
     assert len(set(twins.report_key.tolist())) == 1
-    assert len(set(twins.view_key.tolist())) > 1
+    assert len(set(twins.view_key.flatten().tolist())) > 1
     assert len(set(twins.patient_key.tolist())) == 6
 
 

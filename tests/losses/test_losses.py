@@ -94,21 +94,38 @@ def test_contrast_equals_a_loop_with_and_without_excluded_pairs(exclude):
 def test_perfect_embeddings_have_almost_no_contrast_and_one_patient_none():
     eye, keys = torch.eye(4, dtype=torch.float64), torch.arange(4)
     scale = torch.tensor(100.0, dtype=torch.float64)
-    assert CMLLoss()(eye, eye, scale, patient_key=keys, report_key=keys, view_key=keys) < 1e-30
+    assert CMLLoss()(eye, eye, None, scale, patient_key=keys, report_key=keys, view_key=keys) < 1e-30
     assert DCLLoss()(eye, eye, scale, patient_key=torch.zeros(4, dtype=torch.int64), report_key=keys) == 0
 
 
-def test_equal_reports_and_equal_views_are_no_wrong_answers():
+def test_equal_reports_are_no_wrong_answers():
     first, second, scale = unit(4, 6, seed=8), unit(4, 6, seed=9), torch.tensor(7.0, dtype=torch.float64)
-    reports, views = torch.tensor([1, 1, 2, 3]), torch.tensor([5, 6, 7, 6])
-    keys = {"patient_key": torch.arange(4), "report_key": reports}
-    either = symmetric_info_nce(first, second, scale, keys=(reports, views))
-    torch.testing.assert_close(CMLLoss()(first, second, scale, **keys, view_key=views), either)
-    only_reports = symmetric_info_nce(first, second, scale, keys=(reports,))
-    torch.testing.assert_close(DCLLoss()(first, second, scale, **keys), only_reports)
-    everything = symmetric_info_nce(first, second, scale)
-    assert CMLLoss(exclude_duplicates=False)(first, second, scale, **keys, view_key=views) == everything
-    assert either < only_reports < everything
+    keys = {"patient_key": torch.arange(4), "report_key": torch.tensor([1, 1, 2, 3])}
+    expected = symmetric_info_nce(first, second, scale, keys=(keys["report_key"],))
+    assert DCLLoss()(first, second, scale, **keys) == CMLLoss()(first, second, None, scale, **keys, view_key=None) == expected
+    assert DCLLoss(exclude_duplicates=False)(first, second, scale, **keys) == symmetric_info_nce(first, second, scale) > expected
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_views_are_contrasted_slot_by_slot_beside_the_whole(exclude):
+    image, whole, views = unit(4, 6, seed=8), unit(4, 6, seed=9), unit(4, 3, 6, seed=10)
+    scale, patients, reports = torch.tensor(7.0, dtype=torch.float64), torch.tensor([1, 2, 3, 1]), torch.tensor([5, 6, 6, 7])
+    view_keys = torch.tensor([[1, 2, 3], [1, 4, 5], [6, 7, 5], [8, 9, 10]])
+    slots = []
+    for slot in range(3):
+        total = 0.0
+        for one, other in ((image, views[:, slot]), (views[:, slot], image)):
+            for b in range(4):
+                equal = [(key == key[b]).tolist() for key in (patients, reports, view_keys[:, slot])]
+                apart = [c != b and any(key[c] for key in equal) for c in range(4)]
+                kept = [c for c in range(4) if not (exclude and apart[c])]
+                logits = torch.stack([scale * one[b] @ other[c] for c in kept])
+                total = total + torch.logsumexp(logits, 0) - scale * one[b] @ other[b]
+        slots.append(total / 8)
+    plain = slow_info_nce(image, whole, scale, patients.tolist(), reports.tolist(), exclude)
+    loss = CMLLoss(exclude_duplicates=exclude)
+    fast = loss(image, whole, views, scale, patient_key=patients, report_key=reports, view_key=view_keys)
+    torch.testing.assert_close(fast, 0.5 * (plain + sum(slots) / 3))
 
 
 def slow_ssm(visual, text, lengths, polarity, patients, same_above=0.9, differ_below=0.6):

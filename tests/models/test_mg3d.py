@@ -83,8 +83,11 @@ def test_embeddings_are_those_that_are_contrasted(batch):
     model = build().eval()
     features = model(batch)
     torch.testing.assert_close(model.embed_volume(batch.volume), features.cml_first_embedding)
-    embedded = model.embed_report(batch.contrast_ids, batch.contrast_attention_mask, batch.contrast_sentence_index)
+    embedded = model.embed_report(batch.report_ids, batch.attention_mask, batch.sentence_index)
     torch.testing.assert_close(embedded, features.cml_second_embedding)
+    for view in range(2):
+        parts = (batch.view_ids, batch.view_attention_mask, batch.view_sentence_index)
+        torch.testing.assert_close(model.embed_report(*(part[:, view] for part in parts)), features.cml_view_embedding[:, view])
     torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(3, dtype=torch.float64))
 
 
