@@ -11,7 +11,8 @@ with warnings.catch_warnings():
     from sacred import SETTINGS, Experiment
     from sacred.arg_parser import get_config_updates
 
-from mg3d.settings.parse import defaults, flatten, parse, refuse_unknown
+from mg3d.settings.encoders import unread
+from mg3d.settings.parse import defaults, flatten, parse, refuse_unknown, refuse_unread
 from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import Settings
 
@@ -50,7 +51,9 @@ def resolve(words: Sequence[str], updates: Mapping[str, Any]) -> Settings:
     for word in words:
         flat.update(PRESETS[word])
     flat.update(updates)
-    return parse(flat)
+    settings = parse(flat)
+    refuse_unread(updates, settings)
+    return settings
 
 
 def print_config(settings: Settings) -> None:
@@ -60,7 +63,8 @@ def print_config(settings: Settings) -> None:
         names = kind.__annotations__
         flat = flatten(settings)
         for name in names:
-            print(f"  {name} = {flat[name]!r}")
+            note = f"    (not read by {settings.vision.vision_encoder})" if name in unread(settings.vision) else ""
+            print(f"  {name} = {flat[name]!r}{note}")
 
 
 def command_line(arguments: Sequence[str]) -> int:

@@ -21,18 +21,18 @@ WIRINGS = {
 }
 
 
-def build(wiring="mg3d", *, objectives=OBJECTIVES, frozen=False, seed=0, width=24, **changes):
+def build(wiring="mg3d", *, objectives=OBJECTIVES, frozen=False, seed=0, width=24, vision=None, shape=SHAPE, **changes):
     torch.manual_seed(seed)
     options = WIRINGS[wiring] | changes
-    vision = SwinEncoder(embed_width=12, patch_size=2, window_size=4, depths=(2,), heads=(2,),
+    vision = vision or SwinEncoder(embed_width=12, patch_size=2, window_size=4, depths=(2,), heads=(2,),
                          mask_token=options.get("mim_fill", "token") == "token" and "mim" in objectives)  # fmt: skip
     text = tiny_text_encoder(vocab_size=40, width=16, layers=1, heads=2, max_positions=32, frozen=frozen)
-    return MG3D(vision=vision, text=text, objectives=objectives, volume_shape=SHAPE, width=width, embedding_width=20,
+    return MG3D(vision=vision, text=text, objectives=objectives, volume_shape=shape, width=width, embedding_width=20,
                 fusion_layers=2, fusion_heads=3, mim_decoder="linear", **options).double()  # fmt: skip
 
 
-def random_batch(size=3, *, seed=0):
-    """A batch of `size` patients with 2, 3, ... sentences; the same patients whatever `size`."""
+def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
+    """A batch of `size` patients with 2, 3, ... sentences; the same patients whatever `size`. Hidden cubes have `cube` voxels."""
     generator = torch.Generator().manual_seed(seed)
     tokens, most = 14, 4
     index = torch.full((size, tokens), -1)
@@ -43,8 +43,8 @@ def random_batch(size=3, *, seed=0):
         attention[row, : words + 2] = True
     rows = [
         {
-            "volume": torch.rand(1, *SHAPE, generator=generator, dtype=torch.float64),
-            "cube_mask": torch.rand(4, 2, 6, generator=generator) < 0.5,
+            "volume": torch.rand(1, *shape, generator=generator, dtype=torch.float64),
+            "cube_mask": torch.rand(*(side // cube for side in shape), generator=generator) < 0.5,
             "ids": torch.randint(5, 40, (tokens,), generator=generator),
             "mlm": torch.rand(tokens, generator=generator) < 0.4,
         }

@@ -5,6 +5,7 @@ import torch
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder, load_text_encoder, tiny_text_encoder
 from mg3d.models.vision.registry import VisionEncoder, build_vision_encoder
+from mg3d.settings.encoders import ENCODERS
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 
 
@@ -23,17 +24,23 @@ def build_text_encoder(settings: Settings, vocabulary_size: int) -> TextEncoder:
 
 
 def build_vision(settings: Settings) -> VisionEncoder:
-    """The untrained volume encoder."""
+    """The untrained volume encoder, from those settings that its kind reads."""
     vision = settings.vision
+    arguments = {  # setting -> the encoder's argument and its value
+        "embed_dim": ("embed_width", vision.embed_dim),
+        "patch_size": ("patch_size", vision.patch_size),
+        "window_size": ("window_size", vision.window_size),
+        "depths": ("depths", vision.depths),
+        "num_heads": ("heads", vision.num_heads),
+        "patch_merging": ("patch_merging", vision.patch_merging),
+        "token_projection": ("projection_width", settings.model.hidden_size if vision.token_projection else None),
+        "norm_statistics": ("norm_statistics", vision.norm_statistics),
+        "gradient_checkpointing": ("gradient_checkpointing", vision.gradient_checkpointing),
+    }
     return build_vision_encoder(
         vision.vision_encoder,
-        embed_width=vision.embed_dim,
-        patch_size=vision.patch_size,
-        window_size=vision.window_size,
-        depths=vision.depths,
-        heads=vision.num_heads,
-        patch_merging=vision.patch_merging,
         mask_token=settings.loss.weight_mim > 0 and settings.model.mim_fill == "token",
+        **dict(arguments[name] for name in ENCODERS[vision.vision_encoder].reads),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
+from mg3d.settings.encoders import ENCODERS, unread
 from mg3d.settings.schema import Settings
 
 
@@ -54,6 +55,17 @@ def parse(flat: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def refuse_unread(names: typing.Iterable[str], settings: Settings) -> None:
+    """Raises ValueError for a vision setting, named by the user, that the chosen kind of encoder does not read.
+
+    What a preset word has set for another kind is no mistake: `tiny unet` leaves the small Swin's depths unread.
+    """
+    kind = settings.vision.vision_encoder
+    for name in names:
+        if name in unread(settings.vision):
+            raise ValueError(f"{name} is not read by vision_encoder={kind}, which reads {', '.join(ENCODERS[kind].reads)}")
+
+
 def _convert(name: str, value: Any, hint: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -98,16 +110,20 @@ def _check_ranges(settings: Settings) -> None:
 
 def _check_together(settings: Settings) -> None:
     data, vision, model, optim = settings.data, settings.vision, settings.model, settings.optim
-    stride = vision.patch_size * 2 ** len(vision.depths)
+    kind, encoder = vision.vision_encoder, ENCODERS[vision.vision_encoder]
+    patch_size, stride = encoder.patch_size(vision), encoder.stride(vision)
     sides = (data.image_size, data.image_size * 3 // 4)
     rules = [
         (data.image_size % 32 == 0, f"image_size={data.image_size}: must be a multiple of 32"),
         (all(side % stride == 0 for side in sides),
-         f"image_size={data.image_size} and an encoder of stride {stride} (patch_size * 2^stages) do not divide"),
+         f"image_size={data.image_size}: the volume's sides {sides} must be multiples of {stride} voxels, the stride of this "
+         f"{kind} encoder; a multiple of {4 * stride} fits"),
         (all(side % model.mim_cube == 0 for side in sides), f"mim_cube={model.mim_cube} does not divide the volume {sides}"),
-        (model.mim_cube % vision.patch_size == 0,
-         f"mim_cube={model.mim_cube} must be a multiple of patch_size={vision.patch_size}"),
-        (len(vision.depths) == len(vision.num_heads),
+        (model.mim_cube % patch_size == 0,
+         f"mim_cube={model.mim_cube} must be a multiple of patch_size={patch_size}"),
+        (kind != "nnunet" or vision.embed_dim % 2 == 0,
+         f"embed_dim={vision.embed_dim} must be even: the first block of nnunet has half as many channels"),
+        ("depths" not in encoder.reads or len(vision.depths) == len(vision.num_heads),
          f"depths={vision.depths} and num_heads={vision.num_heads} differ in length"),
         (model.hidden_size % model.fusion_heads == 0,
          f"fusion_heads={model.fusion_heads} does not divide hidden_size={model.hidden_size}"),

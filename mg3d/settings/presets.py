@@ -1,13 +1,18 @@
 """The recipes: words of the command line, each a table of what it sets. Of two words that set the same, the last wins."""
 
+_SWIN = {"vision_encoder": "swin", "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24)}
+
 PRESETS: dict[str, dict[str, object]] = {
     # --- the task; the paper's recipe is the schema's defaults
     "task_pretrain_mg3d": {},
     "task_pretrain_ptunifier": {},  # the original's name of the same task
     # --- volume encoders
-    "swin_b": {"vision_encoder": "swin", "embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24)},
-    "vit3d16": {"vision_encoder": "swin", "embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24)},  # = swin_b
-    "swin_l": {"vision_encoder": "swin", "embed_dim": 96, "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24)},
+    "swin_b": _SWIN | {"embed_dim": 48, "token_projection": False},
+    "vit3d16": _SWIN | {"embed_dim": 48, "token_projection": False},  # the original's word for swin_b
+    "swin_l": _SWIN | {"embed_dim": 96, "token_projection": True},  # 768 channels behind it, as in the original's pre-training
+    "swin_l_unprojected": _SWIN | {"embed_dim": 96, "token_projection": False},  # 1536 channels
+    "unet": {"vision_encoder": "unet", "embed_dim": 48, "norm_statistics": "batch"},
+    "nnunet": {"vision_encoder": "nnunet", "embed_dim": 48},
     # --- report encoders
     "text_radbert": {"text_encoder": "StanfordAIMI/RadBERT", "freeze_text": True},
     "text_tiny": {"text_encoder": "tiny", "freeze_text": False},

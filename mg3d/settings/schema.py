@@ -38,12 +38,12 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSettings:
-    """The volume encoder."""
+    """The volume encoder. encoders.py says which of these each kind reads; the others are not read by it."""
 
-    vision_encoder: Literal["swin"] = "swin"
+    vision_encoder: Literal["swin", "unet", "nnunet"] = "swin"
     """Kind of encoder, a name of mg3d/models/vision/registry.py."""
     embed_dim: int = 48
-    """Channels after the patch embedding; doubled by each stage. Swin-B 48, Swin-L 96."""
+    """Channels of the patch embedding or first map, doubled by each stage. All published sizes 48, but Swin-L 96."""
     patch_size: int = 2
     """Voxels per side of an embedded patch."""
     window_size: int = 7
@@ -58,6 +58,12 @@ class VisionSettings:
     """See input_shift. A small encoder from scratch learns several times faster from centred volumes of unit variance."""
     patch_merging: Literal["legacy", "monai"] = "legacy"
     """legacy: the merging the released weights were trained with. Equal keys and shapes, other features: never mix."""
+    token_projection: bool = False
+    """Swin: three layers bring the last map to hidden_size channels (Swin-L: 1536 -> 768), as the original pre-trained Swin-L."""
+    norm_statistics: Literal["batch", "instance"] = "batch"
+    """U-Net: what its norms measure, in evaluation too. batch: all volumes of the rank's batch (the original); instance: each."""
+    gradient_checkpointing: bool = False
+    """Compute the encoder's blocks again in the backward pass: less memory, about a third more time, equal gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from mg3d.training.trainer import accumulation, build_trainer, resolve_accelerat
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
     "evidence", "max_minutes", "truth_root", "log_dir", "run_name", "data_root", "per_gpu_batchsize", "precision",
+    "gradient_checkpointing",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the run that goes on from it."""
 

@@ -3,6 +3,7 @@ from dataclasses import fields
 import pytest
 
 from mg3d.config import command_line, resolve
+from mg3d.settings.encoders import unread
 from mg3d.settings.parse import defaults, flatten, parse
 from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import LossSettings, Settings, objective_weights, volume_shape
@@ -85,3 +86,49 @@ def test_every_objective_has_a_weight_and_a_row():
     from mg3d.training.objectives import OBJECTIVES
 
     assert list(OBJECTIVES) == list(objective_weights(LossSettings()))
+
+
+def test_a_named_setting_that_the_encoder_does_not_read_is_refused_and_a_words_leftover_is_not():
+    with pytest.raises(ValueError, match="depths is not read by vision_encoder=unet, which reads embed_dim, norm_statistics"):
+        resolve(["unet"], {"depths": [2]})
+    with pytest.raises(ValueError, match="norm_statistics is not read by vision_encoder=swin"):
+        resolve(["swin_b"], {"norm_statistics": "instance"})
+    assert resolve(["swin_b"], {"depths": [2], "num_heads": [3], "image_size": 64}).vision.depths == (2,)
+    assert resolve(["tiny", "unet"], {"image_size": 128}).vision.vision_encoder == "unet"
+    assert resolve(["unet"], {"norm_statistics": "instance"}).vision.norm_statistics == "instance"
+
+
+@pytest.mark.parametrize(
+    ("words", "update", "sentence"),
+    [
+        (["tiny", "unet"], {}, r"sides \(64, 48\) must be multiples of 32 voxels, the stride of this unet encoder"),
+        (["swin_b"], {"image_size": 64}, "stride of this swin encoder; a multiple of 128 fits"),
+        (["nnunet"], {"embed_dim": 15}, "embed_dim=15 must be even"),
+        (["swin_b"], {"depths": [2]}, "differ in length"),
+        (["swin_b"], {"mim_cube": 1}, "must be a multiple of patch_size=2"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_the_volume_is_refused(words, update, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        resolve(words, update)
+
+
+def test_cubes_of_one_voxel_fit_encoders_that_read_voxels():
+    assert resolve(["unet"], {"mim_cube": 1}).model.mim_cube == 1
+
+
+def test_the_last_encoder_word_wins_whatever_stood_before():
+    for word in ("swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet"):
+        for before in ("swin_b", "swin_l", "unet", "nnunet"):
+            ours, alone = resolve([before, word], {}).vision, resolve([word], {}).vision
+            read = [entry.name for entry in fields(alone) if entry.name not in unread(alone)]
+            assert [getattr(ours, name) for name in read] == [getattr(alone, name) for name in read]
+
+
+def test_print_config_marks_what_the_encoder_does_not_read(capsys):
+    assert command_line(["print_config", "with", "unet"]) == 0
+    shown = capsys.readouterr().out
+    assert "  depths = [2, 2, 2, 2]    (not read by unet)\n" in shown
+    assert "  norm_statistics = 'batch'\n" in shown
+    assert command_line(["print_config", "with", "nnunet"]) == 0
+    assert "  norm_statistics = 'batch'    (not read by nnunet)\n" in capsys.readouterr().out

@@ -1,7 +1,8 @@
-"""From the mask of hidden cubes to a mask of voxels or of patches."""
+"""From the mask of hidden cubes to a mask of voxels or of patches, and what stands in their place."""
 
 from collections.abc import Sequence
 
+import torch
 from einops import repeat
 from torch import Tensor
 
@@ -16,3 +17,17 @@ def spread_cubes(cube_mask: Tensor, size: Sequence[int]) -> Tensor:
         )
     depth, height, width = (side // count for side, count in zip(size, cubes))
     return repeat(cube_mask, "b z y x -> b (z d) (y h) (x w)", d=depth, h=height, w=width)
+
+
+def hide(features: Tensor, hidden: Tensor | None, token: Tensor | None) -> Tensor:
+    """[B, C, d, h, w] with `token` [C] in every cell of a hidden cube; hidden bool [B, a, b, c], None = nothing is hidden.
+
+    Raises:
+        ValueError: cubes are to be hidden and the encoder has no token for them.
+    """
+    if hidden is None:
+        return features
+    if token is None:
+        raise ValueError("this encoder has no token for hidden cubes; build it with mask_token=True")
+    cells = spread_cubes(hidden, features.shape[2:])
+    return torch.where(cells[:, None], token.to(features.dtype)[:, None, None, None], features)

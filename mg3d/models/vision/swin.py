@@ -11,7 +11,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg3d.models.vision.masking import spread_cubes
+from mg3d.models.vision.masking import hide
 
 _LEGACY_NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
@@ -108,8 +108,13 @@ class SwinEncoder(SwinTransformer):
     @property
     def stride(self) -> tuple[int, int, int]:
         """Voxels (z, y, x) of one cell of the last map."""
-        depth, height, width = (side * 2**self.num_layers for side in self.patch_size)
-        return depth, height, width
+        return self.pyramid_strides[-1]
+
+    @property
+    def pyramid_strides(self) -> tuple[tuple[int, int, int], ...]:
+        """Voxels (z, y, x) of one cell of each map that `forward` gives."""
+        depth, height, width = self.patch_size
+        return tuple((depth * 2**level, height * 2**level, width * 2**level) for level in range(self.num_layers + 1))
 
     @property
     def pyramid_channels(self) -> tuple[int, ...]:
@@ -141,19 +146,11 @@ class SwinEncoder(SwinTransformer):
         return rearrange(self.proj_head(rearrange(last, "b c d h w -> b d h w c")), "b d h w c -> b c d h w")
 
     def _stages(self, volume: Tensor, hidden: Tensor | None) -> Iterator[Tensor]:
-        features = self.patch_embed(volume)
-        if hidden is not None:
-            features = self._hide(features, hidden)
+        features = hide(self.patch_embed(volume), hidden, self.mask_token)
         yield features
         for stage in (*self.layers1, *self.layers2, *self.layers3, *self.layers4):
             features = stage(features.contiguous())
             yield features
-
-    def _hide(self, features: Tensor, hidden: Tensor) -> Tensor:
-        if self.mask_token is None:
-            raise ValueError("this encoder has no token for hidden patches; build it with mask_token=True")
-        patches = spread_cubes(hidden, features.shape[2:])
-        return torch.where(patches[:, None], self.mask_token.to(features.dtype)[:, None, None, None], features)
 
 
 def _triple(side: int | Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,77 @@
+"""A residual encoder in the style of nnU-Net, from MONAI's blocks."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from monai.networks.blocks.dynunet_block import UnetResBlock
+from torch import Tensor, nn
+
+from mg3d.models.vision.convolutional import ConvolutionalEncoder
+
+_LEAK = 0.01
+_HALVINGS = 5
+
+
+class NNUNetEncoder(ConvolutionalEncoder):
+    """One residual block at every voxel, then five that halve every axis and double the channels; instance norm throughout.
+
+    The original links weights of an nnU-Net and publishes nothing of its encoder: neither source nor a list of its tensors. So
+    this is *an* nnU-Net style encoder (the encoder half of MONAI's `DynUNet(res_block=True)`, with its names), made to fit what
+    lies behind it: 768 channels at every 32nd voxel with the default arguments, 48 tokens for 128 x 96 x 128 voxels. The linked
+    weights cannot be expected to fit it. No statistics are shared between the volumes of a batch.
+
+    Maps: the five halved ones, 48 channels at every 2nd voxel to 768 at every 32nd, as Swin-B's. The block at every voxel gives
+    half as many channels as the first of them and no map.
+
+    Args:
+        embed_width: channels of the first map, doubled by each of the four others; an even number.
+        mask_token, gradient_checkpointing: see `ConvolutionalEncoder`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 1,
+        embed_width: int = 48,
+        mask_token: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        if embed_width % 2:
+            raise ValueError(f"embed_width={embed_width} must be even: the first block of this encoder has half as many channels")
+        widths = [embed_width * 2**level for level in range(_HALVINGS)]
+        super().__init__(
+            in_channels=in_channels,
+            pyramid_channels=widths,
+            pyramid_strides=[2 ** (level + 1) for level in range(_HALVINGS)],
+            mask_token=mask_token,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        self.input_block = _block(in_channels, embed_width // 2, stride=1)
+        inputs = (embed_width // 2, *widths)
+        self.downsamples = nn.ModuleList(_block(inputs[level], widths[level], stride=2) for level in range(_HALVINGS - 1))
+        self.bottleneck = _block(widths[-2], widths[-1], stride=2)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, a=_LEAK)
+
+    def grid(self, volume_shape: Sequence[int]) -> tuple[int, ...]:
+        """Cells (z, y, x) of the last map of a volume of this shape in voxels."""
+        return tuple(math.ceil(side / step) for side, step in zip(volume_shape, self.stride))
+
+    def _maps(self, volume: Tensor) -> Iterator[Tensor]:
+        features = self._compute(self.input_block, volume)
+        for block in (*self.downsamples, self.bottleneck):
+            features = self._compute(block, features)
+            yield features
+
+
+def _block(in_channels: int, out_channels: int, *, stride: int) -> UnetResBlock:
+    return UnetResBlock(
+        3,
+        in_channels,
+        out_channels,
+        kernel_size=3,
+        stride=stride,
+        norm_name=("instance", {"affine": True}),
+        act_name=("leakyrelu", {"inplace": True, "negative_slope": _LEAK}),
+    )

@@ -1,0 +1,187 @@
+"""What every encoder behind the registry must do."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from released_keys import released_keys
+from small_vision import SHAPE, SMALL, small_encoder, volumes_and_cubes
+
+from mg3d.config import resolve
+from mg3d.models.build import build_vision
+from mg3d.models.vision.masking import spread_cubes
+from mg3d.models.vision.registry import VISION_ENCODERS, build_vision_encoder
+from mg3d.settings.encoders import ENCODERS, unread
+from mg3d.settings.schema import volume_shape
+from mg3d.training.optim import parameter_groups
+
+EVERY = pytest.mark.parametrize("name", SMALL)
+PUBLISHED = {  # word -> (parameters in millions, strides, channels of the pyramid, channels of encode)
+    "swin_b": (8.06, (2, 4, 8, 16, 32), (48, 96, 192, 384, 768), 768),
+    "swin_l": (33.95, (2, 4, 8, 16, 32), (96, 192, 384, 768, 1536), 768),
+    "swin_l_unprojected": (31.59, (2, 4, 8, 16, 32), (96, 192, 384, 768, 1536), 1536),
+    "unet": (15.8, (1, 2, 4, 8, 32), (96, 192, 384, 768, 768), 768),
+    "nnunet": (None, (2, 4, 8, 16, 32), (48, 96, 192, 384, 768), 768),
+}
+
+
+@cache
+def published(word):
+    """The encoder of this word, with shapes and without numbers."""
+    return build_vision(resolve([word], {"mim_fill": "zero"})).to("meta")
+
+
+@EVERY
+def test_the_pyramid_has_five_maps_of_the_channels_and_strides_it_declares(name):
+    encoder = small_encoder(name).eval()
+    volume, _ = volumes_and_cubes()
+    with torch.no_grad():
+        maps, last = encoder(volume), encoder.encode(volume)
+    assert len(maps) == len(encoder.pyramid_channels) == len(encoder.pyramid_strides) == 5
+    for features, channels, stride in zip(maps, encoder.pyramid_channels, encoder.pyramid_strides, strict=True):
+        assert features.shape == (2, channels, *(side // step for side, step in zip(SHAPE, stride, strict=True)))
+    assert last.shape == (2, encoder.channels, *encoder.grid(SHAPE)) == (2, encoder.channels, 1, 2, 3)
+    assert encoder.stride == encoder.pyramid_strides[-1] == (32, 32, 32)
+    if encoder.channels == encoder.pyramid_channels[-1]:
+        torch.testing.assert_close(last, maps[-1], rtol=0, atol=0)
+
+
+@EVERY
+def test_the_grid_of_a_volume_that_does_not_divide_is_the_one_computed(name):
+    encoder, shape = small_encoder(name).eval(), (35, 64, 95)
+    with torch.no_grad():
+        assert encoder.encode(torch.rand(1, 1, *shape)).shape[2:] == encoder.grid(shape)
+
+
+@pytest.mark.parametrize("word", PUBLISHED)
+def test_published_sizes_give_48_tokens_and_have_the_published_number_of_parameters(word):
+    millions, strides, pyramid, channels = PUBLISHED[word]
+    encoder = published(word)
+    assert encoder.pyramid_channels == pyramid
+    assert encoder.pyramid_strides == tuple((side,) * 3 for side in strides)
+    maps = encoder(torch.empty(1, 1, 128, 96, 128, device="meta"))  # shapes alone, nothing is computed
+    assert [tuple(features.shape[1:]) for features in maps] == [
+        (width, 128 // side, 96 // side, 128 // side) for width, side in zip(pyramid, strides, strict=True)
+    ]
+    assert encoder.encode(torch.empty(1, 1, 128, 96, 128, device="meta")).shape == (1, channels, 4, 3, 4)
+    assert math.prod(encoder.grid((128, 96, 128))) == 48
+    if millions is not None:
+        assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("word", "stem"),
+    [("swin_b", "vision_swinb"), ("vit3d16", "vision_swinb"), ("swin_l_unprojected", "vision_swinl"),
+     ("swin_l", "vision_swinl_with_projhead"), ("unet", "vision_unet")],
+)  # fmt: skip
+def test_names_and_shapes_are_those_of_the_released_weights(word, stem):
+    ours = {name: tuple(tensor.shape) for name, tensor in published(word).state_dict().items()}
+    assert ours == released_keys(stem, without="vision_encoder.")
+
+
+@pytest.mark.parametrize(
+    ("words", "updates"),
+    [([word], {}) for word in (*PUBLISHED, "tiny", "vit3d16")]
+    + [(["swin_b"], {"patch_size": 4, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}), (["tiny", "nnunet"], {"image_size": 128})],
+)
+def test_settings_know_the_geometry_of_the_encoder_they_build(words, updates):
+    settings = resolve(words, updates)
+    encoder = build_vision(settings)
+    row = ENCODERS[settings.vision.vision_encoder]
+    assert tuple(encoder.patch_size) == (row.patch_size(settings.vision),) * 3
+    assert encoder.stride == (row.stride(settings.vision),) * 3
+    assert all(side % step == 0 for side, step in zip(volume_shape(settings.data.image_size), encoder.stride, strict=True))
+
+
+def test_every_kind_has_a_row_in_the_settings_and_every_setting_a_reader():
+    assert ENCODERS.keys() == VISION_ENCODERS.keys()
+    unread_by_all = set.intersection(*(set(unread(resolve([], {"vision_encoder": kind}).vision)) for kind in ENCODERS))
+    assert not unread_by_all
+
+
+@EVERY
+def test_hidden_voxels_are_not_seen_and_visible_ones_are(name):
+    encoder = small_encoder(name).eval()
+    volume, cubes = volumes_and_cubes(1)
+    hidden = spread_cubes(cubes, SHAPE)[:, None]
+    inside, outside = (torch.where(where, 1 - volume, volume) for where in (hidden, ~hidden))
+    with torch.no_grad():
+        true, same, other = (encoder(one, cubes) for one in (volume, inside, outside))
+        for ours, equal, different in zip(true, same, other, strict=True):
+            torch.testing.assert_close(ours, equal, rtol=0, atol=0)
+            assert (ours - different).abs().max() > 1e-2
+        torch.testing.assert_close(encoder.encode(volume, cubes), encoder.encode(inside, cubes), rtol=0, atol=0)
+        assert (encoder.encode(volume) - encoder.encode(inside)).abs().max() > 1e-2
+
+
+@EVERY
+def test_a_mask_that_hides_nothing_changes_nothing_and_the_token_counts(name):
+    encoder = small_encoder(name).eval()
+    volume, cubes = volumes_and_cubes(1)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode(volume, torch.zeros_like(cubes)), encoder.encode(volume), rtol=0, atol=0)
+        before = encoder.encode(volume, cubes)
+        encoder.mask_token[0] += 0.5  # of one channel: the same step in all would leave Swin's first norm as it was
+        assert (encoder.encode(volume, cubes) - before).abs().max() > 1e-3
+
+
+@EVERY
+def test_hiding_without_a_token_is_refused(name):
+    volume, cubes = volumes_and_cubes(1)
+    with pytest.raises(ValueError, match="mask_token=True"):
+        small_encoder(name, mask_token=False).encode(volume, cubes)
+
+
+@EVERY
+def test_the_gradient_of_the_last_map_reaches_every_parameter(name):
+    encoder = small_encoder(name)
+    features = encoder.encode(*volumes_and_cubes(1))
+    features.backward(torch.randn(features.shape, generator=torch.Generator().manual_seed(1)))
+    for parameter_name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        if parameter.ndim > 1 or parameter_name == "mask_token":
+            assert parameter.grad.abs().max() > 0, parameter_name
+
+
+@EVERY
+def test_checkpointing_gives_equal_gradients_and_keeps_less(name):
+    volume, cubes = volumes_and_cubes(1)
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        encoder, sizes = small_encoder(name, gradient_checkpointing=checkpointing), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+            features = encoder.encode(volume, cubes)
+        features.square().sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+        kept.append(sum(sizes))
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.parametrize("name", ["unet", "unet instance", "nnunet"])
+def test_half_precision_gives_nearly_the_same_features(name):
+    encoder = small_encoder(name).eval()
+    volume, cubes = volumes_and_cubes(1)
+    with torch.no_grad():
+        exact = encoder.encode(volume, cubes)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = encoder.encode(volume, cubes)
+    assert torch.nn.functional.cosine_similarity(rough.float(), exact, dim=1).min() > 0.98
+
+
+@EVERY
+def test_decay_is_for_kernels_and_matrices_only(name):
+    model = torch.nn.ModuleDict({"vision": small_encoder(name)})
+    groups = {group["name"]: group["params"] for group in parameter_groups(model, resolve([], {}).optim)}
+    assert groups.keys() == {"encoders", "encoders_no_decay"}  # all at the base rate
+    decayed = {id(parameter) for parameter in groups["encoders"]}
+    layers = (torch.nn.Conv3d, torch.nn.Linear)
+    assert decayed == {id(module.weight) for module in model.modules() if isinstance(module, layers)}
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'resnet' is not known; choose one of \['nnunet', 'swin', 'unet'\]"):
+        build_vision_encoder("resnet")

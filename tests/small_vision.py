@@ -1,0 +1,26 @@
+"""One small encoder of every kind, of five maps and stride 32, and a volume of different sides for them."""
+
+import torch
+
+from mg3d.models.vision.registry import build_vision_encoder
+
+SHAPE = (32, 64, 96)
+CUBES = (4, 8, 12)  # of 8 voxels
+SMALL = {
+    "swin": {"embed_width": 4, "window_size": 3, "depths": (1, 1, 2, 1), "heads": (1, 1, 2, 2)},
+    "swin projected": {"embed_width": 4, "window_size": 3, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "projection_width": 10},
+    "unet": {"embed_width": 2},
+    "unet instance": {"embed_width": 2, "norm_statistics": "instance"},
+    "nnunet": {"embed_width": 4},
+}
+
+
+def small_encoder(name, *, seed=0, **changes):
+    torch.manual_seed(seed)
+    return build_vision_encoder(name.split()[0], **({"mask_token": True} | SMALL[name] | changes))
+
+
+def volumes_and_cubes(size=2, *, seed=0):
+    """Volumes [size, 1, *SHAPE] in [0, 1] and a mask of cubes [size, *CUBES], about half of them hidden."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(size, 1, *SHAPE, generator=generator), torch.rand(size, *CUBES, generator=generator) < 0.5
