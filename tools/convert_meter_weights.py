@@ -51,8 +51,8 @@ def run(options: argparse.Namespace) -> Conversion:
     merging = options.merging or merging
     if options.to == "released" and merging == "monai":
         raise ValueError(
-            f"{file.path} was trained with MONAI's present patch merging, which MG-3D's code does not compute: its features there "
-            "would be others, without any error; train with patch_merging=legacy for weights that go back"
+            f"{file.path} was trained with MONAI's present patch merging, which MG-3D's code does not compute: there its "
+            "features would be others, without any error; train with patch_merging=legacy for weights that go back"
         )
     write(conversion, out, merging)
     return conversion

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("checkpoint", help="a file such as result/tiny/.../checkpoints/last.ckpt")
     parser.add_argument("out", help="folder to write; a model saved there before is replaced")
     parser.add_argument(
-        "--note", action="append", default=[], metavar="NAME=TEXT", help="told on the model card (data, licence ...)"
+        "--note", action="append", default=[], metavar="NAME=TEXT", help="told on the model card"
     )
     options = parser.parse_args(arguments)
     try:

@@ -1,7 +1,8 @@
 """The same tensors under the names of another program: METER, PTUnifier, MG-3D, ours.
 
-The four are one family: a report encoder, an image encoder, a projection of each, two types, fusion, heads. Report side, projections,
-types and word head correspond in all; image encoders of METER and PTUnifier read flat pictures, and fusion and contrast differ.
+The four are one family: a report encoder, an image encoder, a projection of each, two types, fusion, heads. Report side,
+projections, types and word head correspond in all; image encoders of METER and PTUnifier read flat pictures, and fusion and
+contrast differ.
 """
 
 from collections.abc import Mapping
