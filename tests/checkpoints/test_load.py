@@ -167,7 +167,9 @@ def test_released_weights_are_refused_by_a_model_with_the_present_merging(tmp_pa
     encoder = small_swin(patch_merging="monai")
     torch.save({"vision_encoder." + name: tensor for name, tensor in small_state(encoder).items()}, tmp_path / "released.ckpt")
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    with pytest.raises(ValueError, match="trained with patch merging 'legacy' and the model computes 'monai'.*patch_merging=legacy"):
+    with pytest.raises(
+        ValueError, match="trained with patch merging 'legacy' and the model computes 'monai'.*patch_merging=legacy"
+    ):
         load_weights(encoder, tmp_path / "released.ckpt")
     with pytest.raises(ValueError, match="has patch merging 'legacy' .true of all released.*, not merging='monai'"):
         load_weights(encoder, tmp_path / "released.ckpt", merging="monai")
@@ -200,7 +202,11 @@ def test_a_file_that_holds_too_little_is_refused_with_the_first_names(tmp_path):
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("layers2")}
     sizes = [sum(t.numel() for n, t in part.items() if not n.endswith("_index")) for part in (kept, state)]
     share = f"{sizes[0] / sizes[1]:.1%}"
-    refused(kept, tmp_path, f"covers {share} of the encoder's parameters, at least 90% are asked for.*missing .*layers2.0.blocks.0.norm1")
+    refused(
+        kept,
+        tmp_path,
+        f"covers {share} of the encoder's parameters, at least 90% are asked for.*missing .*layers2.0.blocks.0.norm1",
+    )
 
 
 def test_a_lower_threshold_is_taken_and_the_rest_left_as_it_was(tmp_path):
@@ -222,7 +228,9 @@ def test_another_width_is_refused_with_the_setting_that_would_fit(tmp_path):
 
 def test_another_window_is_refused_though_its_tables_are_small(tmp_path):
     wide = small_state(small_swin(window_size=4))
-    refused(wide, tmp_path, r"another shape in the encoder.*window_size=4.*relative_position_bias_table \[343, 2\] against \[125, 2\]")
+    refused(
+        wide, tmp_path, r"another shape in the encoder.*window_size=4.*relative_position_bias_table \[343, 2\] against \[125, 2\]"
+    )
 
 
 def test_a_file_without_an_encoder_is_refused(tmp_path):
