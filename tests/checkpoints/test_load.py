@@ -102,8 +102,9 @@ def test_a_released_unet_file_fills_its_encoder(norm_statistics, tmp_path):
 def test_every_style_of_prefix_is_found(prefix, whole, tmp_path):
     model = encoder = small_swin()
     if whole:
-        model = pretraining_model("tiny", text_encoder="x", freeze_text=True, mim_fill="zero", image_size=32, mim_cube=8, embed_dim=12,
-                                  patch_size=2, window_size=3, depths=[2, 1], num_heads=[2, 3], hidden_size=24)  # fmt: skip
+        sizes = {"embed_dim": 12, "patch_size": 2, "window_size": 3, "depths": [2, 1], "num_heads": [2, 3], "hidden_size": 24}
+        options = {"text_encoder": "x", "freeze_text": True, "mim_fill": "zero", "image_size": 32, "mim_cube": 8}
+        model = pretraining_model("tiny", **sizes, **options)
         encoder = model.vision
     state = small_state(encoder)
     torch.save({"state_dict": {prefix + name: tensor for name, tensor in state.items()}}, tmp_path / "weights.pt")
@@ -151,7 +152,7 @@ def test_a_prefix_nobody_knows_is_named_with_its_first_names_and_may_be_passed(t
     with pytest.raises(ValueError, match=r"'spine.trunk7.', a prefix that is not known.*spine.trunk7.layers1.0.blocks.0.attn"):
         load_weights(encoder, tmp_path / "weights.pt", merging="legacy")
     assert load_weights(encoder, tmp_path / "weights.pt", merging="legacy", prefix="spine.trunk7").coverage == 1.0
-    with pytest.raises(ValueError, match="no image encoder stands behind prefix='other.'"):
+    with pytest.raises(ValueError, match=r"no image encoder stands behind prefix='other.'"):
         load_weights(encoder, tmp_path / "weights.pt", prefix="other")
 
 
@@ -168,10 +169,10 @@ def test_released_weights_are_refused_by_a_model_with_the_present_merging(tmp_pa
     torch.save({"vision_encoder." + name: tensor for name, tensor in small_state(encoder).items()}, tmp_path / "released.ckpt")
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     with pytest.raises(
-        ValueError, match="trained with patch merging 'legacy' and the model computes 'monai'.*patch_merging=legacy"
+        ValueError, match=r"trained with patch merging 'legacy' and the model computes 'monai'.*patch_merging=legacy"
     ):
         load_weights(encoder, tmp_path / "released.ckpt")
-    with pytest.raises(ValueError, match="has patch merging 'legacy' .true of all released.*, not merging='monai'"):
+    with pytest.raises(ValueError, match=r"has patch merging 'legacy' .true of all released.*, not merging='monai'"):
         load_weights(encoder, tmp_path / "released.ckpt", merging="monai")
     assert_holds(encoder, before)
 
@@ -235,7 +236,7 @@ def test_another_window_is_refused_though_its_tables_are_small(tmp_path):
 
 def test_a_file_without_an_encoder_is_refused(tmp_path):
     torch.save({"classifier.weight": torch.ones(2, 3), "classifier.bias": torch.ones(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="covers 0.0% .*no image encoder that is known here.*patch_embed.proj.weight"):
+    with pytest.raises(ValueError, match=r"covers 0.0% .*no image encoder that is known here.*patch_embed.proj.weight"):
         load_weights(small_swin(), tmp_path / "other.pt")
 
 
