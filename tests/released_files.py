@@ -41,12 +41,12 @@ def synthetic(shapes, dtype=torch.float32):
     }
 
 
-def small_bert(words=WORDS, layers=LAYERS, width=768, heads=12, positions=512):
+def small_bert(words=WORDS, layers=LAYERS, width=768, heads=12, positions=512, *, frozen=True):
     config = BertConfig(
         vocab_size=words, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width,
         max_position_embeddings=positions,
     )  # fmt: skip
-    return TextEncoder(BertModel(config, add_pooling_layer=False), frozen=True)
+    return TextEncoder(BertModel(config, add_pooling_layer=False), frozen=frozen)
 
 
 def pretraining_model(*words, **settings):

@@ -229,10 +229,10 @@ def _difference(offered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     if models is None:
         return ""
     ours, theirs = models.settings(), files.settings()
-    names = [name for name in ours if theirs.get(name) != ours[name]]
+    names = [name for name in theirs if theirs[name] != ours.get(name)]
     if not names:
         return ""
-    told = ", ".join(f"{name}={theirs.get(name)}" for name in names)
+    told = ", ".join(f"{name}={theirs[name]}" for name in names)
     return f"The file is {files.name}, the model {models.name}; the file asks for {told}. "
 
 

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from released_files import key_list, pretraining_model, small_key_list, synthetic
+from released_files import key_list, pretraining_model, small_bert, small_key_list, synthetic
 from safetensors.torch import save_file
 
 from mg3d.checkpoints.layout import UNUSED, to_ours
 from mg3d.checkpoints.load import load_weights, merging_of
+from mg3d.config import resolve
+from mg3d.models.build import build_model
 from mg3d.models.vision.swin import SwinEncoder
 
 SMALL = {"embed_width": 12, "window_size": 3, "depths": (2, 1), "heads": (2, 3)}
@@ -57,13 +59,13 @@ def test_a_whole_released_file_fills_an_encoder_alone(whole_file):
     assert_holds(encoder, {name: tensor for name, tensor in state.items() if name.startswith("vision.")}, inside="vision.")
 
 
-@pytest.mark.parametrize("layout", ["flat", "lightning", "safetensors"])
 @pytest.mark.parametrize(
-    ("keys", "arguments"),
+    ("keys", "arguments", "layout"),
     [
-        ("keys_vision_swinb", {}),
-        ("keys_vision_swinl", {"embed_width": 96}),
-        ("keys_vision_swinl_with_projhead", {"embed_width": 96, "projection_width": 768}),
+        ("keys_vision_swinb", {}, "flat"),
+        ("keys_vision_swinb", {}, "safetensors"),
+        ("keys_vision_swinl", {"embed_width": 96}, "flat"),
+        ("keys_vision_swinl_with_projhead", {"embed_width": 96, "projection_width": 768}, "lightning"),
     ],
 )
 def test_a_released_encoder_file_fills_its_encoder(keys, arguments, layout, tmp_path):
@@ -227,6 +229,13 @@ def test_another_width_is_refused_with_the_setting_that_would_fit(tmp_path):
     refused(small_state(small_swin(embed_width=24)), tmp_path, "the file asks for embed_dim=24")
 
 
+def test_another_kind_of_encoder_is_refused_by_its_name(tmp_path):
+    unet = {name: torch.zeros(shape) for name, shape in key_list("keys_vision_unet").items()}
+    torch.save(unet, tmp_path / "unet.ckpt")
+    with pytest.raises(ValueError, match=r"covers 0.0% .*is unet, the model swin; the file asks for vision_encoder=unet"):
+        load_weights(small_swin(), tmp_path / "unet.ckpt")
+
+
 def test_another_window_is_refused_though_its_tables_are_small(tmp_path):
     wide = small_state(small_swin(window_size=4))
     refused(
@@ -266,9 +275,17 @@ def test_another_text_encoder_is_left_out_whole_and_said(tmp_path):
     assert report.encoder_coverage == 1.0
 
 
-def test_copies_of_text_weights_start_as_the_text_encoder(whole_file, tmp_path):
-    path, state = whole_file
-    model = pretraining_model("swin_b", freeze_text=False)
-    load_weights(model, path)
-    words = state["text.bert.embeddings.word_embeddings.weight"].float()
-    assert torch.equal(model.sentence_space.word_vectors, words)
+def test_copies_of_text_weights_start_as_the_text_encoder(tmp_path):
+    text = small_bert(layers=1, width=16, heads=2, frozen=False)
+    model = build_model(resolve(["tiny"], {}), text)
+    state = small_state(model)
+    copies = [name for name in state if name.startswith(("target_text.", "sentence_space."))]
+    assert len(copies) > 20
+    torch.save({"state_dict": {name: state[name] for name in state if name not in copies}}, tmp_path / "plain.ckpt")
+    report = load_weights(model, tmp_path / "plain.ckpt", merging="legacy")
+    assert report.missing == ("sentence_space.word_weight", "sentence_space.mean")
+    held = model.state_dict()
+    assert torch.equal(held["sentence_space.word_vectors"], state["text.bert.embeddings.word_embeddings.weight"])
+    for name in copies:
+        if name.startswith("target_text."):
+            assert torch.equal(held[name], state["text." + name.removeprefix("target_text.")])
