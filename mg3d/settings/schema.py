@@ -201,6 +201,10 @@ class RunSettings:
     """Sub-folder of log_dir; empty = named after the objective and encoders."""
     resume_from: str = ""
     """A checkpoint of this run to go on from; `last` = the newest of the run folder; empty = start anew."""
+    load_path: str = ""
+    """Weights to start from (not to resume): a released file, one of this package or of another. docs/checkpoints.md."""
+    load_merging: Literal["", "legacy", "monai"] = ""
+    """Patch merging that the weights of load_path were trained with, where the file does not tell."""
     val_interval: int = 1000
     """Optimiser steps between validations and checkpoints."""
     val_batches: int = 0

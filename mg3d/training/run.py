@@ -11,10 +11,13 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
+from mg3d.checkpoints.export import text_config
+from mg3d.checkpoints.load import load_weights
 from mg3d.distributed import rank
 from mg3d.files import write_json
 from mg3d.models.build import build_untrained
-from mg3d.settings.parse import flatten
+from mg3d.models.mg3d import MG3D
+from mg3d.settings.parse import defaults, flatten
 from mg3d.settings.schema import Settings, objective_weights
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space
 from mg3d.training.evidence import show_evidence, write_evidence
@@ -29,6 +32,9 @@ MACHINE_SETTINGS = (
     "gradient_checkpointing",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the run that goes on from it."""
+
+FINE_RATE = 2e-5
+"""Above this, a start from trained weights is told of a smaller rate (original: 1e-5)."""
 
 console = Console(highlight=False)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -62,6 +68,8 @@ def pretrain(settings: Settings) -> None:
     data = build_data(settings)
     data.tokenizer = build_tokenizer(settings, run_dir, data)
     model = build_untrained(settings, len(data.tokenizer))
+    if settings.run.load_path and not checkpoint:
+        start_from(settings, model)
     space = fit_sentence_space(model, data, settings)
     weights = objective_weights(settings.loss)
     module = PretrainModule(
@@ -70,7 +78,7 @@ def pretrain(settings: Settings) -> None:
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,
-        identity={"settings": flatten(settings)},
+        identity={"settings": flatten(settings), "text_config": text_config(model)},
     )
     trainer = build_trainer(settings, run_dir)
     if trainer.is_global_zero:
@@ -88,6 +96,13 @@ def pretrain(settings: Settings) -> None:
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
+
+
+def start_from(settings: Settings, model: MG3D) -> None:
+    """Loads the weights that `load_path` names, and says what of them was used."""
+    say(str(load_weights(model, settings.run.load_path, merging=settings.run.load_merging or None)))
+    if settings.optim.learning_rate > FINE_RATE:
+        say(f"learning_rate={settings.optim.learning_rate:g} suits a start from scratch; weights that continue usually want 1e-5")
 
 
 def evaluate(settings: Settings) -> None:
@@ -166,7 +181,7 @@ def find_checkpoint(settings: Settings, run_dir: Path) -> Path | None:
 
 def refuse_other_settings(path: Path, settings: Settings) -> None:
     """Raises ValueError when the checkpoint was trained with other settings, naming them."""
-    theirs, ours = load_checkpoint(path)["mg3d"]["settings"], flatten(settings)
+    theirs, ours = defaults() | load_checkpoint(path)["mg3d"]["settings"], flatten(settings)
     other = [name for name in ours if name not in MACHINE_SETTINGS and theirs.get(name) != ours[name]]
     if other:
         shown = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:5])

@@ -1,0 +1,194 @@
+"""The passport of a file of weights: what it is, told from its tensors alone; no network is built."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mg3d.checkpoints.families import EncoderShape, covered, encoder_shape
+from mg3d.checkpoints.read import CheckpointFile, read_checkpoint
+from mg3d.checkpoints.styles import ELSEWHERE, VISION, Named, bring_to_our_names
+
+Merging = Literal["legacy", "monai", "unknown", "none"]
+RELEASED_PREPROCESSING: dict[str, Any] = {
+    "axes": "z y x, +z superior, +y posterior, +x left",
+    "shape": [128, 96, 128],
+    "kept_share": [0.88, 0.65625, 0.875],
+    "window_hu": [-1000.0, 1000.0],
+    "range": [0.0, 1.0],
+    "text": "lower case, at most 250 tokens",
+}
+"""How volumes reach the released weights: central share of each axis, resized, window to [0, 1] (the original's CT-RATE data)."""
+_FACTS = ("epoch", "global_step", "pytorch-lightning_version", "format", "iteration", "current_epoch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Passport:
+    """What a file of weights is."""
+
+    path: str
+    layout: str
+    """Format of the file, and where in it the tensors lie."""
+    style: str
+    """`mg3d`, `released`, `encoder`, `bert` or `unknown`: whose names the tensors have."""
+    family: str
+    """The same in words."""
+    prefix: str
+    """What stands before the names."""
+    encoder: str
+    """Kind of image encoder: `swin_b`, `swin_l`, `swin`, `unet`, `nnunet`, `nnunet_v2_*` or `none`."""
+    width: int | None
+    details: dict[str, Any]
+    """depths, num_heads, window_size, patch_size ... of the image encoder."""
+    coverage: float | None
+    """Share of such an encoder's parameters that is there; None where that is not known."""
+    text: dict[str, int] | None
+    """layers, width, vocabulary, positions of the text encoder."""
+    merging: Merging
+    """Patch merging of a Swin; `none` for other encoders."""
+    merging_source: str
+    precision: dict[str, int]
+    """Type of numbers -> tensors of it."""
+    parts: dict[str, tuple[int, int]]
+    """Part, in our names -> (tensors, numbers in them)."""
+    preprocessing: dict[str, Any] | None
+    provenance: dict[str, Any]
+    """What the file says about its making: step, epoch, settings, package."""
+
+    def json(self) -> str:
+        """The passport as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:14}{value}" for name, value in self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        details = ", ".join(f"{name} {value}" for name, value in self.details.items())
+        share = "not known" if self.coverage is None else f"{self.coverage:.1%} of its parameters"
+        text = ", ".join(f"{name} {value}" for name, value in (self.text or {}).items())
+        told = [f"{name} {value}" for name, value in self.provenance.items() if not isinstance(value, (dict, list))]
+        rows = [
+            ("file", self.path),
+            ("layout", self.layout),
+            ("kind", self.family + (f", names behind {self.prefix!r}" if self.prefix else "")),
+            ("encoder", f"{self.encoder}, width {self.width}" if self.width else self.encoder),
+            ("", details),
+            ("coverage", share if self.width else "no image encoder"),
+            ("patch merging", f"{self.merging} ({self.merging_source})"),
+            ("text encoder", text or "none"),
+            ("precision", ", ".join(f"{kind} x {count}" for kind, count in self.precision.items())),
+            ("preprocessing", json.dumps(self.preprocessing) if self.preprocessing else "not stated in the file"),
+            ("provenance", ", ".join(told) or "not stated in the file"),
+            ("parts", ""),
+        ]
+        rows += [("", f"{part:20}{count:5} tensors {size / 1e6:9.3f} M") for part, (count, size) in self.parts.items()]
+        return [row for row in rows if row[1] or row[0] == "parts"]
+
+
+def inspect_checkpoint(path: str | Path, *, prefix: str | None = None, entry: str | None = None) -> Passport:
+    """The passport of a file; `entry` and `prefix` as in `read_checkpoint` and `bring_to_our_names`, which refuse."""
+    file = read_checkpoint(path, entry=entry)
+    return passport(file, bring_to_our_names(file.tensors, prefix=prefix))
+
+
+def passport(file: CheckpointFile, named: Named) -> Passport:
+    """The passport of a file that was read and whose tensors were brought to our names."""
+    shape = vision_shape(named.tensors)
+    merging, source = merging_of_file(file, named, shape)
+    return Passport(
+        path=str(file.path),
+        layout=file.layout + (f", tensors in {file.entry!r}" if file.entry else ""),
+        style=named.style,
+        family=named.family,
+        prefix=named.prefix,
+        encoder=shape.name if shape else "none",
+        width=shape.width if shape else None,
+        details=({"in_channels": shape.in_channels} | shape.details) if shape else {},
+        coverage=covered(shape, _vision_shapes(named.tensors)) if shape else None,
+        text=text_shape(named.tensors),
+        merging=merging,
+        merging_source=source,
+        precision=dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in named.tensors.values())),
+        parts=_parts(named.tensors),
+        preprocessing=_preprocessing(file, named),
+        provenance=_provenance(file),
+    )
+
+
+def _vision_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name[len(VISION) :]: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(VISION)}
+
+
+def vision_shape(tensors: Mapping[str, Tensor]) -> EncoderShape | None:
+    """The image encoder among tensors under our names."""
+    return encoder_shape(_vision_shapes(tensors))
+
+
+def text_shape(tensors: Mapping[str, Tensor]) -> dict[str, int] | None:
+    """Sizes of the text encoder among tensors under our names."""
+    words = tensors.get("text.bert.embeddings.word_embeddings.weight")
+    if words is None:
+        return None
+    layers = {name.split(".")[4] for name in tensors if name.startswith("text.bert.encoder.layer.")}
+    positions = tensors["text.bert.embeddings.position_embeddings.weight"]
+    return {"layers": len(layers), "width": words.shape[1], "vocabulary": words.shape[0], "positions": positions.shape[0]}
+
+
+def merging_of_file(file: CheckpointFile, named: Named, shape: EncoderShape | None) -> tuple[Merging, str]:
+    """The patch merging that the weights were trained with, and how that is known."""
+    if shape is None or shape.kind != "swin":
+        return "none", "only a Swin has one"
+    identity = identity_of(file)
+    stored = identity.get("patch_merging") or identity.get("settings", {}).get("patch_merging")
+    if stored in ("legacy", "monai"):
+        return stored, "stored in the file"
+    if named.style == "released":
+        return "legacy", "true of all released MG-3D weights"
+    return "unknown", "MONAI computed two under one name, and the tensors are alike; ask whoever trained it"
+
+
+def identity_of(file: CheckpointFile) -> dict[str, Any]:
+    """What one of our own files says about itself; {} for others."""
+    identity = file.facts.get("mg3d")
+    return identity if isinstance(identity, dict) else {}
+
+
+def _preprocessing(file: CheckpointFile, named: Named) -> dict[str, Any] | None:
+    identity = identity_of(file)
+    if "preprocessing" in identity:
+        return identity["preprocessing"]
+    if "settings" in identity:
+        return preprocessing_of(identity["settings"])
+    return RELEASED_PREPROCESSING if named.style == "released" else None
+
+
+def preprocessing_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What volumes and reports must look like for weights trained with these flat settings."""
+    side = settings["image_size"]
+    return RELEASED_PREPROCESSING | {
+        "shape": [side, side * 3 // 4, side],
+        "window_hu": list(settings["window_hu"]),
+        "text": f"lower case, at most {settings['max_text_len']} tokens",
+    }
+
+
+def _provenance(file: CheckpointFile) -> dict[str, Any]:
+    told = {name: file.facts[name] for name in _FACTS if name in file.facts}
+    identity = identity_of(file)
+    for name in ("package_version", "patch_merging", "provenance", "settings"):
+        if name in identity:
+            told[name] = identity[name]
+    return told
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    parts: dict[str, tuple[int, int]] = {}
+    for name, tensor in tensors.items():
+        part = name.split(".")[0] + (" (not of ours)" if name.startswith(ELSEWHERE) else "")
+        count, size = parts.get(part, (0, 0))
+        parts[part] = (count + 1, size + tensor.numel())
+    return parts

@@ -1,0 +1,161 @@
+"""The passport, told from tensors alone."""
+
+import json
+import math
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks.nets import DynUNet, SwinUNETR
+from released_files import key_list, small_key_list, synthetic
+
+from mg3d.checkpoints.families import encoder_shape, expected_parameters
+from mg3d.checkpoints.inspect import RELEASED_PREPROCESSING, inspect_checkpoint
+from mg3d.models.vision.swin import SwinEncoder
+from mg3d.preparation.geometry import CROP
+
+ROOT = Path(__file__).parents[2]
+
+
+def saved(state, tmp_path):
+    torch.save(state, tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+def zeros(keys):
+    return {name: torch.zeros((), dtype=torch.bfloat16).expand(shape) for name, shape in keys.items()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "encoder", "width", "projection"),
+    [
+        ("keys_vision_swinb", "swin_b", 48, False),
+        ("keys_vision_swinl", "swin_l", 96, False),
+        ("keys_vision_swinl_with_projhead", "swin_l", 96, True),
+    ],
+)
+def test_a_released_swin_is_recognised(keys, encoder, width, projection, tmp_path):
+    told = inspect_checkpoint(saved(zeros(key_list(keys)), tmp_path))
+    assert (told.style, told.encoder, told.width, told.coverage) == ("released", encoder, width, 1.0)
+    assert told.details == {"in_channels": 1, "patch_size": 2, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24],
+                            "window_size": 7, "projection": projection}  # fmt: skip
+    assert (told.merging, told.merging_source) == ("legacy", "true of all released MG-3D weights")
+    assert told.precision == {"bfloat16": len(key_list(keys))}
+    assert told.preprocessing == RELEASED_PREPROCESSING
+
+
+def test_a_released_unet_is_recognised(tmp_path):
+    told = inspect_checkpoint(saved(zeros(key_list("keys_vision_unet")), tmp_path))
+    assert (told.encoder, told.width, told.coverage, told.merging) == ("unet", 48, 1.0, "none")
+    assert told.details["decoder"] is False
+
+
+def test_a_unet_with_its_decoder_is_recognised_without_a_prefix(tmp_path):
+    bare = {name.removeprefix("vision_encoder."): shape for name, shape in key_list("keys_vision_unet").items()}
+    bare |= {"up_tr256.up_conv.weight": (768, 768, 2, 2, 2), "up_tr128.ops.0.conv1.bias": (4,), "out_tr.final_conv.bias": (2,)}
+    told = inspect_checkpoint(saved(zeros(bare), tmp_path))
+    assert (told.encoder, told.style, told.coverage) == ("unet", "encoder", 1.0)
+    assert told.family == "image encoder inside Models Genesis U-Net with decoder"
+    assert told.parts["elsewhere (not of ours)"][0] == 3
+
+
+def test_a_whole_pretraining_file_is_recognised(tmp_path):
+    told = inspect_checkpoint(saved({"state_dict": synthetic(small_key_list()), "global_step": 12}, tmp_path))
+    assert told.family == "MG-3D pre-training"
+    assert told.text == {"layers": 2, "width": 768, "vocabulary": 50, "positions": 512}
+    assert told.provenance == {"global_step": 12}
+    assert told.parts["vision"][0] == 126
+    assert told.layout == "torch, tensors in 'state_dict'"
+
+
+def test_monais_swin_unetr_is_recognised_and_its_merging_is_not_guessed(tmp_path):
+    network = SwinUNETR(in_channels=2, out_channels=3, feature_size=12, depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4))
+    told = inspect_checkpoint(saved({"net": {"module.backbone." + n: t for n, t in network.state_dict().items()}}, tmp_path))
+    assert told.family == "image encoder inside SwinUNETR (MONAI), `backbone.` as in SuPreM"
+    assert (told.prefix, told.encoder, told.width, told.merging) == ("module.backbone.swinViT.", "swin", 12, "unknown")
+    assert told.details["depths"] == [1, 2, 1, 1]
+    assert told.details["num_heads"] == [1, 2, 3, 4]
+    assert told.details["in_channels"] == 2
+    assert told.preprocessing is None
+
+
+def test_students_and_contrastive_heads_are_told(tmp_path):
+    swin = SwinEncoder(embed_width=12, depths=(1,), heads=(2,)).state_dict()
+    student = {f"{side}.backbone.swinViT.{name}": tensor for side in ("student", "teacher") for name, tensor in swin.items()}
+    assert "as in VoCo" in inspect_checkpoint(saved(student, tmp_path)).family
+    heads = {f"swinViT.{name}": tensor for name, tensor in swin.items()}
+    heads |= {"rotation_head.weight": torch.ones(4, 8), "contrastive_head.weight": torch.ones(5, 8)}
+    assert "SSLHead" in inspect_checkpoint(saved(heads, tmp_path)).family
+
+
+def test_residual_encoders_of_nnunet_are_told_apart(tmp_path):
+    network = DynUNet(3, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=[4, 8, 16], res_block=True)
+    told = inspect_checkpoint(saved(network.state_dict(), tmp_path))
+    assert (told.encoder, told.width) == ("nnunet", 8)
+    names = {"stem.convs.0.conv.weight": (32, 1, 3, 3, 3), "stages.0.blocks.0.conv1.conv.weight": (32, 32, 3, 3, 3)}
+    told = inspect_checkpoint(saved({"network_weights": zeros({f"encoder.{n}": s for n, s in names.items()})}, tmp_path))
+    assert (told.encoder, told.width, told.coverage) == ("nnunet_v2_residual", 32, None)
+    assert told.layout.endswith("'network_weights'")
+
+
+def test_a_bert_is_told_from_an_encoder(tmp_path):
+    names = {"bert.embeddings.word_embeddings.weight": (50, 8), "bert.embeddings.position_embeddings.weight": (16, 8),
+             "bert.encoder.layer.0.output.LayerNorm.gamma": (8,), "cls.predictions.bias": (50,)}  # fmt: skip
+    told = inspect_checkpoint(saved(zeros(names), tmp_path))
+    assert (told.style, told.encoder, told.coverage) == ("bert", "none", None)
+    assert told.text == {"layers": 1, "width": 8, "vocabulary": 50, "positions": 16}
+
+
+def test_something_else_is_said_to_be_unknown(tmp_path):
+    told = inspect_checkpoint(saved({"conv.weight": torch.ones(3, 1, 2)}, tmp_path))
+    assert (told.style, told.family, told.encoder) == ("unknown", "not known", "none")
+
+
+def test_half_an_encoder_is_told_in_percent(tmp_path):
+    keys = {n: s for n, s in key_list("keys_vision_swinb").items() if ".layers4." not in n}
+    told = inspect_checkpoint(saved(zeros(keys), tmp_path))
+    assert told.details["depths"] == [2, 2, 2]
+    keys = {n: s for n, s in key_list("keys_vision_swinb").items() if ".mlp." not in n}
+    told = inspect_checkpoint(saved(zeros(keys), tmp_path))
+    mlp = sum(2 * (8 * width**2 + 5 * width) for width in (48, 96, 192, 384))  # of two blocks a stage
+    whole = sum(math.prod(shape) for name, shape in key_list("keys_vision_swinb").items() if not name.endswith("_index"))
+    assert told.coverage == pytest.approx(1 - mlp / whole, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"embed_width": 12, "patch_size": 4, "window_size": 3, "depths": (2, 1), "heads": (2, 3), "in_channels": 2},
+     {"embed_width": 8, "patch_size": 2, "window_size": 5, "depths": (3,), "heads": (4,)}],
+)  # fmt: skip
+def test_the_expected_tensors_are_those_of_the_real_encoder(arguments):
+    encoder = SwinEncoder(**arguments)
+    shape = encoder_shape({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
+    assert expected_parameters(shape) == {name: tuple(tensor.shape) for name, tensor in encoder.named_parameters()}
+
+
+def test_the_share_of_a_volume_is_that_of_the_preparation():
+    assert tuple(RELEASED_PREPROCESSING["kept_share"]) == CROP
+
+
+def test_the_tool_prints_without_building_a_network(tmp_path):
+    path = saved(zeros(key_list("keys_vision_swinb")), tmp_path)
+    code = (
+        "import sys, runpy; sys.argv = ['inspect_checkpoint.py', *sys.argv[1:]]\n"
+        "try: runpy.run_path('tools/inspect_checkpoint.py', run_name='__main__')\n"
+        "finally: assert not {'monai', 'transformers'} & set(sys.modules), 'a network was imported'"
+    )
+    command = [sys.executable, "-c", code, str(path), "--json"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["encoder"] == "swin_b"
+
+
+def test_the_tool_says_what_is_wrong_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "page.ckpt").write_text("<html>quota</html>")
+    assert runpy.run_path(str(ROOT / "tools" / "inspect_checkpoint.py"))["main"]([str(tmp_path / "page.ckpt")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mg3d: ")
+    assert "HTML page" in error

@@ -1,0 +1,154 @@
+"""What is no file of weights is named for what it is; what is one is found wherever its tensors lie."""
+
+import argparse
+import gzip
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mg3d.checkpoints.read import read_checkpoint
+
+WEIGHTS = {"first.weight": torch.arange(6.0).reshape(2, 3), "first.bias": torch.ones(2, dtype=torch.float16)}
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("echo this must never run",)
+
+
+def content(kind, path):
+    if kind == "lfs":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    elif kind == "html":
+        path.write_text("\n<!DOCTYPE html><html><head><title>Sign in</title></head></html>")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "cut":
+        torch.save({"state_dict": {"w": torch.zeros(5000)}}, path)
+        path.write_bytes(path.read_bytes()[:-3000])
+    elif kind == "cut_old":
+        torch.save({"w": torch.zeros(5000)}, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:-3000])
+    elif kind == "cut_safetensors":
+        save_file(WEIGHTS, path)
+        path.write_bytes(path.read_bytes()[:-4])
+    elif kind == "code":
+        torch.save({"state_dict": WEIGHTS, "extra": RunsCode()}, path)
+    elif kind == "class":
+        torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(width=48)}, path)
+    elif kind == "class_old":
+        torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace()}, path, _use_new_zipfile_serialization=False)
+    elif kind == "module":
+        torch.save(torch.nn.Linear(2, 3), path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"w": np.zeros(3)}))
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("weights.pt", "x")
+    elif kind == "npz":
+        with path.open("wb") as stream:
+            np.savez(stream, w=np.zeros(3))
+    elif kind == "gzip":
+        path.write_bytes(gzip.compress(b"x" * 100))
+    elif kind == "json":
+        path.write_text('{"weight_map": {}}')
+    elif kind == "text":
+        path.write_text("see the README for the weights\n")
+    elif kind == "bytes":
+        path.write_bytes(bytes([7, 0, 255, 1] * 50))
+    elif kind == "folder":
+        path.mkdir()
+        (path / "epoch3.ckpt").touch()
+    elif kind == "list":
+        torch.save([torch.ones(2)], path)
+    elif kind == "no_tensors":
+        torch.save({"epoch": 3, "names": ["a"]}, path)
+    elif kind == "one_of_many":
+        torch.save({"left": dict(WEIGHTS), "right": dict(WEIGHTS)}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("lfs", "is a Git LFS pointer.*git lfs pull"),
+        ("html", "is an HTML page, not weights: a cloud drive answered"),
+        ("empty", "is empty; the download or the copy did not finish"),
+        ("cut", "is cut off: .* its end is missing"),
+        ("cut_old", "ends too early or is damaged"),
+        ("cut_safetensors", "begins like a safetensors file and ends too early"),
+        ("code", r"asks to run code: its pickle wants the class or function '(posix|nt).system'"),
+        ("class", r"wants the class or function 'argparse.Namespace'.*save the tensors alone: torch.save\(model.state_dict"),
+        ("class_old", "wants the class or function 'argparse.Namespace'"),
+        ("module", "wants the class or function 'torch.nn.modules.linear.Linear'"),
+        ("pickle", "asks to run code"),
+        ("zip", r"zip archive without a torch checkpoint in it .*weights.pt"),
+        ("npz", r"zip archive without a torch checkpoint in it .*w.npy"),
+        ("gzip", "is compressed with gzip"),
+        ("json", "is JSON text"),
+        ("text", "is a text, not weights; it begins with 'see the README"),
+        ("bytes", "no torch or safetensors file; its first bytes are 07 00 ff 01"),
+        ("folder", r"is a directory without config.json and model.safetensors.*epoch3.ckpt"),
+        ("list", "holds a list, not named tensors"),
+        ("no_tensors", r"holds no tensors; its entries are \['epoch', 'names'\]"),
+        ("one_of_many", r"holds tensors under \['left', 'right'\].*entry="),
+    ],
+)
+def test_what_is_no_file_of_weights_is_named(kind, sentence, tmp_path, capfd):
+    path = tmp_path / "weights.ckpt"
+    content(kind, path)
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        read_checkpoint(path)
+    assert "weights.ckpt" in str(refusal.value)
+    assert "must never run" not in capfd.readouterr().out
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere.ckpt"):
+        read_checkpoint(tmp_path / "nowhere.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "entry"),
+    [
+        (lambda state: state, ""),
+        (lambda state: {"state_dict": state, "epoch": 3}, "state_dict"),
+        (lambda state: {"model": state}, "model"),
+        (lambda state: {"net": state, "iteration": torch.tensor(4)}, "net"),
+        (lambda state: {"student": state, "teacher": {}}, "student"),
+        (lambda state: {"model": {"state_dict": state}}, "model.state_dict"),
+        (lambda state: {"weights_of_mine": state, "epoch": 3}, "weights_of_mine"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_are_found_wherever_they_lie(wrap, entry, zipped, tmp_path):
+    torch.save(wrap(WEIGHTS), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    file = read_checkpoint(tmp_path / "w.pt")
+    assert file.entry == entry
+    assert file.tensors.keys() == WEIGHTS.keys()
+    for name, tensor in WEIGHTS.items():
+        assert file.tensors[name].dtype == tensor.dtype
+        assert torch.equal(file.tensors[name], tensor)
+
+
+def test_an_entry_may_be_chosen_and_a_wrong_one_is_told(tmp_path):
+    torch.save({"student": WEIGHTS, "teacher": {"t": torch.zeros(1)}}, tmp_path / "w.pt")
+    assert read_checkpoint(tmp_path / "w.pt", entry="teacher").tensors.keys() == {"t"}
+    with pytest.raises(ValueError, match=r"no entry 'tutor'; it has \['student', 'teacher'\]"):
+        read_checkpoint(tmp_path / "w.pt", entry="tutor")
+
+
+def test_safetensors_are_read_with_what_they_say_about_themselves(tmp_path):
+    save_file(WEIGHTS, tmp_path / "anything", metadata={"format": "pt", "mg3d": '{"patch_merging": "monai"}'})
+    file = read_checkpoint(tmp_path / "anything")
+    assert torch.equal(file.tensors["first.weight"], WEIGHTS["first.weight"])
+    assert file.facts["mg3d"] == {"patch_merging": "monai"}
+
+
+def test_numbers_of_numpy_beside_the_tensors_are_harmless(tmp_path):
+    torch.save({"state_dict": WEIGHTS, "best": np.float64(0.5), "step": np.int64(7), "epoch": 3}, tmp_path / "w.pt")
+    assert read_checkpoint(tmp_path / "w.pt").facts["epoch"] == 3

@@ -1,0 +1,94 @@
+"""Pre-training that starts from weights, and a run's checkpoint handed on in our own format."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from small_arrow import write_split
+
+from mg3d.checkpoints.export import from_pretrained
+from mg3d.config import command_line
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "image_size=32", "mim_cube=8", "embed_dim=12", "num_heads=[2]", "hidden_size=24", "embedding_size=16", "tiny_text_width=16",
+    "tiny_text_layers=1", "tiny_text_heads=2", "per_gpu_batchsize=4", "batch_size=4", "warmup_steps=0", "max_steps=1",
+    "val_interval=1", "val_batches=1", "log_interval=1", "num_workers=0", "patch_size=4", "depths=[2]", "truth_root=''",
+    "evidence=False", "accelerator=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def begin(tmp_path_factory):
+    root = tmp_path_factory.mktemp("start")
+    for split in ("train", "val"):
+        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "grey8")):
+            write_split(root / "arrows", dataset, split, patients=8, shape=(32, 24, 32), unit=unit)
+
+    def run(name, *more):
+        return command_line(
+            ["with", "tiny", *SMALL, f"data_root={root / 'arrows'}", f"log_dir={root}", f"run_name={name}", *more]
+        )
+
+    assert run("first", "seed=1") == 0
+    return run, root
+
+
+def last(root, name):
+    return torch.load(root / name / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_a_run_starts_from_the_weights_of_another(begin, capsys):
+    run, root = begin
+    first = root / "first" / "checkpoints" / "last.ckpt"
+    assert run("second", f"load_path={first}", "learning_rate=1e-30", "weight_decay=0.0") == 0
+    said = capsys.readouterr().out
+    assert "encoder 100.0%, model 100.0% of parameters; patch merging legacy" in said
+    assert "usually want 1e-5" not in said
+    ours, theirs = last(root, "second")["state_dict"], last(root, "first")["state_dict"]
+    trained = [name for name in ours if not name.startswith(("model.sentence_space", "model.target_text"))]
+    assert len(trained) > 50
+    for name in trained:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_a_large_rate_is_told(begin, capsys):
+    run, root = begin
+    assert run("third", f"load_path={root / 'first' / 'checkpoints' / 'last.ckpt'}") == 0
+    assert "weights that continue usually want 1e-5" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("load_path=nowhere.ckpt",), "there is no file nowhere.ckpt"),
+        (("embed_dim=24",), "embed_dim=12"),
+        (("patch_merging=monai",), "patch_merging=legacy"),
+        (("load_merging=new",), "load_merging='new': expected one of"),
+    ],
+)
+def test_weights_that_do_not_fit_stop_the_run_in_one_sentence(begin, more, sentence, capsys):
+    run, root = begin
+    assert run("fourth", f"load_path={root / 'first' / 'checkpoints' / 'last.ckpt'}", *more) == 2
+    assert sentence in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_runs_checkpoint_is_exported_whole(begin, capsys):
+    _, root = begin
+    tool = runpy.run_path(str(ROOT / "tools" / "export_checkpoint.py"))["main"]
+    checkpoint = root / "first" / "checkpoints" / "last.ckpt"
+    assert tool([str(checkpoint), str(root / "exported"), "--note", "data=sixteen phantoms"]) == 0
+    loaded = from_pretrained(root / "exported")
+    state = last(root, "first")["state_dict"]
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, state["model." + name]), name
+    assert loaded.tokenizer is not None
+    assert loaded.settings.run.seed == 1
+    assert str(root) not in (root / "exported" / "config.json").read_text()
+    told = loaded.config["provenance"]
+    assert (told["global_step"], told["encoder"], told["data"]) == (1, "swin", "sixteen phantoms")
+    assert tool([str(checkpoint), str(root / "again"), "--note", "nothing"]) == 2
+    torch.save({"w": torch.ones(1)}, root / "other.ckpt")
+    assert tool([str(root / "other.ckpt"), str(root / "again")]) == 2
+    assert "no checkpoint of a run of this package" in capsys.readouterr().err

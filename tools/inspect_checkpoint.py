@@ -1,0 +1,31 @@
+"""Print the passport of a file of weights: kind, width, patch merging, coverage, preprocessing, provenance. Builds no network.
+
+Reads torch files (.ckpt .pt .pth .bin), safetensors and folders that mg3d saved, and runs no code that is in them.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mg3d.checkpoints.inspect import inspect_checkpoint
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the passport; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="inspect_checkpoint.py", description=__doc__)
+    parser.add_argument("file", help="a file of weights, or a folder that mg3d saved")
+    parser.add_argument("--json", action="store_true", help="as JSON, with all that the file says about itself")
+    parser.add_argument("--prefix", help="what stands before the image encoder's names, where it is none of the usual words")
+    parser.add_argument("--entry", help="where in the file the tensors lie, such as teacher")
+    options = parser.parse_args(arguments)
+    try:
+        told = inspect_checkpoint(options.file, prefix=options.prefix, entry=options.entry)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"mg3d: {error}", file=sys.stderr)
+        return 2
+    print(told.json() if options.json else told)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
