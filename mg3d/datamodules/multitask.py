@@ -63,6 +63,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         mim_mask_ratio: float,
         mlm_probability: float,
         sentence_view_probability: float,
+        pad_to_most: bool = False,
         per_gpu_batchsize: int,
         num_workers: int,
         seed: int,
@@ -79,6 +80,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             "mim_mask_ratio": mim_mask_ratio,
             "mlm_probability": mlm_probability,
             "sentence_view_probability": sentence_view_probability,
+            "pad_to_most": pad_to_most,
         }
         reading = {"text_unit": text_unit, "window_hu": window_hu}
         self.datasets = tuple(datasets)

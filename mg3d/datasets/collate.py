@@ -43,6 +43,8 @@ class Collator:
         mim_mask_ratio: share of cubes hidden.
         mlm_probability: share of words asked for.
         sentence_view_probability: chance that the contrast sees one to three sentences instead of the report.
+        pad_to_most: pad every report to `max_text_len`, for the released gates, which count padding as words; else to the longest
+            of the batch.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Collator:
         mim_mask_ratio: float,
         mlm_probability: float,
         sentence_view_probability: float,
+        pad_to_most: bool = False,
     ) -> None:
         self.tokenizer, self.max_text_len = tokenizer, max_text_len
+        self.least_length = max_text_len if pad_to_most else 1
         self.mim_cube, self.mim_mask_ratio = mim_cube, mim_mask_ratio
         self.sentence_view_probability = sentence_view_probability
         self.mask_words = WordMasker(tokenizer, mlm_probability)
@@ -63,8 +67,8 @@ class Collator:
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch of these samples, in their order."""
         rows = [self._row(sample) for sample in samples]
-        pad = self.tokenizer.pad_token_id
-        ids = _stack([row.ids for row in rows], pad)
+        pad, least = self.tokenizer.pad_token_id, self.least_length
+        ids = _stack([row.ids for row in rows], pad, least)
         contrast_ids = _stack([row.contrast_ids for row in rows], pad)
         lengths = torch.tensor([len(row.ids) for row in rows])
         contrast_lengths = torch.tensor([len(row.contrast_ids) for row in rows])
@@ -74,11 +78,11 @@ class Collator:
             cube_mask=torch.from_numpy(np.stack([row.cube_mask for row in rows])),
             report_ids=ids,
             attention_mask=torch.arange(ids.shape[1]) < lengths[:, None],
-            sentence_index=_stack([row.sentence_index for row in rows], -1),
+            sentence_index=_stack([row.sentence_index for row in rows], -1, least),
             sentence_mask=polarities != 0,
             sentence_polarity=polarities,
-            mlm_ids=_stack([row.mlm_ids for row in rows], pad),
-            mlm_labels=_stack([row.mlm_labels for row in rows], IGNORED),
+            mlm_ids=_stack([row.mlm_ids for row in rows], pad, least),
+            mlm_labels=_stack([row.mlm_labels for row in rows], IGNORED, least),
             contrast_ids=contrast_ids,
             contrast_attention_mask=torch.arange(contrast_ids.shape[1]) < contrast_lengths[:, None],
             contrast_sentence_index=_stack([row.contrast_sentence_index for row in rows], -1),
@@ -129,8 +133,8 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _stack(rows: Sequence[np.ndarray], padding: int) -> Tensor:
-    longest = max(1, *(len(row) for row in rows))
+def _stack(rows: Sequence[np.ndarray], padding: int, least: int = 1) -> Tensor:
+    longest = max(least, *(len(row) for row in rows))
     stacked = np.full((len(rows), longest), padding, dtype=rows[0].dtype)
     for place, row in enumerate(rows):
         stacked[place, : len(row)] = row

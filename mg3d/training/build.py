@@ -55,6 +55,7 @@ def build_data(settings: Settings, tokenizer: PreTrainedTokenizerBase | None = N
         mim_mask_ratio=model.mim_mask_ratio,
         mlm_probability=model.mlm_probability,
         sentence_view_probability=data.sentence_view_probability,
+        pad_to_most=model.fusion == "gate",
         per_gpu_batchsize=settings.optim.per_gpu_batchsize,
         num_workers=data.num_workers,
         seed=settings.run.seed,

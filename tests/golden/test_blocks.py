@@ -6,6 +6,8 @@ from golden import recipe
 from golden.harness import build, recorded
 from torch import nn
 
+from mg3d.checkpoints.layout import to_released
+
 SHAPES = {
     "image": (48, 768),
     "sent": (5, 768),
@@ -130,3 +132,11 @@ def test_volume_decoder(model, given, same):
 def test_word_embeddings(model, same):
     ids = torch.tensor([[recipe.CLS, *recipe.sentence(0), recipe.SEP]])
     same(model.text.embed_words(ids)[0, :, :64], "bert_embeddings_sentence0_first64")
+
+
+@pytest.mark.parametrize("preset", ["mg3d_released", "mg3d_intended"])
+def test_every_tensor_of_a_released_preset_has_a_released_name(preset, dtype):
+    """Filling asks for the name of each; no two may share one."""
+    model = build(preset, dtype, nn.Identity())[1]
+    names = [to_released(name) for name in model.state_dict()]
+    assert len(set(names)) == len(names) > 100
