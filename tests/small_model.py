@@ -5,6 +5,9 @@ import torch
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import tiny_text_encoder
 from mg3d.models.vision.swin import SwinEncoder
+from mg3d.settings.parse import parse
+from mg3d.settings.presets import PRESETS
+from mg3d.training.objectives import build_losses
 from mg3d.types import Batch
 
 OBJECTIVES = ("mlm", "sal", "mim", "cml", "dcl", "ssm")
@@ -29,6 +32,12 @@ def build(wiring="mg3d", *, objectives=OBJECTIVES, frozen=False, seed=0, width=2
     text = tiny_text_encoder(vocab_size=40, width=16, layers=1, heads=2, max_positions=32, frozen=frozen)
     return MG3D(vision=vision, text=text, objectives=objectives, volume_shape=shape, width=width, embedding_width=20,
                 fusion_layers=2, fusion_heads=3, mim_decoder="linear", **options).double()  # fmt: skip
+
+
+def objective(wiring, **changes):
+    """(settings, losses by name) of an objective preset."""
+    settings = parse({**PRESETS[wiring], **changes})
+    return settings, build_losses(settings.model, list(OBJECTIVES))
 
 
 def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
@@ -62,7 +71,7 @@ def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
         sentence_mask=sentences, sentence_polarity=torch.where(sentences, 1, 0).to(torch.int8),
         mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
         view_ids=views["ids"], view_attention_mask=views["attention"], view_sentence_index=views["index"],
-        patient_key=torch.arange(size), report_key=100 + torch.arange(size), 
+        patient_key=torch.arange(size), report_key=100 + torch.arange(size),
         view_key=200 + torch.arange(2 * size).view(size, 2),
         labels=torch.zeros(size, 18, dtype=torch.int8), study_id=[str(row) for row in range(size)],
     )  # fmt: skip

@@ -64,6 +64,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         mlm_probability: float,
         sentence_views: int,
         denying_view_share: float,
+        pad_to_most: bool = False,
         per_gpu_batchsize: int,
         num_workers: int,
         seed: int,
@@ -81,6 +82,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             "mlm_probability": mlm_probability,
             "sentence_views": sentence_views,
             "denying_view_share": denying_view_share,
+            "pad_to_most": pad_to_most,
         }
         reading = {"text_unit": text_unit, "window_hu": window_hu}
         self.datasets = tuple(datasets)

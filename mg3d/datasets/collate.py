@@ -47,6 +47,8 @@ class Collator:
         mlm_probability: share of words asked for.
         sentence_views: views of one to three sentences that the contrast sees beside each report.
         denying_view_share: share of views that begin with a denial, see `masking.choose_view`.
+        pad_to_most: pad every report to `max_text_len`, for the released gates, which count padding as words; else to the longest
+            of the batch.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Collator:
         mlm_probability: float,
         sentence_views: int,
         denying_view_share: float,
+        pad_to_most: bool = False,
     ) -> None:
         self.tokenizer, self.max_text_len = tokenizer, max_text_len
+        self.least_length = max_text_len if pad_to_most else 1
         self.mim_cube, self.mim_mask_ratio = mim_cube, mim_mask_ratio
         self.sentence_views, self.denying_view_share = sentence_views, denying_view_share
         self.mask_words = WordMasker(tokenizer, mlm_probability)
@@ -68,8 +72,8 @@ class Collator:
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch of these samples, in their order."""
         rows = [self._row(sample) for sample in samples]
-        pad = self.tokenizer.pad_token_id
-        ids = _stack([row.ids for row in rows], pad)
+        pad, least = self.tokenizer.pad_token_id, self.least_length
+        ids = _stack([row.ids for row in rows], pad, least)
         view_ids = self._stack_views([row.view_ids for row in rows], pad)
         view_index = self._stack_views([row.view_sentence_index for row in rows], NO_TOKEN)
         lengths = torch.tensor([len(row.ids) for row in rows])
@@ -79,11 +83,11 @@ class Collator:
             cube_mask=torch.from_numpy(np.stack([row.cube_mask for row in rows])),
             report_ids=ids,
             attention_mask=torch.arange(ids.shape[1]) < lengths[:, None],
-            sentence_index=_stack([row.sentence_index for row in rows], -1),
+            sentence_index=_stack([row.sentence_index for row in rows], -1, least),
             sentence_mask=polarities != 0,
             sentence_polarity=polarities,
-            mlm_ids=_stack([row.mlm_ids for row in rows], pad),
-            mlm_labels=_stack([row.mlm_labels for row in rows], IGNORED),
+            mlm_ids=_stack([row.mlm_ids for row in rows], pad, least),
+            mlm_labels=_stack([row.mlm_labels for row in rows], IGNORED, least),
             view_ids=view_ids,
             view_attention_mask=view_index != NO_TOKEN,
             view_sentence_index=view_index.clamp(min=-1),
@@ -140,8 +144,8 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _stack(rows: Sequence[np.ndarray], padding: int) -> Tensor:
-    longest = max(1, *(len(row) for row in rows))
+def _stack(rows: Sequence[np.ndarray], padding: int, least: int = 1) -> Tensor:
+    longest = max(least, *(len(row) for row in rows))
     stacked = np.full((len(rows), longest), padding, dtype=rows[0].dtype)
     for place, row in enumerate(rows):
         stacked[place, : len(row)] = row

@@ -56,6 +56,7 @@ def build_data(settings: Settings, tokenizer: PreTrainedTokenizerBase | None = N
         mlm_probability=model.mlm_probability,
         sentence_views=data.sentence_views,
         denying_view_share=data.denying_view_share,
+        pad_to_most=model.fusion == "gate",
         per_gpu_batchsize=settings.optim.per_gpu_batchsize,
         num_workers=data.num_workers,
         seed=settings.run.seed,

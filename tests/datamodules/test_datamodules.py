@@ -10,6 +10,9 @@ from mg3d.datamodules.ct_rate import CTRateDataModule
 from mg3d.datamodules.ctrg import CTRGDataModule
 from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datamodules.sampler import Stream, TrainingBatches, ValidationBatches
+from mg3d.settings.parse import parse
+from mg3d.settings.presets import PRESETS
+from mg3d.training.build import build_data
 
 OPTIONS = {
     "shape": SHAPE, "window_hu": (-1000.0, 1000.0), "text_unit": "clause", "shuffle_pairs": False, "max_text_len": 64,
@@ -116,3 +119,23 @@ def test_files_of_another_size_and_empty_splits_are_refused(root, tmp_path):
         MultiTaskDataModule(data_root=tmp_path, **other, **OPTIONS)
     with pytest.raises(FileNotFoundError, match="prepro"):
         MultiTaskDataModule(data_root=tmp_path / "nowhere", **other, **OPTIONS)
+
+
+@pytest.mark.parametrize(("preset", "pads"), [("mg3d", False), ("mg3d_intended", True), ("mg3d_released", True)])
+def test_presets_whose_gates_count_padding_pad_every_report_to_the_same_length(tmp_path, tokenizer, preset, pads):
+    for split in ("train", "val"):
+        write_split(tmp_path, "ct_rate", split, patients=2, shape=(32, 24, 32))
+    words = {
+        "data_root": str(tmp_path),
+        "datasets": ["ct_rate"],
+        "image_size": 32,
+        "patch_size": 4,
+        "mim_cube": 8,
+        "max_text_len": 64,
+        "num_workers": 0,
+    }
+    settings = parse({**PRESETS["tiny"], **PRESETS[preset], **words})
+    batch = next(iter(build_data(settings, tokenizer).val_dataloader()))
+    longest = int(batch.attention_mask.sum(1).max())
+    assert longest < 64
+    assert batch.report_ids.shape[1] == (64 if pads else longest)

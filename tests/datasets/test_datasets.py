@@ -205,6 +205,22 @@ def test_a_batch_holds_what_its_types_say(tokenizer, index_file):
     assert (batch.report_ids[~batch.attention_mask] == tokenizer.pad_token_id).all()
 
 
+def test_reports_are_padded_to_the_longest_or_to_the_most_with_nothing_else_changed(tokenizer, index_file):
+    studies = Studies(VolumeIndex(index_file), **READING)
+    samples = [studies.sample(study, (0, 0, study)) for study in (0, 3)]
+    short, full = (Collator(tokenizer, **OPTIONS, pad_to_most=flag)(samples) for flag in (False, True))
+    longest = int(short.attention_mask.sum(1).max())
+    assert longest < OPTIONS["max_text_len"]
+    for name in ("report_ids", "attention_mask", "sentence_index", "mlm_ids", "mlm_labels"):
+        assert getattr(short, name).shape == (2, longest)
+        assert getattr(full, name).shape == (2, OPTIONS["max_text_len"])
+        assert (getattr(full, name)[:, :longest] == getattr(short, name)).all()
+    paddings = {"report_ids": tokenizer.pad_token_id, "attention_mask": 0, "sentence_index": -1, "mlm_labels": -100}
+    for name, padding in paddings.items():
+        assert (getattr(full, name)[:, longest:] == padding).all()
+    assert full.contrast_ids.shape == short.contrast_ids.shape
+
+
 def test_a_sample_is_masked_alike_in_any_batch(tokenizer, index_file):
     studies = Studies(VolumeIndex(index_file), **READING)
     collate = Collator(tokenizer, **OPTIONS)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from slow_losses import slow_info_nce, slow_released_ssm, slow_sal, slow_ssm
 from torch.nn import functional as F
 
 from mg3d.losses.base import Objective
@@ -50,9 +51,8 @@ def test_without_anything_asked_mlm_is_zero_with_a_graph():
 @pytest.mark.parametrize("per", ["sentence", "patient"])
 def test_sal_equals_a_loop_over_sentences(per):
     lengths, prediction, target = (3, 1, 4), unit(3, 4, 5, seed=1) * 2, unit(3, 4, 5, seed=2) * 3
-    slow = sum(1 - F.cosine_similarity(prediction[b, s], target[b, s], dim=0) for b in range(3) for s in range(lengths[b]))
-    slow = slow / (sum(lengths) if per == "sentence" else 3)
-    torch.testing.assert_close(SALLoss(per=per)(prediction, target, lengths_to_mask(lengths, 4)), slow)
+    fast = SALLoss(per=per)(prediction, target, lengths_to_mask(lengths, 4))
+    torch.testing.assert_close(fast, slow_sal(prediction, target, lengths, per=per))
 
 
 def test_mim_is_the_mean_square_over_hidden_voxels_only():
@@ -69,18 +69,6 @@ def test_mim_without_hidden_cubes_is_zero():
     loss = MIMLoss()(volume, torch.zeros(1, 1, 2, 4, 6), torch.zeros(1, 1, 2, 3, dtype=torch.bool))
     loss.backward()
     assert loss == 0
-
-
-def slow_info_nce(first, second, scale, patients, reports, exclude):
-    total = 0.0
-    for one, other in ((first, second), (second, first)):
-        for b in range(len(one)):
-            wrong = [
-                j for j in range(len(one)) if j == b or not exclude or (patients[j] != patients[b] and reports[j] != reports[b])
-            ]
-            logits = [scale * (one[b] @ other[j]) for j in wrong]
-            total = total - scale * (one[b] @ other[b]) + torch.logsumexp(torch.stack(logits), 0)
-    return total / (2 * len(first))
 
 
 @pytest.mark.parametrize("exclude", [True, False])
@@ -128,25 +116,6 @@ def test_views_are_contrasted_slot_by_slot_beside_the_whole(exclude):
     torch.testing.assert_close(fast, 0.5 * (plain + sum(slots) / 3))
 
 
-def slow_ssm(visual, text, lengths, polarity, patients, same_above=0.9, differ_below=0.6):
-    same, different = [], []
-    for b in range(len(lengths)):
-        for c in range(len(lengths)):
-            if patients[b] == patients[c]:
-                continue
-            for s in range(lengths[b]):
-                for t in range(lengths[c]):
-                    gap = F.cosine_similarity(text[b, s], text[c, t], dim=0)
-                    close = F.cosine_similarity(visual[b, s], visual[c, t], dim=0)
-                    if polarity[b][s] != polarity[c][t]:
-                        continue
-                    if gap >= same_above:
-                        same.append((close - gap).abs())
-                    elif gap <= differ_below:
-                        different.append(close.abs())
-    return 0.5 * sum(torch.stack(values).mean() if values else 0.0 for values in (same, different))
-
-
 @pytest.fixture
 def sentences():
     lengths = (3, 1, 4, 2)
@@ -177,15 +146,8 @@ def test_padding_does_not_change_ssm(sentences, form):
 
 def test_released_ssm_equals_its_loop_over_pairs_of_patients(sentences):
     visual, text, lengths, polarity = sentences
-    total, pairs = 0.0, 0
-    for b in range(4):
-        for c in range(b + 1, 4):
-            near = F.cosine_similarity(text[b, : lengths[b], None], text[c, None, : lengths[c]], dim=-1)
-            close = F.cosine_similarity(visual[b, : lengths[b], None], visual[c, None, : lengths[c]], dim=-1)
-            high, low = (near >= 0.9).double(), (near <= 0.6).double()
-            total, pairs = total + (close * (high + low) - near * high).abs().mean(), pairs + 1
     fast = SSMLoss(form="pair_mean")(visual, text, lengths_to_mask(lengths, 4), polarity, torch.arange(4))
-    torch.testing.assert_close(fast, total / (pairs + 1e-6))
+    torch.testing.assert_close(fast, slow_released_ssm(visual, text, lengths), atol=1e-12, rtol=0)
 
 
 def test_ssm_sends_its_gradient_to_real_visual_sentences_only(sentences):

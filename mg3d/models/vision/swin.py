@@ -99,6 +99,7 @@ class SwinEncoder(SwinTransformer):
             num_heads=heads,
             drop_path_rate=drop_path_rate,
             use_checkpoint=gradient_checkpointing,
+            use_flash_attention=True,  # without gradient alone: equal numbers, no stored attention maps
             downsample=LegacyPatchMerging if patch_merging == "legacy" else "merging",
         )
         self.mask_token = nn.Parameter(trunc_normal_(torch.empty(embed_width), std=0.02)) if mask_token else None

@@ -1,0 +1,142 @@
+"""Every block alone, on closed-form inputs: what the released code's module of that name gives."""
+
+import pytest
+import torch
+from golden import recipe
+from golden.harness import build, recorded
+from torch import nn
+
+from mg3d.checkpoints.layout import to_released
+
+SHAPES = {
+    "image": (48, 768),
+    "sent": (5, 768),
+    "tokens": (20, 768),
+    "pair": (3, 1536),
+    "pairtext": (3, 1536),
+    "dec": (1, 768, 4, 3, 4),
+}
+TEMPERATURE = 0.1
+
+
+@pytest.fixture(scope="module")
+def model(dtype):
+    return build("mg3d_released", dtype, nn.Identity())[1]
+
+
+@pytest.fixture
+def given(dtype):
+    return {name: torch.from_numpy(recipe.block_input(name, *shape)).to(dtype) for name, shape in SHAPES.items()}
+
+
+@pytest.fixture
+def same(compare, dtype):
+    """Compares with the recorded array or number of this name."""
+
+    def check(ours, name):
+        arrays, numbers = recorded("pretrain_step.npz"), recorded("pretrain_step.json")
+        compare(ours, arrays[name] if name in arrays else numbers[name], dtype)
+
+    return check
+
+
+def share(gated, value):
+    """The number that `value` [..., d] was multiplied with."""
+    return (gated * value).sum(-1) / value.square().sum(-1)
+
+
+def everyone(sentences):
+    return torch.ones(sentences.shape[:2], dtype=torch.bool)
+
+
+def test_image_fusion_layer(model, given, same):
+    image, text = model.fusion_volume.layers[0](given["image"][None], given["sent"][None], None, None)
+    same(image[0, :, :64], "block_img_cross0_image_out_first64")
+    same(text[0, :, :64], "block_img_cross0_text_out_first64")
+
+
+def test_agreement_of_image_tokens_with_single_sentences(model, given, same):
+    layer, image, sentences = model.fusion_volume.layers[0], given["image"][None], given["sent"][None]
+    alone = [layer(image, sentences[:, s : s + 1], None, None)[0] for s in range(5)]
+    same(torch.stack([share(gated, layer.value1(image))[0] for gated in alone], 1), "block_img_cross0_probs_img_by_text")
+
+
+def test_agreement_of_sentences_with_single_image_tokens(model, given, same):
+    layer, image, sentences = model.fusion_volume.layers[0], given["image"][None], given["sent"][None]
+    alone = [layer(image[:, n : n + 1], sentences, None, None)[1] for n in range(48)]
+    same(torch.stack([share(gated, layer.value2(sentences))[0] for gated in alone], 1), "block_img_cross0_probs_text_by_img")
+
+
+def test_report_fusion_layer(model, given, same):
+    text, image = model.fusion_report.layers[1](given["tokens"][None], given["image"][None], None, None)
+    same(text[0, :, :64], "block_text_cross1_text_out_first64")
+    same(image[0, :, :64], "block_text_cross1_image_out_first64")
+
+
+def test_sentence_gate_of_one_sentence(model, given, same):
+    layer, sentence = model.aggregation.layers[0], given["sent"][None, :1]
+    gated = layer(sentence, given["image"][:1])
+    same(gated[0, :, :64], "block_agg_img0_out_first64")
+    same(share(gated, layer.value1(sentence))[0, 0], "block_agg_img0_prob")
+
+
+def test_sentence_gate_of_several_sentences_and_images(model, given, same):
+    """The recorded module sums over its sentences; the aggregation gives it one at a time."""
+    layer, sentences = model.aggregation.layers[1], given["sent"][None]
+    gated = torch.cat([layer(sentences, image[None]) for image in given["image"][:3]])
+    same(gated.sum(1)[:, :64], "block_agg_img1_multi_out_first64")
+    same(share(gated, layer.value1(sentences)), "block_agg_img1_multi_prob")
+
+
+@pytest.mark.parametrize("side", ["unimodal", "multimodal"])
+def test_report_pool(model, given, same, side):
+    pool, sentences = getattr(model.contrast, f"{side}_report_pool"), given["sent"][None]
+    same(pool(sentences, everyone(sentences))[:, :64], f"block_{side.removesuffix('modal')}_global_text_attention_first64")
+
+
+def test_image_pool(model, given, same):
+    same(model.contrast.unimodal_image_pool(given["image"][None])[:, :64], "block_uni_modal_vision_pooler_first64")
+
+
+def test_pool_of_gated_sentences(model, given, same):
+    sentences = given["sent"][None]
+    same(model.aggregation.pool(sentences, everyone(sentences))[:, :64], "block_agg_vision_pooler_first64")
+
+
+def test_sentence_head_of_the_aggregation(model, given, same):
+    same(model.aggregation.sentence_head(given["sent"]), "block_sen_vision_pooler")
+
+
+def test_sal_prediction_head(model, given, same):
+    same(model.sal_head.prediction(given["sent"]), "block_mlm_head_fc")
+
+
+def test_cml_heads(model, given, same):
+    first, second = model.contrast.multimodal_head(given["pair"]), model.contrast.unimodal_head(given["pairtext"])
+    same(first @ second.T / TEMPERATURE, "block_itc_cross_head_logits")
+
+
+def test_dcl_heads(model, given, same):
+    first, second = model.dcl_image_head(given["pair"][:, :768]), model.dcl_aggregate_head(given["pairtext"][:, :768])
+    same(first @ second.T / TEMPERATURE, "block_itc_agg_head_logits")
+
+
+def test_volume_decoder(model, given, same):
+    volume = model.mim_head(given["dec"])
+    assert volume.shape == (1, 1, *recipe.VOLUME_SHAPE)
+    same(volume[0, 0, ::8, ::8, ::8], "block_mim_decoder_slice")
+    same(volume.double().mean(), "block_mim_decoder_mean")
+    same(volume.double().std(correction=0), "block_mim_decoder_std")
+
+
+def test_word_embeddings(model, same):
+    ids = torch.tensor([[recipe.CLS, *recipe.sentence(0), recipe.SEP]])
+    same(model.text.embed_words(ids)[0, :, :64], "bert_embeddings_sentence0_first64")
+
+
+@pytest.mark.parametrize("preset", ["mg3d_released", "mg3d_intended"])
+def test_every_tensor_of_a_released_preset_has_a_released_name(preset, dtype):
+    """Filling asks for the name of each; no two may share one."""
+    model = build(preset, dtype, nn.Identity())[1]
+    names = [to_released(name) for name in model.state_dict()]
+    assert len(set(names)) == len(names) > 100

@@ -1,0 +1,134 @@
+"""Every loss: its gradient against finite differences, and value and gradient against loops over patients."""
+
+import pytest
+import torch
+from slow_losses import slow_info_nce, slow_mim, slow_mlm, slow_released_ssm, slow_sal, slow_ssm
+
+from mg3d.losses.cml import CMLLoss
+from mg3d.losses.dcl import DCLLoss
+from mg3d.losses.mim import MIMLoss
+from mg3d.losses.mlm import MLMLoss
+from mg3d.losses.sal import SALLoss
+from mg3d.losses.ssm import SSMLoss
+
+LENGTHS = (3, 1, 2)
+PATIENTS, REPORTS = torch.tensor([7, 8, 7]), torch.tensor([1, 2, 3])
+POLARITY = torch.tensor([[1, -1, 1, 0], [1, 0, 0, 0], [-1, 1, 0, 0]], dtype=torch.int8)
+MASK = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
+CUBES = torch.zeros(2, 2, 1, 3, dtype=torch.bool).index_put_(
+    tuple(torch.tensor([[0, 1, 1], [0, 1, 1], [0, 0, 0], [1, 2, 0]])), torch.tensor(True)
+)
+WORDS = torch.tensor([4, 0, 2, 2])
+
+
+def numbers(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def unit(*shape, seed):
+    return torch.nn.functional.normalize(numbers(*shape, seed=seed), dim=-1)
+
+
+SCALE = torch.tensor(4.0, dtype=torch.float64)
+VOLUME = numbers(2, 1, 4, 3, 6, seed=1)
+TEXT = numbers(3, 4, 5, seed=2)
+TEXT[1, 0] = 1.5 * TEXT[0, 2]
+TEXT[2, 1] = TEXT[0, 0] + 0.05
+FULL = (MASK, POLARITY, torch.tensor([7, 8, 9]))
+
+
+def contrast(loss, exclude):
+    keys = {"patient_key": PATIENTS, "report_key": REPORTS}
+    return (
+        lambda first, second, scale: loss(exclude_duplicates=exclude)(first, second, scale, **keys),
+        lambda first, second, scale: slow_info_nce(first, second, scale, PATIENTS.tolist(), REPORTS.tolist(), exclude),
+        (unit(3, 6, seed=3), unit(3, 6, seed=4), SCALE),
+    )
+
+
+def sal(per):
+    return (
+        lambda prediction, target: SALLoss(per=per)(prediction, target, MASK),
+        lambda prediction, target: slow_sal(prediction, target, LENGTHS, per=per),
+        (numbers(3, 4, 5, seed=5), numbers(3, 4, 5, seed=6)),
+    )
+
+
+CASES = {
+    "mlm": (lambda logits: MLMLoss()(logits, WORDS), lambda logits: slow_mlm(logits, WORDS), (numbers(4, 5, seed=7),)),
+    "sal per sentence": sal("sentence"),
+    "sal per patient": sal("patient"),
+    "mim": (
+        lambda prediction: MIMLoss()(prediction, VOLUME, CUBES),
+        lambda prediction: slow_mim(prediction, VOLUME, CUBES, (2, 3, 2)),
+        (numbers(2, 1, 4, 3, 6, seed=8),),
+    ),
+    "cml": contrast(CMLLoss, True),
+    "cml with duplicates": contrast(CMLLoss, False),
+    "dcl": contrast(DCLLoss, True),
+    "dcl with duplicates": contrast(DCLLoss, False),
+    "ssm two means": (
+        lambda visual: SSMLoss()(visual, TEXT, *FULL),
+        lambda visual: slow_ssm(visual, TEXT, LENGTHS, POLARITY.tolist(), [7, 8, 9]),
+        (numbers(3, 4, 5, seed=9),),
+    ),
+    "ssm pair mean": (
+        lambda visual: SSMLoss(form="pair_mean")(visual, TEXT, *FULL),
+        lambda visual: slow_released_ssm(visual, TEXT, LENGTHS),
+        (numbers(3, 4, 5, seed=10),),
+    ),
+}  # fmt: skip
+
+
+def leaves(values):
+    return tuple(value.clone().requires_grad_() for value in values)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_the_finite_differences(name):
+    loss, _, values = CASES[name]
+    assert torch.autograd.gradcheck(loss, leaves(values), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_are_those_of_the_loops(name):
+    loss, slow, values = CASES[name]
+    fast_leaves, slow_leaves = leaves(values), leaves(values)
+    fast, reference = loss(*fast_leaves), slow(*slow_leaves)
+    assert reference > 0.01
+    torch.testing.assert_close(fast, reference)
+    for ours, theirs in zip(torch.autograd.grad(fast, fast_leaves), torch.autograd.grad(reference, slow_leaves)):
+        assert theirs.abs().max() > 1e-3
+        torch.testing.assert_close(ours, theirs)
+
+
+ALONE = {
+    "cml": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], SCALE, PATIENTS[:1], REPORTS[:1]),
+    "dcl": lambda x: DCLLoss()(x[0, :1], x[0, 1:2], SCALE, PATIENTS[:1], REPORTS[:1]),
+    "ssm two means": lambda x: SSMLoss()(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
+    "ssm pair mean": lambda x: SSMLoss(form="pair_mean")(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
+    "sal without sentences": lambda x: SALLoss()(x, 2 * x, torch.zeros(3, 4, dtype=torch.bool)),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_with_nothing_to_compare_value_and_gradient_are_zero(name):
+    values = unit(3, 4, 5, seed=11).requires_grad_()
+    loss = ALONE[name](values)
+    loss.backward()
+    assert loss.abs() < 1e-12
+    assert values.grad.abs().max() < 1e-12
+
+
+def test_cosines_of_zero_vectors_have_a_finite_gradient():
+    """An empty sentence leaves a zero vector behind its mask."""
+    zero = torch.zeros(3, 4, 5, dtype=torch.float64)
+    for loss in (
+        lambda x: SALLoss()(x, TEXT, MASK),
+        lambda x: SALLoss()(TEXT, x, MASK),
+        lambda x: SSMLoss()(x, TEXT, *FULL),
+        lambda x: SSMLoss(form="pair_mean")(x, TEXT, *FULL),
+    ):
+        (leaf,) = leaves([zero])
+        loss(leaf).backward()
+        assert leaf.grad.isfinite().all()

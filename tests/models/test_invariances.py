@@ -1,0 +1,211 @@
+"""What must not change the losses of the whole model, in value and in the gradient of every parameter."""
+
+import pytest
+import torch
+from small_model import OBJECTIVES, WIRINGS, build, objective, random_batch
+from torch.nn import functional as F
+
+PADDING = {"report_ids": 0, "attention_mask": False, "sentence_index": -1, "mlm_ids": 0, "mlm_labels": -100}
+VIEW = {"contrast_ids": 0, "contrast_attention_mask": False, "contrast_sentence_index": -1}
+PAIRWISE = ("cml", "dcl", "ssm")
+
+
+def with_everything(wiring, batch):
+    model = build(wiring, pool_queries=2).train()
+    model.fit_sentence_space(batch.report_ids, batch.sentence_index)
+    return model
+
+
+def judge(wiring, model, batch, names=OBJECTIVES):
+    """(losses by name, gradient of their sum by parameter)."""
+    features = model(batch, frozenset(names))
+    losses = {
+        name: loss(**{field: getattr(features, field) for field in loss.inputs})
+        for name, loss in objective(wiring)[1].items()
+        if name in names
+    }
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(sum(losses.values()), learned.values(), allow_unused=True)
+    return losses, {name: gradient for name, gradient in zip(learned, gradients) if gradient is not None}
+
+
+def assert_same(wiring, one, other, names=OBJECTIVES):
+    model = with_everything(wiring, one)
+    for ours, theirs in zip(judge(wiring, model, one, names), judge(wiring, model, other, names)):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], atol=1e-9, rtol=1e-6, msg=lambda text, at=name: f"{at}: {text}")
+
+
+def longer(batch, tokens=0, view_tokens=0, sentences=0):
+    """The batch with more padding."""
+    fields = {name: F.pad(getattr(batch, name), (0, tokens), value=value) for name, value in PADDING.items()}
+    fields |= {name: F.pad(getattr(batch, name), (0, view_tokens), value=value) for name, value in VIEW.items()}
+    for name in ("sentence_mask", "sentence_polarity"):
+        fields[name] = F.pad(getattr(batch, name), (0, sentences))
+    return batch._replace(**fields)
+
+
+def other_padding(batch):
+    """Padding made of a word instead of the padding token."""
+    masks = {"report_ids": "attention_mask", "mlm_ids": "attention_mask", "contrast_ids": "contrast_attention_mask"}
+    return batch._replace(**{ids: torch.where(getattr(batch, mask), getattr(batch, ids), 7) for ids, mask in masks.items()})
+
+
+@pytest.mark.parametrize(
+    ("wiring", "names"), [("mg3d", OBJECTIVES), ("mg3d_intended", ("mim", *PAIRWISE)), ("mg3d_released", PAIRWISE)]
+)
+def test_longer_padding_changes_nothing(wiring, names):
+    batch = random_batch()
+    assert_same(wiring, batch, other_padding(longer(batch, tokens=5, view_tokens=3, sentences=2)), names)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_room_for_more_sentences_changes_nothing(wiring):
+    batch = random_batch()
+    assert_same(wiring, batch, longer(batch, sentences=3))
+
+
+@pytest.mark.parametrize(("wiring", "name"), [("mg3d_intended", "mlm"), ("mg3d_released", "mlm"), ("mg3d_released", "mim")])
+def test_the_released_gates_count_padding_of_the_report(wiring, name):
+    batch = random_batch()
+    model = with_everything(wiring, batch)
+    short, long = (judge(wiring, model, one, (name,))[0][name] for one in (batch, longer(batch, tokens=5)))
+    assert (short - long).abs() > 1e-7
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_the_order_of_patients_changes_nothing(wiring):
+    batch, order = random_batch(4), torch.tensor([2, 0, 3, 1])
+    batch = batch._replace(patient_key=torch.tensor([5, 6, 5, 7]), report_key=torch.tensor([1, 2, 3, 2]))
+    turned = batch._replace(**{name: value[order] for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)})
+    assert_same(wiring, batch, turned)
+    features = [with_everything(wiring, batch).eval()(one) for one in (batch, turned)]
+    for name in ("sal_prediction", "sal_target", "mim_prediction", "cml_first_embedding", "cml_second_embedding",
+                 "dcl_image_embedding", "dcl_aggregate_embedding", "ssm_visual", "ssm_text"):  # fmt: skip
+        torch.testing.assert_close(getattr(features[0], name)[order], getattr(features[1], name), msg=name)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_one_patient_alone_reconstructs_and_has_nothing_to_contrast(wiring):
+    batch = random_batch(1)
+    losses, gradients = judge(wiring, with_everything(wiring, batch), batch)
+    assert all(losses[name] > 0 for name in ("mlm", "sal", "mim"))
+    assert all(losses[name] == 0 for name in PAIRWISE)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_one_patient_among_others_reconstructs_as_alone(wiring):
+    """Reconstruction losses of a batch are the means of its patients', weighted by what each was asked."""
+    together, names = random_batch(3), ("mlm", "mim")
+    model = with_everything(wiring, together)
+    alone = [together._replace(**{k: v[b : b + 1] for k, v in together._asdict().items()}) for b in range(3)]
+    for name, asked in (("mlm", together.mlm_labels != -100), ("mim", together.cube_mask)):
+        share = asked.flatten(1).sum(1) / asked.sum()
+        mean = sum(part * judge(wiring, model, one, (name,))[0][name] for part, one in zip(share, alone))
+        torch.testing.assert_close(judge(wiring, model, together, names)[0][name], mean)
+
+
+def single_sentence(batch):
+    """Every report is one sentence."""
+    one = torch.where(batch.sentence_index >= 0, 0, -1)
+    return batch._replace(
+        sentence_index=one, contrast_sentence_index=one, sentence_mask=batch.sentence_mask[:, :1],
+        sentence_polarity=batch.sentence_polarity[:, :1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_reports_of_one_sentence_have_every_loss_and_gradient(wiring):
+    batch = single_sentence(random_batch())
+    losses, gradients = judge(wiring, with_everything(wiring, batch), batch)
+    assert all(loss > 0 for loss in losses.values())
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def with_a_gap(batch):
+    """Sentence 1 of everyone has no token; what was sentence 1, 2, ... is now sentence 2, 3, ..."""
+    index = batch.sentence_index + (batch.sentence_index >= 1)
+    sides = {}
+    for name in ("sentence_mask", "sentence_polarity"):
+        side = getattr(batch, name)
+        sides[name] = torch.cat([side[:, :1], torch.zeros_like(side[:, :1]), side[:, 1:]], 1)
+    return batch._replace(sentence_index=index, contrast_sentence_index=index, **sides)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_sentence_without_tokens_changes_nothing(wiring):
+    batch = random_batch()
+    assert_same(wiring, batch, with_a_gap(batch))
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_report_without_any_sentence_has_finite_losses(wiring):
+    batch = random_batch()
+    index, mask = batch.sentence_index.clone(), batch.sentence_mask.clone()
+    index[0], mask[0] = -1, False
+    empty = batch._replace(
+        sentence_index=index, contrast_sentence_index=index, sentence_mask=mask,
+        sentence_polarity=torch.where(mask, batch.sentence_polarity, 0),
+    )  # fmt: skip
+    losses, gradients = judge(wiring, with_everything(wiring, batch), empty)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def truncated(batch):
+    """Reports that fill all T tokens with words and were cut before their [SEP]."""
+    full = torch.ones_like(batch.attention_mask)
+    last = batch.sentence_index.max(1, keepdim=True).values
+    index = torch.where(batch.sentence_index >= 0, batch.sentence_index, last)
+    index[:, 0] = -1
+    ids = torch.where(batch.attention_mask, batch.report_ids, 9)
+    return batch._replace(
+        attention_mask=full, sentence_index=index, report_ids=ids, mlm_ids=torch.where(batch.mlm_labels >= 0, 4, ids),
+        contrast_ids=ids, contrast_attention_mask=full, contrast_sentence_index=index,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_report_cut_before_its_end_token_has_every_loss_and_gradient(wiring):
+    batch = truncated(random_batch())
+    losses, gradients = judge(wiring, with_everything(wiring, batch), batch)
+    assert all(loss > 0 for loss in losses.values())
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+LEARNS = {
+    ("mg3d_released", ("mlm", "sal")): "vision project_image project_report type_embedding fusion_report mlm_head sal_head",
+    ("mg3d_intended", ("mlm", "sal")): "vision project_image project_report type_embedding fusion_report mlm_head sal_head",
+    ("mg3d_released", ("mim",)): "vision project_image project_report type_embedding fusion_report mim_head",
+    ("mg3d_intended", ("mim",)): "vision project_image type_embedding fusion_volume mim_head",
+    ("mg3d_released", PAIRWISE): "vision project_image type_embedding fusion_volume contrast aggregation dcl_image_head "
+    "dcl_aggregate_head",
+    ("mg3d_intended", PAIRWISE): "vision project_image type_embedding fusion_volume contrast aggregation dcl_image_head "
+    "dcl_aggregate_head",
+}
+
+
+@pytest.mark.parametrize(("wiring", "names"), LEARNS, ids=str)
+def test_released_losses_train_what_they_trained_in_the_original(wiring, names):
+    batch = random_batch()
+    model = build(wiring, frozen=True)
+    _, gradients = judge(wiring, model, batch, names)
+    moved = {name.split(".")[0] for name, gradient in gradients.items() if gradient.abs().max() > 0}
+    assert moved == set(LEARNS[wiring, names].split())
+    rows = gradients["type_embedding.weight"].abs().amax(1) > 0
+    assert rows.tolist() == ["project_report" in moved, True]
+
+
+def test_the_encoder_gives_the_same_with_and_without_gradient():
+    """Without gradient it keeps no attention maps; windows are shifted, padded and masked in both."""
+    from mg3d.models.vision.swin import SwinEncoder
+
+    torch.manual_seed(0)
+    encoder = SwinEncoder(embed_width=6, window_size=3, depths=(2, 2), heads=(2, 3)).double().eval()
+    volume = torch.rand(2, 1, 20, 14, 24, dtype=torch.float64)
+    with torch.no_grad():
+        without = encoder(volume)
+    for ours, theirs in zip(without, encoder(volume), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=0)

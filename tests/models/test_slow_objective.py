@@ -1,0 +1,84 @@
+"""The whole model against loops over patients, sentences, heads and tokens, in all three wirings: values and gradients."""
+
+import math
+
+import pytest
+import torch
+from slow_objective import SlowMG3D
+from small_model import OBJECTIVES, WIRINGS, build, objective, random_batch
+
+
+def cut_view(batch, patient, sentences):
+    """The contrast sees only the first sentences of this patient."""
+    keep = (batch.sentence_index[patient] < sentences) & batch.attention_mask[patient]
+    ids, index, mask = batch.contrast_ids.clone(), batch.contrast_sentence_index.clone(), batch.contrast_attention_mask.clone()
+    count = int(keep.sum())
+    ids[patient, :count], index[patient, :count] = ids[patient][keep], index[patient][keep]
+    ids[patient, count:], index[patient, count:] = 0, -1
+    mask[patient] = torch.arange(len(keep)) < count
+    return batch._replace(contrast_ids=ids, contrast_sentence_index=index, contrast_attention_mask=mask)
+
+
+@pytest.fixture
+def batch():
+    """Four patients: two volumes of one patient, two equal reports, an equal sentence in two reports, sentences that deny."""
+    plain = random_batch(4)
+    ids, asked = plain.report_ids.clone(), plain.mlm_labels != -100
+    ids[1, 1:4] = ids[0, 5:8]
+    assert plain.sentence_index[0, 5:8].tolist() == [1, 1, 1]
+    assert plain.sentence_index[1, 1:4].tolist() == [0, 0, 0]
+    polarity = plain.sentence_polarity.clone()
+    polarity[2, 1] = polarity[0, 0] = -1
+    changed = plain._replace(
+        report_ids=ids, contrast_ids=ids, mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
+        sentence_polarity=polarity, patient_key=torch.tensor([5, 6, 5, 7]), report_key=torch.tensor([1, 2, 3, 2]),
+    )  # fmt: skip
+    return cut_view(changed, 2, 2)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_value_and_gradient_are_those_of_the_loops(wiring, name, batch):
+    model = build(wiring, pool_queries=2).eval()
+    model.fit_sentence_space(batch.report_ids, batch.sentence_index)
+    settings, losses = objective(wiring)
+    features = model(batch, frozenset({name}))
+    fast = losses[name](**{field: getattr(features, field) for field in losses[name].inputs})
+    slow = getattr(SlowMG3D(model, batch, settings.model), name)()
+    assert slow > 1e-3
+    torch.testing.assert_close(fast, slow)
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ours, theirs = (torch.autograd.grad(loss, learned.values(), allow_unused=True) for loss in (fast, slow))
+    for parameter, mine, reference in zip(learned, ours, theirs):
+        none = torch.zeros_like(learned[parameter])
+        mine, reference = (none if gradient is None else gradient for gradient in (mine, reference))
+        torch.testing.assert_close(mine, reference, atol=1e-9, rtol=1e-6, msg=lambda text, at=parameter: f"{at}: {text}")
+
+
+def test_the_loops_see_equal_sentences_and_excluded_pairs(batch):
+    """The batch above exercises what it is for."""
+    model = build()
+    slow = SlowMG3D(model, batch, objective("mg3d")[0].model)
+    first, second = slow.meanings(0)[1], slow.meanings(1)[0]
+    torch.testing.assert_close(first, second)
+    excluded = objective("mg3d", exclude_duplicates=False)[0].model
+    assert (slow.cml() - SlowMG3D(model, batch, excluded).cml()).abs() > 1e-3
+
+
+def test_word_weights_and_mean_of_the_sentence_space_are_counted(batch):
+    model = build()
+    model.fit_sentence_space(batch.report_ids, batch.sentence_index)
+    sentences = [
+        ids[index == n].tolist()
+        for ids, index in zip(batch.report_ids, batch.sentence_index)
+        for n in range(4)
+        if (index == n).any()
+    ]
+    holding = [sum(word in sentence for sentence in sentences) for word in range(model.text.vocabulary_size)]
+    weights = [max(1e-3, math.log((1 + len(sentences)) / (1 + count))) for count in holding]
+    torch.testing.assert_close(model.sentence_space.word_weight, torch.tensor(weights, dtype=torch.float64))
+    vectors = [
+        sum(weights[word] * model.text.word_vectors[word] for word in sentence) / sum(weights[word] for word in sentence)
+        for sentence in sentences
+    ]
+    torch.testing.assert_close(model.sentence_space.mean, torch.stack(vectors).mean(0))
