@@ -26,16 +26,27 @@ def slow_mim(prediction, target, cubes, side):
     return total / max(1, count)
 
 
-def slow_info_nce(first, second, scale, patients, reports, exclude):
+def slow_info_nce(first, second, scale, *keys):
+    """Rows that agree in one of the keys (lists of numbers) are no wrong answers for one another."""
     total = 0.0
     for one, other in ((first, second), (second, first)):
         for b in range(len(one)):
-            wrong = [
-                j for j in range(len(one)) if j == b or not exclude or (patients[j] != patients[b] and reports[j] != reports[b])
-            ]
-            logits = [scale * (one[b] @ other[j]) for j in wrong]
+            kept = [j for j in range(len(one)) if j == b or all(key[j] != key[b] for key in keys)]
+            logits = [scale * (one[b] @ other[j]) for j in kept]
             total = total - scale * (one[b] @ other[b]) + torch.logsumexp(torch.stack(logits), 0)
     return total / (2 * len(first))
+
+
+def slow_cml(image, report, views, scale, *keys, view_keys):
+    """The contrast with whole reports, and its mean with that of the views, slot by slot.
+
+    views: K arrays [B, E]; view_keys: K lists of B numbers; keys and view_keys are empty where nothing is excluded.
+    """
+    whole = slow_info_nce(image, report, scale, *keys)
+    if not views:
+        return whole
+    slots = [slow_info_nce(image, view, scale, *keys, *view_keys[slot : slot + 1]) for slot, view in enumerate(views)]
+    return (whole + sum(slots) / len(slots)) / 2
 
 
 def slow_ssm(visual, text, lengths, polarity, patients, same_above=0.9, differ_below=0.6):

@@ -6,7 +6,7 @@ Written from the formulas of the objective (default wiring) and of the released 
 import math
 
 import torch
-from slow_losses import slow_info_nce, slow_mim, slow_mlm, slow_released_ssm, slow_sal, slow_ssm
+from slow_losses import slow_cml, slow_info_nce, slow_mim, slow_mlm, slow_released_ssm, slow_sal, slow_ssm
 from torch.nn import functional as F
 
 
@@ -60,6 +60,8 @@ def fuse(fusion, first, second):
 
 
 def pool(part, tokens):
+    if hasattr(part, "reduce"):
+        return part.join(torch.cat([part.reduce.weight @ norm(token, part.norm) + part.reduce.bias for token in tokens]))
     if len(tokens) == 0:
         return part.empty
     return part.join(masked_attention(part.attention, part.queries, norm(tokens, part.norm)).flatten())
@@ -132,6 +134,8 @@ class SlowMG3D:
     def by_sentence(self, tokens, index):
         numbers = [n for n in index.unique().tolist() if n >= 0]
         index = index[: len(tokens)]
+        if not numbers:
+            return tokens[:0]
         return torch.stack([torch.stack([t for t, i in zip(tokens, index) if i == n]).mean(0) for n in numbers])
 
     def sentences(self, b):
@@ -189,9 +193,9 @@ class SlowMG3D:
         side = [have // cubes for have, cubes in zip(self.batch.volume.shape[2:], self.batch.cube_mask.shape[1:])]
         return slow_mim(torch.cat(predictions), self.batch.volume, self.batch.cube_mask, side)
 
-    def info_nce(self, first, second, scale):
-        keys = self.batch.patient_key.tolist(), self.batch.report_key.tolist()
-        return slow_info_nce(torch.stack(first), torch.stack(second), scale, *keys, self.settings.exclude_duplicates)
+    def keys(self):
+        """What makes two patients no wrong answers for one another."""
+        return (self.batch.patient_key.tolist(), self.batch.report_key.tolist()) if self.settings.exclude_duplicates else ()
 
     def scale(self, part):
         return part.log_scale.exp() if part.log_scale is not None else torch.tensor(10.0, dtype=torch.float64)
@@ -210,18 +214,25 @@ class SlowMG3D:
         )
 
     def cml(self):
-        part, first, second = self.model.contrast, [], []
-        for b in self.patients:
-            if self.gated:
+        part, scale = self.model.contrast, self.scale(self.model.cml_scale)
+        if self.gated:
+            first, second = [], []
+            for b in self.patients:
                 image, report, fused_image, fused_report, _ = self.vectors(b)
                 first.append(project(part.multimodal_head, torch.cat([fused_report, fused_image])))
                 second.append(project(part.unimodal_head, torch.cat([report, image])))
-                continue
-            view = self.report(b, self.batch.contrast_ids, self.batch.contrast_attention_mask)
-            first.append(project(part.image_head, pool(part.image_pool, self.image(b))))
-            sentences = self.by_sentence(view, self.batch.contrast_sentence_index[b])
-            second.append(project(part.report_head, pool(part.report_pool, sentences)))
-        return self.info_nce(first, second, self.scale(self.model.cml_scale))
+            return slow_info_nce(torch.stack(first), torch.stack(second), scale, *self.keys())
+        image = torch.stack([project(part.image_head, pool(part.image_pool, self.image(b))) for b in self.patients])
+        whole = torch.stack([project(part.report_head, pool(part.report_pool, self.sentences(b))) for b in self.patients])
+        views = [torch.stack([self.view(b, slot) for b in self.patients]) for slot in range(self.batch.view_ids.shape[1])]
+        view_keys = self.batch.view_key.T.tolist() if self.settings.exclude_duplicates else []
+        return slow_cml(image, whole, views, scale, *self.keys(), view_keys=view_keys)
+
+    def view(self, b, slot):
+        """What patient b's view in this slot becomes, read on its own."""
+        batch, part = self.batch, self.model.contrast
+        tokens = self.report(b, batch.view_ids[:, slot], batch.view_attention_mask[:, slot])
+        return project(part.report_head, pool(part.report_pool, self.by_sentence(tokens, batch.view_sentence_index[b, slot])))
 
     def gathered(self, b):
         """(visual side of every sentence, of all together, the image vector that DCL contrasts)."""
@@ -245,7 +256,7 @@ class SlowMG3D:
         gathered = [self.gathered(b) for b in self.patients]
         first = [project(self.model.dcl_image_head, vector) for _, _, vector in gathered]
         second = [project(self.model.dcl_aggregate_head, together) for _, together, _ in gathered]
-        return self.info_nce(first, second, self.scale(self.model.dcl_scale))
+        return slow_info_nce(torch.stack(first), torch.stack(second), self.scale(self.model.dcl_scale), *self.keys())
 
     @torch.no_grad()
     def meanings(self, b):

@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from small_arrow import SHAPE, small_tokenizer, write_split
 
 from mg3d.datasets.arrow import VolumeIndex
@@ -218,7 +219,9 @@ def test_reports_are_padded_to_the_longest_or_to_the_most_with_nothing_else_chan
     paddings = {"report_ids": tokenizer.pad_token_id, "attention_mask": 0, "sentence_index": -1, "mlm_labels": -100}
     for name, padding in paddings.items():
         assert (getattr(full, name)[:, longest:] == padding).all()
-    assert full.contrast_ids.shape == short.contrast_ids.shape
+    for name in ("view_ids", "view_attention_mask", "view_sentence_index", "view_key"):
+        assert getattr(full, name).shape[:2] == (2, OPTIONS["sentence_views"])
+        assert torch.equal(getattr(full, name), getattr(short, name))
 
 
 def test_a_sample_is_masked_alike_in_any_batch(tokenizer, index_file):

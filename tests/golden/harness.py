@@ -83,6 +83,7 @@ def batch(dtype):
     count, index = len(text["ids"]), text["sentence_index"]
     real = text["ids"] != recipe.PAD
     sentences = torch.arange(int(index.max()) + 1) <= index.max(1, keepdim=True).values
+    none = torch.empty(count, 0, dtype=torch.int64)  # the original has no views of reports
     volumes = torch.stack([torch.from_numpy(recipe.volume(patient)).to(dtype) for patient in range(count)])
     return Batch(
         volume=volumes[:, None],
@@ -90,8 +91,8 @@ def batch(dtype):
         report_ids=text["ids"], attention_mask=real, sentence_index=index,
         sentence_mask=sentences, sentence_polarity=sentences.to(torch.int8),
         mlm_ids=text["masked_ids"], mlm_labels=text["labels"],
-        contrast_ids=text["ids"], contrast_attention_mask=real, contrast_sentence_index=index,
-        patient_key=torch.arange(count), report_key=torch.arange(count),
+        view_ids=none[..., None], view_attention_mask=none[..., None].bool(), view_sentence_index=none[..., None],
+        patient_key=torch.arange(count), report_key=torch.arange(count), view_key=none,
         labels=torch.zeros(count, 18, dtype=torch.int8), study_id=[str(patient) for patient in range(count)],
     )  # fmt: skip
 

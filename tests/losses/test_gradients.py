@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from slow_losses import slow_info_nce, slow_mim, slow_mlm, slow_released_ssm, slow_sal, slow_ssm
+from slow_losses import slow_cml, slow_info_nce, slow_mim, slow_mlm, slow_released_ssm, slow_sal, slow_ssm
 
 from mg3d.losses.cml import CMLLoss
 from mg3d.losses.dcl import DCLLoss
@@ -12,7 +12,7 @@ from mg3d.losses.sal import SALLoss
 from mg3d.losses.ssm import SSMLoss
 
 LENGTHS = (3, 1, 2)
-PATIENTS, REPORTS = torch.tensor([7, 8, 7]), torch.tensor([1, 2, 3])
+PATIENTS, REPORTS, VIEWS = torch.tensor([7, 8, 7, 9]), torch.tensor([1, 2, 3, 2]), torch.tensor([[1, 2], [3, 4], [5, 6], [1, 7]])
 POLARITY = torch.tensor([[1, -1, 1, 0], [1, 0, 0, 0], [-1, 1, 0, 0]], dtype=torch.int8)
 MASK = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
 CUBES = torch.zeros(2, 2, 1, 3, dtype=torch.bool).index_put_(
@@ -37,12 +37,32 @@ TEXT[2, 1] = TEXT[0, 0] + 0.05
 FULL = (MASK, POLARITY, torch.tensor([7, 8, 9]))
 
 
-def contrast(loss, exclude):
-    keys = {"patient_key": PATIENTS, "report_key": REPORTS}
+def dcl(exclude):
+    keys = (PATIENTS.tolist(), REPORTS.tolist()) if exclude else ()
+    loss = DCLLoss(exclude_duplicates=exclude)
     return (
-        lambda first, second, scale: loss(exclude_duplicates=exclude)(first, second, scale, **keys),
-        lambda first, second, scale: slow_info_nce(first, second, scale, PATIENTS.tolist(), REPORTS.tolist(), exclude),
-        (unit(3, 6, seed=3), unit(3, 6, seed=4), SCALE),
+        lambda *values: loss(*values, patient_key=PATIENTS, report_key=REPORTS),
+        lambda *values: slow_info_nce(*values, *keys),
+        (unit(4, 6, seed=3), unit(4, 6, seed=4), SCALE),
+    )
+
+
+def cml(exclude, views):
+    """With `views` views of each report, or (None) without the input."""
+    keys = (PATIENTS.tolist(), REPORTS.tolist()) if exclude else ()
+    asked = {"patient_key": PATIENTS, "report_key": REPORTS, "view_key": VIEWS[:, :views]}
+    view_keys = asked["view_key"].T.tolist() if exclude else []
+    loss, both = CMLLoss(exclude_duplicates=exclude), (unit(4, 6, seed=3), unit(4, 6, seed=4))
+    if views is None:
+        return (
+            lambda first, second, scale: loss(first, second, None, scale, **asked),
+            lambda *values: slow_info_nce(*values, *keys),
+            (*both, SCALE),
+        )
+    return (
+        lambda *values: loss(*values, **asked),
+        lambda first, second, apart, scale: slow_cml(first, second, apart.unbind(1), scale, *keys, view_keys=view_keys),
+        (*both, unit(4, views, 6, seed=12), SCALE),
     )
 
 
@@ -63,10 +83,13 @@ CASES = {
         lambda prediction: slow_mim(prediction, VOLUME, CUBES, (2, 3, 2)),
         (numbers(2, 1, 4, 3, 6, seed=8),),
     ),
-    "cml": contrast(CMLLoss, True),
-    "cml with duplicates": contrast(CMLLoss, False),
-    "dcl": contrast(DCLLoss, True),
-    "dcl with duplicates": contrast(DCLLoss, False),
+    "cml": cml(True, None),
+    "cml with duplicates": cml(False, None),
+    "cml with one view": cml(True, 1),
+    "cml with views": cml(True, 2),
+    "cml with views and duplicates": cml(False, 2),
+    "dcl": dcl(True),
+    "dcl with duplicates": dcl(False),
     "ssm two means": (
         lambda visual: SSMLoss()(visual, TEXT, *FULL),
         lambda visual: slow_ssm(visual, TEXT, LENGTHS, POLARITY.tolist(), [7, 8, 9]),
@@ -102,9 +125,11 @@ def test_value_and_gradient_are_those_of_the_loops(name):
         torch.testing.assert_close(ours, theirs)
 
 
+KEYS = {"patient_key": PATIENTS[:1], "report_key": REPORTS[:1], "view_key": VIEWS[:1]}
 ALONE = {
-    "cml": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], SCALE, PATIENTS[:1], REPORTS[:1]),
-    "dcl": lambda x: DCLLoss()(x[0, :1], x[0, 1:2], SCALE, PATIENTS[:1], REPORTS[:1]),
+    "cml": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], None, SCALE, **KEYS),
+    "cml with views": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], x[:1, 2:], SCALE, **KEYS),
+    "dcl": lambda x: DCLLoss()(x[0, :1], x[0, 1:2], SCALE, patient_key=PATIENTS[:1], report_key=REPORTS[:1]),
     "ssm two means": lambda x: SSMLoss()(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
     "ssm pair mean": lambda x: SSMLoss(form="pair_mean")(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
     "sal without sentences": lambda x: SALLoss()(x, 2 * x, torch.zeros(3, 4, dtype=torch.bool)),

@@ -6,7 +6,7 @@ from small_model import OBJECTIVES, WIRINGS, build, objective, random_batch
 from torch.nn import functional as F
 
 PADDING = {"report_ids": 0, "attention_mask": False, "sentence_index": -1, "mlm_ids": 0, "mlm_labels": -100}
-VIEW = {"contrast_ids": 0, "contrast_attention_mask": False, "contrast_sentence_index": -1}
+VIEW = {"view_ids": 0, "view_attention_mask": False, "view_sentence_index": -1}
 PAIRWISE = ("cml", "dcl", "ssm")
 
 
@@ -48,7 +48,7 @@ def longer(batch, tokens=0, view_tokens=0, sentences=0):
 
 def other_padding(batch):
     """Padding made of a word instead of the padding token."""
-    masks = {"report_ids": "attention_mask", "mlm_ids": "attention_mask", "contrast_ids": "contrast_attention_mask"}
+    masks = {"report_ids": "attention_mask", "mlm_ids": "attention_mask", "view_ids": "view_attention_mask"}
     return batch._replace(**{ids: torch.where(getattr(batch, mask), getattr(batch, ids), 7) for ids, mask in masks.items()})
 
 
@@ -77,13 +77,29 @@ def test_the_released_gates_count_padding_of_the_report(wiring, name):
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_the_order_of_patients_changes_nothing(wiring):
     batch, order = random_batch(4), torch.tensor([2, 0, 3, 1])
-    batch = batch._replace(patient_key=torch.tensor([5, 6, 5, 7]), report_key=torch.tensor([1, 2, 3, 2]))
+    keys = {"patient_key": [5, 6, 5, 7], "report_key": [1, 2, 3, 2], "view_key": [[1, 2], [3, 4], [5, 2], [1, 6]]}
+    batch = batch._replace(**{name: torch.tensor(numbers) for name, numbers in keys.items()})
     turned = batch._replace(**{name: value[order] for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)})
     assert_same(wiring, batch, turned)
     features = [with_everything(wiring, batch).eval()(one) for one in (batch, turned)]
     for name in ("sal_prediction", "sal_target", "mim_prediction", "cml_first_embedding", "cml_second_embedding",
                  "dcl_image_embedding", "dcl_aggregate_embedding", "ssm_visual", "ssm_text"):  # fmt: skip
         torch.testing.assert_close(getattr(features[0], name)[order], getattr(features[1], name), msg=name)
+    if wiring == "mg3d":
+        torch.testing.assert_close(features[0].cml_view_embedding[order], features[1].cml_view_embedding)
+    else:
+        assert features[0].cml_view_embedding is features[1].cml_view_embedding is None
+
+
+def test_the_order_of_views_changes_nothing():
+    batch = random_batch(4)._replace(view_key=torch.tensor([[1, 2], [3, 4], [5, 2], [1, 6]]))
+    assert_same("mg3d", batch, batch._replace(**{name: getattr(batch, name).flip(1) for name in (*VIEW, "view_key")}))
+
+
+@pytest.mark.parametrize("wiring", ["mg3d_intended", "mg3d_released"])
+def test_fused_wirings_read_no_view(wiring):
+    batch = random_batch()
+    assert_same(wiring, batch, batch._replace(**{name: getattr(batch, name)[:, :0] for name in (*VIEW, "view_key")}))
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -109,9 +125,9 @@ def test_one_patient_among_others_reconstructs_as_alone(wiring):
 
 def single_sentence(batch):
     """Every report is one sentence."""
-    one = torch.where(batch.sentence_index >= 0, 0, -1)
+    one, view = (torch.where(index >= 0, 0, -1) for index in (batch.sentence_index, batch.view_sentence_index))
     return batch._replace(
-        sentence_index=one, contrast_sentence_index=one, sentence_mask=batch.sentence_mask[:, :1],
+        sentence_index=one, view_sentence_index=view, sentence_mask=batch.sentence_mask[:, :1],
         sentence_polarity=batch.sentence_polarity[:, :1],
     )  # fmt: skip
 
@@ -125,13 +141,13 @@ def test_reports_of_one_sentence_have_every_loss_and_gradient(wiring):
 
 
 def with_a_gap(batch):
-    """Sentence 1 of everyone has no token; what was sentence 1, 2, ... is now sentence 2, 3, ..."""
-    index = batch.sentence_index + (batch.sentence_index >= 1)
+    """Sentence 1 of every report and view has no token; what was sentence 1, 2, ... is now sentence 2, 3, ..."""
+    index, view = (index + (index >= 1) for index in (batch.sentence_index, batch.view_sentence_index))
     sides = {}
     for name in ("sentence_mask", "sentence_polarity"):
         side = getattr(batch, name)
         sides[name] = torch.cat([side[:, :1], torch.zeros_like(side[:, :1]), side[:, 1:]], 1)
-    return batch._replace(sentence_index=index, contrast_sentence_index=index, **sides)
+    return batch._replace(sentence_index=index, view_sentence_index=view, **sides)
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -143,10 +159,10 @@ def test_a_sentence_without_tokens_changes_nothing(wiring):
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_a_report_without_any_sentence_has_finite_losses(wiring):
     batch = random_batch()
-    index, mask = batch.sentence_index.clone(), batch.sentence_mask.clone()
-    index[0], mask[0] = -1, False
+    index, view, mask = batch.sentence_index.clone(), batch.view_sentence_index.clone(), batch.sentence_mask.clone()
+    index[0], view[0], mask[0] = -1, -1, False
     empty = batch._replace(
-        sentence_index=index, contrast_sentence_index=index, sentence_mask=mask,
+        sentence_index=index, view_sentence_index=view, sentence_mask=mask,
         sentence_polarity=torch.where(mask, batch.sentence_polarity, 0),
     )  # fmt: skip
     losses, gradients = judge(wiring, with_everything(wiring, batch), empty)
@@ -154,16 +170,20 @@ def test_a_report_without_any_sentence_has_finite_losses(wiring):
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
+def filled(ids, attention, index):
+    """Texts that fill all tokens with words and were cut before their [SEP]: (ids, attention, index) [..., T]."""
+    index = torch.where(index >= 0, index, index.max(-1, keepdim=True).values)
+    index[..., 0] = -1
+    return torch.where(attention, ids, 9), torch.ones_like(attention), index
+
+
 def truncated(batch):
-    """Reports that fill all T tokens with words and were cut before their [SEP]."""
-    full = torch.ones_like(batch.attention_mask)
-    last = batch.sentence_index.max(1, keepdim=True).values
-    index = torch.where(batch.sentence_index >= 0, batch.sentence_index, last)
-    index[:, 0] = -1
-    ids = torch.where(batch.attention_mask, batch.report_ids, 9)
+    """Reports and views that fill all their tokens."""
+    ids, full, index = filled(batch.report_ids, batch.attention_mask, batch.sentence_index)
+    view_ids, view_full, view_index = filled(batch.view_ids, batch.view_attention_mask, batch.view_sentence_index)
     return batch._replace(
         attention_mask=full, sentence_index=index, report_ids=ids, mlm_ids=torch.where(batch.mlm_labels >= 0, 4, ids),
-        contrast_ids=ids, contrast_attention_mask=full, contrast_sentence_index=index,
+        view_ids=view_ids, view_attention_mask=view_full, view_sentence_index=view_index,
     )  # fmt: skip
 
 

@@ -8,20 +8,36 @@ from slow_objective import SlowMG3D
 from small_model import OBJECTIVES, WIRINGS, build, objective, random_batch
 
 
-def cut_view(batch, patient, sentences):
-    """The contrast sees only the first sentences of this patient."""
-    keep = (batch.sentence_index[patient] < sentences) & batch.attention_mask[patient]
-    ids, index, mask = batch.contrast_ids.clone(), batch.contrast_sentence_index.clone(), batch.contrast_attention_mask.clone()
-    count = int(keep.sum())
-    ids[patient, :count], index[patient, :count] = ids[patient][keep], index[patient][keep]
-    ids[patient, count:], index[patient, count:] = 0, -1
-    mask[patient] = torch.arange(len(keep)) < count
-    return batch._replace(contrast_ids=ids, contrast_sentence_index=index, contrast_attention_mask=mask)
+def with_views(batch, chosen):
+    """The batch with these views: chosen[b][k] are the sentences of patient b's view k, between two tokens of none."""
+    views = []
+    for b, slots in enumerate(chosen):
+        ids, index = (rows[b][batch.attention_mask[b]] for rows in (batch.report_ids, batch.sentence_index))
+        for sentences in slots:
+            words = [ids[index == n] for n in sentences]
+            numbers = [torch.full_like(of, n) for n, of in enumerate(words)]
+            first, last, none = (ids.new_tensor([number]) for number in (2, 3, -1))
+            views.append((torch.cat([first, *words, last]), torch.cat([none, *numbers, none])))
+
+    def stacked(rows, padding):
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding).unflatten(0, (len(chosen), -1))
+
+    ids, index = zip(*views)
+    return batch._replace(
+        view_ids=stacked(ids, 0), view_sentence_index=stacked(index, -1),
+        view_attention_mask=stacked([torch.ones_like(one, dtype=torch.bool) for one in ids], False),
+        view_key=torch.tensor([hash(tuple(one.tolist())) for one in ids]).view(len(chosen), -1),
+    )  # fmt: skip
+
+
+CHOSEN = (([1], [0, 1]), ([0], [1, 2]), ([0, 1, 2], [3]), ([0], []))
+"""Sentences of both views of the four patients: the first two patients' first views are equal; one view is empty."""
 
 
 @pytest.fixture
 def batch():
-    """Four patients: two volumes of one patient, two equal reports, an equal sentence in two reports, sentences that deny."""
+    """Four patients: two volumes of one patient, two equal reports, an equal sentence in two reports, equal views, an empty
+    view, sentences that deny."""
     plain = random_batch(4)
     ids, asked = plain.report_ids.clone(), plain.mlm_labels != -100
     ids[1, 1:4] = ids[0, 5:8]
@@ -30,16 +46,14 @@ def batch():
     polarity = plain.sentence_polarity.clone()
     polarity[2, 1] = polarity[0, 0] = -1
     changed = plain._replace(
-        report_ids=ids, contrast_ids=ids, mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
+        report_ids=ids, mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
         sentence_polarity=polarity, patient_key=torch.tensor([5, 6, 5, 7]), report_key=torch.tensor([1, 2, 3, 2]),
     )  # fmt: skip
-    return cut_view(changed, 2, 2)
+    return with_views(changed, CHOSEN)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_value_and_gradient_are_those_of_the_loops(wiring, name, batch):
-    model = build(wiring, pool_queries=2).eval()
+def assert_as_the_loops(wiring, name, batch, **changes):
+    model = build(wiring, pool_queries=2, **changes).eval()
     model.fit_sentence_space(batch.report_ids, batch.sentence_index)
     settings, losses = objective(wiring)
     features = model(batch, frozenset({name}))
@@ -55,12 +69,34 @@ def test_value_and_gradient_are_those_of_the_loops(wiring, name, batch):
         torch.testing.assert_close(mine, reference, atol=1e-9, rtol=1e-6, msg=lambda text, at=parameter: f"{at}: {text}")
 
 
-def test_the_loops_see_equal_sentences_and_excluded_pairs(batch):
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_value_and_gradient_are_those_of_the_loops(wiring, name, batch):
+    assert_as_the_loops(wiring, name, batch)
+
+
+@pytest.mark.parametrize("name", ["cml", "dcl"])
+def test_with_places_pooled_value_and_gradient_are_those_of_the_loops(name, batch):
+    assert_as_the_loops("mg3d", name, batch, image_pool="place")
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_with_fewer_views_value_and_gradient_are_those_of_the_loops(views, batch):
+    parts = ("view_ids", "view_attention_mask", "view_sentence_index", "view_key")
+    assert_as_the_loops("mg3d", "cml", batch._replace(**{part: getattr(batch, part)[:, :views] for part in parts}))
+
+
+def test_the_loops_see_equal_sentences_views_and_excluded_pairs(batch):
     """The batch above exercises what it is for."""
     model = build()
     slow = SlowMG3D(model, batch, objective("mg3d")[0].model)
     first, second = slow.meanings(0)[1], slow.meanings(1)[0]
     torch.testing.assert_close(first, second)
+    assert batch.view_key[0, 0] == batch.view_key[1, 0]
+    assert len(batch.view_key.unique()) == 7
+    torch.testing.assert_close(slow.view(0, 0), slow.view(1, 0))
+    told_apart = SlowMG3D(model, batch._replace(view_key=torch.arange(8).view(4, 2)), slow.settings)
+    assert (slow.cml() - told_apart.cml()).abs() > 1e-3
     excluded = objective("mg3d", exclude_duplicates=False)[0].model
     assert (slow.cml() - SlowMG3D(model, batch, excluded).cml()).abs() > 1e-3
 
