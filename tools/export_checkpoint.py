@@ -12,9 +12,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="export_checkpoint.py", description=__doc__)
     parser.add_argument("checkpoint", help="a file such as result/tiny/.../checkpoints/last.ckpt")
     parser.add_argument("out", help="folder to write; a model saved there before is replaced")
-    parser.add_argument(
-        "--note", action="append", default=[], metavar="NAME=TEXT", help="told on the model card"
-    )
+    parser.add_argument("--note", action="append", default=[], metavar="NAME=TEXT", help="told on the model card")
     options = parser.parse_args(arguments)
     try:
         if any("=" not in note for note in options.note):

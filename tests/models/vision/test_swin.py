@@ -7,6 +7,7 @@ from mg3d.models.vision.swin import SwinEncoder, TokenProjection
 
 def slow_projection(weights, tokens):
     """The original's head: linear, batch norm that takes the token axis for channels, ReLU; no ReLU at the end."""
+
     def norm(features):
         return nn.BatchNorm1d(features.shape[1], affine=False, track_running_stats=False)(features)
 
