@@ -1,8 +1,9 @@
 """The mixture of data sets that pre-training reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -101,6 +102,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def training_reports(self, most: int | None = None) -> list[ReportText]:
         """The reports of (the first `most` studies of each data set of) the training split."""
         return [part.report(study) for part in self.train_parts for study in range(min(len(part), most or len(part)))]
+
+    def training_volumes(self, most: int) -> Iterator[np.ndarray]:
+        """Volumes [1, D, H, W] of the first training studies of every data set, about `most` in proportion to size."""
+        everything = sum(len(part) for part in self.train_parts)
+        for part in self.train_parts:
+            for study in range(min(len(part), -(-most * len(part) // everything))):
+                yield part.sample(study).volume
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """An endless loader of this rank's batches, from pass `start_step` on."""

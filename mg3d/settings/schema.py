@@ -52,10 +52,9 @@ class VisionSettings:
     """Blocks per stage; each stage ends in a merging that halves every axis."""
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     """Attention heads per stage."""
-    input_shift: float = 0.0
-    """The encoder sees (volume - input_shift) * input_scale; the released weights want volumes in [0, 1] as they are."""
-    input_scale: float = 1.0
-    """See input_shift. A small encoder from scratch learns several times faster from centred volumes of unit variance."""
+    standardise_voxels: bool = False
+    """The encoder sees every voxel minus its mean over training volumes, divided by its deviation; what sets a patient apart is
+    then not drowned in what all chests share. The released weights want volumes in [0, 1] as they are."""
     patch_merging: Literal["legacy", "monai"] = "legacy"
     """legacy: the merging the released weights were trained with. Equal keys and shapes, other features: never mix."""
 

@@ -15,6 +15,7 @@ from mg3d.settings.schema import Settings, volume_shape
 
 TOKENIZER_FOLDER = "tokenizer"
 MOST_REPORTS_FOR_STATISTICS = 20_000
+MOST_VOLUMES_FOR_STATISTICS = 600
 LONGEST_WAIT_S = 600
 
 
@@ -60,6 +61,13 @@ def build_data(settings: Settings, tokenizer: PreTrainedTokenizerBase | None = N
         num_workers=data.num_workers,
         seed=settings.run.seed,
     )
+
+
+def fit_voxels(model: MG3D, data: MultiTaskDataModule) -> None:
+    """Takes the mean and deviation of every voxel from training volumes; nothing for a model that does not standardise."""
+    if model.voxels is not None:
+        volumes = data.training_volumes(most=MOST_VOLUMES_FOR_STATISTICS)
+        model.voxels.fit(torch.from_numpy(volume) for volume in volumes)
 
 
 def fit_sentence_space(model: MG3D, data: MultiTaskDataModule, settings: Settings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mg3d.files import write_json
 from mg3d.models.build import build_untrained
 from mg3d.settings.parse import flatten
 from mg3d.settings.schema import Settings, objective_weights
-from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space
+from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels
 from mg3d.training.evidence import show_evidence, write_evidence
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
@@ -61,6 +61,7 @@ def pretrain(settings: Settings) -> None:
     data = build_data(settings)
     data.tokenizer = build_tokenizer(settings, run_dir, data)
     model = build_untrained(settings, len(data.tokenizer))
+    fit_voxels(model, data)
     space = fit_sentence_space(model, data, settings)
     weights = objective_weights(settings.loss)
     module = PretrainModule(
