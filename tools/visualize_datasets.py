@@ -1,13 +1,12 @@
 """Show three planes of a case and its report, from an Arrow index, a NIfTI file, CTRG, CT-RATE or a synthetic set (`--help`)."""
 
 import argparse
-import ast
 import csv
 import json
 import re
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -23,8 +22,9 @@ from mg3d.glossary import LABELS
 from mg3d.phantom.ct_rate import REPORTS_NAME, volume_path
 from mg3d.pictures.page import png
 from mg3d.pictures.planes import case_figure
+from mg3d.preparation.ct_rate import table_geometry
 from mg3d.preparation.ctrg import ANNOTATIONS, case_hash, natural_key
-from mg3d.preparation.geometry import table_affine
+from mg3d.preparation.geometry import is_blank, table_affine
 from mg3d.preparation.hounsfield import choose_rule
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import TableGeometry
@@ -108,7 +108,7 @@ def read_nifti(path: Path) -> Case:
     if stored.ndim != 3:
         raise ValueError(f"{path} has {stored.ndim} axes, {'x'.join(map(str, stored.shape))}; a volume of three axes is expected")
     texts, metadata, labels = _ct_rate_rows(path)
-    table = _geometry(metadata, stored.shape[::-1])
+    table = table_geometry(metadata) if metadata else None
     volume, spacing_mm = _upright(stored, image, table)
     try:
         rule = choose_rule(stored, table and (table.slope, table.intercept))
@@ -185,17 +185,6 @@ def _table_row(table: Path, volume_name: str) -> dict[str, str]:
         return next((row for row in csv.DictReader(file) if (row.get("VolumeName") or "").strip() == volume_name), {})
 
 
-def _geometry(row: Mapping[str, str], shape_zyx: tuple[int, ...]) -> TableGeometry | None:
-    """What the metadata say of the grid and of HU; None when a cell is missing or no number."""
-    try:
-        along_y, along_x = ast.literal_eval(row["XYSpacing"])
-        orientation = tuple(float(cosine) for cosine in ast.literal_eval(row["ImageOrientationPatient"]))
-        spacing = (float(row["ZSpacing"]), float(along_y), float(along_x))
-        return TableGeometry(shape_zyx, spacing, orientation, float(row["RescaleSlope"]), float(row["RescaleIntercept"]))
-    except (KeyError, ValueError, TypeError, SyntaxError):
-        return None
-
-
 def _upright(
     stored: np.ndarray, image: nib.Nifti1Image, table: TableGeometry | None
 ) -> tuple[np.ndarray, tuple[float, ...] | None]:
@@ -203,10 +192,8 @@ def _upright(
 
     A blank header gives way to the table, and without one to CT-RATE's order of axes and no spacing.
     """
-    header = image.header
-    is_blank = not (header["qform_code"] or header["sform_code"]) or bool((np.abs(image.affine) == np.eye(4)).all())
     affine = image.affine
-    if is_blank:
+    if is_blank(image.header):
         try:
             affine = table_affine(table)
         except Refusal:

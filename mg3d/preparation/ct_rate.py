@@ -3,7 +3,7 @@
 import ast
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def _scan_split(root: Path, split: str) -> Scan:
                 source=files[name],
                 labels=tuple(_label(cell) for cell in labels[name]) if name in labels else (-1,) * len(LABELS),
                 label_source="radbert" if name in labels else "none",
-                table=_geometry(metadata.get(name)),
+                table=table_geometry(dict(zip(_GEOMETRY, metadata[name]))) if name in metadata else None,
             )
         )
     return scan
@@ -151,10 +151,9 @@ def _label(cell: str) -> int:
     return {"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(cell.strip(), -1)
 
 
-def _geometry(cells: tuple[str, ...] | None) -> TableGeometry | None:
-    if cells is None:
-        return None
-    row = dict(zip(_GEOMETRY, cells))
+def table_geometry(cells: Mapping[str, str]) -> TableGeometry:
+    """What a volume's row of the metadata table says of its grid and of HU; a missing column is an empty cell."""
+    row = {column: cells.get(column) or "" for column in _GEOMETRY}
     spacing_xy = _numbers(row["XYSpacing"], 2)
     orientation = _numbers(row["ImageOrientationPatient"], 6)
     return TableGeometry(

@@ -220,6 +220,10 @@ class Settings:
     run: RunSettings = field(default_factory=RunSettings)
 
 
+CROP = (0.88, 0.65625, 0.875)
+"""Central share of each axis (z, y, x) of a scan that becomes the volume; 336 and 448 of 512 pixels, as the original."""
+
+
 def volume_shape(image_size: int) -> tuple[int, int, int]:
     """Voxels (z, y, x) of a volume: the paper's 128 x 96 x 128 and the same proportion at other sizes."""
     return image_size, image_size * 3 // 4, image_size

@@ -79,6 +79,11 @@ def test_nesting_stays_shallow(path):
         assert depth(node) <= 3, f"{node.name} nests {depth(node)} levels"
 
 
+def test_the_crop_is_written_once():
+    places = [name_of(path) for path in SOURCES if "0.65625" in path.read_text()]
+    assert places == ["mg3d/settings/schema.py"]
+
+
 def test_no_machine_paths_registry_hosts_or_star_imports():
     words = ["/wo" + "rk/", "/ho" + "me/", "/ro" + "ot/", "pythonho" + "sted", "py" + "pi.org", "npm" + "js", "../sha" + "red"]
     found = []

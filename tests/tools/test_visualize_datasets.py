@@ -88,6 +88,14 @@ def test_a_volume_of_the_first_release_gets_geometry_hu_report_and_labels_from_t
         assert case.title == f"{NAME}: Cardiomegaly, Hiatal hernia"
 
 
+def test_the_tables_are_read_as_the_preparation_reads_them(ct_rate):
+    table = ct_rate / "dataset" / "metadata" / "train_metadata.csv"
+    table.write_text(table.read_text().replace("[1, 0, 0, 0, 1, 0]", ""))  # the preparation takes such a volume as upright
+    case = TOOL.read_case(ct_rate, NAME)
+    np.testing.assert_array_equal(case.volume, chest())
+    assert case.spacing_mm == pytest.approx(SPACING)
+
+
 def test_the_corrected_tree_is_preferred(ct_rate):
     values = chest()
     values[-1] += 50
