@@ -31,7 +31,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     The whole file is decompressed at once, which checks its sum and is faster than reading through it.
 
     Raises:
-        Refusal: missing_file, gzip_truncated, nifti_header, not_3d.
+        Refusal: missing_file, unreadable, gzip_truncated, nifti_header, not_3d.
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -39,6 +39,8 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise Refusal("missing_file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Refusal("gzip_truncated", type(error).__name__) from None
+    except OSError as error:
+        raise Refusal("unreadable", type(error).__name__) from None
     try:
         header = _header(content)
         affine = None if is_blank(header) else header.get_best_affine()

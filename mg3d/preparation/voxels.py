@@ -91,6 +91,8 @@ def _read_slices(record: VolumeRecord, root: Path) -> tuple[np.ndarray, None, st
                 slices.append(np.asarray(picture.convert("L")))
     except FileNotFoundError:
         raise Refusal("missing_file", "a listed slice") from None
+    except PermissionError:
+        raise Refusal("unreadable", "a listed slice") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise Refusal("jpeg_truncated", type(error).__name__) from None
     if len({plane.shape for plane in slices}) > 1:

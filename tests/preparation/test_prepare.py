@@ -144,6 +144,32 @@ def test_mistakes_are_told_in_one_sentence(arguments, words, tmp_path, monkeypat
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_no_error_below_ctrg_tells_a_path(tmp_path, monkeypatch, capsys, error):
+    root = write_ctrg(tmp_path / "ctrg", 12)
+
+    def broken(*arguments):
+        error.filename = str(root / "Chest_New" / "Person 3" / "slice.jpg")
+        raise error
+
+    monkeypatch.setattr("mg3d.preparation.ctrg._find", broken)
+    monkeypatch.setattr("mg3d.preparation.ctrg.Quarantined", broken)  # whatever comes through the scan's own net
+    assert script.main(["--ctrg", str(root), "--out", str(tmp_path / "out"), "--image-size", "32"]) in (1, 2)
+    said = capsys.readouterr()
+    assert "Person" not in said.out + said.err
+    assert error.strerror in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_an_error_elsewhere_tells_its_path(small_tree, tmp_path, monkeypatch, capsys):
+    blocked = tmp_path / "out"
+    blocked.write_text("a file where a folder should be")
+    assert run(small_tree.write(), blocked) in (1, 2)
+    error = capsys.readouterr().err
+    assert str(blocked) in error
+    assert error.count("\n") == 1
+
+
 def test_a_full_disk_is_told_and_leaves_no_part(small_tree, tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")

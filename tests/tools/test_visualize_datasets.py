@@ -154,6 +154,21 @@ def test_the_name_of_a_ctrg_folder_is_shown_nowhere(ctrg_case, tmp_path, monkeyp
     said = capsys.readouterr()
     assert "SOMEBODY" not in picture.name + said.out + said.err
     assert "SOMEBODY" not in TOOL.read_case(ctrg_case, None).title
+    other = ctrg_case.rename(ctrg_case.with_name("ANOTHER"))
+    (tmp_path / "chest_ctrg_jpg.json").write_text(json.dumps([{"image_path": ["a/b/c.jpg"]}, {"image_path": "./ANOTHER"}]))
+    renamed = TOOL.read_case(other, None)
+    assert renamed.name == picture.stem  # the name decides nothing of what is said, not even a number that gives it away
+    (tmp_path / "chest_ctrg_jpg.json").unlink()
+    assert TOOL.read_case(other, None).name == "ctrg_case"
+
+
+def test_a_ctrg_folder_that_may_not_be_read_is_not_named(ctrg_case, monkeypatch, capsys):
+    def iterdir(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert TOOL.main([str(ctrg_case)]) == 2
+    assert "SOMEBODY" not in capsys.readouterr().err
 
 
 def test_the_picture_is_written_where_it_is_asked_for(ct_rate, tmp_path, capsys):
