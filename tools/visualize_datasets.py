@@ -182,8 +182,11 @@ def _ct_rate_rows(path: Path) -> tuple[dict[str, str], dict[str, str], dict[str,
 def _table_row(table: Path, volume_name: str) -> dict[str, str]:
     if not table.is_file():
         return {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        return next((row for row in csv.DictReader(file) if (row.get("VolumeName") or "").strip() == volume_name), {})
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            return next((row for row in csv.DictReader(file) if (row.get("VolumeName") or "").strip() == volume_name), {})
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{table} cannot be read as a CSV table ({type(error).__name__}); download it again") from None
 
 
 def _upright(

@@ -183,6 +183,14 @@ def broken_nifti(folder):
     (folder / "cut.nii.gz").write_bytes(whole[:2000])
 
 
+def binary_table(folder):
+    next(folder.rglob("train_reports.csv")).write_bytes(b"VolumeName,\xff\xfe\x00")
+
+
+def endless_cell(folder):
+    next(folder.rglob("train_reports.csv")).write_text("VolumeName,Findings_EN\n" + "x" * 200_000)
+
+
 def without_volumes(folder):
     next(folder.rglob(f"{NAME}.nii.gz")).unlink()
 
@@ -203,6 +211,8 @@ def flat_nifti(folder):
         (None, ["a.arrow"], "no complete Arrow file"),
         (None, ["ct_rate", "--case", "heart"], f"heart is no name of a CT-RATE volume; one that is there is {NAME}"),
         (None, ["ct_rate", "--case", "valid_1_a_1"], "has no volume valid_1_a_1"),
+        (binary_table, ["ct_rate"], "train_reports.csv cannot be read as a CSV table (UnicodeDecodeError)"),
+        (endless_cell, ["ct_rate"], "train_reports.csv cannot be read as a CSV table (Error)"),
         (without_volumes, ["ct_rate"], "holds no volume yet"),
         (None, ["clm_ctrg_train.arrow"], "an index without a volume"),
         (None, ["clm_ct_rate_val.arrow", "--case", "who"], "no volume or study who; the first of its 2 volumes is ct_rate/"),
