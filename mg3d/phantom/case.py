@@ -11,10 +11,9 @@ from mg3d.phantom.canvas import Canvas, Change
 from mg3d.phantom.pathology import DRAWERS, HEART_ENLARGED, HEART_NORMAL, Finding, Hand
 from mg3d.phantom.report import Report, Style, write_report
 from mg3d.phantom.sampling import Patient, sample_findings, sample_patient
+from mg3d.settings.schema import CROP
 
 VERSION = 1
-CROP = (0.88, 0.65625, 0.875)
-"""Central share of z, y and x that pre-training keeps; what lies outside is not visible to it."""
 SEEN_VOXELS, SEEN_CONTRAST = 4, 2.0
 SOFT_NOISE_HU, SHARP_NOISE_HU = 12.0, 35.0
 
@@ -69,7 +68,7 @@ def _from_scan_centre(finding: Finding, patient: Patient) -> Finding:
 
 
 def is_visible(change: Change) -> bool:
-    """Whether a finding leaves at least four voxels inside the crop with a contrast-to-noise ratio of at least two."""
+    """Whether a finding leaves at least four voxels inside pre-training's crop with a contrast-to-noise ratio of at least two."""
     shape = change.voxels.shape
     edges = [round(side * (1 - keep) / 2) for side, keep in zip(shape, CROP, strict=True)]
     inside = change.voxels[tuple(slice(edge, side - edge) for edge, side in zip(edges, shape, strict=True))]

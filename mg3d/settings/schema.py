@@ -7,6 +7,9 @@ The defaults are the paper's recipe with the objective `mg3d`; `presets.py` hold
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+DatasetName = Literal["ct_rate", "ctrg"]
+"""Data sets that the preparation writes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -14,7 +17,7 @@ class DataSettings:
 
     data_root: str = "data/pretrain_arrows"
     """Folder with the Arrow files that prepro/prepro_pretraining_data.py wrote."""
-    datasets: tuple[str, ...] = ("ct_rate", "ctrg")
+    datasets: tuple[DatasetName, ...] = ("ct_rate", "ctrg")
     """Data sets to mix; each needs its `_train` and `_val` file in data_root."""
     dataset_weights: tuple[float, ...] = ()
     """Share of each data set in the draws, in the order of `datasets`; empty = by number of studies."""
@@ -219,6 +222,10 @@ class Settings:
     loss: LossSettings = field(default_factory=LossSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+
+CROP = (0.88, 0.65625, 0.875)
+"""Central share of each axis (z, y, x) of a scan that becomes the volume; 336 and 448 of 512 pixels, as the original."""
 
 
 def volume_shape(image_size: int) -> tuple[int, int, int]:
