@@ -80,13 +80,22 @@ def pretrain(settings: Settings) -> None:
         data.start_step = load_checkpoint(checkpoint)["global_step"] * accumulation(settings)
         say(f"going on from {checkpoint} at step {data.start_step // accumulation(settings)}")
     begin = time.monotonic()
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    fit(trainer, module, data, checkpoint)
     say(f"trained {trainer.global_step} steps in {(time.monotonic() - begin) / 60:.1f} minutes")
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
+
+
+def fit(trainer: pl.Trainer, module: PretrainModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
+    """Trains until the end or a limit; KeyboardInterrupt after Ctrl-C, which Lightning turns into an exit without a word."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 def evaluate(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """The Lightning Trainer: machine, precision, loggers, checkpoints, progress."""
 
 import sys
-from datetime import timedelta
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,23 @@ class PlainBar(TQDMProgressBar):
     def get_metrics(self, *arguments: Any) -> dict[str, Any]:
         """What stands behind the bar."""
         return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
+
+
+class StopAfter(Callback):
+    """Ends training after so many minutes of this process, between two optimiser steps."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self.end, self.step = minutes * 60, float("inf"), 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Starts the clock, anew when a run goes on."""
+        self.end, self.step = time.monotonic() + self.seconds, trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
+        """Looks at the clock after every optimiser step; the first rank's counts for all."""
+        if trainer.global_step != self.step:
+            self.step = trainer.global_step
+            trainer.should_stop = trainer.should_stop or trainer.strategy.broadcast(time.monotonic() >= self.end)
 
 
 def resolve_accelerator(run: RunSettings) -> str:
@@ -95,6 +112,7 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
     several = devices * run.num_nodes > 1
     terminal = torch.distributed.is_torchelastic_launched() is False and _is_terminal()
     progress = RichBar() if terminal else PlainBar(refresh_rate=max(1, run.log_interval))
+    limits = (StopAfter(run.max_minutes),) if run.max_minutes else ()
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=devices,
@@ -103,7 +121,6 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
         precision=resolve_precision(run),
         max_steps=settings.optim.max_steps,
         max_epochs=-1,
-        max_time=timedelta(minutes=run.max_minutes) if run.max_minutes else None,
         accumulate_grad_batches=steps_apart,
         gradient_clip_val=settings.optim.grad_clip or None,
         val_check_interval=run.val_interval * steps_apart,
@@ -117,7 +134,7 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
             TensorBoardLogger(run_dir, name="", version="tensorboard"),
             CSVLogger(run_dir, name="csv", version=csv_part(run_dir)),
         ],
-        callbacks=[checkpoint_callback(run_dir / "checkpoints"), LearningRateMonitor("step"), progress, *extra],
+        callbacks=[checkpoint_callback(run_dir / "checkpoints"), LearningRateMonitor("step"), progress, *limits, *extra],
     )
 
 
