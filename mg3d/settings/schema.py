@@ -168,9 +168,9 @@ class OptimSettings:
     grad_clip: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     per_gpu_batchsize: int = 4
-    """Volumes per rank and pass."""
+    """Most volumes per rank and pass. A rank takes fewer where its share of batch_size is smaller."""
     batch_size: int = 16
-    """Volumes per optimiser step over all ranks; gradient accumulation makes up the difference."""
+    """Volumes per optimiser step over all ranks, made up of passes of per_gpu_batchsize; what these cannot make up is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ class RunSettings:
     truth_root: str = ""
     """Folder of a synthetic set's truth files; adds what only known truth can tell."""
     max_minutes: float = 0.0
-    """Stop (with a checkpoint) after this many minutes of training; 0 = no limit."""
+    """Stop (with a checkpoint) after this many minutes of training, counted anew when a run goes on; 0 = no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,13 @@ def build_tokenizer(settings: Settings, run_dir: Path, data: MultiTaskDataModule
     return load_tokenizer(str(folder))
 
 
-def build_data(settings: Settings, tokenizer: PreTrainedTokenizerBase | None = None) -> MultiTaskDataModule:
-    """The mixture of the data sets; without a tokenizer only its reports and studies can be read."""
+def build_data(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase | None = None, *, per_rank: int | None = None
+) -> MultiTaskDataModule:
+    """The mixture of the data sets; without a tokenizer only its reports and studies can be read.
+
+    per_rank: volumes per rank and pass; per_gpu_batchsize when left out.
+    """
     data, model = settings.data, settings.model
     return MultiTaskDataModule(
         data_root=Path(data.data_root),
@@ -55,7 +60,7 @@ def build_data(settings: Settings, tokenizer: PreTrainedTokenizerBase | None = N
         mim_mask_ratio=model.mim_mask_ratio,
         mlm_probability=model.mlm_probability,
         sentence_view_probability=data.sentence_view_probability,
-        per_gpu_batchsize=settings.optim.per_gpu_batchsize,
+        per_gpu_batchsize=per_rank or settings.optim.per_gpu_batchsize,
         num_workers=data.num_workers,
         seed=settings.run.seed,
     )

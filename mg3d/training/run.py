@@ -21,7 +21,7 @@ from mg3d.training.evidence import show_evidence, write_evidence
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
-from mg3d.training.trainer import accumulation, build_trainer, resolve_accelerator, resolve_devices
+from mg3d.training.trainer import BatchPlan, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
@@ -56,9 +56,9 @@ def pretrain(settings: Settings) -> None:
         say(f"{run_dir} holds this run, finished; nothing to train (run_name=... starts another)")
         show_evidence(run_dir)
         return
-    resolve_devices(settings.run)
+    plan = plan_batches(settings)
     pl.seed_everything(settings.run.seed, verbose=False)
-    data = build_data(settings)
+    data = build_data(settings, per_rank=plan.per_rank)
     data.tokenizer = build_tokenizer(settings, run_dir, data)
     model = build_untrained(settings, len(data.tokenizer))
     space = fit_sentence_space(model, data, settings)
@@ -69,16 +69,16 @@ def pretrain(settings: Settings) -> None:
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,
-        identity={"settings": flatten(settings)},
+        identity={"settings": flatten(settings), "volumes_per_pass": plan.per_pass},
     )
     trainer = build_trainer(settings, run_dir)
     if trainer.is_global_zero:
         write_json(run_dir / "settings.json", flatten(settings))
         write_json(run_dir / "sentence_space.json", space)
-    describe(settings, model, data, run_dir)
+    describe(model, data)
+    say(f"{describe_plan(settings, plan)}; writing {run_dir}")
     if checkpoint:
-        data.start_step = load_checkpoint(checkpoint)["global_step"] * accumulation(settings)
-        say(f"going on from {checkpoint} at step {data.start_step // accumulation(settings)}")
+        data.start_step = go_on_from(checkpoint, plan) * plan.passes
     begin = time.monotonic()
     fit(trainer, module, data, checkpoint)
     say(f"trained {trainer.global_step} steps in {(time.monotonic() - begin) / 60:.1f} minutes")
@@ -122,15 +122,29 @@ def diagnose(settings: Settings) -> None:
     diagnose_labels(settings, run_folder(settings), say=say)
 
 
-def describe(settings: Settings, model: torch.nn.Module, data: pl.LightningDataModule, run_dir: Path) -> None:
-    """Says what is about to be trained, on what, and where it writes."""
+def describe(model: torch.nn.Module, data: pl.LightningDataModule) -> None:
+    """Says what is about to be trained, and on what."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     say(f"{trained / 1e6:.2f} M parameters to train, {frozen / 1e6:.2f} M frozen; {data.summary()}")
-    say(
-        f"{settings.optim.max_steps} steps of {settings.optim.batch_size} volumes on {resolve_devices(settings.run)} "
-        f"{resolve_accelerator(settings.run)} process(es); writing {run_dir}"
+
+
+def describe_plan(settings: Settings, plan: BatchPlan) -> str:
+    """How many steps of how many volumes, and how these are shared among processes and passes."""
+    return (
+        f"{settings.optim.max_steps} steps of {plan.per_pass * plan.passes} volumes: {plan.ranks} "
+        f"{resolve_accelerator(settings.run)} process(es) x {plan.per_rank} volumes x {plan.passes} pass(es)"
     )
+
+
+def go_on_from(checkpoint: Path, plan: BatchPlan) -> int:
+    """Steps done in a checkpoint, after saying so, and also when its passes held another number of volumes."""
+    saved = load_checkpoint(checkpoint)
+    say(f"going on from {checkpoint} at step {saved['global_step']}")
+    before = saved["mg3d"].get("volumes_per_pass", plan.per_pass)
+    if before != plan.per_pass:
+        say(f"a pass now contrasts {plan.per_pass} volumes with one another, {before} before; steps and order of the data stay")
+    return saved["global_step"]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

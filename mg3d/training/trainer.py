@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -78,10 +78,43 @@ def resolve_precision(run: RunSettings) -> str:
     return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
 
 
-def accumulation(settings: Settings) -> int:
-    """Passes per optimiser step, so that `batch_size` volumes are seen by all ranks together."""
-    per_pass = settings.optim.per_gpu_batchsize * resolve_devices(settings.run) * settings.run.num_nodes
-    return max(1, settings.optim.batch_size // per_pass)
+class BatchPlan(NamedTuple):
+    """How the `batch_size` volumes of one optimiser step are shared: ranks * per_rank * passes of them, exactly."""
+
+    ranks: int
+    """Processes on all nodes."""
+    per_rank: int
+    """Volumes per rank and pass."""
+    passes: int
+    """Passes per optimiser step."""
+
+    @property
+    def per_pass(self) -> int:
+        """Volumes of one pass over all ranks: the ones that are contrasted with one another."""
+        return self.ranks * self.per_rank
+
+
+def plan_batches(settings: Settings) -> BatchPlan:
+    """Shares `batch_size` among the ranks, in passes of at most `per_gpu_batchsize` volumes.
+
+    Raises:
+        ValueError: it cannot be shared evenly; the sentence names a value that works.
+    """
+    asked, most = settings.optim.batch_size, settings.optim.per_gpu_batchsize
+    ranks = resolve_devices(settings.run) * settings.run.num_nodes
+    share = asked // ranks
+    if asked % ranks == 0 and (share <= most or share % most == 0):
+        per_rank = min(share, most)
+        return BatchPlan(ranks, per_rank, share // per_rank)
+    step = ranks if asked <= ranks * most else ranks * most
+    works = f"batch_size={-(-asked // step) * step}"
+    if asked % ranks:
+        raise ValueError(f"batch_size={asked} cannot be shared evenly by {ranks} processes; use {works}, or other devices")
+    fits = next(size for size in range(most, 0, -1) if share % size == 0)
+    raise ValueError(
+        f"batch_size={asked} gives each of {ranks} process(es) {share} volumes a step, which passes of "
+        f"per_gpu_batchsize={most} do not make up; use per_gpu_batchsize={fits} or {works}"
+    )
 
 
 def checkpoint_callback(folder: Path) -> ModelCheckpoint:
@@ -108,7 +141,7 @@ def csv_part(run_dir: Path) -> str:
 
 def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, ...] = ()) -> pl.Trainer:
     """The Trainer of one run, writing into `run_dir`."""
-    run, devices, steps_apart = settings.run, resolve_devices(settings.run), accumulation(settings)
+    run, devices, steps_apart = settings.run, resolve_devices(settings.run), plan_batches(settings).passes
     several = devices * run.num_nodes > 1
     terminal = torch.distributed.is_torchelastic_launched() is False and _is_terminal()
     progress = RichBar() if terminal else PlainBar(refresh_rate=max(1, run.log_interval))
