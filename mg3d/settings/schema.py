@@ -190,7 +190,7 @@ class RunSettings:
     log_dir: str = "result/pretrain"
     """Folder of logs, checkpoints, tokenizer and pages."""
     run_name: str = ""
-    """Sub-folder of log_dir; empty = named after the objective and encoders."""
+    """Sub-folder of log_dir; empty = log_dir itself."""
     resume_from: str = ""
     """A checkpoint of this run to go on from; `last` = the newest of the run folder; empty = start anew."""
     val_interval: int = 1000

@@ -75,7 +75,7 @@ def resolve_precision(run: RunSettings) -> str:
         return run.precision
     if resolve_accelerator(run) == "cpu":
         return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 class BatchPlan(NamedTuple):

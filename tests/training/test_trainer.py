@@ -1,10 +1,11 @@
 import re
 
 import pytest
+import torch
 
 from mg3d.config import resolve
 from mg3d.training.run import describe_plan
-from mg3d.training.trainer import plan_batches
+from mg3d.training.trainer import plan_batches, resolve_precision
 
 
 def settings(batch_size, most, devices=1, nodes=1):
@@ -32,8 +33,8 @@ def test_every_step_has_exactly_the_batch_that_was_asked_for(asked, ranks_per_ra
     assert f"of {asked[0]} volumes: {ranks} cpu process(es) x {per_rank} volumes x {passes} pass(es)" in shown
 
 
-@pytest.mark.parametrize(("asked", "works"), [((16, 6), (16, 4)), ((16, 6), (18, 6)), ((16, 4, 3), (24, 4)), ((16, 16, 3), (18, 16)),
-                                              ((14, 4, 2), (16, 4)), ((14, 3, 2), (14, 1)), ((4, 4, 8), (8, 4))])  # fmt: skip
+@pytest.mark.parametrize(("asked", "works"), [((16, 6), (16, 4)), ((16, 6), (18, 6)), ((16, 4, 3), (24, 4)),
+                                              ((16, 16, 3), (18, 16)), ((14, 4, 2), (16, 4)), ((14, 3, 2), (14, 1)), ((4, 4, 8), (8, 4))])  # fmt: skip
 def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(asked, works):
     with pytest.raises(ValueError, match="batch_size=") as caught:
         plan_batches(settings(*asked))
@@ -44,3 +45,9 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(asked, works
     plan_batches(settings(*works, *asked[2:]))
 
 
+def test_emulated_bf16_is_not_taken_for_bf16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for computed in (False, True):
+        says = lambda including_emulation=True, computed=computed: computed or including_emulation  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", says)
+        assert resolve_precision(resolve([], {"accelerator": "gpu"}).run) == ("bf16-mixed" if computed else "16-mixed")
