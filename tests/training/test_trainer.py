@@ -33,8 +33,18 @@ def test_every_step_has_exactly_the_batch_that_was_asked_for(asked, ranks_per_ra
     assert f"of {asked[0]} volumes: {ranks} cpu process(es) x {per_rank} volumes x {passes} pass(es)" in shown
 
 
-@pytest.mark.parametrize(("asked", "works"), [((16, 6), (16, 4)), ((16, 6), (18, 6)), ((16, 4, 3), (24, 4)),
-                                              ((16, 16, 3), (18, 16)), ((14, 4, 2), (16, 4)), ((14, 3, 2), (14, 1)), ((4, 4, 8), (8, 4))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("asked", "works"),
+    [
+        ((16, 6), (16, 4)),
+        ((16, 6), (18, 6)),
+        ((16, 4, 3), (24, 4)),
+        ((16, 16, 3), (18, 16)),
+        ((14, 4, 2), (16, 4)),
+        ((14, 3, 2), (14, 1)),
+        ((4, 4, 8), (8, 4)),
+    ],
+)
 def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(asked, works):
     with pytest.raises(ValueError, match="batch_size=") as caught:
         plan_batches(settings(*asked))
