@@ -131,6 +131,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
 def _open(data_root: Path, dataset: str, split: str, shape: tuple[int, int, int]) -> VolumeIndex:
     index = VolumeIndex(index_path(data_root, dataset, split))
+    index.open_shards()
     if len(index) == 0:
         raise ValueError(
             f"{index.path} has no volume; make it anew with prepro/prepro_pretraining_data.py"

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from mg3d.distributed import rank
-from mg3d.files import write_json
+from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained
 from mg3d.settings.parse import flatten
 from mg3d.settings.schema import Settings, objective_weights
@@ -73,6 +73,7 @@ def pretrain(settings: Settings) -> None:
     )
     trainer = build_trainer(settings, run_dir)
     if trainer.is_global_zero:
+        remove_partial(run_dir / "checkpoints")
         write_json(run_dir / "settings.json", flatten(settings))
         write_json(run_dir / "sentence_space.json", space)
     describe(model, data)

@@ -9,8 +9,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 
+from mg3d.files import replacing
 from mg3d.settings.schema import RunSettings, Settings
 
 
@@ -28,6 +30,16 @@ class PlainBar(TQDMProgressBar):
     def get_metrics(self, *arguments: Any) -> dict[str, Any]:
         """What stands behind the bar."""
         return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all: a full disk or a kill leaves the one before. Lightning writes elsewhere first,
+    and moving from there to another disk can be cut off."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes one checkpoint."""
+        with replacing(Path(path)) as stream:
+            torch.save(checkpoint, stream)
 
 
 class StopAfter(Callback):
@@ -167,6 +179,7 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
             TensorBoardLogger(run_dir, name="", version="tensorboard"),
             CSVLogger(run_dir, name="csv", version=csv_part(run_dir)),
         ],
+        plugins=[WholeCheckpoints()],
         callbacks=[checkpoint_callback(run_dir / "checkpoints"), LearningRateMonitor("step"), progress, *limits, *extra],
     )
 
