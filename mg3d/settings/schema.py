@@ -15,7 +15,7 @@ class DataSettings:
     data_root: str = "data/pretrain_arrows"
     """Folder with the Arrow files that prepro/prepro_pretraining_data.py wrote."""
     datasets: tuple[str, ...] = ("ct_rate", "ctrg")
-    """Data sets to mix; each needs its `_train` and `_val` file in data_root."""
+    """Data sets to mix; each needs its `_train` and `_val` file in data_root. All `_val` files empty: nothing is validated."""
     dataset_weights: tuple[float, ...] = ()
     """Share of each data set in the draws, in the order of `datasets`; empty = by number of studies."""
     image_size: int = 128

@@ -71,13 +71,15 @@ def pretrain(settings: Settings) -> None:
         seed=settings.run.seed,
         identity={"settings": flatten(settings), "volumes_per_pass": plan.per_pass},
     )
-    trainer = build_trainer(settings, run_dir)
+    trainer = build_trainer(settings, run_dir, validates=data.validates)
     if trainer.is_global_zero:
         remove_partial(run_dir / "checkpoints")
         write_json(run_dir / "settings.json", flatten(settings))
         write_json(run_dir / "sentence_space.json", space)
     describe(model, data)
     say(f"{describe_plan(settings, plan)}; writing {run_dir}")
+    if not data.validates:
+        say(f"no study to validate on: a checkpoint `last` every {settings.run.val_interval} steps, and no `best`")
     if checkpoint:
         data.start_step = go_on_from(checkpoint, plan) * plan.passes
     begin = time.monotonic()

@@ -129,8 +129,12 @@ def plan_batches(settings: Settings) -> BatchPlan:
     )
 
 
-def checkpoint_callback(folder: Path) -> ModelCheckpoint:
-    """`best` by validation loss and `last`, both written after each validation."""
+def checkpoint_callback(folder: Path, *, every_steps: int | None = None) -> ModelCheckpoint:
+    """`best` by validation loss and `last`, both after each validation; with `every_steps`, `last` alone, so many steps apart."""
+    if every_steps:
+        return ModelCheckpoint(
+            dirpath=folder, save_top_k=0, save_last=True, every_n_train_steps=every_steps, enable_version_counter=False
+        )
     return ModelCheckpoint(
         dirpath=folder, filename="best", monitor="val/total", mode="min", save_top_k=1, save_last=True,
         enable_version_counter=False, save_on_train_epoch_end=False,
@@ -151,12 +155,15 @@ def csv_part(run_dir: Path) -> str:
     return f"part-{sum(1 for _ in run_dir.glob('csv/part-*')):03d}"
 
 
-def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, ...] = ()) -> pl.Trainer:
+def build_trainer(
+    settings: Settings, run_dir: Path, *, validates: bool = True, extra: tuple[Callback, ...] = ()
+) -> pl.Trainer:
     """The Trainer of one run, writing into `run_dir`."""
     run, devices, steps_apart = settings.run, resolve_devices(settings.run), plan_batches(settings).passes
     several = devices * run.num_nodes > 1
     terminal = torch.distributed.is_torchelastic_launched() is False and _is_terminal()
     progress = RichBar() if terminal else PlainBar(refresh_rate=max(1, run.log_interval))
+    checkpoints = checkpoint_callback(run_dir / "checkpoints", every_steps=None if validates else run.val_interval)
     limits = (StopAfter(run.max_minutes),) if run.max_minutes else ()
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
@@ -170,7 +177,7 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
         gradient_clip_val=settings.optim.grad_clip or None,
         val_check_interval=run.val_interval * steps_apart,
         check_val_every_n_epoch=None,
-        limit_val_batches=run.val_batches or 1.0,
+        limit_val_batches=(run.val_batches or 1.0) if validates else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=run.log_interval,
         use_distributed_sampler=False,
@@ -180,7 +187,7 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
             CSVLogger(run_dir, name="csv", version=csv_part(run_dir)),
         ],
         plugins=[WholeCheckpoints()],
-        callbacks=[checkpoint_callback(run_dir / "checkpoints"), LearningRateMonitor("step"), progress, *limits, *extra],
+        callbacks=[checkpoints, LearningRateMonitor("step"), progress, *limits, *extra],
     )
 
 

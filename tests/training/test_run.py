@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from small_run import assert_same_training, checkpoint, words
+from small_run import assert_same_training, checkpoint, words, write_arrows
 
 from mg3d.config import command_line
 
@@ -46,6 +46,25 @@ def test_a_killed_run_goes_on_bit_by_bit(unbroken, arrows, tmp_path):
     assert checkpoint(tmp_path / "run")["global_step"] < 6
     assert command_line(words(arrows, tmp_path, "resume_from=last")) == 0
     assert_same_training(checkpoint(tmp_path / "run"), checkpoint(unbroken))
+
+
+def test_a_run_without_validation_keeps_last_and_goes_on(tmp_path, capsys):
+    arrows = write_arrows(tmp_path / "arrows", val=0)
+    accumulated = ("per_gpu_batchsize=2", "max_steps=5")
+    assert command_line(words(arrows, tmp_path, *accumulated, "evidence=True")) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("no study to validate on: a checkpoint `last` every 2 steps, and no `best`") == 1
+    assert "held-out studies" in shown
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert checkpoint(tmp_path / "run")["global_step"] == 5
+    saved, save = [], torch.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", lambda content, stream: (saved.append(content["global_step"]), save(content, stream)))
+        assert command_line(words(arrows, tmp_path / "cut", *accumulated, "max_minutes=1e-9")) == 0
+        assert command_line(words(arrows, tmp_path / "cut", *accumulated, "resume_from=last")) == 0
+    assert saved[0] == 1
+    assert {2, 4} <= set(saved)
+    assert_same_training(checkpoint(tmp_path / "cut" / "run"), checkpoint(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
