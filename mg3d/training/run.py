@@ -16,7 +16,7 @@ from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained
 from mg3d.settings.parse import flatten
 from mg3d.settings.schema import Settings, objective_weights
-from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space
+from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, tokenizer_origin
 from mg3d.training.evidence import show_evidence, write_evidence
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
@@ -59,7 +59,10 @@ def pretrain(settings: Settings) -> None:
     plan = plan_batches(settings)
     pl.seed_everything(settings.run.seed, verbose=False)
     data = build_data(settings, per_rank=plan.per_rank)
-    data.tokenizer = build_tokenizer(settings, run_dir, data)
+    origin = tokenizer_origin(settings, data)
+    if checkpoint:
+        refuse_other_reports(checkpoint, origin)
+    data.tokenizer = build_tokenizer(settings, run_dir, data, origin=origin)
     model = build_untrained(settings, len(data.tokenizer))
     space = fit_sentence_space(model, data, settings)
     weights = objective_weights(settings.loss)
@@ -69,7 +72,7 @@ def pretrain(settings: Settings) -> None:
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,
-        identity={"settings": flatten(settings), "volumes_per_pass": plan.per_pass},
+        identity={"settings": flatten(settings), "volumes_per_pass": plan.per_pass, "tokenizer": origin},
     )
     trainer = build_trainer(settings, run_dir, validates=data.validates)
     if trainer.is_global_zero:
@@ -196,6 +199,16 @@ def refuse_other_settings(path: Path, settings: Settings) -> None:
     if other:
         shown = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:5])
         raise ValueError(f"{path} belongs to another configuration: {shown}; use its settings, or run_name=... for a new run")
+
+
+def refuse_other_reports(path: Path, origin: dict[str, Any] | None) -> None:
+    """Raises ValueError when the words that the checkpoint knows come from other training reports than `origin`."""
+    theirs = load_checkpoint(path)["mg3d"].get("tokenizer", origin)
+    if theirs != origin:
+        raise ValueError(
+            f"{path} knows the words of {theirs['reports']:,} training reports that are not the {origin['reports']:,} "
+            "of data_root now; give the data it was trained on, or run_name=... for a new run"
+        )
 
 
 def is_finished(path: Path, settings: Settings) -> bool:

@@ -1,6 +1,7 @@
 """A whole run from the command line on tiny files: finished, killed and continued, refused."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import time
 
 import pytest
 import torch
+from small_arrow import write_split
 from small_run import assert_same_training, checkpoint, words, write_arrows
 
-from mg3d.config import command_line
+from mg3d.config import command_line, resolve
+from mg3d.training.build import build_data, build_tokenizer, tokenizer_origin
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,36 @@ def test_a_run_without_validation_keeps_last_and_goes_on(tmp_path, capsys):
     assert saved[0] == 1
     assert {2, 4} <= set(saved)
     assert_same_training(checkpoint(tmp_path / "cut" / "run"), checkpoint(tmp_path / "run"))
+
+
+def test_a_tokenizer_of_an_earlier_attempt_is_not_taken_over(arrows, tmp_path):
+    def settings(vocabulary):
+        small = {"image_size": 32, "mim_cube": 8, "patch_size": 4, "tiny_vocabulary": vocabulary}
+        return resolve(["tiny"], small | {"data_root": str(arrows)})
+
+    data = build_data(settings(60))
+    for vocabulary, size in ((60, 60), (50, 50), (60, 60)):
+        origin = tokenizer_origin(settings(vocabulary), data)
+        assert len(build_tokenizer(settings(vocabulary), tmp_path, data, origin=origin)) == size
+    kept = (tmp_path / "tokenizer" / "tokenizer.json").stat()
+    assert len(build_tokenizer(settings(60), tmp_path, data, origin=origin)) == 60
+    assert len(build_tokenizer(settings(50), tmp_path, data)) == 60  # judged with the words it was trained with
+    assert (tmp_path / "tokenizer" / "tokenizer.json").stat() == kept
+
+
+def test_a_run_does_not_go_on_with_words_of_other_reports(arrows, tmp_path, capsys):
+    root = shutil.copytree(arrows, tmp_path / "moved")
+    assert command_line(words(arrows, tmp_path, "max_minutes=1e-9")) == 0
+    made_from = json.loads((tmp_path / "run" / "tokenizer" / "made_from.json").read_text())
+    assert made_from["tiny_vocabulary"] == 1500
+    assert made_from["reports"] == 28
+    write_split(root, "ct_rate", "train", patients=14, first=3, shape=(32, 24, 32))
+    more = ("resume_from=last", "max_minutes=1e-9")
+    assert command_line(words(root, tmp_path, *more)) == 2
+    assert "knows the words of 28 training reports that are not the 28 of data_root now" in capsys.readouterr().err
+    write_split(root, "ct_rate", "train", patients=14, shape=(32, 24, 32))
+    assert command_line(words(root, tmp_path, *more)) == 0
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
 
 
 @pytest.mark.parametrize(
