@@ -91,6 +91,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
         ]
         self.val_parts = [Studies(_open(data_root, name, "val", shape), **reading) for name in datasets]
 
+    @property
+    def validates(self) -> bool:
+        """Whether there is a study to validate on; the published split of CT-RATE has none."""
+        return any(len(part) for part in self.val_parts)
+
     def summary(self) -> str:
         """What is trained and validated on, in one sentence."""
         parts = [
@@ -141,12 +146,10 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
 def _open(data_root: Path, dataset: str, split: str, shape: tuple[int, int, int]) -> VolumeIndex:
     index = VolumeIndex(index_path(data_root, dataset, split))
-    if len(index) == 0:
-        raise ValueError(
-            f"{index.path} has no volume; make it anew with prepro/prepro_pretraining_data.py"
-            + (" and val_patients above 0" if split == "val" else "")
-        )
-    if index.shape != shape:
+    index.open_shards()
+    if len(index) == 0 and split == "train":
+        raise ValueError(f"{index.path} has no volume; make it anew with prepro/prepro_pretraining_data.py")
+    if len(index) and index.shape != shape:
         raise ValueError(
             f"{index.path} holds volumes of {index.shape} voxels (z, y, x), the settings ask for {shape}; "
             f"set image_size={index.shape[0]} or prepare the data anew with --image-size {shape[0]}"

@@ -18,7 +18,7 @@ class DataSettings:
     data_root: str = "data/pretrain_arrows"
     """Folder with the Arrow files that prepro/prepro_pretraining_data.py wrote."""
     datasets: tuple[DatasetName, ...] = ("ct_rate", "ctrg")
-    """Data sets to mix; each needs its `_train` and `_val` file in data_root."""
+    """Data sets to mix; each needs its `_train` and `_val` file in data_root. All `_val` files empty: nothing is validated."""
     dataset_weights: tuple[float, ...] = ()
     """Share of each data set in the draws, in the order of `datasets`; empty = by number of studies."""
     image_size: int = 128
@@ -172,9 +172,9 @@ class OptimSettings:
     grad_clip: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     per_gpu_batchsize: int = 4
-    """Volumes per rank and pass."""
+    """Most volumes per rank and pass. A rank takes fewer where its share of batch_size is smaller."""
     batch_size: int = 16
-    """Volumes per optimiser step over all ranks; gradient accumulation makes up the difference."""
+    """Volumes per optimiser step over all ranks, made up of passes of per_gpu_batchsize; what these cannot make up is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class RunSettings:
     log_dir: str = "result/pretrain"
     """Folder of logs, checkpoints, tokenizer and pages."""
     run_name: str = ""
-    """Sub-folder of log_dir; empty = named after the objective and encoders."""
+    """Sub-folder of log_dir; empty = log_dir itself."""
     resume_from: str = ""
     """A checkpoint of this run to go on from; `last` = the newest of the run folder; empty = start anew."""
     val_interval: int = 1000
@@ -208,7 +208,7 @@ class RunSettings:
     truth_root: str = ""
     """Folder of a synthetic set's truth files; adds what only known truth can tell."""
     max_minutes: float = 0.0
-    """Stop (with a checkpoint) after this many minutes of training; 0 = no limit."""
+    """Stop (with a checkpoint) after this many minutes of training, counted anew when a run goes on; 0 = no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
