@@ -9,6 +9,7 @@ import pytest
 
 from mg3d.glossary import LABELS
 from mg3d.phantom import case as case_module
+from mg3d.phantom.canvas import Change
 from mg3d.phantom.case import make_case
 from mg3d.phantom.generate import PhantomSettings, generate
 from mg3d.phantom.pathology import DRAWERS
@@ -75,6 +76,8 @@ def test_an_enlarged_heart_counts_as_the_ellipsoid_it_is(monkeypatch):
 
 
 def test_what_lies_in_the_heart_is_not_hidden_by_it(monkeypatch):
+    # A heart as large as the scan.
+    monkeypatch.setattr(case_module, "_heart", lambda canvas, body: Change(np.ones(canvas.hu.shape, bool), 0.0))
     assert list(DRAWERS).index("Lymphadenopathy") < list(DRAWERS).index("Cardiomegaly")
     for seed in range(4):
         case = with_findings(monkeypatch, "Cardiomegaly", "Lymphadenopathy", seed=seed)
