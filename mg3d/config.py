@@ -1,5 +1,7 @@
 """The Sacred experiment: words of a command line -> typed settings -> a run. `main.py` is its only caller."""
 
+import errno
+import re
 import sys
 import textwrap
 import warnings
@@ -24,6 +26,9 @@ experiment = Experiment("mg3d", save_git_info=False)
 experiment.add_config(defaults())
 for _word, _values in PRESETS.items():
     experiment.add_named_config(_word, {name: list(v) if isinstance(v, tuple) else v for name, v in _values.items()})
+
+QUIET = {"--loglevel": "CRITICAL"}
+"""Sacred would tell a refusal a second time, as an error with a duration."""
 
 COMMANDS = ("pretrain", "evaluate", "diagnose", "print_config")
 
@@ -74,6 +79,7 @@ def command_line(arguments: Sequence[str]) -> int:
         words = textwrap.fill(" ".join(PRESETS), 100, initial_indent="  ", subsequent_indent="  ")
         print(USAGE.format(words=words))
         return 0
+    settings = Settings()
     try:
         command = arguments.pop(0) if arguments and arguments[0] != "with" else "pretrain"
         refuse_unknown([command], COMMANDS, "command")
@@ -85,13 +91,33 @@ def command_line(arguments: Sequence[str]) -> int:
             print_config(settings)
             return 0
         _run(command, settings)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"mg3d: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"mg3d: {sentence(error, settings)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mg3d: stopped; `resume_from=last` goes on from the newest checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def sentence(error: ValueError | OSError, settings: Settings) -> str:
+    """What went wrong, in one sentence: our own words as they are, also out of a loader process; the system's with the path."""
+    text = str(error)
+    if caught := re.match(r"Caught (\w+) in DataLoader worker process", text):
+        said = re.findall(rf"^(?:[\w.]+\.)?{caught[1]}: (.+)", text, re.MULTILINE)
+        return said[-1] if said else text.splitlines()[-1]
+    if not isinstance(error, OSError) or error.errno is None:
+        return text
+    where = error.filename or settings.run.log_dir
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk of {where} is full; make room or set log_dir to another disk. The newest whole checkpoint is kept, "
+            "and resume_from=last goes on from it"
+        )
+    return (
+        f"{where}: {error.strerror.lower()}; log_dir={settings.run.log_dir!r} must be a directory that can be written, "
+        f"data_root={settings.data.data_root!r} one that can be read"
+    )
 
 
 def _run(command: str, settings: Settings) -> None:
@@ -103,7 +129,7 @@ def _run(command: str, settings: Settings) -> None:
         function(settings)
 
     experiment.command(body, unobserved=True)
-    experiment.run("body", config_updates=flatten(settings), info={"command": command}, options={"--loglevel": "WARNING"})
+    experiment.run("body", config_updates=flatten(settings), info={"command": command}, options=QUIET)
 
 
 if __name__ == "__main__":

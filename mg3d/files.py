@@ -9,15 +9,18 @@ from typing import IO, Any
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """A binary stream that takes the place of `path` when the block ends well, and leaves nothing behind when it does not.
 
     durable: the bytes are on disk (fsync) before the name is, which a power cut needs and thousands of small files cannot afford.
+    mode: permissions of the file from its first byte on, less what the umask takes.
     A killed process leaves a `.tmp-` file, see `remove_partial`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    partial.unlink(missing_ok=True)
     try:
+        partial.touch(mode=mode, exist_ok=False)
         with partial.open("wb") as stream:
             yield stream
             stream.flush()
@@ -35,9 +38,9 @@ def remove_partial(folder: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_bytes(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
     """Writes a file; see `replacing`."""
-    with replacing(path, durable=durable) as stream:
+    with replacing(path, durable=durable, mode=mode) as stream:
         stream.write(content)
 
 

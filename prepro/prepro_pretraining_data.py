@@ -45,10 +45,10 @@ def main(arguments: Sequence[str]) -> int:
     except LeakError as error:
         return _stop(str(error), 1)
     except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError) as error:
-        return _stop(str(error), 2)
+        return _stop(_told(error, options.ctrg), 2)
     except OSError as error:
         if error.errno not in FULL_DISK:
-            raise
+            return _stop(_told(error, options.ctrg), 1)
         return _stop(f"the disk of {options.out} is full; finished shards are kept, run again with more room", 1)
     except BrokenProcessPool:
         return _stop("a worker died, most likely for lack of memory; run again with fewer --workers", 1)
@@ -59,6 +59,15 @@ def main(arguments: Sequence[str]) -> int:
         listed = options.out / "quarantine.jsonl"
         return _stop(f"{summary.share:.1%} of the volumes were left out, {allowed:.1%} are allowed; see {listed}", 1)
     return 0
+
+
+def _told(error: Exception, ctrg: Path | None) -> str:
+    """The error in words. Below CTRG's folder no path is told, for it may be a person's name."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    if ctrg is None or not Path(str(error.filename)).absolute().is_relative_to(ctrg.absolute()):
+        return f"{error.filename}: {error.strerror}; finished shards are kept, run again when this is mended"
+    return f"something in CTRG's folder {ctrg} cannot be read ({type(error).__name__}: {error.strerror}); make all of it readable"
 
 
 def _stop(sentence: str, code: int) -> int:

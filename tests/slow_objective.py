@@ -118,7 +118,7 @@ class SlowMG3D:
             side = [have // cubes for have, cubes in zip(volume.shape[2:], self.batch.cube_mask.shape[1:])]
             for corner in self.batch.cube_mask[b].nonzero().tolist():
                 volume[(0, 0, *(slice(at * step, (at + 1) * step) for at, step in zip(corner, side)))] = 0
-        features = model.vision.encode((volume - model.input_shift) * model.input_scale, hidden)[0]
+        features = model.vision.encode(volume, hidden)[0]
         tokens = self.typed_image(features.flatten(1).T)
         return tokens if model.position is None else tokens + place(model.position, features.shape[1:])
 

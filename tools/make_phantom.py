@@ -9,6 +9,13 @@ from pathlib import Path
 from mg3d.phantom.generate import PhantomSettings, generate
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; it must lie between 0 and 1")
+    return value
+
+
 def main(arguments: Sequence[str]) -> int:
     """Writes the set; returns the exit code."""
     defaults = PhantomSettings()
@@ -23,6 +30,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--ctrg-cases", type=int, default=defaults.ctrg_cases, help="cases of CTRG")
     parser.add_argument("--grid", type=int, default=defaults.grid, help="voxels along x and y of 360 mm")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of everything")
+    parser.add_argument(
+        "--second-scans", type=_share, default=defaults.second_scans, help="share of patients with two scans; CT-RATE: 0.14"
+    )
+    parser.add_argument(
+        "--second-reconstructions",
+        type=_share,
+        default=defaults.second_reconstructions,
+        help="share of scans with two reconstructions; CT-RATE: 0.90",
+    )
+    parser.add_argument("--masks", action="store_true", help="also truth/masks: where the findings are, as NIfTI label maps")
     parser.add_argument("--raw-tree", action="store_true", help="also the first release's tree: raw values and blank headers")
     parser.add_argument("--true-prevalence", action="store_true", help="CT-RATE's own prevalences, not raised for rare findings")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
@@ -33,11 +50,13 @@ def main(arguments: Sequence[str]) -> int:
         ctrg_cases=given.ctrg_cases,
         grid=given.grid,
         seed=given.seed,
+        second_scans=given.second_scans,
+        second_reconstructions=given.second_reconstructions,
         raw_tree=given.raw_tree,
         tempered=not given.true_prevalence,
     )
     try:
-        counts = generate(given.out, settings, workers=given.workers)
+        counts = generate(given.out, settings, workers=given.workers, masks=given.masks)
     except (ValueError, OSError) as error:
         print(f"make_phantom: {error}", file=sys.stderr)
         return 2

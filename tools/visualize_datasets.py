@@ -1,14 +1,12 @@
 """Show three planes of a case and its report, from an Arrow index, a NIfTI file, CTRG, CT-RATE or a synthetic set (`--help`)."""
 
 import argparse
-import ast
 import csv
-import json
 import re
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -23,8 +21,9 @@ from mg3d.glossary import LABELS
 from mg3d.phantom.ct_rate import REPORTS_NAME, volume_path
 from mg3d.pictures.page import png
 from mg3d.pictures.planes import case_figure
-from mg3d.preparation.ctrg import ANNOTATIONS, case_hash, natural_key
-from mg3d.preparation.geometry import table_affine
+from mg3d.preparation.ct_rate import table_geometry
+from mg3d.preparation.ctrg import ANNOTATIONS, case_folder, natural_key, read_annotation, slice_names
+from mg3d.preparation.geometry import is_blank, table_affine
 from mg3d.preparation.hounsfield import choose_rule
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import TableGeometry
@@ -108,7 +107,7 @@ def read_nifti(path: Path) -> Case:
     if stored.ndim != 3:
         raise ValueError(f"{path} has {stored.ndim} axes, {'x'.join(map(str, stored.shape))}; a volume of three axes is expected")
     texts, metadata, labels = _ct_rate_rows(path)
-    table = _geometry(metadata, stored.shape[::-1])
+    table = table_geometry(metadata) if metadata else None
     volume, spacing_mm = _upright(stored, image, table)
     try:
         rule = choose_rule(stored, table and (table.slope, table.intercept))
@@ -124,24 +123,26 @@ def read_nifti(path: Path) -> Case:
 def read_slices(folder: Path) -> Case:
     """A folder of CTRG's JPEG slices, which run from the top down; the report is looked up in the JSON above it.
 
-    The folder's name may be a person's: the picture is called by a hash of it.
+    The folder's name may be a person's: the picture is called by the case's place in the JSON.
     """
-    names = [path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg"}]
+    try:
+        names = sorted(slice_names(folder), key=natural_key)
+    except OSError as error:
+        raise ValueError(f"the folder cannot be read ({type(error).__name__}); make it readable") from None
     if not names:
         raise ValueError("the folder holds neither JPEG slices nor CT-RATE's dataset; give one that does, or a file")
     try:
-        slices = [np.asarray(Image.open(path).convert("L")) for path in sorted(names, key=lambda path: natural_key(path.name))]
+        slices = [np.asarray(Image.open(folder / name).convert("L")) for name in names]
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"a JPEG slice cannot be read ({type(error).__name__}); download the case again") from error
+        raise ValueError(f"a JPEG slice cannot be read ({type(error).__name__}); download the case again") from None
     shapes = {plane.shape for plane in slices}
     if len(shapes) > 1:
         raise ValueError(f"the slices have different sizes, {sorted(shapes)}; the folder should hold those of one case")
-    item = _ctrg_item(folder.resolve())
+    place, item = _ctrg_item(folder.resolve())
     sections = (
         clean_section(item.get(name, item.get(other))) for name, other in (("report", "findings"), ("result", "impression"))
     )
-    name = f"ctrg_{case_hash(folder.resolve().name, b'')}"
-    return Case(name, np.stack(slices[::-1]), report_units(*sections)[0], None, (0.0, 255.0))
+    return Case(f"ctrg_{place}" if item else "ctrg_case", np.stack(slices[::-1]), report_units(*sections)[0], None, (0.0, 255.0))
 
 
 def _is_ct_rate(folder: Path) -> bool:
@@ -181,19 +182,11 @@ def _ct_rate_rows(path: Path) -> tuple[dict[str, str], dict[str, str], dict[str,
 def _table_row(table: Path, volume_name: str) -> dict[str, str]:
     if not table.is_file():
         return {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        return next((row for row in csv.DictReader(file) if (row.get("VolumeName") or "").strip() == volume_name), {})
-
-
-def _geometry(row: Mapping[str, str], shape_zyx: tuple[int, ...]) -> TableGeometry | None:
-    """What the metadata say of the grid and of HU; None when a cell is missing or no number."""
     try:
-        along_y, along_x = ast.literal_eval(row["XYSpacing"])
-        orientation = tuple(float(cosine) for cosine in ast.literal_eval(row["ImageOrientationPatient"]))
-        spacing = (float(row["ZSpacing"]), float(along_y), float(along_x))
-        return TableGeometry(shape_zyx, spacing, orientation, float(row["RescaleSlope"]), float(row["RescaleIntercept"]))
-    except (KeyError, ValueError, TypeError, SyntaxError):
-        return None
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            return next((row for row in csv.DictReader(file) if (row.get("VolumeName") or "").strip() == volume_name), {})
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{table} cannot be read as a CSV table ({type(error).__name__}); download it again") from None
 
 
 def _upright(
@@ -203,10 +196,8 @@ def _upright(
 
     A blank header gives way to the table, and without one to CT-RATE's order of axes and no spacing.
     """
-    header = image.header
-    is_blank = not (header["qform_code"] or header["sform_code"]) or bool((np.abs(image.affine) == np.eye(4)).all())
     affine = image.affine
-    if is_blank:
+    if is_blank(image.header):
         try:
             affine = table_affine(table)
         except Refusal:
@@ -218,21 +209,14 @@ def _upright(
     return volume, tuple(float(size) for size in upright.header.get_zooms()[::-1])
 
 
-def _ctrg_item(folder: Path) -> dict[str, Any]:
-    """The entry of a case's folder in the annotation file of the folders above; empty when there is none."""
+def _ctrg_item(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Place, from 0, and entry of a case's folder in the annotation file of the folders above; (0, {}) when there is none."""
     files = (above / name for above in folder.parents for name in ANNOTATIONS)
     annotation = next((path for path in files if path.is_file()), None)
     if annotation is None:
-        return {}
-    content = json.loads(annotation.read_text(encoding="utf-8"))
-    items = content if isinstance(content, list) else [item for part in content.values() for item in part]
-    return next((item for item in items if _folder_name(item.get("image_path")) == folder.name), {})
-
-
-def _folder_name(image_path: str | Sequence[str] | None) -> str:
-    if not image_path:
-        return ""
-    return PurePosixPath(image_path).name if isinstance(image_path, str) else PurePosixPath(image_path[0]).parent.name
+        return 0, {}
+    items = [item for part in read_annotation(annotation).values() for item in part]
+    return next(((place, item) for place, item in enumerate(items) if case_folder(item).name == folder.name), (0, {}))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,8 +1,9 @@
 """The mixture of data sets that pre-training reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -92,6 +93,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
         ]
         self.val_parts = [Studies(_open(data_root, name, "val", shape), **reading) for name in datasets]
 
+    @property
+    def validates(self) -> bool:
+        """Whether there is a study to validate on; the published split of CT-RATE has none."""
+        return any(len(part) for part in self.val_parts)
+
     def summary(self) -> str:
         """What is trained and validated on, in one sentence."""
         parts = [
@@ -103,6 +109,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def training_reports(self, most: int | None = None) -> list[ReportText]:
         """The reports of (the first `most` studies of each data set of) the training split."""
         return [part.report(study) for part in self.train_parts for study in range(min(len(part), most or len(part)))]
+
+    def training_volumes(self, most: int) -> Iterator[np.ndarray]:
+        """Volumes [1, D, H, W] of the first training studies of every data set, about `most` in proportion to size."""
+        everything = sum(len(part) for part in self.train_parts)
+        for part in self.train_parts:
+            for study in range(min(len(part), -(-most * len(part) // everything))):
+                yield part.sample(study).volume
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """An endless loader of this rank's batches, from pass `start_step` on."""
@@ -135,12 +148,10 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
 def _open(data_root: Path, dataset: str, split: str, shape: tuple[int, int, int]) -> VolumeIndex:
     index = VolumeIndex(index_path(data_root, dataset, split))
-    if len(index) == 0:
-        raise ValueError(
-            f"{index.path} has no volume; make it anew with prepro/prepro_pretraining_data.py"
-            + (" and val_patients above 0" if split == "val" else "")
-        )
-    if index.shape != shape:
+    index.open_shards()
+    if len(index) == 0 and split == "train":
+        raise ValueError(f"{index.path} has no volume; make it anew with prepro/prepro_pretraining_data.py")
+    if len(index) and index.shape != shape:
         raise ValueError(
             f"{index.path} holds volumes of {index.shape} voxels (z, y, x), the settings ask for {shape}; "
             f"set image_size={index.shape[0]} or prepare the data anew with --image-size {shape[0]}"

@@ -46,18 +46,26 @@ class VolumeIndex:
         """Voxels (z, y, x) of every volume."""
         return tuple(decode_metadata(self.table.schema)["shape"])
 
+    def open_shards(self) -> None:
+        """Opens every shard, so that a missing or damaged one is told before training, not hours into it."""
+        for name in self.table["shard"].unique().to_pylist():
+            self._shard(name)
+
     def __len__(self) -> int:
         return len(self.table)
 
     def volume(self, row: int) -> np.ndarray:
         """The stored voxels of a row, read-only [z, y, x], int16 HU or uint8 grey."""
         name, place = self.table["shard"][row].as_py(), self.table["shard_row"][row].as_py()
-        if name not in self._shards:
-            self._shards[name] = _open(self.path.parent / name)
-        batch = self._shards[name].get_batch(place)
+        batch = self._shard(name).get_batch(place)
         if batch["volume_id"][0].as_py() != self.table["volume_id"][row].as_py():
             raise ValueError(f"row {place} of {name} holds another volume than {self.path} says; make both anew")
         return batch["image"].to_numpy_ndarray()[0]
+
+    def _shard(self, name: str) -> pa.ipc.RecordBatchFileReader:
+        if name not in self._shards:
+            self._shards[name] = _open(self.path.parent / name)
+        return self._shards[name]
 
 
 def _open(path: Path) -> pa.ipc.RecordBatchFileReader:

@@ -17,7 +17,11 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from mg3d.hub import loading_error
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+NEEDED = ("pad", "cls", "sep", "mask")
+"""Kinds of special tokens without which no report can be read."""
 
 
 class EncodedReport(NamedTuple):
@@ -36,17 +40,24 @@ def load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
 
     Raises:
         FileNotFoundError: it is in neither place.
-        ValueError: it cannot tell which characters a token stands for.
+        ValueError: its files are damaged, it lacks one of the tokens that reading a report needs, or it cannot tell which
+            characters a token stands for.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_dir)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"the tokenizer of {name_or_dir!r} is in no local directory of this name and could not be fetched from the hub; "
-            "download the model where there is a network and set text_encoder=<local directory>"
+    except Exception as error:  # damaged files give KeyError, TypeError, and plain Exception from the tokenizers library
+        raise loading_error(
+            "the tokenizer of", name_or_dir, error, expected="tokenizer.json and tokenizer_config.json"
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {name_or_dir!r} gives no character offsets; a fast one (tokenizer.json) is needed")
+    ids = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in NEEDED}
+    lacking = [f"[{kind.upper()}]" for kind, place in ids.items() if place is None or not 0 <= place < len(tokenizer)]
+    if lacking:
+        raise ValueError(
+            f"the tokenizer of {name_or_dir!r} has no {' and no '.join(lacking)}; the tokenizer of a BERT is expected, so set "
+            "text_encoder to a BERT whose folder has its own tokenizer.json"
+        )
     return tokenizer
 
 

@@ -112,9 +112,6 @@ class LinearVolumeDecoder(nn.Module):
         return rearrange(voxels, "b z y x (d h w) -> b 1 (z d) (y h) (x w)", d=depth, h=height, w=width)
 
 
-VOLUME_DECODERS = {"conv": ConvVolumeDecoder, "linear": LinearVolumeDecoder}
-
-
 class ProjectionHead(nn.Module):
     """LayerNorm, linear without bias, L2-normalised: what is contrasted."""
 

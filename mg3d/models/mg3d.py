@@ -25,6 +25,7 @@ from mg3d.models.heads import (
 from mg3d.models.pooling import AttentionPool, PlacePool, sentence_means, sentence_membership
 from mg3d.models.position import GridPosition
 from mg3d.models.sentence_space import CentredSentenceSpace, plain_sentences, random_pair_cosines
+from mg3d.models.standardise import VoxelStandardiser
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.models.vision.masking import spread_cubes
 from mg3d.models.vision.registry import VisionEncoder
@@ -53,7 +54,7 @@ class MG3D(nn.Module):
         fusion_heads: heads of every attention of this module.
         pool_queries: queries of every attention pool.
         image_pool: how image tokens become the vector that CML and DCL contrast, see `pooling`.
-        input_shift, input_scale: the encoder sees (volume - shift) * scale.
+        standardise_voxels: see `models.standardise`; nothing changes until `voxels.fit`.
         image_position: tell image tokens where they lie.
     """
 
@@ -71,8 +72,7 @@ class MG3D(nn.Module):
         fusion_heads: int = 12,
         pool_queries: int = 1,
         image_pool: Literal["attention", "place"] = "attention",
-        input_shift: float = 0.0,
-        input_scale: float = 1.0,
+        standardise_voxels: bool = False,
         image_position: bool = True,
         mim_decoder: Literal["conv", "linear"] = "conv",
         mim_fill: Literal["token", "zero"] = "token",
@@ -92,7 +92,7 @@ class MG3D(nn.Module):
         self.mim_reads_tokens = mim_text == "tokens_text_layers"
         self.has_fused_contrast = cml_pair == "multimodal_unimodal"
         self.vision, self.text = vision, text
-        self.input_shift, self.input_scale = input_shift, input_scale
+        self.voxels = VoxelStandardiser(volume_shape) if standardise_voxels else None
         self.project_image = nn.Linear(vision.channels, width)
         self.position = GridPosition(width) if image_position else None
         self.project_report = nn.Linear(text.width, width)
@@ -166,7 +166,7 @@ class MG3D(nn.Module):
         if cube_mask is not None and self.mim_fill == "zero":
             volume = volume.masked_fill(spread_cubes(cube_mask, volume.shape[2:])[:, None], 0.0)
             cube_mask = None
-        features = self.vision.encode((volume - self.input_shift) * self.input_scale, cube_mask)
+        features = self.vision.encode(volume if self.voxels is None else self.voxels(volume), cube_mask)
         tokens = self._project_image(rearrange(features, "b c d h w -> b (d h w) c"))
         return tokens if self.position is None else tokens + self.position(features.shape[2:])
 

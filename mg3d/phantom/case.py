@@ -6,15 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mg3d.glossary import LABELS
-from mg3d.phantom.body import draw_body
-from mg3d.phantom.canvas import Canvas, Change
+from mg3d.phantom.body import Body, draw_body
+from mg3d.phantom.canvas import Canvas, Change, Point
 from mg3d.phantom.pathology import DRAWERS, HEART_ENLARGED, HEART_NORMAL, Finding, Hand
 from mg3d.phantom.report import Report, Style, write_report
 from mg3d.phantom.sampling import Patient, sample_findings, sample_patient
+from mg3d.settings.schema import CROP
 
 VERSION = 1
-CROP = (0.88, 0.65625, 0.875)
-"""Central share of z, y and x that pre-training keeps; what lies outside is not visible to it."""
 SEEN_VOXELS, SEEN_CONTRAST = 4, 2.0
 SOFT_NOISE_HU, SHARP_NOISE_HU = 12.0, 35.0
 
@@ -28,6 +27,8 @@ class Case(NamedTuple):
     voxel_mm: float
     findings: dict[str, Finding | None]
     visible: dict[str, bool]
+    mask: np.ndarray
+    """uint8 [z, y, x]: 1 + the place in LABELS of the finding that was drawn here last, 0 = none. The heart gives way to all."""
     report: Report
 
     def truth(self) -> dict[str, Any]:
@@ -52,24 +53,41 @@ def make_case(words: tuple[int, ...], *, voxels_in_plane: int, style: Style, tem
     hand = Hand(canvas, body, generator)
     findings: dict[str, Finding | None] = dict.fromkeys(LABELS)
     visible = dict.fromkeys(LABELS, False)
+    mask = np.zeros(canvas.hu.shape, np.uint8)
     for label, draw in DRAWERS.items():
         if present[label]:
             with canvas.watch() as tell:
-                findings[label] = _from_scan_centre(draw(hand), patient)
-            visible[label] = label == "Cardiomegaly" or is_visible(tell())
+                finding = _from_scan_centre(draw(hand), patient)
+            # The large heart was drawn with the body.
+            changed = _heart(canvas, body) if label == "Cardiomegaly" else tell()
+            findings[label] = finding._replace(voxels=int(changed.voxels.sum()))
+            visible[label] = label == "Cardiomegaly" or is_visible(changed)
+            mask[changed.voxels & ((mask == 0) | (label != "Cardiomegaly"))] = 1 + LABELS.index(label)
     report = write_report(findings, style=style, generator=generator)
-    return Case(patient, canvas.hu, canvas.voxel_mm, findings, visible, report)
+    return Case(patient, canvas.hu, canvas.voxel_mm, findings, visible, mask, report)
 
 
 def _from_scan_centre(finding: Finding, patient: Patient) -> Finding:
-    if finding.centre_mm is None:
-        return finding
+    """The finding with its places told from the scan's centre instead of the body's; one place is the list of it."""
     shift = (*patient.shift, 0.0)
-    return finding._replace(centre_mm=tuple(round(float(c) + s, 1) for c, s in zip(finding.centre_mm, shift, strict=True)))
+
+    def moved(point: Point) -> Point:
+        return tuple(round(float(c) + s, 1) for c, s in zip(point, shift, strict=True))
+
+    centre = finding.centre_mm and moved(finding.centre_mm)
+    parts = tuple(moved(point) for point in finding.centres_mm)
+    return finding._replace(centre_mm=centre, centres_mm=parts or ((centre,) if centre else ()))
+
+
+def _heart(canvas: Canvas, body: Body) -> Change:
+    box, weight = canvas.ellipsoid(*body.heart)
+    voxels = np.zeros(canvas.hu.shape, bool)
+    voxels[box.place] = weight > 0.5
+    return Change(voxels, 0.0)
 
 
 def is_visible(change: Change) -> bool:
-    """Whether a finding leaves at least four voxels inside the crop with a contrast-to-noise ratio of at least two."""
+    """Whether a finding leaves at least four voxels inside pre-training's crop with a contrast-to-noise ratio of at least two."""
     shape = change.voxels.shape
     edges = [round(side * (1 - keep) / 2) for side, keep in zip(shape, CROP, strict=True)]
     inside = change.voxels[tuple(slice(edge, side - edge) for edge, side in zip(edges, shape, strict=True))]

@@ -36,7 +36,7 @@ def volume_path(dataset: Path, name: str, *, fixed: bool) -> Path:
 
 
 def write_fixed(path: Path, volume: np.ndarray, voxel_mm: float) -> None:
-    """int16 HU [z, y, x] with a true header; the file's own axes are (x, y, z) to the left, back and top."""
+    """int16 HU (or uint8 labels) [z, y, x] with a true header; the file's own axes are (x, y, z) to the left, back and top."""
     affine = np.diag([-voxel_mm, -voxel_mm, voxel_mm, 1.0])
     affine[:3, 3] = [sign * (side - 1) / 2 * voxel_mm for sign, side in zip((1, 1, -1), volume.shape[::-1], strict=True)]
     image = nib.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine)

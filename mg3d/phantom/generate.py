@@ -31,9 +31,9 @@ class PhantomSettings:
     """Voxels along x and y; 360 mm."""
     seed: int = 0
     second_scans: float = 0.05
-    """Share of patients with a second scan, which is drawn anew."""
+    """Share of patients with a second scan, which is drawn anew. CT-RATE: 0.14; fewer here, for speed."""
     second_reconstructions: float = 0.15
-    """Share of scans with a second, sharp reconstruction."""
+    """Share of scans with a second, sharp reconstruction. CT-RATE: 0.90; fewer here, for speed."""
     tempered: bool = True
     """Raise rare findings (prevalence ** 0.7)."""
     raw_tree: bool = False
@@ -66,8 +66,10 @@ class Study(NamedTuple):
         return self.root / "truth" / ("ctrg" if self.group == CTRG else "ct_rate") / f"{self.name}.json"
 
 
-def generate(root: Path, settings: PhantomSettings, *, workers: int) -> dict[str, int]:
+def generate(root: Path, settings: PhantomSettings, *, workers: int, masks: bool = False) -> dict[str, int]:
     """Writes the set into `root` and returns what it holds; what is there already is kept.
+
+    masks: also a label map of the findings of every volume, see `write_masks`; a set that is complete gets them added.
 
     Raises:
         ValueError: `root` holds a set of other settings.
@@ -82,16 +84,21 @@ def generate(root: Path, settings: PhantomSettings, *, workers: int) -> dict[str
         )
     studies = list(plan(root, settings))
     counts = {"studies": len(studies), "volumes": sum(1 if study.group == CTRG else len(kernels(study)) for study in studies)}
-    if state["complete"]:
-        return counts
-    write_json(mark, state)
-    _make_all(studies, workers)
+    if not state["complete"]:
+        write_json(mark, state)
+        _write_set(root, settings, studies, workers)
+        write_json(mark, state | {"complete": True})
+    if masks:
+        _for_all(write_masks, studies, workers, "masks of findings")
+    return counts
+
+
+def _write_set(root: Path, settings: PhantomSettings, studies: list[Study], workers: int) -> None:
+    _for_all(make, studies, workers, "synthetic studies")
     for group in (TRAIN, VALID):
         _write_ct_rate_tables(root, [study for study in studies if study.group == group], SPLITS[group])
     cases = [ctrg.annotation(study.patient, settings.seed, read_truth(study)) for study in studies if study.group == CTRG]
     write_json(root / "ctrg" / ctrg.ANNOTATIONS, cases)
-    write_json(mark, state | {"complete": True})
-    return counts
 
 
 def plan(root: Path, settings: PhantomSettings) -> Iterator[Study]:
@@ -109,19 +116,39 @@ def kernels(study: Study) -> tuple[bool, ...]:
     return (False, True) if second else (False,)
 
 
+def draw(study: Study) -> Case:
+    """The case of a study, equal whenever it is drawn."""
+    style = "ctrg" if study.group == CTRG else "ctrate"
+    return make_case(study.words, voxels_in_plane=study.settings.grid, style=style, tempered=study.settings.tempered)
+
+
 def make(study: Study) -> None:
     """Draws and writes one study, its truth last; does nothing when it is there."""
     if study.truth_path.is_file():
         return
-    settings = study.settings
-    style = "ctrg" if study.group == CTRG else "ctrate"
-    case = make_case(study.words, voxels_in_plane=settings.grid, style=style, tempered=settings.tempered)
+    case = draw(study)
     volumes = [reconstruct(case.volume_hu, (*study.words, number), sharp=sharp) for number, sharp in enumerate(kernels(study), 1)]
     if study.group == CTRG:
-        ctrg.write_slices(study.root / "ctrg", study.patient, settings.seed, volumes[0])
+        ctrg.write_slices(study.root / "ctrg", study.patient, study.settings.seed, volumes[0])
     else:
         _write_volumes(study, case, volumes)
     write_json(study.truth_path, study_truth(study, case), durable=False)
+
+
+def mask_paths(study: Study) -> list[Path]:
+    """truth/masks/<set>/<volume>.nii.gz for every volume of a study."""
+    if study.group == CTRG:
+        return [study.root / "truth" / "masks" / "ctrg" / f"{study.name}.nii.gz"]
+    names = (f"{study.name}_{number}.nii.gz" for number in range(1, 1 + len(kernels(study))))
+    return [study.root / "truth" / "masks" / "ct_rate" / name for name in names]
+
+
+def write_masks(study: Study) -> None:
+    """Draws a study again and writes where its findings are: uint8 label maps (`Case.mask`) on the grid of its volumes."""
+    missing = [path for path in mask_paths(study) if not path.is_file()]
+    case = draw(study) if missing else None
+    for path in missing:
+        ct_rate.write_fixed(path, case.mask, case.voxel_mm)
 
 
 def study_truth(study: Study, case: Case) -> dict[str, Any]:
@@ -156,10 +183,10 @@ def intercept_of(study: Study) -> int:
     return -8192 if study.patient % 4 == 0 else -1024
 
 
-def _make_all(studies: list[Study], workers: int) -> None:
+def _for_all(function: Callable[[Study], None], studies: list[Study], workers: int, what: str) -> None:
     with Progress() as progress:
-        bar = progress.add_task("synthetic studies", total=len(studies))
-        for _ in _each(make, studies, workers):
+        bar = progress.add_task(what, total=len(studies))
+        for _ in _each(function, studies, workers):
             progress.advance(bar)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.neighbors import KDTree
 
 from mg3d.phantom.body import LEFT, LUNG_X, RIGHT, Body
-from mg3d.phantom.canvas import Canvas, Point
+from mg3d.phantom.canvas import Box, Canvas, Point
 
 HEART_NORMAL, HEART_ENLARGED = (0.9, 1.05), (1.25, 1.5)
 BOTH = "bilateral"
@@ -30,6 +30,10 @@ class Finding(NamedTuple):
     hu: float
     severity: int
     """1 to 3."""
+    centres_mm: tuple[Point, ...] = ()
+    """(x, y, z) from the centre of the scan, of every part (deposit, node, band, side); empty for what is all over the lung."""
+    voxels: int = 0
+    """How many it changed by more than 40 HU when it was drawn; cardiomegaly: how many the heart has."""
 
 
 class Hand:
@@ -92,7 +96,7 @@ def _medical_material(hand: Hand) -> Finding:
 
 
 def _arterial_calcification(hand: Hand) -> Finding:
-    count, largest = int(hand.generator.integers(3, 13)), 0.0
+    count, largest, centres = int(hand.generator.integers(3, 13)), 0.0, []
     for _ in range(count):
         start, end = hand.body.aorta[hand.generator.integers(len(hand.body.aorta))]
         share, angle = hand.uniform(0, 0.35), hand.uniform(0, 2 * math.pi)
@@ -101,7 +105,8 @@ def _arterial_calcification(hand: Hand) -> Finding:
         radius = hand.radius(1.5, 5)
         hand.canvas.fill(hand.canvas.ellipsoid(centre, (radius,) * 3), hand.uniform(300, 1000))
         largest = max(largest, radius)
-    return Finding("Arterial wall calcification", "", "", None, largest, 600.0, severity_of(count, 3, 12))
+        centres.append(centre)
+    return Finding("Arterial wall calcification", "", "", None, largest, 600.0, severity_of(count, 3, 12), tuple(centres))
 
 
 def _cardiomegaly(hand: Hand) -> Finding:
@@ -121,14 +126,16 @@ def _pericardial_effusion(hand: Hand) -> Finding:
 
 
 def _coronary_calcification(hand: Hand) -> Finding:
-    (centre, radii), count = hand.body.heart, int(hand.generator.integers(2, 9))
+    (centre, radii), count, places = hand.body.heart, int(hand.generator.integers(2, 9)), []
     for _ in range(count):
         angle, height = hand.uniform(-math.pi, 0), hand.uniform(0.1, 0.7)
         ring = math.sqrt(1 - height**2)
         direction = (ring * math.cos(angle), ring * math.sin(angle), height)
         place = [c + r * share for c, r, share in zip(centre, radii, direction, strict=True)]
         hand.canvas.fill(hand.canvas.ellipsoid(place, (hand.radius(1, 3),) * 3), hand.uniform(400, 900))
-    return Finding("Coronary artery wall calcification", "", "", None, hand.radius(1, 3), 650.0, severity_of(count, 2, 8))
+        places.append(place)
+    size, severity = hand.radius(1, 3), severity_of(count, 2, 8)
+    return Finding("Coronary artery wall calcification", "", "", None, size, 650.0, severity, tuple(places))
 
 
 def _hiatal_hernia(hand: Hand) -> Finding:
@@ -146,13 +153,14 @@ def _hiatal_hernia(hand: Hand) -> Finding:
 
 def _lymphadenopathy(hand: Hand) -> Finding:
     stations = ((-14, 2, 62), (-10, 18, 18), (-36, 20, 4), (36, 20, 4), (14, 5, 50))
-    count, largest = int(hand.generator.integers(1, 7)), 0.0
+    count, largest, centres = int(hand.generator.integers(1, 7)), 0.0, []
     for place in hand.generator.permutation(len(stations))[:count]:
         radius = hand.radius(5, 12.5)
         centre = [value * hand.body.scale + hand.uniform(-4, 4) for value in stations[place]]
         hand.canvas.fill(hand.canvas.ellipsoid(centre, (radius, 0.9 * radius, 1.3 * radius)), hand.uniform(35, 50))
         largest = max(largest, radius)
-    return Finding("Lymphadenopathy", "", "", None, 2 * largest, 42.0, severity_of(largest, 5, 12.5))
+        centres.append(centre)
+    return Finding("Lymphadenopathy", "", "", None, 2 * largest, 42.0, severity_of(largest, 5, 12.5), tuple(centres))
 
 
 def _emphysema(hand: Hand) -> Finding:
@@ -187,7 +195,7 @@ def _lung_nodule(hand: Hand) -> Finding:
 
 
 def _lung_opacity(hand: Hand) -> Finding:
-    count, largest, last = int(hand.generator.integers(1, 4)), 0.0, None
+    count, largest, centres = int(hand.generator.integers(1, 4)), 0.0, []
     side = hand.side()
     texture = 1 + 0.25 * hand.canvas.smooth_noise(hand.generator, cells=20)
     for place in range(count):
@@ -196,23 +204,27 @@ def _lung_opacity(hand: Hand) -> Finding:
         box, weight = hand.canvas.ellipsoid(centre, (radius, radius, 0.8 * radius))
         haze = -850 + hand.uniform(250, 400) * texture[box.place]
         hand.canvas.blend(box, weight * hand.body.lungs[where][box.place] * (hand.canvas.hu[box.place] < haze), haze)
-        largest, last = max(largest, radius), last or centre
-    return Finding("Lung opacity", side, lobe_of(last, side), last, largest, -520.0, severity_of(largest, 12, 45))
+        largest = max(largest, radius)
+        centres.append(centre)
+    first, severity = centres[0], severity_of(largest, 12, 45)
+    return Finding("Lung opacity", side, lobe_of(first, side), first, largest, -520.0, severity, tuple(centres))
 
 
 def _fibrotic_sequela(hand: Hand) -> Finding:
-    side, count = hand.side(), int(hand.generator.integers(2, 7))
+    side, count, middles = hand.side(), int(hand.generator.integers(2, 7)), []
     thickness = max(hand.uniform(1, 2.5), 0.5 * hand.canvas.voxel_mm)
     for _ in range(count):
         start = np.array(hand.inside_lung(side, low=0.65))
         end = start + (np.sign(start[0]) * hand.uniform(15, 45), hand.uniform(-20, 20), hand.uniform(-10, 30))
         hand.canvas.fill(hand.canvas.capsule(start, end, thickness), hand.uniform(-100, 40), within=hand.body.lungs[side])
-    return Finding("Pulmonary fibrotic sequela", side, "upper", tuple(start), thickness, -30.0, severity_of(count, 2, 6))
+        middles.append((start + end) / 2)
+    severity = severity_of(count, 2, 6)
+    return Finding("Pulmonary fibrotic sequela", side, "upper", tuple(start), thickness, -30.0, severity, tuple(middles))
 
 
 def _pleural_effusion(hand: Hand) -> Finding:
     both, side, depth = hand.generator.random() < 0.4, hand.side(), hand.uniform(8, 60)
-    hu = hand.uniform(0, 20)
+    hu, middles = hand.uniform(0, 20), []
     box = hand.canvas.everywhere()
     for place in (RIGHT, LEFT) if both else (side,):
         here = hand.body.lungs[place] > 0.5
@@ -220,8 +232,17 @@ def _pleural_effusion(hand: Hand) -> Finding:
         bottom = float(hand.canvas.z[np.flatnonzero(here.any((1, 2)))[0]])
         level = back - depth * np.clip(1.15 - (box.z - bottom) / 170, 0, 1)  # the fluid is deepest at the base
         meniscus = level - 6 * ((box.x - LUNG_X[place] * hand.body.scale) / 50) ** 2
-        hand.canvas.blend(box, hand.canvas.soft(box.y - meniscus) * hand.body.lungs[place], hu)
-    return Finding("Pleural effusion", BOTH if both else side, "lower", None, depth, hu, severity_of(depth, 8, 60))
+        fluid = hand.canvas.soft(box.y - meniscus) * hand.body.lungs[place]
+        hand.canvas.blend(box, fluid, hu)
+        middles += [_middle(box, fluid)] if fluid.any() else []
+    where = BOTH if both else side
+    return Finding("Pleural effusion", where, "lower", None, depth, hu, severity_of(depth, 8, 60), tuple(middles))
+
+
+def _middle(box: Box, weight: np.ndarray) -> Point:
+    """The centre of mass (x, y, z) of weights [z, y, x] that are not all 0."""
+    total = weight.sum(dtype=np.float64)
+    return tuple(float((weight * axis).sum(dtype=np.float64) / total) for axis in (box.x, box.y, box.z))
 
 
 def _mosaic(hand: Hand) -> Finding:

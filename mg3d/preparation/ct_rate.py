@@ -3,7 +3,7 @@
 import ast
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def scan_ct_rate(root: Path, *, val_patients: int, seed: int, limit: int | None 
 
     Raises:
         FileNotFoundError: a folder or table is missing.
-        ValueError: a table lacks a column.
+        ValueError: a table lacks a column or cannot be read.
     """
     root = root / "dataset" if (root / "dataset").is_dir() else root
     splits = [split for split in ("train", "valid") if any(_folders(root, split))]
@@ -98,7 +98,7 @@ def _scan_split(root: Path, split: str) -> Scan:
                 source=files[name],
                 labels=tuple(_label(cell) for cell in labels[name]) if name in labels else (-1,) * len(LABELS),
                 label_source="radbert" if name in labels else "none",
-                table=_geometry(metadata.get(name)),
+                table=table_geometry(dict(zip(_GEOMETRY, metadata[name]))) if name in metadata else None,
             )
         )
     return scan
@@ -123,11 +123,18 @@ def _table(path: Path, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Volume name -> cells of `columns` as text; the first row of a name counts."""
     if not path.is_file():
         raise FileNotFoundError(f"the table {path} is missing; download it from CT-RATE's page")
-    present = pd.read_csv(path, nrows=0).columns
-    missing = [name for name in ("VolumeName", *columns) if name not in present]
+    wanted = ["VolumeName", *columns]
+    try:
+        present = pd.read_csv(path, nrows=0).columns
+        cells = pd.read_csv(path, usecols=lambda name: name in wanted, dtype=str, keep_default_na=False)
+    except ValueError as error:  # of pandas and of UTF-8; its message may hold a cell
+        raise ValueError(
+            f"{path} cannot be read as a CSV table ({type(error).__name__}); it should begin with the columns' names, among them "
+            f"{', '.join(wanted[:3])}; download it again"
+        ) from None
+    missing = [name for name in wanted if name not in present]
     if missing:
         raise ValueError(f"{path} lacks the columns {missing}; it has {list(present)}")
-    cells = pd.read_csv(path, usecols=["VolumeName", *columns], dtype=str, keep_default_na=False)
     rows = zip(*(cells[name] for name in columns))
     table: dict[str, tuple[str, ...]] = {}
     for name, row in zip(cells["VolumeName"], rows):
@@ -140,7 +147,11 @@ def _no_chest(path: Path, notes: list[str]) -> set[str]:
     if not path.is_file():
         notes.append(f"CT-RATE: {path.name} is missing, so that volumes without a chest stay in")
         return set()
-    return {line.strip().rsplit("/", 1)[-1] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text; one volume's name or path a line is expected; download it again") from None
+    return {line.strip().rsplit("/", 1)[-1] for line in lines if line.strip()}
 
 
 def _section(text: str) -> str | None:
@@ -151,10 +162,9 @@ def _label(cell: str) -> int:
     return {"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(cell.strip(), -1)
 
 
-def _geometry(cells: tuple[str, ...] | None) -> TableGeometry | None:
-    if cells is None:
-        return None
-    row = dict(zip(_GEOMETRY, cells))
+def table_geometry(cells: Mapping[str, str]) -> TableGeometry:
+    """What a volume's row of the metadata table says of its grid and of HU; a missing column is an empty cell."""
+    row = {column: cells.get(column) or "" for column in _GEOMETRY}
     spacing_xy = _numbers(row["XYSpacing"], 2)
     orientation = _numbers(row["ImageOrientationPatient"], 6)
     return TableGeometry(

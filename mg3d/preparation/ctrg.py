@@ -4,17 +4,21 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from mg3d.files import write_bytes
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import Scan, VolumeRecord, carve_val
 from mg3d.text_units import clean_section
 
 DATASET = "ctrg"
 ANNOTATIONS = ("chest_ctrg_jpg.json", "annotation.json")
+OFFICIAL_SPLITS = ("train", "test", "val")
+SALT_BYTES = (16, 64)
+"""Fewest and most bytes of a salt."""
 SplitRule = Literal["own", "original"]
 
 
@@ -69,12 +73,24 @@ def read_salt(path: Path) -> bytes:
     """The secret of this machine's CTRG ids; drawn and written (readable by its owner only) when the file is not there.
 
     Copy the file to get the same ids elsewhere. Do not publish it.
+
+    Raises:
+        ValueError: the file is too short to hide anything, or too long for a key.
     """
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(16) + "\n", encoding="ascii")
-    return path.read_text(encoding="ascii").strip().encode()
+        write_bytes(path, (secrets.token_hex(16) + "\n").encode(), mode=0o600)
+    salt = path.read_bytes().strip()
+    if not SALT_BYTES[0] <= len(salt) <= SALT_BYTES[1]:
+        raise ValueError(
+            f"the salt {path} holds {len(salt)} bytes, {SALT_BYTES[0]} to {SALT_BYTES[1]} are expected; bring back its content "
+            "from a copy, or remove the file to draw another, which changes all CTRG ids"
+        )
+    return salt
+
+
+def slice_names(folder: Path) -> list[str]:
+    """The JPEG files of a case's folder, in no order."""
+    return [path.name for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg"}]
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
@@ -82,30 +98,50 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
+def read_annotation(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Official split (train, test, val) -> its cases, in the order of the file; a flat list is cut as published.
+
+    Raises:
+        ValueError: the file is no such JSON. What it says of a case is never repeated.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__}); it may be cut, download it again") from None
+    if isinstance(content, list):
+        first, second = int(0.8 * len(content)) + 1, int(0.9 * len(content)) + 1
+        content = {"train": content[:first], "test": content[first:second], "val": content[second:]}
+    known = isinstance(content, dict) and all(isinstance(content.get(name, []), list) for name in OFFICIAL_SPLITS)
+    if not known:
+        raise ValueError(f"{path} is neither a list of cases nor a dict of the lists train, val and test")
+    parts = {name: content.get(name, []) for name in OFFICIAL_SPLITS}
+    for name, items in parts.items():
+        wrong = next((place for place, item in enumerate(items) if not _has_path(item)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{path}: case {wrong} of {name} has no image_path, which should be the path of a folder or a list of the paths "
+                "of slices; keys expected: id, image_path, report, result"
+            )
+    return parts
+
+
+def case_folder(item: Mapping[str, Any]) -> PurePosixPath:
+    """The folder of a case's slices, as the annotation writes it."""
+    path = item["image_path"]
+    return PurePosixPath(path) if isinstance(path, str) else PurePosixPath(path[0]).parent
+
+
+def _has_path(item: object) -> bool:
+    path = item.get("image_path") if isinstance(item, dict) else None
+    return bool(path) and (isinstance(path, str) or (isinstance(path, list) and all(isinstance(part, str) for part in path)))
+
+
 def _cases(root: Path, limit: int | None) -> Iterator[_Case]:
     annotation = next((root / name for name in ANNOTATIONS if (root / name).is_file()), None)
     if annotation is None:
         raise FileNotFoundError(f"{root} holds neither {' nor '.join(ANNOTATIONS)}; give CTRG-Chest's folder")
-    content = json.loads(annotation.read_text(encoding="utf-8"))
-    if isinstance(content, list):
-        count = len(content)
-        content = {
-            "train": content[: int(0.8 * count) + 1],
-            "test": content[int(0.8 * count) + 1 : int(0.9 * count) + 1],
-            "val": content[int(0.9 * count) + 1 :],
-        }
-    known = isinstance(content, dict) and all(isinstance(content.get(name, []), list) for name in ("train", "test", "val"))
-    if not known:
-        raise ValueError(f"{annotation} is neither a list of cases nor a dict of the lists train, val and test")
-    for name in ("train", "test", "val"):
-        for item in content.get(name, [])[:limit]:
-            if not isinstance(item, dict) or not item.get("image_path"):
-                raise ValueError(
-                    f"{annotation}: a case of {name} has no image_path; keys expected: id, image_path, report, result"
-                )
-            path = item["image_path"]
-            folder = PurePosixPath(path) if isinstance(path, str) else PurePosixPath(path[0]).parent
-            yield _Case(folder, item, name)
+    for name, items in read_annotation(annotation).items():
+        yield from (_Case(case_folder(item), item, name) for item in items[:limit])
 
 
 def _splits(cases: list[_Case], rule: SplitRule, *, val_patients: int, seed: int) -> tuple[dict[PurePosixPath, str], str | None]:
@@ -123,14 +159,14 @@ def _record(root: Path, case: _Case, case_id: str, split: str) -> VolumeRecord |
     impression = clean_section(case.item.get("result", case.item.get("impression")))
     if findings is None and impression is None:
         return Quarantined(case_id, DATASET, "scan", "report_missing")
-    folder = _find(root, case.folder)
     path = case.item["image_path"]
-    if folder is None:
-        return Quarantined(case_id, DATASET, "scan", "missing_file", "no folder")
-    if isinstance(path, str):
-        names = [file.name for file in folder.iterdir() if file.suffix.lower() in {".jpg", ".jpeg"}]
-    else:
-        names = [PurePosixPath(file).name for file in path]
+    try:
+        folder = _find(root, case.folder)
+        if folder is None:
+            return Quarantined(case_id, DATASET, "scan", "missing_file", "no folder")
+        names = slice_names(folder) if isinstance(path, str) else [PurePosixPath(file).name for file in path]
+    except OSError as error:  # its message names the folder, hence a person
+        return Quarantined(case_id, DATASET, "scan", "unreadable", type(error).__name__)
     if not names:
         return Quarantined(case_id, DATASET, "scan", "missing_file", "no slice")
     inside = folder.relative_to(root)

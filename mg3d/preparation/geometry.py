@@ -17,9 +17,8 @@ from torch import Tensor
 
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import TableGeometry
+from mg3d.settings.schema import CROP
 
-CROP = (0.88, 0.65625, 0.875)
-"""Share of each axis (z, y, x) that is kept around the centre; 336 and 448 of 512 pixels, as the original."""
 SPACING_MM = (0.2, 15.0)
 MIN_SLICES = 20
 MAX_LENGTH_MM = 1500.0
@@ -32,7 +31,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     The whole file is decompressed at once, which checks its sum and is faster than reading through it.
 
     Raises:
-        Refusal: missing_file, gzip_truncated, nifti_header, not_3d.
+        Refusal: missing_file, unreadable, gzip_truncated, nifti_header, not_3d.
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -40,9 +39,11 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise Refusal("missing_file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Refusal("gzip_truncated", type(error).__name__) from None
+    except OSError as error:
+        raise Refusal("unreadable", type(error).__name__) from None
     try:
         header = _header(content)
-        affine = None if _is_blank(header) else header.get_best_affine()
+        affine = None if is_blank(header) else header.get_best_affine()
         slope, intercept = header.get_slope_inter()
     except (ImageFileError, HeaderDataError, WrapStructError, KeyError, ValueError) as error:
         raise Refusal("nifti_header", type(error).__name__) from None
@@ -69,7 +70,8 @@ def _header(content: bytes) -> nib.Nifti1Header:
     return header
 
 
-def _is_blank(header: nib.Nifti1Header) -> bool:
+def is_blank(header: nib.Nifti1Header) -> bool:
+    """Whether a header says nothing of the geometry: no code, or nothing but ones, as in CT-RATE's first release."""
     if not header["qform_code"] and not header["sform_code"]:
         return True
     affine = header.get_best_affine()

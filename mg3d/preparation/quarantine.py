@@ -10,6 +10,7 @@ from mg3d.files import replacing
 
 REASONS: dict[str, str] = {
     "missing_file": "listed, but the file is not there",
+    "unreadable": "the file or folder is there, but this program may not or cannot read it",
     "gzip_truncated": "the compressed file ends early or is damaged",
     "jpeg_truncated": "a slice is damaged",
     "nifti_header": "the header cannot be read",

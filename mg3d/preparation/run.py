@@ -113,8 +113,9 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
     shape = volume_shape(options.image_size)
     scans = _scan(options)
     summary = Summary()
+    listed = options.out / "quarantine.jsonl"
     for dataset, (_, scan) in scans.items():
-        _check_splits(dataset, scan)
+        _check_splits(dataset, scan, listed)
         summary.notes += scan.notes
         remove_partial(options.out / "shards" / dataset)
     rows = {}
@@ -124,7 +125,7 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
         rows[dataset], refused = join(tasks, sidecars, options.out)
         summary.quarantined += [*scan.refused, *refused]
         summary.rows[dataset] = {split: sum(its == split for its, _ in rows[dataset]) for split in SPLITS}
-    write_quarantine(options.out / "quarantine.jsonl", summary.quarantined, scans.keys())
+    write_quarantine(listed, summary.quarantined, scans.keys())
     _check_leaks(rows, options.out, summary)
     for dataset, part in rows.items():
         write_index(options.out, dataset, shape, part)
@@ -149,11 +150,17 @@ def _scan(options: Options) -> dict[str, tuple[Path, Scan]]:
     return scans
 
 
-def _check_splits(dataset: str, scan: Scan) -> None:
+def _check_splits(dataset: str, scan: Scan, listed: Path) -> None:
+    """Refuses a scan without a volume for training or test, after it has written to `listed` what was set aside."""
     found = Counter(record.split for record in scan.records)
-    for split in ("train", "test"):
-        if not found[split]:
-            raise ValueError(f"{dataset} has no usable volume for {split} ({dict(found)}); is the download complete?")
+    empty = [split for split in ("train", "test") if not found[split]]
+    if not empty:
+        return
+    write_quarantine(listed, scan.refused, {dataset})
+    codes = ", ".join(f"{code} {number}" for code, number in counts(scan.refused).items())
+    told = f"set aside were {codes}, see {listed}" if codes else "nothing was set aside, so the download is not complete"
+    usable = ", ".join(f"{split} {number}" for split, number in found.items())
+    raise ValueError(f"{dataset} has no usable volume for {' and '.join(empty)} (usable: {usable or 'none'}); {told}")
 
 
 def _build_all(

@@ -13,6 +13,7 @@ from mg3d.preparation import geometry
 from mg3d.preparation.hounsfield import AIR_HU, AIR_SHARE, CLIP_HU, PADDING_HU, choose_rule
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import VolumeRecord
+from mg3d.settings.schema import CROP
 
 UNITS = {"ct_rate": "hu", "ctrg": "grey8"}
 """Data set -> key of INTENSITIES."""
@@ -24,7 +25,7 @@ def preprocessing(dataset: str, shape: tuple[int, int, int]) -> dict[str, Any]:
     steps = {
         "version": 1,
         "read": {"order": "LPS", "tilt": "nearest upright grid"},
-        "crop": {"kind": "fraction of each axis, centred", "zyx": list(geometry.CROP)},
+        "crop": {"kind": "fraction of each axis, centred", "zyx": list(CROP)},
         "resize": {"zyx": list(shape), "kernel": "triangle, antialiased, separable", "rounding": "to nearest even"},
         "clip": list(_LIMITS[UNITS[dataset]]),
         "limits": {
@@ -90,6 +91,8 @@ def _read_slices(record: VolumeRecord, root: Path) -> tuple[np.ndarray, None, st
                 slices.append(np.asarray(picture.convert("L")))
     except FileNotFoundError:
         raise Refusal("missing_file", "a listed slice") from None
+    except PermissionError:
+        raise Refusal("unreadable", "a listed slice") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise Refusal("jpeg_truncated", type(error).__name__) from None
     if len({plane.shape for plane in slices}) > 1:

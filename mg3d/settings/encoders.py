@@ -38,7 +38,7 @@ ENCODERS: dict[str, EncoderRow] = {
 }  # fmt: skip
 """Kind (a name of mg3d/models/vision/registry.py) -> what it reads."""
 
-_FOR_ALL = ("vision_encoder", "input_shift", "input_scale")
+_FOR_ALL = ("vision_encoder", "standardise_voxels")
 
 
 def unread(vision: VisionSettings) -> list[str]:

@@ -93,8 +93,11 @@ _AT_LEAST: dict[str, float] = {
     "embedding_size": 1, "fusion_layers": 1, "fusion_heads": 1, "mim_cube": 1, "learning_rate": 0, "head_multiplier": 0,
     "weight_decay": 0, "warmup_steps": 0, "max_steps": 1, "grad_clip": 0, "per_gpu_batchsize": 1, "batch_size": 1, "devices": 0,
     "num_nodes": 1, "val_interval": 1, "val_batches": 0, "log_interval": 1, "max_minutes": 0, "seed": 0, "tiny_vocabulary": 50,
+    "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
     "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
 }  # fmt: skip
+RELEASED_HEADS = 8
+"""Heads of the released report pooler, `SentenceAttentionPool`."""
 _SHARES = ("denying_view_share", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below")
 
 
@@ -109,9 +112,12 @@ def _check_ranges(settings: Settings) -> None:
 
 
 def _check_together(settings: Settings) -> None:
-    data, vision, model, optim = settings.data, settings.vision, settings.model, settings.optim
+    data, vision, text, model, optim = settings.data, settings.vision, settings.text, settings.model, settings.optim
     kind, encoder = vision.vision_encoder, ENCODERS[vision.vision_encoder]
-    patch_size, stride = encoder.patch_size(vision), encoder.stride(vision)
+    patch_size, stride, has_stages = encoder.patch_size(vision), encoder.stride(vision), "depths" in encoder.reads
+    channels = [vision.embed_dim * 2**stage for stage in range(len(vision.depths))]
+    undivided = [width for width, heads in zip(channels, vision.num_heads) if heads < 1 or width % heads]
+    fused = settings.loss.weight_cml + settings.loss.weight_dcl + settings.loss.weight_ssm > 0
     sides = (data.image_size, data.image_size * 3 // 4)
     rules = [
         (data.image_size % 32 == 0, f"image_size={data.image_size}: must be a multiple of 32"),
@@ -123,10 +129,24 @@ def _check_together(settings: Settings) -> None:
          f"mim_cube={model.mim_cube} must be a multiple of patch_size={patch_size}"),
         (kind != "nnunet" or vision.embed_dim % 2 == 0,
          f"embed_dim={vision.embed_dim} must be even: the first block of nnunet has half as many channels"),
-        ("depths" not in encoder.reads or len(vision.depths) == len(vision.num_heads),
+        (not has_stages or len(vision.depths) == len(vision.num_heads),
          f"depths={vision.depths} and num_heads={vision.num_heads} differ in length"),
+        (not has_stages or (1 <= len(vision.depths) <= 4 and min(vision.depths) >= 1),
+         f"depths={vision.depths}: one to four stages of at least one block each are expected"),
+        (not has_stages or not undivided, f"num_heads={vision.num_heads}: the heads of each stage must divide its channels, {channels} "
+         f"with embed_dim={vision.embed_dim}"),
         (model.hidden_size % model.fusion_heads == 0,
          f"fusion_heads={model.fusion_heads} does not divide hidden_size={model.hidden_size}"),
+        (model.cml_pair != "multimodal_unimodal" or not fused or model.hidden_size % RELEASED_HEADS == 0,
+         f"cml_pair=multimodal_unimodal pools reports with {RELEASED_HEADS} heads, which do not divide "
+         f"hidden_size={model.hidden_size}"),
+        (model.mim_decoder != "conv" or settings.loss.weight_mim == 0 or 2 * model.hidden_size >= stride,
+         f"mim_decoder=conv halves hidden_size={model.hidden_size} until it has undone the stride {stride}, and nothing is left; "
+         f"use at least {stride // 2}, or mim_decoder=linear"),
+        (text.text_encoder != "tiny" or text.tiny_text_width % text.tiny_text_heads == 0,
+         f"tiny_text_heads={text.tiny_text_heads} does not divide tiny_text_width={text.tiny_text_width}"),
+        (bool(data.datasets), "datasets=[]: name at least one data set, e.g. datasets='[\"ct_rate\"]'"),
+        (len(set(data.datasets)) == len(data.datasets), f"datasets={data.datasets} names one twice"),
         (optim.warmup_steps < optim.max_steps,
          f"warmup_steps={optim.warmup_steps} must be smaller than max_steps={optim.max_steps}"),
         (optim.batch_size >= optim.per_gpu_batchsize,
@@ -138,7 +158,7 @@ def _check_together(settings: Settings) -> None:
          "every loss weight is 0: nothing to learn"),
         (model.ssm_differ_below < model.ssm_same_above,
          f"ssm_differ_below={model.ssm_differ_below} must be smaller than ssm_same_above={model.ssm_same_above}"),
-        (settings.text.text_encoder != "tiny" or not settings.text.freeze_text,
+        (text.text_encoder != "tiny" or not text.freeze_text,
          "text_encoder=tiny starts from random weights and cannot be frozen; set freeze_text=False"),
     ]  # fmt: skip
     for holds, sentence in rules:

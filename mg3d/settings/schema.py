@@ -7,6 +7,9 @@ The defaults are the paper's recipe with the objective `mg3d`; `presets.py` hold
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+DatasetName = Literal["ct_rate", "ctrg"]
+"""Data sets that the preparation writes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -14,8 +17,8 @@ class DataSettings:
 
     data_root: str = "data/pretrain_arrows"
     """Folder with the Arrow files that prepro/prepro_pretraining_data.py wrote."""
-    datasets: tuple[str, ...] = ("ct_rate", "ctrg")
-    """Data sets to mix; each needs its `_train` and `_val` file in data_root."""
+    datasets: tuple[DatasetName, ...] = ("ct_rate", "ctrg")
+    """Data sets to mix; each needs its `_train` and `_val` file in data_root. All `_val` files empty: nothing is validated."""
     dataset_weights: tuple[float, ...] = ()
     """Share of each data set in the draws, in the order of `datasets`; empty = by number of studies."""
     image_size: int = 128
@@ -52,10 +55,9 @@ class VisionSettings:
     """Blocks per stage; each stage ends in a merging that halves every axis."""
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     """Attention heads per stage."""
-    input_shift: float = 0.0
-    """The encoder sees (volume - input_shift) * input_scale; the released weights want volumes in [0, 1] as they are."""
-    input_scale: float = 1.0
-    """See input_shift. A small encoder from scratch learns several times faster from centred volumes of unit variance."""
+    standardise_voxels: bool = False
+    """The encoder sees every voxel minus its mean over training volumes, divided by its deviation; what sets a patient apart is
+    then not drowned in what all chests share. The released weights want volumes in [0, 1] as they are."""
     patch_merging: Literal["legacy", "monai"] = "legacy"
     """legacy: the merging the released weights were trained with. Equal keys and shapes, other features: never mix."""
     token_projection: bool = False
@@ -176,9 +178,9 @@ class OptimSettings:
     grad_clip: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     per_gpu_batchsize: int = 4
-    """Volumes per rank and pass."""
+    """Most volumes per rank and pass. A rank takes fewer where its share of batch_size is smaller."""
     batch_size: int = 16
-    """Volumes per optimiser step over all ranks; gradient accumulation makes up the difference."""
+    """Volumes per optimiser step over all ranks, made up of passes of per_gpu_batchsize; what these cannot make up is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +200,7 @@ class RunSettings:
     log_dir: str = "result/pretrain"
     """Folder of logs, checkpoints, tokenizer and pages."""
     run_name: str = ""
-    """Sub-folder of log_dir; empty = named after the objective and encoders."""
+    """Sub-folder of log_dir; empty = log_dir itself."""
     resume_from: str = ""
     """A checkpoint of this run to go on from; `last` = the newest of the run folder; empty = start anew."""
     load_path: str = ""
@@ -216,7 +218,7 @@ class RunSettings:
     truth_root: str = ""
     """Folder of a synthetic set's truth files; adds what only known truth can tell."""
     max_minutes: float = 0.0
-    """Stop (with a checkpoint) after this many minutes of training; 0 = no limit."""
+    """Stop (with a checkpoint) after this many minutes of training, counted anew when a run goes on; 0 = no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +232,10 @@ class Settings:
     loss: LossSettings = field(default_factory=LossSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+
+CROP = (0.88, 0.65625, 0.875)
+"""Central share of each axis (z, y, x) of a scan that becomes the volume; 336 and 448 of 512 pixels, as the original."""
 
 
 def volume_shape(image_size: int) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
 """From typed settings to the data side of a run: tokenizer, data module, statistics of its reports."""
 
+import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -10,36 +12,70 @@ from transformers import PreTrainedTokenizerBase
 
 from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.tokenizer import load_tokenizer, pad_reports, train_wordpiece
+from mg3d.files import write_json
 from mg3d.models.mg3d import MG3D
 from mg3d.settings.schema import Settings, volume_shape
 
 TOKENIZER_FOLDER = "tokenizer"
+TOKENIZER_ORIGIN = "made_from.json"
+"""In the tokenizer's folder: its `tokenizer_origin`."""
 MOST_REPORTS_FOR_STATISTICS = 20_000
+MOST_VOLUMES_FOR_STATISTICS = 600
 LONGEST_WAIT_S = 600
 
 
-def build_tokenizer(settings: Settings, run_dir: Path, data: MultiTaskDataModule) -> PreTrainedTokenizerBase:
+def build_tokenizer(
+    settings: Settings, run_dir: Path, data: MultiTaskDataModule, *, origin: dict[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of the text encoder; for `tiny`, WordPiece trained on the training reports and kept in `run_dir`.
 
-    The first rank trains it, the others wait for its files.
+    With `origin`, one that is there already is taken only if it was made from just that. The first rank trains it, the others
+    wait for its files.
     """
     if settings.text.text_encoder != "tiny":
         return load_tokenizer(settings.text.text_encoder)
     folder = run_dir / TOKENIZER_FOLDER
     deadline = time.monotonic() + LONGEST_WAIT_S
-    while not (folder / "tokenizer.json").is_file():
-        if int(os.environ.get("RANK", "0")) == 0:
+    while not _is_made(folder, origin):
+        if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
             reports = (row.report for row in data.training_reports())
             folder.parent.mkdir(parents=True, exist_ok=True)
-            return train_wordpiece(reports, vocab_size=settings.text.tiny_vocabulary, out_dir=folder)
+            tokenizer = train_wordpiece(reports, vocab_size=settings.text.tiny_vocabulary, out_dir=folder)
+            write_json(folder / TOKENIZER_ORIGIN, origin or tokenizer_origin(settings, data))
+            return tokenizer
         if time.monotonic() > deadline:
             raise FileNotFoundError(f"the first rank has written no {folder}; all ranks must share the folder log_dir")
         time.sleep(1)
     return load_tokenizer(str(folder))
 
 
-def build_data(settings: Settings, tokenizer: PreTrainedTokenizerBase | None = None) -> MultiTaskDataModule:
-    """The mixture of the data sets; without a tokenizer only its reports and studies can be read."""
+def tokenizer_origin(settings: Settings, data: MultiTaskDataModule) -> dict[str, Any] | None:
+    """What a `tiny` tokenizer is made from: its largest size, and number and hash of the training reports. None for others."""
+    if settings.text.text_encoder != "tiny":
+        return None
+    reports, digest = data.training_reports(), hashlib.sha256()
+    for row in reports:
+        content = row.report.encode()
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return {"tiny_vocabulary": settings.text.tiny_vocabulary, "reports": len(reports), "sha256": digest.hexdigest()}
+
+
+def _is_made(folder: Path, origin: dict[str, Any] | None) -> bool:
+    if origin is None:
+        return (folder / "tokenizer.json").is_file()
+    try:
+        return json.loads((folder / TOKENIZER_ORIGIN).read_text(encoding="utf-8")) == origin
+    except FileNotFoundError:
+        return False
+
+
+def build_data(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase | None = None, *, per_rank: int | None = None
+) -> MultiTaskDataModule:
+    """The mixture of the data sets; without a tokenizer only its reports and studies can be read.
+
+    per_rank: volumes per rank and pass; per_gpu_batchsize when left out.
+    """
     data, model = settings.data, settings.model
     return MultiTaskDataModule(
         data_root=Path(data.data_root),
@@ -57,10 +93,17 @@ def build_data(settings: Settings, tokenizer: PreTrainedTokenizerBase | None = N
         sentence_views=data.sentence_views,
         denying_view_share=data.denying_view_share,
         pad_to_most=model.fusion == "gate",
-        per_gpu_batchsize=settings.optim.per_gpu_batchsize,
+        per_gpu_batchsize=per_rank or settings.optim.per_gpu_batchsize,
         num_workers=data.num_workers,
         seed=settings.run.seed,
     )
+
+
+def fit_voxels(model: MG3D, data: MultiTaskDataModule) -> None:
+    """Takes the mean and deviation of every voxel from training volumes; nothing for a model that does not standardise."""
+    if model.voxels is not None:
+        volumes = data.training_volumes(most=MOST_VOLUMES_FOR_STATISTICS)
+        model.voxels.fit(torch.from_numpy(volume) for volume in volumes)
 
 
 def fit_sentence_space(model: MG3D, data: MultiTaskDataModule, settings: Settings) -> dict[str, Any]:

@@ -76,6 +76,9 @@ def write_evidence(settings: Settings, run_dir: Path, checkpoint: Path, *, say: 
     untrained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
     trained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
     trained.load_state_dict(model_weights(checkpoint))
+    measured = dict(trained.named_buffers())
+    for name, buffer in untrained.named_buffers():
+        buffer.copy_(measured[name])  # statistics of the training data, taken before the first step
     result: dict[str, Any] = {"studies": len(scene.test), "objective": sorted(trained.objectives)}
     mean_image = held_out.mean_volume(scene.train, most=300)
     similarity = None

@@ -24,6 +24,7 @@ from mg3d.metrics.classification import auroc
 from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
 from mg3d.settings.schema import LossSettings, Settings
+from mg3d.training.build import build_data, fit_voxels
 from mg3d.training.optim import schedule_factor
 from mg3d.training.trainer import resolve_accelerator
 
@@ -57,7 +58,9 @@ def diagnose_labels(settings: Settings, run_dir: Path, *, say: Callable[[str], N
     On val, because presets are chosen by it and the test studies must stay unseen until then.
     """
     device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-    probe = build_probe(settings).to(device)
+    probe = build_probe(settings)
+    fit_voxels(probe.model, build_data(settings))
+    probe = probe.to(device)
     optim = settings.optim
     optimizer = torch.optim.AdamW(probe.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay)
     batches = _training_batches(settings)

@@ -81,6 +81,22 @@ class PretrainModule(pl.LightningModule):
         """Adds what the checkpoint belongs to."""
         checkpoint["mg3d"] = self.identity
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes back to the last whole optimiser step.
+
+        A run that stopped between two steps has counted passes whose gradients are lost; they come again. Counted from the
+        steps, the pass index also fits when the run goes on with another number of ranks.
+        """
+        steps = checkpoint["global_step"]
+        passes = steps * self.trainer.accumulate_grad_batches
+        loop = checkpoint["loops"]["fit_loop"]
+        for scope in ("total", "current"):
+            counters = loop["epoch_loop.batch_progress"][scope]
+            counters.update(dict.fromkeys(counters, passes))
+        # Where a validation is due, Lightning comes by once more without training, and counts the step then.
+        validated = self.trainer.enable_validation and passes % self.trainer.val_check_interval == 0
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - int(validated)
+
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and a per-step schedule."""
         optimizer, schedule = build_optimizer(parameter_groups(self.model, self.optim_settings), self.optim_settings)

@@ -14,17 +14,17 @@ from rich.console import Console
 from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import load_weights
 from mg3d.distributed import rank
-from mg3d.files import write_json
+from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
 from mg3d.settings.parse import defaults, flatten
 from mg3d.settings.schema import Settings, objective_weights
-from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space
-from mg3d.training.evidence import show_evidence, write_evidence
+from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
+from mg3d.training.evidence import held_out_studies, show_evidence, write_evidence
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
-from mg3d.training.trainer import accumulation, build_trainer, resolve_accelerator, resolve_devices
+from mg3d.training.trainer import BatchPlan, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
@@ -63,11 +63,17 @@ def pretrain(settings: Settings) -> None:
         say(f"{run_dir} holds this run, finished; nothing to train (run_name=... starts another)")
         show_evidence(run_dir)
         return
-    resolve_devices(settings.run)
+    plan = plan_batches(settings)
+    if settings.run.evidence:
+        held_out_studies(settings)  # refused now rather than after the training
     pl.seed_everything(settings.run.seed, verbose=False)
-    data = build_data(settings)
-    data.tokenizer = build_tokenizer(settings, run_dir, data)
+    data = build_data(settings, per_rank=plan.per_rank)
+    origin = tokenizer_origin(settings, data)
+    if checkpoint:
+        refuse_other_reports(checkpoint, origin)
+    data.tokenizer = build_tokenizer(settings, run_dir, data, origin=origin)
     model = build_untrained(settings, len(data.tokenizer))
+    fit_voxels(model, data)
     if settings.run.load_path and not checkpoint:
         start_from(settings, model)
     space = fit_sentence_space(model, data, settings)
@@ -78,24 +84,30 @@ def pretrain(settings: Settings) -> None:
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,
-        identity={"settings": flatten(settings), "text_config": text_config(model)},
+        identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin},
     )
-    trainer = build_trainer(settings, run_dir)
+    trainer = build_trainer(settings, run_dir, validates=data.validates)
     if trainer.is_global_zero:
+        remove_partial(run_dir / "checkpoints")
         write_json(run_dir / "settings.json", flatten(settings))
         write_json(run_dir / "sentence_space.json", space)
-    describe(settings, model, data, run_dir)
+    describe(model, data)
+    say(f"{describe_plan(settings, plan)}; writing {run_dir}")
+    if not data.validates:
+        say(f"no study to validate on: a checkpoint `last` every {settings.run.val_interval} steps, and no `best`")
     if checkpoint:
-        data.start_step = load_checkpoint(checkpoint)["global_step"] * accumulation(settings)
-        say(f"going on from {checkpoint} at step {data.start_step // accumulation(settings)}")
+        data.start_step = go_on_from(checkpoint, plan) * plan.passes
     begin = time.monotonic()
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    fit(trainer, module, data, checkpoint)
     say(f"trained {trainer.global_step} steps in {(time.monotonic() - begin) / 60:.1f} minutes")
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
+
+
+def identity(settings: Settings, model: MG3D) -> dict[str, Any]:
+    """What every checkpoint says of its model: the settings, and the configuration that its BERT is rebuilt from."""
+    return {"settings": flatten(settings), "text_config": text_config(model)}
 
 
 def start_from(settings: Settings, model: MG3D) -> None:
@@ -103,6 +115,17 @@ def start_from(settings: Settings, model: MG3D) -> None:
     say(str(load_weights(model, settings.run.load_path, merging=settings.run.load_merging or None)))
     if settings.optim.learning_rate > FINE_RATE:
         say(f"learning_rate={settings.optim.learning_rate:g} suits a start from scratch; weights that continue usually want 1e-5")
+
+
+def fit(trainer: pl.Trainer, module: PretrainModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
+    """Trains until the end or a limit; KeyboardInterrupt after Ctrl-C, which Lightning turns into an exit without a word."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 def evaluate(settings: Settings) -> None:
@@ -129,15 +152,29 @@ def diagnose(settings: Settings) -> None:
     diagnose_labels(settings, run_folder(settings), say=say)
 
 
-def describe(settings: Settings, model: torch.nn.Module, data: pl.LightningDataModule, run_dir: Path) -> None:
-    """Says what is about to be trained, on what, and where it writes."""
+def describe(model: torch.nn.Module, data: pl.LightningDataModule) -> None:
+    """Says what is about to be trained, and on what."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     say(f"{trained / 1e6:.2f} M parameters to train, {frozen / 1e6:.2f} M frozen; {data.summary()}")
-    say(
-        f"{settings.optim.max_steps} steps of {settings.optim.batch_size} volumes on {resolve_devices(settings.run)} "
-        f"{resolve_accelerator(settings.run)} process(es); writing {run_dir}"
+
+
+def describe_plan(settings: Settings, plan: BatchPlan) -> str:
+    """How many steps of how many volumes, and how these are shared among processes and passes."""
+    return (
+        f"{settings.optim.max_steps} steps of {plan.per_pass * plan.passes} volumes: {plan.ranks} "
+        f"{resolve_accelerator(settings.run)} process(es) x {plan.per_rank} volumes x {plan.passes} pass(es)"
     )
+
+
+def go_on_from(checkpoint: Path, plan: BatchPlan) -> int:
+    """Steps done in a checkpoint, after saying so, and also when its passes held another number of volumes."""
+    saved = load_checkpoint(checkpoint)
+    say(f"going on from {checkpoint} at step {saved['global_step']}")
+    before = saved["mg3d"].get("volumes_per_pass", plan.per_pass)
+    if before != plan.per_pass:
+        say(f"a pass now contrasts {plan.per_pass} volumes with one another, {before} before; steps and order of the data stay")
+    return saved["global_step"]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -186,6 +223,16 @@ def refuse_other_settings(path: Path, settings: Settings) -> None:
     if other:
         shown = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:5])
         raise ValueError(f"{path} belongs to another configuration: {shown}; use its settings, or run_name=... for a new run")
+
+
+def refuse_other_reports(path: Path, origin: dict[str, Any] | None) -> None:
+    """Raises ValueError when the words that the checkpoint knows come from other training reports than `origin`."""
+    theirs = load_checkpoint(path)["mg3d"].get("tokenizer", origin)
+    if theirs != origin:
+        raise ValueError(
+            f"{path} knows the words of {theirs['reports']:,} training reports that are not the {origin['reports']:,} "
+            "of data_root now; give the data it was trained on, or run_name=... for a new run"
+        )
 
 
 def is_finished(path: Path, settings: Settings) -> bool:

@@ -1,16 +1,18 @@
 """The Lightning Trainer: machine, precision, loggers, checkpoints, progress."""
 
 import sys
-from datetime import timedelta
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 
+from mg3d.files import replacing
 from mg3d.settings.schema import RunSettings, Settings
 
 
@@ -28,6 +30,33 @@ class PlainBar(TQDMProgressBar):
     def get_metrics(self, *arguments: Any) -> dict[str, Any]:
         """What stands behind the bar."""
         return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all: a full disk or a kill leaves the one before. Lightning writes elsewhere first,
+    and moving from there to another disk can be cut off."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes one checkpoint."""
+        with replacing(Path(path)) as stream:
+            torch.save(checkpoint, stream)
+
+
+class StopAfter(Callback):
+    """Ends training after so many minutes of this process, between two optimiser steps."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self.end, self.step = minutes * 60, float("inf"), 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Starts the clock, anew when a run goes on."""
+        self.end, self.step = time.monotonic() + self.seconds, trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
+        """Looks at the clock after every optimiser step; the first rank's counts for all."""
+        if trainer.global_step != self.step:
+            self.step = trainer.global_step
+            trainer.should_stop = trainer.should_stop or trainer.strategy.broadcast(time.monotonic() >= self.end)
 
 
 def resolve_accelerator(run: RunSettings) -> str:
@@ -58,17 +87,54 @@ def resolve_precision(run: RunSettings) -> str:
         return run.precision
     if resolve_accelerator(run) == "cpu":
         return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def accumulation(settings: Settings) -> int:
-    """Passes per optimiser step, so that `batch_size` volumes are seen by all ranks together."""
-    per_pass = settings.optim.per_gpu_batchsize * resolve_devices(settings.run) * settings.run.num_nodes
-    return max(1, settings.optim.batch_size // per_pass)
+class BatchPlan(NamedTuple):
+    """How the `batch_size` volumes of one optimiser step are shared: ranks * per_rank * passes of them, exactly."""
+
+    ranks: int
+    """Processes on all nodes."""
+    per_rank: int
+    """Volumes per rank and pass."""
+    passes: int
+    """Passes per optimiser step."""
+
+    @property
+    def per_pass(self) -> int:
+        """Volumes of one pass over all ranks: the ones that are contrasted with one another."""
+        return self.ranks * self.per_rank
 
 
-def checkpoint_callback(folder: Path) -> ModelCheckpoint:
-    """`best` by validation loss and `last`, both written after each validation."""
+def plan_batches(settings: Settings) -> BatchPlan:
+    """Shares `batch_size` among the ranks, in passes of at most `per_gpu_batchsize` volumes.
+
+    Raises:
+        ValueError: it cannot be shared evenly; the sentence names a value that works.
+    """
+    asked, most = settings.optim.batch_size, settings.optim.per_gpu_batchsize
+    ranks = resolve_devices(settings.run) * settings.run.num_nodes
+    share = asked // ranks
+    if asked % ranks == 0 and (share <= most or share % most == 0):
+        per_rank = min(share, most)
+        return BatchPlan(ranks, per_rank, share // per_rank)
+    step = ranks if asked <= ranks * most else ranks * most
+    works = f"batch_size={-(-asked // step) * step}"
+    if asked % ranks:
+        raise ValueError(f"batch_size={asked} cannot be shared evenly by {ranks} processes; use {works}, or other devices")
+    fits = next(size for size in range(most, 0, -1) if share % size == 0)
+    raise ValueError(
+        f"batch_size={asked} gives each of {ranks} process(es) {share} volumes a step, which passes of "
+        f"per_gpu_batchsize={most} do not make up; use per_gpu_batchsize={fits} or {works}"
+    )
+
+
+def checkpoint_callback(folder: Path, *, every_steps: int | None = None) -> ModelCheckpoint:
+    """`best` by validation loss and `last`, both after each validation; with `every_steps`, `last` alone, so many steps apart."""
+    if every_steps:
+        return ModelCheckpoint(
+            dirpath=folder, save_top_k=0, save_last=True, every_n_train_steps=every_steps, enable_version_counter=False
+        )
     return ModelCheckpoint(
         dirpath=folder, filename="best", monitor="val/total", mode="min", save_top_k=1, save_last=True,
         enable_version_counter=False, save_on_train_epoch_end=False,
@@ -89,12 +155,16 @@ def csv_part(run_dir: Path) -> str:
     return f"part-{sum(1 for _ in run_dir.glob('csv/part-*')):03d}"
 
 
-def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, ...] = ()) -> pl.Trainer:
+def build_trainer(
+    settings: Settings, run_dir: Path, *, validates: bool = True, extra: tuple[Callback, ...] = ()
+) -> pl.Trainer:
     """The Trainer of one run, writing into `run_dir`."""
-    run, devices, steps_apart = settings.run, resolve_devices(settings.run), accumulation(settings)
+    run, devices, steps_apart = settings.run, resolve_devices(settings.run), plan_batches(settings).passes
     several = devices * run.num_nodes > 1
     terminal = torch.distributed.is_torchelastic_launched() is False and _is_terminal()
     progress = RichBar() if terminal else PlainBar(refresh_rate=max(1, run.log_interval))
+    checkpoints = checkpoint_callback(run_dir / "checkpoints", every_steps=None if validates else run.val_interval)
+    limits = (StopAfter(run.max_minutes),) if run.max_minutes else ()
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=devices,
@@ -103,12 +173,11 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
         precision=resolve_precision(run),
         max_steps=settings.optim.max_steps,
         max_epochs=-1,
-        max_time=timedelta(minutes=run.max_minutes) if run.max_minutes else None,
         accumulate_grad_batches=steps_apart,
         gradient_clip_val=settings.optim.grad_clip or None,
         val_check_interval=run.val_interval * steps_apart,
         check_val_every_n_epoch=None,
-        limit_val_batches=run.val_batches or 1.0,
+        limit_val_batches=(run.val_batches or 1.0) if validates else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=run.log_interval,
         use_distributed_sampler=False,
@@ -117,7 +186,8 @@ def build_trainer(settings: Settings, run_dir: Path, *, extra: tuple[Callback, .
             TensorBoardLogger(run_dir, name="", version="tensorboard"),
             CSVLogger(run_dir, name="csv", version=csv_part(run_dir)),
         ],
-        callbacks=[checkpoint_callback(run_dir / "checkpoints"), LearningRateMonitor("step"), progress, *extra],
+        plugins=[WholeCheckpoints()],
+        callbacks=[checkpoints, LearningRateMonitor("step"), progress, *limits, *extra],
     )
 
 

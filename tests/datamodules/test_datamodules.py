@@ -109,13 +109,24 @@ def test_each_set_has_its_own_module(root, tokenizer, module, dataset):
     assert np.isfinite(batch.volume).all()
 
 
+def test_one_empty_validation_split_leaves_the_other(tmp_path, tokenizer):
+    for dataset, patients in (("ct_rate", 0), ("ctrg", 5)):
+        write_split(tmp_path, dataset, "train", patients=4)
+        write_split(tmp_path, dataset, "val", patients=patients)
+    options = {"data_root": tmp_path, "dataset_weights": (), "tokenizer": tokenizer}
+    both = MultiTaskDataModule(datasets=("ct_rate", "ctrg"), **options, **OPTIONS)
+    assert both.validates
+    assert [name.split("/")[0] for batch in both.val_dataloader() for name in batch.study_id] == ["ctrg"] * 4
+    assert not CTRateDataModule(data_root=tmp_path, tokenizer=tokenizer, **OPTIONS).validates
+
+
 def test_files_of_another_size_and_empty_splits_are_refused(root, tmp_path):
     other = {"datasets": ("ct_rate",), "dataset_weights": (), "tokenizer": None}
     with pytest.raises(ValueError, match="set image_size=16"):
         MultiTaskDataModule(data_root=root, **other, **OPTIONS | {"shape": (32, 24, 32)})
-    write_split(tmp_path, "ct_rate", "train", patients=2)
-    write_split(tmp_path, "ct_rate", "val", patients=0)
-    with pytest.raises(ValueError, match="val_patients"):
+    write_split(tmp_path, "ct_rate", "train", patients=0)
+    write_split(tmp_path, "ct_rate", "val", patients=2)
+    with pytest.raises(ValueError, match="has no volume"):
         MultiTaskDataModule(data_root=tmp_path, **other, **OPTIONS)
     with pytest.raises(FileNotFoundError, match="prepro"):
         MultiTaskDataModule(data_root=tmp_path / "nowhere", **other, **OPTIONS)

@@ -1,6 +1,7 @@
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,47 @@ def test_salt_is_drawn_once_and_private(tmp_path):
     path = tmp_path / "out" / "salt.txt"
     assert read_salt(path) == read_salt(path)
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_salt_is_private_from_its_first_byte_and_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "salt.txt"
+    seen = []
+
+    def killed(descriptor):
+        seen.extend(file.stat().st_mode & 0o777 for file in tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mg3d.files.os.fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            read_salt(path)
+    assert seen == [0o600]
+    assert not list(tmp_path.iterdir())
+    assert len(read_salt(path)) == 32
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"0123456789abcde\n", b"x" * 65])
+def test_a_salt_that_hides_nothing_is_refused(tmp_path, content):
+    path = tmp_path / "salt.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="16 to 64 are expected; bring back"):
+        read_salt(path)
+    assert path.read_bytes() == content
+
+
+def test_a_folder_that_may_not_be_read_is_set_aside_without_its_name(tmp_path, monkeypatch):
+    write_ctrg(tmp_path, 6, as_list=False)
+    listed = Path.iterdir
+
+    def iterdir(self):
+        if self.name == "Person 2":
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    found = scan(tmp_path)
+    assert len(found.records) == 5
+    assert [(entry.code, entry.detail) for entry in found.refused] == [("unreadable", "PermissionError")]
 
 
 def test_published_order_gives_the_published_counts(tmp_path):

@@ -144,6 +144,78 @@ def test_mistakes_are_told_in_one_sentence(arguments, words, tmp_path, monkeypat
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n\xff\xfe\x00", b'VolumeName,Findings_EN\n"a,b\nc'], ids=["empty", "binary", "cut"]
+)
+@pytest.mark.parametrize("table", ["radiology_text_reports/train_reports.csv", "metadata/validation_metadata.csv"])
+def test_a_broken_table_is_named_with_what_it_should_hold(small_tree, tmp_path, capsys, table, content):
+    root = small_tree.write()
+    (root / "dataset" / table).write_bytes(content)
+    assert run(root, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert str(root / "dataset" / table) in error
+    assert "VolumeName" in error
+    assert "download it again" in error
+    assert error.count("\n") == 1
+
+
+def test_a_no_chest_list_that_is_no_text_is_named(small_tree, tmp_path, capsys):
+    root = small_tree.write()
+    (root / "dataset/metadata/no_chest_train.txt").write_bytes(b"\xff\xfe\x00a")
+    assert run(root, tmp_path / "out") == 2
+    assert "no_chest_train.txt is no text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'[{"id": 1, "image_path": ["./Chest_New/Person', "cannot be read as JSON (JSONDecodeError)"),
+        (b"", "cannot be read as JSON"),
+        (b"\xff\xfe\x00", "cannot be read as JSON (UnicodeDecodeError)"),
+        (b'{"train": {}}', "neither a list of cases nor a dict"),
+        (b'[{"image_path": "Person 0"}, {"image_path": [1]}]', "case 1 of train has no image_path"),
+        (b'[{"image_path": "Person 0"}, {"image_path": {"Person 1": 2}}]', "case 1 of train has no image_path"),
+        (b'[{"image_path": 5}]', "case 0 of train has no image_path"),
+    ],
+)
+def test_a_broken_annotation_is_named_with_what_it_should_hold(tmp_path, capsys, content, words):
+    root = tmp_path / "ctrg"
+    root.mkdir()
+    (root / "chest_ctrg_jpg.json").write_bytes(content)
+    assert script.main(["--ctrg", str(root), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert str(root / "chest_ctrg_jpg.json") in error
+    assert words in error
+    assert "Person" not in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_no_error_below_ctrg_tells_a_path(tmp_path, monkeypatch, capsys, error):
+    root = write_ctrg(tmp_path / "ctrg", 12)
+
+    def broken(*arguments):
+        error.filename = str(root / "Chest_New" / "Person 3" / "slice.jpg")
+        raise error
+
+    monkeypatch.setattr("mg3d.preparation.ctrg._find", broken)
+    monkeypatch.setattr("mg3d.preparation.ctrg.Quarantined", broken)  # whatever comes through the scan's own net
+    assert script.main(["--ctrg", str(root), "--out", str(tmp_path / "out"), "--image-size", "32"]) in (1, 2)
+    said = capsys.readouterr()
+    assert "Person" not in said.out + said.err
+    assert error.strerror in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_an_error_elsewhere_tells_its_path(small_tree, tmp_path, monkeypatch, capsys):
+    blocked = tmp_path / "out"
+    blocked.write_text("a file where a folder should be")
+    assert run(small_tree.write(), blocked) in (1, 2)
+    error = capsys.readouterr().err
+    assert str(blocked) in error
+    assert error.count("\n") == 1
+
+
 def test_a_full_disk_is_told_and_leaves_no_part(small_tree, tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")

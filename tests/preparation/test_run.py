@@ -1,6 +1,7 @@
 """A run as a whole: workers, stopping, going on, what is listed."""
 
 import json
+import shutil
 
 import pytest
 from small_raw import write_ctrg
@@ -130,6 +131,28 @@ def test_an_empty_split_is_an_error_and_no_val_is_a_note(tree, tmp_path):
     tree.no_chest.append("valid_1_a_1")
     with pytest.raises(ValueError, match="no usable volume for test"):
         prepare(options(tree.write(), tmp_path / "out"))
+
+
+def test_what_was_set_aside_is_listed_when_nothing_is_left(small_tree, tmp_path):
+    for name in small_tree.rows:
+        small_tree.rows[name] = (small_tree.rows[name][0], {"Findings_EN": "Not given.", "Impressions_EN": ""})
+    small_tree.no_chest.append("train_3_a_1")
+    out = tmp_path / "out"
+    write_quarantine(out / "quarantine.jsonl", [Quarantined("ctrg/1", "ctrg", "scan", "missing_file")], {"ctrg"})
+    with pytest.raises(ValueError, match=r"for train and test \(usable: none\).* report_missing 9, no_chest 1, see .*quarantine"):
+        prepare(options(small_tree.write(), out))
+    entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert len(entries) == 10 + 1
+    assert not list(out.rglob("*.arrow"))
+
+
+def test_an_empty_split_from_which_nothing_was_set_aside_is_a_matter_of_the_download(tree, tmp_path):
+    tree.add("train_1_a_1")
+    tree.add("valid_1_a_1")
+    root = tree.write()
+    shutil.rmtree(root / "dataset" / "valid_fixed")
+    with pytest.raises(ValueError, match=r"for test \(usable: train 1\); nothing was set aside, so the download is not complete"):
+        prepare(options(root, tmp_path / "out"))
 
 
 def test_an_error_without_a_code_names_its_type_only(small_tree, tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 
 from mg3d.config import command_line, resolve
 from mg3d.settings.encoders import unread
-from mg3d.settings.parse import defaults, flatten, parse
+from mg3d.settings.parse import RELEASED_HEADS, defaults, flatten, parse
 from mg3d.settings.presets import PRESETS
-from mg3d.settings.schema import LossSettings, Settings, objective_weights, volume_shape
+from mg3d.settings.schema import DatasetName, LossSettings, Settings, objective_weights, volume_shape
 
 
 def test_flat_names_are_unique_over_all_groups():
@@ -42,6 +43,21 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"window_hu": [0]}, "expected 2 values, found 1"),
         ({"image_size": 100}, "multiple of 32"),
         ({"mim_mask_ratio": 1.5}, "between 0 and 1"),
+        ({"datasets": ["ct_rate", "foo"]}, "datasets='foo': expected one of ct_rate, ctrg"),
+        ({"datasets": []}, "at least one data set"),
+        ({"datasets": ["ctrg", "ctrg"]}, "names one twice"),
+        ({"embed_dim": 12, "num_heads": [3, 6, 5, 24]}, r"must divide its channels, \[12, 24, 48, 96\] with embed_dim=12"),
+        ({"num_heads": [3, 6, 0, 24]}, "must divide its channels"),
+        ({"depths": [], "num_heads": []}, "one to four stages"),
+        ({"depths": [2, 0], "num_heads": [3, 6]}, "one to four stages of at least one block"),
+        ({"depths": [1] * 5, "num_heads": [3] * 5}, "one to four stages|do not divide"),
+        (
+            {"cml_pair": "multimodal_unimodal", "hidden_size": 20, "fusion_heads": 4},
+            "8 heads, which do not divide",
+        ),
+        ({"hidden_size": 12}, "until it has undone the stride 32, and nothing is left; use at least 16"),
+        ({"text_encoder": "tiny", "freeze_text": False, "tiny_text_heads": 5}, "does not divide tiny_text_width=128"),
+        ({"tiny_text_heads": 0}, "must be at least 1"),
         ({"warmup_steps": 10, "max_steps": 10}, "smaller than max_steps"),
         ({"dataset_weights": [1.0]}, "one weight for each"),
         ({"text_encoder": "tiny"}, "cannot be frozen"),
@@ -80,6 +96,35 @@ def test_the_objectives_that_are_on_keep_their_order_and_weight():
     assert objective_weights(LossSettings(weight_mim=0.0, weight_ssm=0.25)) == {
         "mlm": 1.0, "sal": 0.1, "cml": 1.0, "dcl": 0.1, "ssm": 0.25,
     }  # fmt: skip
+
+
+def test_settings_name_the_data_sets_that_are_written():
+    from mg3d.datasets.schema import STEMS
+
+    assert get_args(DatasetName) == tuple(STEMS)
+
+
+def test_the_released_report_pooler_has_the_heads_that_the_rule_counts():
+    from mg3d.models.pooling import SentenceAttentionPool
+
+    assert SentenceAttentionPool(16).heads == RELEASED_HEADS
+
+
+def test_a_released_pair_without_contrast_takes_any_width():
+    off = {f"weight_{name}": 0.0 for name in ("cml", "dcl", "ssm")}
+    assert resolve(["mg3d_intended"], {"hidden_size": 20, "fusion_heads": 4, **off}).model.hidden_size == 20
+
+
+@pytest.mark.parametrize("word", ["mg3d", "mg3d_intended"])
+def test_what_the_rules_let_through_can_be_built(word):
+    from mg3d.models.build import build_untrained
+
+    edge = {
+        "image_size": 64, "patch_size": 4, "depths": [1, 2], "embed_dim": 10, "num_heads": [5, 4], "hidden_size": 8,
+        "fusion_heads": 2, "mim_decoder": "conv", "mim_cube": 8, "tiny_text_width": 6, "tiny_text_heads": 3,
+    }  # fmt: skip
+    model = build_untrained(resolve(["tiny", word], edge), 60)
+    assert model.vision.channels == 40
 
 
 def test_every_objective_has_a_weight_and_a_row():

@@ -88,6 +88,14 @@ def test_a_volume_of_the_first_release_gets_geometry_hu_report_and_labels_from_t
         assert case.title == f"{NAME}: Cardiomegaly, Hiatal hernia"
 
 
+def test_the_tables_are_read_as_the_preparation_reads_them(ct_rate):
+    table = ct_rate / "dataset" / "metadata" / "train_metadata.csv"
+    table.write_text(table.read_text().replace("[1, 0, 0, 0, 1, 0]", ""))  # the preparation takes such a volume as upright
+    case = TOOL.read_case(ct_rate, NAME)
+    np.testing.assert_array_equal(case.volume, chest())
+    assert case.spacing_mm == pytest.approx(SPACING)
+
+
 def test_the_corrected_tree_is_preferred(ct_rate):
     values = chest()
     values[-1] += 50
@@ -146,6 +154,21 @@ def test_the_name_of_a_ctrg_folder_is_shown_nowhere(ctrg_case, tmp_path, monkeyp
     said = capsys.readouterr()
     assert "SOMEBODY" not in picture.name + said.out + said.err
     assert "SOMEBODY" not in TOOL.read_case(ctrg_case, None).title
+    other = ctrg_case.rename(ctrg_case.with_name("ANOTHER"))
+    (tmp_path / "chest_ctrg_jpg.json").write_text(json.dumps([{"image_path": ["a/b/c.jpg"]}, {"image_path": "./ANOTHER"}]))
+    renamed = TOOL.read_case(other, None)
+    assert renamed.name == picture.stem  # the name decides nothing of what is said, not even a number that gives it away
+    (tmp_path / "chest_ctrg_jpg.json").unlink()
+    assert TOOL.read_case(other, None).name == "ctrg_case"
+
+
+def test_a_ctrg_folder_that_may_not_be_read_is_not_named(ctrg_case, monkeypatch, capsys):
+    def iterdir(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert TOOL.main([str(ctrg_case)]) == 2
+    assert "SOMEBODY" not in capsys.readouterr().err
 
 
 def test_the_picture_is_written_where_it_is_asked_for(ct_rate, tmp_path, capsys):
@@ -158,6 +181,14 @@ def test_the_picture_is_written_where_it_is_asked_for(ct_rate, tmp_path, capsys)
 def broken_nifti(folder):
     whole = gzip.compress(np.random.default_rng(0).bytes(4000))
     (folder / "cut.nii.gz").write_bytes(whole[:2000])
+
+
+def binary_table(folder):
+    next(folder.rglob("train_reports.csv")).write_bytes(b"VolumeName,\xff\xfe\x00")
+
+
+def endless_cell(folder):
+    next(folder.rglob("train_reports.csv")).write_text("VolumeName,Findings_EN\n" + "x" * 200_000)
 
 
 def without_volumes(folder):
@@ -180,6 +211,8 @@ def flat_nifti(folder):
         (None, ["a.arrow"], "no complete Arrow file"),
         (None, ["ct_rate", "--case", "heart"], f"heart is no name of a CT-RATE volume; one that is there is {NAME}"),
         (None, ["ct_rate", "--case", "valid_1_a_1"], "has no volume valid_1_a_1"),
+        (binary_table, ["ct_rate"], "train_reports.csv cannot be read as a CSV table (UnicodeDecodeError)"),
+        (endless_cell, ["ct_rate"], "train_reports.csv cannot be read as a CSV table (Error)"),
         (without_volumes, ["ct_rate"], "holds no volume yet"),
         (None, ["clm_ctrg_train.arrow"], "an index without a volume"),
         (None, ["clm_ct_rate_val.arrow", "--case", "who"], "no volume or study who; the first of its 2 volumes is ct_rate/"),

@@ -1,6 +1,7 @@
 """A whole run from the command line on tiny files: finished, killed and continued, refused."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,28 +10,10 @@ import time
 import pytest
 import torch
 from small_arrow import write_split
+from small_run import assert_same_training, checkpoint, words, write_arrows
 
-from mg3d.config import command_line
-
-SMALL = [
-    "image_size=32", "mim_cube=8", "embed_dim=12", "num_heads=[2]", "hidden_size=24", "embedding_size=16", "tiny_text_width=16",
-    "tiny_text_layers=1", "tiny_text_heads=2", "per_gpu_batchsize=4", "batch_size=4", "warmup_steps=2", "max_steps=6",
-    "val_interval=2", "val_batches=2", "log_interval=1", "num_workers=0", "patch_size=4", "depths=[2]", "truth_root=''",
-    "evidence=False", "accelerator=cpu",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def arrows(tmp_path_factory):
-    root = tmp_path_factory.mktemp("arrows")
-    for split, patients in (("train", 14), ("val", 8), ("test", 9)):
-        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "grey8")):
-            write_split(root, dataset, split, patients=patients, shape=(32, 24, 32), unit=unit)
-    return root
-
-
-def words(arrows, log_dir, *more):
-    return ["with", "tiny", *SMALL, f"data_root={arrows}", f"log_dir={log_dir}", "run_name=run", *more]
+from mg3d.config import command_line, resolve
+from mg3d.training.build import build_data, build_tokenizer, tokenizer_origin
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +21,6 @@ def unbroken(arrows, tmp_path_factory):
     log_dir = tmp_path_factory.mktemp("unbroken")
     assert command_line(words(arrows, log_dir)) == 0
     return log_dir / "run"
-
-
-def assert_same(one, other, path=""):
-    assert type(one) is type(other), path
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_same(one[key], other[key], f"{path}/{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), path
-        for place, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{path}/{place}")
-    else:
-        assert one == other, path
-
-
-def checkpoint(run_dir, name="last"):
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
 def test_a_run_leaves_curves_checkpoints_tokenizer_and_settings(unbroken):
@@ -85,9 +48,56 @@ def test_a_killed_run_goes_on_bit_by_bit(unbroken, arrows, tmp_path):
     process.wait()
     assert checkpoint(tmp_path / "run")["global_step"] < 6
     assert command_line(words(arrows, tmp_path, "resume_from=last")) == 0
-    ours, theirs = checkpoint(tmp_path / "run"), checkpoint(unbroken)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
-        assert_same(ours[part], theirs[part], part)
+    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(unbroken))
+
+
+def test_a_run_without_validation_keeps_last_and_goes_on(tmp_path, capsys):
+    arrows = write_arrows(tmp_path / "arrows", val=0)
+    accumulated = ("per_gpu_batchsize=2", "max_steps=5")
+    assert command_line(words(arrows, tmp_path, *accumulated, "evidence=True")) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("no study to validate on: a checkpoint `last` every 2 steps, and no `best`") == 1
+    assert "held-out studies" in shown
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert checkpoint(tmp_path / "run")["global_step"] == 5
+    saved, save = [], torch.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", lambda content, stream: (saved.append(content["global_step"]), save(content, stream)))
+        assert command_line(words(arrows, tmp_path / "cut", *accumulated, "max_minutes=1e-9")) == 0
+        assert command_line(words(arrows, tmp_path / "cut", *accumulated, "resume_from=last")) == 0
+    assert saved[0] == 1
+    assert {2, 4} <= set(saved)
+    assert_same_training(checkpoint(tmp_path / "cut" / "run"), checkpoint(tmp_path / "run"))
+
+
+def test_a_tokenizer_of_an_earlier_attempt_is_not_taken_over(arrows, tmp_path):
+    def settings(vocabulary):
+        small = {"image_size": 32, "mim_cube": 8, "patch_size": 4, "tiny_vocabulary": vocabulary}
+        return resolve(["tiny"], small | {"data_root": str(arrows)})
+
+    data = build_data(settings(60))
+    for vocabulary, size in ((60, 60), (50, 50), (60, 60)):
+        origin = tokenizer_origin(settings(vocabulary), data)
+        assert len(build_tokenizer(settings(vocabulary), tmp_path, data, origin=origin)) == size
+    kept = (tmp_path / "tokenizer" / "tokenizer.json").stat()
+    assert len(build_tokenizer(settings(60), tmp_path, data, origin=origin)) == 60
+    assert len(build_tokenizer(settings(50), tmp_path, data)) == 60  # judged with the words it was trained with
+    assert (tmp_path / "tokenizer" / "tokenizer.json").stat() == kept
+
+
+def test_a_run_does_not_go_on_with_words_of_other_reports(arrows, tmp_path, capsys):
+    root = shutil.copytree(arrows, tmp_path / "moved")
+    assert command_line(words(arrows, tmp_path, "max_minutes=1e-9")) == 0
+    made_from = json.loads((tmp_path / "run" / "tokenizer" / "made_from.json").read_text())
+    assert made_from["tiny_vocabulary"] == 1500
+    assert made_from["reports"] == 28
+    write_split(root, "ct_rate", "train", patients=14, first=3, shape=(32, 24, 32))
+    more = ("resume_from=last", "max_minutes=1e-9")
+    assert command_line(words(root, tmp_path, *more)) == 2
+    assert "knows the words of 28 training reports that are not the 28 of data_root now" in capsys.readouterr().err
+    write_split(root, "ct_rate", "train", patients=14, shape=(32, 24, 32))
+    assert command_line(words(root, tmp_path, *more)) == 0
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
 
 
 @pytest.mark.parametrize(
@@ -106,9 +116,10 @@ def test_mistakes_are_told_in_one_sentence(unbroken, arrows, more, sentence, cap
     if "accelerator=gpu" in more and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert command_line(words(arrows, unbroken.parent, *more)) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert sentence in error[-1]
-    assert error[-1].startswith("mg3d: ")
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.startswith("mg3d: ")
+    assert error.count("\n") == 1
 
 
 def test_a_damaged_checkpoint_is_told(unbroken, arrows, tmp_path, capsys):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertModel
 
+from mg3d.hub import loading_error
+
 # Some models pad their table of words to a round number, so it may be this much larger than the tokenizer.
 _PADDED_ROWS = 128
 
@@ -82,31 +84,37 @@ class TextEncoder(nn.Module):
         """Refuses a tokenizer of another vocabulary, whose ids would name other words."""
         if not 0 <= self.vocabulary_size - tokenizer_size < _PADDED_ROWS:
             raise ValueError(
-                f"the tokenizer knows {tokenizer_size} words and the text encoder {self.vocabulary_size}; they must come from "
-                "the same model, so name the tokenizer and the text encoder alike"
+                f"the tokenizer knows {tokenizer_size} words and the text encoder {self.vocabulary_size}; both are read from "
+                "text_encoder, which mixes files of two models or lacks tokenizer.json: download that model again, whole"
             )
 
 
 def load_text_encoder(name_or_dir: str | Path, *, frozen: bool = True, tokenizer_size: int | None = None) -> TextEncoder:
     """A pre-trained BERT of any size, from a local directory or by its name on the hub.
 
-    Raises FileNotFoundError when it is in neither place, ValueError when it is no BERT, lacks weights or does not fit a
-    tokenizer of `tokenizer_size` words.
+    Raises FileNotFoundError when it is in neither place, ValueError when its files are damaged, it is no BERT, lacks weights,
+    has weights of other shapes than its config.json says, or does not fit a tokenizer of `tokenizer_size` words.
     """
+    name = str(name_or_dir)
+    # Mismatched shapes are let through here to be told below; the library's own error says neither key nor shape.
+    loading = {"add_pooling_layer": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        config = AutoConfig.from_pretrained(str(name_or_dir))
+        config = AutoConfig.from_pretrained(name)
         if config.model_type == "bert":
-            bert, report = BertModel.from_pretrained(str(name_or_dir), add_pooling_layer=False, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"text encoder {str(name_or_dir)!r} is no complete local model directory and could not be fetched from the hub; "
-            "download it where there is a network and pass text_encoder=<local directory>"
-        ) from error
+            bert, report = BertModel.from_pretrained(name, **loading)
+    except Exception as error:  # damaged files give SafetensorError, UnpicklingError, EOFError and others
+        raise loading_error("text encoder", name, error, expected="config.json and model.safetensors") from error
     if config.model_type != "bert":
-        raise ValueError(f"text encoder {str(name_or_dir)!r} is a {config.model_type!r} model; a 'bert' model is needed")
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        raise ValueError(f"text encoder {name!r} is a {config.model_type!r} model; a 'bert' model is needed")
+    others = sorted(f"{key} {tuple(there)} instead of {tuple(wanted)}" for key, there, wanted in report["mismatched_keys"])
+    if others:
+        raise ValueError(
+            f"text encoder {name!r} has weights of other shapes than its config.json says, e.g. {others[0]}; the two are of "
+            "different models: download one of them again, whole"
+        )
+    absent = sorted(report["missing_keys"])
     if absent:
-        raise ValueError(f"text encoder {str(name_or_dir)!r} lacks weights and would be partly random: {absent[:10]}")
+        raise ValueError(f"text encoder {name!r} lacks weights and would be partly random: {absent[:10]}")
     encoder = TextEncoder(bert, frozen=frozen)
     if tokenizer_size is not None:
         encoder.check_vocabulary(tokenizer_size)

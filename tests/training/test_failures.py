@@ -1,0 +1,83 @@
+"""What breaks while a run trains: one sentence, exit code 2, and the newest checkpoint kept."""
+
+import errno
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_arrow import write_split
+from small_run import assert_same_training, checkpoint, words, write_arrows
+
+from mg3d.config import command_line, sentence
+from mg3d.settings.schema import Settings
+
+SHARD = "shards/ct_rate/train.arrow"
+
+
+def only_sentence(capfd):
+    error = capfd.readouterr().err
+    assert error.startswith("mg3d: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_refusal_within_a_run_stands_alone(tmp_path):
+    command = [sys.executable, "-m", "mg3d.config", *words("nowhere", tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("mg3d: no Arrow file nowhere/")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_shard_is_told_before_training(tmp_path, capfd):
+    root = write_arrows(tmp_path / "arrows")
+    (root / SHARD).unlink()
+    assert command_line(words(root, tmp_path, "num_workers=1")) == 2
+    assert f"{SHARD} is missing; prepro/prepro_pretraining_data.py writes again" in only_sentence(capfd)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_loader_process_refuses_is_told_as_if_there_were_none(tmp_path, capfd):
+    root = write_arrows(tmp_path / "arrows")
+    write_split(tmp_path / "other", "ct_rate", "train", patients=14, first=50, shape=(32, 24, 32))
+    shutil.copy(tmp_path / "other" / SHARD, root / SHARD)
+    for workers in (0, 1):
+        assert command_line(words(root, tmp_path / str(workers), f"num_workers={workers}")) == 2
+        error = only_sentence(capfd)
+        assert f"of {SHARD} holds another volume than" in error
+        assert "worker" not in error
+
+
+def test_a_full_disk_keeps_the_newest_checkpoint(arrows, tmp_path, monkeypatch, capfd):
+    save = torch.save
+
+    def save_until_full(content, stream):
+        save(content, stream)
+        if content["global_step"] == 4:
+            with open("/dev/full", "wb", buffering=0) as disk:  # noqa: PTH123
+                disk.write(b"more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_until_full)
+        assert command_line(words(arrows, tmp_path)) == 2
+    assert "the disk of" in (error := only_sentence(capfd))
+    assert "is full; make room" in error
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.tmp-*"))
+    assert command_line(words(arrows, tmp_path, "resume_from=last")) == 0
+    assert command_line(words(arrows, tmp_path / "unbroken")) == 0
+    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "unbroken" / "run"))
+
+
+def test_a_file_in_place_of_the_log_folder_is_told(arrows, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    assert command_line(words(arrows, tmp_path / "file")) == 2
+    assert f"not a directory; log_dir='{tmp_path / 'file'}' must be a directory" in only_sentence(capfd)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_used_up_quota_is_a_full_disk(number):
+    assert sentence(OSError(number, "words of the system", "/there/x"), Settings()).startswith("the disk of /there/x is full")
+    assert sentence(OSError(number, "words of the system"), Settings()).startswith("the disk of result/pretrain is full")

@@ -1,0 +1,63 @@
+import re
+
+import pytest
+import torch
+
+from mg3d.config import resolve
+from mg3d.training.run import describe_plan
+from mg3d.training.trainer import plan_batches, resolve_precision
+
+
+def settings(batch_size, most, devices=1, nodes=1):
+    return resolve([], {"batch_size": batch_size, "per_gpu_batchsize": most, "devices": devices, "num_nodes": nodes,
+                        "accelerator": "cpu"})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "ranks_per_rank_passes"),
+    [
+        ((16, 4), (1, 4, 4)),
+        ((16, 16, 2), (2, 8, 1)),
+        ((16, 4, 8), (8, 2, 1)),
+        ((24, 3, 2, 2), (4, 3, 2)),
+        ((16, 6, 4), (4, 4, 1)),
+        ((7, 7), (1, 7, 1)),
+    ],
+)
+def test_every_step_has_exactly_the_batch_that_was_asked_for(asked, ranks_per_rank_passes):
+    plan = plan_batches(settings(*asked))
+    assert plan == ranks_per_rank_passes
+    ranks, per_rank, passes = plan
+    assert ranks * per_rank * passes == asked[0]
+    shown = describe_plan(settings(*asked), plan)
+    assert f"of {asked[0]} volumes: {ranks} cpu process(es) x {per_rank} volumes x {passes} pass(es)" in shown
+
+
+@pytest.mark.parametrize(
+    ("asked", "works"),
+    [
+        ((16, 6), (16, 4)),
+        ((16, 6), (18, 6)),
+        ((16, 4, 3), (24, 4)),
+        ((16, 16, 3), (18, 16)),
+        ((14, 4, 2), (16, 4)),
+        ((14, 3, 2), (14, 1)),
+        ((4, 4, 8), (8, 4)),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(asked, works):
+    with pytest.raises(ValueError, match="batch_size=") as caught:
+        plan_batches(settings(*asked))
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    named = dict(re.findall(r"(batch_size|per_gpu_batchsize)=(\d+)", sentence.split("; use ")[1]))
+    assert str(works[0]) == named["batch_size"] or str(works[1]) == named["per_gpu_batchsize"]
+    plan_batches(settings(*works, *asked[2:]))
+
+
+def test_emulated_bf16_is_not_taken_for_bf16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for computed in (False, True):
+        says = lambda including_emulation=True, computed=computed: computed or including_emulation  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", says)
+        assert resolve_precision(resolve([], {"accelerator": "gpu"}).run) == ("bf16-mixed" if computed else "16-mixed")
