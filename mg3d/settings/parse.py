@@ -133,7 +133,8 @@ def _check_together(settings: Settings) -> None:
          f"depths={vision.depths} and num_heads={vision.num_heads} differ in length"),
         (not has_stages or (1 <= len(vision.depths) <= 4 and min(vision.depths) >= 1),
          f"depths={vision.depths}: one to four stages of at least one block each are expected"),
-        (not has_stages or not undivided, f"num_heads={vision.num_heads}: the heads of each stage must divide its channels, {channels} "
+        (not has_stages or not undivided,
+         f"num_heads={vision.num_heads}: the heads of each stage must divide its channels, {channels} "
          f"with embed_dim={vision.embed_dim}"),
         (model.hidden_size % model.fusion_heads == 0,
          f"fusion_heads={model.fusion_heads} does not divide hidden_size={model.hidden_size}"),
