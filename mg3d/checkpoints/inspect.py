@@ -12,12 +12,13 @@ from torch import Tensor
 from mg3d.checkpoints.families import EncoderShape, covered, encoder_shape
 from mg3d.checkpoints.read import CheckpointFile, read_checkpoint
 from mg3d.checkpoints.styles import ELSEWHERE, VISION, Named, bring_to_our_names
+from mg3d.settings.schema import CROP
 
 Merging = Literal["legacy", "monai", "unknown", "none"]
 RELEASED_PREPROCESSING: dict[str, Any] = {
     "axes": "z y x, +z superior, +y posterior, +x left",
     "shape": [128, 96, 128],
-    "kept_share": [0.88, 0.65625, 0.875],
+    "kept_share": list(CROP),
     "window_hu": [-1000.0, 1000.0],
     "range": [0.0, 1.0],
     "text": "lower case, at most 250 tokens",

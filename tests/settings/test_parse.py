@@ -50,7 +50,7 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"num_heads": [3, 6, 0, 24]}, "must divide its channels"),
         ({"depths": [], "num_heads": []}, "one to four stages"),
         ({"depths": [2, 0], "num_heads": [3, 6]}, "one to four stages of at least one block"),
-        ({"depths": [1] * 5, "num_heads": [3] * 5}, "one to four stages|do not divide"),
+        ({"depths": [1] * 5, "num_heads": [3] * 5}, "must be multiples of 64 voxels"),
         (
             {"cml_pair": "multimodal_unimodal", "hidden_size": 20, "fusion_heads": 4},
             "8 heads, which do not divide",
