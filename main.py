@@ -2,7 +2,10 @@
 
 import sys
 
-from mg3d.config import command_line
+try:
+    from mg3d.config import command_line
+except ModuleNotFoundError as error:
+    sys.exit(f"mg3d: this Python lacks {error.name}; run `source .venv/bin/activate` first (run_scripts make .venv)")
 
 if __name__ == "__main__":
     sys.exit(command_line(sys.argv[1:]))

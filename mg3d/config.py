@@ -97,6 +97,15 @@ def command_line(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("mg3d: stopped; `resume_from=last` goes on from the newest checkpoint", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if not re.match(r"DataLoader worker .* (killed by signal|exited unexpectedly)", str(error)):
+            raise
+        print(
+            "mg3d: a loader process was ended from outside (a stop of the whole job, or a lack of memory: then lower "
+            "num_workers); `resume_from=last` goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

@@ -22,7 +22,8 @@ class VolumeIndex:
         self._shards: dict[str, pa.ipc.RecordBatchFileReader] = {}
         if not path.is_file():
             raise FileNotFoundError(
-                f"no Arrow file {path}; make it with `python prepro/prepro_pretraining_data.py --out {path.parent}`"
+                f"no Arrow file {path}; make it with `python prepro/prepro_pretraining_data.py "
+                f"--ct-rate ROOT --ctrg ROOT --out {path.parent}` (one of the two roots is enough)"
             )
 
     def __getstate__(self) -> dict[str, object]:

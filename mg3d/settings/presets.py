@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "standardise_voxels": True, "pool_queries": 8,
         "hidden_size": 96, "embedding_size": 96, "fusion_layers": 1, "fusion_heads": 4, "mim_decoder": "linear", "mim_cube": 16,
         "learning_rate": 1e-3, "head_multiplier": 1.0, "weight_decay": 1e-2, "warmup_steps": 50, "max_steps": 900,
-        "per_gpu_batchsize": 16, "batch_size": 16, "num_workers": 1, "val_interval": 300, "val_batches": 8, "log_interval": 20,
+        "per_gpu_batchsize": 16, "batch_size": 16, "num_workers": 1, "val_interval": 100, "val_batches": 8, "log_interval": 20,
     },
     # --- the paper's encoder on the synthetic set, for a machine with a GPU
     "full": {"data_root": "data/synthetic_full/pretrain_arrows", "truth_root": "data/synthetic_full", "log_dir": "result/full",

@@ -81,3 +81,25 @@ def test_a_file_in_place_of_the_log_folder_is_told(arrows, tmp_path, capfd):
 def test_a_used_up_quota_is_a_full_disk(number):
     assert sentence(OSError(number, "words of the system", "/there/x"), Settings()).startswith("the disk of /there/x is full")
     assert sentence(OSError(number, "words of the system"), Settings()).startswith("the disk of result/pretrain is full")
+
+
+def test_a_loader_process_that_was_ended_from_outside_is_told(monkeypatch, capsys):
+    from mg3d.training import run
+
+    def ended(settings):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    monkeypatch.setattr(run, "pretrain", ended)
+    assert command_line(["with", "tiny"]) == 1
+    assert capsys.readouterr().err.startswith("mg3d: a loader process was ended from outside")
+
+
+def test_other_errors_of_the_program_keep_their_trace(monkeypatch):
+    from mg3d.training import run
+
+    def broken(settings):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(run, "pretrain", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        command_line(["with", "tiny"])
