@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mg3d.datasets.schema import STEMS
+from mg3d.datasets.schema import DATASETS
 from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import DataSettings
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the choice; returns the exit code."""
     roots = [word.split("=", 1)[1] for word in arguments if word.startswith("data_root=")]
     data_root = roots[-1] if roots else DataSettings().data_root
-    found = [name for name, stem in STEMS.items() if (Path(data_root) / f"{stem}_train.arrow").is_file()]
+    found = [name for name, facts in DATASETS.items() if (Path(data_root) / f"{facts.stem}_train.arrow").is_file()]
     if roots and not found:
         print(
             f"mg3d: data_root={data_root} holds no clm_*_train.arrow; make them with prepro/prepro_pretraining_data.py",

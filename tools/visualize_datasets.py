@@ -21,12 +21,13 @@ from mg3d.glossary import LABELS
 from mg3d.phantom.ct_rate import REPORTS_NAME, volume_path
 from mg3d.pictures.page import png
 from mg3d.pictures.planes import case_figure
-from mg3d.preparation.ct_rate import table_geometry
-from mg3d.preparation.ctrg import ANNOTATIONS, case_folder, natural_key, read_annotation, slice_names
-from mg3d.preparation.geometry import is_blank, table_affine
+from mg3d.preparation.geometry import table_affine
 from mg3d.preparation.hounsfield import choose_rule
 from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.readers.nifti import is_blank
 from mg3d.preparation.records import TableGeometry
+from mg3d.preparation.sources.ct_rate import table_geometry
+from mg3d.preparation.sources.ctrg import ANNOTATIONS, case_folder, natural_key, read_annotation, slice_names
 from mg3d.text_units import clean_section, report_units
 
 CHEST_WINDOW_HU = (-1000.0, 400.0)

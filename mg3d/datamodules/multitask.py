@@ -34,7 +34,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     Args:
         data_root: folder of the index files.
-        datasets: data sets to mix, names of `schema.STEMS`.
+        datasets: data sets to mix, names of `schema.DATASETS`.
         dataset_weights: share of each in the draws; empty = by number of studies.
         shape: voxels (z, y, x) that the model expects.
         window_hu: HU that become 0 and 1.

@@ -7,7 +7,7 @@ shards, Arrow IPC files with one record batch per volume, so that a memory map r
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,24 @@ from mg3d.glossary import LABELS
 
 SCHEMA_VERSION = 1
 AXES = "z:+S,y:+P,x:+L"
-STEMS = {"ct_rate": "clm_ct_rate", "ctrg": "clm_chest_ctrg"}
-"""Data set -> beginning of its index files' names."""
+
+
+class DatasetFacts(NamedTuple):
+    """What is known of a data set before any file is read."""
+
+    title: str
+    stem: str
+    """Beginning of its index files' names."""
+    unit: str
+    """What its voxels are, a key of INTENSITIES."""
+    licence: str
+
+
+DATASETS = {
+    "ct_rate": DatasetFacts("CT-RATE", "clm_ct_rate", "hu", "CC-BY-NC-SA-4.0"),
+    "ctrg": DatasetFacts("CTRG-Chest-548K", "clm_chest_ctrg", "grey8", "see its authors"),
+}
+"""Name in settings, ids and folders -> facts."""
 SPLITS = ("train", "val", "test")
 SENTENCE, CLAUSE = 0, 1
 """Values of `units.kind`."""
@@ -86,4 +102,4 @@ def decode_metadata(schema: pa.Schema) -> dict[str, Any]:
 
 def index_path(data_root: Path, dataset: str, split: str) -> Path:
     """The index file of one split."""
-    return data_root / f"{STEMS[dataset]}_{split}.arrow"
+    return data_root / f"{DATASETS[dataset].stem}_{split}.arrow"

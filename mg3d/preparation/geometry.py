@@ -1,18 +1,11 @@
 """From a stored array to the model's grid: orientation, crop and resize."""
 
-import gzip
-import zlib
 from functools import lru_cache
-from io import BytesIO
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
 from nibabel import orientations
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from torch import Tensor
 
 from mg3d.preparation.quarantine import Refusal
@@ -23,59 +16,6 @@ SPACING_MM = (0.2, 15.0)
 MIN_SLICES = 20
 MAX_LENGTH_MM = 1500.0
 _SLAB = 16
-
-
-def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Stored numbers [i, j, k] and the affine (to RAS mm) of a `.nii.gz`; None when the header is blank.
-
-    The whole file is decompressed at once, which checks its sum and is faster than reading through it.
-
-    Raises:
-        Refusal: missing_file, unreadable, gzip_truncated, nifti_header, not_3d.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except FileNotFoundError:
-        raise Refusal("missing_file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Refusal("gzip_truncated", type(error).__name__) from None
-    except OSError as error:
-        raise Refusal("unreadable", type(error).__name__) from None
-    try:
-        header = _header(content)
-        affine = None if is_blank(header) else header.get_best_affine()
-        slope, intercept = header.get_slope_inter()
-    except (ImageFileError, HeaderDataError, WrapStructError, KeyError, ValueError) as error:
-        raise Refusal("nifti_header", type(error).__name__) from None
-    shape = header.get_data_shape()
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or not all(shape):
-        raise Refusal("not_3d", f"shape {'x'.join(map(str, shape))}")
-    count, start = int(np.prod(shape)), int(header.get_data_offset())
-    if len(content) < start + count * header.get_data_dtype().itemsize:
-        raise Refusal("gzip_truncated", "fewer voxels than the header says")
-    array = np.frombuffer(content, header.get_data_dtype(), count, start).reshape(shape, order="F")
-    if (slope, intercept) not in {(None, None), (1.0, 0.0)}:
-        array = array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    return array, affine
-
-
-def _header(content: bytes) -> nib.Nifti1Header:
-    size = {int.from_bytes(content[:4], order) for order in ("little", "big")}
-    kind = nib.Nifti2Header if 540 in size else nib.Nifti1Header
-    header = kind.from_fileobj(BytesIO(content[: kind.sizeof_hdr + 4]), check=False)
-    if header["sizeof_hdr"] != kind.sizeof_hdr or header.get_data_dtype().kind not in "iuf":
-        raise HeaderDataError("no NIfTI header, or voxels that are no plain numbers")
-    return header
-
-
-def is_blank(header: nib.Nifti1Header) -> bool:
-    """Whether a header says nothing of the geometry: no code, or nothing but ones, as in CT-RATE's first release."""
-    if not header["qform_code"] and not header["sform_code"]:
-        return True
-    affine = header.get_best_affine()
-    return bool((np.abs(affine) == np.eye(4)).all())
 
 
 def table_affine(table: TableGeometry | None) -> np.ndarray:

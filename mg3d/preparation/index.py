@@ -7,18 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from mg3d.datasets.schema import INDEX_SCHEMA, INTENSITIES, SPLITS, encode_metadata, index_path
+from mg3d.datasets.schema import DATASETS, INDEX_SCHEMA, SPLITS, encode_metadata, index_path
 from mg3d.files import replacing
 from mg3d.preparation.quarantine import Quarantined
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.shards import ShardTask, digest
-from mg3d.preparation.voxels import UNITS, preprocessing
+from mg3d.preparation.shards import ShardTask
 from mg3d.text_units import normalise, report_units
-
-SOURCES = {
-    "ct_rate": {"name": "CT-RATE", "licence": "CC-BY-NC-SA-4.0"},
-    "ctrg": {"name": "CTRG-Chest-548K", "licence": "see its authors"},
-}
 
 
 def join(
@@ -33,20 +28,19 @@ def join(
             if "refused" in facts:
                 refused.append(Quarantined(record.volume_id, record.dataset, "volume", facts["refused"], facts["detail"]))
             else:
-                rows.append((record.split, _row(record, facts, shard)))
+                rows.append((record.split, _row(record, facts, shard, task.recipe.unit(record.dataset))))
     return rows, refused
 
 
-def write_index(out: Path, dataset: str, shape: tuple[int, int, int], rows: Sequence[tuple[str, dict]]) -> None:
+def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[str, dict]]) -> None:
     """Writes the three index files of a data set, an empty one where a split has no volume."""
-    unit = UNITS[dataset]
-    steps = preprocessing(dataset, shape)
+    facts = DATASETS[dataset]
     metadata = {
-        "shape": list(shape),
-        "intensity": {"unit": unit, "dtype": str(INTENSITIES[unit]), "clip": steps["clip"]},
-        "preproc": steps,
-        "preproc_hash": digest(steps),
-        "source": SOURCES[dataset],
+        "shape": list(recipe.shape),
+        "intensity": recipe.intensity(dataset),
+        "preproc": recipe.provenance(dataset),
+        "preproc_hash": recipe.digest(dataset),
+        "source": {"name": facts.title, "licence": facts.licence},
     }
     for split in SPLITS:
         chosen = [row for its_split, row in rows if its_split == split]
@@ -61,7 +55,7 @@ def remove_index(out: Path, dataset: str) -> None:
         index_path(out, dataset, split).unlink(missing_ok=True)
 
 
-def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str) -> dict[str, Any]:
+def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) -> dict[str, Any]:
     report, units = report_units(record.findings, record.impression)
     return {
         "volume_id": record.volume_id,
@@ -79,7 +73,7 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str) -> dict[str
         "label_source": record.label_source,
         "shard": shard,
         "shard_row": facts["row"],
-        "unit": UNITS[record.dataset],
+        "unit": unit,
         "source": record.source,
         **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_rule", "image_sha256")},
     }

@@ -39,6 +39,8 @@ class VolumeRecord:
     """Relative to the data set's root: one NIfTI, or slices from superior to inferior."""
     source: str
     """What the index says of `files`; without personal names."""
+    reader: str
+    """How `files` are read, a key of readers.registry.READERS."""
     labels: tuple[int, ...] = (-1,) * len(LABELS)
     label_source: str = "none"
     table: TableGeometry | None = None
@@ -46,7 +48,20 @@ class VolumeRecord:
     @property
     def image_key(self) -> str:
         """Everything that decides the stored voxels, besides the preprocessing."""
-        return repr((self.volume_id, self.files, self.table))
+        return repr((self.volume_id, self.reader, self.files, self.table))
+
+
+class RawVolume(NamedTuple):
+    """What a reader gives."""
+
+    voxels: np.ndarray
+    """Stored numbers [z, y, x]: +z superior, +y posterior, +x left."""
+    spacing_mm: tuple[float, float, float] | None
+    """z y x; None = not documented."""
+    rule: str
+    """Where HU come from: baked, csv; grey8 = no HU."""
+    scale: tuple[float, float] = (1.0, 0.0)
+    """Slope and intercept from stored numbers to HU."""
 
 
 @dataclass

@@ -15,13 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mg3d.datasets.schema import SPLITS
 from mg3d.files import remove_partial
-from mg3d.preparation.ct_rate import scan_ct_rate
-from mg3d.preparation.ctrg import SplitRule, read_salt, scan_ctrg
 from mg3d.preparation.index import join, remove_index, write_index
 from mg3d.preparation.leaks import LeakError, find_leaks
 from mg3d.preparation.quarantine import Quarantined, counts, write_quarantine
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Scan
 from mg3d.preparation.shards import ShardTask, build_shard, finished, plan_shards, start_worker
+from mg3d.preparation.sources.ct_rate import scan_ct_rate
+from mg3d.preparation.sources.ctrg import SplitRule, read_salt, scan_ctrg
 from mg3d.settings.schema import volume_shape
 
 Engine = Callable[[Callable[[ShardTask], dict[str, Any]], Sequence[ShardTask]], Generator[dict[str, Any], None, None]]
@@ -110,7 +111,7 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
     began = time.monotonic()
     if options.image_size < 32 or options.image_size % 32:
         raise ValueError(f"image size {options.image_size} is no positive multiple of 32; use 64, 96 or 128")
-    shape = volume_shape(options.image_size)
+    recipe = Recipe(shape=volume_shape(options.image_size))
     scans = _scan(options)
     summary = Summary()
     listed = options.out / "quarantine.jsonl"
@@ -120,7 +121,7 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
         remove_partial(options.out / "shards" / dataset)
     rows = {}
     for dataset, (root, scan) in scans.items():
-        tasks = plan_shards(scan.records, root=root, out=options.out, shape=shape)
+        tasks = plan_shards(scan.records, root=root, out=options.out, recipe=recipe)
         sidecars = _build_all(tasks, dataset, options, engine=engine or local_engine(options.workers), summary=summary)
         rows[dataset], refused = join(tasks, sidecars, options.out)
         summary.quarantined += [*scan.refused, *refused]
@@ -128,7 +129,7 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
     write_quarantine(listed, summary.quarantined, scans.keys())
     _check_leaks(rows, options.out, summary)
     for dataset, part in rows.items():
-        write_index(options.out, dataset, shape, part)
+        write_index(options.out, dataset, recipe, part)
     summary.seconds = time.monotonic() - began
     return summary
 

@@ -1,7 +1,6 @@
 """Shards: the plan, their writing, and whether one is up to date. Every shard has a sidecar that says what it holds."""
 
 import errno
-import hashlib
 import json
 import signal
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ import torch
 from mg3d.datasets.schema import shard_schema, volume_batch
 from mg3d.files import replacing
 from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.recipe import Recipe, digest
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.voxels import UNITS, make_volume, preprocessing
+from mg3d.preparation.voxels import make_volume
 
 SHARD_ROWS = 256
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
@@ -30,7 +30,7 @@ class ShardTask:
     path: Path
     root: Path
     dataset: str
-    shape: tuple[int, int, int]
+    recipe: Recipe
     records: tuple[VolumeRecord, ...]
 
     @property
@@ -46,21 +46,16 @@ class ShardTask:
     @property
     def preproc_hash(self) -> str:
         """Changes with the preprocessing."""
-        return digest(preprocessing(self.dataset, self.shape))
+        return self.recipe.digest(self.dataset)
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of builtins written as canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def plan_shards(records: Sequence[VolumeRecord], *, root: Path, out: Path, shape: tuple[int, int, int]) -> list[ShardTask]:
+def plan_shards(records: Sequence[VolumeRecord], *, root: Path, out: Path, recipe: Recipe) -> list[ShardTask]:
     """Records in their order, 256 to a shard `shards/<dataset>/shard-00000.arrow`; which split they are in decides nothing."""
     tasks = []
     for number, start in enumerate(range(0, len(records), SHARD_ROWS)):
         part = tuple(records[start : start + SHARD_ROWS])
         path = out / "shards" / part[0].dataset / f"shard-{number:05d}.arrow"
-        tasks.append(ShardTask(path, root, part[0].dataset, shape, part))
+        tasks.append(ShardTask(path, root, part[0].dataset, recipe, part))
     return tasks
 
 
@@ -95,7 +90,7 @@ def start_worker() -> None:
 
 
 def _build(task: ShardTask) -> dict[str, Any]:
-    schema = shard_schema(task.shape, UNITS[task.dataset], {"preproc_hash": task.preproc_hash})
+    schema = shard_schema(task.recipe.shape, task.recipe.unit(task.dataset), {"preproc_hash": task.preproc_hash})
     task.sidecar.unlink(missing_ok=True)
     volumes: dict[str, dict[str, Any]] = {}
     with replacing(task.path) as stream:
@@ -131,7 +126,7 @@ def _write_volumes(
 
 def _try_volume(record: VolumeRecord, task: ShardTask) -> tuple[np.ndarray | None, dict[str, Any]]:
     try:
-        return make_volume(record, task.root, task.shape)
+        return make_volume(record, task.root, task.recipe)
     except Refusal as refusal:
         return None, {"refused": refusal.code, "detail": refusal.detail}
     # One strange volume must not end a run of days. The message may name a file, hence a person: only its type is kept.

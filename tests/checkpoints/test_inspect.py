@@ -15,7 +15,7 @@ from released_files import key_list, small_key_list, synthetic
 from mg3d.checkpoints.families import encoder_shape, expected_parameters
 from mg3d.checkpoints.inspect import RELEASED_PREPROCESSING, inspect_checkpoint
 from mg3d.models.vision.swin import SwinEncoder
-from mg3d.preparation.geometry import CROP
+from mg3d.settings.schema import CROP
 
 ROOT = Path(__file__).parents[2]
 

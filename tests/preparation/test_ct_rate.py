@@ -2,7 +2,7 @@ import pytest
 from small_raw import REPORT, chest, write_csv
 
 from mg3d.glossary import LABELS
-from mg3d.preparation.ct_rate import scan_ct_rate
+from mg3d.preparation.sources.ct_rate import scan_ct_rate
 
 
 def scan(tree, **choice):

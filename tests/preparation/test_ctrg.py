@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from small_raw import SHAPE, write_ctrg
 
-from mg3d.preparation.ctrg import _cases, natural_key, read_salt, scan_ctrg
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.voxels import _read_slices, make_volume
+from mg3d.preparation.readers.slices import read_slices
+from mg3d.preparation.recipe import Recipe
+from mg3d.preparation.sources.ctrg import _cases, natural_key, read_salt, scan_ctrg
+from mg3d.preparation.voxels import make_volume
 
 SALT = b"salt"
 
@@ -21,11 +23,11 @@ def scan(root, **choice):
 @pytest.mark.parametrize("as_list", [True, False])
 def test_slices_are_stacked_from_inferior_to_superior(tmp_path, as_list):
     record = scan(write_ctrg(tmp_path, 3, as_list=as_list)).records[1]
-    volume, spacing, rule = _read_slices(record, tmp_path)
+    volume, spacing, rule, _ = read_slices(record, tmp_path)
     assert volume.shape == (20, *SHAPE[1:])
     np.testing.assert_allclose(volume[:, 10, 10], np.arange(190, -1, -10), atol=2)
     assert (spacing, rule) == (None, "grey8")
-    image, facts = make_volume(record, tmp_path, (32, 24, 32))
+    image, facts = make_volume(record, tmp_path, Recipe(shape=(32, 24, 32)))
     assert image.dtype == np.uint8
     assert image[0].mean() > image[-1].mean()
     assert facts["spacing_mm"] is None
@@ -143,7 +145,7 @@ def test_missing_folders_slices_and_reports(tmp_path):
     found = scan(write_ctrg(tmp_path, 6, edit=edit))
     assert sorted(entry.code for entry in found.refused) == ["missing_file", "report_missing"]
     with pytest.raises(Refusal, match="missing_file"):
-        make_volume(found.records[0], tmp_path, (32, 24, 32))
+        make_volume(found.records[0], tmp_path, Recipe(shape=(32, 24, 32)))
 
 
 def test_a_torn_slice_is_refused_without_its_name(tmp_path):
@@ -151,6 +153,6 @@ def test_a_torn_slice_is_refused_without_its_name(tmp_path):
     path = tmp_path / record.files[4]
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(Refusal) as caught:
-        make_volume(record, tmp_path, (32, 24, 32))
+        make_volume(record, tmp_path, Recipe(shape=(32, 24, 32)))
     assert caught.value.code == "jpeg_truncated"
     assert "Person" not in caught.value.detail

@@ -6,6 +6,7 @@ from small_raw import LPS, SHAPE, SPACING, chest, write_nifti
 
 from mg3d.preparation import geometry
 from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.readers.nifti import read_nifti
 from mg3d.preparation.records import TableGeometry
 
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -21,7 +22,7 @@ def test_every_orientation_becomes_the_same_zyx_array(tmp_path, codes):
     lps = nib.Nifti1Image(labelled().transpose(2, 1, 0), LPS)
     change = nib.orientations.ornt_transform(nib.io_orientation(LPS), nib.orientations.axcodes2ornt(codes))
     nib.save(lps.as_reoriented(change), tmp_path / "volume.nii.gz")
-    volume, spacing = geometry.to_lps(*geometry.read_nifti(tmp_path / "volume.nii.gz"))
+    volume, spacing = geometry.to_lps(*read_nifti(tmp_path / "volume.nii.gz"))
     np.testing.assert_array_equal(volume, labelled())
     assert spacing == pytest.approx(SPACING)
 
@@ -30,7 +31,7 @@ def test_every_orientation_becomes_the_same_zyx_array(tmp_path, codes):
 def test_blank_header_takes_orientation_and_spacing_from_the_table(tmp_path, affine):
     stored = labelled().transpose(2, 1, 0).astype(np.float64)
     write_nifti(tmp_path / "volume.nii.gz", stored, np.eye(4) if affine is None else affine, blank=affine is None)
-    array, found = geometry.read_nifti(tmp_path / "volume.nii.gz")
+    array, found = read_nifti(tmp_path / "volume.nii.gz")
     assert found is None
     volume, spacing = geometry.to_lps(array, geometry.table_affine(TableGeometry(SHAPE, SPACING, UPRIGHT, 1, -1024)))
     np.testing.assert_array_equal(volume, labelled())
@@ -57,7 +58,7 @@ def test_header_scaling_is_applied(tmp_path):
     image.header.set_slope_inter(2, -1024)
     image.to_filename(tmp_path / "volume.nii.gz")
     expected = np.asarray(nib.load(tmp_path / "volume.nii.gz").dataobj)
-    np.testing.assert_allclose(geometry.read_nifti(tmp_path / "volume.nii.gz")[0], expected, atol=1e-3)
+    np.testing.assert_allclose(read_nifti(tmp_path / "volume.nii.gz")[0], expected, atol=1e-3)
 
 
 def test_crop_keeps_the_original_pixels_of_a_512_matrix():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from small_raw import LPS, SHAPE, SPACING, chest
 
-from mg3d.preparation.ct_rate import scan_ct_rate
 from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.recipe import Recipe
+from mg3d.preparation.sources.ct_rate import scan_ct_rate
 from mg3d.preparation.voxels import make_volume
 
 STORED = (32, 24, 16)
@@ -20,7 +21,7 @@ def make(tree, name, **volume):
     tree.add(name, **volume)
     records = scan_ct_rate(tree.write(), val_patients=0, seed=0).records
     record = next(record for record in records if record.volume_id == f"ct_rate/{name}")
-    return make_volume(record, tree.root / "dataset", STORED)
+    return make_volume(record, tree.root / "dataset", Recipe(shape=STORED))
 
 
 def right_anterior_up():
@@ -83,7 +84,7 @@ def test_a_file_that_ends_early_is_noticed(tree, kept):
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     record = scan_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
     with pytest.raises(Refusal) as caught:
-        make_volume(record, tree.root / "dataset", STORED)
+        make_volume(record, tree.root / "dataset", Recipe(shape=STORED))
     assert caught.value.code in {"gzip_truncated", "nifti_header"}
     assert kept == 0 or caught.value.code == "gzip_truncated"
 
@@ -97,4 +98,4 @@ def test_a_header_whose_spacing_is_not_a_number_is_refused(tree):
     path.write_bytes(gzip.compress(bytes(content)))
     record = scan_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
     with pytest.raises(Refusal, match="nan_spacing"):
-        make_volume(record, tree.root / "dataset", STORED)
+        make_volume(record, tree.root / "dataset", Recipe(shape=STORED))

@@ -99,9 +99,9 @@ def test_the_objectives_that_are_on_keep_their_order_and_weight():
 
 
 def test_settings_name_the_data_sets_that_are_written():
-    from mg3d.datasets.schema import STEMS
+    from mg3d.datasets.schema import DATASETS
 
-    assert get_args(DatasetName) == tuple(STEMS)
+    assert get_args(DatasetName) == tuple(DATASETS)
 
 
 def test_the_released_report_pooler_has_the_heads_that_the_rule_counts():

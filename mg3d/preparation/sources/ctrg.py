@@ -182,6 +182,7 @@ def _record(root: Path, case: _Case, case_id: str, split: str) -> VolumeRecord |
         impression=impression,
         files=tuple((inside / name).as_posix() for name in sorted(names, key=natural_key)),
         source=case_id,
+        reader="slices",
     )
 
 

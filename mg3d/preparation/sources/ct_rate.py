@@ -96,6 +96,7 @@ def _scan_split(root: Path, split: str) -> Scan:
                 impression=impression,
                 files=(files[name],),
                 source=files[name],
+                reader="nifti",
                 labels=tuple(_label(cell) for cell in labels[name]) if name in labels else (-1,) * len(LABELS),
                 label_source="radbert" if name in labels else "none",
                 table=table_geometry(dict(zip(_GEOMETRY, metadata[name]))) if name in metadata else None,

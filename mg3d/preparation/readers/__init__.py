@@ -1,0 +1,1 @@
+"""One reader per kind of file: from the files of a volume record to upright voxels in HU or grey values."""
