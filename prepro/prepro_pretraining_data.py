@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from mg3d.datasets.schema import DATASETS
 from mg3d.preparation.leaks import LeakError
 from mg3d.preparation.run import Options, prepare
 from mg3d.preparation.shards import FULL_DISK
@@ -28,7 +29,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-quarantine", type=float, default=0.02, help="share of volumes that may be left out (%(default)s)")
     parser.add_argument("--retry-quarantine", action="store_true", help="try again the shards that left volumes out")
     values = parser.parse_args(arguments)
-    if values.ct_rate is None and values.ctrg is None:
+    values.roots = {name: root for name in DATASETS if (root := vars(values).pop(name)) is not None}
+    if not values.roots:
         parser.error("give --ct-rate ROOT, --ctrg ROOT or both")
     if min(values.workers, values.val_patients + 1, values.limit or 1) < 1:
         parser.error("--workers and --limit start at 1, --val-patients at 0")
@@ -45,10 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     except LeakError as error:
         return _stop(str(error), 1)
     except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError) as error:
-        return _stop(_told(error, options.ctrg), 2)
+        return _stop(_told(error, options.roots.get("ctrg")), 2)
     except OSError as error:
         if error.errno not in FULL_DISK:
-            return _stop(_told(error, options.ctrg), 1)
+            return _stop(_told(error, options.roots.get("ctrg")), 1)
         return _stop(f"the disk of {options.out} is full; finished shards are kept, run again with more room", 1)
     except BrokenProcessPool:
         return _stop("a worker died, most likely for lack of memory; run again with fewer --workers", 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -68,9 +69,11 @@ class RawVolume(NamedTuple):
 class Scan:
     """A scanned data set, its records in an order that does not depend on the machine."""
 
-    records: list[VolumeRecord]
-    refused: list[Quarantined]
-    notes: list[str]
+    root: Path
+    """What the records' files are relative to."""
+    records: list[VolumeRecord] = field(default_factory=list)
+    refused: list[Quarantined] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     """Sentences for the person who runs the preparation."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mg3d.datasets.schema import SPLITS
+from mg3d.datasets.schema import DATASETS, SPLITS
 from mg3d.files import remove_partial
 from mg3d.preparation.index import join, remove_index, write_index
 from mg3d.preparation.leaks import LeakError, find_leaks
@@ -21,8 +21,8 @@ from mg3d.preparation.quarantine import Quarantined, counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Scan
 from mg3d.preparation.shards import ShardTask, build_shard, finished, plan_shards, start_worker
-from mg3d.preparation.sources.ct_rate import scan_ct_rate
-from mg3d.preparation.sources.ctrg import SplitRule, read_salt, scan_ctrg
+from mg3d.preparation.sources.ctrg import SplitRule
+from mg3d.preparation.sources.registry import SCANS, ScanChoice
 from mg3d.settings.schema import volume_shape
 
 Engine = Callable[[Callable[[ShardTask], dict[str, Any]], Sequence[ShardTask]], Generator[dict[str, Any], None, None]]
@@ -34,8 +34,8 @@ class Options:
     """What the command line asks for."""
 
     out: Path
-    ct_rate: Path | None = None
-    ctrg: Path | None = None
+    roots: Mapping[str, Path]
+    """Data set -> folder of its raw files."""
     image_size: int = 128
     workers: int = 1
     val_patients: int = 500
@@ -115,13 +115,13 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
     scans = _scan(options)
     summary = Summary()
     listed = options.out / "quarantine.jsonl"
-    for dataset, (_, scan) in scans.items():
+    for dataset, scan in scans.items():
         _check_splits(dataset, scan, listed)
         summary.notes += scan.notes
         remove_partial(options.out / "shards" / dataset)
     rows = {}
-    for dataset, (root, scan) in scans.items():
-        tasks = plan_shards(scan.records, root=root, out=options.out, recipe=recipe)
+    for dataset, scan in scans.items():
+        tasks = plan_shards(scan.records, root=scan.root, out=options.out, recipe=recipe)
         sidecars = _build_all(tasks, dataset, options, engine=engine or local_engine(options.workers), summary=summary)
         rows[dataset], refused = join(tasks, sidecars, options.out)
         summary.quarantined += [*scan.refused, *refused]
@@ -134,21 +134,14 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
     return summary
 
 
-def _scan(options: Options) -> dict[str, tuple[Path, Scan]]:
-    given = {"CT-RATE": options.ct_rate, "CTRG": options.ctrg}
-    for name, root in given.items():
-        if root is not None and not root.is_dir():
-            raise FileNotFoundError(f"the {name} folder {root} does not exist")
-    choice = {"val_patients": options.val_patients, "seed": options.seed, "limit": options.limit}
-    scans = {}
-    if options.ct_rate is not None:
-        inner = options.ct_rate / "dataset"
-        root = inner if inner.is_dir() else options.ct_rate
-        scans["ct_rate"] = (root, scan_ct_rate(root, **choice))
-    if options.ctrg is not None:
-        salt = read_salt(options.out / "ctrg_salt.txt")
-        scans["ctrg"] = (options.ctrg, scan_ctrg(options.ctrg, salt=salt, split=options.split, **choice))
-    return scans
+def _scan(options: Options) -> dict[str, Scan]:
+    for name, root in options.roots.items():
+        if not root.is_dir():
+            raise FileNotFoundError(f"the {DATASETS[name].title} folder {root} does not exist")
+    choice = ScanChoice(
+        out=options.out, val_patients=options.val_patients, seed=options.seed, split=options.split, limit=options.limit
+    )
+    return {name: SCANS[name](root, choice) for name, root in options.roots.items()}
 
 
 def _check_splits(dataset: str, scan: Scan, listed: Path) -> None:

@@ -20,8 +20,8 @@ LAYERS = {
     "settings": 1,
     "datasets": 2, "models": 2, "losses": 2, "metrics": 2, "phantom": 2, "pictures": 2,
     "datamodules": 3, "checkpoints": 3, "preparation": 3, "evaluation": 3,
-    "training": 4,
-    "finetune": 5, "inference": 5, "config": 5,
+    "training": 4, "doctor": 4,
+    "finetune": 5, "inference": 5, "config": 5, "benchmarks": 5,
 }  # fmt: skip
 
 

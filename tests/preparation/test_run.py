@@ -13,8 +13,8 @@ from mg3d.preparation.quarantine import Quarantined, write_quarantine
 from mg3d.preparation.run import Options, prepare
 
 
-def options(root, out, **more):
-    return Options(out=out, ct_rate=root, **{"image_size": 32, "val_patients": 1, **more})
+def options(root, out, others=(), **more):
+    return Options(out=out, roots={"ct_rate": root, **dict(others)}, **{"image_size": 32, "val_patients": 1, **more})
 
 
 def content(out):
@@ -117,7 +117,7 @@ def test_volumes_without_a_chest_do_not_count_as_faults(small_tree, tmp_path):
 
 def test_both_data_sets_lie_side_by_side_and_limit_counts_per_official_split(small_tree, tmp_path):
     ctrg = write_ctrg(tmp_path / "ctrg", 20)
-    summary = prepare(options(small_tree.write(), tmp_path / "out", ctrg=ctrg, limit=4))
+    summary = prepare(options(small_tree.write(), tmp_path / "out", {"ctrg": ctrg}, limit=4))
     assert sum(summary.rows["ct_rate"].values()) == 4 + 2
     assert summary.rows["ctrg"] == {"train": 3, "val": 1, "test": 3}
 

@@ -43,7 +43,7 @@ def scan_ct_rate(root: Path, *, val_patients: int, seed: int, limit: int | None 
     splits = [split for split in ("train", "valid") if any(_folders(root, split))]
     if not splits:
         raise FileNotFoundError(f"{root} holds none of train_fixed, valid_fixed, train, valid; give CT-RATE's folder")
-    scan = Scan([], [], [])
+    scan = Scan(root)
     for split in splits:
         part = _scan_split(root, split)
         scan.records += part.records[:limit]
@@ -73,7 +73,7 @@ def _scan_split(root: Path, split: str) -> Scan:
     listed = {name for name in reports.keys() | metadata.keys() if _NAME.fullmatch(name)}
     absent = {name for name in listed - files.keys() if _NAME.fullmatch(name)["patient"] not in patients}
     notes += [f"CT-RATE: {len(absent)} listed volumes of {split} lie in no patient's folder: not downloaded"] if absent else []
-    scan = Scan([], [], notes)
+    scan = Scan(root, notes=notes)
     for name in sorted((listed | files.keys()) - absent):
         findings, impression = (_section(text) for text in reports.get(name, ("", "")))
         code = "no_chest" if name in without_chest else "missing_file" if name not in files else None

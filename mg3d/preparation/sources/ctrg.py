@@ -48,7 +48,7 @@ def scan_ctrg(
         ValueError: the annotation has another shape, or puts a case into two splits with `original`.
     """
     cases = list(_cases(root, limit))
-    scan = Scan([], [], [])
+    scan = Scan(root)
     ours, note = _splits(cases, split, val_patients=val_patients, seed=seed)
     scan.notes += [f"CTRG: {note}"] if note else []
     first: dict[PurePosixPath, _Case] = {}

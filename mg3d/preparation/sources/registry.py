@@ -1,0 +1,39 @@
+"""Data set -> its scan, all called alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mg3d.preparation.records import Scan
+from mg3d.preparation.sources.ct_rate import scan_ct_rate
+from mg3d.preparation.sources.ctrg import SplitRule, read_salt, scan_ctrg
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanChoice:
+    """What a scan may ask for; each takes what it needs."""
+
+    out: Path
+    """Folder that is prepared; what must stay the same between runs, such as a salt, lies there."""
+    val_patients: int
+    """How many patients of train become val, see `records.carve_val`."""
+    seed: int
+    """Of that draw."""
+    split: SplitRule
+    """CTRG: whose splits."""
+    limit: int | None
+    """At most so many volumes of each official split."""
+
+
+def _ct_rate(root: Path, choice: ScanChoice) -> Scan:
+    return scan_ct_rate(root, val_patients=choice.val_patients, seed=choice.seed, limit=choice.limit)
+
+
+def _ctrg(root: Path, choice: ScanChoice) -> Scan:
+    salt = read_salt(choice.out / "ctrg_salt.txt")
+    draw = {"val_patients": choice.val_patients, "seed": choice.seed, "limit": choice.limit}
+    return scan_ctrg(root, salt=salt, split=choice.split, **draw)
+
+
+SCANS: dict[str, Callable[[Path, ScanChoice], Scan]] = {"ct_rate": _ct_rate, "ctrg": _ctrg}
+"""Keys as in `schema.DATASETS`. Each raises FileNotFoundError or ValueError for a folder that is not what it expects."""
