@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mg3d.phantom.faults import ALL, FAULTS, LISTED, plant, wanted_faults
 from mg3d.phantom.generate import PhantomSettings, generate
 
 
@@ -42,6 +43,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--masks", action="store_true", help="also truth/masks: where the findings are, as NIfTI label maps")
     parser.add_argument("--raw-tree", action="store_true", help="also the first release's tree: raw values and blank headers")
     parser.add_argument("--true-prevalence", action="store_true", help="CT-RATE's own prevalences, not raised for rare findings")
+    parser.add_argument(
+        "--faults",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"faults to plant into the set once it is made, told in {LISTED}: all, or {', '.join(FAULTS)}; "
+        f"not among all: {', '.join(sorted(FAULTS.keys() - set(ALL)))}",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     given = parser.parse_args(arguments)
     settings = PhantomSettings(
@@ -56,13 +65,17 @@ def main(arguments: Sequence[str]) -> int:
         tempered=not given.true_prevalence,
     )
     try:
+        wanted_faults(given.faults)
         counts = generate(given.out, settings, workers=given.workers, masks=given.masks)
+        planted = plant(given.out, given.faults) if given.faults else {}
     except (ValueError, OSError) as error:
         print(f"make_phantom: {error}", file=sys.stderr)
         return 2
     print(
         f"make_phantom: {given.out} holds {counts['studies']:,} synthetic studies, {counts['volumes']:,} volumes, and their truth"
     )
+    if planted:
+        print(f"make_phantom: {len(planted)} kinds of faults are planted, see {given.out / LISTED}")
     return 0
 
 

@@ -42,8 +42,11 @@ class Case(NamedTuple):
         }
 
 
-def make_case(words: tuple[int, ...], *, voxels_in_plane: int, style: Style, tempered: bool) -> Case:
-    """The case of these seed words (seed, patient, scan)."""
+def make_case(words: tuple[int, ...], *, voxels_in_plane: int, style: Style, tempered: bool, without: str | None = None) -> Case:
+    """The case of these seed words (seed, patient, scan).
+
+    without: a finding that is taken away again after it was drawn, so that all else stays as it is; not the heart's size.
+    """
     generator = np.random.default_rng(words)
     present, vascular = sample_findings(generator, tempered=tempered)
     patient = sample_patient(generator, vascular=vascular)
@@ -56,8 +59,12 @@ def make_case(words: tuple[int, ...], *, voxels_in_plane: int, style: Style, tem
     mask = np.zeros(canvas.hu.shape, np.uint8)
     for label, draw in DRAWERS.items():
         if present[label]:
+            before = canvas.hu.copy() if label == without else None
             with canvas.watch() as tell:
                 finding = _from_scan_centre(draw(hand), patient)
+            if before is not None:
+                canvas.hu[:] = before
+                continue
             # The large heart was drawn with the body.
             changed = _heart(canvas, body) if label == "Cardiomegaly" else tell()
             findings[label] = finding._replace(voxels=int(changed.voxels.sum()))

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from mg3d.files import write_json
 from mg3d.phantom import ct_rate, ctrg
 from mg3d.phantom.case import VERSION, Case, make_case, reconstruct
+from mg3d.phantom.report import Style
 
 TRAIN, VALID, CTRG = 0, 1, 2
 """Second seed word of a study: its set."""
@@ -116,10 +117,16 @@ def kernels(study: Study) -> tuple[bool, ...]:
     return (False, True) if second else (False,)
 
 
-def draw(study: Study) -> Case:
-    """The case of a study, equal whenever it is drawn."""
-    style = "ctrg" if study.group == CTRG else "ctrate"
-    return make_case(study.words, voxels_in_plane=study.settings.grid, style=style, tempered=study.settings.tempered)
+def draw(study: Study, *, without: str | None = None) -> Case:
+    """The case of a study, equal whenever it is drawn; `without`, see `make_case`."""
+    style: Style = "ctrg" if study.group == CTRG else "ctrate"
+    settings = study.settings
+    return make_case(study.words, voxels_in_plane=settings.grid, style=style, tempered=settings.tempered, without=without)
+
+
+def render(study: Study, case: Case) -> list[np.ndarray]:
+    """int16 HU [z, y, x] of every reconstruction of a study."""
+    return [reconstruct(case.volume_hu, (*study.words, number), sharp=sharp) for number, sharp in enumerate(kernels(study), 1)]
 
 
 def make(study: Study) -> None:
@@ -127,7 +134,7 @@ def make(study: Study) -> None:
     if study.truth_path.is_file():
         return
     case = draw(study)
-    volumes = [reconstruct(case.volume_hu, (*study.words, number), sharp=sharp) for number, sharp in enumerate(kernels(study), 1)]
+    volumes = render(study, case)
     if study.group == CTRG:
         ctrg.write_slices(study.root / "ctrg", study.patient, study.settings.seed, volumes[0])
     else:

@@ -33,3 +33,21 @@ def test_what_is_no_share_is_refused(tmp_path, capsys, share):
     with pytest.raises(SystemExit):
         TOOL.main([*SMALL, "--out", str(tmp_path), f"--second-scans={share}"])
     assert "must lie between 0 and 1" in capsys.readouterr().err
+
+
+def test_faults_are_planted_once_and_listed(tmp_path, capsys):
+    arguments = [*SMALL, "--out", str(tmp_path), "--faults", "truncated_gzip", "blank_age"]
+    assert TOOL.main(arguments) == 0
+    assert "2 kinds of faults are planted" in capsys.readouterr().out
+    planted = json.loads((tmp_path / "faults.json").read_text())
+    assert set(planted) == {"truncated_gzip", "blank_age"}
+    sizes = {path: path.stat().st_size for path in tmp_path.rglob("*.nii.gz")}
+    assert TOOL.main(arguments) == 0
+    assert {path: path.stat().st_size for path in tmp_path.rglob("*.nii.gz")} == sizes
+    assert json.loads((tmp_path / "faults.json").read_text()) == planted
+
+
+def test_a_fault_that_does_not_exist_is_told_before_anything_is_made(tmp_path, capsys):
+    assert TOOL.main([*SMALL, "--out", str(tmp_path / "set"), "--faults", "rust"]) == 2
+    assert "there is no fault rust; choose from: all, nan_spacing" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
