@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/setup.sh                                                  # 1. packages
-"$PYTHON" -c 'import pytest, ruff' 2>/dev/null || "$PYTHON" -m pip install --quiet --disable-pip-version-check "pytest>=8" "ruff>=0.12"
+"$PYTHON" -c 'import pytest, ruff, hypothesis' 2>/dev/null ||
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check "pytest>=8" "ruff>=0.12" "hypothesis>=6.100"
 "$PYTHON" -m ruff check .                                                    # 2. style
 select=(-m "not slow")
 arguments=()

@@ -30,7 +30,7 @@ class EncodedReport(NamedTuple):
     ids: np.ndarray
     """int64 [T]: [CLS] report [SEP]."""
     sentence_index: np.ndarray
-    """int64 [T]: 0-based index into `units`, -1 at special tokens and between sentences."""
+    """int64 [T]: 0-based index into `units`, -1 at special tokens, between sentences, and for a token that lies in two."""
     units: tuple[tuple[int, int], ...]
     """Character offsets of the sentences that have a token left; the others were cut off."""
 
@@ -106,16 +106,31 @@ def encode_report(
 
     units: character offsets (start, end), in order, not overlapping.
     """
-    encoded = tokenizer(lower(report), truncation=True, max_length=max_text_len, return_offsets_mapping=True)
-    start, end = np.asarray(encoded["offset_mapping"], dtype=np.int64).T
-    index = np.full(len(start), -1, dtype=np.int64)
-    if units:
-        first, last = np.asarray(units, dtype=np.int64).T
-        place = np.searchsorted(first, start, side="right") - 1
-        inside = (place >= 0) & (end > start) & (end <= last[place.clip(0)])
-        kept, index[inside] = np.unique(place[inside], return_inverse=True)
-        units = tuple(units[place] for place in kept)
-    return EncodedReport(np.asarray(encoded["input_ids"], dtype=np.int64), index, tuple(units))
+    text = lower(report)
+    encoded = tokenizer(text, truncation=True, max_length=max_text_len, return_offsets_mapping=True)
+    offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    place = _units_of(offsets, units, len(text))
+    inside = place >= 0
+    index = np.full(len(offsets), -1, dtype=np.int64)
+    kept, index[inside] = np.unique(place[inside], return_inverse=True)
+    return EncodedReport(np.asarray(encoded["input_ids"], dtype=np.int64), index, tuple(units[unit] for unit in kept))
+
+
+def _units_of(offsets: np.ndarray, units: Sequence[tuple[int, int]], length: int) -> np.ndarray:
+    """int64 [T]: the unit of every token [T, 2] of a text; -1 for a token in none, or in more than one.
+
+    What lies outside all units is no part of a token: byte-level BPE counts the space before a word to the word, and a unit
+    may begin within what the tokenizer takes as one.
+    """
+    owner = np.full(length + 1, -1, dtype=np.int64)
+    for number, (start, end) in enumerate(units):
+        owner[start:end] = number
+    owned = np.append(np.flatnonzero(owner >= 0), length)  # at `length` the owner is nobody
+    start, end = offsets.T
+    first = owned[np.searchsorted(owned, start).clip(0, len(owned) - 1)]
+    last = owned[(np.searchsorted(owned, end) - 1).clip(0)]
+    whole = (start < end) & (first < end) & (owner[first] == owner[last])
+    return np.where(whole, owner[first], -1)
 
 
 def pad_reports(

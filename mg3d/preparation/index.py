@@ -13,7 +13,7 @@ from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.shards import ShardTask
-from mg3d.text_units import normalise, report_units
+from mg3d.text_units import UNITS_VERSION, normalise, report_units
 
 
 def join(
@@ -40,6 +40,7 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[st
         "intensity": recipe.intensity(dataset),
         "preproc": recipe.provenance(dataset),
         "preproc_hash": recipe.digest(dataset),
+        "units_version": UNITS_VERSION,
         "source": {"name": facts.title, "licence": facts.licence},
     }
     for split in SPLITS:
