@@ -1,5 +1,6 @@
 """What a scan of a raw data set yields: one record per volume, before any voxel is read."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,17 +78,30 @@ class Scan:
     """Sentences for the person who runs the preparation."""
 
 
+VAL_SHARE = 0.1
+"""Share of the training patients whose draw is low enough for val."""
+
+
 def carve_val(patients: Sequence[str], count: int, seed: int) -> tuple[set[str], str | None]:
     """The patients of train that become val, drawn with `seed`, and a sentence when it is not `count` that was drawn.
 
+    Every patient has a number in [0, 1), a hash of seed and id. Val are the `count` lowest of those below a tenth; the lowest
+    of all when none is below, and all but one at most. So nobody moves from train to val when more patients arrive, and a
+    model that was trained on what was there before may be judged on val. A patient of val may move to train: as soon as
+    there are more than `count` below a tenth.
+
     Args:
-        patients: all training patients in a fixed order.
-        count: how many to draw; at most a tenth of them (but one) is, so that a small set keeps its training data.
+        patients: training patients, in any order.
+        count: how many to draw. A small set has fewer: about a tenth of it.
     """
-    unique = list(dict.fromkeys(patients))
-    allowed = min(count, max(1, len(unique) // 10), max(len(unique) - 1, 0))
-    chosen = np.random.default_rng([seed, 1]).permutation(len(unique))[:allowed]
     if count == 0:
         return set(), "no patient was carved out of train: val is empty"
-    note = f"val has {allowed} of {len(unique)} training patients, not {count}: at most a tenth is taken"
-    return {unique[place] for place in chosen}, note if allowed != count else None
+    draws = sorted((_val_draw(patient, seed), patient) for patient in set(patients))
+    below = sum(draw < VAL_SHARE for draw, _ in draws)
+    allowed = min(count, max(1, below), max(len(draws) - 1, 0))
+    note = f"val has {allowed} of {len(draws)} training patients, not {count}: about a tenth is taken at most"
+    return {patient for _, patient in draws[:allowed]}, note if allowed != count else None
+
+
+def _val_draw(patient: str, seed: int) -> float:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{patient}".encode(), digest_size=6).digest(), "big") / 256**6
