@@ -46,8 +46,8 @@ class Site:
         yield from (first[place] for place in order)
 
     def volumes(self, study: Study) -> dict[str, np.ndarray]:
-        """Name -> int16 HU [z, y, x] of a study's reconstructions, drawn again."""
-        return dict(zip(names(study), render(study, draw(study)), strict=True))
+        """Name -> int16 HU [z, y, x] of a study's reconstructions, drawn again; CTRG has the first alone."""
+        return dict(zip(names(study), render(study, draw(study)), strict=study.group != CTRG))
 
     def first_volume(self, study: Study) -> tuple[str, np.ndarray]:
         """Name and voxels of the first reconstruction."""
