@@ -5,7 +5,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -18,7 +18,15 @@ th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; 
 th:first-child, td:first-child { text-align: left; } img { max-width: 100%; } pre { white-space: pre-wrap; }
 """
 
-Piece = str | Figure | Sequence[Mapping[str, Any]]
+
+class Picture(NamedTuple):
+    """A figure and what it shows, for those who do not see it."""
+
+    figure: Figure
+    alt: str
+
+
+Piece = str | Figure | Picture | Sequence[Mapping[str, Any]]
 
 
 def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence[Piece]]]) -> None:
@@ -33,7 +41,10 @@ def _piece(piece: Piece) -> str:
     if isinstance(piece, str):
         return f"<p>{html.escape(piece)}</p>\n"
     if isinstance(piece, Figure):
-        return f"<p><img alt='' src='data:image/png;base64,{base64.b64encode(png(piece)).decode()}'></p>\n"
+        piece = Picture(piece, "")
+    if isinstance(piece, Picture):
+        alt = html.escape(piece.alt, quote=True)
+        return f"<p><img alt='{alt}' src='data:image/png;base64,{base64.b64encode(png(piece.figure)).decode()}'></p>\n"
     return _table(piece)
 
 
