@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mg3d.doctor.catalogue import Catalogue
-from mg3d.doctor.findings import Finding, examples
+from mg3d.doctor.findings import Finding, examples, number
 from mg3d.doctor.measure import VolumeFacts
 from mg3d.doctor.volumes import names_of
 
@@ -22,9 +22,9 @@ FLOORS = {"hu": -900.0, "grey8": 5.0}
 """A block whose mean is not above is air or filling, which different volumes share."""
 _TILE = 512
 _COPIES = {
-    "counterfactual_pair": ("pairs of scans of one patient with nearly the same voxels", "nothing, if that is meant"),
-    "patient_in_two_splits": ("pairs of volumes with the same voxels and report in two splits", "take one of each pair out"),
-    "duplicate_pixels": ("pairs of volumes of different patients with nearly the same voxels", "take one of each pair out"),
+    "counterfactual_pair": ("of scans of one patient with nearly the same voxels", "nothing, if that is meant"),
+    "patient_in_two_splits": ("of volumes with the same voxels and report in two splits", "take one of each pair out"),
+    "duplicate_pixels": ("of volumes of different patients with nearly the same voxels", "take one of each pair out"),
 }
 
 
@@ -49,7 +49,7 @@ def _finding(catalogue: Catalogue, code: str, pairs: Sequence[tuple[int, int]]) 
     return Finding(
         code=code,
         severity="blocking" if apart else "warning",
-        found=f"{len(pairs):,} {what}, {apart:,} across splits ({examples(names)})",
+        found=f"{number(len(pairs), 'pair')} {what}, {apart:,} across splits ({examples(names)})",
         expected="voxels of their own for every scan",
         action=action,
         volumes=names,

@@ -17,6 +17,8 @@ from mg3d.doctor.probe import Head, probe_all, suspects
 MOST_SUSPECTS = 2000
 """Raw volumes that are read in full because they look wrong, at most."""
 JSON_VERSION = 1
+CLOSER = {"report_missing": ("not_given", "empty_report")}
+"""Code -> codes that say the same with the reason."""
 T = TypeVar("T")
 Progress = Callable[[Iterable[T], str, int], Iterator[T]]
 """Passes items on and shows how far they are: (items, what they are, how many)."""
@@ -156,6 +158,7 @@ def _voxel_findings(catalogue: Catalogue, heads: Mapping[int, Head], facts: Mapp
         volumes.check_padding(catalogue, facts),
         volumes.check_fixed_in_raw_tree(catalogue, facts),
         volumes.check_orientation(catalogue, heads),
+        volumes.check_slices(catalogue),
         copies.check_copies(catalogue, pairs),
     )
     return list(chain.from_iterable(checks))
@@ -175,11 +178,11 @@ def _text_findings(catalogue: Catalogue) -> list[Finding]:
 
 
 def merged(findings: Iterable[Finding]) -> list[Finding]:
-    """Without those whose volumes an earlier and no milder finding of the same code names already."""
+    """Without those whose volumes other findings of the same code, or of codes that say it closer, name already."""
     kept: list[Finding] = []
-    for finding in findings:
-        earlier = [other for other in kept if other.code == finding.code and other.volumes]
-        told = {name for other in earlier for name in other.volumes}
+    for finding in sorted(findings, key=lambda finding: finding.code in CLOSER):
+        codes = {finding.code, *CLOSER.get(finding.code, ())}
+        told = {name for other in kept if other.code in codes for name in other.volumes}
         if not (finding.volumes and set(finding.volumes) <= told):
             kept.append(finding)
     return kept

@@ -27,13 +27,15 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 class Tables(NamedTuple):
-    """The tables of one official split, every cell as text, and the files that are there."""
+    """The tables of one official split, every cell as text, and what lies in its trees."""
 
     reports: pd.DataFrame
     metadata: pd.DataFrame
     labels: pd.DataFrame
     files: frozenset[str]
     """Names of volumes, without ending."""
+    patients: frozenset[str]
+    """Names of the folders, which are there for whoever was downloaded."""
 
 
 def read_tables(root: Path, split: str) -> Tables | None:
@@ -47,7 +49,8 @@ def read_tables(root: Path, split: str) -> Tables | None:
     if not any(path.is_file() for path in paths.values()):
         return None
     files = (path.name for tree in (split, f"{split}_fixed") for path in (root / tree).glob("*/*/*.nii.gz"))
-    return Tables(**{name: _read(path) for name, path in paths.items()}, files=frozenset(map(_stem, files)))
+    folders = frozenset(path.name for tree in (split, f"{split}_fixed") for path in (root / tree).glob("*"))
+    return Tables(**{name: _read(path) for name, path in paths.items()}, files=frozenset(map(_stem, files)), patients=folders)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -74,8 +77,7 @@ def check_rows(tables: Tables, split: str) -> list[Finding]:
     """Rows without file, files without row, labels of nobody, and several rows of one volume."""
     named = {name: frozenset(getattr(tables, name).index) for name in TABLES}
     told = named["reports"] | named["metadata"]
-    patients = {name.rsplit("_", 2)[0] for name in tables.files}
-    absent = sorted(name for name in told - tables.files if name.rsplit("_", 2)[0] not in patients)
+    absent = sorted(name for name in told - tables.files if name.rsplit("_", 2)[0] not in tables.patients)
     twice = {name for table in named for name in getattr(tables, table).index[getattr(tables, table).index.duplicated()]}
     checks = (
         ("two_rows", twice, "with several rows in one table", "the first row counts; see which is right"),

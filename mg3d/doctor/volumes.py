@@ -1,7 +1,9 @@
 """Checks of measured voxels: what cannot be used, intensities, orientation, heads among chests."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -153,6 +155,32 @@ def check_orientation(catalogue: Catalogue, heads: Mapping[int, Head]) -> list[F
             volumes=names,
         )
     ]
+
+
+def check_slices(catalogue: Catalogue) -> list[Finding]:
+    """Folders of slices whose numbers leave one out."""
+    found = [number_ for number_, place in enumerate(catalogue.places) if isinstance(place, RawPlace) and _has_gap(place)]
+    names = names_of(catalogue, found)
+    if not names:
+        return []
+    return [
+        Finding(
+            code="ctrg_gap",
+            severity="warning",
+            found=f"{number(len(names), 'volume')} with slices missing in between ({examples(names)})",
+            expected="slices numbered without a gap",
+            action="download these cases again",
+            volumes=names,
+        )
+    ]
+
+
+def _has_gap(place: RawPlace) -> bool:
+    """Whether the last numbers of the slices' names go up in unequal steps."""
+    if place.record.reader != "slices":
+        return False
+    numbers = [int(found[-1]) for name in place.record.files if (found := re.findall(r"\d+", name.rsplit("/", 1)[-1]))]
+    return len(numbers) == len(place.record.files) and len({after - before for before, after in pairwise(numbers)}) > 1
 
 
 def check_unusable(catalogue: Catalogue, facts: Mapping[int, VolumeFacts]) -> list[Finding]:
