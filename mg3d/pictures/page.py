@@ -15,7 +15,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; } img { max-width: 100%; } pre { white-space: pre-wrap; }
+th:first-child, td:first-child { text-align: left; } img { max-width: 100%; }
+.words th, .words td { text-align: left; vertical-align: top; } pre { white-space: pre-wrap; }
 """
 
 
@@ -54,7 +55,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
     lines = ["".join(f"<td>{html.escape(shown(row.get(name, '')))}</td>" for name in names) for row in rows]
-    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n"
+    words = " class='words'" if all(isinstance(cell, str) for row in rows for cell in row.values()) else ""
+    return f"<table{words}><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n"
 
 
 def shown(value: Any) -> str:
