@@ -87,11 +87,12 @@ def show_progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
 def show(examination: Examination) -> None:
     """Prints the table and the verdict."""
     table = Table(title=escape(f"{examination.catalogue.path}"), title_justify="left", expand=True, show_lines=True)
-    for heading, share in (("severity and code", 2), ("found (expected)", 5), ("what to do", 3)):
+    table.add_column("", no_wrap=True)
+    for heading, share in (("found (expected)", 5), ("what to do", 3)):
         table.add_column(heading, overflow="fold", ratio=share)
     for finding in examination.findings:
         expected = f" (expected: {finding.expected})" if finding.expected else ""
-        cells = (f"{finding.severity}\n{finding.code}", finding.found + expected, finding.action)
+        cells = (finding.severity, f"{finding.code}\n{finding.found}{expected}", finding.action)
         table.add_row(*map(escape, cells), style=COLOURS[finding.severity])
     console = Console(highlight=False)
     console.print(table)

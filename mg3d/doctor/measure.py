@@ -171,6 +171,7 @@ def air_inside(volume_hu: np.ndarray) -> float:
 
 def measure_all(places: Sequence[RawPlace | ArrowPlace], workers: int) -> Iterator[VolumeFacts]:
     """`measure` of every place, in order; with processes when there is work for several."""
+    _index.cache_clear()  # files may have changed since
     workers = min(workers, -(-len(places) // 4))
     if workers <= 1:
         yield from map(measure, places)
