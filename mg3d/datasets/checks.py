@@ -3,6 +3,7 @@
 Quick enough to be asked at every start: whole columns at a time, and no voxel is read.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ CODES = {
     "report_sha256": "duplicate_report_other_patient",
 }
 """Column that two splits share values of -> code of the problem."""
+NO_REPORT = hashlib.sha256(b"").hexdigest()
+"""What an empty report becomes; volumes without a report share nothing."""
 CACHE = "checked.json"
 CACHE_VERSION = 1
 _EXAMPLES = 1000
@@ -76,6 +79,7 @@ def find_leaks(table: pa.Table) -> LeakReport:
     for part, columns in zip(parts, (BLOCKING, WARNING)):
         for column in columns:
             shared = shared_values(table, column) if column in table.column_names else {}
+            shared.pop(NO_REPORT, None)
             part.update({column: shared} if shared else {})
     return LeakReport(*parts)
 
@@ -98,7 +102,7 @@ def check_arrows(data_root: Path, datasets: Iterable[str]) -> list[Problem]:
     """What is wrong with the index files of `datasets` that are in `data_root`, the blocking problems first.
 
     Raises:
-        FileNotFoundError, ValueError: an index file of the splits train and val is not there, or cannot be read.
+        FileNotFoundError, ValueError: a data set has no index file, or one cannot be read.
     """
     indices = _indices(data_root, datasets)
     problems = [problem for name, splits in indices.items() for problem in _check_dataset(name, splits)]
@@ -116,17 +120,19 @@ def check_arrows(data_root: Path, datasets: Iterable[str]) -> list[Problem]:
     return sorted(problems, key=lambda problem: not problem.blocking)
 
 
-def require_sound(data_root: Path, datasets: Iterable[str]) -> list[str]:
+def require_sound(data_root: str | Path, datasets: Iterable[str]) -> list[str]:
     """Refuses Arrow files with a blocking problem; returns what else there is to say, a sentence each.
 
     What was found is kept in `checked.json` beside the index files, and holds as long as their sizes and times stay. A folder
-    that cannot be written is checked every time.
+    that cannot be written is checked every time. What lies behind a URL is not checked: whoever wrote it has.
 
     Raises:
         ValueError: a blocking problem.
         FileNotFoundError, ValueError: an index file is not there, or cannot be read.
     """
-    names = tuple(datasets)
+    if "://" in str(data_root):
+        return []
+    data_root, names = Path(data_root), tuple(datasets)
     state = _state(data_root, names)
     problems = _kept(data_root / CACHE, state)
     if problems is None:
@@ -140,17 +146,18 @@ def require_sound(data_root: Path, datasets: Iterable[str]) -> list[str]:
 
 
 def _indices(data_root: Path, datasets: Iterable[str]) -> dict[str, dict[str, VolumeIndex]]:
-    """Data set -> split -> its index file; that of test may be missing."""
+    """Data set -> split -> its index file, of those that are there; what training needs is for its reader to ask for."""
     paths = {name: {split: index_path(data_root, name, split) for split in SPLITS} for name in datasets}
     return {
-        name: {split: VolumeIndex(path) for split, path in splits.items() if split != "test" or path.is_file()}
+        name: {split: VolumeIndex(path) for split, path in splits.items() if path.is_file()}
+        or {"train": VolumeIndex(splits["train"])}
         for name, splits in paths.items()
     }
 
 
 def _check_dataset(name: str, splits: Mapping[str, VolumeIndex]) -> list[Problem]:
     title, problems = DATASETS[name].title, []
-    if not len(splits["train"]):
+    if "train" in splits and not len(splits["train"]):
         problems.append(Problem("empty_train", f"{title} has no volume to train on", "prepare more of the raw data"))
     filled = {split: index for split, index in splits.items() if len(index)}
     units = {unit for index in filled.values() for unit in pc.unique(index.table["unit"]).to_pylist()}

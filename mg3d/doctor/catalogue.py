@@ -179,6 +179,7 @@ def read_arrow(path: Path) -> Catalogue:
         table = VolumeIndex(file).table
         names = ["volume_id", "study_id", "patient_id", "dataset", "official_split", "report", "image_sha256", "hu_rule"]
         part = table.select(names).to_pandas().astype(object)
+        part["report"] = part["report"].fillna("")
         part["split"], part["report_key"] = split, table["report_sha256"].to_pandas()
         part["has_findings"] = table["findings"].is_valid().to_numpy()
         part["has_impression"] = table["impression"].is_valid().to_numpy()

@@ -1,14 +1,14 @@
 """Volumes that lie there twice: equal, equal in parts, or nearly equal."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from mg3d.doctor.catalogue import Catalogue
-from mg3d.doctor.findings import Finding, examples, number
+from mg3d.doctor.findings import Finding, Progress, T, examples, number
 from mg3d.doctor.measure import VolumeFacts
 from mg3d.doctor.volumes import names_of
 
@@ -26,6 +26,10 @@ _COPIES = {
     "patient_in_two_splits": ("of volumes with the same voxels and report in two splits", "take one of each pair out"),
     "duplicate_pixels": ("of volumes of different patients with nearly the same voxels", "take one of each pair out"),
 }
+
+
+def _pass_on(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    return iter(items)
 
 
 def check_copies(catalogue: Catalogue, pairs: Sequence[tuple[int, int]]) -> list[Finding]:
@@ -63,7 +67,7 @@ def equal_pairs(values: pd.Series) -> set[tuple[int, int]]:
     return {(int(one), int(other)) for group in groups if len(group) > 1 for one, other in pairwise(group)}
 
 
-def find_copies(facts: Mapping[int, VolumeFacts]) -> set[tuple[int, int]]:
+def find_copies(facts: Mapping[int, VolumeFacts], progress: Progress = _pass_on) -> set[tuple[int, int]]:
     """Pairs of places whose volumes are equal in parts or nearly equal.
 
     In parts: a tenth of the neighbouring blocks that are not air have exactly equal means. Near: the 8 x 8 x 8 mean-hashes
@@ -75,22 +79,34 @@ def find_copies(facts: Mapping[int, VolumeFacts]) -> set[tuple[int, int]]:
         places = [place for place, fact in facts.items() if fact.blocks is not None and fact.unit == unit]
         if len(places) > 1:
             means = np.stack([facts[place].blocks for place in places])
-            pairs |= {(places[one], places[other]) for one, other in equal_in_parts(means, floor) | near(means, NEAR_MEANS[unit])}
+            pairs |= {
+                (places[one], places[other])
+                for one, other in equal_in_parts(means, floor) | near(means, NEAR_MEANS[unit], progress)
+            }
     return {(min(pair), max(pair)) for pair in pairs}
 
 
-def near(means: np.ndarray, most: float) -> set[tuple[int, int]]:
+def near(means: np.ndarray, most: float, progress: Progress = _pass_on) -> set[tuple[int, int]]:
     """Pairs of rows of `means` [volumes, 512] that are near, by at most `most` on average; in tiles, which bounds the memory."""
     bits = np.packbits(means > means.mean(axis=1, keepdims=True), axis=1).view(np.uint64)
     found = set()
-    for start in range(0, len(means), _TILE):
+    level, starts = means.mean(axis=1, dtype=np.float64), range(0, len(means), _TILE)
+    for start in progress(starts, "copies", len(starts)):
         for begin in range(start, len(means), _TILE):
             mine, others = bits[start : start + _TILE, None], bits[None, begin : begin + _TILE]
             distance = np.bitwise_count(mine ^ others).sum(axis=2)
             close = np.argwhere(distance <= NEAR_BITS) + (start, begin)
-            close = close[close[:, 0] < close[:, 1]]
-            gaps = (float(np.abs(means[one] - means[other]).mean()) for one, other in close)
-            found |= {(int(one), int(other)) for (one, other), gap in zip(close, gaps) if gap <= most}
+            apart = np.abs(level[close[:, 0]] - level[close[:, 1]])  # at most the average difference, and quicker to have
+            found |= _close(means, close[(close[:, 0] < close[:, 1]) & (apart <= most * 1.01)], most)
+    return found
+
+
+def _close(means: np.ndarray, pairs: np.ndarray, most: float) -> set[tuple[int, int]]:
+    """Those of `pairs` [n, 2] of rows whose means differ by at most `most` on average."""
+    found = set()
+    for part in np.array_split(pairs, len(pairs) // _TILE + 1):
+        gaps = np.abs(means[part[:, 0]] - means[part[:, 1]]).mean(axis=1)
+        found |= {(int(one), int(other)) for one, other in part[gaps <= most]}
     return found
 
 

@@ -1,16 +1,16 @@
 """The whole examination: what is there, what is looked at, and every check in turn."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from mg3d.doctor import copies, labels, splits, tables, texts, volumes
 from mg3d.doctor.catalogue import Catalogue, read_arrow, read_raw, recognise
-from mg3d.doctor.findings import Finding, ordered
+from mg3d.doctor.findings import Finding, Progress, ordered
 from mg3d.doctor.measure import VolumeFacts, measure_all
 from mg3d.doctor.probe import Head, probe_all, suspects
 
@@ -19,9 +19,6 @@ MOST_SUSPECTS = 2000
 JSON_VERSION = 1
 CLOSER = {"report_missing": ("not_given", "empty_report")}
 """Code -> codes that say the same with the reason."""
-T = TypeVar("T")
-Progress = Callable[[Iterable[T], str, int], Iterator[T]]
-"""Passes items on and shows how far they are: (items, what they are, how many)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +92,7 @@ def examine(options: Options, progress: Progress) -> Examination:
     chosen = choose(catalogue, heads, options.sample)
     measured = progress(measure_all([catalogue.places[place] for place in chosen], options.workers), "voxels", len(chosen))
     examination.facts = dict(zip(chosen, measured))
-    found += _voxel_findings(catalogue, heads, examination.facts)
+    found += _voxel_findings(catalogue, heads, examination.facts, progress)
     found += _text_findings(catalogue)
     found += splits.check_counts(catalogue) + splits.check_lists(catalogue, lists)
     found.append(_looked_at(catalogue, heads, examination.facts))
@@ -145,12 +142,14 @@ def _table_findings(catalogue: Catalogue, found: list[Finding]) -> list[Finding]
     return findings
 
 
-def _voxel_findings(catalogue: Catalogue, heads: Mapping[int, Head], facts: Mapping[int, VolumeFacts]) -> list[Finding]:
+def _voxel_findings(
+    catalogue: Catalogue, heads: Mapping[int, Head], facts: Mapping[int, VolumeFacts], progress: Progress
+) -> list[Finding]:
     shas = {place: fact.sha256 for place, fact in facts.items()}
     known = catalogue.rows["image_sha256"].copy()
     if catalogue.kind == "raw":
         known = catalogue.rows.index.to_series().map(shas).fillna("")
-    pairs = sorted(copies.find_copies(facts) | copies.equal_pairs(known))
+    pairs = sorted(copies.find_copies(facts, progress) | copies.equal_pairs(known))
     checks = (
         volumes.check_unusable(catalogue, facts),
         volumes.check_hu(catalogue, facts),

@@ -1,9 +1,12 @@
 """What a check says."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+T = TypeVar("T")
+Progress = Callable[[Iterable[T], str, int], Iterator[T]]
+"""Passes items on and shows how far they are: (items, what they are, how many)."""
 Severity = Literal["blocking", "warning", "fact"]
 SEVERITIES: tuple[Severity, ...] = ("blocking", "warning", "fact")
 """blocking: training on this would be wrong; warning: look at it first; fact: good to know."""

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.schema import decode_metadata
 from mg3d.doctor.catalogue import ArrowPlace, RawPlace
-from mg3d.preparation.hounsfield import PADDING_HU, air_peak
+from mg3d.preparation.hounsfield import AIR_HU, PADDING_HU, air_peak
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.registry import READERS
 from mg3d.preparation.shards import start_worker
@@ -77,9 +78,19 @@ def load(place: RawPlace | ArrowPlace) -> Voxels:
         index = _index(place.index)
         spacing = index.table["spacing_mm"][place.row].as_py() or ()
         rule = index.table["hu_rule"][place.row].as_py()
-        return Voxels(index.volume(place.row), (1.0, 0.0), place.unit, rule, tuple(spacing))
+        scale, unit = _scale(index, place.unit)
+        return Voxels(index.volume(place.row), scale, unit, rule, tuple(spacing))
     raw = READERS[place.record.reader](place.record, place.root)
     return Voxels(raw.voxels, raw.scale, "grey8" if raw.rule == "grey8" else "hu", raw.rule, tuple(raw.spacing_mm or ()))
+
+
+def _scale(index: VolumeIndex, unit: str) -> tuple[tuple[float, float], str]:
+    """Slope and intercept to HU, and the unit that this gives; an 8-bit window of HU that leaves out air counts as grey."""
+    window = decode_metadata(index.table.schema).get("intensity", {}).get("window")
+    if window is None or unit in {"hu", "grey8"}:
+        return (1.0, 0.0), unit
+    low, high = window
+    return (((high - low) / 255, low), "hu") if low <= AIR_HU[1] else ((1.0, 0.0), "grey8")
 
 
 @lru_cache(maxsize=8)
@@ -176,8 +187,13 @@ def measure_all(places: Sequence[RawPlace | ArrowPlace], workers: int) -> Iterat
     if workers <= 1:
         yield from map(measure, places)
         return
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
         yield from pool.map(measure, places, chunksize=4)
-    finally:
+        pool.shutdown()
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise

@@ -20,7 +20,7 @@ COMMON = 0.01
 
 def check_reports(catalogue: Catalogue) -> list[Finding]:
     """Damaged, placeholder, very short or very long reports, and missing sections."""
-    rows, findings = catalogue.rows, []
+    rows, findings = catalogue.rows[catalogue.rows["report"] != ""], []
     words = rows["report"].str.split().str.len().fillna(0)
     plain = rows["report"].str.lower().str.strip(" .\n")
     for code, wrong, what, action in (
@@ -38,6 +38,10 @@ def check_reports(catalogue: Catalogue) -> list[Finding]:
         if names:
             found = f"reports {what}: {number(len(names), 'volume')} ({examples(names)})"
             findings.append(Finding(code=code, severity="warning", found=found, expected="none", action=action, volumes=names))
+    if len(rows) < len(catalogue.rows):
+        names = tuple(catalogue.rows["volume_id"][catalogue.rows["report"] == ""])
+        found = f"{number(len(names), 'volume')} without a report, for use of the images alone"
+        findings.append(Finding(code="no_report", severity="fact", found=found, volumes=names))
     for column, section in (("has_findings", "findings"), ("has_impression", "impression")):
         names = tuple(rows["volume_id"][~rows[column].astype(bool)])
         if names:
@@ -70,7 +74,7 @@ def check_reports_agree(catalogue: Catalogue) -> list[Finding]:
 
 def check_equal_reports(catalogue: Catalogue) -> list[Finding]:
     """Equal reports of different patients: a warning across splits, a fact within one."""
-    rows = catalogue.rows
+    rows = catalogue.rows[catalogue.rows["report"] != ""]
     by_key = rows.groupby("report_key")
     patients, splits = by_key["patient_id"].nunique(), by_key["split"].nunique()
     shared = patients.index[patients > 1]
@@ -93,7 +97,7 @@ def check_equal_reports(catalogue: Catalogue) -> list[Finding]:
 
 def sentence_facts(catalogue: Catalogue) -> list[Finding]:
     """How many sentences reports have, and how many of these other patients' reports have too."""
-    studies = catalogue.rows.drop_duplicates("study_id")
+    studies = catalogue.rows[catalogue.rows["report"] != ""].drop_duplicates("study_id")
     if studies.empty:
         return []
     counts, owners, total = [], defaultdict(set), Counter()

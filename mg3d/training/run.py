@@ -73,7 +73,7 @@ def pretrain(settings: Settings) -> None:
     if settings.run.evidence:
         held_out_studies(settings)  # refused now rather than after the training
     if is_first_rank():
-        for note in require_sound(Path(settings.data.data_root), settings.data.datasets):
+        for note in require_sound(settings.data.data_root, settings.data.datasets):
             say(note)
     pl.seed_everything(settings.run.seed, verbose=False)
     data = build_data(settings, per_rank=plan.per_rank)

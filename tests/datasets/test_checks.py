@@ -107,6 +107,16 @@ def test_each_fault_of_the_files_is_told_by_its_code(arrows, split, change, meta
     assert (problem.code, problem.blocking) == (code, True)
 
 
+def test_volumes_without_a_report_share_nothing(arrows):
+    for split in ("train", "val"):
+        edit(arrows, split, lambda rows: [{**row, "report": "", "report_sha256": checks.NO_REPORT} for row in rows])
+    assert check_arrows(arrows, ["ct_rate"]) == []
+
+
+def test_what_lies_behind_a_url_is_not_looked_for():
+    assert require_sound("memory://bucket/arrows", ["ct_rate"]) == []
+
+
 def test_an_empty_val_is_no_fault_and_test_may_be_missing(arrows):
     edit(arrows, "val", lambda rows: [])
     (arrows / "clm_ct_rate_test.arrow").unlink()

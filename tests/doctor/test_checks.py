@@ -176,6 +176,13 @@ def test_sentences_are_counted_per_study_and_recur_between_patients_only(tmp_pat
     assert finding.values["recurring"] == pytest.approx(2 / 6)
 
 
+def test_volumes_without_a_report_are_told_once_and_judged_by_nothing_else(tmp_path):
+    here = catalogue(tmp_path, ["train_1_a_1", "train_2_a_1", "train_3_a_1"], reports=["", "", "The heart is not very large."])
+    assert [(found.code, len(found.volumes)) for found in texts.check_reports(here)] == [("no_report", 2)]
+    assert texts.check_equal_reports(here) == []
+    assert texts.sentence_facts(here)[0].values["reports"] == 1
+
+
 # Voxels
 
 
