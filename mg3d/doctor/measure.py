@@ -126,7 +126,7 @@ def facts_of(voxels: Voxels) -> VolumeFacts:
     measured = small[small > PADDING_HU] if voxels.unit == "hu" else small.ravel()
     bins = HU_EDGES if voxels.unit == "hu" else GREY_EDGES
     measured = measured if measured.size else small.ravel()
-    counts, _ = np.histogram(np.clip(measured, bins[0], bins[-1]), bins)
+    counts = count_bins(measured, bins)
     low, high = np.percentile(measured, (1, 95))
     is_hu = voxels.unit == "hu"
     if float(small.min()) == float(small.max()):
@@ -145,6 +145,12 @@ def facts_of(voxels: Voxels) -> VolumeFacts:
         sha256=digest.hexdigest(),
         blocks=None if planes is None else _block_means(planes, edges),
     )
+
+
+def count_bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """How many values lie between each two of evenly spaced edges; what lies beyond counts in the outer bins."""
+    place = ((values - edges[0]) / (edges[1] - edges[0])).astype(np.int64)
+    return np.bincount(np.clip(place, 0, len(edges) - 2), minlength=len(edges) - 1)
 
 
 def _block_means(planes: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ from mg3d.doctor.catalogue import ArrowPlace, Catalogue
 from mg3d.doctor.copies import check_copies, equal_in_parts, equal_pairs, find_copies, near
 from mg3d.doctor.examine import merged
 from mg3d.doctor.findings import Finding, examples, ordered
-from mg3d.doctor.measure import VolumeFacts, Voxels, air_inside, facts_of, measure_all
+from mg3d.doctor.measure import VolumeFacts, Voxels, air_inside, count_bins, facts_of, measure_all
 from mg3d.doctor.probe import probe
 from mg3d.doctor.published import COUNTS, PREVALENCES, Counts
 from mg3d.glossary import LABELS
@@ -215,6 +215,12 @@ def test_what_is_measured_agrees_with_a_slow_version():
     np.testing.assert_allclose(facts.blocks, slow, rtol=1e-5, atol=1e-3)
     assert facts.histogram.sum() == pytest.approx(1)
     assert (facts.shape, facts.low) == ((37, 19, 26), -1000)
+
+
+def test_bins_are_counted_as_numpy_does_and_ends_take_what_is_beyond():
+    values, edges = np.random.default_rng(0).uniform(-1300, 2000, 5000), np.arange(-1200, 1801, 25)
+    expected, _ = np.histogram(np.clip(values, -1200, 1800), edges)
+    np.testing.assert_array_equal(count_bins(values, edges), expected)
 
 
 def flat(level, unit="hu", **more):
