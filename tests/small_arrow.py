@@ -10,6 +10,8 @@ from mg3d.datasets.tokenizer import train_wordpiece
 from mg3d.text_units import normalise, report_units
 
 SHAPE = (16, 12, 8)
+OFFSET = {"train": 0, "val": 80, "test": 160}
+"""Added to the voxels of a split, so that no image lies in two."""
 ORGANS = ("heart", "aorta", "liver", "lung", "trachea", "pleura", "spine")
 
 
@@ -22,7 +24,7 @@ def report_of(number):
 
 
 def write_split(root, dataset, split, *, patients, scans=1, reconstructions=1, shape=SHAPE, unit="hu", first=0, voxels=None):
-    """`patients` patients with `scans` studies each; voxels all -1000 + the row, or `voxels(number, shape)`."""
+    """`patients` patients with `scans` studies each; voxels all -1000 + OFFSET + the row, or `voxels(number, shape)`."""
     rows, shard = [], f"shards/{dataset}/{split}.arrow"
     (root / "shards" / dataset).mkdir(parents=True, exist_ok=True)
     schema = shard_schema(shape, unit)
@@ -34,7 +36,7 @@ def write_split(root, dataset, split, *, patients, scans=1, reconstructions=1, s
                     findings, impression = report_of(number + 100 * scan)
                     report, units = report_units(findings, impression)
                     dtype = np.int16 if unit == "hu" else np.uint8
-                    same = np.full(shape, -1000 + len(rows) if unit == "hu" else len(rows), dtype)
+                    same = np.full(shape, OFFSET[split] + len(rows) - (1000 if unit == "hu" else 0), dtype)
                     image = voxels(number, shape) if voxels else same
                     writer.write_batch(volume_batch(f"{study}_{reconstruction}", image, schema))
                     rows.append(

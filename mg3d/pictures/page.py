@@ -5,7 +5,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -15,10 +15,19 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; } img { max-width: 100%; } pre { white-space: pre-wrap; }
+th:first-child, td:first-child { text-align: left; } img { max-width: 100%; }
+.words th, .words td { text-align: left; vertical-align: top; } pre { white-space: pre-wrap; }
 """
 
-Piece = str | Figure | Sequence[Mapping[str, Any]]
+
+class Picture(NamedTuple):
+    """A figure and what it shows, for those who do not see it."""
+
+    figure: Figure
+    alt: str
+
+
+Piece = str | Figure | Picture | Sequence[Mapping[str, Any]]
 
 
 def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence[Piece]]]) -> None:
@@ -33,7 +42,10 @@ def _piece(piece: Piece) -> str:
     if isinstance(piece, str):
         return f"<p>{html.escape(piece)}</p>\n"
     if isinstance(piece, Figure):
-        return f"<p><img alt='' src='data:image/png;base64,{base64.b64encode(png(piece)).decode()}'></p>\n"
+        piece = Picture(piece, "")
+    if isinstance(piece, Picture):
+        alt = html.escape(piece.alt, quote=True)
+        return f"<p><img alt='{alt}' src='data:image/png;base64,{base64.b64encode(png(piece.figure)).decode()}'></p>\n"
     return _table(piece)
 
 
@@ -43,7 +55,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
     lines = ["".join(f"<td>{html.escape(shown(row.get(name, '')))}</td>" for name in names) for row in rows]
-    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n"
+    words = " class='words'" if all(isinstance(cell, str) for row in rows for cell in row.values()) else ""
+    return f"<table{words}><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n"
 
 
 def shown(value: Any) -> str:

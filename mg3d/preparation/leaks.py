@@ -1,48 +1,22 @@
-"""Whether the splits are apart: no patient, scan or image in two of them."""
+"""Whether the splits that are about to be written are apart: no patient, scan or image in two of them."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-BLOCKING = ("patient_id", "study_id", "image_sha256")
-WARNING = ("report_sha256",)
+import pyarrow as pa
 
+from mg3d.datasets import checks
+from mg3d.datasets.checks import LeakError, LeakReport
 
-class LeakError(ValueError):
-    """Something lies in two splits."""
-
-
-@dataclass
-class LeakReport:
-    """Column -> values that lie in more than one split, with the volumes that carry them."""
-
-    blocking: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    warnings: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """The report for people: counts, and volume ids of the first few; no text, no name."""
-        found = []
-        for word, part in (("leak", self.blocking), ("note", self.warnings)):
-            for column, shared in part.items():
-                example = ", ".join(next(iter(shared.values()))[:4])
-                found.append(f"{word}: {len(shared)} values of {column} lie in more than one split, e.g. of {example}")
-        return found or ["no leak: patients, scans, images and reports of the splits are apart"]
+__all__ = ["LeakError", "LeakReport", "find_leaks"]
 
 
 def find_leaks(rows: Iterable[Mapping[str, Any]], splits: Iterable[str]) -> LeakReport:
     """Compares index rows, each with its split."""
-    seen: dict[str, dict[str, dict[str, list[str]]]] = {
-        column: defaultdict(lambda: defaultdict(list)) for column in (*BLOCKING, *WARNING)
-    }
-    for row, split in zip(rows, splits):
-        for column, values in seen.items():
-            values[row[column]][split].append(row["volume_id"])
-    shared = {
-        column: {value: [members[0] for members in by_split.values()] for value, by_split in values.items() if len(by_split) > 1}
-        for column, values in seen.items()
-    }
-    return LeakReport(
-        {column: shared[column] for column in BLOCKING if shared[column]},
-        {column: shared[column] for column in WARNING if shared[column]},
-    )
+    columns = ("volume_id", *checks.BLOCKING, *checks.WARNING)
+    chosen: dict[str, list[str]] = {column: [] for column in columns}
+    for row in rows:
+        for column, values in chosen.items():
+            values.append(row[column])
+    arrays = {column: pa.array(values, pa.string()) for column, values in chosen.items()}
+    return checks.find_leaks(pa.table({**arrays, "split": pa.array(list(splits), pa.string())}))

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import load_weights
+from mg3d.datasets.checks import require_sound
 from mg3d.distributed import rank
 from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained
@@ -44,9 +45,14 @@ warnings.filterwarnings("ignore", ".*does not have many workers.*")
 warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning calls what torch has renamed
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the first, also before the process group is there."""
+    return rank() == 0 and int(pl.utilities.rank_zero_only.rank or 0) == 0
+
+
 def say(sentence: str) -> None:
     """Prints one line, from the first rank only."""
-    if rank() == 0 and int(pl.utilities.rank_zero_only.rank or 0) == 0:
+    if is_first_rank():
         console.print(f"mg3d: {sentence}", soft_wrap=True)
 
 
@@ -66,6 +72,9 @@ def pretrain(settings: Settings) -> None:
     plan = plan_batches(settings)
     if settings.run.evidence:
         held_out_studies(settings)  # refused now rather than after the training
+    if is_first_rank():
+        for note in require_sound(settings.data.data_root, settings.data.datasets):
+            say(note)
     pl.seed_everything(settings.run.seed, verbose=False)
     data = build_data(settings, per_rank=plan.per_rank)
     origin = tokenizer_origin(settings, data)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from small_arrow import write_split
@@ -36,6 +37,18 @@ def test_a_missing_shard_is_told_before_training(tmp_path, capfd):
     (root / SHARD).unlink()
     assert command_line(words(root, tmp_path, "num_workers=1")) == 2
     assert f"{SHARD} is missing; prepro/prepro_pretraining_data.py writes again" in only_sentence(capfd)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_start_on_data_that_leak(tmp_path, capfd):
+    root = write_arrows(tmp_path / "arrows")
+    write_split(
+        root, "ct_rate", "val", patients=8, shape=(32, 24, 32), voxels=lambda number, shape: np.full(shape, -998, np.int16)
+    )
+    assert command_line(words(root, tmp_path)) == 2
+    error = only_sentence(capfd)
+    assert "1 images lie in more than one split, e.g. ct_rate/train_2_0_0 and ct_rate/val_0_0_0" in error
+    assert "take one of each pair out" in error
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,29 @@
+import shutil
+
+import pytest
+from small_doctor import SETTINGS, RawSet
+
+from mg3d.phantom.generate import generate
+from mg3d.preparation.run import Options, prepare
+
+
+@pytest.fixture(scope="session")
+def clean_set(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clean")
+    generate(root, SETTINGS, workers=1)
+    return root
+
+
+@pytest.fixture
+def raw_set(clean_set, tmp_path):
+    """A copy to plant faults into."""
+    shutil.copytree(clean_set, tmp_path / "set")
+    return RawSet(tmp_path / "set")
+
+
+@pytest.fixture(scope="session")
+def clean_arrows(clean_set, tmp_path_factory):
+    out = tmp_path_factory.mktemp("arrows")
+    (out / "phantom.json").write_text("{}")
+    prepare(Options(out=out, roots={"ct_rate": clean_set / "ct_rate", "ctrg": clean_set / "ctrg"}, image_size=32))
+    return out
