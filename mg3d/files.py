@@ -1,11 +1,16 @@
 """Files that appear whole or not at all."""
 
+import errno
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+"""Numbers of the OSErrors that say so."""
 
 
 @contextmanager
@@ -17,8 +22,7 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
     A killed process leaves a `.tmp-` file, see `remove_partial`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    partial.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")  # numbers recur between machines
     try:
         partial.touch(mode=mode, exist_ok=False)
         with partial.open("wb") as stream:

@@ -1,6 +1,7 @@
 """The index files: records and sidecars, joined to the rows of INDEX_SCHEMA."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,28 +9,30 @@ from typing import Any
 import pyarrow as pa
 
 from mg3d.datasets.schema import DATASETS, INDEX_SCHEMA, SPLITS, encode_metadata, index_path
-from mg3d.files import replacing
+from mg3d.files import replacing, write_json
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.shards import ShardTask
+from mg3d.preparation.shards import PLAN, ShardTask
 from mg3d.text_units import normalise, report_units
 
 
 def join(
     tasks: Sequence[ShardTask], sidecars: Sequence[Mapping[str, Any]], out: Path
-) -> tuple[list[tuple[str, dict]], list[Quarantined]]:
-    """(split, index row) of every stored volume in the order of the plan, and the volumes that were refused."""
-    rows, refused = [], []
+) -> tuple[list[tuple[str, dict]], list[Quarantined], list[str]]:
+    """(split, index row) of every stored volume in the order of the plan, what was refused, and ids of what is absent."""
+    rows, refused, absent = [], [], []
     for task, sidecar in zip(tasks, sidecars):
         shard = task.path.relative_to(out).as_posix()
         for record in task.records:
             facts = sidecar["volumes"][record.volume_id]
-            if "refused" in facts:
+            if facts.get("refused") == "not_downloaded":
+                absent.append(record.volume_id)
+            elif "refused" in facts:
                 refused.append(Quarantined(record.volume_id, record.dataset, "volume", facts["refused"], facts["detail"]))
             else:
                 rows.append((record.split, _row(record, facts, shard, task.recipe.unit(record.dataset))))
-    return rows, refused
+    return rows, refused, absent
 
 
 def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[str, dict]]) -> None:
@@ -40,6 +43,7 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[st
         "intensity": recipe.intensity(dataset),
         "preproc": recipe.provenance(dataset),
         "preproc_hash": recipe.digest(dataset),
+        "compression": recipe.compression,
         "source": {"name": facts.title, "licence": facts.licence},
     }
     for split in SPLITS:
@@ -47,6 +51,18 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[st
         schema = INDEX_SCHEMA.with_metadata(encode_metadata({**metadata, "split": split}))
         with replacing(index_path(out, dataset, split)) as stream, pa.ipc.new_file(stream, schema) as writer:
             writer.write_table(pa.Table.from_pylist(chosen, schema=schema))
+
+
+def write_manifest(folder: Path, sidecars: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `manifest.json` into the shards' folder: what whole shards there are, with sizes and sums, and by which plan."""
+    named = ("shard", "rows", "bytes", "sha256")
+    shards = [{name: sidecar[name] for name in named} for sidecar in sidecars if "sha256" in sidecar]
+    manifest = {
+        "plan_hash": json.loads((folder / PLAN).read_text(encoding="utf-8"))["hash"],
+        **{name: sum(shard[name] for shard in shards) for name in ("rows", "bytes")},
+        "shards": shards,
+    }
+    write_json(folder / "manifest.json", manifest)
 
 
 def remove_index(out: Path, dataset: str) -> None:
@@ -74,6 +90,6 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
         "shard": shard,
         "shard_row": facts["row"],
         "unit": unit,
-        "source": record.source,
+        "source": facts["source"],
         **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_rule", "image_sha256")},
     }

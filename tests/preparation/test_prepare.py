@@ -10,7 +10,7 @@ import pytest
 from small_raw import SHAPE, chest, write_ctrg
 
 from mg3d.datasets.arrow import VolumeIndex
-from mg3d.datasets.schema import INDEX_SCHEMA, index_path
+from mg3d.datasets.schema import INDEX_SCHEMA, index_path, volume_batch
 from mg3d.preparation import shards
 
 SCRIPT = Path(__file__).parents[2] / "prepro" / "prepro_pretraining_data.py"
@@ -217,11 +217,21 @@ def test_an_error_elsewhere_tells_its_path(small_tree, tmp_path, monkeypatch, ca
 
 
 def test_a_full_disk_is_told_and_leaves_no_part(small_tree, tmp_path, monkeypatch, capsys):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+    root, out, room = small_tree.write(), tmp_path / "out", [5]
 
-    monkeypatch.setattr(shards, "make_volume", full)
-    monkeypatch.setattr(shards, "_try_volume", lambda record, task: full())
-    assert run(small_tree.write(), tmp_path / "out") == 1
+    def write(*arguments):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(28, "No space left on device")
+        return volume_batch(*arguments)
+
+    monkeypatch.setattr(shards, "SHARD_ROWS", 4)
+    monkeypatch.setattr(shards, "volume_batch", write)
+    assert run(root, out) == 1
     assert "disk" in capsys.readouterr().err
-    assert not list((tmp_path / "out" / "shards").rglob("*.arrow*"))
+    assert [path.name for path in out.rglob("*.arrow*")] == ["shard-00000.arrow"]
+    assert not list(out.rglob("*.lock"))
+    room[0] = 1000
+    assert run(root, out) == 0
+    assert room[0] == 1000 - 6
+    assert "2 written, 1 up to date" in capsys.readouterr().out
