@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from mg3d.preparation import progress
 from mg3d.preparation.engines import Engine
 from mg3d.preparation.shards import Outcome, ShardTask
 
@@ -74,6 +75,8 @@ def _map(
 def _result(ray: Any, one: Any) -> Outcome:
     """The outcome of a task, or the error that it met, as it would have been met here."""
     try:
-        return ray.get(one)
+        outcome = ray.get(one)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    progress.count(outcome.volumes, outcome.raw_bytes)
+    return outcome

@@ -16,7 +16,7 @@ from mg3d.preparation.engine_ray import ray_engine
 from mg3d.preparation.engines import Engine, local_engine
 from mg3d.preparation.index import join, remove_index, write_index, write_manifest
 from mg3d.preparation.leaks import LeakError, find_leaks
-from mg3d.preparation.locks import POLL_S, holder, holding
+from mg3d.preparation.locks import POLL_S, clear, holder, holding
 from mg3d.preparation.plan import pending_tasks, settle_plan
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
@@ -223,6 +223,8 @@ def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> boo
             remove_partial(options.out / "shards" / dataset)
             for task in job.pending:
                 remove_left(task)
+            for lock in (options.out / "shards" / dataset).glob("*.lock"):
+                clear(lock)
         write_quarantine(options.out / "quarantine.jsonl", summary.quarantined, jobs.keys())
         _check_leaks(rows, options.out, summary)
         for dataset, part in rows.items():

@@ -1,0 +1,66 @@
+"""Forks a preparation again and again and kills it with SIGKILL at random moments: killed_runs.py ROOT FOLDER KILLS WORKERS.
+
+Prints JSON: how many runs were killed in the midst, how often the whole was completed, and what differed from an unbroken run.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mg3d.preparation.run import Options, prepare
+
+
+def options(root, out, workers):
+    return Options(out=out, roots={"ct_rate": root}, image_size=32, val_patients=1, workers=workers, shard_rows=2)
+
+
+def content(out):
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def finished_shards(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*.arrow") if path.with_suffix(".json").exists()}
+
+
+def start(root, out, workers):
+    process = os.fork()
+    if process == 0:
+        os.setpgid(0, 0)
+        prepare(options(root, out, workers))
+        os._exit(0)
+    return process
+
+
+def main(root, folder, kills, workers):
+    began = time.monotonic()
+    prepare(options(root, folder / "unbroken", workers))
+    whole = time.monotonic() - began
+    expected, out = content(folder / "unbroken"), folder / "broken"
+    draw, killed, rounds, faults = random.Random(kills), 0, 0, []
+    kept = {}
+    while killed < kills or kept:
+        process = start(root, out, workers)
+        if killed < kills:
+            time.sleep(draw.uniform(0, whole))
+            os.kill(process, signal.SIGKILL)
+        status = os.waitpid(process, 0)[1]
+        killed += os.WIFSIGNALED(status)
+        kept |= finished_shards(out)
+        faults += [f"{path.name} was redone" for path, then in kept.items() if finished_shards(out).get(path) != then]
+        if not os.WIFSIGNALED(status):
+            rounds += 1
+            found = content(out)
+            faults += [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+            faults += [] if os.WEXITSTATUS(status) == 0 else [f"exit code {os.WEXITSTATUS(status)}"]
+            shutil.rmtree(out)
+            kept = {}
+    print(json.dumps({"killed": killed, "rounds": rounds, "faults": faults}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
