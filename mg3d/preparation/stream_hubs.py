@@ -85,7 +85,7 @@ class HuggingFaceHub:
         with _told(self.repo), get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
             hf_raise_for_status(response)
             skip = start if response.status_code != 206 else 0
-            for chunk in response.iter_bytes(CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as it comes, so that a break loses nothing, and as it is stored
                 yield chunk[skip:]
                 skip = max(skip - len(chunk), 0)
 

@@ -27,10 +27,8 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(200, json.dumps({"id": REPO, "sha": REVISION, "siblings": []}).encode())
         elif path == f"/api/datasets/{REPO}/tree/{REVISION}":
             files = [path for path in self.server.root.rglob("*") if path.is_file()]
-            tree = [
-                {"type": "file", "path": path.relative_to(self.server.root).as_posix(), "size": path.stat().st_size, "oid": "0" * 40}
-                for path in files
-            ]
+            names = {path.relative_to(self.server.root).as_posix(): path.stat().st_size for path in files}
+            tree = [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in names.items()]
             self.answer(200, json.dumps(tree).encode())
         else:
             self.send_file(self.server.root / path.removeprefix(f"/datasets/{REPO}/resolve/{REVISION}/"))
@@ -76,7 +74,8 @@ def stream(server, out, token=TOKEN, *more):
     command = [sys.executable, ROOT / "prepro" / "prepro_pretraining_data.py", "--stream", REPO, "--out", out]
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_TOKEN": token, "HF_HOME": str(out.parent / "hf"),
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
     words = [*command, "--image-size", "32", "--val-patients", "1", *more]
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
