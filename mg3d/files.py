@@ -36,9 +36,9 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
         raise
 
 
-def remove_partial(folder: Path) -> None:
-    """Removes what killed runs left in `folder`."""
-    for partial in folder.glob("*.tmp-*"):
+def remove_partial(folder: Path, names: str = "*") -> None:
+    """Removes what killed runs left in `folder` of files whose names match `names`."""
+    for partial in folder.glob(f"{names}.tmp-*"):
         partial.unlink(missing_ok=True)
 
 

@@ -16,7 +16,7 @@ from mg3d.preparation.engine_ray import ray_engine
 from mg3d.preparation.engines import Engine, local_engine
 from mg3d.preparation.index import join, remove_index, write_index, write_manifest
 from mg3d.preparation.leaks import LeakError, find_leaks
-from mg3d.preparation.locks import POLL_S, clear, holder, holding
+from mg3d.preparation.locks import POLL_S, clear, holder, waiting_for
 from mg3d.preparation.plan import pending_tasks, settle_plan
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
@@ -103,9 +103,8 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
             with progress.telling(dataset, sum(len(task.records) for task in part), tally):
                 _work_through(part, job, engine, summary)
     summary.waiting = _wait(jobs, engine, summary, patient=options.worker is None)
-    while not summary.waiting and not _finish(options, jobs, summary):
-        summary.waiting = [] if options.worker is None else ["the index"]
-        time.sleep(POLL_S)
+    if not summary.waiting:
+        _finish(options, jobs, summary)
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -205,11 +204,9 @@ def _undone(job: _Job) -> list[ShardTask]:
     return [task for task in job.pending if task.path.name not in job.sidecars]
 
 
-def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> bool:
-    """Writes quarantine, manifests and index; False when another process is about it."""
-    with holding(options.out / "finish.lock") as mine:
-        if not mine:
-            return False
+def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> None:
+    """Writes quarantine, manifests and index, one process at a time; a second one writes the same once more."""
+    with waiting_for(options.out / "finish.lock"):
         rows = {}
         for dataset, job in jobs.items():
             sidecars = [job.sidecars[task.path.name] for task in job.tasks]
@@ -219,6 +216,7 @@ def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> boo
             summary.quarantined += [*missing, *refused]
             summary.absent += len(set(absent) - {entry.volume_id for entry in missing})
             summary.rows[dataset] = {split: sum(its == split for its, _ in rows[dataset]) for split in SPLITS}
+            summary.notes += _empty_val(dataset, job.scan, summary.rows[dataset])
             write_manifest(options.out / "shards" / dataset, sidecars)
             remove_partial(options.out / "shards" / dataset)
             for task in job.pending:
@@ -229,7 +227,15 @@ def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> boo
         _check_leaks(rows, options.out, summary)
         for dataset, part in rows.items():
             write_index(options.out, dataset, options.recipe, part)
-    return True
+        for names in ("*.arrow", "quarantine.jsonl", "finish.lock"):
+            remove_partial(options.out, names)
+
+
+def _empty_val(dataset: str, scan: Scan, stored: Mapping[str, int]) -> list[str]:
+    waiting = len({record.patient_id for record in scan.records if record.split == "val"})
+    if stored["val"] or not waiting:
+        return []
+    return [f"{dataset}: val is empty, for none of its {waiting} patients, drawn from all that are listed, is downloaded yet"]
 
 
 def _check_leaks(rows: Mapping[str, Sequence[tuple[str, dict]]], out: Path, summary: Summary) -> None:

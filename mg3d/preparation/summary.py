@@ -18,7 +18,7 @@ class Summary:
     """Listed volumes that are not downloaded yet."""
     notes: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
-    """Shards, or the index, that other processes have in hand: the last of them writes the index."""
+    """Shards that other processes have in hand: the last of them writes the index."""
     built: int = 0
     """Shards written by this run."""
     skipped: int = 0
@@ -58,7 +58,7 @@ class Summary:
         if self.waiting:
             shown = ", ".join(self.waiting[:3]) + (" and more" if len(self.waiting) > 3 else "")
             lines.append(
-                f"no index yet: {len(self.waiting)} pieces are in the hands of other processes ({shown}); the one that ends last "
+                f"no index yet: {len(self.waiting)} shards are in the hands of other processes ({shown}); the one that ends last "
                 "writes it. If one of them was killed, run any of them again"
             )
         return lines

@@ -1,4 +1,6 @@
-"""Forks a preparation again and again and kills it with SIGKILL at random moments: killed_runs.py ROOT FOLDER KILLS WORKERS.
+"""Forks a preparation, kills it with SIGKILL at random moments, again and again: killed_runs.py ROOT FOLDER KILLS WORKERS BUDGET.
+
+With a BUDGET above 0, in bytes, the raw files are streamed, through FOLDER/cache.
 
 Prints JSON: how many runs were killed in the midst, how often the whole was completed, and what differed from an unbroken run.
 """
@@ -15,8 +17,12 @@ from pathlib import Path
 from mg3d.preparation.run import Options, prepare
 
 
-def options(root, out, workers):
-    return Options(out=out, roots={"ct_rate": root}, image_size=32, val_patients=1, workers=workers, shard_rows=2)
+def options(root, out, workers, budget):
+    small = {"out": out, "image_size": 32, "val_patients": 1, "shard_rows": 2, "workers": workers}
+    if not budget:
+        return Options(roots={"ct_rate": root}, **small)
+    cache = out.parent / "cache"
+    return Options(roots={"ct_rate": cache}, stream={"ct_rate": str(root)}, stream_budget=budget, **small)
 
 
 def content(out):
@@ -27,30 +33,35 @@ def finished_shards(out):
     return {path: path.stat().st_mtime_ns for path in out.rglob("*.arrow") if path.with_suffix(".json").exists()}
 
 
-def start(root, out, workers):
+def streamed_bytes(folder):
+    return sum(path.stat().st_size for path in (folder / "cache").rglob("*.nii.gz*"))
+
+
+def start(root, out, workers, budget):
     process = os.fork()
     if process == 0:
         os.setpgid(0, 0)
-        prepare(options(root, out, workers))
+        prepare(options(root, out, workers, budget))
         os._exit(0)
     return process
 
 
-def main(root, folder, kills, workers):
+def main(root, folder, kills, workers, budget):
     began = time.monotonic()
-    prepare(options(root, folder / "unbroken", workers))
+    prepare(options(root, folder / "unbroken", workers, budget))
     whole = time.monotonic() - began
     expected, out = content(folder / "unbroken"), folder / "broken"
     draw, killed, rounds, faults = random.Random(kills), 0, 0, []
     kept = {}
     while killed < kills or kept:
-        process = start(root, out, workers)
+        process = start(root, out, workers, budget)
         if killed < kills:
             time.sleep(draw.uniform(0, whole))
             os.kill(process, signal.SIGKILL)
         status = os.waitpid(process, 0)[1]
         killed += os.WIFSIGNALED(status)
         kept |= finished_shards(out)
+        faults += ["too much on disk"] if streamed_bytes(folder) > budget else []
         faults += [f"{path.name} was redone" for path, then in kept.items() if finished_shards(out).get(path) != then]
         if not os.WIFSIGNALED(status):
             rounds += 1
@@ -63,4 +74,4 @@ def main(root, folder, kills, workers):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

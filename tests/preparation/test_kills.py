@@ -12,8 +12,9 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
 
 
-def killed_runs(root, folder, kills, workers=1):
-    command = [sys.executable, str(HERE / "killed_runs.py"), str(root), str(folder), str(kills), str(workers)]
+def killed_runs(root, folder, kills, workers=1, budget=0):
+    words = [HERE / "killed_runs.py", root, folder, kills, workers, budget]
+    command = [sys.executable, *map(str, words)]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
@@ -47,3 +48,11 @@ def test_kills_of_a_pool_lose_nothing_and_leave_no_process_behind(tree_with_faul
     told = killed_runs(tree_with_faults, tmp_path, kills=10, workers=2)
     assert told["faults"] == []
     assert told["killed"] == 10
+
+
+@pytest.mark.slow
+def test_kills_of_a_stream_lose_nothing_and_keep_its_budget(tree_with_faults, tmp_path):
+    largest = max(path.stat().st_size for path in tree_with_faults.rglob("*.nii.gz"))
+    told = killed_runs(tree_with_faults, tmp_path, kills=30, budget=2 * largest)
+    assert told["faults"] == []
+    assert told["killed"] == 30
