@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
-"""Numbers of the OSErrors that say so."""
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether there was no room to write."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from mg3d.datasets.schema import DATASETS
-from mg3d.files import FULL_DISK
+from mg3d.files import is_full_disk
 from mg3d.preparation.leaks import LeakError
 from mg3d.preparation.run import Options, prepare
 from mg3d.preparation.stream_hubs import HubRefusedError
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError) as error:
         return _stop(_told(error, options.roots.get("ctrg")), 2)
     except OSError as error:
-        if error.errno not in FULL_DISK:
+        if not is_full_disk(error):
             return _stop(_told(error, options.roots.get("ctrg")), 1)
         return _stop(f"the disk of {options.out} is full; finished shards are kept, run again with more room", 1)
     except BrokenProcessPool:

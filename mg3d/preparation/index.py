@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def remove_index(out: Path, dataset: str) -> None:
 
 
 def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) -> dict[str, Any]:
-    report, units = report_units(record.findings, record.impression)
+    report, units, report_sha256 = _text(record.findings, record.impression)
     return {
         "volume_id": record.volume_id,
         "study_id": record.study_id,
@@ -83,8 +84,8 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
         "findings": record.findings,
         "impression": record.impression,
         "report": report,
-        "units": [unit._asdict() for unit in units],
-        "report_sha256": hashlib.sha256(normalise(report).encode()).hexdigest(),
+        "units": units,
+        "report_sha256": report_sha256,
         "labels": list(record.labels),
         "label_source": record.label_source,
         "shard": shard,
@@ -93,3 +94,10 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
         "source": facts["source"],
         **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_rule", "image_sha256")},
     }
+
+
+@lru_cache(maxsize=64)
+def _text(findings: str | None, impression: str | None) -> tuple[str, list[dict[str, int]], str]:
+    """Report, units and sum; the reconstructions of a scan, which follow one another, share them."""
+    report, units = report_units(findings, impression)
+    return report, [unit._asdict() for unit in units], hashlib.sha256(normalise(report).encode()).hexdigest()

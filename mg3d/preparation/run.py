@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mg3d.datasets.schema import DATASETS, SPLITS
-from mg3d.files import remove_partial
+from mg3d.files import is_full_disk, remove_partial
 from mg3d.preparation import progress
 from mg3d.preparation.engine_ray import ray_engine
 from mg3d.preparation.engines import Engine, local_engine
@@ -174,17 +174,10 @@ def _work_through(part: Sequence[ShardTask], job: _Job, engine: Engine, summary:
             for outcome in (found for found in outcomes if found.sidecar is not None):
                 job.sidecars[outcome.shard] = outcome.sidecar
                 summary.add(outcome)
-    except KeyboardInterrupt:
-        _tidy(part, partial=False)
+    except BaseException as error:
+        for task in part:
+            tidy(task, partial=is_full_disk(error))
         raise
-    except BaseException:
-        _tidy(part, partial=True)
-        raise
-
-
-def _tidy(part: Sequence[ShardTask], *, partial: bool) -> None:
-    for task in part:
-        tidy(task, partial=partial)
 
 
 def _wait(jobs: Mapping[str, _Job], engine: Engine, summary: Summary, *, patient: bool) -> list[str]:

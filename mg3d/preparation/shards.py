@@ -3,6 +3,7 @@
 import hashlib
 import json
 import resource
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -15,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from mg3d.datasets.schema import shard_schema, volume_batch
-from mg3d.files import replacing
+from mg3d.files import is_full_disk, replacing
 from mg3d.preparation import progress
 from mg3d.preparation.kept import KeptRows, encode_facts
 from mg3d.preparation.locks import clear, holder, holding
@@ -139,7 +140,7 @@ def work(task: ShardTask) -> Outcome:
 
     Raises:
         PlanChangedError: another run has another plan for the data set.
-        OSError: the disk is full or cannot be written; nothing is left behind.
+        OSError: the disk is full or cannot be written; of a full disk nothing half-written is left on it.
     """
     plan = task.path.with_name(PLAN)
     if task.plan and json.loads(plan.read_text(encoding="utf-8"))["hash"] != task.plan:
@@ -201,7 +202,7 @@ def _build(task: ShardTask) -> tuple[dict[str, Any], int]:
     Volumes that cannot be used are noted, not written; what earlier versions of the shard hold is taken over. The old sidecar
     goes before the old shard does, and every row says itself what it is, so that no moment to be killed at loses a row.
     """
-    with replacing(task.path) as stream:
+    with replacing(task.path) as stream, _left_to_the_next(task, stream):
         volumes, raw_bytes = _write(task, stream)
         stream.flush()
         sidecar = {
@@ -218,6 +219,18 @@ def _build(task: ShardTask) -> tuple[dict[str, Any], int]:
     for path in _partials(task):
         path.unlink(missing_ok=True)
     return sidecar, raw_bytes
+
+
+@contextmanager
+def _left_to_the_next(task: ShardTask, stream: IO[bytes]) -> Iterator[None]:
+    """Keeps what was written, for the next run to go on there, when anything but a full disk ends the block."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_full_disk(error):
+            stream.flush()
+            Path(stream.name).rename(task.path.with_name(f"{task.path.name}.tmp-cut-{secrets.token_hex(4)}"))
+        raise
 
 
 def _write(task: ShardTask, stream: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from mg3d.files import FULL_DISK
+from mg3d.files import is_full_disk
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.stream_hubs import Hub, HubRefusedError
@@ -147,7 +147,7 @@ def fetch(path: str, delivery: Delivery, stopped: threading.Event) -> None:
         except HubRefusedError:
             raise
         except OSError as error:
-            if error.errno in FULL_DISK:
+            if is_full_disk(error):
                 raise
             kind = type(error).__name__
             stopped.wait(wait * random.uniform(0.5, 1.0))

@@ -149,6 +149,18 @@ def test_many_failures_in_a_row_end_the_run(hub, tmp_path, monkeypatch):
         prepare(options(hub, tmp_path / "out"))
 
 
+def test_what_was_stored_before_the_network_went_is_not_fetched_again(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "FAILURES_IN_A_ROW", 2)
+    hub.plan.update({name: [ConnectionError()] * stream.TRIES for name in ("train_5_a_1", "train_6_a_1")})
+    with pytest.raises(stream.UnreachableError):
+        prepare(options(hub, tmp_path / "out", shard_rows=20))
+    hub.asked.clear()
+    prepare(options(hub, tmp_path / "out", shard_rows=20))
+    assert volumes_asked(hub) == [f"{name}.nii.gz" for name in ("train_5_a_1", "train_6_a_1", "valid_1_a_1", "valid_2_a_1")]
+    prepare(options(hub, tmp_path / "whole", shard_rows=20))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
 def test_no_access_ends_the_run_at_once(hub, tmp_path):
     hub.plan[".nii.gz"] = [HubRefusedError("accept its terms")]
     with pytest.raises(HubRefusedError, match="accept its terms"):
