@@ -46,30 +46,45 @@ def start(root, out, workers, budget):
     return process
 
 
+def left_behind(group, wait_s=20):
+    """Whether a process of the group of a killed run is still there after a while."""
+    for _ in range(wait_s * 50):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def main(root, folder, kills, workers, budget):
     began = time.monotonic()
     prepare(options(root, folder / "unbroken", workers, budget))
     whole = time.monotonic() - began
     expected, out = content(folder / "unbroken"), folder / "broken"
     draw, killed, rounds, faults = random.Random(kills), 0, 0, []
-    kept = {}
-    while killed < kills or kept:
+    kept, groups = {}, []
+    cut_off = True
+    while killed < kills or cut_off:
         process = start(root, out, workers, budget)
         if killed < kills:
             time.sleep(draw.uniform(0, whole))
             os.kill(process, signal.SIGKILL)
         status = os.waitpid(process, 0)[1]
-        killed += os.WIFSIGNALED(status)
+        cut_off = os.WIFSIGNALED(status)
+        killed += cut_off
+        groups.append(process)
         kept |= finished_shards(out)
         faults += ["too much on disk"] if streamed_bytes(folder) > budget else []
         faults += [f"{path.name} was redone" for path, then in kept.items() if finished_shards(out).get(path) != then]
-        if not os.WIFSIGNALED(status):
+        if not cut_off:
             rounds += 1
             found = content(out)
             faults += [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
             faults += [] if os.WEXITSTATUS(status) == 0 else [f"exit code {os.WEXITSTATUS(status)}"]
             shutil.rmtree(out)
             kept = {}
+    faults += [f"processes of run {group} live on" for group in groups if left_behind(group)]
     print(json.dumps({"killed": killed, "rounds": rounds, "faults": faults}))
 
 
