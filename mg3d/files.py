@@ -1,11 +1,18 @@
 """Files that appear whole or not at all."""
 
+import errno
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether there was no room to write."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
@@ -17,8 +24,7 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
     A killed process leaves a `.tmp-` file, see `remove_partial`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    partial.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")  # numbers recur between machines
     try:
         partial.touch(mode=mode, exist_ok=False)
         with partial.open("wb") as stream:
@@ -32,9 +38,9 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
         raise
 
 
-def remove_partial(folder: Path) -> None:
-    """Removes what killed runs left in `folder`."""
-    for partial in folder.glob("*.tmp-*"):
+def remove_partial(folder: Path, names: str = "*") -> None:
+    """Removes what killed runs left in `folder` of files whose names match `names`."""
+    for partial in folder.glob(f"{names}.tmp-*"):
         partial.unlink(missing_ok=True)
 
 

@@ -7,9 +7,15 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from mg3d.datasets.schema import DATASETS
+from mg3d.files import is_full_disk
 from mg3d.preparation.leaks import LeakError
 from mg3d.preparation.run import Options, prepare
-from mg3d.preparation.shards import FULL_DISK
+from mg3d.preparation.stream_hubs import HubRefusedError
+
+MEMORY = (
+    "A worker holds one volume at a time: as it is stored in the file, its voxels, and what the resize makes of them. Its memory "
+    "goes with the largest volume and not with their number; the most that any worker had is told at the end."
+)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -28,13 +34,51 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="at most N volumes of each official split")
     parser.add_argument("--max-quarantine", type=float, default=0.02, help="share of volumes that may be left out (%(default)s)")
     parser.add_argument("--retry-quarantine", action="store_true", help="try again the shards that left volumes out")
+    _add_scale(parser)
     values = parser.parse_args(arguments)
     values.roots = {name: root for name in DATASETS if (root := vars(values).pop(name)) is not None}
+    cache = values.__dict__.pop("stream_cache") or values.out / "stream"
+    if values.stream and "ct_rate" in values.roots:
+        parser.error("--stream takes the place of --ct-rate; --stream-cache names the folder that the files pass through")
+    values.stream = {"ct_rate": values.stream} if values.stream else {}
+    values.roots |= dict.fromkeys(values.stream, cache)
     if not values.roots:
-        parser.error("give --ct-rate ROOT, --ctrg ROOT or both")
+        parser.error("give --ct-rate ROOT, --ctrg ROOT, both, or --stream SOURCE")
     if min(values.workers, values.val_patients + 1, values.limit or 1) < 1:
         parser.error("--workers and --limit start at 1, --val-patients at 0")
     return values
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    """Options of docs/scaling.md."""
+    group = parser.add_argument_group("at scale (docs/scaling.md)", MEMORY)
+    group.add_argument("--worker", type=_share, metavar="I/N", help="this is one of N runs side by side, I = 0 to N - 1")
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="what runs the --workers (%(default)s)")
+    group.add_argument("--ray-address", metavar="ADDRESS", help="ray: the cluster, e.g. auto; default: this machine")
+    group.add_argument("--stream", metavar="SOURCE", help="fetch CT-RATE meanwhile: owner/name on the hub, or a folder")
+    group.add_argument("--stream-cache", type=Path, metavar="DIR", help="where its files lie until they are done (OUT/stream)")
+    group.add_argument(
+        "--stream-budget", type=_bytes, default=50 * 10**9, metavar="GB", help="most volumes on disk at a time, of this run (50)"
+    )
+    group.add_argument("--compression", choices=("none", "zstd"), default="none", help="of the shards (%(default)s)")
+    group.add_argument("--verify", action="store_true", help="read finished shards, write anew those that are not as written")
+
+
+def _share(word: str) -> tuple[int, int]:
+    place, _, count = word.partition("/")
+    if not (place.isdigit() and count.isdigit() and int(place) < int(count)):
+        raise argparse.ArgumentTypeError(f"{word!r} is not I/N with I from 0 to N - 1, e.g. 0/8 to 7/8")
+    return int(place), int(count)
+
+
+def _bytes(word: str) -> int:
+    try:
+        gigabytes = float(word)
+    except ValueError:
+        gigabytes = 0.0
+    if not 0 < gigabytes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word!r} is no number of gigabytes above 0")
+    return int(gigabytes * 1e9)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,10 +90,12 @@ def main(arguments: Sequence[str]) -> int:
         summary = prepare(options)
     except LeakError as error:
         return _stop(str(error), 1)
+    except (ConnectionError, HubRefusedError, ModuleNotFoundError) as error:
+        return _stop(str(error), 2 if isinstance(error, (HubRefusedError, ModuleNotFoundError)) else 1)
     except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError) as error:
         return _stop(_told(error, options.roots.get("ctrg")), 2)
     except OSError as error:
-        if error.errno not in FULL_DISK:
+        if not is_full_disk(error):
             return _stop(_told(error, options.roots.get("ctrg")), 1)
         return _stop(f"the disk of {options.out} is full; finished shards are kept, run again with more room", 1)
     except BrokenProcessPool:

@@ -1,35 +1,39 @@
 """The index files: records and sidecars, joined to the rows of INDEX_SCHEMA."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from mg3d.datasets.schema import DATASETS, INDEX_SCHEMA, SPLITS, encode_metadata, index_path
-from mg3d.files import replacing
+from mg3d.files import replacing, write_json
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.shards import ShardTask
+from mg3d.preparation.shards import PLAN, ShardTask
 from mg3d.text_units import UNITS_VERSION, normalise, report_units
 
 
 def join(
     tasks: Sequence[ShardTask], sidecars: Sequence[Mapping[str, Any]], out: Path
-) -> tuple[list[tuple[str, dict]], list[Quarantined]]:
-    """(split, index row) of every stored volume in the order of the plan, and the volumes that were refused."""
-    rows, refused = [], []
+) -> tuple[list[tuple[str, dict]], list[Quarantined], list[str]]:
+    """(split, index row) of every stored volume in the order of the plan, what was refused, and ids of what is absent."""
+    rows, refused, absent = [], [], []
     for task, sidecar in zip(tasks, sidecars):
         shard = task.path.relative_to(out).as_posix()
         for record in task.records:
             facts = sidecar["volumes"][record.volume_id]
-            if "refused" in facts:
+            if facts.get("refused") == "not_downloaded":
+                absent.append(record.volume_id)
+            elif "refused" in facts:
                 refused.append(Quarantined(record.volume_id, record.dataset, "volume", facts["refused"], facts["detail"]))
             else:
                 rows.append((record.split, _row(record, facts, shard, task.recipe.unit(record.dataset))))
-    return rows, refused
+    return rows, refused, absent
 
 
 def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[str, dict]]) -> None:
@@ -41,6 +45,7 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[st
         "preproc": recipe.provenance(dataset),
         "preproc_hash": recipe.digest(dataset),
         "units_version": UNITS_VERSION,
+        "compression": recipe.compression,
         "source": {"name": facts.title, "licence": facts.licence},
     }
     for split in SPLITS:
@@ -50,6 +55,18 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[st
             writer.write_table(pa.Table.from_pylist(chosen, schema=schema))
 
 
+def write_manifest(folder: Path, sidecars: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `manifest.json` into the shards' folder: what whole shards there are, with sizes and sums, and by which plan."""
+    named = ("shard", "rows", "bytes", "sha256")
+    shards = [{name: sidecar[name] for name in named} for sidecar in sidecars if "sha256" in sidecar]
+    manifest = {
+        "plan_hash": json.loads((folder / PLAN).read_text(encoding="utf-8"))["hash"],
+        **{name: sum(shard[name] for shard in shards) for name in ("rows", "bytes")},
+        "shards": shards,
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
 def remove_index(out: Path, dataset: str) -> None:
     """Removes the index files of a data set whose shards are about to change, so that nobody reads old rows of new shards."""
     for split in SPLITS:
@@ -57,7 +74,7 @@ def remove_index(out: Path, dataset: str) -> None:
 
 
 def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) -> dict[str, Any]:
-    report, units = report_units(record.findings, record.impression)
+    report, units, report_sha256 = _text(record.findings, record.impression)
     return {
         "volume_id": record.volume_id,
         "study_id": record.study_id,
@@ -68,13 +85,20 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
         "findings": record.findings,
         "impression": record.impression,
         "report": report,
-        "units": [unit._asdict() for unit in units],
-        "report_sha256": hashlib.sha256(normalise(report).encode()).hexdigest(),
+        "units": units,
+        "report_sha256": report_sha256,
         "labels": list(record.labels),
         "label_source": record.label_source,
         "shard": shard,
         "shard_row": facts["row"],
         "unit": unit,
-        "source": record.source,
+        "source": facts["source"],
         **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_rule", "image_sha256")},
     }
+
+
+@lru_cache(maxsize=64)
+def _text(findings: str | None, impression: str | None) -> tuple[str, list[dict[str, int]], str]:
+    """Report, units and sum; the reconstructions of a scan, which follow one another, share them."""
+    report, units = report_units(findings, impression)
+    return report, [unit._asdict() for unit in units], hashlib.sha256(normalise(report).encode()).hexdigest()

@@ -9,6 +9,8 @@ from pathlib import Path
 from mg3d.files import replacing
 
 REASONS: dict[str, str] = {
+    "not_downloaded": "listed, and nothing of it is there yet",
+    "download_failed": "could not be fetched; tried again by the next run",
     "missing_file": "listed, but the file is not there",
     "unreadable": "the file or folder is there, but this program may not or cannot read it",
     "gzip_truncated": "the compressed file ends early or is damaged",
@@ -27,7 +29,11 @@ REASONS: dict[str, str] = {
     "oom": "not enough memory",
     "unknown": "an error that has no code yet; detail names its type",
 }
-"""Code -> meaning. `no_chest` is expected and does not count towards the allowed share."""
+"""Code -> meaning."""
+NOT_COUNTED = {"no_chest", "not_downloaded"}
+"""Codes that are expected and do not count towards the allowed share."""
+TRIED_AGAIN = {"download_failed"}
+"""Codes that the next run does not take as final."""
 
 
 class Refusal(Exception):

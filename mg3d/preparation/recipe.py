@@ -24,6 +24,9 @@ class Recipe:
     resize: Literal["antialias"] = "antialias"
     """antialias: a triangle as wide as the coarser grid's voxel."""
 
+    compression: Literal["none", "zstd"] = "none"
+    """Of the shards' buffers. Changes their bytes and no voxel, so that neither provenance nor digest know of it."""
+
     def unit(self, dataset: str) -> str:
         """The key of INTENSITIES in which a data set's voxels are stored."""
         return DATASETS[dataset].unit

@@ -38,7 +38,7 @@ class VolumeRecord:
     findings: str | None = field(repr=False)
     impression: str | None = field(repr=False)
     files: tuple[str, ...] = field(repr=False)
-    """Relative to the data set's root: one NIfTI, or slices from superior to inferior."""
+    """Relative to the data set's root: one NIfTI, or slices from superior to inferior. None = listed, but not downloaded yet."""
     source: str
     """What the index says of `files`; without personal names."""
     reader: str
@@ -49,8 +49,8 @@ class VolumeRecord:
 
     @property
     def image_key(self) -> str:
-        """Everything that decides the stored voxels, besides the preprocessing."""
-        return repr((self.volume_id, self.reader, self.files, self.table))
+        """Tells everything that decides the stored voxels, besides the preprocessing, in few letters."""
+        return hashlib.sha256(repr((self.volume_id, self.reader, self.files, self.table)).encode()).hexdigest()[:32]
 
 
 class RawVolume(NamedTuple):

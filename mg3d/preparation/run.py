@@ -1,32 +1,33 @@
 """The whole preparation: scan, shards, quarantine, leak check, index. What is done already is not done again."""
 
 import multiprocessing
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import Any, Literal
 
 from mg3d.datasets.schema import DATASETS, SPLITS
-from mg3d.files import remove_partial
-from mg3d.preparation.index import join, remove_index, write_index
+from mg3d.files import is_full_disk, remove_partial
+from mg3d.preparation import progress
+from mg3d.preparation.engine_ray import ray_engine
+from mg3d.preparation.engines import Engine, local_engine
+from mg3d.preparation.index import join, remove_index, write_index, write_manifest
 from mg3d.preparation.leaks import LeakError, find_leaks
-from mg3d.preparation.quarantine import Quarantined, counts, write_quarantine
+from mg3d.preparation.locks import POLL_S, clear, holder, waiting_for
+from mg3d.preparation.plan import pending_tasks, settle_plan
+from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Scan
-from mg3d.preparation.shards import ShardTask, build_shard, finished, plan_shards, start_worker
+from mg3d.preparation.shards import ShardTask, plan_shards, tidy, work
 from mg3d.preparation.sources.ctrg import SplitRule
 from mg3d.preparation.sources.registry import SCANS, ScanChoice
+from mg3d.preparation.stream_hubs import Hub
+from mg3d.preparation.stream_source import Stream, hand_out, open_stream, remove_left
+from mg3d.preparation.summary import Summary
 from mg3d.settings.schema import volume_shape
-
-Engine = Callable[[Callable[[ShardTask], dict[str, Any]], Sequence[ShardTask]], Generator[dict[str, Any], None, None]]
-"""Maps a function over tasks, yields results in any order and stops when closed; `local_engine` does so with processes."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Options:
 
     out: Path
     roots: Mapping[str, Path]
-    """Data set -> folder of its raw files."""
+    """Data set -> folder of its raw files; of a streamed one, the folder that its files pass through."""
     image_size: int = 128
     workers: int = 1
     val_patients: int = 500
@@ -43,110 +44,109 @@ class Options:
     split: SplitRule = "own"
     limit: int | None = None
     retry_quarantine: bool = False
+    verify: bool = False
+    """Finished shards are compared with their SHA-256."""
+    compression: Literal["none", "zstd"] = "none"
+    worker: tuple[int, int] | None = None
+    """(i, n): this is one of n runs side by side; it begins with its part and ends when nothing is left to take."""
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    stream: Mapping[str, str | Hub] = field(default_factory=dict)
+    """Data set -> where its raw files come from while they are needed."""
+    stream_budget: int = 50 * 10**9
+    """Most bytes of streamed volumes on disk, over all workers of this run."""
+    shard_rows: int | None = None
+    """Volumes listed to a shard; None: `shards.SHARD_ROWS`."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The preprocessing that is asked for."""
+        return Recipe(shape=volume_shape(self.image_size), compression=self.compression)
 
 
 @dataclass
-class Summary:
-    """What a run did."""
+class _Job:
+    """One data set under way."""
 
-    rows: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Data set -> split -> volumes."""
-    quarantined: list[Quarantined] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    built: int = 0
-    """Shards written by this run."""
-    skipped: int = 0
-    """Shards that were up to date."""
-    seconds: float = 0.0
-
-    @property
-    def share(self) -> float:
-        """Quarantined volumes among all that should be usable; `no_chest` is left out of both."""
-        lost = sum(entry.code != "no_chest" for entry in self.quarantined)
-        stored = sum(sum(part.values()) for part in self.rows.values())
-        return lost / max(lost + stored, 1)
-
-    def lines(self) -> list[str]:
-        """The summary for people."""
-        parts = [f"{name}: " + ", ".join(f"{split} {part[split]}" for split in SPLITS) for name, part in self.rows.items()]
-        codes = ", ".join(f"{code} {number}" for code, number in counts(self.quarantined).items())
-        return [
-            *self.notes,
-            *parts,
-            f"left out: {codes or 'nothing'} ({self.share:.1%} of the usable)",
-            f"shards: {self.built} written, {self.skipped} up to date; {self.seconds:.1f} s",
-        ]
-
-
-def local_engine(workers: int) -> Engine:
-    """Processes of this machine; in this very process when there is one worker or one task."""
-
-    def run(work: Callable[[ShardTask], dict[str, Any]], tasks: Sequence[ShardTask]) -> Generator[dict[str, Any], None, None]:
-        if min(workers, len(tasks)) <= 1:
-            yield from map(work, tasks)
-            return
-        others = set(multiprocessing.active_children())
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=start_worker) as pool:
-            futures = [pool.submit(work, task) for task in tasks]
-            try:
-                yield from (future.result() for future in as_completed(futures))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in set(multiprocessing.active_children()) - others:
-                    process.terminate()
-                raise
-
-    return run
+    scan: Scan
+    tasks: list[ShardTask]
+    pending: list[ShardTask]
+    sidecars: dict[str, dict[str, Any]]
+    """Shard -> sidecar of those that are done."""
 
 
 def prepare(options: Options, engine: Engine | None = None) -> Summary:
     """Makes index files, shards and quarantine.jsonl in `options.out`; finished shards of an earlier run stay.
 
+    Runs side by side in one folder share the shards among them. One with `options.worker` ends when others have the rest in hand,
+    one without waits for them. Whoever finds all done writes the index.
+
     Raises:
-        FileNotFoundError, ValueError: a raw data set is not what was expected, or a split is empty.
+        FileNotFoundError, ValueError: a raw data set is not what was expected, a split is empty, or another run has another plan.
         LeakError: a patient, scan or image lies in two splits; no index file is written.
-        OSError: the disk is full.
+        OSError: the disk is full, or a hub gives nothing.
     """
     began = time.monotonic()
     if options.image_size < 32 or options.image_size % 32:
         raise ValueError(f"image size {options.image_size} is no positive multiple of 32; use 64, 96 or 128")
-    recipe = Recipe(shape=volume_shape(options.image_size))
-    scans = _scan(options)
+    tally = progress.new_tally(multiprocessing.get_context("spawn"))
+    progress.share(tally)
+    if engine is None and options.engine == "ray":
+        engine = ray_engine(options.workers, options.ray_address)
+    engine = engine or local_engine(options.workers, tally)
     summary = Summary()
-    listed = options.out / "quarantine.jsonl"
-    for dataset, scan in scans.items():
-        _check_splits(dataset, scan, listed)
-        summary.notes += scan.notes
-        remove_partial(options.out / "shards" / dataset)
-    rows = {}
-    for dataset, scan in scans.items():
-        tasks = plan_shards(scan.records, root=scan.root, out=options.out, recipe=recipe)
-        sidecars = _build_all(tasks, dataset, options, engine=engine or local_engine(options.workers), summary=summary)
-        rows[dataset], refused = join(tasks, sidecars, options.out)
-        summary.quarantined += [*scan.refused, *refused]
-        summary.rows[dataset] = {split: sum(its == split for its, _ in rows[dataset]) for split in SPLITS}
-    write_quarantine(listed, summary.quarantined, scans.keys())
-    _check_leaks(rows, options.out, summary)
-    for dataset, part in rows.items():
-        write_index(options.out, dataset, recipe, part)
+    jobs = _jobs(options, summary)
+    for dataset, job in jobs.items():
+        if job.pending:
+            remove_index(options.out, dataset)
+        for part in _parts(job, options.worker):
+            with progress.telling(dataset, sum(len(task.records) for task in part), tally):
+                _work_through(part, job, engine, summary)
+    summary.waiting = _wait(jobs, engine, summary, patient=options.worker is None)
+    if not summary.waiting:
+        _finish(options, jobs, summary)
     summary.seconds = time.monotonic() - began
     return summary
 
 
-def _scan(options: Options) -> dict[str, Scan]:
+def _jobs(options: Options, summary: Summary) -> dict[str, _Job]:
+    """Scans, plans and looks at what is there; touches no shard."""
+    streams = {name: open_stream(source, options.roots[name], name) for name, source in options.stream.items()}
+    scans, jobs = _scan(options, streams), {}
+    for dataset, scan in scans.items():
+        if not scan.records:
+            _check_splits(dataset, scan, set(), options.out / "quarantine.jsonl")
+        tasks, note = settle_plan(
+            plan_shards(scan.records, root=scan.root, out=options.out, recipe=options.recipe, rows=options.shard_rows)
+        )
+        sidecars: dict[str, dict[str, Any]] = {}
+        pending, stored = pending_tasks(tasks, sidecars, retry=options.retry_quarantine, verify=options.verify)
+        _check_splits(dataset, scan, stored, options.out / "quarantine.jsonl")
+        if dataset in streams:
+            pending = hand_out(streams[dataset], pending, options.stream_budget, options.workers)
+        summary.notes += [*scan.notes, *([note] if note else [])]
+        summary.skipped += len(tasks) - len(pending)
+        jobs[dataset] = _Job(scan, tasks, pending, sidecars)
+    return jobs
+
+
+def _scan(options: Options, streams: Mapping[str, Stream]) -> dict[str, Scan]:
     for name, root in options.roots.items():
         if not root.is_dir():
             raise FileNotFoundError(f"the {DATASETS[name].title} folder {root} does not exist")
     choice = ScanChoice(
         out=options.out, val_patients=options.val_patients, seed=options.seed, split=options.split, limit=options.limit
     )
-    return {name: SCANS[name](root, choice) for name, root in options.roots.items()}
+    listings = {name: stream.listing for name, stream in streams.items()}
+    return {name: SCANS[name](root, replace(choice, listing=listings.get(name))) for name, root in options.roots.items()}
 
 
-def _check_splits(dataset: str, scan: Scan, listed: Path) -> None:
-    """Refuses a scan without a volume for training or test, after it has written to `listed` what was set aside."""
-    found = Counter(record.split for record in scan.records)
+def _check_splits(dataset: str, scan: Scan, stored: set[str], listed: Path) -> None:
+    """Refuses a scan without a volume for training or test, after it has written to `listed` what was set aside.
+
+    stored: ids of volumes that shards hold, whether their raw files are there or not.
+    """
+    found = Counter(record.split for record in scan.records if record.files or record.volume_id in stored)
     empty = [split for split in ("train", "test") if not found[split]]
     if not empty:
         return
@@ -157,36 +157,78 @@ def _check_splits(dataset: str, scan: Scan, listed: Path) -> None:
     raise ValueError(f"{dataset} has no usable volume for {' and '.join(empty)} (usable: {usable or 'none'}); {told}")
 
 
-def _build_all(
-    tasks: Sequence[ShardTask], dataset: str, options: Options, *, engine: Engine, summary: Summary
-) -> list[dict[str, Any]]:
-    """The sidecars of all shards, those written that were not up to date."""
-    sidecars = {task.path.name: finished(task) for task in tasks}
-    if options.retry_quarantine:
-        again = {name for name, sidecar in sidecars.items() if sidecar and sidecar["rows"] < len(sidecar["volumes"])}
-        sidecars |= dict.fromkeys(again)
-    pending = [task for task in tasks if sidecars[task.path.name] is None]
-    summary.built += len(pending)
-    summary.skipped += len(tasks) - len(pending)
-    if pending:
-        remove_index(options.out, dataset)
-    total = sum(len(task.records) for task in pending)
+def _parts(job: _Job, worker: tuple[int, int] | None) -> list[list[ShardTask]]:
+    """What a run begins with, and what it then helps with, beginning behind its own."""
+    if worker is None:
+        return [job.pending]
+    place, count = worker
+    own = {task.path.name for task in job.tasks[place::count]}
+    rest = [task for task in job.pending if task.path.name not in own]
+    start = len(rest) * place // count
+    return [[task for task in job.pending if task.path.name in own], rest[start:] + rest[:start]]
+
+
+def _work_through(part: Sequence[ShardTask], job: _Job, engine: Engine, summary: Summary) -> None:
     try:
-        with closing(engine(build_shard, pending)) as results:
-            for sidecar in _progress(results, dataset, total):
-                sidecars[sidecar["shard"]] = sidecar
-    finally:
-        remove_partial(options.out / "shards" / dataset)  # of workers that were stopped because of another
-    return [sidecars[task.path.name] for task in tasks]
+        with closing(engine(work, part)) as outcomes:
+            for outcome in (found for found in outcomes if found.sidecar is not None):
+                job.sidecars[outcome.shard] = outcome.sidecar
+                summary.add(outcome)
+    except BaseException as error:
+        for task in part:
+            tidy(task, partial=is_full_disk(error))
+        raise
 
 
-def _progress(results: Iterable[dict[str, Any]], dataset: str, total: int) -> Iterator[dict[str, Any]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=total == 0 or not sys.stdout.isatty(), transient=True) as bar:
-        task = bar.add_task(f"{dataset} volumes", total=total)
-        for sidecar in results:
-            bar.advance(task, len(sidecar["volumes"]))
-            yield sidecar
+def _wait(jobs: Mapping[str, _Job], engine: Engine, summary: Summary, *, patient: bool) -> list[str]:
+    """Shards that other processes have in hand; when `patient`, waits until there is none and takes up what they leave."""
+    while True:
+        busy = [(job, task) for job in jobs.values() for task in _undone(job)]
+        if not busy or not patient:
+            return [f"{task.path.name}: {holder(task.lock) or 'just let go'}" for _, task in busy]
+        free = [(job, task) for job, task in busy if holder(task.lock) is None]
+        for job, task in free:
+            _work_through([task], job, engine, summary)
+        if not free:
+            time.sleep(POLL_S)
+
+
+def _undone(job: _Job) -> list[ShardTask]:
+    return [task for task in job.pending if task.path.name not in job.sidecars]
+
+
+def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> None:
+    """Writes quarantine, manifests and index, one process at a time; a second one writes the same once more."""
+    with waiting_for(options.out / "finish.lock"):
+        rows = {}
+        for dataset, job in jobs.items():
+            sidecars = [job.sidecars[task.path.name] for task in job.tasks]
+            rows[dataset], refused, absent = join(job.tasks, sidecars, options.out)
+            stored = {row["volume_id"] for _, row in rows[dataset]}
+            missing = [entry for entry in job.scan.refused if entry.volume_id not in stored]
+            summary.quarantined += [*missing, *refused]
+            summary.absent += len(set(absent) - {entry.volume_id for entry in missing})
+            summary.rows[dataset] = {split: sum(its == split for its, _ in rows[dataset]) for split in SPLITS}
+            summary.notes += _empty_val(dataset, job.scan, summary.rows[dataset])
+            write_manifest(options.out / "shards" / dataset, sidecars)
+            remove_partial(options.out / "shards" / dataset)
+            for task in job.pending:
+                remove_left(task)
+            for lock in (options.out / "shards" / dataset).glob("*.lock"):
+                clear(lock)
+        write_quarantine(options.out / "quarantine.jsonl", summary.quarantined, jobs.keys())
+        _check_leaks(rows, options.out, summary)
+        for dataset, part in rows.items():
+            write_index(options.out, dataset, options.recipe, part)
+        for names in ("*.arrow", "quarantine.jsonl", "finish.lock"):
+            remove_partial(options.out, names)
+
+
+def _empty_val(dataset: str, scan: Scan, stored: Mapping[str, int]) -> list[str]:
+    waiting = len({record.patient_id for record in scan.records if record.split == "val"})
+    if stored["val"] or not waiting:
+        return []
+    return [f"{dataset}: val is empty, for none of its {waiting} patients, drawn from all that are listed, is downloaded yet"]
 
 
 def _check_leaks(rows: Mapping[str, Sequence[tuple[str, dict]]], out: Path, summary: Summary) -> None:

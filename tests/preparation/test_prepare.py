@@ -10,7 +10,7 @@ import pytest
 from small_raw import SHAPE, chest, write_ctrg
 
 from mg3d.datasets.arrow import VolumeIndex
-from mg3d.datasets.schema import INDEX_SCHEMA, index_path
+from mg3d.datasets.schema import INDEX_SCHEMA, index_path, volume_batch
 from mg3d.preparation import shards
 
 SCRIPT = Path(__file__).parents[2] / "prepro" / "prepro_pretraining_data.py"
@@ -217,11 +217,54 @@ def test_an_error_elsewhere_tells_its_path(small_tree, tmp_path, monkeypatch, ca
 
 
 def test_a_full_disk_is_told_and_leaves_no_part(small_tree, tmp_path, monkeypatch, capsys):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+    root, out, room = small_tree.write(), tmp_path / "out", [5]
 
-    monkeypatch.setattr(shards, "make_volume", full)
-    monkeypatch.setattr(shards, "_try_volume", lambda record, task: full())
-    assert run(small_tree.write(), tmp_path / "out") == 1
+    def write(*arguments):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(28, "No space left on device")
+        return volume_batch(*arguments)
+
+    monkeypatch.setattr(shards, "SHARD_ROWS", 4)
+    monkeypatch.setattr(shards, "volume_batch", write)
+    assert run(root, out) == 1
     assert "disk" in capsys.readouterr().err
-    assert not list((tmp_path / "out" / "shards").rglob("*.arrow*"))
+    assert [path.name for path in out.rglob("*.arrow*")] == ["shard-00000.arrow"]
+    assert not list(out.rglob("*.lock"))
+    room[0] = 1000
+    assert run(root, out) == 0
+    assert room[0] == 1000 - 6
+    assert "2 written, 1 up to date" in capsys.readouterr().out
+
+
+def test_a_folder_is_streamed_from_the_command_line(small_tree, tmp_path, capsys):
+    out, words = tmp_path / "out", ["--image-size", "32", "--val-patients", "1", "--compression", "zstd"]
+    assert script.main(["--stream", str(small_tree.write()), "--out", str(out), "--stream-budget", "0.001", *words]) == 0
+    assert "train 7, val 1, test 2" in capsys.readouterr().out
+    assert len(index(out, "test")) == 2
+    assert index(out, "test").volume(0).shape == (32, 24, 32)
+    assert not list((out / "stream").rglob("*.nii.gz*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ct-rate", ".", "--worker", "8/8"], "'8/8' is not I/N with I from 0 to N - 1"),
+        (["--ct-rate", ".", "--worker", "1"], "'1' is not I/N"),
+        (["--stream", ".", "--stream-budget", "0"], "'0' is no number of gigabytes above 0"),
+        (["--stream", ".", "--stream-budget", "much"], "'much' is no number"),
+        (["--stream", ".", "--ct-rate", "."], "--stream takes the place of --ct-rate"),
+        ([], "--stream SOURCE"),
+    ],
+)
+def test_wrong_words_are_told_with_what_would_be_right(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_help_states_memory(capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    assert "A worker holds one volume at a time" in capsys.readouterr().out

@@ -23,30 +23,35 @@ _GEOMETRY = [
 _UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def scan_ct_rate(root: Path, *, val_patients: int, seed: int, limit: int | None = None) -> Scan:
+def scan_ct_rate(
+    root: Path, *, val_patients: int, seed: int, limit: int | None = None, listing: Sequence[str] | None = None
+) -> Scan:
     """All volumes below `root` (the folder that holds `dataset/`, or `dataset` itself), in the order of their ids.
 
     A volume may lie in `<split>_fixed` (preferred) or in `<split>`. Official valid becomes test; val is carved out of the
-    patients of train. Patients without a folder count as not downloaded and are left out without a word in the quarantine.
+    patients of train, downloaded or not. A listed volume without a file has a record without files, so that the plan of shards
+    and the splits stay as they are when more is downloaded; if its patient has a folder, it counts as missing as well.
 
     Args:
         root: CT-RATE's folder.
         val_patients: how many patients of train become val, see `carve_val`.
         seed: of that draw.
-        limit: at most so many volumes of each official split.
+        limit: at most so many volumes of each official split, of those that have a file.
+        listing: paths of all files as seen from `root`, if they are elsewhere; None = what lies below it.
 
     Raises:
         FileNotFoundError: a folder or table is missing.
         ValueError: a table lacks a column or cannot be read.
     """
     root = root / "dataset" if (root / "dataset").is_dir() else root
-    splits = [split for split in ("train", "valid") if any(_folders(root, split))]
+    listing = listing and [path.removeprefix("dataset/") for path in listing]
+    splits = [split for split in ("train", "valid") if any(_folders(root, split, listing))]
     if not splits:
         raise FileNotFoundError(f"{root} holds none of train_fixed, valid_fixed, train, valid; give CT-RATE's folder")
     scan = Scan(root)
     for split in splits:
-        part = _scan_split(root, split)
-        scan.records += part.records[:limit]
+        part = _scan_split(root, split, listing)
+        scan.records += _first(part.records, limit)
         scan.refused += part.refused
         scan.notes += part.notes
     train = [record.patient_id for record in scan.records if record.official_split == "train"]
@@ -59,12 +64,19 @@ def scan_ct_rate(root: Path, *, val_patients: int, seed: int, limit: int | None 
     return scan
 
 
-def _folders(root: Path, split: str) -> list[str]:
-    return [name for name in (split, f"{split}_fixed") if (root / name).is_dir()]
+def _folders(root: Path, split: str, listing: Sequence[str] | None) -> list[str]:
+    there = {path.partition("/")[0] for path in listing} if listing is not None else None
+    return [name for name in (split, f"{split}_fixed") if (name in there if there is not None else (root / name).is_dir())]
 
 
-def _scan_split(root: Path, split: str) -> Scan:
-    files, patients, notes = _files(root, split)
+def _first(records: Sequence[VolumeRecord], limit: int | None) -> list[VolumeRecord]:
+    """Records up to the one with the `limit`-th file."""
+    with_files = [place for place, record in enumerate(records) if record.files]
+    return [*records] if limit is None or len(with_files) <= limit else [*records[: with_files[limit]]]
+
+
+def _scan_split(root: Path, split: str, listing: Sequence[str] | None) -> Scan:
+    files, patients, notes = _files(root, split, listing)
     word = _TABLE_WORD[split]
     reports = _table(root / "radiology_text_reports" / f"{word}_reports.csv", ["Findings_EN", "Impressions_EN"])
     metadata = _table(root / "metadata" / f"{word}_metadata.csv", _GEOMETRY)
@@ -74,14 +86,16 @@ def _scan_split(root: Path, split: str) -> Scan:
     absent = {name for name in listed - files.keys() if _NAME.fullmatch(name)["patient"] not in patients}
     notes += [f"CT-RATE: {len(absent)} listed volumes of {split} lie in no patient's folder: not downloaded"] if absent else []
     scan = Scan(root, notes=notes)
-    for name in sorted((listed | files.keys()) - absent):
+    for name in sorted(listed | files.keys()):
         findings, impression = (_section(text) for text in reports.get(name, ("", "")))
-        code = "no_chest" if name in without_chest else "missing_file" if name not in files else None
+        code = "no_chest" if name in without_chest else None
         code = code or ("report_missing" if findings is None and impression is None else None)
+        missing = name not in files
         match = _NAME.fullmatch(name)
         volume_id = f"{DATASET}/{name.removesuffix('.nii.gz')}"
+        if (code or missing) and name not in absent:
+            scan.refused.append(Quarantined(volume_id, DATASET, "scan", code or "missing_file"))
         if code:
-            scan.refused.append(Quarantined(volume_id, DATASET, "scan", code))
             continue
         scan.records.append(
             VolumeRecord(
@@ -94,8 +108,8 @@ def _scan_split(root: Path, split: str) -> Scan:
                 reconstruction=int(match["reconstruction"]),
                 findings=findings,
                 impression=impression,
-                files=(files[name],),
-                source=files[name],
+                files=() if missing else (files[name],),
+                source=files.get(name, name),
                 reader="nifti",
                 labels=tuple(_label(cell) for cell in labels[name]) if name in labels else (-1,) * len(LABELS),
                 label_source="radbert" if name in labels else "none",
@@ -105,17 +119,23 @@ def _scan_split(root: Path, split: str) -> Scan:
     return scan
 
 
-def _files(root: Path, split: str) -> tuple[dict[str, str], set[str], list[str]]:
+def _files(root: Path, split: str, listing: Sequence[str] | None) -> tuple[dict[str, str], set[str], list[str]]:
     """Volume name -> path relative to root, names of the patients' folders, notes."""
     files, patients, strange = {}, set(), 0
-    for folder in _folders(root, split):
-        for path in (root / folder).glob("*/*/*.nii.gz"):
-            match = _NAME.fullmatch(path.name)
+    for folder in _folders(root, split, listing):
+        if listing is None:
+            paths = [path.relative_to(root).as_posix() for path in (root / folder).glob("*/*/*.nii.gz")]
+            patients |= {path.name for path in (root / folder).iterdir()}
+        else:
+            paths = [path for path in listing if re.fullmatch(rf"{folder}/[^/]+/[^/]+/[^/]+\.nii\.gz", path)]
+            patients |= {path.split("/")[1] for path in paths}
+        for path in paths:
+            name = path.rpartition("/")[2]
+            match = _NAME.fullmatch(name)
             if match and match["split"] == split:
-                files[path.name] = path.relative_to(root).as_posix()
+                files[name] = path
             else:
                 strange += 1
-        patients |= {path.name for path in (root / folder).iterdir()}
     notes = [f"CT-RATE: {strange} files of {split} have a name that CT-RATE does not use; left out"] if strange else []
     return files, patients, notes
 

@@ -1,6 +1,6 @@
 """Data set -> its scan, all called alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,12 @@ class ScanChoice:
     """CTRG: whose splits."""
     limit: int | None
     """At most so many volumes of each official split."""
+    listing: Sequence[str] | None = None
+    """Paths of all files that exist, here or where they come from, as seen from the root; None = those below it."""
 
 
 def _ct_rate(root: Path, choice: ScanChoice) -> Scan:
-    return scan_ct_rate(root, val_patients=choice.val_patients, seed=choice.seed, limit=choice.limit)
+    return scan_ct_rate(root, val_patients=choice.val_patients, seed=choice.seed, limit=choice.limit, listing=choice.listing)
 
 
 def _ctrg(root: Path, choice: ScanChoice) -> Scan:
@@ -37,3 +39,8 @@ def _ctrg(root: Path, choice: ScanChoice) -> Scan:
 
 SCANS: dict[str, Callable[[Path, ScanChoice], Scan]] = {"ct_rate": _ct_rate, "ctrg": _ctrg}
 """Keys as in `schema.DATASETS`. Each raises FileNotFoundError or ValueError for a folder that is not what it expects."""
+
+STREAMED_TABLES = {
+    "ct_rate": ("radiology_text_reports/*.csv", "metadata/*.csv", "metadata/no_chest_*.txt", "multi_abnormality_labels/*.csv"),
+}
+"""Data sets whose scan can go by a list of files -> what of it must be there before the scan; `*` also goes over `/`."""

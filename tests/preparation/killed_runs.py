@@ -1,0 +1,92 @@
+"""Forks a preparation, kills it with SIGKILL at random moments, again and again: killed_runs.py ROOT FOLDER KILLS WORKERS BUDGET.
+
+With a BUDGET above 0, in bytes, the raw files are streamed, through FOLDER/cache.
+
+Prints JSON: how many runs were killed in the midst, how often the whole was completed, and what differed from an unbroken run.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mg3d.preparation.run import Options, prepare
+
+
+def options(root, out, workers, budget):
+    small = {"out": out, "image_size": 32, "val_patients": 1, "shard_rows": 2, "workers": workers}
+    if not budget:
+        return Options(roots={"ct_rate": root}, **small)
+    cache = out.parent / "cache"
+    return Options(roots={"ct_rate": cache}, stream={"ct_rate": str(root)}, stream_budget=budget, **small)
+
+
+def content(out):
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def finished_shards(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*.arrow") if path.with_suffix(".json").exists()}
+
+
+def streamed_bytes(folder):
+    return sum(path.stat().st_size for path in (folder / "cache").rglob("*.nii.gz*"))
+
+
+def start(root, out, workers, budget):
+    process = os.fork()
+    if process == 0:
+        os.setpgid(0, 0)
+        prepare(options(root, out, workers, budget))
+        os._exit(0)
+    return process
+
+
+def left_behind(group, wait_s=20):
+    """Whether a process of the group of a killed run is still there after a while."""
+    for _ in range(wait_s * 50):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def main(root, folder, kills, workers, budget):
+    began = time.monotonic()
+    prepare(options(root, folder / "unbroken", workers, budget))
+    whole = time.monotonic() - began
+    expected, out = content(folder / "unbroken"), folder / "broken"
+    draw, killed, rounds, faults = random.Random(kills), 0, 0, []
+    kept, groups = {}, []
+    cut_off = True
+    while killed < kills or cut_off:
+        process = start(root, out, workers, budget)
+        if killed < kills:
+            time.sleep(draw.uniform(0, whole))
+            os.kill(process, signal.SIGKILL)
+        status = os.waitpid(process, 0)[1]
+        cut_off = os.WIFSIGNALED(status)
+        killed += cut_off
+        groups.append(process)
+        kept |= finished_shards(out)
+        faults += ["too much on disk"] if streamed_bytes(folder) > budget else []
+        faults += [f"{path.name} was redone" for path, then in kept.items() if finished_shards(out).get(path) != then]
+        if not cut_off:
+            rounds += 1
+            found = content(out)
+            faults += [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+            faults += [] if os.WEXITSTATUS(status) == 0 else [f"exit code {os.WEXITSTATUS(status)}"]
+            shutil.rmtree(out)
+            kept = {}
+    faults += [f"processes of run {group} live on" for group in groups if left_behind(group)]
+    print(json.dumps({"killed": killed, "rounds": rounds, "faults": faults}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
