@@ -128,7 +128,7 @@ def read_raw(path: Path, roots: Mapping[str, Path], *, prepared: Path | None, va
 
 
 def _from_scans(path: Path, roots: Mapping[str, Path], scans: Mapping[str, Scan], failures: list[str]) -> Catalogue:
-    records = [(record, scan.root) for scan in scans.values() for record in scan.records]
+    records = [(record, scan.root) for scan in scans.values() for record in scan.records if record.files]
     rows, keys = [], {}
     for record, _ in records:
         report = "\n".join(section for section in (record.findings, record.impression) if section)

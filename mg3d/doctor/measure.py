@@ -13,10 +13,10 @@ import numpy as np
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import decode_metadata
 from mg3d.doctor.catalogue import ArrowPlace, RawPlace
+from mg3d.preparation.engines import follow_parent
 from mg3d.preparation.hounsfield import AIR_HU, PADDING_HU, air_peak
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.registry import READERS
-from mg3d.preparation.shards import start_worker
 
 HU_EDGES = np.arange(-1200, 1801, 25)
 GREY_EDGES = np.arange(0, 257, 4)
@@ -194,7 +194,7 @@ def measure_all(places: Sequence[RawPlace | ArrowPlace], workers: int) -> Iterat
         yield from map(measure, places)
         return
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=follow_parent)
     try:
         yield from pool.map(measure, places, chunksize=4)
         pool.shutdown()

@@ -27,7 +27,7 @@ def local_engine(workers: int, tally: SynchronizedArray) -> Engine:
         others = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")
         size = min(workers, len(tasks))
-        with ProcessPoolExecutor(size, mp_context=context, initializer=start_worker, initargs=(tally,)) as pool:
+        with ProcessPoolExecutor(size, mp_context=context, initializer=_start_worker, initargs=(tally,)) as pool:
             futures = [pool.submit(work, task) for task in tasks]
             try:
                 yield from (future.result() for future in as_completed(futures))
@@ -41,10 +41,14 @@ def local_engine(workers: int, tally: SynchronizedArray) -> Engine:
     return run
 
 
-def start_worker(tally: SynchronizedArray) -> None:
-    """Prepares a process of the pool: Ctrl-C is left to the one that started it, with whose end, however it comes, it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(tally: SynchronizedArray) -> None:
+    follow_parent()
     progress.share(tally)
+
+
+def follow_parent() -> None:
+    """Prepares a process of a pool: Ctrl-C is left to the one that started it, with whose end, however it comes, it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
