@@ -1,5 +1,6 @@
 """Random access to the volumes of one index file."""
 
+import os
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
@@ -8,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from mg3d.datasets.schema import INDEX_SCHEMA, SCHEMA_VERSION, decode_metadata, index_path
+from mg3d.datasets.shard import Shard, open_mapped
 from mg3d.datasets.storage import Storage
 
-MOST_OPEN = 256
-"""Shards that a process keeps open; the one that was not read for longest is closed for another."""
+MOST_OPEN = 200
+"""Shards that an index keeps open, two file descriptors each; the one that was not read for longest is closed for another."""
 
 
 class VolumeIndex:
@@ -29,7 +31,7 @@ class VolumeIndex:
     def __init__(self, path: Path, storage: Storage | None = None) -> None:
         self.path = path
         self.storage = storage or Storage(path.parent)
-        self._shards: OrderedDict[str, pa.ipc.RecordBatchFileReader] = OrderedDict()
+        self._shards: OrderedDict[str, Shard] = OrderedDict()
         if not path.is_file():
             raise FileNotFoundError(
                 f"no Arrow file {path}; make it with `python prepro/prepro_pretraining_data.py "
@@ -42,7 +44,8 @@ class VolumeIndex:
     @cached_property
     def table(self) -> pa.Table:
         """Every row of the index, memory-mapped."""
-        reader = _open(self.path)
+        reader, _, file = open_mapped(self.path)
+        os.close(file)
         version = decode_metadata(reader.schema).get("schema_version")
         missing = [name for name in INDEX_SCHEMA.names if name not in reader.schema.names]
         if version != SCHEMA_VERSION or missing:
@@ -79,14 +82,14 @@ class VolumeIndex:
     def volume(self, row: int) -> np.ndarray:
         """The stored voxels of a row, read-only [z, y, x], int16 HU or uint8; a view of the file where it is not compressed."""
         name, place = self.table["shard"][row].as_py(), self.table["shard_row"][row].as_py()
-        batch = self._shard(name).get_batch(place)
-        if not batch.column(0)[0].equals(self.table["volume_id"][row]):
+        stored = self._shard(name).row(place)
+        if not stored.column(0)[0].equals(self.table["volume_id"][row]):
             raise ValueError(f"row {place} of {name} holds another volume than {self.path} says; make both anew")
-        return batch.column(1).to_numpy_ndarray()[0]
+        return stored.column(1).to_numpy_ndarray()[0]
 
-    def _shard(self, name: str) -> pa.ipc.RecordBatchFileReader:
+    def _shard(self, name: str) -> Shard:
         if name not in self._shards:
-            self._shards[name] = _open(self.storage.path(name))
+            self._shards[name] = Shard(self.storage.path(name))
         self._shards.move_to_end(name)
         while len(self._shards) > MOST_OPEN:
             self._shards.popitem(last=False)
@@ -96,13 +99,3 @@ class VolumeIndex:
 def open_index(storage: Storage, dataset: str, split: str) -> VolumeIndex:
     """The index of one split of a data set; errors as `VolumeIndex` and `Storage`."""
     return VolumeIndex(storage.path(index_path(Path(), dataset, split).name), storage)
-
-
-def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; prepro/prepro_pretraining_data.py writes again what is missing")
-    try:
-        # Of its own threads a loader process has one, which also is enough to unpack a volume.
-        return pa.ipc.open_file(pa.memory_map(str(path)), options=pa.ipc.IpcReadOptions(use_threads=False))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no complete Arrow file ({error}); remove it and run the preparation again") from error

@@ -70,9 +70,7 @@ class Storage:
         try:
             facts = self._facts(name)
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{self._url(name)} is missing; is data_root what the preparation wrote?"
-            ) from None
+            raise FileNotFoundError(f"{self._url(name)} is missing; is data_root what the preparation wrote?") from None
         except OSError:
             if (kept := self._newest(name)) is None:
                 raise

@@ -93,14 +93,14 @@ class Studies:
         """The true report of a study; one without has no text and no units."""
         row = int(self.rows(study)[0])
         units = self.index.table["units"][row].values
-        kept = units.filter(pc.equal(units.field("kind"), self.unit_kind))
-        spans = zip(kept.field("start").to_pylist(), kept.field("end").to_pylist(), strict=True)
+        chosen = units.field("kind").to_numpy() == self.unit_kind
+        spans = zip(*(units.field(name).to_numpy()[chosen].tolist() for name in ("start", "end")), strict=True)
         return ReportText(self.index.table["report"][row].as_py(), tuple(spans))
 
     def sample(self, study: int, draw: tuple[int, ...] | None = None) -> Sample:
         """One study; of its reconstructions the one that `draw` picks, or the first without a draw."""
         rows = self.rows(study)
-        place = 0 if draw is None else int(np.random.default_rng([*draw, RECONSTRUCTION]).integers(len(rows)))
+        place = 0 if draw is None or len(rows) == 1 else int(np.random.default_rng([*draw, RECONSTRUCTION]).integers(len(rows)))
         row, table = int(rows[place]), self.index.table
         text = self.report(study if self.shuffle_seed is None else int(self._strangers[study]))
         return Sample(
