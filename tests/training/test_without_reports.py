@@ -22,7 +22,8 @@ def volumes_alone(tmp_path):
 
 
 def words(root, *more):
-    return ["with", "tiny", *SMALL, "volume_size=[32,64,96]", "datasets=['ct_rate']", f"data_root={root}", f"log_dir={root}", *more]
+    places = [f"data_root={root}", f"log_dir={root}"]
+    return ["with", "tiny", *SMALL, "volume_size=[32,64,96]", "datasets=['ct_rate']", *places, *more]
 
 
 def test_volumes_alone_are_learned_from_judged_and_gone_on_with(volumes_alone, capsys):
