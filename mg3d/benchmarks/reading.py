@@ -129,7 +129,7 @@ def _beside_monai(root: Path, sizes: Sizes) -> Comparison:
     return compare(
         "batches beside raw files",
         ("DataLoader, whole Batch with text, made float", _passing(Mixture([studies]), order, collator, then=convert)),
-        (f"MONAI, {'x'.join(map(str, sizes.raw_shape))} .nii.gz of {size:.0f} MB", lambda: list(MonaiLoader(raw, len(paths)))),
+        (f"MONAI, {'x'.join(map(str, sizes.raw_shape))} .nii.gz of {size:.0f} MB", lambda: list(MonaiLoader(raw, batch_size=len(paths)))),
         rounds=min(sizes.rounds, 2),
         goal=20 if sizes.has_goals else None,
         note=f"largest difference {np.abs(ours - theirs).max():.5f} (stored as whole HU: 0.00025)",

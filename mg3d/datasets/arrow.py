@@ -81,11 +81,19 @@ class VolumeIndex:
 
     def volume(self, row: int) -> np.ndarray:
         """The stored voxels of a row, read-only [z, y, x], int16 HU or uint8; a view of the file where it is not compressed."""
-        name, place = self.table["shard"][row].as_py(), self.table["shard_row"][row].as_py()
+        names, codes, places, ids = self._places
+        name, place = names[codes[row]], int(places[row])
         stored = self._shard(name).row(place)
-        if not stored.column(0)[0].equals(self.table["volume_id"][row]):
+        if not stored.column(0)[0].equals(ids[row]):
             raise ValueError(f"row {place} of {name} holds another volume than {self.path} says; make both anew")
         return stored.column(1).to_numpy_ndarray()[0]
+
+    @cached_property
+    def _places(self) -> tuple[list[str], np.ndarray, np.ndarray, pa.StringArray]:
+        """(names of shards, number of the name, row in the shard and volume id of each row)."""
+        coded = self.table["shard"].combine_chunks().dictionary_encode()
+        codes, places = coded.indices.to_numpy(), self.table["shard_row"].combine_chunks().to_numpy()
+        return coded.dictionary.to_pylist(), codes, places, self.table["volume_id"].combine_chunks()
 
     def _shard(self, name: str) -> Shard:
         if name not in self._shards:

@@ -37,7 +37,7 @@ class Shard:
 
     def _place(self, row: pa.RecordBatch) -> tuple[int, int] | None:
         """(offset, bytes) of a row's voxels in the file; None where they have been unpacked."""
-        voxels = row.column(1).storage.flatten().buffers()[1]
+        voxels = row.column(1).storage.buffers()[-1]
         offset = voxels.address - self._base
         return (offset, voxels.size) if 0 <= offset < len(self._map) else None
 
