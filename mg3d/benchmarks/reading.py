@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
     """Small volumes take longer to find than to copy."""
 
 
-FULL = Sizes(volume_shape(128), 96, (512, 512, 256), 3, 5, 150, True)
+FULL = Sizes(volume_shape(128), 96, (512, 512, 256), 3, 31, 150, True)
 QUICK = Sizes((32, 24, 32), 16, (48, 48, 40), 2, 1, 10, False)
 
 

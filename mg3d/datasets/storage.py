@@ -1,6 +1,7 @@
 """Where prepared files lie: in a folder, or behind a URL from which each is copied whole into a cache when it is first read."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -153,7 +154,9 @@ def _retrying(action: Callable[[], T], what: str) -> T:
         except _FINAL:
             raise
         except Exception as error:  # every store has errors of its own
-            if wait is None or (isinstance(error, OSError) and error.errno is not None and error.filename is not None):
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(f"no room is left in cache_dir for a copy of {what}; set cache_dir to a larger disk") from error
+            if wait is None:
                 raise OSError(f"{what} could not be read ({type(error).__name__}: {str(error)[:200]})") from error
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import pickle
@@ -120,6 +121,17 @@ def test_a_store_that_breaks_off_is_asked_again_and_leaves_no_half_file(remote, 
     with pytest.raises(OSError, match="the store went away"):
         failing(url, tmp_path / "other", 3).path("shards/ct_rate/train.arrow")
     assert not cached(tmp_path / "other")
+
+
+def test_a_full_cache_is_told_at_once(remote, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage, "WAITS_S", (1000.0,))
+    monkeypatch.setattr(storage.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="set cache_dir to a larger disk"):
+        Storage(remote[0], tmp_path / "cache").path("clm_ct_rate_train.arrow")
+    assert not cached(tmp_path / "cache")
 
 
 def test_a_copy_serves_while_its_store_does_not_answer(remote, tmp_path, monkeypatch):
