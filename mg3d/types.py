@@ -17,7 +17,9 @@ class Sample(NamedTuple):
     """One study as the dataset gives it to the collator; nothing random has been drawn from its report yet."""
 
     volume: np.ndarray
-    """float32 [1, D, H, W] in [0, 1]."""
+    """int16 or uint8 [1, D, H, W]: the stored numbers, read-only; a view of the mapped file where the shard is uncompressed."""
+    window: tuple[float, float]
+    """The stored numbers that become 0 and 1."""
     report: str
     units: tuple[tuple[int, int], ...]
     """Character offsets (start, end) of each sentence (or clause) in `report`, in order."""
@@ -29,11 +31,27 @@ class Sample(NamedTuple):
     """Seed words of everything random about this sample: (seed, epoch, position); equal for any number of workers and ranks."""
 
 
-class Batch(NamedTuple):
-    """What the collator gives to the model."""
+class StoredVolumes(NamedTuple):
+    """The volumes of a batch as they lie on disk, and what is drawn for them; `datasets.window` makes of it what a model sees."""
 
-    volume: Tensor
-    """float32 [B, 1, D, H, W] in [0, 1]."""
+    voxels: Tensor
+    """[B, 1, D, H, W] stored numbers: uint8 when all volumes of the batch are, else int16."""
+    window: Tensor
+    """float32 [B, 2]: the stored numbers that become 0 and 1."""
+    affine: Tensor
+    """float32 [B, 3, 4]: from a place in the volume that the model sees to its place in the stored one, both x, y, z in [-1, 1]
+    between the volume's outer faces; [B, 0, 4] where nothing is moved."""
+    noise: Tensor
+    """float32 [B, 1]: deviation of the noise added to intensities in [0, 1]; [B, 0] where none is."""
+    noise_seed: list[int]
+    """Seed of each volume's noise; on the host, for generators are seeded there."""
+
+
+class Batch(NamedTuple):
+    """What the collator gives, and, once its volumes are converted on the device (`datasets.window.convert`), the model reads."""
+
+    volume: Tensor | StoredVolumes
+    """float32 [B, 1, D, H, W] in [0, 1]; from the collator to the device StoredVolumes, a quarter or half of the bytes."""
     cube_mask: Tensor
     """bool [B, D/c, H/c, W/c], c = `mim_cube` voxels; True = hidden from the encoder in masked volume modelling."""
     report_ids: Tensor

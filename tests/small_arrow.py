@@ -23,17 +23,23 @@ def report_of(number):
     return findings, f"Enlarged {organ}"
 
 
-def write_split(root, dataset, split, *, patients, scans=1, reconstructions=1, shape=SHAPE, unit="hu", first=0, voxels=None):
-    """`patients` patients with `scans` studies each; voxels all -1000 + OFFSET + the row, or `voxels(number, shape)`."""
+def write_split(
+    root, dataset, split, *, patients, scans=1, reconstructions=1, shape=SHAPE, unit="hu", first=0, voxels=None,
+    reported=lambda number: True, compression=None, window=None,
+):  # fmt: skip
+    """`patients` patients with `scans` studies each; voxels all -1000 + OFFSET + the row, or `voxels(number, shape)`.
+
+    reported: patients whose report is not empty; compression: of the shard; window: HU that 8-bit voxels store as 0 and 255.
+    """
     rows, shard = [], f"shards/{dataset}/{split}.arrow"
     (root / "shards" / dataset).mkdir(parents=True, exist_ok=True)
     schema = shard_schema(shape, unit)
-    with pa.ipc.new_file(root / shard, schema) as writer:
+    with pa.ipc.new_file(root / shard, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
         for number in range(first, first + patients):
             for scan in range(scans):
                 for reconstruction in range(reconstructions):
                     study = f"{dataset}/{split}_{number}_{scan}"
-                    findings, impression = report_of(number + 100 * scan)
+                    findings, impression = report_of(number + 100 * scan) if reported(number) else ("", "")
                     report, units = report_units(findings, impression)
                     dtype = np.int16 if unit == "hu" else np.uint8
                     same = np.full(shape, OFFSET[split] + len(rows) - (1000 if unit == "hu" else 0), dtype)
@@ -65,7 +71,9 @@ def write_split(root, dataset, split, *, patients, scans=1, reconstructions=1, s
                             "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
                         }
                     )
-    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(encode_metadata({"shape": list(shape)}))
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(
+        encode_metadata({"shape": list(shape), "intensity": {"unit": unit} | ({"window": window} if window else {})})
+    )
     with pa.ipc.new_file(index_path(root, dataset, split), table.schema) as writer:
         writer.write_table(table)
     return index_path(root, dataset, split)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from mg3d.datasets.schema import DATASETS
+from mg3d.datasets.schema import DATASETS, index_path
+from mg3d.datasets.storage import Storage
 from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import DataSettings
 
@@ -68,7 +69,12 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the choice; returns the exit code."""
     roots = [word.split("=", 1)[1] for word in arguments if word.startswith("data_root=")]
     data_root = roots[-1] if roots else DataSettings().data_root
-    found = [name for name, facts in DATASETS.items() if (Path(data_root) / f"{facts.stem}_train.arrow").is_file()]
+    try:
+        there = Storage(data_root)
+        found = [name for name in DATASETS if there.has(index_path(Path(), name, "train").name)]
+    except (ValueError, OSError) as error:
+        print(f"mg3d: {error}", file=sys.stderr)
+        return 2
     if roots and not found:
         print(
             f"mg3d: data_root={data_root} holds no clm_*_train.arrow; make them with prepro/prepro_pretraining_data.py",

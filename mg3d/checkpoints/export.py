@@ -29,7 +29,7 @@ from mg3d.settings.schema import Settings
 
 TOKENIZER = "tokenizer"
 FORMAT = 1
-_LOCAL = ("data_root", "log_dir", "run_name", "resume_from", "load_path", "truth_root")
+_LOCAL = ("data_root", "cache_dir", "log_dir", "run_name", "resume_from", "load_path", "truth_root")
 """Settings that name places of the machine that trained; they stay there."""
 _FILES = [CONFIG, WEIGHTS, f"{TOKENIZER}/*"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mg3d.checkpoints.families import EncoderShape, covered, encoder_shape
 from mg3d.checkpoints.read import CheckpointFile, read_checkpoint
 from mg3d.checkpoints.styles import ELSEWHERE, VISION, Named, bring_to_our_names
-from mg3d.settings.schema import CROP
+from mg3d.settings.schema import CROP, volume_shape
 
 Merging = Literal["legacy", "monai", "unknown", "none"]
 RELEASED_PREPROCESSING: dict[str, Any] = {
@@ -169,9 +169,8 @@ def _preprocessing(file: CheckpointFile, named: Named) -> dict[str, Any] | None:
 
 def preprocessing_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What volumes and reports must look like for weights trained with these flat settings."""
-    side = settings["image_size"]
     return RELEASED_PREPROCESSING | {
-        "shape": [side, side * 3 // 4, side],
+        "shape": list(volume_shape(settings["image_size"], settings.get("volume_size", ()))),
         "window_hu": list(settings["window_hu"]),
         "text": f"lower case, at most {settings['max_text_len']} tokens",
     }

@@ -1,7 +1,6 @@
 """The mixture of data sets that pre-training reads."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -10,11 +9,13 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mg3d.datamodules.sampler import Draw, Stream, TrainingBatches, ValidationBatches
-from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.arrow import VolumeIndex, open_index
 from mg3d.datasets.collate import Collator
-from mg3d.datasets.schema import index_path
+from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import ReportText, Studies
+from mg3d.datasets.window import intensities
 from mg3d.distributed import rank, world_size
+from mg3d.settings.schema import AugmentSettings, volume_shape
 from mg3d.text_units import UnitKind
 from mg3d.types import Batch, Sample
 
@@ -33,14 +34,16 @@ class MultiTaskDataModule(pl.LightningDataModule):
     """Training and validation batches of one or several data sets.
 
     Args:
-        data_root: folder of the index files.
+        storage: where the index files and shards lie.
         datasets: data sets to mix, names of `schema.DATASETS`.
         dataset_weights: share of each in the draws; empty = by number of studies.
         shape: voxels (z, y, x) that the model expects.
         window_hu: HU that become 0 and 1.
         text_unit: what counts as one sentence.
         shuffle_pairs: pair every training volume with another patient's report.
+        needs_reports: studies without a report cannot be trained on, and are left out.
         tokenizer: may be set later, but before the first batch.
+        changes: how training volumes are changed at random; None = not at all.
         per_gpu_batchsize: volumes per rank and pass.
         num_workers: loader processes per rank.
         seed: seed of every draw.
@@ -51,13 +54,14 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def __init__(
         self,
         *,
-        data_root: Path,
+        storage: Storage,
         datasets: Sequence[str],
         dataset_weights: Sequence[float],
         shape: tuple[int, int, int],
         window_hu: tuple[float, float],
         text_unit: UnitKind,
         shuffle_pairs: bool,
+        needs_reports: bool = True,
         tokenizer: PreTrainedTokenizerBase | None,
         max_text_len: int,
         mim_cube: int,
@@ -66,6 +70,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         sentence_views: int,
         denying_view_share: float,
         pad_to_most: bool = False,
+        changes: AugmentSettings | None = None,
         per_gpu_batchsize: int,
         num_workers: int,
         seed: int,
@@ -74,6 +79,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.tokenizer = tokenizer
         self.start_step = 0
         """Passes already done, when a run goes on."""
+        self.changes = changes
         self.batch_size, self.num_workers, self.seed = per_gpu_batchsize, num_workers, seed
         self.weights = tuple(dataset_weights)
         self.collator_options = {
@@ -85,13 +91,19 @@ class MultiTaskDataModule(pl.LightningDataModule):
             "denying_view_share": denying_view_share,
             "pad_to_most": pad_to_most,
         }
-        reading = {"text_unit": text_unit, "window_hu": window_hu}
+        reading = {"text_unit": text_unit, "window_hu": window_hu, "with_report": needs_reports}
         self.datasets = tuple(datasets)
         self.train_parts = [
-            Studies(_open(data_root, name, "train", shape), shuffle_seed=seed if shuffle_pairs else None, **reading)
+            Studies(_open(storage, name, "train", shape), shuffle_seed=seed if shuffle_pairs else None, **reading)
             for name in datasets
         ]
-        self.val_parts = [Studies(_open(data_root, name, "val", shape), **reading) for name in datasets]
+        self.val_parts = [Studies(_open(storage, name, "val", shape), **reading) for name in datasets]
+        for name, part in zip(self.datasets, self.train_parts, strict=True):
+            if len(part) == 0:
+                raise ValueError(
+                    f"{part.index.path} has volumes but no report, which all objectives but weight_mim need: set the weights of "
+                    f"mlm, sal, cml, dcl and ssm to 0 to train on its volumes alone, or leave {name} out of `datasets`"
+                )
 
     @property
     def validates(self) -> bool:
@@ -101,7 +113,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def summary(self) -> str:
         """What is trained and validated on, in one sentence."""
         parts = [
-            f"{name} {len(train):,} studies to train and {len(val):,} to validate"
+            f"{name} {len(train):,} studies to train and {len(val):,} to validate{_left_out(train)}"
             for name, train, val in zip(self.datasets, self.train_parts, self.val_parts, strict=True)
         ]
         return ", ".join(parts)
@@ -111,49 +123,58 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return [part.report(study) for part in self.train_parts for study in range(min(len(part), most or len(part)))]
 
     def training_volumes(self, most: int) -> Iterator[np.ndarray]:
-        """Volumes [1, D, H, W] of the first training studies of every data set, about `most` in proportion to size."""
+        """Volumes float32 [1, D, H, W] in [0, 1] of the first training studies of every set, about `most`, in proportion."""
         everything = sum(len(part) for part in self.train_parts)
         for part in self.train_parts:
             for study in range(min(len(part), -(-most * len(part) // everything))):
-                yield part.sample(study).volume
+                yield intensities(part.sample(study))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """An endless loader of this rank's batches, from pass `start_step` on."""
         stream = Stream([len(part) for part in self.train_parts], weights=self.weights, seed=self.seed)
         batches = TrainingBatches(stream, batch_size=self.batch_size, rank=rank(), world_size=world_size(), start=self.start_step)
-        return self._loader(self.train_parts, batches)
+        return self._loader(self.train_parts, batches, self.collator(self.changes))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """A loader of this rank's validation batches."""
         sizes = [len(part) for part in self.val_parts]
         batches = ValidationBatches(sizes, batch_size=self.batch_size, rank=rank(), world_size=world_size(), seed=self.seed)
-        return self._loader(self.val_parts, batches)
+        return self._loader(self.val_parts, batches, self.collator())
 
-    def collator(self) -> Collator:
-        """What makes a batch of samples."""
+    def collator(self, changes: AugmentSettings | None = None) -> Collator:
+        """What makes a batch of samples, with volumes as they are or changed at random."""
         if self.tokenizer is None:
             raise ValueError("the data module has no tokenizer yet; set its attribute `tokenizer` before asking for batches")
-        return Collator(self.tokenizer, **self.collator_options)
+        return Collator(self.tokenizer, changes=changes, **self.collator_options)
 
-    def _loader(self, parts: Sequence[Studies], batches: TrainingBatches | ValidationBatches) -> DataLoader[Batch]:
+    def _loader(
+        self, parts: Sequence[Studies], batches: TrainingBatches | ValidationBatches, collator: Collator
+    ) -> DataLoader[Batch]:
         return DataLoader(
             Mixture(parts),
             batch_sampler=batches,
-            collate_fn=self.collator(),
+            collate_fn=collator,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
 
-def _open(data_root: Path, dataset: str, split: str, shape: tuple[int, int, int]) -> VolumeIndex:
-    index = VolumeIndex(index_path(data_root, dataset, split))
+def _left_out(part: Studies) -> str:
+    rows = len(part.index) - part.rows_read
+    return f" ({rows:,} training volumes without a report left out)" if rows else ""
+
+
+def _open(storage: Storage, dataset: str, split: str, shape: tuple[int, int, int]) -> VolumeIndex:
+    index = open_index(storage, dataset, split)
     index.open_shards()
     if len(index) == 0 and split == "train":
         raise ValueError(f"{index.path} has no volume; make it anew with prepro/prepro_pretraining_data.py")
     if len(index) and index.shape != shape:
+        depth, size = index.shape[0], ",".join(map(str, index.shape))
         raise ValueError(
-            f"{index.path} holds volumes of {index.shape} voxels (z, y, x), the settings ask for {shape}; "
-            f"set image_size={index.shape[0]} or prepare the data anew with --image-size {shape[0]}"
+            f"{index.path} holds volumes of {index.shape} voxels (z, y, x), the settings ask for {shape}; set "
+            + (f"image_size={depth}" if index.shape == volume_shape(depth) else f"volume_size='[{size}]'")
+            + f" or prepare the data anew with --image-size {shape[0]}"
         )
     return index

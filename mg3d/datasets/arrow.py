@@ -1,25 +1,37 @@
 """Random access to the volumes of one index file."""
 
+import os
+from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from mg3d.datasets.schema import INDEX_SCHEMA, SCHEMA_VERSION, decode_metadata
+from mg3d.datasets.schema import INDEX_SCHEMA, SCHEMA_VERSION, decode_metadata, index_path
+from mg3d.datasets.shard import Shard, open_mapped
+from mg3d.datasets.storage import Storage
+
+MOST_OPEN = 200
+"""Shards that an index keeps open, two file descriptors each; the one that was not read for longest is closed for another."""
 
 
 class VolumeIndex:
-    """One index file and its shards. Opening is lazy, so that it can be handed to loader processes.
+    """One index file and its shards. Opening is lazy, so that it can be handed to loader processes, forked or spawned.
+
+    Args:
+        path: the index file.
+        storage: where its shards lie; None = beside it.
 
     Raises:
         FileNotFoundError: the index or a shard is not there.
         ValueError: a file is cut off, of another program or of another version of the schema.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, storage: Storage | None = None) -> None:
         self.path = path
-        self._shards: dict[str, pa.ipc.RecordBatchFileReader] = {}
+        self.storage = storage or Storage(path.parent)
+        self._shards: OrderedDict[str, Shard] = OrderedDict()
         if not path.is_file():
             raise FileNotFoundError(
                 f"no Arrow file {path}; make it with `python prepro/prepro_pretraining_data.py "
@@ -27,12 +39,13 @@ class VolumeIndex:
             )
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "_shards": {}}
+        return {"path": self.path, "storage": self.storage, "_shards": OrderedDict()}
 
     @cached_property
     def table(self) -> pa.Table:
         """Every row of the index, memory-mapped."""
-        reader = _open(self.path)
+        reader, _, file = open_mapped(self.path)
+        os.close(file)
         version = decode_metadata(reader.schema).get("schema_version")
         missing = [name for name in INDEX_SCHEMA.names if name not in reader.schema.names]
         if version != SCHEMA_VERSION or missing:
@@ -47,32 +60,50 @@ class VolumeIndex:
         """Voxels (z, y, x) of every volume."""
         return tuple(decode_metadata(self.table.schema)["shape"])
 
+    @cached_property
+    def stored_window_hu(self) -> tuple[float, float] | None:
+        """HU that 8-bit voxels store as 0 and 255; None where the index says none."""
+        window = decode_metadata(self.table.schema).get("intensity", {}).get("window")
+        return None if window is None else tuple(window)
+
     def open_shards(self) -> None:
-        """Opens every shard, so that a missing or damaged one is told before training, not hours into it."""
-        for name in self.table["shard"].unique().to_pylist():
+        """Opens every shard, so that a missing or damaged one is told before training, not hours into it.
+
+        Of a URL's shards it only asks whether they are there: they are copied when a volume of theirs is first read.
+        """
+        names = self.table["shard"].unique().to_pylist()
+        self.storage.check(names)
+        for name in () if self.storage.is_remote else names:
             self._shard(name)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def volume(self, row: int) -> np.ndarray:
-        """The stored voxels of a row, read-only [z, y, x], int16 HU or uint8 grey."""
-        name, place = self.table["shard"][row].as_py(), self.table["shard_row"][row].as_py()
-        batch = self._shard(name).get_batch(place)
-        if batch["volume_id"][0].as_py() != self.table["volume_id"][row].as_py():
+        """The stored voxels of a row, read-only [z, y, x], int16 HU or uint8; a view of the file where it is not compressed."""
+        names, codes, places, ids = self._places
+        name, place = names[codes[row]], int(places[row])
+        stored = self._shard(name).row(place)
+        if not stored.column(0)[0].equals(ids[row]):
             raise ValueError(f"row {place} of {name} holds another volume than {self.path} says; make both anew")
-        return batch["image"].to_numpy_ndarray()[0]
+        return stored.column(1).to_numpy_ndarray()[0]
 
-    def _shard(self, name: str) -> pa.ipc.RecordBatchFileReader:
+    @cached_property
+    def _places(self) -> tuple[list[str], np.ndarray, np.ndarray, pa.StringArray]:
+        """(names of shards, number of the name, row in the shard and volume id of each row)."""
+        coded = self.table["shard"].combine_chunks().dictionary_encode()
+        codes, places = coded.indices.to_numpy(), self.table["shard_row"].combine_chunks().to_numpy()
+        return coded.dictionary.to_pylist(), codes, places, self.table["volume_id"].combine_chunks()
+
+    def _shard(self, name: str) -> Shard:
         if name not in self._shards:
-            self._shards[name] = _open(self.path.parent / name)
+            self._shards[name] = Shard(self.storage.path(name))
+        self._shards.move_to_end(name)
+        while len(self._shards) > MOST_OPEN:
+            self._shards.popitem(last=False)
         return self._shards[name]
 
 
-def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; prepro/prepro_pretraining_data.py writes again what is missing")
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no complete Arrow file ({error}); remove it and run the preparation again") from error
+def open_index(storage: Storage, dataset: str, split: str) -> VolumeIndex:
+    """The index of one split of a data set; errors as `VolumeIndex` and `Storage`."""
+    return VolumeIndex(storage.path(index_path(Path(), dataset, split).name), storage)

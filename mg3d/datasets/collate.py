@@ -1,4 +1,4 @@
-"""Samples -> one batch. The only place where masks and views are drawn, each from its sample's own seed words."""
+"""Samples -> one batch. The only place where masks, views and changes are drawn, each from its sample's own seed words."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,15 +10,18 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mg3d.datasets import augment
 from mg3d.datasets.masking import IGNORED, WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.tokenizer import EncodedReport, encode_report
+from mg3d.datasets.window import stack
+from mg3d.settings.schema import AugmentSettings
 from mg3d.text_units import normalise, polarity
-from mg3d.types import Batch, Sample
+from mg3d.types import Batch, Sample, StoredVolumes
 
 NO_TOKEN = -2
 """Sentence index of padding while views are stacked; -1 is a real token of no sentence."""
-CUBES, WORDS, VIEW = 0, 1, 2
-"""Last seed word of each kind of draw."""
+CUBES, WORDS, VIEW, CHANGES = 0, 1, 2, 4
+"""Last seed word of each kind of draw; 3 is the reconstruction's."""
 
 
 class Row(NamedTuple):
@@ -49,6 +52,7 @@ class Collator:
         denying_view_share: share of views that begin with a denial, see `masking.choose_view`.
         pad_to_most: pad every report to `max_text_len`, for the released gates, which count padding as words; else to the longest
             of the batch.
+        changes: how volumes are changed at random; None = not at all.
     """
 
     def __init__(
@@ -62,12 +66,14 @@ class Collator:
         sentence_views: int,
         denying_view_share: float,
         pad_to_most: bool = False,
+        changes: AugmentSettings | None = None,
     ) -> None:
         self.tokenizer, self.max_text_len = tokenizer, max_text_len
         self.least_length = max_text_len if pad_to_most else 1
         self.mim_cube, self.mim_mask_ratio = mim_cube, mim_mask_ratio
         self.sentence_views, self.denying_view_share = sentence_views, denying_view_share
         self.mask_words = WordMasker(tokenizer, mlm_probability)
+        self.changes = changes if changes is not None and augment.is_on(changes) else None
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch of these samples, in their order."""
@@ -79,7 +85,7 @@ class Collator:
         lengths = torch.tensor([len(row.ids) for row in rows])
         polarities = _stack([row.polarity for row in rows], 0)
         return Batch(
-            volume=torch.from_numpy(np.stack([sample.volume for sample in samples])),
+            volume=self._volumes(samples),
             cube_mask=torch.from_numpy(np.stack([row.cube_mask for row in rows])),
             report_ids=ids,
             attention_mask=torch.arange(ids.shape[1]) < lengths[:, None],
@@ -101,6 +107,22 @@ class Collator:
     def encode(self, sample: Sample) -> EncodedReport:
         """A sample's report as tokens, nothing masked."""
         return encode_report(self.tokenizer, sample.report, sample.units, self.max_text_len)
+
+    def _volumes(self, samples: Sequence[Sample]) -> StoredVolumes:
+        stored = stack(samples)
+        if self.changes is None:
+            return stored
+        drawn = [
+            augment.draw(self.changes, sample.volume.shape[1:], sample.window, np.random.default_rng([*sample.draw, CHANGES]))
+            for sample in samples
+        ]
+        stored = stored._replace(window=torch.tensor([one.window for one in drawn], dtype=torch.float32))
+        if augment.moves(self.changes):
+            stored = stored._replace(affine=torch.from_numpy(np.stack([one.affine for one in drawn])))
+        if self.changes.augment_noise:
+            noise = torch.tensor([[one.noise] for one in drawn], dtype=torch.float32)
+            stored = stored._replace(noise=noise, noise_seed=[one.noise_seed for one in drawn])
+        return stored
 
     def _row(self, sample: Sample) -> Row:
         cubes, words, view = (np.random.default_rng([*sample.draw, purpose]) for purpose in (CUBES, WORDS, VIEW))

@@ -51,7 +51,7 @@ def build_model(settings: Settings, text: TextEncoder) -> MG3D:
         vision=build_vision(settings),
         text=text,
         objectives=tuple(objective_weights(settings.loss)),
-        volume_shape=volume_shape(settings.data.image_size),
+        volume_shape=volume_shape(settings.data.image_size, settings.data.volume_size),
         width=model.hidden_size,
         embedding_width=model.embedding_size,
         fusion=model.fusion,

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from mg3d.settings.encoders import ENCODERS, unread
-from mg3d.settings.schema import Settings
+from mg3d.settings.schema import Settings, volume_shape
 
 
 def defaults() -> dict[str, Any]:
@@ -94,11 +94,15 @@ _AT_LEAST: dict[str, float] = {
     "weight_decay": 0, "warmup_steps": 0, "max_steps": 1, "grad_clip": 0, "per_gpu_batchsize": 1, "batch_size": 1, "devices": 0,
     "num_nodes": 1, "val_interval": 1, "val_batches": 0, "log_interval": 1, "max_minutes": 0, "seed": 0, "tiny_vocabulary": 50,
     "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
+    "augment_rotation_deg": 0,
     "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
 }  # fmt: skip
 RELEASED_HEADS = 8
 """Heads of the released report pooler, `SentenceAttentionPool`."""
-_SHARES = ("denying_view_share", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below")
+_SHARES = (
+    "denying_view_share", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below",
+    "augment_shift", "augment_width", "augment_noise",
+)  # fmt: skip
 
 
 def _check_ranges(settings: Settings) -> None:
@@ -106,6 +110,13 @@ def _check_ranges(settings: Settings) -> None:
     for name, least in _AT_LEAST.items():
         if flat[name] < least:
             raise ValueError(f"{name}={flat[name]}: must be at least {least}")
+    size, (least, most) = settings.data.volume_size, settings.augment.augment_crop
+    if size and (len(size) != 3 or any(side < 32 or side % 32 for side in size)):
+        raise ValueError(f"volume_size={size}: three multiples of 32 are expected, voxels along z, y, x; or none at all")
+    if settings.augment.augment_width == 1:
+        raise ValueError("augment_width=1.0: must be smaller than 1, or no window would be left")
+    if not 0 < least <= most <= 1:
+        raise ValueError(f"augment_crop={settings.augment.augment_crop}: 0 < smallest <= largest <= 1 is expected")
     for name in _SHARES:
         if not 0 <= flat[name] <= 1:
             raise ValueError(f"{name}={flat[name]}: must lie between 0 and 1")
@@ -118,12 +129,14 @@ def _check_together(settings: Settings) -> None:
     channels = [vision.embed_dim * 2**stage for stage in range(len(vision.depths))]
     undivided = [width for width, heads in zip(channels, vision.num_heads) if heads < 1 or width % heads]
     fused = settings.loss.weight_cml + settings.loss.weight_dcl + settings.loss.weight_ssm > 0
-    sides = (data.image_size, data.image_size * 3 // 4)
+    sides = volume_shape(data.image_size, data.volume_size)
+    asked = f"volume_size={data.volume_size}" if data.volume_size else f"image_size={data.image_size}"
+    fits = f"multiples of {stride} fit" if data.volume_size else f"a multiple of {4 * stride} fits"
     rules = [
-        (data.image_size % 32 == 0, f"image_size={data.image_size}: must be a multiple of 32"),
+        (bool(data.volume_size) or data.image_size % 32 == 0, f"image_size={data.image_size}: must be a multiple of 32"),
         (all(side % stride == 0 for side in sides),
-         f"image_size={data.image_size}: the volume's sides {sides} must be multiples of {stride} voxels, the stride of this "
-         f"{kind} encoder; a multiple of {4 * stride} fits"),
+         f"{asked}: the volume's sides {sides} must be multiples of {stride} voxels, the stride of this "
+         f"{kind} encoder; {fits}"),
         (all(side % model.mim_cube == 0 for side in sides), f"mim_cube={model.mim_cube} does not divide the volume {sides}"),
         (model.mim_cube % patch_size == 0,
          f"mim_cube={model.mim_cube} must be a multiple of patch_size={patch_size}"),

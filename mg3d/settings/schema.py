@@ -4,6 +4,7 @@ Flat on the command line (`learning_rate=2e-5`), grouped in code (`config.optim.
 The defaults are the paper's recipe with the objective `mg3d`; `presets.py` holds the other recipes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -16,13 +17,17 @@ class DataSettings:
     """Where the data lie and how a study becomes a sample."""
 
     data_root: str = "data/pretrain_arrows"
-    """Folder with the Arrow files that prepro/prepro_pretraining_data.py wrote."""
+    """Folder with the Arrow files that prepro/prepro_pretraining_data.py wrote, or the URL of one (s3://, gs://, hf://, ...)."""
+    cache_dir: str = "data/cache"
+    """Where files of a data_root that is a URL are kept, each copied whole when it is first read."""
     datasets: tuple[DatasetName, ...] = ("ct_rate", "ctrg")
     """Data sets to mix; each needs its `_train` and `_val` file in data_root. All `_val` files empty: nothing is validated."""
     dataset_weights: tuple[float, ...] = ()
     """Share of each data set in the draws, in the order of `datasets`; empty = by number of studies."""
     image_size: int = 128
     """Voxels along z and x; y has three quarters of it. 128 means a volume of (128, 96, 128) voxels along z, y, x."""
+    volume_size: tuple[int, ...] = ()
+    """Voxels along z, y and x, multiples of 32; empty = as image_size says."""
     window_hu: tuple[float, float] = (-1000.0, 1000.0)
     """HU that become 0 and 1."""
     max_text_len: int = 250
@@ -37,6 +42,25 @@ class DataSettings:
     """shuffled: every volume is paired with another patient's report in training. A control that must learn nothing."""
     num_workers: int = 4
     """Loader processes per rank; 0 loads in the training process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """Random changes of training volumes, drawn anew for each study and epoch; off by default, as in the paper."""
+
+    augment_crop: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest side of a box somewhere in the volume, as share of the volume's; the box is enlarged to the volume's
+    size. What it leaves out may still be in the report."""
+    augment_rotation_deg: float = 0.0
+    """Largest turn in the axial plane, to either side; taken as if voxels were equally large along y and x."""
+    augment_flip: bool = False
+    """Exchange left and right in half of the volumes. Reports say left and right: only for a training without them."""
+    augment_shift: float = 0.0
+    """Largest shift of the intensity window up or down, as share of its width."""
+    augment_width: float = 0.0
+    """Largest change of the intensity window's width, as share of it."""
+    augment_noise: float = 0.0
+    """Largest deviation of normal noise, for intensities in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +250,7 @@ class Settings:
     """All settings, by group."""
 
     data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
     vision: VisionSettings = field(default_factory=VisionSettings)
     text: TextSettings = field(default_factory=TextSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -238,9 +263,10 @@ CROP = (0.88, 0.65625, 0.875)
 """Central share of each axis (z, y, x) of a scan that becomes the volume; 336 and 448 of 512 pixels, as the original."""
 
 
-def volume_shape(image_size: int) -> tuple[int, int, int]:
-    """Voxels (z, y, x) of a volume: the paper's 128 x 96 x 128 and the same proportion at other sizes."""
-    return image_size, image_size * 3 // 4, image_size
+def volume_shape(image_size: int, volume_size: Sequence[int] = ()) -> tuple[int, int, int]:
+    """Voxels (z, y, x) of a volume: `volume_size`, or without one the paper's 128 x 96 x 128, scaled to `image_size`."""
+    depth, height, width = volume_size or (image_size, image_size * 3 // 4, image_size)
+    return depth, height, width
 
 
 def objective_weights(settings: LossSettings) -> dict[str, float]:

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mg3d.datamodules.multitask import MultiTaskDataModule
+from mg3d.datasets.storage import Storage
 from mg3d.datasets.tokenizer import load_tokenizer, pad_reports, train_wordpiece
 from mg3d.files import write_json
 from mg3d.models.mg3d import MG3D
-from mg3d.settings.schema import Settings, volume_shape
+from mg3d.settings.schema import Settings, objective_weights, volume_shape
 
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_ORIGIN = "made_from.json"
@@ -22,6 +23,8 @@ TOKENIZER_ORIGIN = "made_from.json"
 MOST_REPORTS_FOR_STATISTICS = 20_000
 MOST_VOLUMES_FOR_STATISTICS = 600
 LONGEST_WAIT_S = 600
+WITHOUT_REPORTS = {"mim"}
+"""Objectives that learn from volumes alone, where there is no report."""
 
 
 def build_tokenizer(
@@ -78,13 +81,14 @@ def build_data(
     """
     data, model = settings.data, settings.model
     return MultiTaskDataModule(
-        data_root=Path(data.data_root),
+        storage=Storage(data.data_root, data.cache_dir),
         datasets=data.datasets,
         dataset_weights=data.dataset_weights,
-        shape=volume_shape(data.image_size),
+        shape=volume_shape(data.image_size, data.volume_size),
         window_hu=data.window_hu,
         text_unit=data.text_unit,
         shuffle_pairs=data.pairs == "shuffled",
+        needs_reports=bool(objective_weights(settings.loss).keys() - WITHOUT_REPORTS),
         tokenizer=tokenizer,
         max_text_len=data.max_text_len,
         mim_cube=model.mim_cube,
@@ -93,6 +97,7 @@ def build_data(
         sentence_views=data.sentence_views,
         denying_view_share=data.denying_view_share,
         pad_to_most=model.fusion == "gate",
+        changes=settings.augment,
         per_gpu_batchsize=per_rank or settings.optim.per_gpu_batchsize,
         num_workers=data.num_workers,
         seed=settings.run.seed,

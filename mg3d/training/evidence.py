@@ -14,10 +14,11 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.arrow import open_index
 from mg3d.datasets.collate import Collator
-from mg3d.datasets.schema import index_path
+from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
+from mg3d.datasets.window import intensities
 from mg3d.evaluation import held_out
 from mg3d.evaluation.baselines import logistic_scores, pooled_volume
 from mg3d.evaluation.matching import pair_shares
@@ -95,7 +96,7 @@ def write_evidence(settings: Settings, run_dir: Path, checkpoint: Path, *, say: 
 
 def held_out_studies(settings: Settings) -> Studies:
     """The test split of the first data set; FileNotFoundError or ValueError when it is missing or empty."""
-    index = VolumeIndex(index_path(Path(settings.data.data_root), settings.data.datasets[0], "test"))
+    index = open_index(Storage(settings.data.data_root, settings.data.cache_dir), settings.data.datasets[0], "test")
     test = Studies(index, text_unit=settings.data.text_unit, window_hu=settings.data.window_hu)
     if len(test) == 0:
         raise ValueError(
@@ -109,7 +110,7 @@ def set_scene(settings: Settings, run_dir: Path, *, say: Callable[[str], None]) 
     data = build_data(settings)
     tokenizer = data.tokenizer = build_tokenizer(settings, run_dir, data)
     test = held_out_studies(settings)
-    present = np.stack([np.asarray(test.index.table["labels"][int(rows[0])].as_py(), np.int8) for rows in test.rows])
+    present = np.array(test.index.table["labels"].take(test.first_rows).to_pylist(), np.int8)
     device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
     truths = read_truths(settings, test)
     if settings.run.truth_root and truths is None:
@@ -125,8 +126,7 @@ def read_truths(settings: Settings, studies: Studies) -> list[dict[str, Any]] | 
     if not settings.run.truth_root:
         return None
     truths = []
-    for study, rows in enumerate(studies.rows):
-        name = studies.index.table["study_id"][int(rows[0])].as_py()
+    for study, name in enumerate(studies.index.table["study_id"].take(studies.first_rows).to_pylist()):
         path = Path(settings.run.truth_root) / "truth" / f"{name}.json"
         truth = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if truth is None or _told(truth) != studies.report(study).report:
@@ -182,8 +182,8 @@ def baselines(scene: Scene) -> dict[str, Any]:
     """Supervised logistic regression on the pooled volume (how easy the data are), and what an eye for visibility could reach."""
     count = min(len(scene.train), MOST_TRAINING_STUDIES)
     samples = (scene.train.sample(study) for study in range(count))
-    features, labels = zip(*((pooled_volume(sample.volume), sample.labels) for sample in samples), strict=True)
-    test = np.stack([pooled_volume(scene.test.sample(study).volume) for study in range(len(scene.test))])
+    features, labels = zip(*((pooled_volume(intensities(sample)), sample.labels) for sample in samples), strict=True)
+    test = np.stack([pooled_volume(intensities(scene.test.sample(study))) for study in range(len(scene.test))])
     scores = logistic_scores(np.stack(features), np.stack(labels), test)
     result = {"logistic_regression": macro(scores, scene)}
     result["logistic_regression"]["findings"] = [macro_auroc(scene.present, scores, of=[place]) for place in range(len(LABELS))]
@@ -309,7 +309,7 @@ def examples(scene: Scene, similarity: Tensor) -> list[str | Figure | list[dict[
         order = similarity[study].argsort(descending=True)
         rank = int((order == study).nonzero()[0, 0]) + 1
         title = f"{sample.study_id}: its own report comes {rank}. of {len(order)}"
-        pieces.append(case_figure(sample.volume[0], report=sample.report, title=title, window=(0.0, 0.75)))
+        pieces.append(case_figure(intensities(sample)[0], report=sample.report, title=title, window=(0.0, 0.75)))
         nearest = [scene.test.report(int(place)).report for place in order[:3]]
         pieces.append([{"rank": place + 1, "nearest report": text} for place, text in enumerate(nearest)])
     return pieces

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mg3d.datamodules.sampler import Stream
-from mg3d.datasets.arrow import VolumeIndex
-from mg3d.datasets.schema import index_path
+from mg3d.datasets.arrow import open_index
+from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
+from mg3d.datasets.window import on_device, stack, volumes
 from mg3d.files import write_json
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import auroc
@@ -27,6 +28,7 @@ from mg3d.settings.schema import LossSettings, Settings
 from mg3d.training.build import build_data, fit_voxels
 from mg3d.training.optim import schedule_factor
 from mg3d.training.trainer import resolve_accelerator
+from mg3d.types import Sample
 
 _FEWEST_WORDS = 50
 
@@ -68,7 +70,7 @@ def diagnose_labels(settings: Settings, run_dir: Path, *, say: Callable[[str], N
         factor = schedule_factor(step, warmup_steps=optim.warmup_steps, max_steps=optim.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = factor * optim.learning_rate
-        volume, labels = (part.to(device) for part in next(batches))
+        volume, labels = _on(device, next(batches))
         logits = probe(volume)
         loss = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).float(), weight=(labels >= 0).float())
         optimizer.zero_grad()
@@ -83,23 +85,22 @@ def diagnose_labels(settings: Settings, run_dir: Path, *, say: Callable[[str], N
 
 
 def _studies(settings: Settings, split: str) -> Studies:
-    index = VolumeIndex(index_path(Path(settings.data.data_root), settings.data.datasets[0], split))
+    index = open_index(Storage(settings.data.data_root, settings.data.cache_dir), settings.data.datasets[0], split)
     return Studies(index, text_unit=settings.data.text_unit, window_hu=settings.data.window_hu)
 
 
-def _training_batches(settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
+def _training_batches(settings: Settings) -> Iterator[list[Sample]]:
     studies, size = _studies(settings, "train"), settings.optim.batch_size
     stream, position = Stream([len(studies)], seed=settings.run.seed), 0
     while True:
         draws = [stream[position + place] for place in range(size)]
-        samples = [studies.sample(draw.study, draw.words) for draw in draws]
         position += size
-        yield _stack(samples)
+        yield [studies.sample(draw.study, draw.words) for draw in draws]
 
 
-def _stack(samples: list) -> tuple[Tensor, Tensor]:
-    volumes, labels = (np.stack([getattr(sample, name) for sample in samples]) for name in ("volume", "labels"))
-    return torch.from_numpy(volumes), torch.from_numpy(labels)
+def _on(device: torch.device, samples: list[Sample]) -> tuple[Tensor, Tensor]:
+    labels = torch.from_numpy(np.stack([sample.labels for sample in samples]))
+    return volumes(on_device(stack(samples), device)), labels.to(device)
 
 
 @torch.no_grad()
@@ -107,8 +108,8 @@ def _validate(probe: LabelProbe, settings: Settings, device: torch.device) -> di
     studies = _studies(settings, "val")
     scores, truth = [], []
     for start in range(0, len(studies), 16):
-        volume, labels = _stack([studies.sample(study) for study in range(start, min(start + 16, len(studies)))])
-        scores.append(probe(volume.to(device)).cpu().numpy())
-        truth.append(labels.numpy())
+        volume, labels = _on(device, [studies.sample(study) for study in range(start, min(start + 16, len(studies)))])
+        scores.append(probe(volume).cpu().numpy())
+        truth.append(labels.cpu().numpy())
     scores, truth = np.concatenate(scores), np.concatenate(truth)
     return {name: float(auroc(truth[:, place], scores[:, place])) for place, name in enumerate(LABELS)}

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from mg3d.datasets.window import convert
 from mg3d.distributed import rank
 from mg3d.settings.schema import OptimSettings
 from mg3d.training.optim import build_optimizer, parameter_groups
@@ -66,6 +67,10 @@ class PretrainModule(pl.LightningModule):
         self.log_dict(values, batch_size=len(batch.volume), sync_dist=True, on_step=phase == "train", on_epoch=phase == "val")
         self.log(f"{phase}/loss", values[f"{phase}/total"], batch_size=len(batch.volume), prog_bar=True, logger=False,
                  sync_dist=True, on_step=phase == "train", on_epoch=phase == "val")  # fmt: skip
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_index: int) -> Batch:
+        """The batch as the model reads it: its stored voxels become intensities here, on the device."""
+        return convert(batch, dtype=next(self.model.parameters()).dtype)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Seeds this step's draws inside the model."""

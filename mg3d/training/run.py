@@ -29,7 +29,7 @@ from mg3d.training.trainer import BatchPlan, build_trainer, plan_batches, resolv
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
-    "evidence", "max_minutes", "truth_root", "log_dir", "run_name", "data_root", "per_gpu_batchsize", "precision",
+    "evidence", "max_minutes", "truth_root", "log_dir", "run_name", "data_root", "cache_dir", "per_gpu_batchsize", "precision",
     "gradient_checkpointing",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the run that goes on from it."""
@@ -42,6 +42,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen and averaged encoders are meant to be
 warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # a resumed run goes on in its folder
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
+warnings.filterwarnings("ignore", ".*overridden `on_after_batch_transfer`.*")  # once for every data module: it converts voxels
 warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning calls what torch has renamed
 
 

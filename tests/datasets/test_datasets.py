@@ -10,7 +10,7 @@ from mg3d.datasets.collate import Collator, text_key
 from mg3d.datasets.masking import WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import encode_report, load_tokenizer, lower
-from mg3d.datasets.window import to_unit_range
+from mg3d.datasets.window import intensities
 from mg3d.text_units import polarity
 
 READING = {"text_unit": "clause", "window_hu": (-1000.0, 1000.0)}
@@ -28,16 +28,6 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def index_file(tmp_path_factory):
     return write_split(tmp_path_factory.mktemp("arrow"), "ct_rate", "train", patients=5, scans=2, reconstructions=3)
-
-
-def test_the_window_maps_its_ends_to_zero_and_one():
-    voxels = np.array([-2000, -1000, 0, 500, 1000, 3000], dtype=np.int16).reshape(1, 2, 3)
-    scaled = to_unit_range(voxels, unit="hu", window_hu=(-1000, 1000))
-    assert scaled.ravel().tolist() == [0, 0, 0.5, 0.75, 1, 1]
-    assert scaled.shape == (1, 1, 2, 3)
-    assert to_unit_range(np.full((1, 1, 1), 255, np.uint8), unit="grey8", window_hu=(0, 1)).item() == 1
-    with pytest.raises(ValueError, match="'mm'"):
-        to_unit_range(voxels, unit="mm", window_hu=(0, 1))
 
 
 def test_an_index_gives_the_volume_of_a_row_in_any_process(index_file):
@@ -61,9 +51,9 @@ def test_one_reconstruction_is_drawn_per_study(index_file):
     studies = Studies(VolumeIndex(index_file), **READING)
     assert len(studies) == 10
     drawn = [studies.sample(4, (0, epoch, 4)).volume[0, 0, 0, 0] for epoch in range(40)]
-    rows = np.round(np.array(drawn) * 2000).astype(int)
-    assert set(rows) == {12, 13, 14}
-    assert studies.sample(4).volume[0, 0, 0, 0] == pytest.approx(12 / 2000)
+    assert set(drawn) == {-988, -987, -986}
+    assert studies.sample(4).volume[0, 0, 0, 0] == -988
+    assert intensities(studies.sample(4))[0, 0, 0, 0] == pytest.approx(12 / 2000)
     assert studies.sample(4, (0, 3, 4)).volume[0, 0, 0, 0] == drawn[3]
 
 
@@ -193,7 +183,9 @@ def test_a_batch_holds_what_its_types_say(tokenizer, index_file):
     studies = Studies(VolumeIndex(index_file), **READING)
     samples = [studies.sample(study, (0, 0, study)) for study in (0, 3, 9)]
     batch = Collator(tokenizer, **OPTIONS)(samples)
-    assert batch.volume.shape == (3, 1, *SHAPE)
+    assert batch.volume.voxels.shape == (3, 1, *SHAPE)
+    assert batch.volume.voxels.dtype == torch.int16
+    assert batch.volume.window.tolist() == [[-1000, 1000]] * 3
     assert batch.cube_mask.shape == (3, 4, 3, 2)
     assert (batch.cube_mask.flatten(1).sum(1) == 12).all()
     assert batch.attention_mask.shape == batch.report_ids.shape == batch.mlm_ids.shape == batch.sentence_index.shape

@@ -42,6 +42,13 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"fusion": "gates"}, "expected one of cross_attention, gate"),
         ({"window_hu": [0]}, "expected 2 values, found 1"),
         ({"image_size": 100}, "multiple of 32"),
+        ({"volume_size": [64, 96]}, "three multiples of 32"),
+        ({"volume_size": [64, 96, 100]}, "three multiples of 32"),
+        ({"augment_crop": [0.9, 0.6]}, "smallest <= largest"),
+        ({"augment_crop": [0.0, 1.0]}, "0 < smallest"),
+        ({"augment_crop": [0.5, 1.5]}, "largest <= 1"),
+        ({"augment_width": 1.0}, "smaller than 1"),
+        ({"augment_noise": 1.5}, "between 0 and 1"),
         ({"mim_mask_ratio": 1.5}, "between 0 and 1"),
         ({"datasets": ["ct_rate", "foo"]}, "datasets='foo': expected one of ct_rate, ctrg"),
         ({"datasets": []}, "at least one data set"),
@@ -90,6 +97,7 @@ def test_print_config_shows_every_setting(capsys):
 
 def test_the_papers_volume_is_128_96_128():
     assert volume_shape(128) == (128, 96, 128)
+    assert volume_shape(128, (64, 160, 96)) == (64, 160, 96)
 
 
 def test_the_objectives_that_are_on_keep_their_order_and_weight():
@@ -146,10 +154,11 @@ def test_a_named_setting_that_the_encoder_does_not_read_is_refused_and_a_words_l
 @pytest.mark.parametrize(
     ("words", "update", "sentence"),
     [
-        (["tiny", "unet"], {}, r"sides \(64, 48\) must be multiples of 32 voxels, the stride of this unet encoder"),
+        (["tiny", "unet"], {}, r"sides \(64, 48, 64\) must be multiples of 32 voxels, the stride of this unet encoder"),
         (["swin_b"], {"image_size": 64}, "stride of this swin encoder; a multiple of 128 fits"),
         (["nnunet"], {"embed_dim": 15}, "embed_dim=15 must be even"),
         (["swin_b"], {"depths": [2]}, "differ in length"),
+        (["swin_b"], {"volume_size": [64, 96, 32], "patch_size": 4}, r"volume_size=\(64, 96, 32\): .* multiples of 64 fit"),
         (["swin_b"], {"mim_cube": 1}, "must be a multiple of patch_size=2"),
     ],
 )

@@ -11,8 +11,11 @@ from torch import nn
 from mg3d.config import command_line
 from mg3d.training import run
 
-ACCUMULATED = ("per_gpu_batchsize=2", "batch_size=6", "max_steps=4", "num_workers=1")
-"""Three passes a step, validation after every second step."""
+ACCUMULATED = (
+    "per_gpu_batchsize=2", "batch_size=6", "max_steps=4", "num_workers=1",
+    "augment_crop=[0.6,0.9]", "augment_rotation_deg=10", "augment_shift=0.1", "augment_noise=0.05",
+)  # fmt: skip
+"""Three passes a step, validation after every second step, training volumes changed at random."""
 
 
 class LeaveMidStep(Callback):

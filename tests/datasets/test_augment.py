@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from small_arrow import SHAPE, small_tokenizer, write_split
+
+from mg3d.datasets import augment
+from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.collate import Collator
+from mg3d.datasets.studies import Studies
+from mg3d.datasets.window import volumes
+from mg3d.settings.schema import AugmentSettings
+
+WINDOW = (-1000.0, 1000.0)
+ALL = AugmentSettings(
+    augment_crop=(0.6, 0.9), augment_rotation_deg=20.0, augment_shift=0.1, augment_width=0.2, augment_noise=0.05
+)
+OPTIONS = {
+    "max_text_len": 64, "mim_cube": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3,
+    "sentence_views": 3, "denying_view_share": 0.25,
+}  # fmt: skip
+
+
+def some_volume(seed=0, shape=SHAPE, count=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1000, 1000, (count, 1, *shape), generator=generator).to(torch.int16)
+
+
+def draws(settings, count=200, shape=SHAPE):
+    return [augment.draw(settings, shape, WINDOW, np.random.default_rng([7, seed])) for seed in range(count)]
+
+
+def affine(linear, shift=(0.0, 0.0, 0.0)):
+    return torch.tensor(np.concatenate([linear, np.array(shift)[:, None]], 1)[None], dtype=torch.float32)
+
+
+def test_what_is_off_draws_the_identity():
+    for one in draws(AugmentSettings(), 20):
+        assert (one.affine == np.eye(3, 4)).all()
+        assert one.window == WINDOW
+        assert one.noise == 0
+    assert not augment.is_on(AugmentSettings())
+    assert augment.is_on(ALL)
+
+
+def test_an_unmoved_volume_comes_back_bit_by_bit_beside_a_moved_one():
+    voxels = some_volume(count=2)
+    moved = augment.resample(voxels, torch.cat([affine(np.eye(3)), affine(0.5 * np.eye(3))]))
+    assert torch.equal(moved[0], voxels[0].float())
+    assert not torch.equal(moved[1], voxels[1].float())
+
+
+def test_a_crop_of_half_the_side_is_the_middle_enlarged():
+    depth, height, width = SHAPE
+    z, y, x = np.meshgrid(*(np.arange(side) for side in SHAPE), indexing="ij")
+    ramp = torch.from_numpy(100.0 * z + 10.0 * y + x)[None, None]
+    seen = augment.resample(ramp, affine(0.5 * np.eye(3)))[0, 0].numpy()
+    where = [side / 4 + (np.arange(side) + 0.5) / 2 - 0.5 for side in (depth, height, width)]
+    expected = 100 * where[0][:, None, None] + 10 * where[1][:, None] + where[2]
+    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+
+
+def test_boxes_stay_inside_and_reach_every_side():
+    boxes = np.array([one.affine for one in draws(AugmentSettings(augment_crop=(0.5, 0.8)))])
+    side, middle = boxes[:, [0, 1, 2], [0, 1, 2]], boxes[:, :, 3]
+    assert np.allclose(side, side[:, :1])
+    assert 0.5 <= side.min() < 0.52
+    assert 0.78 < side.max() <= 0.8
+    assert np.abs(middle).max(1).shape == (200,)
+    assert (np.abs(middle) <= 1 - side + 1e-6).all()
+    assert (np.abs(middle / (1 - side)).max(0) > 0.95).all()
+
+
+def test_a_quarter_turn_keeps_slices_and_turns_each():
+    shape = (3, 8, 8)
+    voxels = some_volume(1, shape)
+    linear = augment._linear(shape, 1.0, np.pi / 2, 1.0)
+    turned = augment.resample(voxels, affine(linear))[0, 0]
+    either = [torch.rot90(voxels[0, 0].float(), k, (1, 2)) for k in (1, 3)]
+    assert min(float((turned - one).abs().max()) for one in either) < 1e-2
+
+
+def test_a_turn_keeps_lengths_in_a_plane_of_unequal_sides():
+    linear = augment._linear((5, 12, 24), 1.0, 0.3, 1.0)
+    pixels = np.diag([24 / 2, 12 / 2, 5 / 2])
+    moved = pixels @ linear @ np.linalg.inv(pixels)
+    np.testing.assert_allclose(moved @ moved.T, np.eye(3), atol=1e-12)
+
+
+def test_a_flip_exchanges_left_and_right_alone():
+    voxels = some_volume(2)
+    flipped = augment.resample(voxels, affine(augment._linear(SHAPE, 1.0, 0.0, -1.0)))
+    np.testing.assert_allclose(flipped, voxels.float().flip(-1), atol=1e-2)
+    signs = {float(np.sign(one.affine[0, 0])) for one in draws(AugmentSettings(augment_flip=True), 30)}
+    assert signs == {-1.0, 1.0}
+    assert all(np.linalg.det(one.affine[:, :3]) > 0 for one in draws(ALL))
+
+
+def test_windows_move_within_what_is_allowed():
+    windows = np.array([one.window for one in draws(AugmentSettings(augment_shift=0.1, augment_width=0.25))])
+    width, middle = windows[:, 1] - windows[:, 0], windows.mean(1)
+    assert 1500 <= width.min() < 1550
+    assert 2450 < width.max() <= 2500
+    assert -200 <= middle.min() < -180
+    assert 180 < middle.max() <= 200
+
+
+def test_noise_has_its_deviation_and_belongs_to_its_seed():
+    grey = torch.full((2, 1, 24, 20, 16), 0.5)
+    deviation = torch.tensor([0.05, 0.1])
+    noisy = augment.add_noise(grey.clone(), deviation, [3, 4])
+    assert [round(float(one.std()), 3) for one in noisy] == pytest.approx([0.05, 0.1], rel=0.05)
+    swapped = augment.add_noise(grey.clone(), deviation.flip(0), [4, 3])
+    assert torch.equal(swapped.flip(0), noisy)
+    bright = augment.add_noise(torch.ones_like(grey), deviation, [3, 4])
+    assert 0.5 < float(bright.min()) < 1
+    assert float(bright.max()) == 1
+
+
+def test_one_setting_leaves_the_draws_of_the_others_alone():
+    crop = {"augment_crop": (0.5, 0.8)}
+    for one, other in zip(draws(AugmentSettings(**crop)), draws(AugmentSettings(**crop, augment_noise=1))):
+        assert (one.affine == other.affine).all()
+        assert one.noise_seed == other.noise_seed
+
+
+@pytest.fixture(scope="module")
+def collators(tmp_path_factory):
+    tokenizer = small_tokenizer(tmp_path_factory.mktemp("tokenizer") / "words")
+    return {name: Collator(tokenizer, changes=changes, **OPTIONS) for name, changes in (("plain", None), ("changed", ALL))}
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    def noise(number, shape):
+        return np.random.default_rng(number).integers(-1000, 1000, shape).astype(np.int16)
+
+    path = write_split(tmp_path_factory.mktemp("arrow"), "ct_rate", "train", patients=6, voxels=noise)
+    return Studies(VolumeIndex(path), text_unit="clause", window_hu=WINDOW)
+
+
+def test_a_volume_is_changed_alike_in_any_batch_and_anew_in_every_epoch(studies, collators):
+    together = volumes(collators["changed"]([studies.sample(study, (5, 1, study)) for study in (4, 2, 3)]).volume)
+    alone = volumes(collators["changed"]([studies.sample(2, (5, 1, 2))]).volume)
+    assert torch.equal(together[1], alone[0])
+    later = volumes(collators["changed"]([studies.sample(2, (5, 2, 2))]).volume)
+    assert not torch.equal(later, alone)
+
+
+def test_what_is_drawn_of_text_and_cubes_does_not_know_of_the_changes(studies, collators):
+    samples = [studies.sample(study, (5, 1, study)) for study in (4, 2, 3)]
+    plain, changed = (collators[name](samples) for name in ("plain", "changed"))
+    for name in plain._fields[1:-1]:
+        assert torch.equal(getattr(plain, name), getattr(changed, name)), name
+    assert torch.equal(plain.volume.voxels, changed.volume.voxels)
+    assert plain.volume.affine.shape == (3, 0, 4)
+    assert changed.volume.affine.shape == (3, 3, 4)
+    assert len(changed.volume.noise_seed) == 3

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from small_arrow import SHAPE, write_split
+
+from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.studies import Studies
+from mg3d.datasets.window import convert, intensities, on_device, stack, stored_window, to_unit_range, volumes
+from mg3d.types import Batch, StoredVolumes
+
+
+def window_then_cut(voxels, low, high):
+    """The plain formula, in the order of its operations, on float32 arrays."""
+    scaled = voxels.astype(np.float32)
+    scaled -= low
+    scaled /= high - low
+    return np.clip(scaled, 0.0, 1.0)
+
+
+def bits(values):
+    return np.ascontiguousarray(values).view(np.int32)
+
+
+@pytest.mark.parametrize("window", [(-1000.0, 1000.0), (-1350.0, 150.0), (-160.5, 240.25), (-1024.0, 3071.0)])
+def test_hounsfield_units_become_bit_by_bit_what_the_plain_formula_gives(window):
+    voxels = np.arange(-2048, 4096, dtype=np.int16).reshape(1, 1, 16, 24, 16)
+    ours = to_unit_range(torch.from_numpy(voxels), torch.tensor([window]))
+    assert ours.dtype == torch.float32
+    assert (bits(ours.numpy()) == bits(window_then_cut(voxels, *window))).all()
+
+
+def test_grey_values_become_bit_by_bit_a_255th():
+    voxels = np.arange(256, dtype=np.uint8).reshape(1, 1, 4, 8, 8)
+    ours = to_unit_range(torch.from_numpy(voxels), torch.tensor([stored_window("grey8", (-3.0, 5.0))]))
+    assert (bits(ours.numpy()) == bits(voxels.astype(np.float32) / 255.0)).all()
+
+
+def test_the_window_maps_its_ends_to_zero_and_one():
+    voxels = torch.tensor([-2000, -1000, 0, 500, 1000, 3000], dtype=torch.int16).view(1, 1, 1, 2, 3)
+    scaled = to_unit_range(voxels, torch.tensor([stored_window("hu", (-1000, 1000))]))
+    assert scaled.flatten().tolist() == [0, 0, 0.5, 0.75, 1, 1]
+    with pytest.raises(ValueError, match="'mm'"):
+        stored_window("mm", (0, 1))
+
+
+def test_eight_bits_of_a_window_are_read_as_the_hounsfield_units_they_stand_for():
+    assert stored_window("hu8", (-1000.0, 1000.0), (-1000.0, 1000.0)) == (0.0, 255.0)
+    assert stored_window("hu8", (-745.0, 275.0), (-1000.0, 1040.0)) == (31.875, 159.375)
+    hu = np.linspace(-1000, 1040, 256)
+    window = torch.tensor([stored_window("hu8", (-500.0, 500.0), (-1000.0, 1040.0))])
+    ours = to_unit_range(torch.arange(256, dtype=torch.uint8).view(1, 1, 4, 8, 8), window)
+    np.testing.assert_allclose(ours.flatten(), np.clip((hu + 500) / 1000, 0, 1), atol=1e-6)
+    with pytest.raises(ValueError, match=r"intensity\.window"):
+        stored_window("hu8", (-1000.0, 1000.0))
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """Studies in HU, in grey values and in 8-bit HU, all noise."""
+    root, made = tmp_path_factory.mktemp("kinds"), {}
+    for unit, low, high, window in (("hu", -1024, 3071, None), ("grey8", 0, 255, None), ("hu8", 0, 255, [-1100.0, 940.0])):
+        rng = np.random.default_rng(len(made))
+
+        def noise(number, shape, low=low, high=high, unit=unit, rng=rng):
+            return rng.integers(low, high + 1, shape).astype(np.int16 if unit == "hu" else np.uint8)
+
+        path = write_split(root / unit, "ct_rate", "train", patients=3, unit=unit, voxels=noise, window=window)
+        made[unit] = Studies(VolumeIndex(path), text_unit="clause", window_hu=(-1000.0, 800.0))
+    return made
+
+
+def test_a_batch_of_mixed_kinds_holds_each_volume_in_its_own_window(kinds):
+    samples = [kinds[unit].sample(study) for study, unit in enumerate(("grey8", "hu", "hu8"))]
+    stored = stack(samples)
+    assert stored.voxels.dtype == torch.int16
+    assert stored.voxels.shape == (3, 1, *SHAPE)
+    together = volumes(stored).numpy()
+    for place, sample in enumerate(samples):
+        assert (bits(together[place]) == bits(intensities(sample))).all()
+    expected = window_then_cut(samples[1].volume, -1000.0, 800.0)
+    assert (bits(together[1]) == bits(expected)).all()
+    eight = samples[2].volume / 255 * 2040 - 1100
+    np.testing.assert_allclose(together[2], np.clip((eight + 1000) / 1800, 0, 1), atol=1e-6)
+
+
+def test_a_batch_of_eight_bit_volumes_stays_at_eight_bits(kinds):
+    assert stack([kinds["grey8"].sample(0), kinds["hu8"].sample(1)]).voxels.dtype == torch.uint8
+
+
+def test_a_sample_is_a_read_only_view_of_the_mapped_file(kinds):
+    volume = kinds["hu"].sample(1).volume
+    assert volume.dtype == np.int16
+    assert volume.shape == (1, *SHAPE)
+    assert not volume.flags.owndata
+    assert not volume.flags.writeable
+    before = pa_bytes()
+    kept = [kinds["hu"].sample(study).volume for study in range(3)]
+    assert pa_bytes() - before < kept[0].nbytes
+
+
+def pa_bytes():
+    import pyarrow as pa
+
+    return pa.total_allocated_bytes()
+
+
+def test_conversion_changes_the_volume_alone_and_only_once(kinds):
+    stored = stack([kinds["hu"].sample(0)])
+    batch = Batch(stored, *(torch.zeros(1) for _ in Batch._fields[1:-1]), ["one"])
+    moved = on_device(batch, torch.device("cpu"))
+    assert isinstance(moved.volume, StoredVolumes)
+    model_batch = convert(moved, dtype=torch.float64)
+    assert model_batch.volume.dtype == torch.float64
+    assert torch.equal(model_batch.volume.float(), volumes(stored))
+    assert convert(model_batch) is model_batch
+    assert model_batch.study_id == ["one"]
