@@ -34,6 +34,7 @@ from mg3d.types import Batch, Sample
 
 WINDOW_HU = (-1000.0, 1000.0)
 BATCH = 8
+EPOCHS = 8
 ROWS = (500, 50_188)
 """Volumes of a small set and of CT-RATE."""
 
@@ -53,7 +54,7 @@ class Sizes(NamedTuple):
     """Small volumes take longer to find than to copy."""
 
 
-FULL = Sizes(volume_shape(128), 96, (512, 512, 256), 3, 31, 150, True)
+FULL = Sizes(volume_shape(128), 96, (512, 512, 256), 3, 7, 150, True)
 QUICK = Sizes((32, 24, 32), 16, (48, 48, 40), 2, 1, 10, False)
 
 
@@ -83,7 +84,8 @@ def _beside_a_copy(root: Path, sizes: Sizes) -> list[Comparison]:
         stored[row] = studies.index.volume(row)
     stored.flush()
     flat = np.load(root / "flat.npy", mmap_mode="r")
-    order = rng.permutation(sizes.volumes).reshape(-1, BATCH)
+    # Several epochs a pass, for making the loader's iterator takes as long as copying some volumes, and a training makes one.
+    order = np.concatenate([rng.permutation(sizes.volumes) for _ in range(EPOCHS)]).reshape(-1, BATCH)
     collator = _collator(root, studies)
 
     def copy() -> None:
@@ -125,11 +127,12 @@ def _beside_monai(root: Path, sizes: Sizes) -> Comparison:
     collator, order = _collator(root, studies), np.arange(len(paths))[None]
     ours = convert(next(iter(_loader(Mixture([studies]), order, collator)))).volume.numpy()
     theirs = next(iter(MonaiLoader(raw, batch_size=len(paths)))).numpy().transpose(0, 1, 4, 3, 2)
-    size, shape = sum(path.stat().st_size for path in paths) / len(paths) / 1e6, "x".join(map(str, sizes.raw_shape))
+    size = sum(path.stat().st_size for path in paths) / len(paths) / 1e6
+    raw_size = f"{'x'.join(map(str, sizes.raw_shape))} .nii.gz of {size:.0f} MB"
     return compare(
         "batches beside raw files",
         ("DataLoader, whole Batch with text, made float", _passing(Mixture([studies]), order, collator, then=convert)),
-        (f"MONAI, {shape} .nii.gz of {size:.0f} MB", lambda: list(MonaiLoader(raw, batch_size=len(paths)))),
+        (f"MONAI, {raw_size}", lambda: list(MonaiLoader(raw, batch_size=len(paths)))),
         rounds=min(sizes.rounds, 2),
         goal=20 if sizes.has_goals else None,
         note=f"largest difference {np.abs(ours - theirs).max():.5f} (stored as whole HU: 0.00025)",
@@ -139,8 +142,10 @@ def _beside_monai(root: Path, sizes: Sizes) -> Comparison:
 def _passing(
     data: Dataset[Sample], order: np.ndarray, collate: Callable[[Any], Any], then: Callable[[Any], Any] = id
 ) -> Callable[[], None]:
+    loader = _loader(data, order, collate)
+
     def work() -> None:
-        for batch in _loader(data, order, collate):
+        for batch in loader:
             then(batch)
 
     return work

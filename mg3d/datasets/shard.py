@@ -10,6 +10,8 @@ import pyarrow as pa
 # A loader process has one thread, which also is enough to unpack a volume.
 _OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
 
+_BYTE = [bytearray(1)]
+
 
 class Shard:
     """A mapped Arrow file of one record batch per volume.
@@ -45,7 +47,7 @@ class Shard:
         """Asks for all pages of a volume at once where they are not in memory: faults one after another would take half as long
         again. To ask always would cost a tenth of the copy."""
         try:
-            os.preadv(self._file, [bytearray(1)], offset + size // 2, os.RWF_NOWAIT)
+            os.preadv(self._file, _BYTE, offset + size // 2, os.RWF_NOWAIT)
         except OSError:  # not in memory, or a file system that cannot tell
             start = offset - offset % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, start, offset + size - start)

@@ -68,7 +68,7 @@ def stack(samples: Sequence[Sample]) -> StoredVolumes:
     voxels = _empty((len(samples), *samples[0].volume.shape), torch.uint8 if kind == np.uint8 else torch.int16)
     for place, sample in zip(voxels.numpy(), samples, strict=True):
         np.copyto(place, sample.volume)
-    window = torch.tensor([sample.window for sample in samples], dtype=torch.float32)
+    window = torch.from_numpy(np.array([sample.window for sample in samples], np.float32))
     return StoredVolumes(voxels, window, torch.empty(len(samples), 0, 4), torch.empty(len(samples), 0), [])
 
 
