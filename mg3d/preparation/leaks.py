@@ -37,6 +37,8 @@ def find_leaks(rows: Iterable[Mapping[str, Any]], splits: Iterable[str]) -> Leak
     }
     for row, split in zip(rows, splits):
         for column, values in seen.items():
+            if column in WARNING and not row.get("report", "?"):
+                continue  # without a report, which says nothing
             values[row[column]][split].append(row["volume_id"])
     shared = {
         column: {value: [members[0] for members in by_split.values()] for value, by_split in values.items() if len(by_split) > 1}

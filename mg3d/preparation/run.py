@@ -42,6 +42,8 @@ class Options:
     seed: int = 0
     split: SplitRule = "own"
     limit: int | None = None
+    own_table: Path | None = None
+    own_keep_ids: bool = False
     retry_quarantine: bool = False
 
 
@@ -125,6 +127,8 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
         sidecars = _build_all(tasks, dataset, options, engine=engine or local_engine(options.workers), summary=summary)
         rows[dataset], refused = join(tasks, sidecars, options.out)
         summary.quarantined += [*scan.refused, *refused]
+        told = Counter(facts["note"] for sidecar in sidecars for facts in sidecar["volumes"].values() if facts.get("note"))
+        summary.notes += [f"{dataset}: {number} volumes read with {note}" for note, number in sorted(told.items())]
         summary.rows[dataset] = {split: sum(its == split for its, _ in rows[dataset]) for split in SPLITS}
     write_quarantine(listed, summary.quarantined, scans.keys())
     _check_leaks(rows, options.out, summary)
@@ -139,22 +143,23 @@ def _scan(options: Options) -> dict[str, Scan]:
         if not root.is_dir():
             raise FileNotFoundError(f"the {DATASETS[name].title} folder {root} does not exist")
     choice = ScanChoice(
-        out=options.out, val_patients=options.val_patients, seed=options.seed, split=options.split, limit=options.limit
-    )
+        out=options.out, val_patients=options.val_patients, seed=options.seed, split=options.split, limit=options.limit,
+        own_table=options.own_table, own_keep_ids=options.own_keep_ids,
+    )  # fmt: skip
     return {name: SCANS[name](root, choice) for name, root in options.roots.items()}
 
 
 def _check_splits(dataset: str, scan: Scan, listed: Path) -> None:
-    """Refuses a scan without a volume for training or test, after it has written to `listed` what was set aside."""
+    """Refuses a scan without a volume for a split that must have one, after it has written to `listed` what was set aside."""
     found = Counter(record.split for record in scan.records)
-    empty = [split for split in ("train", "test") if not found[split]]
-    if not empty:
+    empty = [split for split in DATASETS[dataset].needs if not found[split]]
+    if found and not empty:
         return
     write_quarantine(listed, scan.refused, {dataset})
     codes = ", ".join(f"{code} {number}" for code, number in counts(scan.refused).items())
     told = f"set aside were {codes}, see {listed}" if codes else "nothing was set aside, so the download is not complete"
     usable = ", ".join(f"{split} {number}" for split, number in found.items())
-    raise ValueError(f"{dataset} has no usable volume for {' and '.join(empty)} (usable: {usable or 'none'}); {told}")
+    raise ValueError(f"{dataset} has no usable volume for {' and '.join(empty) or 'any split'} (usable: {usable or 'none'}); {told}")
 
 
 def _build_all(

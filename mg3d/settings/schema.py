@@ -7,7 +7,7 @@ The defaults are the paper's recipe with the objective `mg3d`; `presets.py` hold
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-DatasetName = Literal["ct_rate", "ctrg"]
+DatasetName = Literal["ct_rate", "ctrg", "rad_chestct", "own"]
 """Data sets that the preparation writes."""
 
 
