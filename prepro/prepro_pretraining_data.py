@@ -1,8 +1,8 @@
-"""Raw CT-RATE and CTRG folders -> Arrow files for pre-training (docs/data.md). Run it again to go on where it ended."""
+"""Raw CT folders -> Arrow files for pre-training (docs/data.md). Run it again to go on where it ended."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -17,12 +17,19 @@ MEMORY = (
     "goes with the largest volume and not with their number; the most that any worker had is told at the end."
 )
 
+PRIVATE = ("ctrg", "own")
+"""Data sets whose names of files may be names of people."""
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line as values."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="folder that holds CT-RATE's dataset/, or is it")
-    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="folder of chest_ctrg_jpg.json and its slices")
+    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="folder of CTRG-Chest's JSON and its slices or NIfTI")
+    parser.add_argument("--rad-chestct", type=Path, metavar="ROOT", help="folder of Rad-ChestCT's arrays (.npz) and its tables")
+    parser.add_argument("--own", type=Path, metavar="ROOT", help="your own folder of NIfTI files or DICOM series")
+    parser.add_argument("--own-table", type=Path, metavar="FILE", help="its CSV or JSON: volume, patient, split, findings, ...")
+    parser.add_argument("--own-keep-ids", action="store_true", help="keep its names as ids; default: hashed")
     parser.add_argument("--out", type=Path, default=Path("data/pretrain_arrows"), help="(%(default)s)")
     parser.add_argument("--image-size", type=int, default=128, help="S of S x 3S/4 x S voxels z y x (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
@@ -43,7 +50,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     values.stream = {"ct_rate": values.stream} if values.stream else {}
     values.roots |= dict.fromkeys(values.stream, cache)
     if not values.roots:
-        parser.error("give --ct-rate ROOT, --ctrg ROOT, both, or --stream SOURCE")
+        parser.error("give a folder: --ct-rate, --ctrg, --rad-chestct or --own ROOT, or --stream SOURCE")
+    if values.own_table and "own" not in values.roots:
+        parser.error("--own-table describes the folder of --own ROOT; give that too")
     if min(values.workers, values.val_patients + 1, values.limit or 1) < 1:
         parser.error("--workers and --limit start at 1, --val-patients at 0")
     return values
@@ -93,10 +102,10 @@ def main(arguments: Sequence[str]) -> int:
     except (ConnectionError, HubRefusedError, ModuleNotFoundError) as error:
         return _stop(str(error), 2 if isinstance(error, (HubRefusedError, ModuleNotFoundError)) else 1)
     except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError) as error:
-        return _stop(_told(error, options.roots.get("ctrg")), 2)
+        return _stop(_told(error, options.roots), 2)
     except OSError as error:
         if not is_full_disk(error):
-            return _stop(_told(error, options.roots.get("ctrg")), 1)
+            return _stop(_told(error, options.roots), 1)
         return _stop(f"the disk of {options.out} is full; finished shards are kept, run again with more room", 1)
     except BrokenProcessPool:
         return _stop("a worker died, most likely for lack of memory; run again with fewer --workers", 1)
@@ -109,13 +118,18 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _told(error: Exception, ctrg: Path | None) -> str:
-    """The error in words. Below CTRG's folder no path is told, for it may be a person's name."""
+def _told(error: Exception, roots: Mapping[str, Path]) -> str:
+    """The error in words. Below a folder whose names may be people's no path is told."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
-    if ctrg is None or not Path(str(error.filename)).absolute().is_relative_to(ctrg.absolute()):
+    path = Path(str(error.filename)).absolute()
+    private = next((name for name in PRIVATE if name in roots and path.is_relative_to(roots[name].absolute())), None)
+    if private is None:
         return f"{error.filename}: {error.strerror}; finished shards are kept, run again when this is mended"
-    return f"something in CTRG's folder {ctrg} cannot be read ({type(error).__name__}: {error.strerror}); make all of it readable"
+    return (
+        f"something in the folder {roots[private]} of {DATASETS[private].title} cannot be read ({type(error).__name__}: "
+        f"{error.strerror}); make all of it readable"
+    )
 
 
 def _stop(sentence: str, code: int) -> int:

@@ -27,11 +27,17 @@ class DatasetFacts(NamedTuple):
     unit: str
     """What its voxels are, a key of INTENSITIES."""
     licence: str
+    has_reports: bool = True
+    """False: its volumes may come without a report, for use of the images alone."""
+    needs: tuple[str, ...] = ("train", "test")
+    """Splits that must hold a volume."""
 
 
 DATASETS = {
     "ct_rate": DatasetFacts("CT-RATE", "clm_ct_rate", "hu", "CC-BY-NC-SA-4.0"),
     "ctrg": DatasetFacts("CTRG-Chest-548K", "clm_chest_ctrg", "grey8", "see its authors"),
+    "rad_chestct": DatasetFacts("Rad-ChestCT", "clm_rad_chestct", "hu", "see its authors", has_reports=False, needs=("test",)),
+    "own": DatasetFacts("your own", "clm_own", "hu", "your own", has_reports=False, needs=()),
 }
 """Name in settings, ids and folders -> facts."""
 SPLITS = ("train", "val", "test")
@@ -65,10 +71,10 @@ INDEX_SCHEMA = pa.schema(
         pa.field("shard_row", pa.int32(), nullable=False),
         pa.field("unit", pa.string(), nullable=False),  # a key of INTENSITIES
         pa.field("spacing_mm", pa.list_(pa.float32(), 3)),  # of the stored voxels, z y x; null = not documented
-        pa.field("source", pa.string(), nullable=False),  # raw file, relative to the data set's root
+        pa.field("source", pa.string(), nullable=False),  # raw file below the data set's root; an id where names may be people's
         pa.field("source_shape", pa.list_(pa.int32(), 3), nullable=False),  # z y x
         pa.field("source_spacing_mm", pa.list_(pa.float32(), 3)),  # z y x
-        pa.field("hu_rule", pa.string(), nullable=False),  # baked, csv, grey8
+        pa.field("hu_rule", pa.string(), nullable=False),  # a `RawVolume.rule`: baked, csv, header, ctclip, grey8
         pa.field("image_sha256", pa.string(), nullable=False),  # of the stored voxels
     ]
 )

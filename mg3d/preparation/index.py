@@ -37,7 +37,7 @@ def join(
 
 
 def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[str, dict]]) -> None:
-    """Writes the three index files of a data set, an empty one where a split has no volume."""
+    """Writes the three index files of a data set, empty where a split has no volume; without train only those with volumes."""
     facts = DATASETS[dataset]
     metadata = {
         "shape": list(recipe.shape),
@@ -48,7 +48,9 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: Sequence[tuple[st
         "compression": recipe.compression,
         "source": {"name": facts.title, "licence": facts.licence},
     }
-    for split in SPLITS:
+    filled = {split for split, _ in rows}
+    remove_index(out, dataset)
+    for split in SPLITS if "train" in filled else sorted(filled):
         chosen = [row for its_split, row in rows if its_split == split]
         schema = INDEX_SCHEMA.with_metadata(encode_metadata({**metadata, "split": split}))
         with replacing(index_path(out, dataset, split)) as stream, pa.ipc.new_file(stream, schema) as writer:

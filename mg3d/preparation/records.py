@@ -37,8 +37,10 @@ class VolumeRecord:
     reconstruction: int
     findings: str | None = field(repr=False)
     impression: str | None = field(repr=False)
+    """None = not given; both None = an image alone, where `DatasetFacts.has_reports` is False."""
     files: tuple[str, ...] = field(repr=False)
-    """Relative to the data set's root: one NIfTI, or slices from superior to inferior. None = listed, but not downloaded yet."""
+    """Relative to the data set's root: one file, slices from superior to inferior, or the folder of a DICOM series.
+    None = listed, but not downloaded yet."""
     source: str
     """What the index says of `files`; without personal names."""
     reader: str
@@ -61,9 +63,11 @@ class RawVolume(NamedTuple):
     spacing_mm: tuple[float, float, float] | None
     """z y x; None = not documented."""
     rule: str
-    """Where HU come from: baked, csv; grey8 = no HU."""
+    """Where HU come from: baked (stored so), csv (table), header (DICOM), ctclip (arrays cut to -1000..1000); grey8 = no HU."""
     scale: tuple[float, float] = (1.0, 0.0)
     """Slope and intercept from stored numbers to HU."""
+    note: str = ""
+    """What a person should know of the reading, in words that are the same for all such volumes."""
 
 
 @dataclass

@@ -43,6 +43,8 @@ class Options:
     seed: int = 0
     split: SplitRule = "own"
     limit: int | None = None
+    own_table: Path | None = None
+    own_keep_ids: bool = False
     retry_quarantine: bool = False
     verify: bool = False
     """Finished shards are compared with their SHA-256."""
@@ -135,26 +137,28 @@ def _scan(options: Options, streams: Mapping[str, Stream]) -> dict[str, Scan]:
         if not root.is_dir():
             raise FileNotFoundError(f"the {DATASETS[name].title} folder {root} does not exist")
     choice = ScanChoice(
-        out=options.out, val_patients=options.val_patients, seed=options.seed, split=options.split, limit=options.limit
-    )
+        out=options.out, val_patients=options.val_patients, seed=options.seed, split=options.split, limit=options.limit,
+        own_table=options.own_table, own_keep_ids=options.own_keep_ids,
+    )  # fmt: skip
     listings = {name: stream.listing for name, stream in streams.items()}
     return {name: SCANS[name](root, replace(choice, listing=listings.get(name))) for name, root in options.roots.items()}
 
 
 def _check_splits(dataset: str, scan: Scan, stored: set[str], listed: Path) -> None:
-    """Refuses a scan without a volume for training or test, after it has written to `listed` what was set aside.
+    """Refuses a scan without a volume for a split that must have one, after it has written to `listed` what was set aside.
 
     stored: ids of volumes that shards hold, whether their raw files are there or not.
     """
     found = Counter(record.split for record in scan.records if record.files or record.volume_id in stored)
-    empty = [split for split in ("train", "test") if not found[split]]
-    if not empty:
+    empty = [split for split in DATASETS[dataset].needs if not found[split]]
+    if found and not empty:
         return
     write_quarantine(listed, scan.refused, {dataset})
     codes = ", ".join(f"{code} {number}" for code, number in counts(scan.refused).items())
     told = f"set aside were {codes}, see {listed}" if codes else "nothing was set aside, so the download is not complete"
     usable = ", ".join(f"{split} {number}" for split, number in found.items())
-    raise ValueError(f"{dataset} has no usable volume for {' and '.join(empty)} (usable: {usable or 'none'}); {told}")
+    where = " and ".join(empty) or "any split"
+    raise ValueError(f"{dataset} has no usable volume for {where} (usable: {usable or 'none'}); {told}")
 
 
 def _parts(job: _Job, worker: tuple[int, int] | None) -> list[list[ShardTask]]:
@@ -209,6 +213,8 @@ def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> Non
             summary.quarantined += [*missing, *refused]
             summary.absent += len(set(absent) - {entry.volume_id for entry in missing})
             summary.rows[dataset] = {split: sum(its == split for its, _ in rows[dataset]) for split in SPLITS}
+            told = Counter(facts["note"] for sidecar in sidecars for facts in sidecar["volumes"].values() if facts.get("note"))
+            summary.notes += [f"{dataset}: {number} volumes read with {note}" for note, number in sorted(told.items())]
             summary.notes += _empty_val(dataset, job.scan, summary.rows[dataset])
             write_manifest(options.out / "shards" / dataset, sidecars)
             remove_partial(options.out / "shards" / dataset)

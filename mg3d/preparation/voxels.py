@@ -35,5 +35,6 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
         "source_spacing_mm": spacing and list(spacing),
         "hu_rule": raw.rule,
         "image_sha256": hashlib.sha256(image).hexdigest(),
+        **({"note": raw.note} if raw.note else {}),
     }
     return image, facts

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-DatasetName = Literal["ct_rate", "ctrg"]
+DatasetName = Literal["ct_rate", "ctrg", "rad_chestct", "own"]
 """Data sets that the preparation writes."""
 
 

@@ -174,7 +174,7 @@ def test_a_planted_fault_is_found_alone(raw_set, plant):
     volume = "train_77_a_1" if plant is orphan_label else "train_2_a_1"
     assert volume in found.pop(plant.__name__)
     assert found.keys() <= (
-        {"length_outlier"} if plant is spacing_outlier else {"report_differs"} if plant is two_rows else set()
+        {"length_outlier"} if plant is spacing_outlier else {"report_differs", "duplicate_row"} if plant is two_rows else set()
     )
 
 

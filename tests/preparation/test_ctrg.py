@@ -10,7 +10,8 @@ from small_raw import SHAPE, write_ctrg
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.slices import read_slices
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.sources.ctrg import _cases, natural_key, read_salt, scan_ctrg
+from mg3d.preparation.sources.ctrg import _cases, natural_key, scan_ctrg
+from mg3d.preparation.sources.pseudonyms import read_salt
 from mg3d.preparation.voxels import make_volume
 
 SALT = b"salt"
@@ -23,7 +24,7 @@ def scan(root, **choice):
 @pytest.mark.parametrize("as_list", [True, False])
 def test_slices_are_stacked_from_inferior_to_superior(tmp_path, as_list):
     record = scan(write_ctrg(tmp_path, 3, as_list=as_list)).records[1]
-    volume, spacing, rule, _ = read_slices(record, tmp_path)
+    volume, spacing, rule, *_ = read_slices(record, tmp_path)
     assert volume.shape == (20, *SHAPE[1:])
     np.testing.assert_allclose(volume[:, 10, 10], np.arange(190, -1, -10), atol=2)
     assert (spacing, rule) == (None, "grey8")
@@ -120,7 +121,7 @@ def test_a_dict_whose_val_repeats_test_is_read_by_own_and_refused_by_original(tm
     write_ctrg(tmp_path, 12, edit=edit)
     found = scan(tmp_path)
     assert Counter(record.split for record in found.records) == {"train": 9, "val": 1, "test": 2}
-    assert any("2 entries" in note for note in found.notes)
+    assert any("val and test of the annotation are the same 2 cases" in note for note in found.notes)
     with pytest.raises(ValueError, match="use --split own"):
         scan(tmp_path, split="original")
 

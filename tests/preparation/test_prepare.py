@@ -163,7 +163,7 @@ def test_a_no_chest_list_that_is_no_text_is_named(small_tree, tmp_path, capsys):
     root = small_tree.write()
     (root / "dataset/metadata/no_chest_train.txt").write_bytes(b"\xff\xfe\x00a")
     assert run(root, tmp_path / "out") == 2
-    assert "no_chest_train.txt is no text" in capsys.readouterr().err
+    assert "no_chest_train.txt names no volume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

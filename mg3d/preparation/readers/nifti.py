@@ -40,7 +40,7 @@ def read_ct(record: VolumeRecord, root: Path) -> RawVolume:
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Stored numbers [i, j, k] and the affine (to RAS mm) of a `.nii.gz`; None when the header is blank.
+    """Stored numbers [i, j, k] and the affine (to RAS mm) of a `.nii.gz` or `.nii`; None when the header is blank.
 
     The whole file is decompressed at once, which checks its sum and is faster than reading through it.
 
@@ -48,7 +48,8 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         Refusal: missing_file, unreadable, gzip_truncated, nifti_header, not_3d.
     """
     try:
-        content = gzip.decompress(path.read_bytes())
+        content = path.read_bytes()
+        content = content if path.suffix == ".nii" and not content.startswith(b"\x1f\x8b") else gzip.decompress(content)
     except FileNotFoundError:
         raise Refusal("missing_file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

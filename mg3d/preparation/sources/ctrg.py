@@ -1,24 +1,20 @@
-"""CTRG-Chest as it is distributed (8-bit JPEG slices and one JSON) -> volume records, names of people replaced by hashes."""
+"""CTRG-Chest as it is distributed (8-bit JPEG slices or NIfTI, and one JSON) -> volume records, names of people hashed."""
 
-import hashlib
 import json
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
 
-from mg3d.files import write_bytes
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import Scan, VolumeRecord, carve_val
+from mg3d.preparation.sources.pseudonyms import pseudonym
 from mg3d.text_units import clean_section
 
 DATASET = "ctrg"
-ANNOTATIONS = ("chest_ctrg_jpg.json", "annotation.json")
+ANNOTATIONS = ("chest_ctrg_jpg.json", "annotation.json", "chest_ctrg_nitfy_ori_split.json")
 OFFICIAL_SPLITS = ("train", "test", "val")
-SALT_BYTES = (16, 64)
-"""Fewest and most bytes of a salt."""
 SplitRule = Literal["own", "original"]
 
 
@@ -35,8 +31,9 @@ def scan_ctrg(
     """All cases of the annotation file in `root`, in its order. A case counts as a patient.
 
     Args:
-        root: folder of the annotation file; paths of slices are taken relative to it, as far as their end can be found there.
-        salt: keeps the ids from being guessed, see `read_salt`.
+        root: folder of the annotation file; paths of slices or of NIfTI files are taken relative to it, as far as their end can
+            be found there.
+        salt: keeps the ids from being guessed, see `pseudonyms.read_salt`.
         val_patients: own: how many cases of train become val, see `carve_val`.
         seed: of that draw.
         split: own: val is carved out of train, all the rest is test. original: as published; for the flat list its order
@@ -57,35 +54,30 @@ def scan_ctrg(
         if known != case.official_split and split == "original":
             raise ValueError(f"the annotation puts a case into both {known} and {case.official_split}; use --split own")
     for folder, case in first.items():
-        record = _record(root, case, f"{DATASET}/{case_hash(folder.name, salt)}", ours[folder])
+        record = _record(root, case, f"{DATASET}/{pseudonym(folder.name, salt)}", ours[folder])
         (scan.refused if isinstance(record, Quarantined) else scan.records).append(record)
-    again = len(cases) - len(first)
-    scan.notes += [f"CTRG: {again} entries name a case once more; the first entry counts"] if again else []
+    scan.notes += [f"CTRG: {sentence}" for sentence in _repeats(cases, len(first))]
     return scan
 
 
-def case_hash(name: str, salt: bytes) -> str:
-    """16 hexadecimal digits for a case folder's name, which looks like a person's."""
-    return hashlib.blake2b(name.encode(), key=salt, digest_size=8).hexdigest()
-
-
-def read_salt(path: Path) -> bytes:
-    """The secret of this machine's CTRG ids; drawn and written (readable by its owner only) when the file is not there.
-
-    Copy the file to get the same ids elsewhere. Do not publish it.
+def find_annotation(root: Path) -> Path:
+    """The annotation file of `root`; of several, the one most of whose first cases lie there.
 
     Raises:
-        ValueError: the file is too short to hide anything, or too long for a key.
+        FileNotFoundError: there is none.
+        ValueError: it is no such JSON.
     """
-    if not path.is_file():
-        write_bytes(path, (secrets.token_hex(16) + "\n").encode(), mode=0o600)
-    salt = path.read_bytes().strip()
-    if not SALT_BYTES[0] <= len(salt) <= SALT_BYTES[1]:
-        raise ValueError(
-            f"the salt {path} holds {len(salt)} bytes, {SALT_BYTES[0]} to {SALT_BYTES[1]} are expected; bring back its content "
-            "from a copy, or remove the file to draw another, which changes all CTRG ids"
-        )
-    return salt
+    there = [root / name for name in ANNOTATIONS if (root / name).is_file()]
+    if not there:
+        raise FileNotFoundError(f"{root} holds neither {' nor '.join(ANNOTATIONS)}; give CTRG-Chest's folder")
+    if len(there) == 1:
+        return there[0]
+
+    def found(path: Path) -> int:
+        first = [item for items in read_annotation(path).values() for item in items[:10]]
+        return sum(_find(root, case_folder(item)) is not None for item in first)
+
+    return max(there, key=found)
 
 
 def slice_names(folder: Path) -> list[str]:
@@ -126,7 +118,7 @@ def read_annotation(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def case_folder(item: Mapping[str, Any]) -> PurePosixPath:
-    """The folder of a case's slices, as the annotation writes it."""
+    """The folder of a case's slices, or its NIfTI file, as the annotation writes it."""
     path = item["image_path"]
     return PurePosixPath(path) if isinstance(path, str) else PurePosixPath(path[0]).parent
 
@@ -137,10 +129,7 @@ def _has_path(item: object) -> bool:
 
 
 def _cases(root: Path, limit: int | None) -> Iterator[_Case]:
-    annotation = next((root / name for name in ANNOTATIONS if (root / name).is_file()), None)
-    if annotation is None:
-        raise FileNotFoundError(f"{root} holds neither {' nor '.join(ANNOTATIONS)}; give CTRG-Chest's folder")
-    for name, items in read_annotation(annotation).items():
+    for name, items in read_annotation(find_annotation(root)).items():
         yield from (_Case(case_folder(item), item, name) for item in items[:limit])
 
 
@@ -161,15 +150,19 @@ def _record(root: Path, case: _Case, case_id: str, split: str) -> VolumeRecord |
         return Quarantined(case_id, DATASET, "scan", "report_missing")
     path = case.item["image_path"]
     try:
-        folder = _find(root, case.folder)
-        if folder is None:
-            return Quarantined(case_id, DATASET, "scan", "missing_file", "no folder")
-        names = slice_names(folder) if isinstance(path, str) else [PurePosixPath(file).name for file in path]
+        place = _find(root, case.folder)
+        if place is None:
+            return Quarantined(case_id, DATASET, "scan", "missing_file", "no file" if is_nifti(case.folder) else "no folder")
+        inside = place.relative_to(root)
+        if is_nifti(place):
+            files, reader = [inside.as_posix()], "grey_nifti"
+        else:
+            names = slice_names(place) if isinstance(path, str) else [PurePosixPath(file).name for file in path]
+            files, reader = [(inside / name).as_posix() for name in sorted(names, key=natural_key)], "slices"
     except OSError as error:  # its message names the folder, hence a person
         return Quarantined(case_id, DATASET, "scan", "unreadable", type(error).__name__)
-    if not names:
+    if not files:
         return Quarantined(case_id, DATASET, "scan", "missing_file", "no slice")
-    inside = folder.relative_to(root)
     return VolumeRecord(
         volume_id=case_id,
         study_id=case_id,
@@ -180,14 +173,28 @@ def _record(root: Path, case: _Case, case_id: str, split: str) -> VolumeRecord |
         reconstruction=1,
         findings=findings,
         impression=impression,
-        files=tuple((inside / name).as_posix() for name in sorted(names, key=natural_key)),
+        files=tuple(files),
         source=case_id,
-        reader="slices",
+        reader=reader,
     )
 
 
+def is_nifti(path: PurePath) -> bool:
+    """Whether a case is one file rather than a folder of slices."""
+    return path.name.endswith((".nii", ".nii.gz"))
+
+
+def _repeats(cases: list[_Case], different: int) -> list[str]:
+    """Sentences about cases that the annotation names more than once."""
+    val, test = ({case.folder for case in cases if case.official_split == name} for name in ("val", "test"))
+    if val and val == test:
+        return [f"val and test of the annotation are the same {len(val)} cases; they are test here, val is carved out of train"]
+    again = len(cases) - different
+    return [f"{again} entries name a case once more; the first entry counts"] if again else []
+
+
 def _find(root: Path, folder: PurePosixPath) -> Path | None:
-    """The folder below root whose path ends as `folder` does; the longest end that is there wins."""
+    """The folder or NIfTI file below root whose path ends as `folder` does; the longest end that is there wins."""
     parts = [part for part in folder.parts if part not in {"/", "."}]
     candidates = (root.joinpath(*parts[first:]) for first in range(len(parts)))
-    return next((path for path in candidates if path.is_dir()), None)
+    return next((path for path in candidates if (path.is_file() if is_nifti(path) else path.is_dir())), None)
