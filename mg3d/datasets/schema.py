@@ -38,8 +38,9 @@ SPLITS = ("train", "val", "test")
 SENTENCE, CLAUSE = 0, 1
 """Values of `units.kind`."""
 
-INTENSITIES = {"hu": pa.int16(), "grey8": pa.uint8()}
-"""Unit of stored voxels -> their type. hu: Hounsfield units; grey8: 0-255 of a window that nobody documented (CTRG)."""
+INTENSITIES = {"hu": pa.int16(), "hu8": pa.uint8(), "grey8": pa.uint8()}
+"""Unit of stored voxels -> their type. hu: Hounsfield units; hu8: 0-255 of the HU window in the index's `intensity.window`;
+grey8: 0-255 of a window that nobody documented (CTRG)."""
 
 INDEX_SCHEMA = pa.schema(
     [

@@ -37,6 +37,8 @@ class Options:
     roots: Mapping[str, Path]
     """Data set -> folder of its raw files."""
     image_size: int = 128
+    recipe: Recipe | None = None
+    """How voxels are made; None: the paper's way at `image_size`, which decides nothing otherwise."""
     workers: int = 1
     val_patients: int = 500
     seed: int = 0
@@ -111,7 +113,9 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
     began = time.monotonic()
     if options.image_size < 32 or options.image_size % 32:
         raise ValueError(f"image size {options.image_size} is no positive multiple of 32; use 64, 96 or 128")
-    recipe = Recipe(shape=volume_shape(options.image_size))
+    recipe = options.recipe or Recipe(shape=volume_shape(options.image_size))
+    for dataset in options.roots:
+        recipe.provenance(dataset)
     scans = _scan(options)
     summary = Summary()
     listed = options.out / "quarantine.jsonl"
