@@ -9,8 +9,10 @@ from pathlib import Path
 from mg3d.datasets.schema import DATASETS
 from mg3d.files import is_full_disk
 from mg3d.preparation.leaks import LeakError
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import Options, prepare
 from mg3d.preparation.stream_hubs import HubRefusedError
+from mg3d.settings.schema import volume_shape
 
 MEMORY = (
     "A worker holds one volume at a time: as it is stored in the file, its voxels, and what the resize makes of them. Its memory "
@@ -41,6 +43,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="at most N volumes of each official split")
     parser.add_argument("--max-quarantine", type=float, default=0.02, help="share of volumes that may be left out (%(default)s)")
     parser.add_argument("--retry-quarantine", action="store_true", help="try again the shards that left volumes out")
+    _add_recipe(parser)
     _add_scale(parser)
     values = parser.parse_args(arguments)
     values.roots = {name: root for name in DATASETS if (root := vars(values).pop(name)) is not None}
@@ -55,6 +58,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--own-table describes the folder of --own ROOT; give that too")
     if min(values.workers, values.val_patients + 1, values.limit or 1) < 1:
         parser.error("--workers and --limit start at 1, --val-patients at 0")
+    try:
+        values.recipe = _recipe(values)
+    except ValueError as error:
+        parser.error(str(error))
     return values
 
 
@@ -88,6 +95,36 @@ def _bytes(word: str) -> int:
     if not 0 < gigabytes < float("inf"):
         raise argparse.ArgumentTypeError(f"{word!r} is no number of gigabytes above 0")
     return int(gigabytes * 1e9)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    """How voxels are made (docs/data.md, From voxels to Arrow)."""
+    group = parser.add_argument_group("voxels (docs/data.md)")
+    group.add_argument("--size", type=int, nargs=3, metavar=("Z", "Y", "X"), help="voxels, in place of --image-size")
+    group.add_argument("--crop", choices=("fraction", "body", "mm"), default="fraction", help="what is kept (%(default)s)")
+    group.add_argument("--crop-mm", type=float, nargs=3, metavar=("Z", "Y", "X"), help="sides of the box of --crop mm")
+    group.add_argument(
+        "--resize", choices=("antialias", "compat"), default="antialias", help="compat: the original's (%(default)s)"
+    )
+    group.add_argument("--store", choices=("int16", "uint8"), default="int16", help="uint8: half the size (%(default)s)")
+    group.add_argument(
+        "--store-window",
+        type=float,
+        nargs=2,
+        default=Recipe.store_window,
+        metavar=("LO", "HI"),
+        help="HU of 0 and 255 in uint8 (-1000 1000)",
+    )
+
+
+def _recipe(values: argparse.Namespace) -> Recipe:
+    """Takes its own options out of `values`."""
+    taken = {name: vars(values).pop(name) for name in ("size", "crop", "crop_mm", "resize", "store", "store_window")}
+    size = taken.pop("size")
+    if size and any(side < 32 or side % 32 for side in size):
+        raise ValueError(f"--size {' '.join(map(str, size))}: every side must be a positive multiple of 32")
+    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in taken.items()}
+    return Recipe(shape=tuple(size or volume_shape(values.image_size)), **lists)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel import orientations
+from scipy import ndimage
 from torch import Tensor
 
 from mg3d.preparation.quarantine import Refusal
@@ -15,7 +16,17 @@ from mg3d.settings.schema import CROP
 SPACING_MM = (0.2, 15.0)
 MIN_SLICES = 20
 MAX_LENGTH_MM = 1500.0
+AIR_HU = -1000
+"""Of voxels that a crop adds around a volume."""
+BODY_HU = -300
+COARSE_MM = 4.0
 _SLAB = 16
+_LEAST_DETERMINANT = 0.5
+
+Spacing = tuple[float, float, float]
+"""z y x in mm."""
+Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Voxels before and behind along z, y, x."""
 
 
 def table_affine(table: TableGeometry | None) -> np.ndarray:
@@ -39,13 +50,15 @@ def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[flo
     A tilted grid is taken as the nearest upright one.
 
     Raises:
-        Refusal: nan_spacing, spacing_out_of_range, too_few_slices, too_long.
+        Refusal: nan_spacing, spacing_out_of_range, nifti_header (a sheared grid), too_few_slices, too_long.
     """
     if not np.isfinite(affine).all():
         raise Refusal("nan_spacing", "the header's geometry is not a number")
     sizes = nib.affines.voxel_sizes(affine)
     if not all(SPACING_MM[0] <= size <= SPACING_MM[1] for size in sizes):
         raise Refusal("spacing_out_of_range", f"{' x '.join(f'{size:.4g}' for size in sizes)} mm")
+    if abs(np.linalg.det(affine[:3, :3] / sizes)) < _LEAST_DETERMINANT:
+        raise Refusal("nifti_header", "axes that are not nearly at right angles")
     change = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt("LPS"))
     view = orientations.apply_orientation(array, change).transpose(2, 1, 0)
     spacing = np.empty(3)
@@ -64,6 +77,49 @@ def crop_center(volume: np.ndarray) -> np.ndarray:
     return volume[tuple(slice((length - keep) // 2, (length - keep) // 2 + keep) for keep, length in zip(kept, volume.shape))]
 
 
+def body_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None) -> tuple[tuple[int, int], ...]:
+    """First and last + 1 voxel along z, y, x of the body: the largest connected part above `BODY_HU`.
+
+    Only about every `COARSE_MM` a voxel is looked at, so that the body may reach that much further.
+
+    Raises:
+        Refusal: nan_spacing without a spacing, no_body.
+    """
+    if spacing_mm is None:
+        raise Refusal("nan_spacing", "a crop in mm needs the volume's spacing")
+    steps = [max(1, int(COARSE_MM / mm)) for mm in spacing_mm]
+    coarse = volume[tuple(slice(None, None, step) for step in steps)].astype(np.float32)
+    parts, count = ndimage.label(coarse * np.float32(scale[0]) + np.float32(scale[1]) > BODY_HU)
+    if not count:
+        raise Refusal("no_body", f"no voxel above {BODY_HU} HU")
+    (largest,) = ndimage.find_objects((parts == np.bincount(parts.ravel())[1:].argmax() + 1).astype(np.int8))
+    ends = ((part.start * step, (part.stop - 1) * step + 1) for part, step in zip(largest, steps))
+    return tuple(ends)
+
+
+def crop_body(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, margin_mm: float) -> np.ndarray:
+    """The body's box and `margin_mm` around it as far as the volume reaches: a view [z, y, x] of `volume`, see `body_box`."""
+    box = body_box(volume, scale, spacing_mm)
+    margins = [round(margin_mm / mm) for mm in spacing_mm]
+    return volume[tuple(slice(max(first - more, 0), end + more) for (first, end), more in zip(box, margins))]
+
+
+def crop_mm(
+    volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, size_mm: Spacing
+) -> tuple[np.ndarray, Padding]:
+    """The box of `size_mm` (z, y, x, rounded to voxels) around the middle of the body.
+
+    Returns what of it lies in the volume, as a view, and how many voxels are missing before and behind it along every axis.
+    """
+    parts, padding = [], []
+    for (first, end), length, mm, wanted in zip(body_box(volume, scale, spacing_mm), volume.shape, spacing_mm, size_mm):
+        count = max(1, round(wanted / mm))
+        start = (first + end - count) // 2
+        parts.append(slice(max(start, 0), min(start + count, length)))
+        padding.append((max(-start, 0), max(start + count - length, 0)))
+    return volume[tuple(parts)], tuple(padding)
+
+
 @lru_cache(maxsize=64)
 def resize_weights(before: int, after: int) -> Tensor:
     """Weights [after, before] of an antialiased linear resize of one axis; every row sums to 1.
@@ -77,19 +133,49 @@ def resize_weights(before: int, after: int) -> Tensor:
     return (weights / weights.sum(1, keepdim=True)).float()
 
 
+@lru_cache(maxsize=64)
+def linear_weights(before: int, after: int) -> Tensor:
+    """Weights [after, before] of a plain linear resize of one axis, which reads two voxels for each whatever lies between.
+
+    As `torch.nn.functional.interpolate` with `align_corners=False`: voxel edges aligned, and beyond the first and last centre the
+    nearest voxel.
+    """
+    places = ((torch.arange(after, dtype=torch.float64) + 0.5) * (before / after) - 0.5).clamp(0, before - 1)
+    distance = (torch.arange(before, dtype=torch.float64) - places[:, None]).abs()
+    return (1 - distance).clamp(min=0).float()
+
+
+KERNELS = {"antialias": resize_weights, "compat": linear_weights}
+"""Values of `Recipe.resize` -> weights [after, before] of one axis."""
+
+
 def resize(
-    volume: np.ndarray, shape: tuple[int, int, int], *, scale: tuple[float, float] = (1.0, 0.0), limits: tuple[float, float]
-) -> Tensor:
+    volume: np.ndarray, shape: tuple[int, int, int], *, scale: tuple[float, float] = (1.0, 0.0), limits: tuple[float, float],
+    kernel: str = "antialias", padding: Padding = ((0, 0), (0, 0), (0, 0)),
+) -> Tensor:  # fmt: skip
     """`volume * scale[0] + scale[1]`, cut to `limits`, then resized to `shape`: float32 [z, y, x].
 
-    The three axes are resized one after the other with `resize_weights`. Slabs of slices bound the memory, since a volume of
-    1024 x 1024 pixels takes gigabytes as float.
+    The three axes are resized one after the other with the weights of `kernel`. Slabs of slices bound the memory, since a volume
+    of 1024 x 1024 pixels takes gigabytes as float. `padding` puts voxels of `AIR_HU` around the volume, of which only the weights
+    are told: they count as 0 after air has been taken from everything else. Voxels that no weight reads are not touched.
     """
-    along_z, along_y, along_x = (resize_weights(before, after) for before, after in zip(volume.shape, shape))
+    axes = [_axis(length, pads, after, kernel) for length, pads, after in zip(volume.shape, padding, shape)]
+    (along_z, rows_z), (along_y, rows_y), (along_x, rows_x) = axes
+    air = float(np.clip(AIR_HU, *limits)) if any(map(any, padding)) else 0.0
     planes = []
-    for start in range(0, len(volume), _SLAB):
-        slab = torch.from_numpy(np.array(volume[start : start + _SLAB], dtype=np.float32, order="C"))
+    for start in range(0, len(rows_z), _SLAB):
+        part = volume[rows_z[start : start + _SLAB]] if len(rows_z) < len(volume) else volume[start : start + _SLAB]
+        part = part if len(rows_y) == volume.shape[1] else part[:, rows_y]
+        part = part if len(rows_x) == volume.shape[2] else part[:, :, rows_x]
+        slab = torch.from_numpy(np.array(part, dtype=np.float32, order="C"))
         if scale != (1.0, 0.0):
             slab.mul_(scale[0]).add_(scale[1])
-        planes.append(along_y @ (slab.clamp_(*limits) @ along_x.T))
-    return (along_z @ torch.cat(planes).flatten(1)).view(shape)
+        planes.append(along_y @ (slab.clamp_(*limits).sub_(air) @ along_x.T))
+    return (along_z @ torch.cat(planes).flatten(1)).view(shape).add_(air)
+
+
+def _axis(length: int, pads: tuple[int, int], after: int, kernel: str) -> tuple[Tensor, np.ndarray]:
+    """Weights [after, n] of the n voxels of an axis that any of them reads, and which ones those are."""
+    weights = KERNELS[kernel](length + sum(pads), after)[:, pads[0] : pads[0] + length]
+    read = weights.any(0)
+    return weights[:, read].contiguous(), read.nonzero().flatten().numpy()

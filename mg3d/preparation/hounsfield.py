@@ -29,8 +29,8 @@ def air_peak(values_hu: np.ndarray) -> float:
     if not values.size:
         return float("nan")
     edge = np.partition(values, int(AIR_SHARE * (values.size - 1)))[int(AIR_SHARE * (values.size - 1))]
-    lowest = np.rint(values[values <= edge]).astype(np.int64)
-    return float(np.bincount(lowest - lowest.min()).argmax() + lowest.min())
+    lowest, counts = np.unique(np.rint(values[values <= edge]), return_counts=True)
+    return float(lowest[counts.argmax()])
 
 
 def choose_rule(stored: np.ndarray, table: tuple[float, float] | None) -> HuRule:

@@ -38,6 +38,8 @@ class Options:
     roots: Mapping[str, Path]
     """Data set -> folder of its raw files; of a streamed one, the folder that its files pass through."""
     image_size: int = 128
+    recipe: Recipe | None = None
+    """How voxels are made; None: the paper's way at `image_size`, which decides nothing otherwise."""
     workers: int = 1
     val_patients: int = 500
     seed: int = 0
@@ -61,9 +63,10 @@ class Options:
     """Volumes listed to a shard; None: `shards.SHARD_ROWS`."""
 
     @property
-    def recipe(self) -> Recipe:
+    def resolved(self) -> Recipe:
         """The preprocessing that is asked for."""
-        return Recipe(shape=volume_shape(self.image_size), compression=self.compression)
+        recipe = self.recipe or Recipe(shape=volume_shape(self.image_size))
+        return replace(recipe, compression=self.compression)
 
 
 @dataclass
@@ -91,6 +94,8 @@ def prepare(options: Options, engine: Engine | None = None) -> Summary:
     began = time.monotonic()
     if options.image_size < 32 or options.image_size % 32:
         raise ValueError(f"image size {options.image_size} is no positive multiple of 32; use 64, 96 or 128")
+    for dataset in options.roots:
+        options.resolved.provenance(dataset)
     tally = progress.new_tally(multiprocessing.get_context("spawn"))
     progress.share(tally)
     if engine is None and options.engine == "ray":
@@ -119,7 +124,7 @@ def _jobs(options: Options, summary: Summary) -> dict[str, _Job]:
         if not scan.records:
             _check_splits(dataset, scan, set(), options.out / "quarantine.jsonl")
         tasks, note = settle_plan(
-            plan_shards(scan.records, root=scan.root, out=options.out, recipe=options.recipe, rows=options.shard_rows)
+            plan_shards(scan.records, root=scan.root, out=options.out, recipe=options.resolved, rows=options.shard_rows)
         )
         sidecars: dict[str, dict[str, Any]] = {}
         pending, stored = pending_tasks(tasks, sidecars, retry=options.retry_quarantine, verify=options.verify)
@@ -225,7 +230,7 @@ def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> Non
         write_quarantine(options.out / "quarantine.jsonl", summary.quarantined, jobs.keys())
         _check_leaks(rows, options.out, summary)
         for dataset, part in rows.items():
-            write_index(options.out, dataset, options.recipe, part)
+            write_index(options.out, dataset, options.resolved, part)
         for names in ("*.arrow", "quarantine.jsonl", "finish.lock"):
             remove_partial(options.out, names)
 

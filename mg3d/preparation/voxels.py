@@ -5,30 +5,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mg3d.datasets.schema import INTENSITIES
 from mg3d.preparation import geometry
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.registry import READERS
-from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.records import VolumeRecord
+from mg3d.preparation.recipe import MARGIN_MM, Recipe
+from mg3d.preparation.records import RawVolume, VolumeRecord
 
 
 def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
-    """The voxels [z, y, x] of `recipe.shape` (int16 HU or uint8 grey), and what the index says of them.
+    """The voxels [z, y, x] of `recipe.shape` (int16 HU, uint8 of a window, or uint8 grey), and what the index says of them.
 
     Raises:
         Refusal: the volume cannot be used.
     """
     try:
         raw = READERS[record.reader](record, root)
-        cropped = geometry.crop_center(raw.voxels)
-        values = geometry.resize(cropped, recipe.shape, scale=raw.scale, limits=recipe.limits(record.dataset))
+        cropped, padding = _crop(raw, recipe)
+        values = geometry.resize(
+            cropped, recipe.shape, scale=raw.scale, limits=recipe.limits(record.dataset), kernel=recipe.resize, padding=padding
+        )
     except MemoryError:
         raise Refusal("oom") from None
-    image = values.round_().numpy().astype(INTENSITIES[recipe.unit(record.dataset)].to_pandas_dtype())
+    if not values.isfinite().all():
+        raise Refusal("hu_ambiguous", "voxels that are not finite")
+    image = _store(values, recipe, recipe.unit(record.dataset))
     spacing = raw.spacing_mm
-    stored_mm = spacing and [mm * before / after for mm, before, after in zip(spacing, cropped.shape, recipe.shape)]
+    lengths = [length + sum(pads) for length, pads in zip(cropped.shape, padding)]
+    stored_mm = spacing and [mm * before / after for mm, before, after in zip(spacing, lengths, recipe.shape)]
     facts = {
         "spacing_mm": stored_mm,
         "source_shape": list(raw.voxels.shape),
@@ -38,3 +44,20 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
         **({"note": raw.note} if raw.note else {}),
     }
     return image, facts
+
+
+def _crop(raw: RawVolume, recipe: Recipe) -> tuple[np.ndarray, geometry.Padding]:
+    none = ((0, 0), (0, 0), (0, 0))
+    if recipe.crop == "body":
+        return geometry.crop_body(raw.voxels, raw.scale, raw.spacing_mm, MARGIN_MM), none
+    if recipe.crop == "mm":
+        return geometry.crop_mm(raw.voxels, raw.scale, raw.spacing_mm, recipe.crop_mm)
+    return geometry.crop_center(raw.voxels), none
+
+
+def _store(values: Tensor, recipe: Recipe, unit: str) -> np.ndarray:
+    """Rounds float32 [z, y, x], for `hu8` after its window is spread over 0 to 255."""
+    if unit == "hu8":
+        low, high = recipe.store_window
+        values = values.clamp(low, high).sub_(low).mul_(255 / (high - low))
+    return values.round_().numpy().astype(INTENSITIES[unit].to_pandas_dtype())

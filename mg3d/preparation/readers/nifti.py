@@ -1,13 +1,14 @@
 """NIfTI volumes in Hounsfield units, or in scanner values that a metadata table turns into them."""
 
-import gzip
 import math
-import zlib
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -17,9 +18,19 @@ from mg3d.preparation.hounsfield import choose_rule
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import RawVolume, VolumeRecord
 
+MAX_BYTES = 3 * 10**9
+"""Of a volume's voxels as the file stores them; 512 x 512 x 600 of eight bytes are 1.26 GB."""
+MAX_AXIS = 4096
+_GZIP = b"\x1f\x8b"
+_MOST_PER_BYTE = 1032  # what deflate makes of one byte at the very best
+_HEAD = 540
+_MAX_START = 1 << 24
+_SLACK = 1 << 16
+_PIECE = 1 << 24
+
 
 def read_ct(record: VolumeRecord, root: Path) -> RawVolume:
-    """The volume of one `.nii.gz` in HU.
+    """The volume of one `.nii` or `.nii.gz` in HU.
 
     Raises:
         Refusal: the file cannot be read, contradicts the metadata, or its air lies nowhere near -1000 HU.
@@ -40,48 +51,111 @@ def read_ct(record: VolumeRecord, root: Path) -> RawVolume:
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Stored numbers [i, j, k] and the affine (to RAS mm) of a `.nii.gz` or `.nii`; None when the header is blank.
+    """Stored numbers [i, j, k] and the affine (to RAS mm) of a `.nii` or `.nii.gz`; None when the header is blank.
 
-    The whole file is decompressed at once, which checks its sum and is faster than reading through it.
+    The header comes first and says how much may follow: no more is decompressed, whatever the file would unpack to. The sums of
+    all gzip members are checked.
 
     Raises:
-        Refusal: missing_file, unreadable, gzip_truncated, nifti_header, not_3d.
+        Refusal: missing_file, unreadable, gzip_truncated, nifti_header, not_3d, too_large.
     """
     try:
-        content = path.read_bytes()
-        content = content if path.suffix == ".nii" and not content.startswith(b"\x1f\x8b") else gzip.decompress(content)
+        with path.open("rb") as raw:
+            packed = raw.read(len(_GZIP)) == _GZIP
+            most = path.stat().st_size * (_MOST_PER_BYTE if packed else 1)
+            raw.seek(0)
+            with igzip.IGzipFile(fileobj=raw, mode="rb") if packed else nullcontext(raw) as stream:
+                return _read_volume(stream, most)
     except FileNotFoundError:
         raise Refusal("missing_file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, isal_zlib.error, igzip.BadGzipFile) as error:
         raise Refusal("gzip_truncated", type(error).__name__) from None
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
+
+
+def _read_volume(stream: IO[bytes], most: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """most: bytes that the file can hold at the very best."""
+    head = stream.read(_HEAD)
     try:
-        header = _header(content)
+        header = _header(head)
         affine = None if is_blank(header) else header.get_best_affine()
-        slope, intercept = header.get_slope_inter()
-    except (ImageFileError, HeaderDataError, WrapStructError, KeyError, ValueError) as error:
+        slope, intercept = _scaling(header)
+        shape = _shape(header)
+        start = int(header["vox_offset"])
+    except (ImageFileError, HeaderDataError, WrapStructError, KeyError, IndexError, ValueError, OverflowError) as error:
         raise Refusal("nifti_header", type(error).__name__) from None
-    shape = header.get_data_shape()
+    count, dtype = math.prod(shape), header.get_data_dtype()
+    if max(shape) > MAX_AXIS or count * dtype.itemsize > MAX_BYTES:
+        said = f"{'x'.join(map(str, shape))} voxels of {dtype.itemsize} bytes"
+        raise Refusal("too_large", f"{said}; at most {MAX_BYTES / 1e9:g} GB and {MAX_AXIS} along an axis")
+    if not header["sizeof_hdr"] <= start <= _MAX_START:
+        raise Refusal("nifti_header", f"voxels that begin at byte {start}")
+    end = start + count * dtype.itemsize
+    if end > most:
+        raise Refusal("gzip_truncated", "fewer voxels than the header says")
+    content = np.empty(end, np.uint8)
+    given = np.frombuffer(head[:end], np.uint8)
+    content[: len(given)] = given
+    if len(given) + _fill(stream, content[len(given) :]) < end:
+        raise Refusal("gzip_truncated", "fewer voxels than the header says")
+    if len(stream.read(_SLACK + 1)) > _SLACK:
+        raise Refusal("nifti_header", "more behind the voxels than the header says")
+    array = content[start:].view(dtype) if start % dtype.itemsize == 0 else np.frombuffer(content, dtype, count, start)
+    return _scaled(array.reshape(shape, order="F"), slope, intercept), affine
+
+
+def _fill(stream: IO[bytes], target: np.ndarray) -> int:
+    """Reads into `target`, uint8, until it is full or the stream ends; returns how many bytes came."""
+    view, done = memoryview(target), 0
+    while done < len(view):
+        came = stream.readinto(view[done : done + _PIECE])
+        if not came:
+            break
+        done += came
+    return done
+
+
+def _scaled(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    if (slope, intercept) == (1.0, 0.0):
+        return array
+    scaled = array.astype(np.float32)
+    scaled *= np.float32(slope)
+    scaled += np.float32(intercept)
+    return scaled
+
+
+def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
+    """Slope and intercept; slope and intercept 0 stand for none, as the standard has it."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if (slope, intercept) == (0.0, 0.0):
+        return 1.0, 0.0
+    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
+        raise HeaderDataError("a slope or intercept that is no number")
+    return slope, intercept
+
+
+def _shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
+    """Voxels along i, j, k; further axes of one voxel are dropped."""
+    if not 1 <= int(header["dim"][0]) <= 7:
+        raise HeaderDataError("no number of axes")
+    shape = tuple(int(length) for length in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) != 3 or not all(shape):
+    if len(shape) != 3 or min(shape) < 1:
         raise Refusal("not_3d", f"shape {'x'.join(map(str, shape))}")
-    count, start = int(np.prod(shape)), int(header.get_data_offset())
-    if len(content) < start + count * header.get_data_dtype().itemsize:
-        raise Refusal("gzip_truncated", "fewer voxels than the header says")
-    array = np.frombuffer(content, header.get_data_dtype(), count, start).reshape(shape, order="F")
-    if (slope, intercept) not in {(None, None), (1.0, 0.0)}:
-        array = array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    return array, affine
+    return shape
 
 
-def _header(content: bytes) -> nib.Nifti1Header:
-    size = {int.from_bytes(content[:4], order) for order in ("little", "big")}
+def _header(head: bytes) -> nib.Nifti1Header:
+    size = {int.from_bytes(head[:4], order) for order in ("little", "big")}
     kind = nib.Nifti2Header if 540 in size else nib.Nifti1Header
-    header = kind.from_fileobj(BytesIO(content[: kind.sizeof_hdr + 4]), check=False)
-    if header["sizeof_hdr"] != kind.sizeof_hdr or header.get_data_dtype().kind not in "iuf":
-        raise HeaderDataError("no NIfTI header, or voxels that are no plain numbers")
+    header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=False)
+    if header["sizeof_hdr"] != kind.sizeof_hdr or header["magic"].item()[:3] not in {b"n+1", b"n+2"}:
+        raise HeaderDataError("no NIfTI header, or one whose voxels lie in another file")
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf" or header["bitpix"] != 8 * dtype.itemsize:
+        raise HeaderDataError("voxels that are no plain numbers, or of another size than they should be")
     return header
 
 

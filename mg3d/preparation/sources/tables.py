@@ -6,7 +6,8 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,23 @@ def read_table(
     Raises:
         ValueError: the file is no such table, or lacks a required column. No cell is ever repeated.
     """
+    with _long_cells():
+        return _read_table(path, columns, required=required, advice=advice, title=title)
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Lets the `csv` module read cells as long as a report may be, for this while."""
+    before = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _read_table(
+    path: Path, columns: Mapping[str, Sequence[str]], *, required: Collection[str], advice: str, title: str
+) -> Table:
     try:
         text, encoding = decode(path.read_bytes())
         rows = _json_rows(text) if path.suffix.lower() == ".json" else _csv_rows(text, columns)
@@ -134,7 +152,6 @@ class _BrokenRow(ValueError):
 
 def _csv_rows(text: str, columns: Mapping[str, Sequence[str]]) -> Iterable[list[str]]:
     """The fields of the first line, then of every row."""
-    csv.field_size_limit(_LONGEST_CELL)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, columns), strict=True)
     header: list[str] | None = None
     for row in rows:

@@ -1,0 +1,226 @@
+"""Damaged and lying NIfTI files end in a refusal with a reason, or in the very volume that the whole file gives."""
+
+import gzip
+import itertools
+import struct
+import tracemalloc
+from collections import Counter
+from functools import cache
+
+import nibabel as nib
+import numpy as np
+import pytest
+from small_raw import LPS, SHAPE, chest
+
+from mg3d.preparation.quarantine import REASONS, Refusal
+from mg3d.preparation.readers import nifti
+from mg3d.preparation.recipe import Recipe
+from mg3d.preparation.records import VolumeRecord
+from mg3d.preparation.voxels import make_volume
+
+RECIPE = Recipe(shape=(32, 24, 16))
+VOXELS = 352
+
+
+def record(name):
+    told = {"findings": None, "impression": None, "official_split": "train", "split": "train", "reconstruction": 1}
+    ids = {"volume_id": "ct_rate/a", "study_id": "a", "patient_id": "a", "dataset": "ct_rate"}
+    return VolumeRecord(**ids, **told, files=(name,), source="a", reader="nifti")
+
+
+def make(path):
+    return make_volume(record(path.name), path.parent, RECIPE)[0]
+
+
+def code_of(path):
+    """The code of the refusal; its sentence names no file."""
+    with pytest.raises(Refusal) as caught:
+        make(path)
+    assert path.name not in caught.value.detail
+    return caught.value.code
+
+
+@cache
+def plain():
+    """The bytes of a valid `.nii`."""
+    return nib.Nifti1Image(chest(3).transpose(2, 1, 0), LPS).to_bytes()
+
+
+def with_field(offset, form, *values):
+    content = bytearray(plain())
+    struct.pack_into(form, content, offset, *values)
+    return bytes(content)
+
+
+def flip_bits(content, rng):
+    array = np.frombuffer(content, np.uint8).copy()
+    places = rng.integers(0, len(array), rng.integers(1, 9))
+    array[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
+    return array.tobytes()
+
+
+def cut(content, rng):
+    return content[: rng.integers(0, len(content))]
+
+
+def zero_block(content, rng):
+    start = rng.integers(0, len(content))
+    length = min(int(rng.integers(1, 513)), len(content) - start)
+    return content[:start] + bytes(length) + content[start + length :]
+
+
+def insert_bytes(content, rng):
+    place = rng.integers(0, len(content))
+    return content[:place] + rng.bytes(rng.integers(1, 65)) + content[place:]
+
+
+def garble_header(content, rng):
+    place = rng.integers(0, VOXELS)
+    return content[:place] + rng.bytes(rng.integers(1, 9)) + content[place + 8 :]
+
+
+def corrupt_until(count, folder):
+    """Corrupts `count` times and returns how often each code, `clean` and, for what carries no sum, `unseen` came out."""
+    rng, seen = np.random.default_rng(20), Counter()
+    (folder / "clean.nii").write_bytes(plain())
+    clean = make(folder / "clean.nii")
+    kinds = (flip_bits, cut, zero_block, insert_bytes)
+    ways = [*((kind, True) for kind in kinds), *((kind, False) for kind in kinds), (garble_header, False), (garble_header, None)]
+    for number, (kind, packed) in zip(range(count), itertools.cycle(ways)):
+        path = folder / f"{number}.{'nii' if packed is False else 'nii.gz'}"
+        damaged = kind(gzip.compress(plain(), mtime=0) if packed else plain(), rng)
+        path.write_bytes(gzip.compress(damaged, 1, mtime=0) if packed is None else damaged)
+        try:
+            image = make(path)
+        except Refusal as refusal:
+            seen[refusal.code] += 1
+            path.unlink()
+            continue
+        path.unlink()
+        assert image.shape == RECIPE.shape
+        assert image.dtype == np.int16
+        same = np.array_equal(image, clean)
+        assert same or not packed, f"{kind.__name__}, case {number}: another volume from a file whose sum must have told"
+        seen["clean" if same else "unseen"] += 1
+    return seen
+
+
+def test_random_damage_ends_in_a_refusal_or_the_clean_volume(tmp_path):
+    seen = corrupt_until(20, tmp_path)
+    print(dict(seen))
+    assert seen.total() == 20
+    assert set(seen) <= {*REASONS, "clean", "unseen"}
+    assert seen["gzip_truncated"] >= 4
+    assert not seen["unknown"]
+
+
+@pytest.mark.slow
+def test_a_thousand_kinds_of_damage(tmp_path):
+    seen = corrupt_until(1000, tmp_path)
+    print(dict(seen))
+    assert seen.total() == 1000
+    assert set(seen) <= {*REASONS, "clean", "unseen"}
+    assert not seen["unknown"]
+
+
+LIES = {
+    "slope nan": (with_field, (112, "<f", float("nan")), "nifti_header"),
+    "slope infinite": (with_field, (112, "<f", float("inf")), "nifti_header"),
+    "slope 0 with an intercept": (with_field, (112, "<ff", 0.0, -1024.0), "nifti_header"),
+    "intercept nan": (with_field, (116, "<f", float("nan")), "nifti_header"),
+    "negative length": (with_field, (42, "<h", -24), "not_3d"),
+    "length 0": (with_field, (44, "<h", 0), "not_3d"),
+    "no axes": (with_field, (40, "<h", 0), "nifti_header"),
+    "four axes": (with_field, (40, "<5h", 4, 24, 22, 13, 2), "not_3d"),
+    "longer than the file": (with_field, (46, "<h", SHAPE[0] + 1), "gzip_truncated"),
+    "far too large": (with_field, (42, "<3h", 4000, 4000, 4000), "too_large"),
+    "too long an axis": (with_field, (42, "<3h", 4097, 3, 30), "too_large"),
+    "voxels before the header ends": (with_field, (108, "<f", 100.0), "nifti_header"),
+    "voxels nowhere": (with_field, (108, "<f", float("nan")), "nifti_header"),
+    "voxels at infinity": (with_field, (108, "<f", float("inf")), "nifti_header"),
+    "voxels far away": (with_field, (108, "<f", 1e9), "nifti_header"),
+    "voxels behind the end": (with_field, (108, "<f", 400.0), "gzip_truncated"),
+    "rgb": (with_field, (70, "<hh", 128, 24), "nifti_header"),
+    "complex": (with_field, (70, "<hh", 32, 64), "nifti_header"),
+    "unknown type": (with_field, (70, "<hh", 3, 16), "nifti_header"),
+    "another size of voxels": (with_field, (72, "<h", 32), "nifti_header"),
+    "voxels in another file": (with_field, (344, "4s", b"ni1"), "nifti_header"),
+    "affine nan": (with_field, (280, "<f", float("nan")), "nan_spacing"),
+    "affine of zeros": (with_field, (280, "<12f", *[0.0] * 12), "spacing_out_of_range"),
+    "singular affine": (with_field, (280, "<12f", -3, -3, 0, 0, 0, 0, 1, 0, 0, 0, 5, 0), "nifti_header"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_lying_header_is_refused(tmp_path, lie, packed):
+    change, arguments, code = LIES[lie]
+    path = tmp_path / ("secret.nii.gz" if packed else "secret.nii")
+    path.write_bytes(gzip.compress(change(*arguments)) if packed else change(*arguments))
+    assert code_of(path) == code
+
+
+def test_slope_0_and_intercept_0_stand_for_no_scaling(tmp_path):
+    for name, content in {"plain": plain(), "zero": with_field(112, "<ff", 0.0, 0.0)}.items():
+        (tmp_path / f"{name}.nii").write_bytes(content)
+    np.testing.assert_array_equal(make(tmp_path / "zero.nii"), make(tmp_path / "plain.nii"))
+
+
+def test_a_small_file_that_unpacks_without_end_is_stopped(tmp_path):
+    """256 MB of zeros behind a header that says 27 KB, and a header that says 2.9 GB of a file that cannot hold them."""
+    behind, inside = tmp_path / "behind.nii.gz", tmp_path / "inside.nii.gz"
+    behind.write_bytes(gzip.compress(plain(), 1) + gzip.compress(bytes(1 << 28), 1))
+    inside.write_bytes(gzip.compress(with_field(42, "<3h", 1200, 1200, 1000), 1))
+    tracemalloc.start()
+    assert code_of(behind) == "nifti_header"
+    assert code_of(inside) == "gzip_truncated"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 23
+
+
+def test_members_are_read_one_behind_the_other_and_every_sum_counts(tmp_path):
+    path = tmp_path / "volume.nii.gz"
+    (tmp_path / "plain.nii").write_bytes(plain())
+    members = [gzip.compress(plain()[start : start + 5000], mtime=0) for start in range(0, len(plain()), 5000)]
+    path.write_bytes(b"".join(members))
+    np.testing.assert_array_equal(make(path), make(tmp_path / "plain.nii"))
+    for number in (0, len(members) - 1):
+        wrong = [bytearray(member) for member in members]
+        wrong[number][-6] ^= 1
+        path.write_bytes(b"".join(wrong))
+        assert code_of(path) == "gzip_truncated"
+
+
+def test_the_last_bytes_of_a_compressed_file_count(tmp_path):
+    path = tmp_path / "volume.nii.gz"
+    packed = gzip.compress(plain())
+    for missing in (1, 4, 8, 9):
+        path.write_bytes(packed[:-missing])
+        assert code_of(path) == "gzip_truncated"
+
+
+def test_voxels_that_are_not_finite_are_seen_wherever_they_are(tmp_path):
+    volume = chest(3).transpose(2, 1, 0).astype(np.float32)
+    volume[12, 11, 13] = np.nan
+    nib.save(nib.Nifti1Image(volume, LPS), tmp_path / "volume.nii.gz")
+    assert code_of(tmp_path / "volume.nii.gz") == "hu_ambiguous"
+
+
+@pytest.mark.parametrize("dtype", [">i2", "<i4", ">f4", "<f8"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_every_plain_type_and_order_gives_the_same(tmp_path, dtype, kind):
+    image = kind(chest(3).transpose(2, 1, 0).astype(dtype), LPS)
+    image.header.set_data_dtype(np.dtype(dtype))
+    (tmp_path / "volume.nii.gz").write_bytes(gzip.compress(image.to_bytes()))
+    (tmp_path / "plain.nii").write_bytes(plain())
+    stored, _ = nifti.read_nifti(tmp_path / "volume.nii.gz")
+    np.testing.assert_array_equal(stored, chest(3).transpose(2, 1, 0))
+    np.testing.assert_array_equal(make(tmp_path / "volume.nii.gz"), make(tmp_path / "plain.nii"))
+
+
+def test_numbers_that_no_scanner_gives_cost_no_memory(tmp_path):
+    """Their range is 1e30, which no histogram may span."""
+    volume = np.random.default_rng(0).uniform(0, 1e30, SHAPE[::-1])
+    nib.save(nib.Nifti1Image(volume, LPS), tmp_path / "volume.nii.gz")
+    assert code_of(tmp_path / "volume.nii.gz") == "hu_ambiguous"
