@@ -198,6 +198,19 @@ def test_a_batch_holds_what_its_types_say(tokenizer, index_file):
     assert (batch.report_ids[~batch.attention_mask] == tokenizer.pad_token_id).all()
 
 
+def test_in_every_epoch_the_words_that_are_hidden_are_the_ones_asked(tokenizer, index_file):
+    """Nothing of an earlier epoch stays in the input: else most words asked now would stand there to be read."""
+    studies, collate = Studies(VolumeIndex(index_file), **READING), Collator(tokenizer, **OPTIONS)
+    asked_before = None
+    for epoch in range(4):
+        batch = collate([studies.sample(study, (0, epoch, study)) for study in range(10)])
+        asked = batch.mlm_labels != -100
+        assert torch.equal(batch.mlm_ids[~asked], batch.report_ids[~asked])
+        assert (batch.mlm_ids[asked] == tokenizer.mask_token_id).float().mean() > 0.65  # 8 of 10, the others are other words
+        assert not torch.equal(asked, asked_before) if epoch else True
+        asked_before = asked
+
+
 def test_reports_are_padded_to_the_longest_or_to_the_most_with_nothing_else_changed(tokenizer, index_file):
     studies = Studies(VolumeIndex(index_file), **READING)
     samples = [studies.sample(study, (0, 0, study)) for study in (0, 3)]

@@ -1,5 +1,6 @@
 """A whole run from the command line on tiny files: finished, killed and continued, refused."""
 
+import csv
 import json
 import shutil
 import signal
@@ -35,6 +36,17 @@ def test_a_run_leaves_curves_checkpoints_tokenizer_and_settings(unbroken):
     assert (unbroken / "tokenizer" / "tokenizer.json").is_file()
     assert list((unbroken / "tensorboard").glob("events*"))
     assert json.loads((unbroken / "settings.json").read_text())["embed_dim"] == 12
+
+
+def test_losses_are_logged_as_losses_by_the_name_of_their_objective(unbroken):
+    """None with a minus sign, none as an accuracy."""
+    with (unbroken / "csv" / "part-000" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = {name: [float(row[name]) for row in rows if row[name]] for name in rows[0] if "/" in name}
+    assert {name for name in logged if name.startswith(("train/", "val/"))} == {
+        f"{phase}/{term}" for phase in ("train", "val") for term in ("mlm", "sal", "mim", "cml", "dcl", "ssm", "total")
+    }
+    assert all(value > 0 for name in ("mlm", "mim", "cml", "total") for value in logged[f"train/{name}"] + logged[f"val/{name}"])
 
 
 def test_a_killed_run_goes_on_bit_by_bit(unbroken, arrows, tmp_path):

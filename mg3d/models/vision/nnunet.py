@@ -24,6 +24,7 @@ class NNUNetEncoder(ConvolutionalEncoder):
     half as many channels as the first of them and no map.
 
     Args:
+        in_channels: C, channels of a volume [B, C, D, H, W].
         embed_width: channels of the first map, doubled by each of the four others; an even number.
         mask_token, gradient_checkpointing: see `ConvolutionalEncoder`.
     """

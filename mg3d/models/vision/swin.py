@@ -61,6 +61,9 @@ class SwinEncoder(SwinTransformer):
     """Windowed-attention pyramid over a volume of any size; Swin-B with the default arguments, Swin-L with `embed_width=96`.
 
     Args:
+        in_channels: C, channels of a volume [B, C, D, H, W].
+        embed_width: channels of the patch embedding, the first map [B, embed_width, D/p, H/p, W/p] with patch size p; each stage
+            doubles the channels and halves the axes, so that map i is [B, embed_width * 2**i, D/(p 2**i), ...].
         patch_size: voxels of a patch, one number or (z, y, x).
         window_size: patches of an attention window, one number or (z, y, x).
         depths: attention blocks of each stage, one to four stages; every stage ends in a patch merging.
@@ -69,6 +72,10 @@ class SwinEncoder(SwinTransformer):
         mask_token: learn a vector that stands for a hidden patch.
         projection_width: adds the three-layer `proj_head` to `encode`, as the released Swin-L has (768).
         gradient_checkpointing: compute the blocks again in the backward pass instead of keeping their attention maps.
+
+    Raises:
+        ValueError: depths and heads differ in length or name no or more than four stages; a size is neither one number nor
+            three; an unknown patch_merging.
     """
 
     def __init__(
@@ -83,7 +90,6 @@ class SwinEncoder(SwinTransformer):
         patch_merging: Literal["legacy", "monai"] = "legacy",
         mask_token: bool = False,
         projection_width: int | None = None,
-        drop_path_rate: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
         if not 1 <= len(depths) <= 4 or len(depths) != len(heads):
@@ -97,7 +103,6 @@ class SwinEncoder(SwinTransformer):
             patch_size=_triple(patch_size),
             depths=depths,
             num_heads=heads,
-            drop_path_rate=drop_path_rate,
             use_checkpoint=gradient_checkpointing,
             use_flash_attention=True,  # without gradient alone: equal numbers, no stored attention maps
             downsample=LegacyPatchMerging if patch_merging == "legacy" else "merging",

@@ -69,6 +69,7 @@ class UNetEncoder(ConvolutionalEncoder):
     class; it is specified by byte-code that the original ships.
 
     Args:
+        in_channels: C, channels of a volume [B, C, D, H, W].
         embed_width: channels of the first convolution; the four stages give 2, 4, 8 and 16 times as many.
         norm_statistics: "batch" as the original, "instance" so that the volumes of a batch do not change one another.
         mask_token, gradient_checkpointing: see `ConvolutionalEncoder`. The first stages keep nearly all of the memory.

@@ -127,6 +127,18 @@ def test_a_mask_that_hides_nothing_changes_nothing_and_the_token_counts(name):
 
 
 @EVERY
+def test_an_untrained_encoder_does_not_take_what_is_hidden_for_air(name):
+    """Air is the intensity 0: in a volume of nothing else, hidden cubes are still seen."""
+    encoder = small_encoder(name).eval()
+    air, cubes = torch.zeros(1, 1, *SHAPE), volumes_and_cubes(1)[1]
+    with torch.no_grad():
+        for plain, masked in zip(encoder(air), encoder(air, cubes), strict=True):
+            assert (plain - masked).abs().max() > 1e-2
+    if encoder.mask_token.numel() == 1:  # an intensity: below every other
+        assert encoder.mask_token.item() < 0
+
+
+@EVERY
 def test_hiding_without_a_token_is_refused(name):
     volume, cubes = volumes_and_cubes(1)
     with pytest.raises(ValueError, match="mask_token=True"):

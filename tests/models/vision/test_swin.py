@@ -1,8 +1,9 @@
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mg3d.models.vision.swin import SwinEncoder, TokenProjection
+from mg3d.models.vision.swin import LegacyPatchMerging, SwinEncoder, TokenProjection
 
 
 def slow_projection(weights, tokens):
@@ -37,3 +38,30 @@ def test_encode_projects_the_last_map_cell_by_cell():
         projected = encoder.encode(volume)
         assert projected.shape == (2, 10, 2, 1, 3)
         torch.testing.assert_close(projected[1, :, 1, 0, 2], encoder.proj_head(last[1, :, 1, 0, 2]))
+
+
+TAKEN = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+"""Offsets (z, y, x) that early MONAI takes of each 2 x 2 x 2 block, in the order of the weights."""
+
+
+def slow_merging(merging, features):
+    """Block by block; a cell beyond the end of an axis is zero."""
+    batch, *sides, channels = features.shape
+    halves = [(side + 1) // 2 for side in sides]
+    out = features.new_empty(batch, *halves, 2 * channels)
+    for b, *corner in torch.cartesian_prod(torch.arange(batch), *map(torch.arange, halves)).tolist():
+        cells = [tuple(2 * at + step for at, step in zip(corner, offset)) for offset in TAKEN]
+        inside = [all(at < side for at, side in zip(cell, sides)) for cell in cells]
+        taken = torch.cat([features[(b, *cell)] if real else features.new_zeros(channels) for cell, real in zip(cells, inside)])
+        scaled = (taken - taken.mean()) / (taken.var(correction=0) + 1e-5).sqrt() * merging.norm.weight + merging.norm.bias
+        out[(b, *corner)] = merging.reduction.weight @ scaled
+    return out
+
+
+@pytest.mark.parametrize("sides", [(4, 6, 2), (5, 4, 6), (4, 5, 6), (4, 6, 5), (3, 5, 1)], ids=str)
+def test_legacy_merging_is_its_slow_version_and_pads_odd_axes_with_zeros_at_their_end(sides):
+    torch.manual_seed(0)
+    merging, features = LegacyPatchMerging(3).double(), torch.randn(2, *sides, 3, dtype=torch.float64)
+    with torch.no_grad():
+        merging.norm.weight.normal_(), merging.norm.bias.normal_()
+        torch.testing.assert_close(merging(features), slow_merging(merging, features))
