@@ -117,3 +117,84 @@ def test_impossible_grids_are_refused(affine, depth, code):
     with pytest.raises(Refusal) as caught:
         geometry.to_lps(np.zeros((4, 5, depth)), affine)
     assert caught.value.code == code
+
+
+def slow_linear_axis(values, after):
+    """Plain linear resize of one axis, voxel edges aligned, one sample at a time."""
+    before = len(values)
+    result = []
+    for k in range(after):
+        place = min(max((k + 0.5) * before / after - 0.5, 0), before - 1)
+        low = int(place)
+        high = min(low + 1, before - 1)
+        result.append(values[low] + (place - low) * (values[high] - values[low]))
+    return np.array(result)
+
+
+@pytest.mark.parametrize("shape", [(8, 30, 17), (26, 5, 60), (1, 22, 3)])
+def test_the_compatible_resize_equals_torch_and_a_slow_one(shape):
+    volume = chest()[:, ::-1]
+    found = geometry.resize(volume, shape, limits=(-900, 500), kernel="compat")
+    clipped = torch.from_numpy(volume.astype(np.float32)).clamp(-900, 500)
+    theirs = torch.nn.functional.interpolate(clipped[None, None], size=shape, mode="trilinear", align_corners=False)
+    torch.testing.assert_close(found, theirs[0, 0], atol=2e-3, rtol=0)
+    slow = clipped.numpy().astype(np.float64)
+    for axis, after in enumerate(shape):
+        slow = np.apply_along_axis(slow_linear_axis, axis, slow, after)
+    np.testing.assert_allclose(found.numpy(), slow, atol=2e-3)
+
+
+@pytest.mark.parametrize("kernel", ["antialias", "compat"])
+def test_padding_is_air_that_nobody_stores(kernel):
+    padding = ((3, 0), (0, 5), (2, 7))
+    scale, limits = (1.0, -1024.0), (-1024, 1500)
+    stored = chest() + 1024
+    padded = np.pad(stored, padding, constant_values=24)
+    expected = geometry.resize(padded, (9, 31, 14), scale=scale, limits=limits, kernel=kernel)
+    found = geometry.resize(stored, (9, 31, 14), scale=scale, limits=limits, kernel=kernel, padding=padding)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+
+
+def body_in_air():
+    """[40, 60, 50] with a body in [10:31, 20:49, 8:41], a small dense thing elsewhere, and lung inside the body."""
+    volume = np.full((40, 60, 50), -1000, np.int16)
+    volume[10:31, 20:49, 8:41] = 40
+    volume[15:25, 25:40, 12:30] = -850
+    volume[0:6, 0:8, 44:50] = 1500
+    return volume
+
+
+@pytest.mark.parametrize(("spacing", "coarse"), [((5.0, 4.5, 6.0), (1, 1, 1)), ((2.0, 1.0, 1.3), (2, 4, 3))])
+def test_the_body_is_the_largest_part_to_within_a_coarse_voxel(spacing, coarse):
+    found = geometry.body_box(body_in_air() + 1024, (1.0, -1024.0), spacing)
+    for (first, end), (start, stop), step in zip(found, ((10, 31), (20, 49), (8, 41)), coarse):
+        assert start <= first < start + step
+        assert stop - step < end <= stop
+
+
+def test_a_body_crop_keeps_a_margin_as_far_as_there_is_volume():
+    volume = body_in_air()
+    cropped = geometry.crop_body(volume, (1.0, 0.0), (5.0, 4.5, 6.0), 50.0)
+    assert np.shares_memory(cropped, volume)
+    # 10, 11 and 8 voxels of margin: 0:41 of 40, 9:60 of 60, 0:49 of 50
+    np.testing.assert_array_equal(cropped, volume[0:40, 9:60, 0:49])
+
+
+def test_a_crop_in_mm_is_a_box_around_the_middle_of_the_body():
+    volume = body_in_air()
+    part, padding = geometry.crop_mm(volume, (1.0, 0.0), (5.0, 4.5, 6.0), (250.0, 45.0, 360.0))
+    # 50, 10 and 60 voxels around 20.5, 34.5, 24.5: from -5 to 45, 29 to 39, -6 to 54
+    np.testing.assert_array_equal(part, volume[0:40, 29:39, 0:50])
+    assert padding == ((5, 5), (0, 0), (6, 4))
+
+
+@pytest.mark.parametrize(("volume", "spacing", "code"), [(-700, (5.0, 4.5, 6.0), "no_body"), (0, None, "nan_spacing")])
+def test_a_crop_without_body_or_spacing_is_refused(volume, spacing, code):
+    with pytest.raises(Refusal) as caught:
+        geometry.body_box(np.full((30, 20, 25), volume), (1.0, 0.0), spacing)
+    assert caught.value.code == code
+
+
+def test_a_sheared_grid_is_refused():
+    with pytest.raises(Refusal, match="nifti_header"):
+        geometry.to_lps(np.zeros((24, 25, 30)), np.array([[3.0, 2.9, 0, 0], [0, 1.0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]]))
