@@ -48,7 +48,7 @@ def parse(flat: Mapping[str, Any]) -> Settings:
     for group in fields(Settings):
         kind = typing.get_type_hints(Settings)[group.name]
         hints = typing.get_type_hints(kind)
-        groups[group.name] = kind(**{name: _convert(name, flat[name], hint) for name, hint in hints.items() if name in flat})
+        groups[group.name] = kind(**{name: convert_value(name, flat[name], hint) for name, hint in hints.items() if name in flat})
     settings = Settings(**groups)
     _check_ranges(settings)
     _check_together(settings)
@@ -66,7 +66,8 @@ def refuse_unread(names: typing.Iterable[str], settings: Settings) -> None:
             raise ValueError(f"{name} is not read by vision_encoder={kind}, which reads {', '.join(ENCODERS[kind].reads)}")
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
+def convert_value(name: str, value: Any, hint: Any) -> Any:
+    """The value of a setting as its type; ValueError with what was expected otherwise."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in arguments:
@@ -78,7 +79,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) != len(value):
             raise ValueError(f"{name}={value!r}: expected {len(kinds)} values, found {len(value)}")
-        return tuple(_convert(name, item, kind) for item, kind in zip(value, kinds, strict=True))
+        return tuple(convert_value(name, item, kind) for item, kind in zip(value, kinds, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -1,0 +1,140 @@
+"""The image encoder of a fine-tuned network: as the weights need it, with an account of what of them was used."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
+from mg3d.checkpoints.load import LoadReport, load_weights
+from mg3d.checkpoints.read import read_checkpoint
+from mg3d.finetune.settings import FinetuneSettings
+from mg3d.models.build import build_vision
+from mg3d.models.vision.registry import VisionEncoder
+from mg3d.settings.encoders import ENCODERS
+from mg3d.settings.parse import defaults, parse
+from mg3d.settings.presets import PRESETS
+from mg3d.settings.schema import VisionSettings
+
+TINY = {"vision_encoder": "swin", "embed_dim": 48, "patch_size": 4, "window_size": 4, "depths": (2,), "num_heads": (3,)}
+"""A Swin of one stage for synthetic sets on a CPU."""
+
+
+class Started(NamedTuple):
+    """An encoder at the start of fine-tuning."""
+
+    encoder: VisionEncoder
+    vision: dict[str, Any]
+    """Flat vision settings that build it again."""
+    report: LoadReport | None
+    """None without weights."""
+
+
+class ScaledInput(nn.Module):
+    """An encoder that was pre-trained on standardised voxels, for volumes in [0, 1] of any size.
+
+    Pre-training took mean and deviation of every voxel of volumes of one size; other sizes and regions have no such place, so
+    the means of both over the volume stand for them.
+    """
+
+    def __init__(self, encoder: VisionEncoder, mean: float = 0.0, deviation: float = 1.0) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("deviation", torch.tensor(deviation))
+        self.patch_size, self.mask_token = encoder.patch_size, None
+
+    def forward(self, volume: Tensor, hidden: Tensor | None = None) -> list[Tensor]:
+        """The encoder's maps of a volume [B, 1, D, H, W] in [0, 1]."""
+        return self.encoder((volume - self.mean) / self.deviation, hidden)
+
+    def encode(self, volume: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """The encoder's last map."""
+        return self.encoder.encode((volume - self.mean) / self.deviation, hidden)
+
+    @property
+    def pyramid_channels(self) -> Sequence[int]:
+        """Channels of each map."""
+        return self.encoder.pyramid_channels
+
+    @property
+    def pyramid_strides(self) -> Sequence[tuple[int, int, int]]:
+        """Voxels (z, y, x) of one cell of each map."""
+        return self.encoder.pyramid_strides
+
+    @property
+    def channels(self) -> int:
+        """Channels of what `encode` gives."""
+        return self.encoder.channels
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x) of one cell of the last map."""
+        return self.encoder.stride
+
+    def grid(self, volume_shape: Sequence[int]) -> tuple[int, ...]:
+        """Cells (z, y, x) of the last map of a volume of this shape."""
+        return self.encoder.grid(volume_shape)
+
+
+def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Started:
+    """The encoder that `encoder` and `pretrained` ask for.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_weights`; or the weights are of another encoder than the one asked for.
+    """
+    if settings.pretrained == "none":
+        word = settings.encoder if settings.encoder != "auto" else ("tiny" if synthetic else "swin_b")
+        flat = defaults() | (TINY if word == "tiny" else PRESETS[word])
+        return Started(build_encoder(flat), _vision_of(flat), None)
+    passport = inspect_checkpoint(settings.pretrained, prefix=settings.load_prefix or None)
+    flat = _settings_of(passport, settings)
+    encoder = build_encoder(flat)
+    inner = encoder.encoder if isinstance(encoder, ScaledInput) else encoder
+    report = load_weights(
+        inner,
+        settings.pretrained,
+        minimum_coverage=settings.minimum_coverage,
+        merging=settings.load_merging or None,
+        prefix=settings.load_prefix or None,
+    )
+    if isinstance(encoder, ScaledInput):
+        tensors = read_checkpoint(settings.pretrained).tensors
+        for name in ("mean", "deviation"):
+            found = next((tensor for key, tensor in tensors.items() if key.endswith(f"voxels.{name}")), None)
+            if found is not None:
+                getattr(encoder, name).fill_(float(found.float().mean()))
+    return Started(encoder, _vision_of(flat), report)
+
+
+def build_encoder(flat: Mapping[str, Any]) -> VisionEncoder:
+    """The untrained encoder of flat vision settings; what is random comes from torch's global generator."""
+    known = defaults()
+    settings = parse(known | {name: value for name, value in flat.items() if name in known} | {"weight_mim": 0.0})
+    encoder = build_vision(settings)
+    return ScaledInput(encoder) if settings.vision.standardise_voxels else encoder
+
+
+def _vision_of(flat: Mapping[str, Any]) -> dict[str, Any]:
+    names = (*VisionSettings.__dataclass_fields__, "hidden_size", "fusion_heads")
+    return {name: list(flat[name]) if isinstance(flat[name], tuple) else flat[name] for name in names}
+
+
+def _settings_of(passport: Passport, settings: FinetuneSettings) -> dict[str, Any]:
+    """Flat settings of the encoder in a file: what it stores, else what its tensors tell, else the word of the user."""
+    stored = passport.provenance.get("settings")
+    if settings.encoder not in ("auto", "tiny"):
+        flat = defaults() | PRESETS[settings.encoder]
+    elif isinstance(stored, Mapping):
+        flat = defaults() | {name: value for name, value in stored.items() if name in defaults()}
+    elif passport.encoder in PRESETS:
+        projected = "_unprojected" if passport.encoder == "swin_l" and not passport.details.get("projection") else ""
+        flat = defaults() | PRESETS[passport.encoder + projected]
+    else:
+        raise ValueError(
+            f"{passport.path} holds {passport.encoder!r} ({passport.family}), not one of the encoders here "
+            f"({', '.join(ENCODERS)} by preset); tools/inspect_checkpoint.py shows what it is, encoder=... names one to try"
+        )
+    merging = settings.load_merging or passport.merging
+    return flat | ({"patch_merging": merging} if merging in ("legacy", "monai") else {})

@@ -1,0 +1,255 @@
+"""Training of one fold, and evaluation of its best checkpoint."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from monai.data.utils import list_data_collate
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mg3d.files import remove_partial
+from mg3d.finetune.cases import Case, Parts
+from mg3d.finetune.encoder import build_encoder
+from mg3d.finetune.kinds.base import Draw, Kind
+from mg3d.finetune.module import FinetuneModule, gathered
+from mg3d.finetune.pipeline import TicketSampler, in_order
+from mg3d.finetune.settings import FinetuneSettings
+from mg3d.settings.schema import RunSettings
+from mg3d.training.trainer import (
+    PlainBar,
+    RichBar,
+    StopAfter,
+    WholeCheckpoints,
+    csv_part,
+    resolve_accelerator,
+    resolve_devices,
+    resolve_precision,
+)
+
+
+def machine(settings: FinetuneSettings) -> RunSettings:
+    """What of the settings is about the machine."""
+    names = ("accelerator", "devices", "num_nodes", "precision")
+    return RunSettings(**{name: getattr(settings, name) for name in names})
+
+
+class Data(pl.LightningDataModule):
+    """Loaders of one fold; each rank draws its own share."""
+
+    def __init__(self, kind: Kind, parts: Parts) -> None:
+        super().__init__()
+        self.kind, self.settings = kind, kind.settings
+        self.training, self.draw = kind.training_data(parts.train)
+        self.validation = kind.evaluation_data(parts.val)
+
+    def _shares(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "ranks": trainer.world_size} if trainer else {}
+
+    def train_dataloader(self) -> DataLoader:
+        """Drawn anew in every epoch."""
+        sampler = TicketSampler(self.draw, count=len(self.training), seed=self.settings.seed, **self._shares())
+        return make_loader(self.training, sampler, self.settings, size=self.settings.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        """Every case once, in order."""
+        return evaluation_loader(self.validation, self.settings, **self._shares())
+
+
+def make_loader(data: Dataset, sampler: TicketSampler, settings: FinetuneSettings, *, size: int) -> DataLoader:
+    """Batches of samples; lists of patches are joined."""
+    return DataLoader(
+        data,
+        batch_size=size,
+        sampler=sampler,
+        num_workers=settings.num_workers,
+        persistent_workers=settings.num_workers > 0,
+        collate_fn=list_data_collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def evaluation_loader(data: Dataset, settings: FinetuneSettings, *, rank: int = 0, ranks: int = 1) -> DataLoader:
+    """Every case once; cases of another size come one by one."""
+    count = len(data)
+    sampler = TicketSampler(in_order(count), count=count, rank=rank, ranks=ranks)
+    return make_loader(data, sampler, settings, size=1)
+
+
+def steps_per_epoch(draw: Draw, settings: FinetuneSettings, *, ranks: int) -> int:
+    """Optimiser steps of one epoch."""
+    share = -(-len(draw(np.random.default_rng(0))) // ranks)
+    return max(1, -(-(-(-share // settings.batch_size)) // settings.accumulate))
+
+
+def fit(
+    kind: Kind, network: nn.Module, parts: Parts, folder: Path, *, identity: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Trains until the last epoch or the patience ends, from the last whole epoch where there is one; returns time and memory.
+
+    Raises:
+        ValueError: the run in `folder` had other settings.
+    """
+    settings, run = kind.settings, machine(kind.settings)
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        refuse_other_checkpoint(last, identity)
+        say(f"going on from {last}")
+    data = Data(kind, parts)
+    ranks = resolve_devices(run) * run.num_nodes
+    module = FinetuneModule(network, kind, steps_per_epoch=steps_per_epoch(data.draw, settings, ranks=ranks), identity=identity)
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    say(
+        f"{len(parts.train)} training, {len(parts.val)} validation, {len(parts.test)} test cases; {trained / 1e6:.2f} M parameters"
+    )
+    trainer = build_trainer(kind, folder, several=ranks > 1)
+    remove_partial(folder / "checkpoints")
+    begin = time.monotonic()
+    trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    memory = torch.cuda.max_memory_allocated() if resolve_accelerator(run) == "gpu" else peak_bytes()
+    return {
+        "minutes": (time.monotonic() - begin) / 60,
+        "peak_memory_mb": memory / 1e6,
+        "epochs": trainer.current_epoch,
+        "cases": {name: len(part) for name, part in parts._asdict().items()},
+        "parameters": trained,
+    }
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def refuse_other_checkpoint(path: Path, identity: Mapping[str, Any]) -> None:
+    """Raises ValueError when a checkpoint cannot be gone on from with these settings."""
+    stored = read_identity(path)
+    if not identity["settings"]["resume"]:
+        raise ValueError(f"{path.parent.parent} holds a run; run_name=... starts another beside it")
+    for name in ("folder", "vision"):
+        if stored[name] != identity[name]:
+            raise ValueError(f"{path} is of another {name}; run_name=... starts another run beside it")
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """What a fine-tuned checkpoint says of itself.
+
+    Raises:
+        ValueError: it is no fine-tuned checkpoint.
+    """
+    return read_finetuned(path)["mg3d_finetune"]
+
+
+def read_finetuned(path: Path) -> dict[str, Any]:
+    """A checkpoint of fine-tuning, on the CPU; only tensors and builtins are read."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}); it may be cut off") from error
+    if not isinstance(stored, dict) or "mg3d_finetune" not in stored:
+        raise ValueError(f"{path} is no checkpoint of fine-tuning; pretrained=... is where weights of pre-training go")
+    return stored
+
+
+def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
+    """The Trainer of one fold, writing into `folder`."""
+    settings, run = kind.settings, machine(kind.settings)
+    metric = f"val/{kind.task.metric}"
+    callbacks: list[pl.Callback] = [
+        ModelCheckpoint(
+            dirpath=folder / "checkpoints", filename="best", monitor=metric, mode="max", save_top_k=1, save_last=True,
+            enable_version_counter=False,
+        ),
+        LearningRateMonitor("step"),
+        RichBar() if sys.stdout.isatty() else PlainBar(refresh_rate=20),
+    ]  # fmt: skip
+    if settings.patience:
+        callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
+    if settings.max_minutes:
+        callbacks.append(StopAfter(settings.max_minutes))
+    return pl.Trainer(
+        accelerator=resolve_accelerator(run),
+        devices=resolve_devices(run),
+        num_nodes=run.num_nodes,
+        strategy=DDPStrategy(find_unused_parameters=True) if several else "auto",
+        precision=resolve_precision(run),
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.grad_clip or None,
+        check_val_every_n_epoch=settings.val_epochs,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        log_every_n_steps=5,
+        logger=[
+            TensorBoardLogger(folder, name="", version="tensorboard"),
+            CSVLogger(folder, name="csv", version=csv_part(folder)),
+        ],
+        plugins=[WholeCheckpoints()],
+        callbacks=callbacks,
+    )
+
+
+def load_network(kind: Kind, path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The fine-tuned network of a checkpoint, in eval mode, and what the checkpoint says of itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is of another folder or another shape.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name one: checkpoint=...")
+    stored = read_finetuned(path)
+    identity = stored["mg3d_finetune"]
+    if identity["folder"] != kind.task.folder:
+        raise ValueError(f"{path} was fine-tuned for {identity['folder']}, not for {kind.task.folder}")
+    kind.restore(identity["kind"])
+    network = kind.network(build_encoder(identity["vision"]))
+    weights = {
+        name.removeprefix("network."): tensor for name, tensor in stored["state_dict"].items() if name.startswith("network.")
+    }
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this task: {' '.join(str(error).split())[:200]}") from error
+    return network.eval(), identity
+
+
+def evaluate_checkpoint(
+    kind: Kind, parts: Parts, folder: Path, *, say: Callable[[str], None]
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Predictions of the best (or the named) checkpoint for validation and test cases, and facts about it."""
+    settings = kind.settings
+    path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
+    network, _ = load_network(kind, path)
+    device = torch.device("cuda" if resolve_accelerator(machine(settings)) == "gpu" else "cpu")
+    network.to(device)
+    named = [(name, part) for name, part in (("val", parts.val), ("test", parts.test)) if part]
+    masks = folder / "masks" if settings.save_masks else None
+    tables = {name: predict_cases(kind, network, part, name=name, masks=masks) for name, part in named}
+    return tables, {"checkpoint": str(path)}
+
+
+@torch.no_grad()
+def predict_cases(kind: Kind, network: nn.Module, cases: list[Case], *, name: str, masks: Path | None) -> pd.DataFrame:
+    """Predictions of cases, one row or more each."""
+    device = next(network.parameters()).device
+    rows = []
+    for batch in tqdm(evaluation_loader(kind.evaluation_data(cases), kind.settings), desc=name, disable=None):
+        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        rows += kind.rows(network, moved, masks=masks)
+    return gathered(rows)

@@ -1,0 +1,162 @@
+"""What every kind of task offers to the training loop."""
+
+import abc
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from monai import transforms as mt
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mg3d.finetune.cases import Case
+from mg3d.finetune.pipeline import OURS, CaseDataset, ReadCase, Sample, balanced, fixed_steps, random_steps, shuffled
+from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.task import Task
+from mg3d.metrics.bootstrap import bootstrap_interval
+from mg3d.models.vision.registry import VisionEncoder
+
+Draw = Callable[[np.random.Generator], np.ndarray]
+Row = dict[str, Any]
+
+
+class Score(NamedTuple):
+    """A number of a results' table."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    """95 % bootstrap interval over patients."""
+    count: int
+    """Cases behind it."""
+
+
+class Kind(abc.ABC):
+    """One kind of task. Tables have one row per case (or candidate) with `case_id` and `patient_id`.
+
+    Everything that a score needs is in the table, so that a run is scored, pooled over folds and compared with another from its
+    CSV files alone.
+    """
+
+    reads_masks = False
+
+    def __init__(self, task: Task, settings: FinetuneSettings) -> None:
+        self.task, self.settings = task, settings
+        self.axes = OURS if settings.axes == "ours" else task.original_axes
+
+    @abc.abstractmethod
+    def network(self, encoder: VisionEncoder) -> nn.Module:
+        """The network around an encoder; its encoder is the module `encoder`."""
+
+    @abc.abstractmethod
+    def loss(self, network: nn.Module, batch: Sample) -> Tensor:
+        """What is made small, of a training batch."""
+
+    @abc.abstractmethod
+    def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+        """Predictions of an evaluation batch, beside the truth where it is known; predicted masks go below `masks`."""
+
+    @abc.abstractmethod
+    def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
+        """Every score of a table by name, the one called `task.metric` among them; nan where it is not defined.
+
+        dev: predictions on validation cases, from which thresholds are taken.
+        """
+
+    def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
+        """(What it shows, figure) of a table."""
+        return []
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Refuses cases that would spoil the training, before an epoch is spent: ValueError with the case and what is wrong."""
+
+    def fit(self, cases: Sequence[Case]) -> None:
+        """Takes from the training cases what the network is built from, such as a vocabulary; most kinds need nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """What `fit` took, as builtins that a checkpoint can hold."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The opposite of `state`."""
+
+    def keys(self) -> list[str]:
+        """What of a sample lies on the grid."""
+        return ["image", "mask"] if self.reads_masks else ["image"]
+
+    def fixed(self, *, masks: bool) -> Callable[[Case], Sample]:
+        """Case -> sample, the same in training and evaluation."""
+        keys = ["image", "mask"] if masks else ["image"]
+        steps = fixed_steps(self.task.preprocess, keys=keys, axes=self.axes)
+        return mt.Compose([ReadCase(masks=masks), *steps, Plain(keys)])
+
+    def training_data(self, cases: Sequence[Case]) -> tuple[Dataset, Draw]:
+        """Training samples, and which are drawn in an epoch."""
+        changes = random_steps(self.task.augment, keys=self.keys(), axes=self.axes) if self.settings.augment else []
+        data = CaseDataset(
+            cases,
+            self.fixed(masks=self.reads_masks),
+            random=mt.Compose([*changes, Plain(self.keys())]),
+            seed=self.settings.seed,
+            keep=self.settings.cache == "memory",
+        )
+        if self.settings.balance == "classes":
+            return data, balanced([case.target for case in cases])
+        return data, shuffled(len(cases))
+
+    def evaluation_data(self, cases: Sequence[Case]) -> Dataset:
+        """Evaluation samples, one per case, in their order."""
+        return CaseDataset(cases, self.fixed(masks=False))
+
+    def scores(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> list[Score]:
+        """Every score with its interval."""
+        values = self.statistics(table, dev)
+        patients = table["patient_id"].to_numpy()
+        drawn: dict[str, list[float]] = {name: [] for name in values}
+
+        def draw(rows: np.ndarray) -> float:
+            for name, value in self.statistics(table.iloc[rows], dev).items():
+                drawn[name].append(value)
+            return 0.0
+
+        if self.settings.resamples:
+            bootstrap_interval(draw, patients, resamples=self.settings.resamples, seed=self.settings.seed)
+        return [Score(name, value, *_interval(drawn[name]), len(table)) for name, value in values.items()]
+
+    def mirrored(self, function: Callable[[Tensor], Tensor], volume: Tensor, *, back: bool = False) -> Tensor:
+        """`function` of a volume [B, C, ...], or with `flips` its mean over all mirrored copies.
+
+        back: mirror each result back, for results on the volume's grid.
+        """
+        if not self.settings.flips:
+            return function(volume)
+        axes = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
+        results = [function(volume.flip(axis) if axis else volume) for axis in axes]
+        if back:
+            results = [result.flip(axis) if axis else result for result, axis in zip(results, axes, strict=True)]
+        return torch.stack(results).mean(0)
+
+
+class Plain(mt.Transform):
+    """Tensors without their history, for what never goes back to the file's grid."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.names = tuple(keys)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """`image` and `mask` as plain tensors."""
+        return sample | {key: torch.as_tensor(sample[key]).contiguous() for key in self.names if key in sample}
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    defined = [value for value in values if not np.isnan(value)]
+    if not defined:
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, (0.025, 0.975))
+    return float(low), float(high)

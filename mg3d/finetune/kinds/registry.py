@@ -1,0 +1,13 @@
+"""Name of a kind, as a folder declares it -> its class."""
+
+from mg3d.finetune.kinds.base import Kind
+from mg3d.finetune.kinds.classification import Classification
+from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.task import Task
+
+KINDS: dict[str, type[Kind]] = {"classification": Classification}
+
+
+def build_kind(task: Task, settings: FinetuneSettings) -> Kind:
+    """The kind that a task declares."""
+    return KINDS[task.kind](task, settings)

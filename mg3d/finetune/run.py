@@ -1,0 +1,205 @@
+"""The command of every folder below `downstream/`: words -> settings -> training, evaluation, prediction, comparison."""
+
+import dataclasses
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+from rich.console import Console
+
+from mg3d.distributed import rank
+from mg3d.finetune import predict as prediction
+from mg3d.finetune.cases import Parts, assign_folds, check_cases, divide, shared_patients
+from mg3d.finetune.encoder import start_encoder
+from mg3d.finetune.fit import evaluate_checkpoint, fit
+from mg3d.finetune.kinds.base import Kind
+from mg3d.finetune.kinds.registry import build_kind
+from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results
+from mg3d.finetune.settings import FinetuneSettings, parse_settings, read_words, usage
+from mg3d.finetune.sources import read_root
+from mg3d.finetune.task import Task
+
+console = Console(highlight=False)
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+for _sentence in (".*in eval mode at the start.*", ".*exists and is not empty.*", ".*does not have many workers.*",
+                  ".*LeafSpec.*", ".*number of training batches.*smaller than the logging interval.*", ".*lr_scheduler.step.*",
+                  ".*lazy modules.*", ".*divided by 0 or nan.*"):  # fmt: skip
+    warnings.filterwarnings("ignore", _sentence)
+
+USAGE = """\
+{title}
+usage: bash downstream/{folder}/finetune.sh [name=value ...]
+
+  data_root=phantom                     a synthetic set in this data set's own layout: see it work on a CPU
+  data_root=... pretrained=... fold=0   fine-tune, then evaluate
+  folds=all                             every fold, and the pooled result
+  mode=evaluate | mode=predict input=... | mode=compare other=...
+
+settings and their values in this folder
+{settings}"""
+
+
+def say(sentence: str) -> None:
+    """Prints one line, from the first rank only."""
+    if rank() == 0:
+        console.print(f"mg3d: {sentence}", soft_wrap=True)
+
+
+def run(task: Task, arguments: Sequence[str]) -> int:
+    """The command line of a folder; returns the exit code. A user's mistake is one sentence on stderr."""
+    if any(word in ("-h", "--help", "help") for word in arguments):
+        print(USAGE.format(title=task.title, folder=task.folder, settings=usage(task.defaults, task.options)))
+        return 0
+    try:
+        command(task, read_words([word for word in arguments if word != "with"]))
+    except (ValueError, OSError) as error:
+        print(f"mg3d: {sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mg3d: stopped; the same command goes on from the last epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong: our own words, also out of a loader process and out of a MONAI transform."""
+    while error.__cause__ is not None and type(error) is RuntimeError:
+        error = error.__cause__
+    lines = [line for line in str(error).split("\n") if line.strip()]
+    told = [line.partition(": ")[2] for line in lines if line.startswith(("ValueError: ", "FileNotFoundError: "))]
+    return told[0] if told else " ".join(lines[:1])
+
+
+def command(task: Task, given: Mapping[str, Any]) -> None:
+    """Runs what the settings ask for; raises ValueError or OSError for a user's mistake."""
+    synthetic = given.get("data_root", "") in ("", "phantom")
+    options = {name: given.get(name, value) for name, value in task.options.items()}
+    if task.adapt:
+        task = task.adapt(task, options)
+    of_task = dict(task.defaults)
+    if synthetic:
+        task, small = on_phantom(task)
+        of_task |= small
+    settings = parse_settings(given, defaults=of_task, options=task.options)
+    kind = build_kind(task, settings)
+    folder = run_folder(task, settings, synthetic=synthetic)
+    if settings.mode == "predict":
+        prediction.predict(kind, folder / f"fold{settings.fold}", say=say)
+        return
+    if settings.mode == "compare":
+        rows = compare_runs(kind, Path(settings.other), folder / f"fold{settings.fold}")
+        console.print(pd.DataFrame(rows).to_string(index=False, float_format="%.3f"))
+        return
+    root = read_root(task, settings, synthetic=synthetic, say=say)
+    cases = task.read_cases(root, settings)
+    check_cases(cases, where=root)
+    warn_of_counts(task, cases, synthetic=synthetic)
+    cases = assign_folds(cases, task.folds, seed=settings.seed)
+    wanted = range(task.folds) if settings.folds == "all" else [settings.fold]
+    tables: list[dict[str, pd.DataFrame]] = []
+    for fold in wanted:
+        parts = limited(divide(cases, fold=fold, folds=task.folds), settings.max_cases)
+        tables.append(run_fold(build_kind(task, settings), parts, folder / f"fold{fold}", synthetic=synthetic, options=options))
+    if settings.folds == "all":
+        pool(kind, tables, folder / "all", folds=len(tables))
+
+
+def on_phantom(task: Task) -> tuple[Task, dict[str, Any]]:
+    """The task as the synthetic set needs it, and the settings that go with it."""
+    fields = {name.removeprefix("preprocess."): value for name, value in task.phantom.items() if name.startswith("preprocess.")}
+    small = {name: value for name, value in task.phantom.items() if "." not in name}
+    return dataclasses.replace(task, preprocess=dataclasses.replace(task.preprocess, **fields)), small
+
+
+def run_folder(task: Task, settings: FinetuneSettings, *, synthetic: bool) -> Path:
+    """Where all folds of this run write."""
+    start = "scratch" if settings.pretrained == "none" else Path(settings.pretrained).name.split(".")[0] or "pretrained"
+    name = settings.run_name or f"{settings.encoder}-{start}" + ("-phantom" if synthetic else "")
+    return Path(settings.log_dir) / task.folder / name
+
+
+def limited(parts: Parts, most: int) -> Parts:
+    """At most so many cases of each part; all for 0."""
+    return Parts(*(part[:most] if most else part for part in parts))
+
+
+def warn_of_counts(task: Task, cases: Sequence[Any], *, synthetic: bool) -> None:
+    """Says when a data set does not have its published number of cases; half a download is no error."""
+    for part, expected in ({} if synthetic else task.expected).items():
+        found = sum(case.part == part for case in cases)
+        if found != expected:
+            say(f"{found} {part} cases, published are {expected}: scores are not comparable with published ones")
+
+
+def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Trains (or goes on), evaluates and writes one fold; a finished one is only shown. Returns its predictions by part."""
+    settings, task = kind.settings, kind.task
+    if (folder / "scores.json").is_file() and settings.mode == "train":
+        refuse_other_run(folder, settings)
+        say(f"{folder} holds this run, finished; run_name=... starts another")
+        show_scores(console, task.title, read_scores(folder))
+        return {part: read_table(folder / f"predictions_{part}.csv") for part in read_facts(folder)["scores"]}
+    shared = shared_patients(parts)
+    if shared and settings.split != "original":
+        raise ValueError(
+            f"{len(shared)} patients are both learned from and judged on, such as {shared[:3]}; check the split files"
+        )
+    if shared:
+        say(f"split=original: {len(shared)} patients are both learned from and judged on; scores are too high")
+    kind.check([*parts.train, *parts.val, *parts.test])
+    pl.seed_everything(settings.seed, verbose=False)
+    kind.fit(parts.train)
+    facts: dict[str, Any] = {"folder": task.folder, "synthetic": synthetic, "options": dict(options)}
+    if settings.mode == "train":
+        started = start_encoder(settings, synthetic=synthetic)
+        if started.report is not None:
+            say(str(started.report))
+        identity = {
+            "folder": task.folder,
+            "vision": started.vision,
+            "kind": kind.state(),
+            "settings": dataclasses.asdict(settings),
+        }
+        facts |= fit(kind, kind.network(started.encoder), parts, folder, identity=identity, say=say)
+        facts["encoder_coverage"] = started.report.encoder_coverage if started.report else None
+    if rank() != 0:
+        return {}
+    tables, found = evaluate_checkpoint(kind, parts, folder, say=say)
+    scores = write_results(folder, kind, tables, facts=facts | found, dev=tables.get("val"))
+    show_scores(console, f"{task.title} ({settings.pretrained}, fold {folder.name[4:]})", scores)
+    say(f"wrote {folder}")
+    return tables
+
+
+FREE = ("mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
+        "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root")  # fmt: skip
+"""Settings that may differ between a run and the one that goes on with it."""
+
+
+def refuse_other_run(folder: Path, settings: FinetuneSettings) -> None:
+    """Raises ValueError when the run in `folder` had other settings."""
+    if not settings.resume:
+        raise ValueError(f"{folder} holds a run; run_name=... starts another beside it")
+    theirs, ours = read_facts(folder)["settings"], dataclasses.asdict(settings)
+    other = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
+    if other:
+        told = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:4])
+        raise ValueError(f"{folder} holds a run with other settings: {told}; run_name=... starts another beside it")
+
+
+def pool(kind: Kind, tables: Sequence[Mapping[str, pd.DataFrame]], folder: Path, *, folds: int) -> None:
+    """Every training case predicted once, by the network that did not learn from it: one table, its scores and a page."""
+    if rank() != 0:
+        return
+    pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id").reset_index(drop=True)
+    each = pd.DataFrame([kind.statistics(table["val"]) for table in tables])
+    spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
+    scores = write_results(folder, kind, {"val": pooled}, facts={"folds": folds, "between_folds": spread}, dev=None)
+    show_scores(console, f"{kind.task.title}, {folds} folds pooled", scores)
+    metric = spread[kind.task.metric]
+    say(f"{kind.task.metric} of the folds: {metric['mean']:.3f} +- {metric['sd']:.3f} (deviation between folds); wrote {folder}")
