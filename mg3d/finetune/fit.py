@@ -1,5 +1,6 @@
 """Training of one fold, and evaluation of its best checkpoint."""
 
+import math
 import resource
 import sys
 import time
@@ -90,8 +91,8 @@ def evaluation_loader(data: Dataset, settings: FinetuneSettings, *, rank: int = 
 
 def steps_per_epoch(draw: Draw, settings: FinetuneSettings, *, ranks: int) -> int:
     """Optimiser steps of one epoch."""
-    share = -(-len(draw(np.random.default_rng(0))) // ranks)
-    return max(1, -(-(-(-share // settings.batch_size)) // settings.accumulate))
+    share = math.ceil(len(draw(np.random.default_rng(0))) / ranks)
+    return math.ceil(math.ceil(share / settings.batch_size) / settings.accumulate)
 
 
 def fit(

@@ -18,7 +18,7 @@ _NATIVE_IS_NEAR = 1e-3
 """Spacings that differ by less, as share, are not resampled."""
 Sample = dict[str, Any]
 Ticket = int
-"""epoch * (number of cases) + place of the case: what a draw depends on, whatever worker or rank makes it."""
+"""epoch * (number of cases) + place of the case. A draw depends on it and on nothing else, such as a worker or rank."""
 
 
 class ReadCase(mt.Transform):

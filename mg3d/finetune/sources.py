@@ -1,12 +1,15 @@
 """Where a run's cases come from: the folder that the user names, or a synthetic set in the same layout."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
+from mg3d.phantom.downstream.registry import SETS, write_set
 
 SYNTHETIC_ROOT = Path("data/synthetic_finetune")
+"""One folder per set."""
 
 
 def read_root(task: Task, settings: FinetuneSettings, *, synthetic: bool, say: Callable[[str], None]) -> Path:
@@ -16,21 +19,12 @@ def read_root(task: Task, settings: FinetuneSettings, *, synthetic: bool, say: C
         FileNotFoundError: there is no such folder.
     """
     if synthetic:
-        from mg3d.phantom.downstream.registry import write_set
-
-        say(
-            f"data_root={settings.data_root or '(empty)'}: using a synthetic set in the layout of {task.folder}; not real patients"
-        )
-        return write_set(
-            task.folder,
-            SYNTHETIC_ROOT / task.folder,
-            cases=int(task.phantom.get("set.cases", 32)),
-            voxels_in_plane=int(task.phantom.get("set.voxels_in_plane", 48)),
-            workers=2,
-        )
+        asked = settings.data_root or "(empty)"
+        say(f"data_root={asked}: using a synthetic set in the layout of {task.folder}; these are no real patients")
+        cases, voxels = SETS[task.folder].usual
+        workers = min(4, os.cpu_count() or 1)
+        return write_set(task.folder, SYNTHETIC_ROOT, cases=cases, voxels_in_plane=voxels, workers=workers, **task.synthetic)
     root = Path(settings.data_root)
     if not root.exists():
-        raise FileNotFoundError(
-            f"data_root={settings.data_root}: there is no such folder; data_root=phantom tries it on synthetic data"
-        )
+        raise FileNotFoundError(f"data_root={root}: there is no such folder; data_root=phantom shows the task on synthetic data")
     return root

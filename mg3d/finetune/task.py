@@ -92,6 +92,8 @@ class Task:
     """Settings of the published protocol."""
     phantom: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings and fields of `preprocess` on the synthetic set (`preprocess.size=...`)."""
+    synthetic: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Own options of the synthetic set, see the modules of mg3d/phantom/downstream."""
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Published counts of cases by part; others are only warned of."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

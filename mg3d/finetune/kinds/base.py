@@ -73,17 +73,17 @@ class Kind(abc.ABC):
         """(What it shows, figure) of a table."""
         return []
 
-    def check(self, cases: Sequence[Case]) -> None:
+    def check(self, cases: Sequence[Case]) -> None:  # noqa: B027
         """Refuses cases that would spoil the training, before an epoch is spent: ValueError with the case and what is wrong."""
 
-    def fit(self, cases: Sequence[Case]) -> None:
+    def fit(self, cases: Sequence[Case]) -> None:  # noqa: B027
         """Takes from the training cases what the network is built from, such as a vocabulary; most kinds need nothing."""
 
     def state(self) -> dict[str, Any]:
         """What `fit` took, as builtins that a checkpoint can hold."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """The opposite of `state`."""
 
     def keys(self) -> list[str]:
@@ -112,7 +112,7 @@ class Kind(abc.ABC):
 
     def evaluation_data(self, cases: Sequence[Case]) -> Dataset:
         """Evaluation samples, one per case, in their order."""
-        return CaseDataset(cases, self.fixed(masks=False))
+        return CaseDataset(cases, self.fixed(masks=False), keep=self.settings.cache == "memory")
 
     def scores(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> list[Score]:
         """Every score with its interval."""
