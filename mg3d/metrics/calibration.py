@@ -15,7 +15,7 @@ TEMPERATURES = (0.01, 100.0)
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Mean squared error of probabilities; nan without a known case.
 
-    [n] of a finding, with labels 1, 0 and others left out; or [n, K] of classes, with labels 0 to K - 1 and those below 0 left out:
+    [n] of a finding, with labels 1, 0 and others left out; or [n, K] of classes, with labels 0 to K - 1 and those below left out:
     there it is the sum over all K, from 0 to 2.
 
     Raises:
