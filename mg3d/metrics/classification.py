@@ -134,8 +134,8 @@ def class_scores(classes: np.ndarray, probabilities: np.ndarray) -> dict[str, An
     one_against_rest = per_label(auroc, each.astype(int), probabilities)
     chosen = probabilities.argmax(1)
     _, sensitivity, f1, cases = precision_recall_fscore_support(classes, chosen, labels=wanted, zero_division=0)
-    sensitivity, f1 = (np.where(there, value, np.nan) for value, there in (
-        (sensitivity, cases > 0), (f1, (cases > 0) | np.isin(wanted, chosen))))  # fmt: skip
+    sensitivity = np.where(cases > 0, sensitivity, np.nan)
+    f1 = np.where((cases > 0) | np.isin(wanted, chosen), f1, np.nan)
     return {
         "accuracy": float((classes == chosen).mean()),
         "balanced_accuracy": mean_of_defined(sensitivity),
