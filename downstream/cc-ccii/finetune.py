@@ -47,7 +47,8 @@ TASK = Task(
     augment=Augment(flip=(0.0, 0.0, 0.0), intensity_scale=0.5, intensity_shift=0.5, intensity_factor=0.05),
     defaults={"epochs": 130, "batch_size": 4, "learning_rate": 3e-4, "weight_decay": 0.01, "warmup_epochs": 30},
     phantom={
-        "preprocess.size": (32, 48, 48), "epochs": 8, "batch_size": 4, "learning_rate": 1e-3, "warmup_epochs": 1, "num_workers": 0,
+        "preprocess.size": (32, 48, 48), "epochs": 8, "batch_size": 4, "learning_rate": 1e-3, "warmup_epochs": 1,
+        "num_workers": 0,
     },
     expected={"train": 4178},
 )  # fmt: skip

@@ -13,7 +13,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from monai.data.utils import list_data_collate
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
@@ -33,6 +33,7 @@ from mg3d.training.trainer import (
     RichBar,
     StopAfter,
     WholeCheckpoints,
+    checkpoints,
     csv_part,
     resolve_accelerator,
     resolve_devices,
@@ -112,9 +113,8 @@ def fit(
     ranks = resolve_devices(run) * run.num_nodes
     module = FinetuneModule(network, kind, steps_per_epoch=steps_per_epoch(data.draw, settings, ranks=ranks), identity=identity)
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    say(
-        f"{len(parts.train)} training, {len(parts.val)} validation, {len(parts.test)} test cases; {trained / 1e6:.2f} M parameters"
-    )
+    counts = ", ".join(f"{len(part)} {name}" for name, part in parts._asdict().items())
+    say(f"cases: {counts}; {trained / 1e6:.2f} M parameters to train")
     trainer = build_trainer(kind, folder, several=ranks > 1)
     remove_partial(folder / "checkpoints")
     begin = time.monotonic()
@@ -171,10 +171,7 @@ def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
     settings, run = kind.settings, machine(kind.settings)
     metric = f"val/{kind.task.metric}"
     callbacks: list[pl.Callback] = [
-        ModelCheckpoint(
-            dirpath=folder / "checkpoints", filename="best", monitor=metric, mode="max", save_top_k=1, save_last=True,
-            enable_version_counter=False,
-        ),
+        *checkpoints(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),
         RichBar() if sys.stdout.isatty() else PlainBar(refresh_rate=20),
     ]  # fmt: skip

@@ -37,8 +37,8 @@ class ReadCase(mt.Transform):
             image, mask = sample["image"], sample["mask"]
             if image.shape != mask.shape or not np.allclose(image.affine, mask.affine, atol=1e-2):
                 raise ValueError(
-                    f"{case.case_id}: the mask has {tuple(mask.shape[1:])} voxels and the scan {tuple(image.shape[1:])}, or their "
-                    "places in space differ; a mask must lie on its scan's grid"
+                    f"{case.case_id}: the mask has {tuple(mask.shape[1:])} voxels and the scan {tuple(image.shape[1:])}, or they "
+                    "lie elsewhere in space; a mask must lie on its scan's grid"
                 )
         return sample
 

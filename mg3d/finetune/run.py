@@ -21,7 +21,7 @@ from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.registry import build_kind
 from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results
 from mg3d.finetune.settings import FinetuneSettings, parse_settings, read_words, usage
-from mg3d.finetune.sources import read_root
+from mg3d.finetune.sources import is_synthetic, read_root
 from mg3d.finetune.task import Task
 
 console = Console(highlight=False)
@@ -77,7 +77,7 @@ def sentence(error: BaseException) -> str:
 
 def command(task: Task, given: Mapping[str, Any]) -> None:
     """Runs what the settings ask for; raises ValueError or OSError for a user's mistake."""
-    synthetic = given.get("data_root", "") in ("", "phantom")
+    synthetic = is_synthetic(str(given.get("data_root", "")))
     options = {name: given.get(name, value) for name, value in task.options.items()}
     if task.adapt:
         task = task.adapt(task, options)

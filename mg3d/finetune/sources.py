@@ -6,10 +6,17 @@ from pathlib import Path
 
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
-from mg3d.phantom.downstream.registry import SETS, write_set
+from mg3d.phantom.downstream.registry import MARK, SETS, write_set
 
+NO_ROOT = ("", "phantom")
+"""Values of `data_root` that ask for a synthetic set."""
 SYNTHETIC_ROOT = Path("data/synthetic_finetune")
 """One folder per set."""
+
+
+def is_synthetic(data_root: str) -> bool:
+    """Whether a synthetic set is asked for, or lies there."""
+    return data_root in NO_ROOT or (Path(data_root) / MARK).is_file()
 
 
 def read_root(task: Task, settings: FinetuneSettings, *, synthetic: bool, say: Callable[[str], None]) -> Path:
@@ -18,7 +25,7 @@ def read_root(task: Task, settings: FinetuneSettings, *, synthetic: bool, say: C
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    if synthetic:
+    if synthetic and settings.data_root in NO_ROOT:
         asked = settings.data_root or "(empty)"
         say(f"data_root={asked}: using a synthetic set in the layout of {task.folder}; these are no real patients")
         cases, voxels = SETS[task.folder].usual
