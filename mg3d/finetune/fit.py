@@ -189,7 +189,7 @@ def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.grad_clip or None,
-        check_val_every_n_epoch=settings.val_epochs,
+        check_val_every_n_epoch=min(settings.val_epochs, settings.epochs),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
