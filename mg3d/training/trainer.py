@@ -129,16 +129,19 @@ def plan_batches(settings: Settings) -> BatchPlan:
     )
 
 
-def checkpoint_callback(folder: Path, *, every_steps: int | None = None) -> ModelCheckpoint:
-    """`best` by validation loss and `last`, both after each validation; with `every_steps`, `last` alone, so many steps apart."""
+def checkpoints(
+    folder: Path, *, monitor: str = "", mode: str = "min", every_steps: int | None = None
+) -> tuple[ModelCheckpoint, ...]:
+    """`last` after every validation and, with `monitor`, `best` by it; with `every_steps`, `last` alone, so many steps apart.
+
+    Two callbacks, because Lightning's own `save_last` writes only when the best has changed: a run that was cut off would go
+    back to its best validation.
+    """
+    named = {"dirpath": folder, "save_top_k": 1, "enable_version_counter": False}
     if every_steps:
-        return ModelCheckpoint(
-            dirpath=folder, save_top_k=0, save_last=True, every_n_train_steps=every_steps, enable_version_counter=False
-        )
-    return ModelCheckpoint(
-        dirpath=folder, filename="best", monitor="val/total", mode="min", save_top_k=1, save_last=True,
-        enable_version_counter=False, save_on_train_epoch_end=False,
-    )  # fmt: skip
+        return (ModelCheckpoint(filename="last", every_n_train_steps=every_steps, **named),)
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=False, **named)
+    return ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, **named), last
 
 
 def build_strategy(settings: Settings) -> DDPStrategy:
@@ -163,7 +166,7 @@ def build_trainer(
     several = devices * run.num_nodes > 1
     terminal = torch.distributed.is_torchelastic_launched() is False and _is_terminal()
     progress = RichBar() if terminal else PlainBar(refresh_rate=max(1, run.log_interval))
-    checkpoints = checkpoint_callback(run_dir / "checkpoints", every_steps=None if validates else run.val_interval)
+    kept = checkpoints(run_dir / "checkpoints", monitor="val/total", every_steps=None if validates else run.val_interval)
     limits = (StopAfter(run.max_minutes),) if run.max_minutes else ()
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
@@ -187,7 +190,7 @@ def build_trainer(
             CSVLogger(run_dir, name="csv", version=csv_part(run_dir)),
         ],
         plugins=[WholeCheckpoints()],
-        callbacks=[checkpoints, LearningRateMonitor("step"), progress, *limits, *extra],
+        callbacks=[*kept, LearningRateMonitor("step"), progress, *limits, *extra],
     )
 
 
