@@ -25,7 +25,9 @@ class GetsWorse(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize(("named", "held"), [({"monitor": "val/total"}, {"best": 2, "last": 6}), ({"every_steps": 4}, {"last": 4})])
+@pytest.mark.parametrize(
+    ("named", "held"), [({"monitor": "val/total"}, {"best": 2, "last": 6}), ({"every_steps": 4}, {"last": 4})]
+)
 def test_last_is_the_last_also_when_validation_gets_worse(tmp_path, named, held):
     loader = DataLoader(torch.arange(6.0)[:, None])
     trainer = pl.Trainer(
