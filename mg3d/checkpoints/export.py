@@ -1,8 +1,6 @@
 """Our own format: one folder with config.json, model.safetensors, the tokenizer and a model card."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from mg3d.checkpoints.load import merging_of
 from mg3d.checkpoints.read import CONFIG, WEIGHTS, read_checkpoint
 from mg3d.checkpoints.styles import bring_to_our_names
 from mg3d.datasets.tokenizer import load_tokenizer
-from mg3d.files import write_bytes, write_json
+from mg3d.files import replacing_folder, write_bytes, write_json
 from mg3d.models.build import build_model
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
@@ -64,20 +62,13 @@ def save_pretrained(
     folder = Path(folder)
     _refuse_to_replace(folder)
     config = _config(model, settings, dict(provenance or {}))
-    beside, old = (folder.with_name(f".{folder.name}.{word}-{os.getpid()}") for word in ("tmp", "old"))
-    try:
+    with replacing_folder(folder) as beside:
         write_json(beside / CONFIG, config)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         write_bytes(beside / WEIGHTS, save(state, metadata={"format": "pt"}))
         write_bytes(beside / "README.md", model_card(config, parameters=sum(p.numel() for p in model.parameters())).encode())
         if tokenizer is not None:
             tokenizer.save_pretrained(beside / TOKENIZER)
-        if folder.exists():
-            folder.replace(old)
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
@@ -85,10 +76,10 @@ def _refuse_to_replace(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         saved = None
-    if saved != "mg3d":
+    if not isinstance(saved, dict) or saved.get("model_type") != "mg3d":
         raise ValueError(f"{folder} is there and holds no model saved by mg3d; name a new or an empty folder")
 
 

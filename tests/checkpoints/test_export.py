@@ -140,9 +140,10 @@ def test_a_models_precision_is_kept(tmp_path):
 
 def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path):
     model, settings, _ = saved
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="holds no model saved by mg3d"):
-        save_pretrained(model, tmp_path, settings=settings)
+    for other in ("[1]", '{"model_type": "bert"}'):
+        (tmp_path / "config.json").write_text(other)
+        with pytest.raises(ValueError, match="holds no model saved by mg3d"):
+            save_pretrained(model, tmp_path, settings=settings)
     assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "bert"}
 
 
@@ -154,6 +155,33 @@ def test_a_model_saved_before_is_replaced_whole(saved, tmp_path):
     assert from_pretrained(tmp_path / "m").config["provenance"] == {"round": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
     assert not (tmp_path / "m" / "left_over.txt").exists()
+
+
+def test_a_model_saved_before_stays_when_the_new_one_cannot_take_its_place(saved, tmp_path, monkeypatch):
+    model, settings, _ = saved
+    save_pretrained(model, tmp_path / "m", settings=settings, provenance={"round": 1})
+    rename = Path.replace
+
+    def fails(source, target):
+        if ".tmp-" in source.name and target == tmp_path / "m":
+            raise PermissionError(13, "Permission denied", str(target))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(PermissionError):
+        save_pretrained(model, tmp_path / "m", settings=settings, provenance={"round": 2})
+    assert from_pretrained(tmp_path / "m").config["provenance"] == {"round": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_link_to_a_folder_stays_a_link(saved, tmp_path):
+    model, settings, _ = saved
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m").symlink_to(tmp_path / "disk", target_is_directory=True)
+    for count in (1, 2):
+        save_pretrained(model, tmp_path / "m", settings=settings, provenance={"round": count})
+    assert from_pretrained(tmp_path / "disk").config["provenance"] == {"round": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "m"]
 
 
 @pytest.mark.parametrize("name", ["nobody/has-this-model", "no folder of mine", "/no/such/folder"])
