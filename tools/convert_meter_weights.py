@@ -15,6 +15,7 @@ from typing import get_args
 import torch
 from safetensors.torch import save
 
+from mg3d.checkpoints.command import answer
 from mg3d.checkpoints.convert import Conversion, Program, convert
 from mg3d.checkpoints.read import read_checkpoint
 from mg3d.files import write_bytes
@@ -61,13 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--prefix", default="", help="what stands before the names, where it is none of the usual words")
     parser.add_argument("--keep-unused", action="store_true", help="carry along what the released code builds and never reads")
     options = parser.parse_args(arguments)
-    try:
-        conversion = run(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"mg3d: {error}", file=sys.stderr)
-        return 2
-    print(conversion.table())
-    return 0
+    return answer(lambda: run(options).table())
 
 
 if __name__ == "__main__":

@@ -96,8 +96,7 @@ def _write(
     precision = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     model = outline(settings, bert, precision)
     require_fit(state, model, "the tensors of this model")
-    if tokenizer is not None:
-        model.text.check_vocabulary(len(tokenizer))
+    _refuse_other_words(model, tokenizer)
     config = _config(settings, bert, precision, merging=merging_of(model) or "none", provenance=dict(provenance or {}))
     try:
         text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False)
@@ -105,11 +104,12 @@ def _write(
         raise ValueError(f"provenance and settings must be what JSON can hold, builtins and finite numbers: {error}") from error
     identity = json.dumps({name: config[name] for name in _WITH_WEIGHTS})
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    card = model_card(config, parameters=parameters, words=len(tokenizer) if tokenizer is not None else None)
     with replacing_folder(folder) as beside:
         write_bytes(beside / CONFIG, (text + "\n").encode())
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         write_bytes(beside / WEIGHTS, save(state, metadata={"format": "pt", "mg3d": identity}))
-        write_bytes(beside / "README.md", model_card(config, parameters=parameters).encode())
+        write_bytes(beside / "README.md", card.encode())
         if tokenizer is not None:
             tokenizer.save_pretrained(beside / TOKENIZER)
     return folder
@@ -177,7 +177,18 @@ def from_pretrained(folder_or_hub_id: str | Path, *, revision: str | None = None
     model = rebuild(settings, config["text_config"], precision)
     model.load_state_dict(file.tensors)
     tokenizer = load_tokenizer(str(folder / TOKENIZER)) if (folder / TOKENIZER).is_dir() else None
+    _refuse_other_words(model, tokenizer)
     return Pretrained(model.eval(), settings, tokenizer, config)
+
+
+def _refuse_other_words(model: MG3D, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    try:
+        model.text.check_vocabulary(len(tokenizer) if tokenizer is not None else model.text.vocabulary_size)
+    except ValueError as error:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} entries and the model knows {model.text.vocabulary_size} words: it is that of "
+            "another model; name the one that reports were read with"
+        ) from error
 
 
 def _read_config(config: Mapping[str, Any]) -> tuple[Settings, torch.dtype]:
@@ -219,12 +230,25 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def export_run(checkpoint: str | Path, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Writes a checkpoint of a pre-training run as a folder in our format; the tokenizer is taken from the run's folder.
+def export_run(
+    checkpoint: str | Path,
+    folder: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a checkpoint of a pre-training run as a folder in our format.
+
+    tokenizer: folder or name on the hub of the one that the run read reports with; when left out it is taken from the run's
+        folder or is that of its text encoder, and where neither is there the model card tells that none is stored.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`; or it is no checkpoint of a run of this package.
+        FileNotFoundError, ValueError: as `read_checkpoint`, `load_tokenizer` and `save_pretrained`; or it is no checkpoint of a
+            run of this package, or lies in `folder`.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    if folder.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
+        raise ValueError(f"{checkpoint} lies in {folder}, which would be replaced; name another folder")
     file = read_checkpoint(checkpoint)
     identity = identity_of(file)
     if "settings" not in identity or "text_config" not in identity:
@@ -234,17 +258,16 @@ def export_run(checkpoint: str | Path, folder: str | Path, *, provenance: Mappin
     told = {name: file.facts[name] for name in ("global_step", "epoch") if name in file.facts}
     shape = vision_shape(tensors)
     told["encoder"] = shape.name if shape else settings.vision.vision_encoder
-    tokenizer = _tokenizer_of_run(file.path, settings)
-    return _write(
-        Path(folder), tensors, settings, identity["text_config"], tokenizer=tokenizer, provenance=told | dict(provenance or {})
-    )
+    told |= identity.get("provenance", {}) | dict(provenance or {})
+    words = load_tokenizer(str(tokenizer)) if tokenizer else _tokenizer_of(checkpoint, settings)
+    return _write(folder, tensors, settings, identity["text_config"], tokenizer=words, provenance=told)
 
 
-def _tokenizer_of_run(checkpoint: Path, settings: Settings) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a run's checkpoints, else that of its text encoder, else None."""
-    kept = checkpoint.parent.parent / TOKENIZER
-    if kept.is_dir():
-        return load_tokenizer(str(kept))
+def _tokenizer_of(checkpoint: Path, settings: Settings) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a saved folder or beside a run's checkpoints, else that of its text encoder, else None."""
+    for kept in (checkpoint / TOKENIZER, checkpoint.absolute().parent.parent / TOKENIZER):
+        if kept.is_dir():
+            return load_tokenizer(str(kept))
     try:
         return load_tokenizer(settings.text.text_encoder) if settings.text.text_encoder != "tiny" else None
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,7 @@ def test_the_folder_is_what_others_expect(saved):
     assert "| window_hu | [-1000.0, 1000.0] |" in card
     assert "patch merging is **legacy**" in card
     assert "* data: nineteen phantoms" in card
+    assert "Lower case, at most 40 tokens. Its tokenizer, of 33 entries, is in the folder `tokenizer`." in card
     assert not list(folder.parent.glob(".model*"))
 
 
@@ -128,6 +130,8 @@ def test_the_merging_of_a_saved_model_is_held_against_another(tmp_path):
     loaded = from_pretrained(tmp_path / "monai")
     assert torch.equal(outputs(loaded.model)[0], outputs(model)[0])
     assert loaded.tokenizer is None
+    card = (tmp_path / "monai" / "README.md").read_text()
+    assert "must be read with that of nobody/no-such-bert (the model knows 60 words)." in card
     with pytest.raises(ValueError, match="trained with patch merging 'monai' and the model computes 'legacy'"):
         load_weights(build()[0], tmp_path / "monai")
     with pytest.raises(ValueError, match="computes patch merging 'monai' and the settings say 'legacy'"):
@@ -246,6 +250,13 @@ def test_a_spoiled_folder_is_told(saved, spoil, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence) as told:
         from_pretrained(spoiled(saved[2], tmp_path, spoil))
     assert "\n" not in str(told.value)
+
+
+def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
+    shutil.copytree(saved[2], tmp_path / "m")
+    train_wordpiece([" ".join(map(str, range(100, 300)))], vocab_size=200, out_dir=tmp_path / "m" / "tokenizer")
+    with pytest.raises(ValueError, match="the tokenizer has 200 entries and the model knows 60 words: it is that of another model"):
+        from_pretrained(tmp_path / "m")
 
 
 def test_a_folder_whose_weights_say_nothing_about_themselves_is_read(saved, tmp_path):
