@@ -255,7 +255,7 @@ def test_a_spoiled_folder_is_told(saved, spoil, sentence, tmp_path):
 def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
     shutil.copytree(saved[2], tmp_path / "m")
     train_wordpiece([" ".join(map(str, range(100, 300)))], vocab_size=200, out_dir=tmp_path / "m" / "tokenizer")
-    with pytest.raises(ValueError, match="the tokenizer has 200 entries and the model knows 60 words: it is that of another model"):
+    with pytest.raises(ValueError, match="has 200 entries and the model knows 60 words: it is that of another model"):
         from_pretrained(tmp_path / "m")
 
 

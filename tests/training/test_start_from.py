@@ -68,12 +68,38 @@ def test_a_large_rate_is_told(begin, capsys):
         (("embed_dim=24",), "embed_dim=12"),
         (("patch_merging=monai",), "patch_merging=legacy"),
         (("load_merging=new",), "load_merging='new': expected one of"),
+        (("load_prefix=theirs",), "no image encoder stands behind prefix='theirs.'"),
+        (("load_entry=teacher",), "has no entry 'teacher'"),
     ],
 )
 def test_weights_that_do_not_fit_stop_the_run_in_one_sentence(begin, more, sentence, capsys):
     run, root = begin
     assert run("fourth", f"load_path={root / 'first' / 'checkpoints' / 'last.ckpt'}", *more) == 2
     assert sentence in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_weights_are_looked_at_before_any_data(begin, tmp_path, capsys):
+    run, root = begin
+    state = last(root, "first")["state_dict"]
+    theirs = {name.replace("model.vision.", "theirs.core."): tensor for name, tensor in state.items() if ".vision." in name}
+    torch.save({"teacher": theirs}, tmp_path / "w.pt")
+    words = [f"load_path={tmp_path / 'w.pt'}", "load_merging=legacy", "load_entry=teacher"]
+    assert run("fifth", *words, "data_root=nowhere") == 2
+    assert "pass prefix='theirs.core.'" in capsys.readouterr().err
+    assert run("fifth", *words, "load_prefix=theirs.core", "data_root=nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert run("fifth", *words, "load_prefix=theirs.core") == 0
+    assert "encoder 100.0%" in capsys.readouterr().out
+
+
+def test_what_holds_too_little_of_an_encoder_is_taken_when_that_is_asked_for(begin, tmp_path, capsys):
+    run, root = begin
+    state = {name.removeprefix("model."): tensor for name, tensor in last(root, "first")["state_dict"].items()}
+    torch.save({name: tensor for name, tensor in state.items() if not name.startswith("vision.layers1.")}, tmp_path / "w.pt")
+    words = [f"load_path={tmp_path / 'w.pt'}", "load_merging=legacy"]
+    assert run("sixth", *words) == 2
+    assert "at least 90% are asked for" in capsys.readouterr().err
+    assert run("sixth", *words, "load_minimum_coverage=0.0") == 0
 
 
 def test_a_runs_checkpoint_is_exported_whole(begin, capsys):
