@@ -16,8 +16,11 @@ def answer(work: Callable[[], str]) -> int:
         return 2
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
+        if not isinstance(error, BrokenPipeError):
+            print(f"mg3d: the answer could not be printed: {_sentence(error)}", file=sys.stderr)
+            return 2
     return 0
 
 
@@ -28,5 +31,5 @@ def _sentence(error: ValueError | OSError) -> str:
     name = error.filename2 or error.filename
     where = f"{name}: " if name else ""
     if is_full_disk(error):
-        return f"{where}the disk is full; nothing was written, make room or name another place"
+        return f"{where}the disk is full; make room or name another place"
     return f"{where}{(error.strerror or str(error)).lower()}"

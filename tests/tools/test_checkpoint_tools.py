@@ -55,7 +55,7 @@ def test_a_system_that_refuses_is_told_in_one_line(weights, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; nothing was written"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room"),
         (PermissionError(errno.EACCES, "Permission denied", "a.ckpt"), "a.ckpt: permission denied"),
         (FileNotFoundError("there is no file b"), "there is no file b"),
         (ValueError("two\nlines"), "two lines"),
@@ -75,6 +75,13 @@ def test_a_reader_that_stops_early_is_no_error(weights, monkeypatch):
     with os.fdopen(writing, "w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         assert tool("inspect_checkpoint", weights) == 0
+
+
+def test_an_answer_that_finds_no_room_is_told(weights, monkeypatch, capsys):
+    with Path("/dev/full").open("w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert tool("inspect_checkpoint", weights) == 2
+    assert "the answer could not be printed: the disk is full" in one_line(capsys)
 
 
 @pytest.mark.parametrize("out", ["in.pt", "link.pt", "model/out.pt"])
