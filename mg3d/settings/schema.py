@@ -231,6 +231,12 @@ class RunSettings:
     """Weights to start from (not to resume): a released file, one of this package or of another. docs/checkpoints.md."""
     load_merging: Literal["", "legacy", "monai"] = ""
     """Patch merging that the weights of load_path were trained with, where the file does not tell."""
+    load_entry: str = ""
+    """Where in the file of load_path the tensors lie, such as `teacher`; empty = found by itself."""
+    load_prefix: str = ""
+    """What stands before the image encoder's names in the file of load_path; empty = found by itself."""
+    load_minimum_coverage: float = 0.9
+    """Least share of the image encoder's parameters that the file of load_path must hold; 0 = also none, as for METER's."""
     val_interval: int = 1000
     """Optimiser steps between validations and checkpoints."""
     val_batches: int = 0

@@ -50,6 +50,8 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"augment_width": 1.0}, "smaller than 1"),
         ({"augment_noise": 1.5}, "between 0 and 1"),
         ({"mim_mask_ratio": 1.5}, "between 0 and 1"),
+        ({"load_path": "a.ckpt", "load_minimum_coverage": 1.5}, "between 0 and 1"),
+        ({"load_entry": "teacher"}, "say how load_path is read, which is not set"),
         ({"datasets": ["ct_rate", "foo"]}, "datasets='foo': expected one of ct_rate, ctrg"),
         ({"datasets": []}, "at least one data set"),
         ({"datasets": ["ctrg", "ctrg"]}, "names one twice"),
