@@ -163,6 +163,14 @@ class ModelSettings:
     """Text cosine from which two sentences say the same."""
     ssm_differ_below: float = 0.6
     """Text cosine up to which two sentences differ."""
+    caption_width: int = 512
+    """Width of the decoder that writes reports (weight_cap)."""
+    caption_layers: int = 3
+    """Its layers."""
+    caption_heads: int = 8
+    """Its heads; must divide caption_width."""
+    caption_smoothing: float = 0.0
+    """Share of every asked word that is spread over all words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +189,8 @@ class LossSettings:
     """Contrast of volumes and their sentence-wise aggregation."""
     weight_ssm: float = 0.1
     """Sentence similarity between patients."""
+    weight_cap: float = 0.0
+    """The report written from the volume, word after word. Not of the paper: the word `captioning` turns it on."""
 
 
 @dataclass(frozen=True, kw_only=True)
