@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -58,7 +57,7 @@ class MG3D(nn.Module):
         image_pool: how image tokens become the vector that CML and DCL contrast, see `pooling`.
         standardise_voxels: see `models.standardise`; nothing changes until `voxels.fit`.
         image_position: tell image tokens where they lie.
-        caption: width, layers and heads of the decoder that writes reports, where they are not its defaults.
+        caption_layers: of the decoder that writes reports, of the same width and heads as the fusion.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class MG3D(nn.Module):
         aggregation_values: Literal["image", "sentence"] = "image",
         sal_target: Literal["contextual", "word_embedding"] = "contextual",
         ssm_text: Literal["centred_idf", "plain"] = "centred_idf",
-        caption: Mapping[str, int] = MappingProxyType({}),
+        caption_layers: int = 2,
     ) -> None:
         super().__init__()
         if project_twice and vision.channels != width:
@@ -103,8 +102,7 @@ class MG3D(nn.Module):
         self.type_embedding = nn.Embedding(2, width)
         trunc_normal_(self.type_embedding.weight, std=0.02)
         wants = self.objectives.intersection
-        layers = {"layers": fusion_layers, "heads": fusion_heads}
-        pooling = {"heads": fusion_heads, "queries": pool_queries}
+        layers, pooling = {"layers": fusion_layers, "heads": fusion_heads}, {"heads": fusion_heads, "queries": pool_queries}
         self.image_pool_kind = image_pool
         self.fusion_report = self.fusion_volume = self.mlm_head = self.sal_head = self.target_text = None
         self.mim_head = self.contrast = self.cml_scale = self.dcl_scale = self.aggregation = self.sentence_space = None
@@ -121,14 +119,14 @@ class MG3D(nn.Module):
         self._build_aggregation(width, embedding_width, fusion_layers, pooling, from_image=aggregation_values == "image")
         if wants({"ssm"}) and ssm_text == "centred_idf":
             self.sentence_space = CentredSentenceSpace(text)
-        self.caption = self._report_decoder(width, caption) if "cap" in self.objectives else None
+        self.caption = self._report_decoder(width, caption_layers, fusion_heads) if "cap" in self.objectives else None
 
     def _uses_fused_contrast(self) -> bool:
         return self.has_fused_contrast and bool(self.objectives & {"cml", "dcl", "ssm"})
 
-    def _report_decoder(self, width: int, sizes: Mapping[str, int]) -> ReportDecoder:
+    def _report_decoder(self, width: int, layers: int, heads: int) -> ReportDecoder:
         known = {"vocabulary_size": self.text.vocabulary_size, "longest": self.text.longest}
-        return ReportDecoder(token_width=width, **known, **sizes)
+        return ReportDecoder(token_width=width, width=width, layers=layers, heads=heads, **known)
 
     def _build_report_heads(self, width: int, sal_target: str) -> None:
         kind = ContextualSalHead if sal_target == "contextual" else WordEmbeddingSalHead

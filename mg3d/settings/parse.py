@@ -96,7 +96,7 @@ _AT_LEAST: dict[str, float] = {
     "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
     "augment_rotation_deg": 0,
     "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
-    "weight_cap": 0, "caption_width": 1, "caption_layers": 1, "caption_heads": 1,
+    "weight_cap": 0, "caption_layers": 1,
 }  # fmt: skip
 RELEASED_HEADS = 8
 """Heads of the released report pooler, `SentenceAttentionPool`."""
@@ -152,8 +152,6 @@ def _check_together(settings: Settings) -> None:
          f"with embed_dim={vision.embed_dim}"),
         (model.hidden_size % model.fusion_heads == 0,
          f"fusion_heads={model.fusion_heads} does not divide hidden_size={model.hidden_size}"),
-        (model.caption_width % model.caption_heads == 0,
-         f"caption_heads={model.caption_heads} does not divide caption_width={model.caption_width}"),
         (model.cml_pair != "multimodal_unimodal" or not fused or model.hidden_size % RELEASED_HEADS == 0,
          f"cml_pair=multimodal_unimodal pools reports with {RELEASED_HEADS} heads, which do not divide "
          f"hidden_size={model.hidden_size}"),

@@ -45,7 +45,6 @@ PRESETS: dict[str, dict[str, object]] = {
         "embed_dim": 48, "patch_size": 8, "window_size": 4, "depths": (2,), "num_heads": (3,),
         "standardise_voxels": True, "pool_queries": 8,
         "hidden_size": 96, "embedding_size": 96, "fusion_layers": 1, "fusion_heads": 4, "mim_decoder": "linear", "mim_cube": 16,
-        "caption_width": 96, "caption_layers": 1, "caption_heads": 4,
         "learning_rate": 1e-3, "head_multiplier": 1.0, "weight_decay": 1e-2, "warmup_steps": 50, "max_steps": 900,
         "per_gpu_batchsize": 16, "batch_size": 16, "num_workers": 1, "val_interval": 100, "val_batches": 8, "log_interval": 20,
     },

@@ -136,12 +136,15 @@ class ReportDecoder(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self.words.generate(
+            ids = self.words.generate(
                 first, generation_config=asked, attention_mask=torch.ones_like(first),
                 encoder_hidden_states=self.project(tokens), **memory,
             )  # fmt: skip
         finally:
             self.train(was_training)
+        # The library's search pads with `end` where `padding` is 0.
+        ended = F.pad((ids[:, 1:-1] == end).cumsum(1) > 0, (2, 0))
+        return ids.masked_fill(ended, padding)
 
     def _refuse_longer(self, length: int) -> None:
         if length > self.longest:
