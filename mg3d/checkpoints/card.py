@@ -47,8 +47,8 @@ For research. It was not tested as a medical device and must not decide about pa
 """
 _TOLD = (
     "vision_encoder", "embed_dim", "depths", "num_heads", "text_encoder", "hidden_size", "fusion", "cml_pair", "mim_text",
-    "weight_mlm", "weight_sal", "weight_mim", "weight_cml", "weight_dcl", "weight_ssm", "learning_rate", "batch_size",
-    "max_steps", "datasets", "seed",
+    "weight_mlm", "weight_sal", "weight_mim", "weight_cml", "weight_dcl", "weight_ssm", "weight_cap", "learning_rate",
+    "batch_size", "max_steps", "datasets", "seed",
 )  # fmt: skip
 
 

@@ -97,11 +97,12 @@ _AT_LEAST: dict[str, float] = {
     "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
     "augment_rotation_deg": 0,
     "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
+    "weight_cap": 0, "caption_layers": 1,
 }  # fmt: skip
 RELEASED_HEADS = 8
 """Heads of the released report pooler, `SentenceAttentionPool`."""
 _SHARES = (
-    "denying_view_share", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below",
+    "denying_view_share", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below", "caption_smoothing",
     "augment_shift", "augment_width", "augment_noise", "load_minimum_coverage",
 )  # fmt: skip
 
