@@ -47,7 +47,7 @@ def test_masks_of_a_run_lie_on_the_grid_of_their_scans_and_carry_the_scores(trai
 
 
 def test_prediction_writes_the_challenges_files_on_the_scans_grid(trained, tmp_path):
-    root, folder, asked = trained
+    root, _, asked = trained
     scans = root / "COVID-19-20_v2" / "Validation"
     out = tmp_path / "out"
     assert run(load("Covid19_20").TASK, [*asked, "mode=predict", f"input={scans}", f"output={out}"]) == 0
@@ -87,7 +87,7 @@ def test_the_folder_above_is_found_and_the_one_below_is_refused(name, tiny_set):
              "ACDC": root / "training" / "patient001"}[name]  # fmt: skip
     with pytest.raises(FileNotFoundError, match=r"too deep in the data set; .* data_root="):
         module.read_cases(below, FinetuneSettings())
-    above = root.parent if name != "ACDC" else root.parent
+    above = root.parent
     inner = [case.case_id for case in module.read_cases(root, FinetuneSettings())]
     if name == "ACDC":
         assert [case.case_id for case in module.read_cases(above, FinetuneSettings())] == inner
@@ -163,7 +163,7 @@ def test_the_originals_division_of_acdc_parts_frames(tiny_set):
     shared = {case.patient_id for case in held} & {case.patient_id for case in cases if case.fold != 1}
     assert shared
     assert cases[0].image.name.endswith("_0000.nii.gz")
-    with pytest.raises(FileNotFoundError, match="ACDC_fold0.json, ACDC_fold1.json, ACDC_fold2.json"):
+    with pytest.raises(FileNotFoundError, match=r"ACDC_fold0\.json, ACDC_fold1\.json, ACDC_fold2\.json"):
         module.read_cases(root, FinetuneSettings(split="original", fold=4))
     with pytest.raises(ValueError, match="one by one"):
         module.read_cases(root, FinetuneSettings(split="original", folds="all"))
@@ -206,7 +206,11 @@ def test_faults_are_told_before_training(fault, sentence, tiny_set, tmp_path, ca
 
 @pytest.mark.parametrize(
     ("word", "sentence"),
-    [("fold=7", "there are 5 folds, 0 to 4"), ("data_root=nowhere", "there is no such folder"), ("folds_file=x", "no file of folds")],
+    [
+        ("fold=7", "there are 5 folds, 0 to 4"),
+        ("data_root=nowhere", "there is no such folder"),
+        ("folds_file=x", "no file of folds"),
+    ],
 )
 def test_wrong_words_are_told_before_training(word, sentence, tiny_set, tmp_path, capsys):
     assert run(load("MSD").TASK, words(tiny_set("MSD", **options_of("MSD")), tmp_path, "task=Task06_Lung", word)) == 2
