@@ -227,13 +227,18 @@ def load_network(kind: Kind, path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.eval(), identity
 
 
+_TRAINING_ONLY = ("crops", "positive_share", "by_structure")
+"""Fields of a `Preprocess` that an evaluation does not see."""
+
+
 def refuse_other_task(kind: Kind, identity: Mapping[str, Any], path: Path) -> None:
     """Raises ValueError when a network was fine-tuned for other cases, or for scans that were prepared otherwise."""
     if identity["folder"] != kind.task.name:
         raise ValueError(f"{path} was fine-tuned for {identity['folder']}, not for {kind.task.name}")
     theirs = identity["preprocess"] | {"axes": identity["settings"]["axes"]}
     ours = dataclasses.asdict(kind.task.preprocess) | {"axes": kind.settings.axes}
-    other = [f"{name}={theirs.get(name)} (now {value})" for name, value in ours.items() if theirs.get(name) != value]
+    seen = {name: value for name, value in ours.items() if name not in _TRAINING_ONLY}
+    other = [f"{name}={theirs.get(name)} (now {value})" for name, value in seen.items() if theirs.get(name) != value]
     if other:
         raise ValueError(
             f"{path} was fine-tuned on scans prepared otherwise: {', '.join(other[:3])}; a network of the synthetic set needs "

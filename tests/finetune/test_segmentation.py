@@ -223,3 +223,22 @@ def test_a_task_without_a_way_back_is_refused():
         Segmentation(task_of(keep=(0.5, 0.5, 0.5)), FinetuneSettings())
     with pytest.raises(ValueError, match="loss 'iou' is not known"):
         Segmentation(dataclasses.replace(task_of(), loss="iou"), FinetuneSettings())
+
+
+def test_patches_follow_the_order_of_the_axes(tmp_path):
+    case = write_case(tmp_path, AFFINES["oblique"], few_voxels())
+    task = dataclasses.replace(task_of(), preprocess=Preprocess(window=(0.0, 1.0), patch=(4, 6, 8)))
+    for axes, shape in (("ours", (1, 4, 6, 8)), ("original", (1, 8, 6, 4))):
+        data, _ = Segmentation(task, FinetuneSettings(log_dir=str(tmp_path), axes=axes)).training_data([case])
+        assert {tuple(patch["image"].shape) for patch in data[0]} == {shape}
+
+
+def test_the_task_says_whether_the_loss_counts_the_background():
+    logits, truth = torch.randn(1, 2, 3, 4, 5), torch.ones(1, 1, 3, 4, 5)
+    found = [
+        Segmentation(dataclasses.replace(task_of(), background=background), FinetuneSettings()).criterion(logits, truth)
+        for background in (True, False)
+    ]
+    wanted = [LOSSES["dice"](include_background=background)(logits, truth) for background in (True, False)]
+    assert found == wanted
+    assert found[0] != found[1]
