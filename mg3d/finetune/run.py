@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,10 +131,12 @@ def limited(parts: Parts, most: int) -> Parts:
 
 def warn_of_counts(task: Task, cases: Sequence[Any], *, synthetic: bool) -> None:
     """Says when a data set does not have its published number of cases; half a download is no error."""
+    counts = Counter(case.part for case in cases)
+    counts |= {"scans": len(cases), "candidates": sum(len(case.candidates) for case in cases)}
     for part, expected in ({} if synthetic else task.expected).items():
-        found = sum(case.part == part for case in cases)
+        found = counts[part]
         if found != expected:
-            say(f"{found} {part} cases, published are {expected}: scores are not comparable with published ones")
+            say(f"{part}: {found}, published are {expected}; scores are not comparable with published ones")
 
 
 def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -196,7 +199,7 @@ def pool(kind: Kind, tables: Sequence[Mapping[str, pd.DataFrame]], folder: Path,
     """Every training case predicted once, by the network that did not learn from it: one table, its scores and a page."""
     if rank() != 0:
         return
-    pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id").reset_index(drop=True)
+    pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
     each = pd.DataFrame([kind.statistics(table["val"]) for table in tables])
     spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
     scores = write_results(folder, kind, {"val": pooled}, facts={"folds": folds, "between_folds": spread}, dev=None)

@@ -95,12 +95,14 @@ class Task:
     synthetic: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Own options of the synthetic set, see the modules of mg3d/phantom/downstream."""
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Published counts of cases by part; others are only warned of."""
+    """Published counts of `train` and `test` cases, `scans` of both, `candidates`; others are only warned of."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Own settings of the folder, name -> default."""
     adapt: Callable[["Task", Mapping[str, Any]], "Task"] | None = None
     """The declaration that these options ask for."""
     original_axes: str = "RAS"
     """Order and directions of the array axes in the original's code, for `axes=original`."""
+    negatives: float = 1.0
+    """Negative candidates that an epoch draws for each positive one."""
     tolerance_mm: float = 2.0
     """Surface distance that counts as none."""

@@ -45,6 +45,8 @@ class Kind(abc.ABC):
     """
 
     reads_masks = False
+    evaluation_size: int | None = 1
+    """Samples of an evaluation batch: one, as scans differ in size; None = as many as of a training batch."""
 
     def __init__(self, task: Task, settings: FinetuneSettings) -> None:
         self.task, self.settings = task, settings
