@@ -120,7 +120,7 @@ TASK = Task(
         "epochs": 100, "batch_size": 32, "learning_rate": 1.5e-4, "schedule": "constant", "weight_decay": 1e-6, "val_epochs": 10,
     },
     phantom={
-        "preprocess.patch": (16, 16, 16), "epochs": 8, "batch_size": 16, "learning_rate": 1e-3, "num_workers": 0, "val_epochs": 1,
+        "preprocess.patch": (8, 8, 8), "epochs": 12, "batch_size": 16, "learning_rate": 3e-3, "num_workers": 0, "val_epochs": 1,
     },
     expected={"scans": 888},
     options={"candidates": "V2", "negatives": 1.0},

@@ -1,5 +1,6 @@
 """Training of one fold, and evaluation of its best checkpoint."""
 
+import dataclasses
 import math
 import resource
 import sys
@@ -213,8 +214,7 @@ def load_network(kind: Kind, path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name one: checkpoint=...")
     stored = read_finetuned(path)
     identity = stored["mg3d_finetune"]
-    if identity["folder"] != kind.task.folder:
-        raise ValueError(f"{path} was fine-tuned for {identity['folder']}, not for {kind.task.folder}")
+    refuse_other_task(kind, identity, path)
     kind.restore(identity["kind"])
     network = kind.network(build_encoder(identity["vision"]))
     weights = {
@@ -225,6 +225,20 @@ def load_network(kind: Kind, path: Path) -> tuple[nn.Module, dict[str, Any]]:
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this task: {' '.join(str(error).split())[:200]}") from error
     return network.eval(), identity
+
+
+def refuse_other_task(kind: Kind, identity: Mapping[str, Any], path: Path) -> None:
+    """Raises ValueError when a network was fine-tuned for other cases, or for scans that were prepared otherwise."""
+    if identity["folder"] != kind.task.name:
+        raise ValueError(f"{path} was fine-tuned for {identity['folder']}, not for {kind.task.name}")
+    theirs = identity["preprocess"] | {"axes": identity["settings"]["axes"]}
+    ours = dataclasses.asdict(kind.task.preprocess) | {"axes": kind.settings.axes}
+    other = [f"{name}={theirs.get(name)} (now {value})" for name, value in ours.items() if theirs.get(name) != value]
+    if other:
+        raise ValueError(
+            f"{path} was fine-tuned on scans prepared otherwise: {', '.join(other[:3])}; a network of the synthetic set needs "
+            "data_root=phantom, any other the settings it was trained with"
+        )
 
 
 def evaluate_checkpoint(

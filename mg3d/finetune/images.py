@@ -18,15 +18,15 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".npz")
 SLICE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def read_image(source: Source) -> MetaTensor:
+def read_image(source: Source, *, channel: int | None = None) -> MetaTensor:
     """A scan [1, i, j, k] in the order of its own file, its numbers unchanged as float32, with its affine (RAS, mm).
 
     Slices and bare arrays say nothing of their geometry: their first axis is taken as inferior to superior, then anterior to
-    posterior, then right to left, with voxels of 1 mm.
+    posterior, then right to left, with voxels of 1 mm. channel: which entry of a fourth axis is taken.
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it cannot be read, or holds no volume of one channel.
+        ValueError: it cannot be read, or holds no volume of one channel, or not this channel.
     """
     if isinstance(source, ArrowRow):
         return _from_arrow(source)
@@ -50,9 +50,27 @@ def read_image(source: Source) -> MetaTensor:
         raise ValueError(f"{source} cannot be read as a scan ({type(error).__name__}: {short})") from error
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
+    if channel is not None and array.ndim == 4 and -1 < channel < array.shape[-1]:
+        array = array[..., channel]
     if array.ndim != 3 or min(array.shape) < 2:
         raise ValueError(f"{source} holds an array of shape {array.shape}; one volume of three axes is expected")
     return _meta(array, affine)
+
+
+def read_grid(source: Source) -> tuple[tuple[int, ...], np.ndarray]:
+    """Voxels along the first three axes of a scan's file and its affine (RAS, mm); of NIfTI the header alone is read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`.
+    """
+    if isinstance(source, Path) and source.is_file() and source.name.lower().endswith((".nii", ".nii.gz")):
+        try:
+            image = nib.load(source)
+        except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+            raise ValueError(f"{source} cannot be read as a scan ({type(error).__name__})") from error
+        return image.shape[:3], image.affine
+    image = read_image(source)
+    return tuple(image.shape[1:]), np.asarray(image.affine)
 
 
 def _meta(array: np.ndarray, affine: np.ndarray) -> MetaTensor:

@@ -51,7 +51,7 @@ class FinetuneModule(pl.LightningModule):
 
     def validation_step(self, batch: Sample, batch_index: int) -> None:
         """Collects predictions."""
-        self.found += self.kind.rows(self.network, batch)
+        self.found += self.kind.validation_rows(self.network, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Scores the predictions of all ranks."""

@@ -24,12 +24,12 @@ Ticket = int
 class ReadCase(mt.Transform):
     """A case as a sample: `image` and, where there is one, `mask`, both [1, ...] with their affine, and what names it."""
 
-    def __init__(self, *, masks: bool) -> None:
-        self.masks = masks
+    def __init__(self, *, masks: bool, channel: int | None = None) -> None:
+        self.masks, self.channel = masks, channel
 
     def __call__(self, case: Case) -> Sample:
         """Reads the files of a case; ValueError where mask and image do not lie on one grid."""
-        sample: Sample = {"case_id": case.case_id, "patient_id": case.patient_id, "image": read_image(case.image)}
+        sample: Sample = {"case_id": case.case_id, "patient_id": case.patient_id, "image": read_image(case.image, channel=self.channel)}
         if case.target:
             sample["target"] = torch.tensor(case.target)
         if self.masks and case.mask is not None:
@@ -68,7 +68,8 @@ def reordered(values: Sequence[Any], axes: str) -> tuple[Any, ...]:
 
 
 def fixed_steps(steps: Preprocess, *, keys: Sequence[str], axes: str = OURS) -> list[mt.Transform]:
-    """From the file's own grid to the network's, the same for training and evaluation; each step can be inverted by MONAI.
+    """From the file's own grid to the network's, the same for training and evaluation; but for `keep` and `extent_top`,
+    MONAI can invert each step.
 
     keys: `image`, and `mask` where there is one. axes: order and directions of the array axes.
     """

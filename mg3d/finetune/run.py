@@ -78,10 +78,11 @@ def sentence(error: BaseException) -> str:
 
 def command(task: Task, given: Mapping[str, Any]) -> None:
     """Runs what the settings ask for; raises ValueError or OSError for a user's mistake."""
-    synthetic = is_synthetic(str(given.get("data_root", "")))
+    data_root = str(given.get("data_root", ""))
+    synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
     options = {name: given.get(name, value) for name, value in task.options.items()}
     if task.adapt:
-        task = task.adapt(task, options)
+        task = task.adapt(task, options | {"data_root": data_root})
     of_task = dict(task.defaults)
     if synthetic:
         task, small = on_phantom(task)
@@ -121,7 +122,7 @@ def run_folder(task: Task, settings: FinetuneSettings, *, synthetic: bool) -> Pa
     """Where all folds of this run write."""
     start = "scratch" if settings.pretrained == "none" else Path(settings.pretrained).name.split(".")[0] or "pretrained"
     name = settings.run_name or f"{settings.encoder}-{start}" + ("-phantom" if synthetic else "")
-    return Path(settings.log_dir) / task.folder / name
+    return Path(settings.log_dir) / task.name / name
 
 
 def limited(parts: Parts, most: int) -> Parts:
@@ -163,7 +164,8 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
         if started.report is not None:
             say(str(started.report))
         identity = {
-            "folder": task.folder,
+            "folder": task.name,
+            "preprocess": dataclasses.asdict(task.preprocess),
             "vision": started.vision,
             "kind": kind.state(),
             "settings": dataclasses.asdict(settings),

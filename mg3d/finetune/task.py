@@ -16,6 +16,8 @@ Triple = tuple[float, float, float]
 class Preprocess:
     """How a scan becomes what the network sees; the same for training and evaluation. Sizes are voxels along z, y, x."""
 
+    channel: int | None = None
+    """Which of a file's several channels is used (its fourth axis); None = files hold one."""
     spacing_mm: Triple | None = None
     """Voxels are resampled to this; None = as they are."""
     window: tuple[float, float] | None = None
@@ -36,6 +38,8 @@ class Preprocess:
     """Training patches of each case."""
     positive_share: float = 0.5
     """Share of training patches around a foreground voxel."""
+    by_structure: bool = False
+    """Such a patch chooses a structure first, so that small ones come as often as large ones; else any foreground voxel."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,11 +102,22 @@ class Task:
     """Published counts of `train` and `test` cases, `scans` of both, `candidates`; others are only warned of."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Own settings of the folder, name -> default."""
+    variant: str = ""
+    """Which of a folder's several data sets this is; results go into a folder of its own."""
     adapt: Callable[["Task", Mapping[str, Any]], "Task"] | None = None
-    """The declaration that these options ask for."""
+    """The declaration that these options and the `data_root` among them ask for."""
     original_axes: str = "RAS"
     """Order and directions of the array axes in the original's code, for `axes=original`."""
     negatives: float = 1.0
     """Negative candidates that an epoch draws for each positive one."""
+    background: bool = True
+    """Segmentation: the loss counts what is outside of every structure as one more structure."""
     tolerance_mm: float = 2.0
     """Surface distance that counts as none."""
+    mask_name: Callable[[str], str] = "{}.nii.gz".format
+    """Name of a case -> name of its predicted mask's file."""
+
+    @property
+    def name(self) -> str:
+        """Folder and variant, as a path of results."""
+        return f"{self.folder}/{self.variant}" if self.variant else self.folder

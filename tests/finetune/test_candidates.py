@@ -45,7 +45,9 @@ def test_a_candidate_on_a_nodule_is_dense_at_the_middle_of_its_cube_in_scans_of_
 
 
 def test_a_cube_lies_where_its_voxel_is_and_is_shifted_inwards_at_borders():
-    scan = MetaTensor(torch.arange(5 * 6 * 7).reshape(1, 5, 6, 7).float(), affine=torch.diag(torch.tensor([-1.0, -2.0, 1.0, 1.0])))
+    scan = MetaTensor(
+        torch.arange(5 * 6 * 7).reshape(1, 5, 6, 7).float(), affine=torch.diag(torch.tensor([-1.0, -2.0, 1.0, 1.0]))
+    )
     middle = cut_cube(scan, (2.1, 5.9, 4.2), (2, 2, 3))  # LPS, spacing 1, 2, 1: the voxel (2, 3, 4)
     assert middle.tolist() == scan[:, 1:3, 2:4, 3:6].tolist()
     assert cut_cube(scan, (0, 0, 0), (2, 2, 3)).tolist() == scan[:, :2, :2, :3].tolist()
@@ -163,7 +165,9 @@ def test_folds_are_the_subsets_and_the_original_division_is_its_own(luna):
 
 def test_the_two_lists_differ(luna):
     module = load("Luna16")
-    counts = [sum(len(case.candidates) for case in module.read_cases(luna, FinetuneSettings(), candidates=v)) for v in ("V1", "V2")]
+    counts = [
+        sum(len(case.candidates) for case in module.read_cases(luna, FinetuneSettings(), candidates=v)) for v in ("V1", "V2")
+    ]
     assert 0 < counts[0] < counts[1]
 
 
@@ -212,7 +216,9 @@ def test_bad_options_are_one_sentence(luna, capsys, words):
 
 
 def test_candidates_of_one_class_are_refused():
-    case = Case(case_id="a", patient_id="a", image="x", candidates=(Candidate((0, 0, 0), 0),), findings=(Finding((0, 0, 0), 5, False),))
+    case = Case(
+        case_id="a", patient_id="a", image="x", candidates=(Candidate((0, 0, 0), 0),), findings=(Finding((0, 0, 0), 5, False),)
+    )
     with pytest.raises(ValueError, match=r"classes \[0\]; both 0 and 1"):
         kind().check([case])
     assert len(Cubes([case], lambda case: case, sides=(2, 2, 2))) == 1

@@ -64,6 +64,10 @@ class Kind(abc.ABC):
     def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
         """Predictions of an evaluation batch, beside the truth where it is known; predicted masks go below `masks`."""
 
+    def validation_rows(self, network: nn.Module, batch: Sample) -> list[Row]:
+        """As `rows`, with what `task.metric` needs and perhaps nothing else: it is asked for after every few epochs."""
+        return self.rows(network, batch)
+
     @abc.abstractmethod
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """Every score of a table by name, the one called `task.metric` among them; nan where it is not defined.
@@ -96,7 +100,11 @@ class Kind(abc.ABC):
         """Case -> sample, the same in training and evaluation."""
         keys = ["image", "mask"] if masks else ["image"]
         steps = fixed_steps(self.task.preprocess, keys=keys, axes=self.axes)
-        return mt.Compose([ReadCase(masks=masks), *steps, Plain(keys)])
+        return mt.Compose([ReadCase(masks=masks, channel=self.task.preprocess.channel), *steps, Plain(keys)])
+
+    def patches(self) -> list[mt.Transform]:
+        """What cuts training patches out of a volume, before the random changes; nothing where whole volumes are learned from."""
+        return []
 
     def training_data(self, cases: Sequence[Case]) -> tuple[Dataset, Draw]:
         """Training samples, and which are drawn in an epoch."""
@@ -104,7 +112,7 @@ class Kind(abc.ABC):
         data = CaseDataset(
             cases,
             self.fixed(masks=self.reads_masks),
-            random=mt.Compose([*changes, Plain(self.keys())]),
+            random=mt.Compose([*self.patches(), *changes, Plain(self.keys())]),
             seed=self.settings.seed,
             keep=self.settings.cache == "memory",
         )

@@ -1,0 +1,74 @@
+"""SwinUNETR's decoder over the pyramid of any image encoder."""
+
+from collections.abc import Sequence
+
+from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mg3d.models.vision.registry import VisionEncoder
+
+Strides = tuple[int, int, int]
+
+
+class PyramidSegmenter(nn.Module):
+    """An encoder's maps through residual blocks, and step by step back to the voxels.
+
+    With five maps of Swin-B it is MONAI's `SwinUNETR(feature_size=48)`: the same layers, in another order of names. As there, the
+    map before the last goes to its step as it is, those above it through a block; where the first map is coarser than the
+    voxels, the volume itself goes through a block for the last step.
+
+    Args:
+        encoder: of volumes [B, 1, D, H, W].
+        outputs: structures with the background.
+
+    Raises:
+        ValueError: the encoder has fewer than two maps.
+    """
+
+    def __init__(self, encoder: VisionEncoder, outputs: int) -> None:
+        super().__init__()
+        channels, strides = tuple(encoder.pyramid_channels), [tuple(stride) for stride in encoder.pyramid_strides]
+        if len(channels) < 2:
+            raise ValueError(f"the encoder gives {len(channels)} map; a segmentation needs two or more")
+        self.encoder = encoder
+        self.skips = nn.ModuleList(_block(width, width) for width in channels[:-2])
+        self.bottom = _block(channels[-1], channels[-1])
+        self.ups = nn.ModuleList(
+            _up(channels[level + 1], channels[level], _ratio(strides[level + 1], strides[level]))
+            for level in reversed(range(len(channels) - 1))
+        )
+        coarse = max(strides[0]) > 1
+        self.finest = _block(1, channels[0]) if coarse else None
+        self.last = _up(channels[0], channels[0], strides[0]) if coarse else None
+        self.out = UnetOutBlock(3, channels[0], outputs)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Logits [B, outputs, D, H, W]; sides that the encoder's stride does not divide are padded at their end and cut again."""
+        shape = volume.shape[2:]
+        missing = [-side % step for side, step in zip(shape, self.encoder.pyramid_strides[-1], strict=True)]
+        if any(missing):
+            volume = F.pad(volume, [pad for side in reversed(missing) for pad in (0, side)], mode="replicate")
+        maps = self.encoder(volume)
+        kept = [*(block(features) for block, features in zip(self.skips, maps[:-2], strict=True)), maps[-2]]
+        features = self.bottom(maps[-1])
+        for up, skip in zip(self.ups, reversed(kept), strict=True):
+            features = up(features, skip)
+        if self.last is not None:
+            features = self.last(features, self.finest(volume))
+        depth, height, width = shape
+        return self.out(features)[:, :, :depth, :height, :width]
+
+
+def _ratio(coarse: Strides, fine: Strides) -> Strides:
+    if any(above % below for above, below in zip(coarse, fine, strict=True)):
+        raise ValueError(f"maps of strides {fine} and {coarse}: the second must be multiples of the first")
+    return tuple(above // below for above, below in zip(coarse, fine, strict=True))
+
+
+def _block(inputs: int, outputs: int) -> UnetrBasicBlock:
+    return UnetrBasicBlock(3, inputs, outputs, kernel_size=3, stride=1, norm_name="instance", res_block=True)
+
+
+def _up(inputs: int, outputs: int, ratio: Sequence[int]) -> UnetrUpBlock:
+    return UnetrUpBlock(3, inputs, outputs, kernel_size=3, upsample_kernel_size=ratio, norm_name="instance", res_block=True)
