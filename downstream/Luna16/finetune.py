@@ -124,6 +124,7 @@ TASK = Task(
     },
     expected={"scans": 888},
     options={"candidates": "V2", "negatives": 1.0},
+    stored=("candidates",),
     adapt=adapt,
     original_axes="LPS",
 )  # fmt: skip

@@ -19,6 +19,8 @@ class ArrowRow(NamedTuple):
 
     file: Path
     row: int
+    name: str = "image"
+    """`image` or `mask`."""
 
 
 Source = Path | tuple[Path, ...] | ArrowRow

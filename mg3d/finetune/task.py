@@ -102,6 +102,8 @@ class Task:
     """Published counts of `train` and `test` cases, `scans` of both, `candidates`; others are only warned of."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Own settings of the folder, name -> default."""
+    stored: tuple[str, ...] = ()
+    """Those of them that decide which cases are read; a prepared file keeps theirs."""
     variant: str = ""
     """Which of a folder's several data sets this is; results go into a folder of its own."""
     adapt: Callable[["Task", Mapping[str, Any]], "Task"] | None = None
