@@ -2,9 +2,9 @@
 
 usage: python prepro/prepro_finetuning_vision_data.py FOLDER data_root=... [name=value ...] [out=...]
 
-FOLDER is one of downstream/. The words are those of its finetune.sh that decide which cases are read (split, and Luna16's
-candidates, MSD's task). The file goes to data/finetune_vision_arrows/<FOLDER>.arrow (MSD: <FOLDER>-<task>.arrow) unless out= names
-another; it is then a data_root like the raw folder. Cases that cannot be read are set aside in <file>.refused.csv.
+FOLDER is one of downstream/. The words are those of its finetune.sh that decide which cases are read (split, Luna16's candidates,
+MSD's task). The file is data/finetune_vision_arrows/<FOLDER>.arrow (MSD: <FOLDER>-<task>.arrow) unless out= names another; it is
+then a data_root like the raw folder. Cases that cannot be read are set aside in <file>.refused.csv.
 """
 
 import importlib.util

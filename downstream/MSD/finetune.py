@@ -104,7 +104,7 @@ TASK = Task(
         "val_epochs": 5, "overlap": 0.5,
     },
     phantom={
-        "preprocess.spacing_mm": (8.0, 8.0, 8.0), "preprocess.patch": (32, 32, 32), "preprocess.crops": 2, "epochs": 10,
+        "preprocess.spacing_mm": (8.0, 8.0, 8.0), "preprocess.patch": (24, 32, 32), "preprocess.crops": 2, "epochs": 10,
         "learning_rate": 2e-3, "warmup_epochs": 1, "val_epochs": 2, "num_workers": 0,
     },
     options={"task": "", "folds_file": "", "channel": 0},

@@ -164,7 +164,7 @@ def write_cases(file: Path, cases: Sequence[Case], facts: Mapping[str, Any]) -> 
             writer.write_batch(batch)
     if len(refused) == len(cases):
         partial.unlink()
-        raise ValueError(f"none of the {len(cases)} cases could be read; the first: {refused[0]['reason'] if refused else 'none'}")
+        raise ValueError(f"none of the {len(cases)} cases could be read; {refused[0]['reason'] if refused else 'there is none'}")
     beside = file.with_name(f"{file.name}.refused.csv")
     beside.unlink(missing_ok=True)
     if refused:

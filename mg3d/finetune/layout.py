@@ -50,7 +50,7 @@ def with_folds(cases: Sequence[Case], file: Path) -> list[Case]:
         fold_of = {Path(entry["image"]).name: int(entry["fold"]) for entry in entries}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f'{file} is no list of folds ({type(error).__name__}: {error}); expected {{"training": [{{"fold": 0, "image": name}}]}}'
+            f'{file} is no list of folds ({type(error).__name__}); expected {{"training": [{{"fold": 0, "image": "name"}}]}}'
         ) from error
     names = {case.image.name for case in cases if case.part == "train"}
     if unknown := sorted(set(fold_of) - names):

@@ -28,8 +28,8 @@ def survey(cases: Sequence[Case], memory: Path) -> dict[str, dict[str, Any]]:
     unread = [case for case in cases if case.case_id in keys and keys[case.case_id] not in known]
     if unread:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for case, found in zip(unread, tqdm(pool.map(_read, unread), "reading masks", len(unread), disable=None), strict=True):
-                known[keys[case.case_id]] = found
+            read = tqdm(pool.map(_read, unread), "reading masks", len(unread), disable=None)
+            known |= {keys[case.case_id]: found for case, found in zip(unread, read, strict=True)}
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_json(memory, known)
     return {name: known[key] for name, key in keys.items()}
@@ -45,8 +45,8 @@ def refuse_bad_masks(cases: Sequence[Case], memory: Path, *, structures: int) ->
     if other:
         first = found[other[0]]
         raise ValueError(
-            f"{len(other)} of {len(found)} masks are not on their scan's grid, such as that of {other[0]}: {first['mask'][0]} voxels, "
-            f"the scan has {first['image'][0]}, or they lie elsewhere in space; a mask must have its scan's voxels and affine"
+            f"{len(other)} of {len(found)} masks are not on their scan's grid, such as that of {other[0]}: {first['mask'][0]} "
+            f"voxels, the scan has {first['image'][0]}, or they lie elsewhere in space; a mask needs its scan's voxels and affine"
         )
     strange = [name for name, facts in found.items() if not set(facts["values"]) <= set(range(structures + 1))]
     if strange:
@@ -83,8 +83,11 @@ def _read(case: Case) -> dict[str, Any]:
     array = mask.numpy()
     whole = array.astype(np.int32)
     held = np.flatnonzero(np.bincount(whole.ravel())) if whole.min() >= 0 and (whole == array).all() else np.unique(array)
-    grids = {"image": [list(shape), np.asarray(affine).tolist()], "mask": [list(array.shape[1:]), np.asarray(mask.affine).tolist()]}
-    return {"values": [int(value) if value == int(value) else float(value) for value in held[:100]]} | grids
+    return {
+        "values": [int(value) if value == int(value) else float(value) for value in held[:100]],
+        "image": [list(shape), np.asarray(affine).tolist()],
+        "mask": [list(array.shape[1:]), np.asarray(mask.affine).tolist()],
+    }
 
 
 def _same_grid(one: Sequence[Any], other: Sequence[Any]) -> bool:

@@ -29,7 +29,8 @@ class ReadCase(mt.Transform):
 
     def __call__(self, case: Case) -> Sample:
         """Reads the files of a case; ValueError where mask and image do not lie on one grid."""
-        sample: Sample = {"case_id": case.case_id, "patient_id": case.patient_id, "image": read_image(case.image, channel=self.channel)}
+        sample: Sample = {"case_id": case.case_id, "patient_id": case.patient_id}
+        sample["image"] = read_image(case.image, channel=self.channel)
         if case.target:
             sample["target"] = torch.tensor(case.target)
         if self.masks and case.mask is not None:

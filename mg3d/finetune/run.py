@@ -7,13 +7,14 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytorch_lightning as pl
 from rich.console import Console
 
 from mg3d.distributed import rank
+from mg3d.finetune import arrows
 from mg3d.finetune import predict as prediction
 from mg3d.finetune.cases import Parts, assign_folds, check_cases, divide, shared_patients
 from mg3d.finetune.encoder import start_encoder
@@ -78,11 +79,7 @@ def sentence(error: BaseException) -> str:
 
 def command(task: Task, given: Mapping[str, Any]) -> None:
     """Runs what the settings ask for; raises ValueError or OSError for a user's mistake."""
-    data_root = str(given.get("data_root", ""))
-    synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
-    options = {name: given.get(name, value) for name, value in task.options.items()}
-    if task.adapt:
-        task = task.adapt(task, options | {"data_root": data_root})
+    task, given, options, synthetic, prepared = declaration(task, given)
     of_task = dict(task.defaults)
     if synthetic:
         task, small = on_phantom(task)
@@ -98,7 +95,7 @@ def command(task: Task, given: Mapping[str, Any]) -> None:
         console.print(pd.DataFrame(rows).to_string(index=False, float_format="%.3f"))
         return
     root = read_root(task, settings, synthetic=synthetic, say=say)
-    cases = task.read_cases(root, settings)
+    cases = arrows.read_cases(prepared) if prepared else task.read_cases(root, settings)
     check_cases(cases, where=root)
     warn_of_counts(task, cases, synthetic=synthetic)
     cases = assign_folds(cases, task.folds, seed=settings.seed)
@@ -109,6 +106,34 @@ def command(task: Task, given: Mapping[str, Any]) -> None:
         tables.append(run_fold(build_kind(task, settings), parts, folder / f"fold{fold}", synthetic=synthetic, options=options))
     if settings.folds == "all":
         pool(kind, tables, folder / "all", folds=len(tables))
+
+
+class Declaration(NamedTuple):
+    """What a user's words and the data behind them make of a folder's task."""
+
+    task: Task
+    given: dict[str, Any]
+    options: dict[str, Any]
+    """The folder's own settings."""
+    synthetic: bool
+    prepared: Path | None
+    """The Arrow file that takes the place of raw files."""
+
+
+def declaration(task: Task, given: Mapping[str, Any]) -> Declaration:
+    """See `Declaration`; ValueError or OSError for a user's mistake."""
+    data_root, given = str(given.get("data_root", "")), dict(given)
+    prepared = arrows.find_prepared(data_root, task.folder)
+    facts = arrows.read_facts(prepared, task.folder) if prepared else {}
+    if prepared:
+        given = arrows.with_stored(given, facts, prepared)
+    options = {name: given.get(name, value) for name, value in task.options.items()}
+    if task.adapt:
+        task = task.adapt(task, options | {"data_root": "" if prepared else data_root})
+    if prepared:
+        task = arrows.with_declared(task, facts)
+    synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
+    return Declaration(task, given, options, facts.get("synthetic", synthetic), prepared)
 
 
 def on_phantom(task: Task) -> tuple[Task, dict[str, Any]]:

@@ -97,3 +97,11 @@ def test_maps_that_cannot_be_compared_are_refused():
         one(np.where(labels, np.nan, 0.0), labels)
     with pytest.raises(ValueError, match="1 tolerances for 2"):
         case_scores(labels, labels, classes=[1, 2], spacing_mm=SPACING, tolerance_mm=[1.0])
+
+
+def test_without_surfaces_dice_and_volumes_are_the_same():
+    named = {"classes": [1], "spacing_mm": SPACING, "tolerance_mm": [1.0]}
+    maps = grid(np.s_[2:4, 3:6, 4:8]), grid(np.s_[3:4, 3:6, 6:12])
+    short, whole = (case_scores(*maps, surfaces=surfaces, **named) for surfaces in (False, True))
+    assert set(whole) - set(short) == {"nsd", "hd95_mm"}
+    assert all(np.array_equal(value, whole[name]) for name, value in short.items())

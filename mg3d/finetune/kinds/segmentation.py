@@ -36,11 +36,11 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "dice_ce": lambda **named: DiceCELoss(**_SOFTMAX, **named),
     "dice_ce_squared": lambda **named: DiceCELoss(**_SOFTMAX, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6, **named),
 }
-"""Dice over softmax probabilities; `_ce` adds cross entropy; `_squared` has squares in the denominator and next to no smoothing."""
+"""Dice over softmax probabilities; `_ce` adds cross entropy; `_squared` has squares in the denominator, hardly any smoothing."""
 MEASURES = ("dice", "nsd", "hd95")
 _LARGEST_ON_DEVICE = 2**28
 """Class scores of a volume that may lie on the GPU as one piece (1 GB); larger ones are put together in main memory."""
-warnings.filterwarnings("ignore", ".*(Num foregrounds|Number of foregrounds|no available indices|using a non-tuple sequence).*")
+warnings.filterwarnings("ignore", ".*(Num foregrounds|no available indices|always_return_as_numpy|non-tuple sequence).*")
 
 
 class KeepTruth(mt.Transform):
@@ -71,9 +71,7 @@ class Segmentation(Kind):
         super().__init__(task, settings)
         steps, name = task.preprocess, task.loss or next(iter(LOSSES))
         if steps.patch is None or steps.keep or steps.extent_top:
-            raise ValueError(
-                f"{task.folder}: a segmentation needs preprocess.patch, and has no way back from keep and extent_top"
-            )
+            raise ValueError(f"{task.folder}: a segmentation needs preprocess.patch, and cannot undo keep and extent_top")
         if name not in LOSSES:
             raise ValueError(f"{task.folder}: loss {name!r} is not known; choose one of {', '.join(LOSSES)}")
         self.criterion = LOSSES[name](include_background=task.background)
