@@ -60,6 +60,7 @@ def prepare(folder: str, given: dict[str, Any]) -> Path:
     facts = {
         "folder": folder,
         "split": settings.split,
+        "fold": settings.fold,
         "options": {name: options[name] for name in task.stored},
         "declared": declared(task, without),
         "synthetic": synthetic,

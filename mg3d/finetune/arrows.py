@@ -82,6 +82,8 @@ def with_stored(given: Mapping[str, Any], facts: Mapping[str, Any], file: Path) 
         ValueError: the two contradict one another.
     """
     stored = {"split": facts["split"], **facts["options"]}
+    if facts["split"] == "original":  # whose lists may differ between folds
+        stored["fold"] = facts["fold"]
     other = [f"{name}={stored[name]!r}" for name in stored if name in given and str(given[name]) != str(stored[name])]
     if other:
         raise ValueError(f"{file} was prepared with {', '.join(other)}; prepare another file, or name the raw folder")

@@ -16,15 +16,16 @@ from rich.console import Console
 from mg3d.distributed import rank
 from mg3d.finetune import arrows
 from mg3d.finetune import predict as prediction
-from mg3d.finetune.cases import Parts, assign_folds, check_cases, divide, shared_patients
+from mg3d.finetune.cases import Case, Parts, assign_folds, check_cases, divide, shared_patients
 from mg3d.finetune.encoder import start_encoder
 from mg3d.finetune.fit import evaluate_checkpoint, fit
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.registry import build_kind
-from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results
+from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results, write_table
 from mg3d.finetune.settings import FinetuneSettings, parse_settings, read_words, usage
 from mg3d.finetune.sources import is_synthetic, read_root
 from mg3d.finetune.task import Task
+from mg3d.finetune.usable import set_aside
 
 console = Console(highlight=False)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -97,6 +98,7 @@ def command(task: Task, given: Mapping[str, Any]) -> None:
     root = read_root(task, settings, synthetic=synthetic, say=say)
     cases = arrows.read_cases(prepared) if prepared else task.read_cases(root, settings)
     check_cases(cases, where=root)
+    cases = without_bad_files(cases, folder)
     warn_of_counts(task, cases, synthetic=synthetic)
     cases = assign_folds(cases, task.folds, seed=settings.seed)
     wanted = range(task.folds) if settings.folds == "all" else [settings.fold]
@@ -148,6 +150,15 @@ def run_folder(task: Task, settings: FinetuneSettings, *, synthetic: bool) -> Pa
     start = "scratch" if settings.pretrained == "none" else Path(settings.pretrained).name.split(".")[0] or "pretrained"
     name = settings.run_name or f"{settings.encoder}-{start}" + ("-phantom" if synthetic else "")
     return Path(settings.log_dir) / task.name / name
+
+
+def without_bad_files(cases: Sequence[Case], folder: Path) -> list[Case]:
+    """Cases whose files look whole; the others are named in `set_aside.csv`."""
+    usable, refused = set_aside(cases)
+    if refused and rank() == 0:
+        write_table(folder / "set_aside.csv", pd.DataFrame(refused))
+        say(f"{len(refused)} of {len(cases)} cases are set aside: {folder / 'set_aside.csv'}; the first: {refused[0]['reason']}")
+    return usable
 
 
 def limited(parts: Parts, most: int) -> Parts:

@@ -85,6 +85,8 @@ class Task:
     """Classes, labels, or the structures of label values 1, 2, ..."""
     exclusive: bool = False
     """Classification: exactly one of `outputs` is true."""
+    among: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Classification: output -> the output among whose positives alone it is scored."""
     metric: str
     """The score that chooses the best epoch; larger is better."""
     preprocess: Preprocess = Preprocess()

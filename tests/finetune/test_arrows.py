@@ -16,7 +16,7 @@ from mg3d.finetune.run import declaration, on_phantom, run
 from mg3d.finetune.settings import parse_settings
 
 VISION = [name for name in NAMES if load(name).TASK.kind in ("classification", "candidates", "segmentation")]
-FACTS = {"folder": "stoic2021", "split": "ours", "options": {}, "declared": {}, "synthetic": True, "cases": 3}
+FACTS = {"folder": "stoic2021", "split": "ours", "fold": 0, "options": {}, "declared": {}, "synthetic": True, "cases": 3}
 
 
 def script(name):
