@@ -21,7 +21,7 @@ def read(root, **given):
 
 @pytest.fixture(scope="module")
 def arrays(tiny_set, tmp_path_factory):
-    """The synthetic set as the published code has it: p<patient>-s<scan>.npy and three pairs of lists whose valid parts overlap."""
+    """The synthetic set as the published code has it: p<patient>-s<scan>.npy and lists whose valid parts overlap."""
     root = tmp_path_factory.mktemp("arrays")
     cases = read(tiny_set("cc-ccii"))
     for case in cases:
@@ -82,7 +82,7 @@ def test_the_original_crop_is_the_middle_of_a_slice(tmp_path):
     steps = mt.Compose([ReadCase(masks=False), *fixed_steps(task.preprocess, keys=["image"])])
     image = steps(Case(case_id="a", patient_id="p", image=tmp_path / "a.npy"))["image"]
     assert tuple(image.shape) == (1, 32, 384, 384)
-    assert float(image.min()) == pytest.approx(1)
+    assert float(image.min()) == pytest.approx(1, abs=1e-3)
 
 
 def test_broken_scans_are_set_aside_with_a_reason(tiny_set):

@@ -1,4 +1,4 @@
-import subprocess
+import runpy
 import sys
 
 import pandas as pd
@@ -20,12 +20,18 @@ def trained(tiny_set, tmp_path_factory):
     return root, results / "stoic2021" / "r" / "fold0"
 
 
-def predict(*words):
-    command = [sys.executable, "downstream/stoic2021/predict.py", "accelerator=cpu", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture
+def predict(monkeypatch):
+    """The script's main, loaded as from its own folder."""
+    folder = ROOT / "downstream" / "stoic2021"
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "finetune", raising=False)
+    main = runpy.run_path(str(folder / "predict.py"))["main"]
+    monkeypatch.delitem(sys.modules, "finetune")
+    return main
 
 
-def test_the_challenges_table_holds_the_scores_of_the_run(trained, tmp_path):
+def test_the_challenges_table_holds_the_scores_of_the_run(trained, predict, tmp_path, capsys):
     root, folder = trained
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -35,9 +41,8 @@ def test_the_challenges_table_holds_the_scores_of_the_run(trained, tmp_path):
     (scans / "broken.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
     out = tmp_path / "result.csv"
     words = [f"data_root={root}", f"input={scans}", f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}", f"output={out}"]
-    done = predict(*words)
-    assert done.returncode == 3, done.stderr
-    assert "set aside broken" in done.stdout
+    assert predict([*words, "accelerator=cpu"]) == 3
+    assert "set aside broken" in capsys.readouterr().out
     table = pd.read_csv(out, dtype={"PatientID": str})
     assert list(table) == ["PatientID", "probCOVID", "probSevere"]
     assert sorted(table["PatientID"]) == sorted(wanted.index)
@@ -46,11 +51,11 @@ def test_the_challenges_table_holds_the_scores_of_the_run(trained, tmp_path):
         assert found[name].to_numpy() == pytest.approx(wanted[f"score/{name}"].to_numpy(), abs=1e-6)
 
 
-def test_a_missing_word_is_one_sentence():
-    done = predict("input=x")
-    assert done.returncode == 2
-    assert "checkpoint=..., output=... is missing" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_missing_word_is_one_sentence(predict, capsys):
+    assert predict(["input=x"]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint=..., output=... is missing" in error
+    assert error.count("\n") == 1
 
 
 def test_folds_have_equally_many_severe_and_positive_patients(tiny_set):
