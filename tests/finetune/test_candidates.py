@@ -13,6 +13,8 @@ from mg3d.finetune.pipeline import TicketSampler
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 
+SMALL = ["run_name=r", "epochs=1", "accelerator=cpu", "resamples=5"]
+
 
 @pytest.fixture(scope="module")
 def luna(tiny_set):
@@ -171,10 +173,16 @@ def test_the_two_lists_differ(luna):
     assert 0 < counts[0] < counts[1]
 
 
-def test_a_run_leaves_candidates_and_nodules_in_its_table(luna, tmp_path, capsys):
-    words = [f"data_root={luna}", f"log_dir={tmp_path}", "run_name=r", "epochs=1", "accelerator=cpu", "resamples=5"]
-    assert run(load("Luna16").TASK, words) == 0
-    folder = tmp_path / "Luna16" / "r" / "fold0"
+@pytest.fixture(scope="module")
+def trained(luna, tmp_path_factory):
+    """A run of one fold."""
+    results = tmp_path_factory.mktemp("results")
+    assert run(load("Luna16").TASK, [f"data_root={luna}", f"log_dir={results}", *SMALL]) == 0
+    return results / "Luna16" / "r" / "fold0"
+
+
+def test_a_run_leaves_candidates_and_nodules_in_its_table(luna, trained):
+    folder, words = trained, [f"data_root={luna}", f"log_dir={trained.parents[2]}", *SMALL]
     found = pd.read_csv(folder / "predictions_val.csv")
     cases = [case for case in read(luna) if case.fold == 0]
     assert len(found) == sum(len(case.candidates) for case in cases)
@@ -183,6 +191,23 @@ def test_a_run_leaves_candidates_and_nodules_in_its_table(luna, tmp_path, capsys
     before = (folder / "predictions_val.csv").read_text()
     assert run(load("Luna16").TASK, [*words, "mode=evaluate"]) == 0
     assert (folder / "predictions_val.csv").read_text() == before
+
+
+def test_new_scans_are_predicted_at_the_places_of_a_list(luna, trained, tmp_path):
+    case = next(case for case in read(luna) if case.fold == 0)
+    scans = tmp_path / "in"
+    scans.mkdir()
+    for file in (case.image, case.image.with_suffix(".raw")):
+        (scans / file.name).symlink_to(file)
+    words = [f"data_root={luna}", "mode=predict", f"input={scans}", f"output={tmp_path / 'out'}", "accelerator=cpu"]
+    words.append(f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}")
+    assert run(load("Luna16").TASK, words) == 2
+    pd.read_csv(luna / "candidates_V2.csv").query("seriesuid == @case.case_id").to_csv(scans / "candidates.csv", index=False)
+    assert run(load("Luna16").TASK, words) == 0
+    mine = pd.read_csv(tmp_path / "out" / "predictions.csv", dtype={"case_id": str})
+    theirs = pd.read_csv(trained / "predictions_val.csv", dtype={"case_id": str}).query("case_id == @case.case_id")
+    assert len(mine) == len(case.candidates)
+    assert np.allclose(mine["score/nodule"], theirs["score/nodule"], atol=1e-6)
 
 
 def spoiled(root, tmp_path, name, change):

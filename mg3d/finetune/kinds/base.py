@@ -139,6 +139,10 @@ class Kind(abc.ABC):
             bootstrap_interval(draw, patients, resamples=self.settings.resamples, seed=self.settings.seed)
         return [Score(name, value, *_interval(drawn[name]), len(table)) for name, value in values.items()]
 
+    def for_prediction(self, cases: Sequence[Case], where: Path) -> list[Case]:
+        """New scans with what else a prediction needs, read at the path that holds them; ValueError or FileNotFoundError."""
+        return list(cases)
+
     def mirrored(self, function: Callable[[Tensor], Tensor], volume: Tensor, *, back: bool = False) -> Tensor:
         """`function` of a volume [B, C, ...], or with `flips` its mean over all mirrored copies.
 

@@ -1,5 +1,6 @@
 """Places in a scan -> whether each is a nodule: cubes cut on the fly, and LUNA16's FROC."""
 
+import dataclasses
 import functools
 import json
 from collections import OrderedDict
@@ -15,7 +16,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mg3d.finetune.cases import UNKNOWN, Case, Finding
+from mg3d.finetune.cases import UNKNOWN, Candidate, Case, Finding
 from mg3d.finetune.images import LPS_TO_RAS
 from mg3d.finetune.kinds.base import Draw, Plain, Row
 from mg3d.finetune.kinds.classification import Classification
@@ -27,6 +28,9 @@ PLACE = ("x_mm", "y_mm", "z_mm")
 """Columns of a candidate's centre, LPS."""
 NO_CANDIDATE = -1
 """`place` of the one row of a scan without candidates; its nodules are missed all the same."""
+LIST = "candidates.csv"
+"""Beside new scans: what is to be looked at."""
+LIST_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")
 MEMORY_BYTES = 2 * 1024**3
 """Of the scans that a loader process keeps; the last one is kept in any case."""
 
@@ -179,6 +183,21 @@ class Candidates(Classification):
     def evaluation_data(self, cases: Sequence[Case]) -> Dataset:
         """Every candidate, scan by scan."""
         return self._cubes(cases, every_scan=True)
+
+    def for_prediction(self, cases: Sequence[Case], where: Path) -> list[Case]:
+        """Scans with the candidates of `candidates.csv` beside them; a scan that is not in it gets none."""
+        path = where / LIST if where.is_dir() else where.with_name(LIST)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {path}; it tells where to look: {', '.join(LIST_COLUMNS)}, world mm, LPS")
+        table = pd.read_csv(path, dtype={LIST_COLUMNS[0]: str})
+        if missing := set(LIST_COLUMNS) - set(table):
+            raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {list(table)[:6]}")
+        found: dict[str, list[Candidate]] = {}
+        for name, *place in table[list(LIST_COLUMNS)].itertuples(index=False):
+            found.setdefault(name, []).append(Candidate(tuple(map(float, place)), UNKNOWN))
+        if strange := set(found) - {case.case_id for case in cases}:
+            raise ValueError(f"{path} names {len(strange)} scans that are not there, such as {sorted(strange)[:2]}")
+        return [dataclasses.replace(case, candidates=tuple(found.get(case.case_id, ()))) for case in cases]
 
     @torch.no_grad()
     def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
