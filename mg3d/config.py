@@ -61,6 +61,12 @@ def resolve(words: Sequence[str], updates: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def read_words(arguments: Sequence[str]) -> Settings:
+    """Typed settings from what stands after `with` on a command line: preset words, and name=value."""
+    updates, words = get_config_updates(arguments)
+    return resolve(words, updates)
+
+
 def print_config(settings: Settings) -> None:
     """Prints every setting, by group, as it would run."""
     for group, kind in Settings.__annotations__.items():
@@ -85,8 +91,7 @@ def command_line(arguments: Sequence[str]) -> int:
         refuse_unknown([command], COMMANDS, "command")
         if arguments and arguments.pop(0) != "with":
             raise ValueError("settings come after the word `with`: python main.py [COMMAND] with name=value")
-        updates, words = get_config_updates(arguments)
-        settings = resolve(words, updates)
+        settings = read_words(arguments)
         if command == "print_config":
             print_config(settings)
             return 0

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,30 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` when the block ends well; otherwise what was there is there again.
+
+    A process killed between the two renames leaves what was there beside it, as `.NAME.old-`.
+    """
+    folder = folder.resolve()
+    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
+    beside, old = (folder.with_name(f".{folder.name}.{word}-{mark}") for word in ("tmp", "old"))
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if folder.exists():
+            folder.replace(old)
+        beside.replace(folder)
+    except BaseException:
+        if old.exists():
+            old.replace(folder)
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_partial(folder: Path, names: str = "*") -> None:

@@ -99,6 +99,10 @@ class Features(NamedTuple):
     """[B, S, d'], sentence features recovered from the masked report with the volume's help."""
     sal_target: Tensor | None = None
     """[B, S, d'], features of the same sentences, unmasked."""
+    cap_logits: Tensor | None = None
+    """[B, T - 1, V]: scores of the word that follows each word of the report."""
+    cap_targets: Tensor | None = None
+    """int64 [B, T - 1]: the words that follow; -100 on padding."""
     mim_prediction: Tensor | None = None
     """[B, 1, D, H, W]."""
     mim_target: Tensor | None = None

@@ -1,6 +1,14 @@
 # Sourced by the other scripts: makes sure that `python` can import mg3d and its packages. Made once, then a no-op.
 # Uses the active Python when it has everything; otherwise makes .venv and installs requirements.txt into it.
 # Settings: PYTHON=python3.12 picks the interpreter for .venv.
+# The other scripts print what stands at their head for --help, here, before anything is made.
+case " $* " in
+    *" --help "* | *" -h "*)
+        sed -n '2,/^set -/{s/^# \{0,1\}//p}' "$0"
+        echo "Settings and their values:   python main.py print_config"
+        exit 0
+        ;;
+esac
 export TOKENIZERS_PARALLELISM=false
 
 has_packages() {

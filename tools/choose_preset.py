@@ -1,6 +1,7 @@
 """Say what `run_scripts/pretrain.sh` will run, and why, by what is found here: data or none, GPU or none.
 
 Prints the words for `main.py` on stdout and the reason on stderr. Words of the user are kept and come last, so they win.
+A word or a setting that nobody knows, and a load_path that is no file of weights, are refused here, before data are made.
 """
 
 import shlex
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from mg3d.checkpoints.read import read_checkpoint
+from mg3d.config import read_words
 from mg3d.datasets.schema import DATASETS, index_path
 from mg3d.datasets.storage import Storage
 from mg3d.settings.presets import PRESETS
@@ -84,7 +87,10 @@ def main(arguments: Sequence[str]) -> int:
     has_gpu = torch.cuda.is_available() and "accelerator=cpu" not in arguments
     try:
         words, why = choose(arguments, found=found, has_gpu=has_gpu, data_root=data_root)
-    except ValueError as error:
+        start = read_words(words).run
+        if start.load_path:
+            read_checkpoint(start.load_path, entry=start.load_entry or None)
+    except (ValueError, OSError) as error:
         print(f"mg3d: {error}", file=sys.stderr)
         return 2
     print(f"mg3d: {why}", file=sys.stderr)

@@ -15,17 +15,16 @@ from typing import get_args
 import torch
 from safetensors.torch import save
 
+from mg3d.checkpoints.command import answer
 from mg3d.checkpoints.convert import Conversion, Program, convert
-from mg3d.checkpoints.inspect import passport
 from mg3d.checkpoints.read import read_checkpoint
-from mg3d.checkpoints.styles import bring_to_our_names
 from mg3d.files import write_bytes
 
 
-def write(conversion: Conversion, out: Path, merging: str) -> None:
+def write(conversion: Conversion, out: Path) -> None:
     """Writes the tensors, whole or not at all, with their patch merging."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in conversion.tensors.items()}
-    identity = {"patch_merging": merging} if merging in ("legacy", "monai") else {}
+    identity = {} if conversion.merging == "none" else {"patch_merging": conversion.merging}
     if out.suffix == ".safetensors":
         write_bytes(out, save(tensors, metadata={"format": "pt"} | ({"mg3d": json.dumps(identity)} if identity else {})))
         return
@@ -38,23 +37,16 @@ def run(options: argparse.Namespace) -> Conversion:
     """Converts one file.
 
     Raises:
-        ValueError: it cannot be read or converted, or its patch merging is none that the other program computes.
+        ValueError: it cannot be read or converted, or OUT has another ending or is the file itself.
     """
     out = Path(options.out)
     if out.suffix not in (".safetensors", ".ckpt", ".pt", ".pth"):
         raise ValueError(f"OUT={out}: expected a name that ends in .safetensors, .ckpt, .pt or .pth")
+    if Path(options.file).resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"OUT={out} is IN or lies in it; name another file")
     file = read_checkpoint(options.file)
-    conversion = convert(file, options.to, keep_unused=options.keep_unused)
-    merging = passport(file, bring_to_our_names(file.tensors)).merging
-    if options.merging and merging not in ("unknown", "none", options.merging):
-        raise ValueError(f"{file.path} has patch merging {merging!r}, not --merging {options.merging}")
-    merging = options.merging or merging
-    if options.to == "released" and merging == "monai":
-        raise ValueError(
-            f"{file.path} was trained with MONAI's present patch merging, which MG-3D's code does not compute: there its "
-            "features would be others, without any error; train with patch_merging=legacy for weights that go back"
-        )
-    write(conversion, out, merging)
+    conversion = convert(file, options.to, keep_unused=options.keep_unused, prefix=options.prefix, merging=options.merging)
+    write(conversion, out)
     return conversion
 
 
@@ -67,15 +59,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("out", metavar="OUT", help="file to write")
     parser.add_argument("--to", required=True, choices=get_args(Program), help="whose names OUT has")
     parser.add_argument("--merging", choices=("legacy", "monai"), help="patch merging of IN, where the file does not tell")
+    parser.add_argument("--prefix", default="", help="what stands before the names, where it is none of the usual words")
     parser.add_argument("--keep-unused", action="store_true", help="carry along what the released code builds and never reads")
     options = parser.parse_args(arguments)
-    try:
-        conversion = run(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"mg3d: {error}", file=sys.stderr)
-        return 2
-    print(conversion.table())
-    return 0
+    return answer(lambda: run(options).table())
 
 
 if __name__ == "__main__":

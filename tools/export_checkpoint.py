@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mg3d.checkpoints.export import export_run
+from mg3d.checkpoints.command import answer
+from mg3d.checkpoints.export import TOKENIZER, export_run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -12,17 +13,26 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="export_checkpoint.py", description=__doc__)
     parser.add_argument("checkpoint", help="a file such as result/tiny/.../checkpoints/last.ckpt")
     parser.add_argument("out", help="folder to write; a model saved there before is replaced")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="stored with the model; found by itself beside a run's checkpoints")
     parser.add_argument("--note", action="append", default=[], metavar="NAME=TEXT", help="told on the model card")
     options = parser.parse_args(arguments)
-    try:
-        if any("=" not in note for note in options.note):
-            raise ValueError("--note: expected NAME=TEXT, such as --note data='CT-RATE v2'")
-        folder = export_run(options.checkpoint, options.out, provenance=dict(note.split("=", 1) for note in options.note))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"mg3d: {error}", file=sys.stderr)
-        return 2
-    print(f"mg3d: wrote {folder}; load it with mg3d.from_pretrained({str(folder)!r})")
-    return 0
+    return answer(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> str:
+    """Exports and says what was written.
+
+    Raises:
+        ValueError: a note has no name, or as `export_run`.
+    """
+    if any("=" not in note for note in options.note):
+        raise ValueError("--note: expected NAME=TEXT, such as --note data='CT-RATE v2'")
+    notes = dict(note.split("=", 1) for note in options.note)
+    folder = export_run(options.checkpoint, options.out, tokenizer=options.tokenizer, provenance=notes)
+    said = f"mg3d: wrote {folder}; load it with mg3d.from_pretrained({str(folder)!r})"
+    if not (folder / TOKENIZER).is_dir():
+        said += "\nmg3d: without a tokenizer, as none was found; --tokenizer FOLDER stores the one that reports were read with"
+    return said
 
 
 if __name__ == "__main__":

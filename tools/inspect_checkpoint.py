@@ -4,9 +4,11 @@ Reads torch files (.ckpt .pt .pth .bin), safetensors and folders that mg3d saved
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
+from mg3d.checkpoints.command import answer
 from mg3d.checkpoints.inspect import inspect_checkpoint
 
 
@@ -18,13 +20,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--prefix", help="what stands before the image encoder's names, where it is none of the usual words")
     parser.add_argument("--entry", help="where in the file the tensors lie, such as teacher")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> str:
         told = inspect_checkpoint(options.file, prefix=options.prefix, entry=options.entry)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"mg3d: {error}", file=sys.stderr)
-        return 2
-    print(told.json() if options.json else told)
-    return 0
+        return json_without_nan(told.json()) if options.json else str(told)
+
+    return answer(work)
+
+
+def json_without_nan(text: str) -> str:
+    """JSON that every program reads: a file may tell of a loss that is NaN or infinite, which JSON has no number for."""
+    return json.dumps(json.loads(text, parse_constant=str), indent=1, allow_nan=False)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ model, settings, tokenizer, config = mg3d.from_pretrained("<this folder or its h
 
 The encoder's patch merging is **{merging}**. Equal tensors in an encoder with another merging give other features, without error.
 
+## What a report must look like
+
+{text}. {tokenizer}
+
 ## How it was trained
 
 | | |
@@ -43,21 +47,28 @@ For research. It was not tested as a medical device and must not decide about pa
 """
 _TOLD = (
     "vision_encoder", "embed_dim", "depths", "num_heads", "text_encoder", "hidden_size", "fusion", "cml_pair", "mim_text",
-    "weight_mlm", "weight_sal", "weight_mim", "weight_cml", "weight_dcl", "weight_ssm", "learning_rate", "batch_size",
-    "max_steps", "datasets", "seed",
+    "weight_mlm", "weight_sal", "weight_mim", "weight_cml", "weight_dcl", "weight_ssm", "weight_cap", "learning_rate",
+    "batch_size", "max_steps", "datasets", "seed",
 )  # fmt: skip
 
 
-def model_card(config: Mapping[str, Any], *, parameters: int) -> str:
-    """Markdown from what config.json holds."""
+def model_card(config: Mapping[str, Any], *, parameters: int, words: int | None) -> str:
+    """Markdown from what config.json holds; words: entries of the tokenizer stored with the model, None where none is."""
     settings, provenance = config["settings"], config["provenance"]
     lines = [f"* {name}: {value}" for name, value in provenance.items()]
+    known, source = config["text_config"].get("vocab_size"), settings["text_encoder"]
+    tokenizer = f"Its tokenizer, of {words} entries, is in the folder `tokenizer`."
+    if words is None:
+        whose = "the one trained on the reports of the run" if source == "tiny" else f"that of {source}"
+        tokenizer = f"**No tokenizer is stored here**: reports must be read with {whose} (the model knows {known} words)."
     return _CARD.format(
+        text=config["preprocessing"]["text"].capitalize(),
+        tokenizer=tokenizer,
         title=f"mg3d, {settings['vision_encoder']} of width {settings['embed_dim']}",
         version=config["package_version"],
         parameters=parameters / 1e6,
         precision=config["precision"],
-        preprocessing=_table(config["preprocessing"]),
+        preprocessing=_table({name: value for name, value in config["preprocessing"].items() if name != "text"}),
         merging=config["patch_merging"],
         settings=_table({name: settings[name] for name in _TOLD if name in settings}),
         provenance="\n".join(lines) or "Not stated when the model was saved.",

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
+from mg3d.checkpoints.inspect import merging_of_file, vision_shape
 from mg3d.checkpoints.layout import UNUSED, to_ours, to_released
 from mg3d.checkpoints.read import CheckpointFile
 from mg3d.checkpoints.styles import OUTER, bring_to_our_names
@@ -62,6 +63,8 @@ class Conversion(NamedTuple):
     """Whose names the file had."""
     tensors: dict[str, Tensor]
     rows: tuple[Row, ...]
+    merging: str
+    """Patch merging of the image encoder among them: `legacy`, `monai`, or `none` where there is none."""
 
     def table(self) -> str:
         """One line per tensor, then the counts."""
@@ -93,25 +96,60 @@ def _has_volume_encoder(tensors: Mapping[str, Tensor]) -> bool:
     return any("vision_encoder." in name and tensor.ndim == 5 for name, tensor in tensors.items())
 
 
-def convert(file: CheckpointFile, to: Program, *, keep_unused: bool = False) -> Conversion:
+def convert(
+    file: CheckpointFile, to: Program, *, keep_unused: bool = False, prefix: str = "", merging: str | None = None
+) -> Conversion:
     """The tensors of a file under the names of `to`.
 
-    keep_unused: between MG-3D and ours, carry along what no objective reads, so that the way back gives the same file.
+    Args:
+        keep_unused: between MG-3D and ours, carry along what no objective reads, so that the way back gives the same file.
+        prefix: what stands before the names, where it is none of the usual words; what lies elsewhere is left out.
+        merging: `legacy` or `monai`, the patch merging the weights were trained with, where the file does not tell.
 
     Raises:
-        ValueError: the names are of none of the four programs, or `to` is none.
+        ValueError: the names are of none of the four programs, `to` is none, nothing corresponds, no name begins with `prefix`,
+            or an image encoder would go along whose patch merging is not known, or which the other program does not compute.
     """
     if to not in get_args(Program):
         raise ValueError(f"to={to!r}: expected one of {', '.join(get_args(Program))}")
-    program, prefix = program_of(file.tensors)
+    outside = prefix if not prefix or prefix.endswith(".") else prefix + "."
+    mine = {name.removeprefix(outside): tensor for name, tensor in file.tensors.items() if name.startswith(outside)}
+    if not mine:
+        raise ValueError(f"{file.path}: no name begins with prefix={outside!r}; names are such as {sorted(file.tensors)[:5]}")
+    program, place = program_of(mine)
     rows, tensors = [], {}
     for name, tensor in file.tensors.items():
-        target = _target(name[len(prefix) :], program, to, keep_unused) if name.startswith(prefix) else None
-        why = "" if target else _why(name.removeprefix(prefix), program, to)
-        rows.append(Row(name, target, why))
+        inner = name.removeprefix(outside + place)
+        target = _target(inner, program, to, keep_unused) if name.startswith(outside + place) else None
+        rows.append(Row(name, target, "" if target else _why(inner, program, to)))
         if target:
             tensors[target] = tensor
-    return Conversion(program, tensors, tuple(rows))
+    if not tensors:
+        raise ValueError(f"{file.path}: none of its {len(rows)} tensors, of {program} names, corresponds to one of {to}")
+    known = _agree_on_merging(file._replace(tensors=mine), to, merging)
+    return Conversion(program, tensors, tuple(rows), known)
+
+
+def _agree_on_merging(file: CheckpointFile, to: Program, users: str | None) -> str:
+    """Patch merging of the file; equal names and shapes compute other features in an encoder with another."""
+    named = bring_to_our_names(file.tensors)
+    files, source = merging_of_file(file, named, vision_shape(named.tensors))
+    if users and files not in ("unknown", "none", users):
+        raise ValueError(f"{file.path} has patch merging {files!r} ({source}), not merging {users!r}")
+    if to in ("meter", "ptunifier") or files == "none":
+        return "none"
+    if files == "unknown" and not users:
+        raise ValueError(
+            f"{file.path} does not tell its patch merging, and a wrong guess gives other features without any error: ask whoever "
+            "trained it and say --merging legacy (MG-3D, early MONAI) or --merging monai (present MONAI)"
+        )
+    known = users or files
+    if to == "released" and known == "monai":
+        raise ValueError(
+            f"{file.path} was trained with MONAI's present patch merging, which MG-3D's code does not compute: there its "
+            "features would be others, without any error; train with patch_merging=legacy for weights that go back"
+        )
+    return known
 
 
 def _target(name: str, program: Program, to: Program, keep_unused: bool) -> str | None:

@@ -1,37 +1,50 @@
 """Our own format: one folder with config.json, model.safetensors, the tokenizer and a model card."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
 from safetensors.torch import save
-from torch import nn
-from transformers import AutoConfig, BertConfig, BertModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from mg3d import __version__
 from mg3d.checkpoints.card import model_card
 from mg3d.checkpoints.inspect import identity_of, preprocessing_of, vision_shape
 from mg3d.checkpoints.load import merging_of
 from mg3d.checkpoints.read import CONFIG, WEIGHTS, read_checkpoint
+from mg3d.checkpoints.rebuild import outline, rebuild, require_fit
 from mg3d.checkpoints.styles import bring_to_our_names
 from mg3d.datasets.tokenizer import load_tokenizer
-from mg3d.files import write_bytes, write_json
-from mg3d.models.build import build_model
+from mg3d.files import replacing_folder, write_bytes
 from mg3d.models.mg3d import MG3D
-from mg3d.models.text.encoder import TextEncoder
 from mg3d.settings.parse import defaults, flatten, parse
 from mg3d.settings.schema import Settings
 
 TOKENIZER = "tokenizer"
 FORMAT = 1
-_LOCAL = ("data_root", "cache_dir", "log_dir", "run_name", "resume_from", "load_path", "truth_root")
-"""Settings that name places of the machine that trained; they stay there."""
+_LOCAL = (
+    "data_root", "cache_dir", "log_dir", "run_name", "resume_from", "truth_root", "load_path", "load_merging", "load_entry",
+    "load_prefix",
+)  # fmt: skip
+"""Settings that name places of the machine that trained, or what lay there; they stay there."""
 _FILES = [CONFIG, WEIGHTS, f"{TOKENIZER}/*"]
+_ENTRIES: dict[str, type] = {
+    "package_version": str, "patch_merging": str, "precision": str, "preprocessing": dict, "provenance": dict,
+    "text_config": dict, "settings": dict,
+}  # fmt: skip
+"""What config.json holds besides kind and format."""
+_WITH_WEIGHTS = ("model_type", "package_version", "patch_merging", "preprocessing")
+"""What of it is also in the metadata of the weights, so that the bare file tells what it is."""
+_NEEDED = (
+    "image_size", "window_hu", "text_unit", "patch_merging", "norm_statistics", "fusion_heads", "project_twice", "mim_text",
+)  # fmt: skip
+"""Settings that change what equal tensors compute: a default must not stand in for one that is not there."""
+_PRECISIONS = {str(kind).removeprefix("torch."): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
 
 class Pretrained(NamedTuple):
@@ -59,25 +72,47 @@ def save_pretrained(
     provenance: builtins that say where the weights come from (data, steps, licence ...).
 
     Raises:
-        ValueError: the folder holds something else, or the model does not have the settings' patch merging.
+        ValueError: the folder holds something else; the model is not the one that its settings would build again, or holds
+            numbers that are not finite; provenance is not what JSON can hold.
     """
-    folder = Path(folder)
+    merging = merging_of(model)
+    if merging is not None and merging != settings.vision.patch_merging:
+        raise ValueError(
+            f"the model computes patch merging {merging!r} and the settings say {settings.vision.patch_merging!r}; "
+            "pass the settings it was built from"
+        )
+    return _write(Path(folder), model.state_dict(), settings, text_config(model), tokenizer=tokenizer, provenance=provenance)
+
+
+def _write(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    settings: Settings,
+    bert: Mapping[str, Any],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    provenance: Mapping[str, Any] | None,
+) -> Path:
     _refuse_to_replace(folder)
-    config = _config(model, settings, dict(provenance or {}))
-    beside, old = (folder.with_name(f".{folder.name}.{word}-{os.getpid()}") for word in ("tmp", "old"))
+    precision = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    model = outline(settings, bert, precision)
+    require_fit(state, model, "the tensors of this model")
+    _refuse_other_words(model, tokenizer)
+    config = _config(settings, bert, precision, merging=merging_of(model) or "none", provenance=dict(provenance or {}))
     try:
-        write_json(beside / CONFIG, config)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        write_bytes(beside / WEIGHTS, save(state, metadata={"format": "pt"}))
-        write_bytes(beside / "README.md", model_card(config, parameters=sum(p.numel() for p in model.parameters())).encode())
+        text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"provenance and settings must be what JSON can hold, builtins and finite numbers: {error}") from error
+    identity = json.dumps({name: config[name] for name in _WITH_WEIGHTS})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    card = model_card(config, parameters=parameters, words=len(tokenizer) if tokenizer is not None else None)
+    with replacing_folder(folder) as beside:
+        write_bytes(beside / CONFIG, (text + "\n").encode())
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        write_bytes(beside / WEIGHTS, save(state, metadata={"format": "pt", "mg3d": identity}))
+        write_bytes(beside / "README.md", card.encode())
         if tokenizer is not None:
             tokenizer.save_pretrained(beside / TOKENIZER)
-        if folder.exists():
-            folder.replace(old)
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
@@ -85,20 +120,16 @@ def _refuse_to_replace(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         saved = None
-    if saved != "mg3d":
+    if not isinstance(saved, dict) or saved.get("model_type") != "mg3d":
         raise ValueError(f"{folder} is there and holds no model saved by mg3d; name a new or an empty folder")
 
 
-def _config(model: MG3D, settings: Settings, provenance: dict[str, Any]) -> dict[str, Any]:
-    merging = merging_of(model)
-    if merging is not None and merging != settings.vision.patch_merging:
-        raise ValueError(
-            f"the model computes patch merging {merging!r} and the settings say {settings.vision.patch_merging!r}; "
-            "pass the settings it was built from"
-        )
+def _config(
+    settings: Settings, bert: Mapping[str, Any], precision: torch.dtype, *, merging: str, provenance: dict[str, Any]
+) -> dict[str, Any]:
     flat, plain = flatten(settings), defaults()
     kept = {name: plain[name] if name in _LOCAL else value for name, value in flat.items()}
     if Path(kept["text_encoder"]).is_absolute():
@@ -107,18 +138,22 @@ def _config(model: MG3D, settings: Settings, provenance: dict[str, Any]) -> dict
         "model_type": "mg3d",
         "format": FORMAT,
         "package_version": __version__,
-        "patch_merging": merging or "none",
-        "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "patch_merging": merging,
+        "precision": str(precision).removeprefix("torch."),
         "preprocessing": preprocessing_of(flat),
         "provenance": provenance,
-        "text_config": text_config(model),
+        "text_config": _without_places(bert),
         "settings": kept,
     }
 
 
 def text_config(model: nn.Module) -> dict[str, Any]:
     """The configuration of a model's BERT as builtins, from which it is built again without its weights."""
-    return json.loads(model.text.bert.config.to_json_string(use_diff=False))
+    return _without_places(json.loads(model.text.bert.config.to_json_string(use_diff=False)))
+
+
+def _without_places(bert: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in bert.items() if name != "_name_or_path"}
 
 
 def from_pretrained(folder_or_hub_id: str | Path, *, revision: str | None = None) -> Pretrained:
@@ -126,24 +161,64 @@ def from_pretrained(folder_or_hub_id: str | Path, *, revision: str | None = None
 
     Raises:
         FileNotFoundError: there is no such folder, and the hub does not have it or cannot be reached.
-        ValueError: the folder holds no model of this package, or a damaged one.
+        ValueError: the folder holds no model of this package, or a damaged one, or one whose parts contradict one another.
     """
     folder = Path(folder_or_hub_id)
     if not folder.is_dir():
         folder = _from_hub(str(folder_or_hub_id), revision)
     file = read_checkpoint(folder)
     config = identity_of(file)
-    if config.get("model_type") != "mg3d":
-        raise ValueError(f"{folder / CONFIG} is of a {config.get('model_type')!r} model, not of mg3d")
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{folder} has format {config.get('format')}, this package reads {FORMAT}; install a newer mg3d")
-    settings = parse(config["settings"])
-    bert = BertModel(BertConfig.from_dict(config["text_config"]), add_pooling_layer=False)
-    model = build_model(settings, TextEncoder(bert, frozen=settings.text.freeze_text))
-    model.to(getattr(torch, config["precision"]))
-    _fill(model, file.tensors, folder)
+    try:
+        settings, precision = _read_config(config)
+        model = outline(settings, config["text_config"], precision)
+        _compare_identities(config, merging_of(model) or "none", folder / WEIGHTS)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    require_fit(file.tensors, model, f"the tensors in {folder}")
+    model = rebuild(settings, config["text_config"], precision)
+    model.load_state_dict(file.tensors)
     tokenizer = load_tokenizer(str(folder / TOKENIZER)) if (folder / TOKENIZER).is_dir() else None
+    _refuse_other_words(model, tokenizer)
     return Pretrained(model.eval(), settings, tokenizer, config)
+
+
+def _refuse_other_words(model: MG3D, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    try:
+        model.text.check_vocabulary(len(tokenizer) if tokenizer is not None else model.text.vocabulary_size)
+    except ValueError as error:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} entries and the model knows {model.text.vocabulary_size} words: it is that of "
+            "another model; name the one that reports were read with"
+        ) from error
+
+
+def _read_config(config: Mapping[str, Any]) -> tuple[Settings, torch.dtype]:
+    if config.get("model_type") != "mg3d":
+        raise ValueError(f"model_type is {config.get('model_type')!r}, expected 'mg3d'")
+    if config.get("format") != FORMAT:
+        raise ValueError(f"format is {config.get('format')!r}, this package reads {FORMAT}; install a newer mg3d")
+    for name, kind in _ENTRIES.items():
+        if not isinstance(config.get(name), kind):
+            found = type(config[name]).__name__ if name in config else "nothing"
+            raise ValueError(f"entry {name!r} must be a {kind.__name__}, found {found}; save the model again")
+    if config["precision"] not in _PRECISIONS:
+        raise ValueError(f"precision is {config['precision']!r}, expected one of {', '.join(_PRECISIONS)}")
+    absent = [name for name in _NEEDED if name not in config["settings"]]
+    if absent:
+        raise ValueError(f"settings lack {', '.join(absent)}; save the model again")
+    return parse(config["settings"]), _PRECISIONS[config["precision"]]
+
+
+def _compare_identities(config: Mapping[str, Any], merging: str, weights: Path) -> None:
+    """Refuses a config.json beside weights that it was not written with: equal shapes may compute other features."""
+    if config["patch_merging"] != merging:
+        raise ValueError(f"patch_merging is {config['patch_merging']!r} and the model of its settings computes {merging!r}")
+    with safe_open(weights, framework="pt") as stream:
+        stored = json.loads((stream.metadata() or {}).get("mg3d", "{}"))
+    other = [name for name in _WITH_WEIGHTS if name in stored and stored[name] != config[name]]
+    if other:
+        told = "; ".join(f"{name} is {config[name]!r} here and {stored[name]!r} in {weights.name}" for name in other)
+        raise ValueError(f"{told}: the two files are not of one model; get both again")
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -156,55 +231,44 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
-    try:
-        model.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        raise ValueError(f"the tensors in {where} are not those of its settings: {' '.join(str(error).split())[:300]}") from error
+def export_run(
+    checkpoint: str | Path,
+    folder: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a checkpoint of a pre-training run as a folder in our format.
 
-
-def export_run(checkpoint: str | Path, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Writes a checkpoint of a pre-training run as a folder in our format; the tokenizer is taken from the run's folder.
+    tokenizer: folder or name on the hub of the one that the run read reports with; when left out it is taken from the run's
+        folder or is that of its text encoder, and where neither is there the model card tells that none is stored.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`; or it is no checkpoint of a run of this package.
+        FileNotFoundError, ValueError: as `read_checkpoint`, `load_tokenizer` and `save_pretrained`; or it is no checkpoint of a
+            run of this package, or lies in `folder`.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    if folder.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
+        raise ValueError(f"{checkpoint} lies in {folder}, which would be replaced; name another folder")
     file = read_checkpoint(checkpoint)
     identity = identity_of(file)
-    if "settings" not in identity:
+    if "settings" not in identity or "text_config" not in identity:
         raise ValueError(f"{checkpoint} is no checkpoint of a run of this package: it has no entry 'mg3d' with the settings")
     settings = parse(identity["settings"])
-    named = bring_to_our_names(file.tensors)
-    bert = BertModel(_bert_config(identity, settings, named.tensors), add_pooling_layer=False)
-    model = build_model(settings, TextEncoder(bert, frozen=settings.text.freeze_text))
-    model.to(named.tensors["type_embedding.weight"].dtype)
-    _fill(model, named.tensors, file.path)
+    tensors = bring_to_our_names(file.tensors).tensors
     told = {name: file.facts[name] for name in ("global_step", "epoch") if name in file.facts}
-    shape = vision_shape(named.tensors)
+    shape = vision_shape(tensors)
     told["encoder"] = shape.name if shape else settings.vision.vision_encoder
-    tokenizer = _tokenizer_of_run(file.path, settings)
-    return save_pretrained(model, folder, settings=settings, tokenizer=tokenizer, provenance=told | dict(provenance or {}))
+    told |= identity.get("provenance", {}) | dict(provenance or {})
+    words = load_tokenizer(str(tokenizer)) if tokenizer else _tokenizer_of(checkpoint, settings)
+    return _write(folder, tensors, settings, identity["text_config"], tokenizer=words, provenance=told)
 
 
-def _bert_config(identity: Mapping[str, Any], settings: Settings, tensors: Mapping[str, torch.Tensor]) -> BertConfig:
-    if "text_config" in identity:
-        return BertConfig.from_dict(identity["text_config"])
-    text = settings.text
-    if text.text_encoder != "tiny":
-        return AutoConfig.from_pretrained(text.text_encoder)
-    words = tensors["text.bert.embeddings.word_embeddings.weight"]
-    return BertConfig(
-        vocab_size=len(words), hidden_size=text.tiny_text_width, num_hidden_layers=text.tiny_text_layers,
-        num_attention_heads=text.tiny_text_heads, intermediate_size=4 * text.tiny_text_width, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0, max_position_embeddings=settings.data.max_text_len,
-    )  # fmt: skip
-
-
-def _tokenizer_of_run(checkpoint: Path, settings: Settings) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a run's checkpoints, else that of its text encoder, else None."""
-    kept = checkpoint.parent.parent / TOKENIZER
-    if kept.is_dir():
-        return load_tokenizer(str(kept))
+def _tokenizer_of(checkpoint: Path, settings: Settings) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a saved folder or beside a run's checkpoints, else that of its text encoder, else None."""
+    for kept in (checkpoint / TOKENIZER, checkpoint.absolute().parent.parent / TOKENIZER):
+        if kept.is_dir():
+            return load_tokenizer(str(kept))
     try:
         return load_tokenizer(settings.text.text_encoder) if settings.text.text_encoder != "tiny" else None
     except FileNotFoundError:

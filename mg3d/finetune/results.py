@@ -95,7 +95,7 @@ def compare_runs(kind: Kind, first: Path, second: Path) -> list[dict[str, Any]]:
     if one["case_id"].tolist() != two["case_id"].tolist():
         only = set(one["case_id"]) ^ set(two["case_id"])
         raise ValueError(
-            f"{first} has {len(one)} cases and {second} {len(two)}, {len(only)} of them in one alone, such as {sorted(only)[:3]}; two "
+            f"{first} has {len(one)} cases and {second} {len(two)}, {len(only)} in one alone, such as {sorted(only)[:3]}; two "
             "runs are compared on the same cases: the same fold, split and seed of the folds"
         )
     values = [kind.statistics(table) for table in (one, two)]

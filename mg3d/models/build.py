@@ -69,6 +69,7 @@ def build_model(settings: Settings, text: TextEncoder) -> MG3D:
         aggregation_values=model.aggregation_values,
         sal_target=model.sal_target,
         ssm_text=model.ssm_text,
+        caption_layers=model.caption_layers,
     )
 
 

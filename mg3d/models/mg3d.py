@@ -26,6 +26,7 @@ from mg3d.models.pooling import AttentionPool, PlacePool, sentence_means, senten
 from mg3d.models.position import GridPosition
 from mg3d.models.sentence_space import CentredSentenceSpace, plain_sentences, random_pair_cosines
 from mg3d.models.standardise import VoxelStandardiser
+from mg3d.models.text.decoder import ReportDecoder
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.models.vision.masking import spread_cubes
 from mg3d.models.vision.registry import VisionEncoder
@@ -47,7 +48,7 @@ class MG3D(nn.Module):
     built, so that no parameter is without gradient.
 
     Args:
-        objectives: the losses this model will serve, among `mlm sal mim cml dcl ssm`.
+        objectives: the losses this model will serve, among `mlm sal mim cml dcl ssm cap`.
         volume_shape: voxels (z, y, x) of every volume.
         width: d, in which image and report meet.
         embedding_width: E, of what is contrasted.
@@ -56,6 +57,7 @@ class MG3D(nn.Module):
         image_pool: how image tokens become the vector that CML and DCL contrast, see `pooling`.
         standardise_voxels: see `models.standardise`; nothing changes until `voxels.fit`.
         image_position: tell image tokens where they lie.
+        caption_layers: of the decoder that writes reports, of the same width and heads as the fusion.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class MG3D(nn.Module):
         aggregation_values: Literal["image", "sentence"] = "image",
         sal_target: Literal["contextual", "word_embedding"] = "contextual",
         ssm_text: Literal["centred_idf", "plain"] = "centred_idf",
+        caption_layers: int = 2,
     ) -> None:
         super().__init__()
         if project_twice and vision.channels != width:
@@ -99,8 +102,7 @@ class MG3D(nn.Module):
         self.type_embedding = nn.Embedding(2, width)
         trunc_normal_(self.type_embedding.weight, std=0.02)
         wants = self.objectives.intersection
-        layers = {"layers": fusion_layers, "heads": fusion_heads}
-        pooling = {"heads": fusion_heads, "queries": pool_queries}
+        layers, pooling = {"layers": fusion_layers, "heads": fusion_heads}, {"heads": fusion_heads, "queries": pool_queries}
         self.image_pool_kind = image_pool
         self.fusion_report = self.fusion_volume = self.mlm_head = self.sal_head = self.target_text = None
         self.mim_head = self.contrast = self.cml_scale = self.dcl_scale = self.aggregation = self.sentence_space = None
@@ -117,9 +119,14 @@ class MG3D(nn.Module):
         self._build_aggregation(width, embedding_width, fusion_layers, pooling, from_image=aggregation_values == "image")
         if wants({"ssm"}) and ssm_text == "centred_idf":
             self.sentence_space = CentredSentenceSpace(text)
+        self.caption = self._report_decoder(width, caption_layers, fusion_heads) if "cap" in self.objectives else None
 
     def _uses_fused_contrast(self) -> bool:
         return self.has_fused_contrast and bool(self.objectives & {"cml", "dcl", "ssm"})
+
+    def _report_decoder(self, width: int, layers: int, heads: int) -> ReportDecoder:
+        known = {"vocabulary_size": self.text.vocabulary_size, "longest": self.text.longest}
+        return ReportDecoder(token_width=width, width=width, layers=layers, heads=heads, **known)
 
     def _build_report_heads(self, width: int, sal_target: str) -> None:
         kind = ContextualSalHead if sal_target == "contextual" else WordEmbeddingSalHead
@@ -188,6 +195,13 @@ class MG3D(nn.Module):
         real = sentence_membership(sentence_index, sentences).any(1)
         return contrast.embed_report(sentence_means(tokens, sentence_index, sentences), real)
 
+    def write_reports(self, volume: Tensor, **how: int | float | bool | None) -> Tensor:
+        """Report ids int64 [B, T] of volumes [B, 1, D, H, W] in [0, 1]; `how` as `ReportDecoder.generate` takes it."""
+        if self.caption is None:
+            raise ValueError("this model writes no reports: it was trained without weight_cap; train with the word captioning")
+        with torch.no_grad():
+            return self.caption.generate(self.encode_volume(volume), **how)
+
     def _plain_contrast(self) -> ImageReportContrast:
         if not isinstance(self.contrast, ImageReportContrast):
             raise ValueError(
@@ -202,7 +216,7 @@ class MG3D(nn.Module):
         """What the losses of `objectives` (default: all this model was built for) read; the other fields are None."""
         wanted = self.objectives if objectives is None else objectives
         image = report = None
-        if wanted & {"mlm", "sal", "cml", "dcl", "ssm"}:
+        if wanted & {"mlm", "sal", "cml", "dcl", "ssm", "cap"}:
             image = self.encode_volume(batch.volume)
         if wanted & {"mim", "cml", "dcl", "ssm"}:
             report = self.encode_report(batch.report_ids, batch.attention_mask)
@@ -219,6 +233,8 @@ class MG3D(nn.Module):
             fields |= self._reconstruct_volume(batch, report)
         if wanted & {"cml", "dcl", "ssm"}:
             fields |= self._contrast(batch, image, report, wanted)
+        if "cap" in wanted:
+            fields |= self._caption(batch, image)
         return Features(**fields)
 
     def _reconstruct_report(self, batch: Batch, image: Tensor, wanted: frozenset[str]) -> Mapping[str, Tensor]:
@@ -310,6 +326,11 @@ class MG3D(nn.Module):
             "dcl_aggregate_embedding": self.dcl_aggregate_head(aggregate.patient),
             "dcl_logit_scale": self.dcl_scale(embedding),
         }
+
+    def _caption(self, batch: Batch, image: Tensor) -> Mapping[str, Tensor]:
+        ids, real = batch.report_ids, batch.attention_mask
+        logits = self.caption(image, ids[:, :-1], real[:, :-1])
+        return {"cap_logits": logits, "cap_targets": ids[:, 1:].masked_fill(~real[:, 1:], -100)}
 
     def _ssm(self, batch: Batch, aggregate: Aggregate) -> Mapping[str, Tensor]:
         text = self.sentence_vectors(batch.report_ids, batch.attention_mask, batch.sentence_index, batch.sentence_mask.shape[1])

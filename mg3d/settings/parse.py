@@ -97,12 +97,13 @@ _AT_LEAST: dict[str, float] = {
     "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
     "augment_rotation_deg": 0,
     "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
+    "weight_cap": 0, "caption_layers": 1,
 }  # fmt: skip
 RELEASED_HEADS = 8
 """Heads of the released report pooler, `SentenceAttentionPool`."""
 _SHARES = (
-    "denying_view_share", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below",
-    "augment_shift", "augment_width", "augment_noise",
+    "denying_view_share", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below", "caption_smoothing",
+    "augment_shift", "augment_width", "augment_noise", "load_minimum_coverage",
 )  # fmt: skip
 
 
@@ -124,7 +125,8 @@ def _check_ranges(settings: Settings) -> None:
 
 
 def _check_together(settings: Settings) -> None:
-    data, vision, text, model, optim = settings.data, settings.vision, settings.text, settings.model, settings.optim
+    data, vision, text, model = settings.data, settings.vision, settings.text, settings.model
+    optim, run = settings.optim, settings.run
     kind, encoder = vision.vision_encoder, ENCODERS[vision.vision_encoder]
     patch_size, stride, has_stages = encoder.patch_size(vision), encoder.stride(vision), "depths" in encoder.reads
     channels = [vision.embed_dim * 2**stage for stage in range(len(vision.depths))]
@@ -171,6 +173,8 @@ def _check_together(settings: Settings) -> None:
          f"dataset_weights={data.dataset_weights} needs one weight for each of datasets={data.datasets}"),
         (any(getattr(settings.loss, entry.name) > 0 for entry in fields(settings.loss)),
          "every loss weight is 0: nothing to learn"),
+        (run.load_path or not (run.load_merging or run.load_entry or run.load_prefix),
+         "load_merging, load_entry and load_prefix say how load_path is read, which is not set"),
         (model.ssm_differ_below < model.ssm_same_above,
          f"ssm_differ_below={model.ssm_differ_below} must be smaller than ssm_same_above={model.ssm_same_above}"),
         (text.text_encoder != "tiny" or not text.freeze_text,

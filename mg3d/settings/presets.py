@@ -35,6 +35,8 @@ PRESETS: dict[str, dict[str, object]] = {
         "project_twice": True, "aggregation_values": "sentence", "sal_target": "word_embedding", "sal_per": "patient",
         "ssm_text": "plain", "ssm_form": "pair_mean", "exclude_duplicates": False, "weight_cml": 0.1, "sentence_views": 0,
     },
+    # --- one more objective, beside any of these
+    "captioning": {"weight_cap": 1.0},
     # --- a small model for the synthetic set: minutes on two CPU cores
     "tiny": {
         "data_root": "data/synthetic/pretrain_arrows", "truth_root": "data/synthetic", "log_dir": "result/tiny",

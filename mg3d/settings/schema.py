@@ -123,7 +123,7 @@ class ModelSettings:
     fusion_layers: int = 2
     """Fusion layers."""
     fusion_heads: int = 12
-    """Heads of `cross_attention`; must divide hidden_size."""
+    """Heads of `cross_attention` and of the decoder that writes reports; must divide hidden_size."""
     pool_queries: int = 1
     """Learned queries of every attention pool."""
     image_pool: Literal["attention", "place"] = "attention"
@@ -163,6 +163,10 @@ class ModelSettings:
     """Text cosine from which two sentences say the same."""
     ssm_differ_below: float = 0.6
     """Text cosine up to which two sentences differ."""
+    caption_layers: int = 2
+    """Layers of the decoder that writes reports (weight_cap), which has hidden_size and fusion_heads."""
+    caption_smoothing: float = 0.0
+    """Share of every asked word that is spread over all words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +185,8 @@ class LossSettings:
     """Contrast of volumes and their sentence-wise aggregation."""
     weight_ssm: float = 0.1
     """Sentence similarity between patients."""
+    weight_cap: float = 0.0
+    """The report written from the volume, word after word. Not of the paper: the word `captioning` turns it on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +237,12 @@ class RunSettings:
     """Weights to start from (not to resume): a released file, one of this package or of another. docs/checkpoints.md."""
     load_merging: Literal["", "legacy", "monai"] = ""
     """Patch merging that the weights of load_path were trained with, where the file does not tell."""
+    load_entry: str = ""
+    """Where in the file of load_path the tensors lie, such as `teacher`; empty = found by itself."""
+    load_prefix: str = ""
+    """What stands before the image encoder's names in the file of load_path; empty = found by itself."""
+    load_minimum_coverage: float = 0.9
+    """Least share of the image encoder's parameters that the file of load_path must hold; 0 = also none, as for METER's."""
     val_interval: int = 1000
     """Optimiser steps between validations and checkpoints."""
     val_batches: int = 0

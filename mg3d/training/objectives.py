@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from mg3d.losses.base import Objective
+from mg3d.losses.captioning import CaptionLoss
 from mg3d.losses.cml import CMLLoss
 from mg3d.losses.dcl import DCLLoss
 from mg3d.losses.mim import MIMLoss
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, Callable[[ModelSettings], Objective]] = {
         form=model.ssm_form,
         use_polarity=model.ssm_form == "two_means",
     ),
+    "cap": lambda model: CaptionLoss(smoothing=model.caption_smoothing),
 }
 """Order = order of the log. The weight of NAME is the setting `weight_NAME`."""
 

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from mg3d.checkpoints.export import text_config
-from mg3d.checkpoints.load import load_weights
+from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.datasets.checks import require_sound
 from mg3d.distributed import rank
 from mg3d.files import remove_partial, write_json
-from mg3d.models.build import build_untrained
+from mg3d.models.build import build_untrained, build_vision
 from mg3d.models.mg3d import MG3D
 from mg3d.settings.parse import defaults, flatten
 from mg3d.settings.schema import Settings, objective_weights
@@ -71,6 +71,8 @@ def pretrain(settings: Settings) -> None:
         show_evidence(run_dir)
         return
     plan = plan_batches(settings)
+    if settings.run.load_path and not checkpoint:
+        load(settings, build_vision(settings))  # refused now rather than after the reports have been read
     if settings.run.evidence:
         held_out_studies(settings)  # refused now rather than after the training
     if is_first_rank():
@@ -122,9 +124,22 @@ def identity(settings: Settings, model: MG3D) -> dict[str, Any]:
 
 def start_from(settings: Settings, model: MG3D) -> None:
     """Loads the weights that `load_path` names, and says what of them was used."""
-    say(str(load_weights(model, settings.run.load_path, merging=settings.run.load_merging or None)))
+    say(str(load(settings, model)))
     if settings.optim.learning_rate > FINE_RATE:
         say(f"learning_rate={settings.optim.learning_rate:g} suits a start from scratch; weights that continue usually want 1e-5")
+
+
+def load(settings: Settings, model: torch.nn.Module) -> LoadReport:
+    """Loads what `load_path` names into the model, or an image encoder alone, as the other `load_` settings say."""
+    run = settings.run
+    return load_weights(
+        model,
+        run.load_path,
+        minimum_coverage=run.load_minimum_coverage,
+        merging=run.load_merging or None,
+        prefix=run.load_prefix or None,
+        entry=run.load_entry or None,
+    )
 
 
 def fit(trainer: pl.Trainer, module: PretrainModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:

@@ -98,7 +98,8 @@ def released():
 def test_released_comes_back_from_ours_with_what_nothing_reads(released, prefix):
     there = convert(as_file({prefix + name: tensor for name, tensor in released.items()}), "ours", keep_unused=True)
     assert set(there.tensors) == {to_ours(name) for name in released}
-    back = convert(as_file(there.tensors), "released")
+    assert there.merging == "legacy"
+    back = convert(as_file(there.tensors), "released", merging="legacy")
     assert set(back.tensors) == set(released)
     assert all(torch.equal(back.tensors[name], released[name]) for name in released)
 
@@ -125,6 +126,23 @@ def test_programs_are_told_by_their_names(released, meter):
         program_of({"a.weight": torch.ones(2)})
 
 
+def test_a_prefix_that_nobody_knows_is_taken_when_it_is_named(released, meter, tmp_path, capsys):
+    theirs = {"their.net." + name: tensor for name, tensor in released.items()} | {"their.optimiser": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"a prefix that is not known"):
+        convert(as_file(theirs), "ours")
+    done = convert(as_file(theirs), "ours", prefix="their")
+    assert done.tensors.keys() == convert(as_file(released), "ours").tensors.keys()
+    assert (done.program, done.merging) == ("released", "legacy")
+    assert [row.source for row in done.rows] == list(theirs)
+    assert next(row.target for row in done.rows if row.source == "their.optimiser") is None
+    with pytest.raises(ValueError, match=r"no name begins with prefix='mine.'; names are such as \['their.net"):
+        convert(as_file(theirs), "ours", prefix="mine")
+    torch.save({"their.net." + name: tensor for name, tensor in meter.items()}, tmp_path / "in.pt")
+    words = [str(tmp_path / "in.pt"), str(tmp_path / "out.pt"), "--to", "ours", "--prefix"]
+    assert TOOL.main([*words, "their.net"]) == 0
+    assert "8 of 14 tensors converted from meter names" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("out", ["out.safetensors", "out.ckpt"])
 def test_the_tool_writes_names_and_patch_merging(released, out, tmp_path, capsys):
     torch.save({"state_dict": released}, tmp_path / "in.ckpt")
@@ -135,15 +153,20 @@ def test_the_tool_writes_names_and_patch_merging(released, out, tmp_path, capsys
     assert torch.equal(file.tensors["vision.patch_embed.proj.bias"], released["vision_encoder.patch_embed.proj.bias"])
 
 
-def test_the_tool_refuses_what_the_released_code_would_compute_otherwise(tmp_path, capsys):
+def test_a_patch_merging_that_is_not_known_must_be_said(tmp_path, capsys):
     swin = SwinEncoder(embed_width=12, depths=(1,), heads=(2,)).state_dict()
     ours = {"vision." + name: tensor for name, tensor in swin.items()}
     ours |= {"project_image.weight": torch.ones(2, 3), "type_embedding.weight": torch.ones(2, 3)}
     torch.save({"state_dict": ours}, tmp_path / "ours.ckpt")
     words = [str(tmp_path / "ours.ckpt"), str(tmp_path / "out.ckpt"), "--to", "released"]
-    assert TOOL.main([*words, "--merging", "monai"]) == 2
-    assert "MG-3D's code does not compute" in capsys.readouterr().err
-    assert not (tmp_path / "out.ckpt").exists()
+    for more, sentence in (
+        ([], "does not tell its patch merging"), (["--merging", "monai"], "MG-3D's code does not compute"),
+    ):  # fmt: skip
+        assert TOOL.main([*words, *more]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "out.ckpt").exists()
+    flat = convert(as_file(ours), "meter")
+    assert (set(flat.tensors), flat.merging) == ({"cross_modal_image_transform.weight", "token_type_embeddings.weight"}, "none")
     assert TOOL.main([*words, "--merging", "legacy"]) == 0
     assert "vision_encoder.layers1.0.downsample.reduction.weight" in read_checkpoint(tmp_path / "out.ckpt").tensors
     assert TOOL.main([words[0], str(tmp_path / "out.bin"), "--to", "released"]) == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from released_files import small_bert
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mg3d
 from mg3d.checkpoints.export import from_pretrained, save_pretrained
 from mg3d.checkpoints.inspect import inspect_checkpoint
 from mg3d.checkpoints.load import load_weights
+from mg3d.checkpoints.rebuild import outline
 from mg3d.config import resolve
 from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
 from mg3d.models.build import build_model
+from mg3d.models.text.encoder import load_text_encoder
 
 SIZES = {
     "image_size": 32, "mim_cube": 8, "embed_dim": 12, "patch_size": 4, "window_size": 3, "depths": [2], "num_heads": [2],
@@ -89,6 +93,7 @@ def test_the_folder_is_what_others_expect(saved):
     assert "| window_hu | [-1000.0, 1000.0] |" in card
     assert "patch merging is **legacy**" in card
     assert "* data: nineteen phantoms" in card
+    assert "Lower case, at most 40 tokens. Its tokenizer, of 33 entries, is in the folder `tokenizer`." in card
     assert not list(folder.parent.glob(".model*"))
 
 
@@ -125,6 +130,8 @@ def test_the_merging_of_a_saved_model_is_held_against_another(tmp_path):
     loaded = from_pretrained(tmp_path / "monai")
     assert torch.equal(outputs(loaded.model)[0], outputs(model)[0])
     assert loaded.tokenizer is None
+    card = (tmp_path / "monai" / "README.md").read_text()
+    assert "must be read with that of nobody/no-such-bert (the model knows 60 words)." in card
     with pytest.raises(ValueError, match="trained with patch merging 'monai' and the model computes 'legacy'"):
         load_weights(build()[0], tmp_path / "monai")
     with pytest.raises(ValueError, match="computes patch merging 'monai' and the settings say 'legacy'"):
@@ -140,9 +147,10 @@ def test_a_models_precision_is_kept(tmp_path):
 
 def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path):
     model, settings, _ = saved
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="holds no model saved by mg3d"):
-        save_pretrained(model, tmp_path, settings=settings)
+    for other in ("[1]", '{"model_type": "bert"}'):
+        (tmp_path / "config.json").write_text(other)
+        with pytest.raises(ValueError, match="holds no model saved by mg3d"):
+            save_pretrained(model, tmp_path, settings=settings)
     assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "bert"}
 
 
@@ -156,39 +164,153 @@ def test_a_model_saved_before_is_replaced_whole(saved, tmp_path):
     assert not (tmp_path / "m" / "left_over.txt").exists()
 
 
+def test_a_model_saved_before_stays_when_the_new_one_cannot_take_its_place(saved, tmp_path, monkeypatch):
+    model, settings, _ = saved
+    save_pretrained(model, tmp_path / "m", settings=settings, provenance={"round": 1})
+    rename = Path.replace
+
+    def fails(source, target):
+        if ".tmp-" in source.name and target == tmp_path / "m":
+            raise PermissionError(13, "Permission denied", str(target))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(PermissionError):
+        save_pretrained(model, tmp_path / "m", settings=settings, provenance={"round": 2})
+    assert from_pretrained(tmp_path / "m").config["provenance"] == {"round": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_link_to_a_folder_stays_a_link(saved, tmp_path):
+    model, settings, _ = saved
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m").symlink_to(tmp_path / "disk", target_is_directory=True)
+    for count in (1, 2):
+        save_pretrained(model, tmp_path / "m", settings=settings, provenance={"round": count})
+    assert from_pretrained(tmp_path / "disk").config["provenance"] == {"round": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "m"]
+
+
 @pytest.mark.parametrize("name", ["nobody/has-this-model", "no folder of mine", "/no/such/folder"])
 def test_what_is_neither_folder_nor_on_the_hub_is_told(name):
     with pytest.raises(FileNotFoundError, match=r"could not be fetched from the hub.*pass the local folder"):
         from_pretrained(name)
 
 
-def copy_of(folder, tmp_path):
+def spoiled(folder, into, spoil):
+    """A copy of a saved folder, changed by `spoil(config, tensors, metadata)`."""
     config = json.loads((folder / "config.json").read_text())
-    tensors = load_file(folder / "model.safetensors")
-    return config, tensors, tmp_path
+    with safe_open(folder / "model.safetensors", framework="pt") as stream:
+        metadata = stream.metadata()
+    identity, tensors = json.loads(metadata["mg3d"]), load_file(folder / "model.safetensors")
+    spoil(config, tensors, identity)
+    (into / "config.json").write_text(json.dumps(config))
+    save_file(tensors, into / "model.safetensors", metadata={"mg3d": json.dumps(identity)})
+    return into
 
 
-def write(config, tensors, folder):
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors")
+def of_config(**changes):
+    return lambda config, tensors, identity: config.update(changes)
+
+
+def of_settings(**changes):
+    return lambda config, tensors, identity: config["settings"].update(changes)
 
 
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda config, tensors: config.update(model_type="clip"), "is of a 'clip' model, not of mg3d"),
-        (lambda config, tensors: config.update(format=2), "has format 2, this package reads 1"),
-        (lambda config, tensors: config["settings"].update(colour="red"), "unknown setting 'colour'"),
-        (lambda config, tensors: tensors.pop("project_image.bias"), "not those of its settings: .*project_image.bias"),
-        (lambda config, tensors: config["settings"].update(embed_dim=24), "not those of its settings: .*size mismatch"),
+        (of_config(model_type="clip"), "config.json: model_type is 'clip', expected 'mg3d'"),
+        (of_config(format=2), "config.json: format is 2, this package reads 1"),
+        (of_config(settings=["swin"]), "config.json: entry 'settings' must be a dict, found list"),
+        (lambda config, *_: config.pop("text_config"), "config.json: entry 'text_config' must be a dict, found nothing"),
+        (of_config(text_config={"hidden_act": "none of these"}), "config.json: text_config does not describe a BERT"),
+        (of_config(text_config={"hidden_size": "wide"}), "config.json: text_config does not describe a BERT"),
+        (of_config(precision="int8"), "config.json: precision is 'int8', expected one of float16"),
+        (of_settings(colour="red"), "config.json: unknown setting 'colour'"),
+        (of_settings(depths=2), "config.json: depths=2: expected a list"),
+        (lambda config, *_: config["settings"].pop("fusion_heads"), "config.json: settings lack fusion_heads"),
+        (of_config(patch_merging="monai"), "patch_merging is 'monai' and the model of its settings computes 'legacy'"),
+        (of_settings(patch_merging="monai"), "patch_merging is 'legacy' and the model of its settings computes 'monai'"),
+        (lambda config, tensors, identity: identity.update(patch_merging="monai"),
+         "patch_merging is 'legacy' here and 'monai' in model.safetensors: the two files are not of one model"),
+        (lambda config, *_: (config.update(patch_merging="monai"), config["settings"].update(patch_merging="monai")),
+         "patch_merging is 'monai' here and 'legacy' in model.safetensors"),
+        (lambda config, *_: config["preprocessing"].update(window_hu=[-1350, 150]), r"window_hu': \[-1350, 150\].* here and"),
+        (lambda config, tensors, identity: tensors.pop("project_image.bias"),
+         r"are not those of its settings: 1 missing \(project_image.bias\)"),
+        (lambda config, tensors, identity: tensors.update(more=torch.ones(2)), r"1 not expected \(more\)"),
+        (of_settings(embed_dim=24), r"of another shape \(.* \[12, 1, 4, 4, 4\] instead of \[24, 1, 4, 4, 4\]"),
+        (of_config(precision="float16"), "of another precision .*torch.float32 instead of torch.float16"),
+        (lambda config, tensors, identity: tensors["project_image.bias"].fill_(float("inf")),
+         "not finite, in project_image.bias"),
     ],
-)
+)  # fmt: skip
 def test_a_spoiled_folder_is_told(saved, spoil, sentence, tmp_path):
-    config, tensors, folder = copy_of(saved[2], tmp_path)
-    spoil(config, tensors)
-    write(config, tensors, folder)
-    with pytest.raises(ValueError, match=sentence):
-        from_pretrained(folder)
+    with pytest.raises(ValueError, match=sentence) as told:
+        from_pretrained(spoiled(saved[2], tmp_path, spoil))
+    assert "\n" not in str(told.value)
+
+
+def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
+    shutil.copytree(saved[2], tmp_path / "m")
+    train_wordpiece([" ".join(map(str, range(100, 300)))], vocab_size=200, out_dir=tmp_path / "m" / "tokenizer")
+    with pytest.raises(ValueError, match="has 200 entries and the model knows 60 words: it is that of another model"):
+        from_pretrained(tmp_path / "m")
+
+
+def test_a_folder_whose_weights_say_nothing_about_themselves_is_read(saved, tmp_path):
+    folder = spoiled(saved[2], tmp_path, lambda config, tensors, identity: identity.clear())
+    assert torch.equal(outputs(from_pretrained(folder).model)[0], outputs(saved[0])[0])
+
+
+def test_the_bare_weights_tell_merging_and_preprocessing(saved):
+    told = inspect_checkpoint(saved[2] / "model.safetensors")
+    assert (told.merging, told.merging_source) == ("legacy", "stored in the file")
+    assert told.preprocessing == inspect_checkpoint(saved[2]).preprocessing
+    assert told.preprocessing["shape"] == [32, 24, 32]
+
+
+def test_a_model_that_its_settings_would_not_build_again_is_not_written(saved, tmp_path):
+    model, settings, _ = saved
+    others = {"pool_queries": r"of another shape \(.*queries", "weight_mim": r"21 not expected \(vision.mask_token"}
+    for name, sentence in others.items():
+        other = resolve(["tiny"], SIZES | {name: 3 if name == "pool_queries" else 0.0})
+        with pytest.raises(ValueError, match=sentence):
+            save_pretrained(model, tmp_path / "m", settings=other)
+    broken, _ = build()
+    broken.project_report.bias.data[2] = float("nan")
+    with pytest.raises(ValueError, match=r"the tensors of this model hold numbers that are not finite, in project_report.bias"):
+        save_pretrained(broken, tmp_path / "m", settings=settings)
+    mixed, _ = build()
+    mixed.project_report.double()
+    with pytest.raises(ValueError, match=r"2 of another precision .*project_report.weight torch.float64"):
+        save_pretrained(mixed, tmp_path / "m", settings=settings)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), Path("a"), torch.ones(1)])
+def test_provenance_that_json_cannot_hold_is_refused(saved, value, tmp_path):
+    with pytest.raises(ValueError, match="must be what JSON can hold"):
+        save_pretrained(saved[0], tmp_path / "m", settings=saved[1], provenance={"loss": value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_comparing_costs_no_memory():
+    """What BERT of a million words and 768 channels would hold, 3 GB, is not there."""
+    settings = resolve([], {"text_encoder": "nobody/large"})
+    model = outline(settings, {"vocab_size": 1_000_000}, torch.float32)
+    assert model.state_dict()["text.bert.embeddings.word_embeddings.weight"].shape == (1_000_000, 768)
+    assert {tensor.device.type for tensor in [*model.state_dict().values(), *model.buffers()]} == {"meta"}
+
+
+def test_where_a_text_encoder_lay_is_not_told(tmp_path):
+    _, settings = build()
+    small_bert(words=60, layers=1, width=16, heads=2, positions=48).bert.save_pretrained(tmp_path / "bert")
+    text = load_text_encoder(tmp_path / "bert")
+    save_pretrained(build_model(settings, text), tmp_path / "m", settings=settings)
+    assert text.bert.config.name_or_path == str(tmp_path / "bert")
+    assert str(tmp_path) not in (tmp_path / "m" / "config.json").read_text()
 
 
 def test_an_unknown_name_of_the_package_is_refused():

@@ -37,7 +37,8 @@ def test_convolutional_encoders_have_stages_in_order_too(kind):
 
 def test_biases_norms_and_tables_do_not_decay():
     network = Classifier(build_encoder(SWIN), 3)
-    decayed = {id(p) for g in parameter_groups(network, FinetuneSettings(weight_decay=0.1)) if g["weight_decay"] for p in g["params"]}
+    groups = parameter_groups(network, FinetuneSettings(weight_decay=0.1))
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
     for name, parameter in network.named_parameters():
         assert (id(parameter) in decayed) == (parameter.ndim >= 2 and "bias_table" not in name), name
 

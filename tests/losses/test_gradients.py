@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from slow_losses import slow_cml, slow_info_nce, slow_mim, slow_mlm, slow_released_ssm, slow_sal, slow_ssm
+from slow_losses import slow_captioning, slow_cml, slow_info_nce, slow_mim, slow_mlm, slow_released_ssm, slow_sal, slow_ssm
 
+from mg3d.losses.captioning import CaptionLoss
 from mg3d.losses.cml import CMLLoss
 from mg3d.losses.dcl import DCLLoss
 from mg3d.losses.mim import MIMLoss
@@ -19,6 +20,7 @@ CUBES = torch.zeros(2, 2, 1, 3, dtype=torch.bool).index_put_(
     tuple(torch.tensor([[0, 1, 1], [0, 1, 1], [0, 0, 0], [1, 2, 0]])), torch.tensor(True)
 )
 WORDS = torch.tensor([4, 0, 2, 2])
+NEXT = torch.tensor([[4, 0, 2, 1], [3, -100, -100, -100], [1, 1, 0, -100]])
 
 
 def numbers(*shape, seed):
@@ -66,6 +68,14 @@ def cml(exclude, views):
     )
 
 
+def captioning(smoothing):
+    return (
+        lambda logits: CaptionLoss(smoothing=smoothing)(logits, NEXT),
+        lambda logits: slow_captioning(logits, NEXT, smoothing),
+        (numbers(3, 4, 5, seed=13),),
+    )
+
+
 def sal(per):
     return (
         lambda prediction, target: SALLoss(per=per)(prediction, target, MASK),
@@ -76,6 +86,8 @@ def sal(per):
 
 CASES = {
     "mlm": (lambda logits: MLMLoss()(logits, WORDS), lambda logits: slow_mlm(logits, WORDS), (numbers(4, 5, seed=7),)),
+    "captioning": captioning(0.0),
+    "captioning smoothed": captioning(0.3),
     "sal per sentence": sal("sentence"),
     "sal per patient": sal("patient"),
     "mim": (
@@ -130,6 +142,7 @@ ALONE = {
     "cml": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], None, SCALE, **KEYS),
     "cml with views": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], x[:1, 2:], SCALE, **KEYS),
     "dcl": lambda x: DCLLoss()(x[0, :1], x[0, 1:2], SCALE, patient_key=PATIENTS[:1], report_key=REPORTS[:1]),
+    "captioning": lambda x: CaptionLoss()(x, torch.full((3, 4), -100)),
     "ssm two means": lambda x: SSMLoss()(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
     "ssm pair mean": lambda x: SSMLoss(form="pair_mean")(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
     "sal without sentences": lambda x: SALLoss()(x, 2 * x, torch.zeros(3, 4, dtype=torch.bool)),

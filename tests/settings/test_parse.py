@@ -50,6 +50,8 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"augment_width": 1.0}, "smaller than 1"),
         ({"augment_noise": 1.5}, "between 0 and 1"),
         ({"mim_mask_ratio": 1.5}, "between 0 and 1"),
+        ({"load_path": "a.ckpt", "load_minimum_coverage": 1.5}, "between 0 and 1"),
+        ({"load_entry": "teacher"}, "say how load_path is read, which is not set"),
         ({"datasets": ["ct_rate", "foo"]}, "datasets='foo': expected one of ct_rate, ctrg"),
         ({"datasets": []}, "at least one data set"),
         ({"datasets": ["ctrg", "ctrg"]}, "names one twice"),
@@ -69,6 +71,9 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"dataset_weights": [1.0]}, "one weight for each"),
         ({"text_encoder": "tiny"}, "cannot be frozen"),
         ({f"weight_{name}": 0.0 for name in ("mlm", "sal", "mim", "cml", "dcl", "ssm")}, "nothing to learn"),
+        ({"weight_cap": -1.0}, "weight_cap=-1.0: must be at least 0"),
+        ({"caption_layers": 0}, "must be at least 1"),
+        ({"caption_smoothing": 1.5}, "between 0 and 1"),
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(update, words):
@@ -138,7 +143,7 @@ def test_what_the_rules_let_through_can_be_built(word):
 def test_every_objective_has_a_weight_and_a_row():
     from mg3d.training.objectives import OBJECTIVES
 
-    assert list(OBJECTIVES) == list(objective_weights(LossSettings()))
+    assert list(OBJECTIVES) == list(objective_weights(LossSettings(weight_cap=1.0)))
 
 
 def test_a_named_setting_that_the_encoder_does_not_read_is_refused_and_a_words_leftover_is_not():

@@ -1,4 +1,6 @@
 import importlib.util
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,35 @@ def test_without_data_an_encoder_word_gives_settings_that_fit():
 def test_the_presets_it_names_exist():
     assert {"task_pretrain_mg3d", "swin_b", "text_radbert", *TOOL.SYNTHETIC, *TOOL.ENCODERS} <= set(PRESETS)
     assert {"swin_b", "swin_l"} <= set(TOOL.ENCODERS)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["learning_rat=1"], "unknown setting 'learning_rat'; did you mean learning_rate"),
+        (["swin_bb"], "unknown word 'swin_bb'; did you mean swin_b"),
+        (["max_steps=many"], "max_steps='many': expected int, found str"),
+        (["load_path=nowhere.ckpt"], "there is no file nowhere.ckpt"),
+    ],
+)
+def test_what_main_would_refuse_is_refused_before_data_are_made(words, sentence, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert TOOL.main(words) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert sentence in told.err
+
+
+@pytest.mark.parametrize("script", ["pretrain", "pretrain_multi_gpus", "test"])
+def test_help_of_a_script_is_its_head_and_makes_nothing(script, tmp_path):
+    scripts = shutil.copytree(Path(__file__).parents[2] / "run_scripts", tmp_path / "run_scripts")
+    command = ["bash", scripts / f"{script}.sh", "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"})
+    lines = (scripts / f"{script}.sh").read_text().splitlines()
+    assert ran.stdout.splitlines()[0] == lines[1].removeprefix("# ")
+    assert "set -" not in ran.stdout
+    assert len(ran.stdout.splitlines()) == lines.index("set -euo pipefail")
+    assert [path.name for path in tmp_path.iterdir()] == ["run_scripts"]
 
 
 def test_a_forbidden_gpu_is_no_gpu(capsys, monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ from mg3d.settings.schema import ModelSettings
 from mg3d.training.objectives import build_losses
 from mg3d.types import Batch
 
+EVERY = (*OBJECTIVES, "cap")
 SIZE = 5
 SHARES = (slice(0, 2), slice(2, 5))
 """Rows of each rank: different numbers, so that a mean of means cannot pass for the mean."""
@@ -32,7 +33,7 @@ def one_rank(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {}
-    for name in OBJECTIVES:
+    for name in EVERY:
         value, gradients = loss_and_gradients(name, random_batch(SIZE), SHARES[rank])
         for tensor in (value, *gradients.values()):
             dist.all_reduce(tensor)
@@ -53,7 +54,7 @@ def two_ranks(tmp_path_factory):
     return torch.load(folder / "results.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", EVERY)
 def test_two_ranks_give_loss_and_gradients_of_the_joined_batch(two_ranks, name):
     value, gradients = loss_and_gradients(name, random_batch(SIZE))
     theirs, their_gradients = two_ranks[name]

@@ -1,6 +1,7 @@
 """Pre-training that starts from weights, and a run's checkpoint handed on in our own format."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from small_arrow import write_split
 
 from mg3d.checkpoints.export import from_pretrained
 from mg3d.config import command_line
+from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -66,12 +68,38 @@ def test_a_large_rate_is_told(begin, capsys):
         (("embed_dim=24",), "embed_dim=12"),
         (("patch_merging=monai",), "patch_merging=legacy"),
         (("load_merging=new",), "load_merging='new': expected one of"),
+        (("load_prefix=theirs",), "no image encoder stands behind prefix='theirs.'"),
+        (("load_entry=teacher",), "has no entry 'teacher'"),
     ],
 )
 def test_weights_that_do_not_fit_stop_the_run_in_one_sentence(begin, more, sentence, capsys):
     run, root = begin
     assert run("fourth", f"load_path={root / 'first' / 'checkpoints' / 'last.ckpt'}", *more) == 2
     assert sentence in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_weights_are_looked_at_before_any_data(begin, tmp_path, capsys):
+    run, root = begin
+    state = last(root, "first")["state_dict"]
+    theirs = {name.replace("model.vision.", "theirs.core."): tensor for name, tensor in state.items() if ".vision." in name}
+    torch.save({"teacher": theirs}, tmp_path / "w.pt")
+    words = [f"load_path={tmp_path / 'w.pt'}", "load_merging=legacy", "load_entry=teacher"]
+    assert run("fifth", *words, "data_root=nowhere") == 2
+    assert "pass prefix='theirs.core.'" in capsys.readouterr().err
+    assert run("fifth", *words, "load_prefix=theirs.core", "data_root=nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert run("fifth", *words, "load_prefix=theirs.core") == 0
+    assert "encoder 100.0%" in capsys.readouterr().out
+
+
+def test_what_holds_too_little_of_an_encoder_is_taken_when_that_is_asked_for(begin, tmp_path, capsys):
+    run, root = begin
+    state = {name.removeprefix("model."): tensor for name, tensor in last(root, "first")["state_dict"].items()}
+    torch.save({name: tensor for name, tensor in state.items() if not name.startswith("vision.layers1.")}, tmp_path / "w.pt")
+    words = [f"load_path={tmp_path / 'w.pt'}", "load_merging=legacy"]
+    assert run("sixth", *words) == 2
+    assert "at least 90% are asked for" in capsys.readouterr().err
+    assert run("sixth", *words, "load_minimum_coverage=0.0") == 0
 
 
 def test_a_runs_checkpoint_is_exported_whole(begin, capsys):
@@ -89,6 +117,30 @@ def test_a_runs_checkpoint_is_exported_whole(begin, capsys):
     told = loaded.config["provenance"]
     assert (told["global_step"], told["encoder"], told["data"]) == (1, "swin", "sixteen phantoms")
     assert tool([str(checkpoint), str(root / "again"), "--note", "nothing"]) == 2
+    assert tool([str(root / "exported"), str(root / "twice"), "--note", "licence=mine"]) == 0
+    twice = from_pretrained(root / "twice")
+    assert twice.config["provenance"] == told | {"licence": "mine"}
+    assert twice.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
     torch.save({"w": torch.ones(1)}, root / "other.ckpt")
     assert tool([str(root / "other.ckpt"), str(root / "again")]) == 2
     assert "no checkpoint of a run of this package" in capsys.readouterr().err
+
+
+def test_a_checkpoint_away_from_its_run_is_exported_with_the_tokenizer_that_is_named(begin, tmp_path, capsys):
+    _, root = begin
+    tool = runpy.run_path(str(ROOT / "tools" / "export_checkpoint.py"))["main"]
+    away = tmp_path / "a" / "b" / "last.ckpt"
+    away.parent.mkdir(parents=True)
+    shutil.copy(root / "first" / "checkpoints" / "last.ckpt", away)
+    assert tool([str(away), str(tmp_path / "without")]) == 0
+    assert "without a tokenizer, as none was found; --tokenizer FOLDER" in capsys.readouterr().out
+    assert "the one trained on the reports of the run" in (tmp_path / "without" / "README.md").read_text()
+    words = root / "first" / "tokenizer"
+    assert tool([str(away), str(tmp_path / "with"), "--tokenizer", str(words)]) == 0
+    assert "without" not in capsys.readouterr().out
+    assert from_pretrained(tmp_path / "with").tokenizer.get_vocab() == load_tokenizer(str(words)).get_vocab()
+    assert not any(str(root) in file.read_text() for file in (tmp_path / "with" / "tokenizer").iterdir())
+    train_wordpiece([" ".join(map(str, range(100, 900)))], vocab_size=900, out_dir=tmp_path / "other")
+    assert tool([str(away), str(tmp_path / "wrong"), "--tokenizer", str(tmp_path / "other")]) == 2
+    assert "it is that of another model" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()

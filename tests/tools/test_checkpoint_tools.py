@@ -1,0 +1,104 @@
+"""What the three tools for weights say when something is wrong: one line and an exit code, never a stack trace."""
+
+import errno
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mg3d.checkpoints.command import answer
+
+ROOT = Path(__file__).parents[2]
+METER = {"cross_modal_image_transform.weight": torch.ones(3, 2), "token_type_embeddings.weight": torch.ones(2, 3)}
+
+
+def tool(name, *arguments):
+    return runpy.run_path(str(ROOT / "tools" / f"{name}.py"))["main"](list(map(str, arguments)))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.save({"state_dict": METER, "loss": float("nan"), "mg3d": {"provenance": {"best": float("-inf")}}}, tmp_path / "in.pt")
+    return tmp_path / "in.pt"
+
+
+def one_line(capsys):
+    error = capsys.readouterr().err
+    assert error.startswith("mg3d: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_json_has_no_number_that_json_does_not_know(weights, capsys):
+    def refuse(word):
+        raise AssertionError(word)
+
+    assert tool("inspect_checkpoint", weights, "--json") == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert told["provenance"]["provenance"] == {"best": "-Infinity"}
+
+
+def test_a_system_that_refuses_is_told_in_one_line(weights, tmp_path, capsys):
+    (tmp_path / "out.pt").mkdir()
+    assert tool("convert_meter_weights", weights, tmp_path / "out.pt", "--to", "ours") == 2
+    assert one_line(capsys) == f"mg3d: {tmp_path / 'out.pt'}: is a directory\n"
+    (tmp_path / "file").touch()
+    assert tool("convert_meter_weights", weights, tmp_path / "file" / "out.pt", "--to", "ours") == 2
+    assert str(tmp_path / "file") in one_line(capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in.pt", "out.pt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.ckpt"), "a.ckpt: permission denied"),
+        (FileNotFoundError("there is no file b"), "there is no file b"),
+        (ValueError("two\nlines"), "two lines"),
+    ],
+)
+def test_every_error_of_the_border_becomes_a_line_and_exit_code_2(error, sentence, capsys):
+    def work():
+        raise error
+
+    assert answer(work) == 2
+    assert sentence in one_line(capsys)
+
+
+def test_a_reader_that_stops_early_is_no_error(weights, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert tool("inspect_checkpoint", weights) == 0
+
+
+def test_an_answer_that_finds_no_room_is_told(weights, monkeypatch, capsys):
+    with Path("/dev/full").open("w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert tool("inspect_checkpoint", weights) == 2
+    assert "the answer could not be printed: the disk is full" in one_line(capsys)
+
+
+@pytest.mark.parametrize("out", ["in.pt", "link.pt", "model/out.pt"])
+def test_the_input_is_not_overwritten(weights, out, tmp_path, capsys):
+    source = tmp_path / "model" if out.startswith("model") else weights
+    (tmp_path / "link.pt").symlink_to(weights)
+    before = weights.read_bytes()
+    assert tool("convert_meter_weights", source, tmp_path / out, "--to", "ours") == 2
+    assert "is IN or lies in it; name another file" in one_line(capsys)
+    assert weights.read_bytes() == before
+    assert tool("export_checkpoint", weights, tmp_path) == 2
+    assert "which would be replaced; name another folder" in one_line(capsys)
+
+
+def test_a_conversion_that_leaves_nothing_writes_nothing(tmp_path, capsys):
+    torch.save({"vision_encoder.patch_embed.proj.weight": torch.ones(4, 1, 2, 2, 2),
+                "vision_encoder.layers1.0.blocks.0.attn.qkv.weight": torch.ones(12, 4)}, tmp_path / "in.pt")  # fmt: skip
+    assert tool("convert_meter_weights", tmp_path / "in.pt", tmp_path / "out.pt", "--to", "meter") == 2
+    assert "none of its 2 tensors, of released names, corresponds to one of meter" in one_line(capsys)
+    assert not (tmp_path / "out.pt").exists()
