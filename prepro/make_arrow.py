@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from prepro_finetuning_vision_data import load_task
 
 from mg3d.finetune.arrows import write_cases
 from mg3d.finetune.cases import NO_FOLD, UNKNOWN, Case, check_cases
+from mg3d.finetune.folders import load_task
 from mg3d.finetune.images import SLICE_SUFFIXES
 from mg3d.finetune.settings import read_words
 from mg3d.finetune.task import Task
 
+DOWNSTREAM = Path(__file__).parents[1] / "downstream"
 PLAIN = ("case_id", "patient_id", "image", "mask", "report", "part", "fold", "target")
 
 
@@ -100,7 +101,7 @@ def make(table: Path, given: dict[str, Any]) -> Path:
     if unknown or absent:
         told = [f"{name}=... is missing" for name in sorted(absent)] + [f"{name}=... means nothing" for name in sorted(unknown)]
         raise ValueError(f"{', '.join(told)}; known are folder, out, root")
-    task, file = load_task(str(given["folder"])), Path(str(given["out"]))
+    task, file = load_task(DOWNSTREAM, str(given["folder"])), Path(str(given["out"]))
     if file.suffix != ".arrow":
         raise ValueError(f"out={file}: the name must end in .arrow")
     cases = read_table(table, task, Path(str(given.get("root", table.parent))))

@@ -7,7 +7,6 @@ MSD's task). The file is data/finetune_vision_arrows/<FOLDER>.arrow (MSD: <FOLDE
 then a data_root like the raw folder. Cases that cannot be read are set aside in <file>.refused.csv.
 """
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,31 +14,14 @@ from typing import Any
 
 from mg3d.finetune.arrows import declared, write_cases
 from mg3d.finetune.cases import check_cases
+from mg3d.finetune.folders import load_task
 from mg3d.finetune.run import declaration, sentence
 from mg3d.finetune.settings import parse_settings, read_words
 from mg3d.finetune.sources import read_root
-from mg3d.finetune.task import Task
 
 OUT = Path("data/finetune_vision_arrows")
 DOWNSTREAM = Path(__file__).parents[1] / "downstream"
 KINDS = ("classification", "candidates", "segmentation")
-
-
-def load_task(folder: str) -> Task:
-    """The declaration of a folder of downstream/.
-
-    Raises:
-        ValueError: there is no such folder, or it is not about images alone.
-    """
-    known = sorted(path.parent.name for path in DOWNSTREAM.glob("*/finetune.py"))
-    if folder not in known:
-        raise ValueError(f"there is no folder {folder!r} in downstream/; there are {', '.join(known)}")
-    spec = importlib.util.spec_from_file_location(f"downstream_{folder}", DOWNSTREAM / folder / "finetune.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if module.TASK.kind not in KINDS:
-        raise ValueError(f"{folder} is a task of kind {module.TASK.kind}; this script prepares {', '.join(KINDS)}")
-    return module.TASK
 
 
 def prepare(folder: str, given: dict[str, Any]) -> Path:
@@ -47,7 +29,9 @@ def prepare(folder: str, given: dict[str, Any]) -> Path:
     out = given.pop("out", "")
     if not given.get("data_root"):
         raise ValueError("give the folder of the data set: data_root=... (data_root=phantom: a synthetic one)")
-    plain = load_task(folder)
+    plain = load_task(DOWNSTREAM, folder)
+    if plain.kind not in KINDS:
+        raise ValueError(f"{folder} is a task of kind {plain.kind}; this script prepares {', '.join(KINDS)}")
     task, given, options, synthetic, prepared = declaration(plain, given)
     if prepared:
         raise ValueError(f"{prepared} is a prepared file already; data_root names the raw folder")

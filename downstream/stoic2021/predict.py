@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from finetune import TASK
 
 from mg3d.files import write_bytes
+from mg3d.finetune.folders import load_task
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import read_words
 
+TASK = load_task(Path(__file__).parents[1], "stoic2021")
 NEEDED = ("input", "checkpoint", "output")
 
 

@@ -13,10 +13,9 @@ from mg3d.finetune.images import read_image
 from mg3d.finetune.run import run
 
 
-@pytest.fixture
-def script(monkeypatch):
+@pytest.fixture(scope="module")
+def script():
     def named(name):
-        monkeypatch.syspath_prepend(ROOT / "prepro")
         spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "prepro" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -99,9 +98,13 @@ def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, told):
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["folder=stoic2021"], "out=... is missing"), (["folder=x", "out=a.arrow"], "no folder 'x'"),
-     (["folder=stoic2021", "out=a.bin"], "must end in .arrow"), (["folder=stoic2021", "out=a.arrow", "x=1"], "x=... means nothing")],
-)  # fmt: skip
+    [
+        (["folder=stoic2021"], "out=... is missing"),
+        (["folder=x", "out=a.arrow"], "no folder 'x'"),
+        (["folder=stoic2021", "out=a.bin"], "must end in .arrow"),
+        (["folder=stoic2021", "out=a.arrow", "x=1"], "x=... means nothing"),
+    ],
+)
 def test_bad_words_are_one_sentence(script, tmp_path, capsys, words, told):
     assert script("make_arrow").main([str(own_set(tmp_path)), *words]) == 2
     assert told in capsys.readouterr().err

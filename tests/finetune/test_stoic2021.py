@@ -1,5 +1,4 @@
 import runpy
-import sys
 
 import pandas as pd
 import pytest
@@ -20,15 +19,10 @@ def trained(tiny_set, tmp_path_factory):
     return root, results / "stoic2021" / "r" / "fold0"
 
 
-@pytest.fixture
-def predict(monkeypatch):
-    """The script's main, loaded as from its own folder."""
-    folder = ROOT / "downstream" / "stoic2021"
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, "finetune", raising=False)
-    main = runpy.run_path(str(folder / "predict.py"))["main"]
-    monkeypatch.delitem(sys.modules, "finetune")
-    return main
+@pytest.fixture(scope="module")
+def predict():
+    """The script's main."""
+    return runpy.run_path(str(ROOT / "downstream" / "stoic2021" / "predict.py"))["main"]
 
 
 def test_the_challenges_table_holds_the_scores_of_the_run(trained, predict, tmp_path, capsys):
