@@ -108,6 +108,7 @@ TASK = Task(
         "learning_rate": 2e-3, "warmup_epochs": 1, "val_epochs": 2, "num_workers": 0,
     },
     options={"task": "", "folds_file": "", "channel": 0},
+    stored=("task", "folds_file"),
     adapt=adapt,
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from mg3d.finetune.cases import UNKNOWN, Case
-from mg3d.finetune.run import run
+from mg3d.finetune.run import run, say
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Augment, Preprocess, Task
 
@@ -14,7 +14,7 @@ from mg3d.finetune.task import Augment, Preprocess, Task
 def read_cases(root: Path, settings: FinetuneSettings) -> list[Case]:
     """Scans of metadata/reference.csv; severity is not known of patients without COVID-19, so it is not learned from them.
 
-    split=original: learned from all patients, as the published code did.
+    split=original: learned from all patients, as the published code did, and scored among the positive ones all the same.
     """
     reference, scans = root / "metadata" / "reference.csv", root / "data" / "mha"
     if not reference.is_file():
@@ -23,9 +23,17 @@ def read_cases(root: Path, settings: FinetuneSettings) -> list[Case]:
     missing = {"PatientID", "probCOVID", "probSevere"} - set(table)
     if missing:
         raise ValueError(f"{reference} lacks the columns {sorted(missing)}; it has {list(table)[:6]}")
+    words = table[["probCOVID", "probSevere"]].isin([0, 1])
+    if not words.all(axis=None):
+        line = int(words.all(axis=1).argmin()) + 2
+        raise ValueError(f"{reference}: probCOVID and probSevere are 0 or 1, but not in line {line}")
+    table = table.astype({"probCOVID": int, "probSevere": int})
+    if settings.split == "original":
+        say("split=original: severity is also learned from patients without COVID-19; the published code's own lists were never "
+            "published, so the folds are ours")  # fmt: skip
     cases = []
     for row in table.itertuples():
-        covid, severe = int(row.probCOVID), int(row.probSevere)
+        covid, severe = row.probCOVID, row.probSevere
         known = covid == 1 or settings.split == "original"
         file = scans / f"{row.PatientID}.mha"
         cases.append(
@@ -43,6 +51,7 @@ TASK = Task(
     kind="classification",
     read_cases=read_cases,
     outputs=("probCOVID", "probSevere"),
+    among={"probSevere": "probCOVID"},
     metric="auroc/probSevere",
     preprocess=Preprocess(
         spacing_mm=(1.6, 1.6, 1.6), window=(-1100, 300), extent=(240, 240, 240), extent_top=True, size=(128, 128, 128)

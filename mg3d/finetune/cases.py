@@ -19,6 +19,8 @@ class ArrowRow(NamedTuple):
 
     file: Path
     row: int
+    name: str = "image"
+    """`image` or `mask`."""
 
 
 Source = Path | tuple[Path, ...] | ArrowRow
@@ -33,6 +35,16 @@ class Candidate(NamedTuple):
     target: int
 
 
+class Finding(NamedTuple):
+    """A nodule of the reference."""
+
+    centre_mm: tuple[float, float, float]
+    """As of a `Candidate`."""
+    diameter_mm: float
+    excluded: bool
+    """Neither to be found nor false when it is."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
     """One scan with what is to be learned from it."""
@@ -45,6 +57,8 @@ class Case:
     target: tuple[int, ...] = ()
     """One number per output of a classification (0, 1, `UNKNOWN`), or the class alone."""
     candidates: tuple[Candidate, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """What candidates are judged by."""
     report: str = ""
     part: Literal["train", "test"] = "train"
     """The data set's own division; `test` is never trained on."""

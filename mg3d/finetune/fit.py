@@ -68,7 +68,7 @@ class Data(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Every case once, in order."""
-        return evaluation_loader(self.validation, self.settings, **self._shares())
+        return evaluation_loader(self.validation, self.kind, **self._shares())
 
 
 def make_loader(data: Dataset, sampler: TicketSampler, settings: FinetuneSettings, *, size: int) -> DataLoader:
@@ -84,11 +84,11 @@ def make_loader(data: Dataset, sampler: TicketSampler, settings: FinetuneSetting
     )
 
 
-def evaluation_loader(data: Dataset, settings: FinetuneSettings, *, rank: int = 0, ranks: int = 1) -> DataLoader:
-    """Every case once; cases of another size come one by one."""
+def evaluation_loader(data: Dataset, kind: Kind, *, rank: int = 0, ranks: int = 1) -> DataLoader:
+    """Every case once, in batches of the kind's `evaluation_size`."""
     count = len(data)
     sampler = TicketSampler(in_order(count), count=count, rank=rank, ranks=ranks)
-    return make_loader(data, sampler, settings, size=1)
+    return make_loader(data, sampler, kind.settings, size=kind.evaluation_size or kind.settings.batch_size)
 
 
 def steps_per_epoch(draw: Draw, settings: FinetuneSettings, *, ranks: int) -> int:
@@ -266,7 +266,7 @@ def predict_cases(kind: Kind, network: nn.Module, cases: list[Case], *, name: st
     """Predictions of cases, one row or more each."""
     device = next(network.parameters()).device
     rows = []
-    for batch in tqdm(evaluation_loader(kind.evaluation_data(cases), kind.settings), desc=name, disable=None):
+    for batch in tqdm(evaluation_loader(kind.evaluation_data(cases), kind), desc=name, disable=None):
         moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         rows += kind.rows(network, moved, masks=masks)
     return gathered(rows)

@@ -28,26 +28,7 @@ def read_image(source: Source, *, channel: int | None = None) -> MetaTensor:
         FileNotFoundError: it is not there.
         ValueError: it cannot be read, or holds no volume of one channel, or not this channel.
     """
-    if isinstance(source, ArrowRow):
-        return _from_arrow(source)
-    if isinstance(source, tuple):
-        return _meta(_slices(source), _bare_affine())
-    if not source.exists():
-        raise FileNotFoundError(f"there is no file {source}")
-    name = source.name.lower()
-    try:
-        if name.endswith((".nii", ".nii.gz")):
-            image = nib.load(source)
-            array, affine = np.asarray(image.dataobj, dtype=np.float32), image.affine
-        elif name.endswith((".mha", ".mhd")):
-            array, affine = _from_itk(sitk.ReadImage(str(source)))
-        elif name.endswith((".npy", ".npz")):
-            array, affine = _bare(source), _bare_affine()
-        else:
-            raise ValueError(f"its name ends in none of {', '.join(VOLUME_SUFFIXES)}")
-    except (OSError, EOFError, RuntimeError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        short = str(error).strip().split("\n")[-1][:160]
-        raise ValueError(f"{source} cannot be read as a scan ({type(error).__name__}: {short})") from error
+    array, affine = read_array(source)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if channel is not None and array.ndim == 4 and -1 < channel < array.shape[-1]:
@@ -55,6 +36,37 @@ def read_image(source: Source, *, channel: int | None = None) -> MetaTensor:
     if array.ndim != 3 or min(array.shape) < 2:
         raise ValueError(f"{source} holds an array of shape {array.shape}; one volume of three axes is expected")
     return _meta(array, affine)
+
+
+def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_image`, but all channels and the numbers in the type of the file; only NIfTI with a scaling becomes float32.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it cannot be read, or its values are no plain numbers.
+    """
+    if isinstance(source, ArrowRow):
+        return _from_arrow(source)
+    if isinstance(source, tuple):
+        return _slices(source), _bare_affine()
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file {source}")
+    name = source.name.lower()
+    try:
+        if name.endswith((".nii", ".nii.gz")):
+            array, affine = _from_nifti(source)
+        elif name.endswith((".mha", ".mhd")):
+            array, affine = _from_itk(sitk.ReadImage(str(source)))
+        elif name.endswith((".npy", ".npz")):
+            array, affine = _bare(source), _bare_affine()
+        else:
+            raise ValueError(f"its name ends in none of {', '.join(VOLUME_SUFFIXES)}")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"its values are of type {array.dtype}; plain numbers are expected")
+    except (OSError, EOFError, RuntimeError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        short = str(error).strip().split("\n")[-1][:160]
+        raise ValueError(f"{source} cannot be read as a scan ({type(error).__name__}: {short})") from error
+    return array, affine
 
 
 def read_grid(source: Source) -> tuple[tuple[int, ...], np.ndarray]:
@@ -78,13 +90,19 @@ def _meta(array: np.ndarray, affine: np.ndarray) -> MetaTensor:
     return MetaTensor(tensor, affine=torch.as_tensor(affine, dtype=torch.float64))
 
 
+def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = nib.load(path)
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+    return np.asarray(image.dataobj, dtype=np.float32 if scaled else None), image.affine
+
+
 def _from_itk(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"{image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} channels, not one volume")
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    return sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.float32), LPS_TO_RAS @ affine
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0), LPS_TO_RAS @ affine
 
 
 def _bare(path: Path) -> np.ndarray:
@@ -92,7 +110,7 @@ def _bare(path: Path) -> np.ndarray:
     if isinstance(loaded, np.lib.npyio.NpzFile):
         with loaded:
             loaded = loaded[loaded.files[0]]
-    return loaded.astype(np.float32)
+    return loaded
 
 
 def _bare_affine() -> np.ndarray:
@@ -107,7 +125,7 @@ def _slices(files: tuple[Path, ...]) -> np.ndarray:
     for file in files:
         try:
             with Image.open(file) as picture:
-                planes.append(np.asarray(picture.convert("L"), dtype=np.float32))
+                planes.append(np.asarray(picture.convert("L")))
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{file} cannot be read as a picture ({type(error).__name__})") from error
     sizes = {plane.shape for plane in planes}
@@ -127,10 +145,8 @@ def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray) -> None:
     beside.replace(path)
 
 
-def _from_arrow(source: ArrowRow) -> MetaTensor:
-    with pa.memory_map(str(source.file)) as stream:
-        batch = pa.ipc.open_file(stream).get_batch(source.row)
-        row = {name: batch.column(name)[0] for name in ("shape", "dtype", "affine", "image")}
-        shape, kind = row["shape"].as_py(), row["dtype"].as_py()
-        array = np.frombuffer(row["image"].as_buffer(), dtype=kind).reshape(shape).astype(np.float32)
-        return _meta(array, np.array(json.loads(row["affine"].as_py())))
+def _from_arrow(source: ArrowRow) -> tuple[np.ndarray, np.ndarray]:
+    batch = pa.ipc.open_file(pa.memory_map(str(source.file))).get_batch(source.row)
+    held = {name: batch.column(f"{source.name}_{name}")[0].as_py() for name in ("dtype", "shape", "affine")}
+    pixels = batch.column(source.name)[0].as_buffer()
+    return np.frombuffer(pixels, dtype=held["dtype"]).reshape(held["shape"]), np.array(json.loads(held["affine"]))

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mg3d.files import write_json
-from mg3d.finetune.cases import Case
+from mg3d.finetune.cases import ArrowRow, Case
 from mg3d.finetune.images import read_grid, read_image
 
 
@@ -73,6 +73,7 @@ def _key(case: Case) -> str:
         path = source if isinstance(source, Path) else source[0]
         stat = path.stat() if path.exists() else None
         parts.append([str(path.absolute()), stat.st_size, stat.st_mtime_ns] if stat else [str(path)])
+        parts[-1] += source[1:] if isinstance(source, ArrowRow) else []
     return json.dumps(parts)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from monai.data.utils import list_data_collate
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mg3d.finetune.cases import Case
@@ -62,7 +63,7 @@ def predict(kind: Kind, run: Path, *, say: Callable[[str], None]) -> Path:
     out = Path(settings.output) if settings.output else run / "predictions"
     if out.exists():
         raise ValueError(f"{out} exists already; name a folder that does not: output=...")
-    cases = find_scans(Path(settings.input))
+    cases = kind.for_prediction(find_scans(Path(settings.input)), Path(settings.input))
     network, _ = load_network(kind, Path(settings.checkpoint) if settings.checkpoint else run / "checkpoints" / "best.ckpt")
     network.to("cuda" if resolve_accelerator(machine(settings)) == "gpu" else "cpu")
     partial = out.with_name(f".{out.name}.partial")
@@ -89,7 +90,9 @@ def predict(kind: Kind, run: Path, *, say: Callable[[str], None]) -> Path:
 def predict_one(kind: Kind, network: torch.nn.Module, cases: Sequence[Case], *, masks: Path) -> list[dict[str, object]]:
     """Rows of one case, read in this process."""
     device = next(network.parameters()).device
-    data = kind.evaluation_data(cases)
-    batch = list_data_collate([data[0]])
-    moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    return kind.rows(network, moved, masks=masks)
+    size = kind.evaluation_size or kind.settings.batch_size
+    rows: list[dict[str, object]] = []
+    for batch in DataLoader(kind.evaluation_data(cases), batch_size=size, collate_fn=list_data_collate):
+        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        rows += kind.rows(network, moved, masks=masks)
+    return rows

@@ -4,25 +4,28 @@ import dataclasses
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytorch_lightning as pl
 from rich.console import Console
 
 from mg3d.distributed import rank
+from mg3d.finetune import arrows
 from mg3d.finetune import predict as prediction
-from mg3d.finetune.cases import Parts, assign_folds, check_cases, divide, shared_patients
+from mg3d.finetune.cases import Case, Parts, assign_folds, check_cases, divide, shared_patients
 from mg3d.finetune.encoder import start_encoder
 from mg3d.finetune.fit import evaluate_checkpoint, fit
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.registry import build_kind
-from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results
+from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results, write_table
 from mg3d.finetune.settings import FinetuneSettings, parse_settings, read_words, usage
 from mg3d.finetune.sources import is_synthetic, read_root
 from mg3d.finetune.task import Task
+from mg3d.finetune.usable import set_aside
 
 console = Console(highlight=False)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -77,11 +80,7 @@ def sentence(error: BaseException) -> str:
 
 def command(task: Task, given: Mapping[str, Any]) -> None:
     """Runs what the settings ask for; raises ValueError or OSError for a user's mistake."""
-    data_root = str(given.get("data_root", ""))
-    synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
-    options = {name: given.get(name, value) for name, value in task.options.items()}
-    if task.adapt:
-        task = task.adapt(task, options | {"data_root": data_root})
+    task, given, options, synthetic, prepared = declaration(task, given)
     of_task = dict(task.defaults)
     if synthetic:
         task, small = on_phantom(task)
@@ -97,8 +96,9 @@ def command(task: Task, given: Mapping[str, Any]) -> None:
         console.print(pd.DataFrame(rows).to_string(index=False, float_format="%.3f"))
         return
     root = read_root(task, settings, synthetic=synthetic, say=say)
-    cases = task.read_cases(root, settings)
+    cases = arrows.read_cases(prepared) if prepared else task.read_cases(root, settings)
     check_cases(cases, where=root)
+    cases = without_bad_files(cases, folder)
     warn_of_counts(task, cases, synthetic=synthetic)
     cases = assign_folds(cases, task.folds, seed=settings.seed)
     wanted = range(task.folds) if settings.folds == "all" else [settings.fold]
@@ -108,6 +108,34 @@ def command(task: Task, given: Mapping[str, Any]) -> None:
         tables.append(run_fold(build_kind(task, settings), parts, folder / f"fold{fold}", synthetic=synthetic, options=options))
     if settings.folds == "all":
         pool(kind, tables, folder / "all", folds=len(tables))
+
+
+class Declaration(NamedTuple):
+    """What a user's words and the data behind them make of a folder's task."""
+
+    task: Task
+    given: dict[str, Any]
+    options: dict[str, Any]
+    """The folder's own settings."""
+    synthetic: bool
+    prepared: Path | None
+    """The Arrow file that takes the place of raw files."""
+
+
+def declaration(task: Task, given: Mapping[str, Any]) -> Declaration:
+    """See `Declaration`; ValueError or OSError for a user's mistake."""
+    data_root, given = str(given.get("data_root", "")), dict(given)
+    prepared = arrows.find_prepared(data_root, task.folder)
+    facts = arrows.read_facts(prepared, task.folder) if prepared else {}
+    if prepared:
+        given = arrows.with_stored(given, facts, prepared)
+    options = {name: given.get(name, value) for name, value in task.options.items()}
+    if task.adapt:
+        task = task.adapt(task, options | {"data_root": "" if prepared else data_root})
+    if prepared:
+        task = arrows.with_declared(task, facts)
+    synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
+    return Declaration(task, given, options, facts.get("synthetic", synthetic), prepared)
 
 
 def on_phantom(task: Task) -> tuple[Task, dict[str, Any]]:
@@ -124,6 +152,15 @@ def run_folder(task: Task, settings: FinetuneSettings, *, synthetic: bool) -> Pa
     return Path(settings.log_dir) / task.name / name
 
 
+def without_bad_files(cases: Sequence[Case], folder: Path) -> list[Case]:
+    """Cases whose files look whole; the others are named in `set_aside.csv`."""
+    usable, refused = set_aside(cases)
+    if refused and rank() == 0:
+        write_table(folder / "set_aside.csv", pd.DataFrame(refused))
+        say(f"{len(refused)} of {len(cases)} cases are set aside: {folder / 'set_aside.csv'}; the first: {refused[0]['reason']}")
+    return usable
+
+
 def limited(parts: Parts, most: int) -> Parts:
     """At most so many cases of each part; all for 0."""
     return Parts(*(part[:most] if most else part for part in parts))
@@ -131,10 +168,12 @@ def limited(parts: Parts, most: int) -> Parts:
 
 def warn_of_counts(task: Task, cases: Sequence[Any], *, synthetic: bool) -> None:
     """Says when a data set does not have its published number of cases; half a download is no error."""
+    counts = Counter(case.part for case in cases)
+    counts |= {"scans": len(cases), "candidates": sum(len(case.candidates) for case in cases)}
     for part, expected in ({} if synthetic else task.expected).items():
-        found = sum(case.part == part for case in cases)
+        found = counts[part]
         if found != expected:
-            say(f"{found} {part} cases, published are {expected}: scores are not comparable with published ones")
+            say(f"{part}: {found}, published are {expected}; scores are not comparable with published ones")
 
 
 def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -198,7 +237,7 @@ def pool(kind: Kind, tables: Sequence[Mapping[str, pd.DataFrame]], folder: Path,
     """Every training case predicted once, by the network that did not learn from it: one table, its scores and a page."""
     if rank() != 0:
         return
-    pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id").reset_index(drop=True)
+    pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
     each = pd.DataFrame([kind.statistics(table["val"]) for table in tables])
     spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
     scores = write_results(folder, kind, {"val": pooled}, facts={"folds": folds, "between_folds": spread}, dev=None)

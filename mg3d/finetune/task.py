@@ -85,6 +85,8 @@ class Task:
     """Classes, labels, or the structures of label values 1, 2, ..."""
     exclusive: bool = False
     """Classification: exactly one of `outputs` is true."""
+    among: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Classification: output -> the output among whose positives alone it is scored."""
     metric: str
     """The score that chooses the best epoch; larger is better."""
     preprocess: Preprocess = Preprocess()
@@ -99,15 +101,19 @@ class Task:
     synthetic: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Own options of the synthetic set, see the modules of mg3d/phantom/downstream."""
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Published counts of cases by part; others are only warned of."""
+    """Published counts of `train` and `test` cases, `scans` of both, `candidates`; others are only warned of."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Own settings of the folder, name -> default."""
+    stored: tuple[str, ...] = ()
+    """Those of them that decide which cases are read; a prepared file keeps theirs."""
     variant: str = ""
     """Which of a folder's several data sets this is; results go into a folder of its own."""
     adapt: Callable[["Task", Mapping[str, Any]], "Task"] | None = None
     """The declaration that these options and the `data_root` among them ask for."""
     original_axes: str = "RAS"
     """Order and directions of the array axes in the original's code, for `axes=original`."""
+    negatives: float = 1.0
+    """Negative candidates that an epoch draws for each positive one."""
     background: bool = True
     """Segmentation: the loss counts what is outside of every structure as one more structure."""
     tolerance_mm: float = 2.0

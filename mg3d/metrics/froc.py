@@ -12,7 +12,8 @@ CPM_RATES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 class Spheres(NamedTuple):
     """Findings of a reference; those marked excluded (LUNA16's irrelevant ones) are neither to be found nor false."""
 
-    scans: Sequence[str]
+    scans: Sequence[str] | np.ndarray
+    """Names, or integers."""
     centres_mm: np.ndarray
     """[m, 3], in the same order of axes and origin as the candidates'."""
     diameters_mm: np.ndarray
@@ -29,7 +30,12 @@ class Froc(NamedTuple):
 
 
 def froc(
-    scans: Sequence[str], centres_mm: np.ndarray, scores: np.ndarray, *, findings: Spheres, all_scans: Sequence[str]
+    scans: Sequence[str] | np.ndarray,
+    centres_mm: np.ndarray,
+    scores: np.ndarray,
+    *,
+    findings: Spheres,
+    all_scans: Sequence[str] | np.ndarray,
 ) -> Froc:
     """The curve of candidates (scan, centre [n, 3], score [n]; higher is surer), over `all_scans`, with or without a candidate.
 
@@ -44,7 +50,7 @@ def froc(
     _check(scans, centres_mm, scores, findings)
     if not wanted.any():
         raise ValueError("the reference has no finding that is to be found, so there is no sensitivity")
-    names = np.unique(np.asarray(all_scans, dtype=str))
+    names = np.unique(_names(all_scans))
     order = np.argsort(of := _places(scans, names), kind="stable")
     of, centres_mm, scores = of[order], centres_mm[order], scores[order]
     finding, candidate = _pairs(_places(findings.scans, names), of)
@@ -84,8 +90,14 @@ def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return len(values) - np.searchsorted(np.sort(values), thresholds, "left")
 
 
-def _places(scans: Sequence[str], names: np.ndarray) -> np.ndarray:
-    scans = np.asarray(scans, dtype=str)
+def _names(scans: Sequence[str] | np.ndarray) -> np.ndarray:
+    """As text, or as the integers that they are: these are compared many times faster."""
+    scans = np.asarray(scans)
+    return scans if scans.dtype.kind in "iu" else scans.astype(str)
+
+
+def _places(scans: Sequence[str] | np.ndarray, names: np.ndarray) -> np.ndarray:
+    scans = _names(scans)
     known = np.isin(scans, names)
     if not known.all():
         raise ValueError(f"{(~known).sum()} of {len(scans)} rows are of scans that are not among the {len(names)} evaluated")

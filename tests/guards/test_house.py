@@ -111,7 +111,7 @@ def test_every_required_package_is_used_and_every_used_one_required():
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     assert [line for line in lines if line][-1] == "-e ."
     required = {re.split(r"[<>=\[]", line)[0].lower() for line in lines if line and not line.startswith("-")}
-    imports = {"pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn", "pillow": "PIL"}
+    imports = {"pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn", "pillow": "PIL", "simpleitk": "SimpleITK"}
     for_others = {"torchvision", "setuptools", "tensorboard"}  # imported by timm, Sacred, Lightning's logger
     used = set()
     for path in SOURCES:

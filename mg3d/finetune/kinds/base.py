@@ -45,6 +45,8 @@ class Kind(abc.ABC):
     """
 
     reads_masks = False
+    evaluation_size: int | None = 1
+    """Samples of an evaluation batch: one, as scans differ in size; None = as many as of a training batch."""
 
     def __init__(self, task: Task, settings: FinetuneSettings) -> None:
         self.task, self.settings = task, settings
@@ -136,6 +138,10 @@ class Kind(abc.ABC):
         if self.settings.resamples:
             bootstrap_interval(draw, patients, resamples=self.settings.resamples, seed=self.settings.seed)
         return [Score(name, value, *_interval(drawn[name]), len(table)) for name, value in values.items()]
+
+    def for_prediction(self, cases: Sequence[Case], where: Path) -> list[Case]:
+        """New scans with what else a prediction needs, read at the path that holds them; ValueError or FileNotFoundError."""
+        return list(cases)
 
     def mirrored(self, function: Callable[[Tensor], Tensor], volume: Tensor, *, back: bool = False) -> Tensor:
         """`function` of a volume [B, C, ...], or with `flips` its mean over all mirrored copies.

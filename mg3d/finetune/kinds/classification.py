@@ -6,14 +6,24 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from sklearn.metrics import RocCurveDisplay, confusion_matrix, f1_score
+from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay, confusion_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mg3d.finetune.cases import UNKNOWN
 from mg3d.finetune.kinds.base import Kind, Row
 from mg3d.finetune.pipeline import Sample
-from mg3d.metrics.classification import auroc
+from mg3d.metrics.calibration import brier, calibration_error
+from mg3d.metrics.classification import (
+    auprc,
+    auroc,
+    class_scores,
+    count_decisions,
+    decision_scores,
+    mean_of_defined,
+    per_label,
+)
+from mg3d.metrics.thresholds import choose_thresholds, decide
 from mg3d.models.vision.registry import VisionEncoder
 
 
@@ -81,32 +91,63 @@ class Classification(Kind):
         return np.eye(len(self.task.outputs), dtype=np.int64)[target[:, 0]] if self.task.exclusive else target
 
     def matrices(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """Targets and scores [cases, outputs] of a table."""
-        targets = table[[f"target/{name}" for name in self.task.outputs]].to_numpy()
+        """Targets and scores [cases, outputs] of a table; one that is scored among cases of another is UNKNOWN elsewhere."""
+        targets = table[[f"target/{name}" for name in self.task.outputs]].to_numpy(copy=True)
+        for name, other in self.task.among.items():
+            column, condition = (self.task.outputs.index(word) for word in (name, other))
+            targets[targets[:, condition] != 1, column] = UNKNOWN
         return targets, table[[f"score/{name}" for name in self.task.outputs]].to_numpy()
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
-        """`auroc/<output>`, `auroc` (their mean); exclusive: `accuracy`, `macro_f1`."""
+        """`auroc`, `auprc`, `brier`, `ece`, means over outputs, the first two also as `<name>/<output>`; and decisions.
+
+        Exclusive: `accuracy`, `balanced_accuracy`, `macro_f1`, `sensitivity/<output>` of the most probable class; `brier` and
+        `ece` of all classes together. Else sensitivity, specificity, f1 and balanced_accuracy of decisions, as
+        `<name>@<threshold>/<output>`: at 0.5, and at the threshold of largest sensitivity + specificity on `dev` (`@dev`).
+        """
         targets, scores = self.matrices(table)
-        each = {name: auroc(targets[:, place], scores[:, place]) for place, name in enumerate(self.task.outputs)}
-        defined = [value for value in each.values() if not np.isnan(value)]
-        found = {"auroc": float(np.mean(defined)) if defined else float("nan")}
+        each = {"auroc": per_label(auroc, targets, scores), "auprc": per_label(auprc, targets, scores)}
+        found = {name: mean_of_defined(values) for name, values in each.items()}
         if self.task.exclusive:
-            truth, said = targets.argmax(1), scores.argmax(1)
-            found["accuracy"] = float((truth == said).mean())
-            found["macro_f1"] = float(f1_score(truth, said, average="macro", labels=np.unique(truth), zero_division=0.0))
-        return found | {f"auroc/{name}": value for name, value in each.items()}
+            classes = targets.argmax(1)
+            found |= {"brier": brier(classes, scores), "ece": calibration_error(classes, scores)}
+            decided = class_scores(classes, scores)
+            found |= {name: decided[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
+            each["sensitivity"] = decided["sensitivity"]
+        else:
+            found["brier"] = mean_of_defined(per_label(brier, targets, scores))
+            found["ece"] = mean_of_defined(per_label(calibration_error, targets, scores))
+            each |= self._decisions(targets, scores, np.full(len(self.task.outputs), 0.5), "0.5")
+            if dev is not None:
+                each |= self._decisions(targets, scores, self.thresholds(dev), "dev")
+        named = {f"{name}/{output}": values[at] for name, values in each.items() for at, output in enumerate(self.task.outputs)}
+        return found | {name: float(value) for name, value in named.items()}
+
+    def thresholds(self, dev: pd.DataFrame) -> np.ndarray:
+        """[outputs]: those of largest sensitivity + specificity on `dev`; nan where it has one class. Kept for the next draw."""
+        if self._chosen is None or self._chosen[0] is not dev:
+            self._chosen = (dev, choose_thresholds(*self.matrices(dev), rule="youden"))
+        return self._chosen[1]
+
+    _chosen: tuple[pd.DataFrame, np.ndarray] | None = None
+
+    @staticmethod
+    def _decisions(targets: np.ndarray, scores: np.ndarray, thresholds: np.ndarray, word: str) -> dict[str, np.ndarray]:
+        found = decision_scores(count_decisions(targets, decide(scores, thresholds)))
+        return {f"{name}@{word}": found[name] for name in ("sensitivity", "specificity", "f1", "balanced_accuracy")}
 
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
-        """ROC curves, and the confusion matrix of exclusive classes."""
+        """ROC and precision-recall curves, and the confusion matrix of exclusive classes."""
         targets, scores = self.matrices(table)
-        roc = Figure(figsize=(5, 5), layout="constrained")
-        axes = roc.add_subplot()
-        for place, name in enumerate(self.task.outputs):
-            known = targets[:, place] != UNKNOWN
-            if len(np.unique(targets[known, place])) == 2:
-                RocCurveDisplay.from_predictions(targets[known, place], scores[known, place], name=name, ax=axes)
-        found = [("ROC curves", roc)]
+        found = []
+        for title, display in (("ROC curves", RocCurveDisplay), ("Precision-recall curves", PrecisionRecallDisplay)):
+            figure = Figure(figsize=(5, 5), layout="constrained")
+            axes = figure.add_subplot()
+            for place, name in enumerate(self.task.outputs):
+                known = targets[:, place] != UNKNOWN
+                if len(np.unique(targets[known, place])) == 2:
+                    display.from_predictions(targets[known, place], scores[known, place], name=name, ax=axes)
+            found.append((title, figure))
         if self.task.exclusive:
             found.append(("Confusion", _confusion_figure(targets.argmax(1), scores.argmax(1), self.task.outputs)))
         return found

@@ -1,12 +1,13 @@
 """Name of a kind, as a folder declares it -> its class."""
 
 from mg3d.finetune.kinds.base import Kind
+from mg3d.finetune.kinds.candidates import Candidates
 from mg3d.finetune.kinds.classification import Classification
 from mg3d.finetune.kinds.segmentation import Segmentation
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
 
-KINDS: dict[str, type[Kind]] = {"classification": Classification, "segmentation": Segmentation}
+KINDS: dict[str, type[Kind]] = {"classification": Classification, "candidates": Candidates, "segmentation": Segmentation}
 
 
 def build_kind(task: Task, settings: FinetuneSettings) -> Kind:

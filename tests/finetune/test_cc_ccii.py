@@ -1,0 +1,165 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from downstream.folders import load
+from PIL import Image
+
+from mg3d.finetune.cases import Case, divide
+from mg3d.finetune.run import run
+from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.usable import fault_of, set_aside
+
+MODULE = load("cc-ccii")
+SMALL = ["epochs=1", "accelerator=cpu", "resamples=2"]
+
+
+def read(root, **given):
+    return MODULE.read_cases(root, FinetuneSettings(**given))
+
+
+@pytest.fixture(scope="module")
+def arrays(tiny_set, tmp_path_factory):
+    """The synthetic set as the published code has it: p<patient>-s<scan>.npy and lists whose valid parts overlap."""
+    root = tmp_path_factory.mktemp("arrays")
+    cases = read(tiny_set("cc-ccii"))
+    for case in cases:
+        np.save(root / f"{case.case_id}.npy", np.stack([np.asarray(Image.open(file)) for file in case.image]))
+    rows = [
+        {"zip_file": "z", "target": case.target[0], "label": MODULE.CLASSES[case.target[0]], "patient_id": case.patient_id,
+         "scan_id": case.case_id.partition("-s")[2]} for case in cases
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    patients = sorted(set(table["patient_id"]), key=int)
+    for fold in range(3):
+        valid = table["patient_id"].isin([*patients[fold * 3 : fold * 3 + 3], patients[(fold * 3 + 3) % 9]])
+        table[~valid].to_csv(root / f"CC_CCII_fold{fold}_train.csv", index=False)
+        table[valid].to_csv(root / f"CC_CCII_fold{fold}_valid.csv", index=False)
+    return root
+
+
+def test_slices_run_upwards_and_numbers_count_as_numbers(tmp_path):
+    folder = tmp_path / "CP" / "7" / "70"
+    folder.mkdir(parents=True)
+    for number in (10, 9, 1, 2):
+        Image.new("L", (4, 4), number).save(folder / f"{number}.png")
+    for name in MODULE.CLASSES[::2]:
+        (tmp_path / name).mkdir()
+    (case,) = read(tmp_path)
+    assert [file.name for file in case.image] == ["10.png", "9.png", "2.png", "1.png"]
+    assert (case.case_id, case.patient_id, case.target) == ("p7-s70", "7", (1,))
+
+
+def test_arrays_have_the_targets_of_the_lists(tiny_set, arrays):
+    pictures = {case.case_id: (case.patient_id, case.target) for case in read(tiny_set("cc-ccii"))}
+    assert {case.case_id: (case.patient_id, case.target) for case in read(arrays)} == pictures
+
+
+def test_the_original_division_is_that_of_the_lists(arrays):
+    for fold in range(3):
+        parts = divide(read(arrays, split="original", fold=fold), fold=fold, folds=5)
+        for part, name in ((parts.train, "train"), (parts.val, "valid")):
+            rows = MODULE.read_list(arrays, fold, name)
+            assert sorted(case.case_id for case in part) == sorted(rows["case_id"])
+
+
+@pytest.mark.parametrize("given", [{"fold": 3}, {"folds": "all"}])
+def test_overlapping_folds_are_not_pooled(arrays, given):
+    with pytest.raises(ValueError, match="valid parts overlap"):
+        read(arrays, split="original", **given)
+
+
+def test_the_original_crop_is_the_middle_of_a_slice(tmp_path):
+    from monai import transforms as mt
+
+    from mg3d.finetune.pipeline import ReadCase, fixed_steps
+
+    picture = np.zeros((40, 512, 512), np.uint8)
+    picture[:, 64:-64, 64:-64] = 255
+    np.save(tmp_path / "a.npy", picture)
+    task = MODULE.adapt(MODULE.TASK, {"crop": "original"})
+    steps = mt.Compose([ReadCase(masks=False), *fixed_steps(task.preprocess, keys=["image"])])
+    image = steps(Case(case_id="a", patient_id="p", image=tmp_path / "a.npy"))["image"]
+    assert tuple(image.shape) == (1, 32, 384, 384)
+    assert float(image.min()) == pytest.approx(1, abs=1e-3)
+
+
+def test_broken_scans_are_set_aside_with_a_reason(tiny_set):
+    cases = read(tiny_set("cc-ccii", broken=True))
+    usable, refused = set_aside(cases)
+    assert len(refused) == 2
+    assert len(usable) == len(cases) - 2
+    reasons = " / ".join(row["reason"] for row in refused)
+    assert "ends before the picture does" in reasons
+    assert "pictures of 2 sizes" in reasons
+
+
+def test_a_run_goes_on_without_broken_scans(tiny_set, tmp_path, capsys):
+    root = tiny_set("cc-ccii", broken=True)
+    assert run(MODULE.TASK, [f"data_root={root}", f"log_dir={tmp_path}", "run_name=r", "crop=original", *SMALL]) == 0
+    assert "2 of 11 cases are set aside" in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "cc-ccii" / "r" / "set_aside.csv")) == 2
+
+
+def whole_meta(folder):
+    import SimpleITK as sitk
+
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(folder / "a.mhd"))
+    return folder / "a.mhd"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda folder: None, ""),
+        (lambda folder: (folder / "a.raw").unlink(), "there is no .*a.raw, which a.mhd names"),
+        (lambda folder: (folder / "a.raw").write_bytes(bytes(119)), "a.raw has 119 bytes; a.mhd tells of 120"),
+        (lambda folder: (folder / "a.mhd").unlink(), "there is no file"),
+        (lambda folder: (folder / "a.mhd").write_bytes(b""), "is empty"),
+    ],
+)
+def test_faults_of_meta_images_are_told(tmp_path, spoil, told):
+    import re
+
+    path = whole_meta(tmp_path)
+    spoil(tmp_path)
+    assert re.search(told, fault_of(path)) if told else fault_of(path) == ""
+
+
+def test_cut_arrays_and_single_pictures_are_told(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 4, 5)))
+    assert fault_of(tmp_path / "a.npy") == ""
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
+    Image.new("L", (4, 4)).save(tmp_path / "1.jpg")
+    cases = [
+        Case(case_id=str(n), patient_id="p", image=source) for n, source in enumerate([tmp_path / "a.npy", (tmp_path / "1.jpg",)])
+    ]
+    with pytest.raises(ValueError, match="none of the 2 cases can be used; the first: a file of 0 cannot be opened"):
+        set_aside(cases)
+    assert "holds one picture" in fault_of(cases[1].image)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda root: (root / "CC_CCII_fold0_valid.csv").unlink(), "there is no CC_CCII_fold0_valid.csv"),
+        (lambda root: (root / "CC_CCII_fold0_valid.csv").write_text("a\n1\n"), "lacks the columns"),
+        (
+            lambda root: (root / "CC_CCII_fold0_valid.csv").write_text("target,label,patient_id,scan_id\n2,CP,1,1\n"),
+            "target of 1 rows is not that of their label, the first in line 2",
+        ),
+        (lambda root: [path.unlink() for path in root.glob("*.npy")], "has none of the folders"),
+    ],
+)
+def test_bad_lists_are_one_sentence(arrays, tmp_path, change, told):
+    root = tmp_path / "deep" / "copy"
+    shutil.copytree(arrays, root)
+    change(root)
+    with pytest.raises((ValueError, FileNotFoundError), match=told):
+        read(root)
+
+
+def test_an_unknown_crop_is_one_sentence(tiny_set, capsys):
+    assert run(MODULE.TASK, [f"data_root={tiny_set('cc-ccii')}", "crop=some"]) == 2
+    assert "crop='some': expected one of none, original" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+import numpy as np
+import pandas as pd
+import pytest
+from downstream.folders import load
+
+from mg3d.finetune.kinds.classification import Classification
+from mg3d.finetune.settings import FinetuneSettings
+
+STOIC = Classification(load("stoic2021").TASK, FinetuneSettings(resamples=10))
+CCCCII = Classification(load("cc-ccii").TASK, FinetuneSettings(resamples=10))
+
+
+def table(kind, targets, scores):
+    columns = {f"target/{name}": column for name, column in zip(kind.task.outputs, np.transpose(targets), strict=True)}
+    columns |= {f"score/{name}": column for name, column in zip(kind.task.outputs, np.transpose(scores), strict=True)}
+    names = [str(row) for row in range(len(targets))]
+    return pd.DataFrame({"case_id": names, "patient_id": names, **columns})
+
+
+TARGETS = [(1, 1), (1, 0), (1, 0), (0, 0), (0, 0)]
+SCORES = [(0.9, 0.6), (0.8, 0.2), (0.3, 0.7), (0.4, 0.9), (0.1, 0.1)]
+
+
+def test_severity_is_scored_among_positives_alone():
+    """Severe 0.6 against 0.2 and 0.7: one of two pairs is right. Over all patients it would be two of four."""
+    found = STOIC.statistics(table(STOIC, TARGETS, SCORES))
+    assert found["auroc/probSevere"] == pytest.approx(1 / 2)
+    assert found["auroc/probCOVID"] == pytest.approx(5 / 6)  # 0.3 is below 0.4
+    assert found["auprc/probSevere"] == pytest.approx(1 / 2)
+    assert found["brier"] == pytest.approx(np.mean([(0.01 + 0.04 + 0.49 + 0.16 + 0.01) / 5, (0.16 + 0.04 + 0.49) / 3]))
+
+
+def test_decisions_at_one_half_are_as_counted_by_hand():
+    found = STOIC.statistics(table(STOIC, TARGETS, SCORES))
+    assert found["sensitivity@0.5/probCOVID"] == pytest.approx(2 / 3)
+    assert found["specificity@0.5/probCOVID"] == 1
+    assert found["f1@0.5/probCOVID"] == pytest.approx(4 / 5)
+    assert found["balanced_accuracy@0.5/probSevere"] == pytest.approx((1 + 1 / 2) / 2)
+    assert not [name for name in found if "@dev" in name]
+
+
+def test_the_threshold_is_chosen_on_the_other_part():
+    """On dev 0.2 parts the classes; there all positives and one negative of two are called."""
+    dev = table(STOIC, [(1, 1), (1, 0), (0, 0)], [(0.2, 0.9), (0.25, 0.1), (0.1, 0.5)])
+    found = STOIC.statistics(table(STOIC, TARGETS, SCORES), dev)
+    assert found["sensitivity@dev/probCOVID"] == 1
+    assert found["specificity@dev/probCOVID"] == pytest.approx(1 / 2)
+    assert found["sensitivity@dev/probSevere"] == 0  # 0.6 is below 0.9
+    other = table(STOIC, [(1, 1), (1, 0), (0, 0)], [(0.5, 0.9), (0.6, 0.1), (0.45, 0.5)])
+    assert STOIC.statistics(table(STOIC, TARGETS, SCORES), other)["specificity@dev/probCOVID"] == 1
+
+
+def test_scores_of_exclusive_classes_are_as_by_hand():
+    probabilities = [(0.8, 0.1, 0.1), (0.1, 0.8, 0.1), (0.6, 0.3, 0.1), (0.2, 0.2, 0.6)]
+    found = CCCCII.statistics(table(CCCCII, np.eye(3, dtype=int)[[0, 1, 1, 2]], probabilities))
+    assert found["accuracy"] == 3 / 4
+    assert found["balanced_accuracy"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert found["sensitivity/CP"] == 1 / 2
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert found["brier"] == pytest.approx((0.06 + 0.06 + (0.36 + 0.49 + 0.01) + (0.04 + 0.04 + 0.16)) / 4)
+    assert found["ece"] == pytest.approx((2 * 0.2 + 2 * abs(0.6 - 0.5)) / 4)
+
+
+def test_scores_have_intervals_and_figures_show_both_curves():
+    made = table(STOIC, TARGETS * 4, SCORES * 4)
+    scores = {score.name: score for score in STOIC.scores(made, made)}
+    assert scores["auroc/probCOVID"].low <= scores["auroc/probCOVID"].value <= scores["auroc/probCOVID"].high
+    assert [title for title, _ in STOIC.figures(made)] == ["ROC curves", "Precision-recall curves"]

@@ -1,0 +1,149 @@
+"""prepro/make_arrow.py and prepro/glossary.py."""
+
+import importlib.util
+
+import numpy as np
+import pandas as pd
+import pytest
+from downstream.folders import ROOT, load
+
+from mg3d import glossary
+from mg3d.finetune import arrows
+from mg3d.finetune.images import read_image
+from mg3d.finetune.run import run
+
+
+@pytest.fixture(scope="module")
+def script():
+    def named(name):
+        spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "prepro" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return named
+
+
+def own_set(tmp_path, rows=6):
+    """Scans of STOIC2021's kind in one's own table; patient 1 has two scans."""
+    for number in range(rows):
+        np.save(tmp_path / f"scan{number}.npy", np.random.default_rng(number).integers(-1000, 300, (40, 36, 32), np.int16))
+    table = pd.DataFrame({
+        "image": [f"scan{number}.npy" for number in range(rows)], "patient_id": ["1", "1", *map(str, range(2, rows))],
+        "probCOVID": [1, 1, 1, 0, 0, 1][:rows], "probSevere": ["1", "0", "0", "", "", "1"][:rows],
+        "fold": [0, 0, 1, 1, 2, 2][:rows],
+    })  # fmt: skip
+    table.to_csv(tmp_path / "own.csv", index=False)
+    return tmp_path / "own.csv"
+
+
+def test_a_table_of_ones_own_is_a_data_root(script, tmp_path):
+    out = tmp_path / "out" / "own.arrow"
+    assert script("make_arrow").main([str(own_set(tmp_path)), "folder=stoic2021", f"out={out}"]) == 0
+    cases = arrows.read_cases(out)
+    assert [case.case_id for case in cases] == [f"scan{number}" for number in range(6)]
+    assert [case.target for case in cases] == [(1, 1), (1, 0), (1, 0), (0, -1), (0, -1), (1, 1)]
+    assert [case.fold for case in cases] == [0, 0, 1, 1, 2, 2]
+    assert cases[1].patient_id == "1"
+    assert np.array_equal(read_image(cases[4].image)[0], np.load(tmp_path / "scan4.npy"))
+
+
+@pytest.mark.slow
+def test_a_run_learns_from_it(script, tmp_path):
+    out = script("make_arrow").make(own_set(tmp_path), {"folder": "stoic2021", "out": tmp_path / "own.arrow"})
+    words = [
+        f"data_root={out}",
+        f"log_dir={tmp_path}",
+        "run_name=r",
+        "epochs=1",
+        "accelerator=cpu",
+        "encoder=tiny",
+        "resamples=2",
+    ]
+    assert run(load("stoic2021").TASK, words) == 0
+
+
+def test_exclusive_targets_and_masks_come_from_their_columns(script, tmp_path):
+    own_set(tmp_path, 2)
+    (tmp_path / "t.csv").write_text("image,target,mask,part\nscan0.npy,NCP,scan1.npy,test\nscan1.npy,Normal,,\n")
+    one, two = arrows.read_cases(
+        script("make_arrow").make(tmp_path / "t.csv", {"folder": "cc-ccii", "out": tmp_path / "t.arrow"})
+    )
+    assert (one.target, one.part, two.target, two.part, two.mask) == ((2,), "test", (0,), "train", None)
+    assert np.array_equal(read_image(one.mask), read_image(two.image))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("picture\na.npy\n", "has no column image"),
+        ("image,colour\na.npy,red\n", r"the columns \['colour'\], which mean nothing"),
+        ("image,probCOVID\na.npy,3\n", r"line 2: the targets are \(3, -1\)"),
+        ("image,probCOVID\na.npy,1\nb.npy,yes\n", "line 3: probCOVID is 'yes'; expected a whole number"),
+        ("image,part\na.npy,val\n", "line 2: part is 'val'"),
+        ("image\na.npy\na.npy\n", "1 cases occur twice"),
+        ("image\na.npy\n", "none of the 1 cases could be read"),
+    ],
+)
+def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, told):
+    (tmp_path / "t.csv").write_text(text)
+    import re
+
+    assert script("make_arrow").main([str(tmp_path / "t.csv"), "folder=stoic2021", f"out={tmp_path / 't.arrow'}"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(told, error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "t.arrow").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["folder=stoic2021"], "out=... is missing"),
+        (["folder=x", "out=a.arrow"], "no folder 'x'"),
+        (["folder=stoic2021", "out=a.bin"], "must end in .arrow"),
+        (["folder=stoic2021", "out=a.arrow", "x=1"], "x=... means nothing"),
+    ],
+)
+def test_bad_words_are_one_sentence(script, tmp_path, capsys, words, told):
+    assert script("make_arrow").main([str(own_set(tmp_path)), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_glossary_is_printed_and_sound(script, capsys):
+    assert script("glossary").main([]) == 0
+    told = capsys.readouterr().out
+    assert "without" in told
+    assert "Hiatal" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("LABELS", (*glossary.LABELS[:-1], "emphysema"), "a label occurs twice"),
+        ("LABELS", (*glossary.LABELS[:-1], "No finding"), "holds a negation cue"),
+        ("PREVALENCE", (0.5,), "1 shares for 18 labels"),
+        ("PROMPTS", {"bad": ("There is {finding}.", "There is {finding}.")}, "do not tell every finding"),
+        ("NEGATION_CUES", ("No",), "is not in lower case"),
+        ("NOT_GIVEN", ("nan", "nan"), "occurs twice"),
+    ],
+)
+def test_a_fault_of_the_glossary_is_found(script, monkeypatch, capsys, name, value, told):
+    monkeypatch.setattr(glossary, name, value)
+    assert script("glossary").main([]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_a_label_file_is_compared_with_it(script, tmp_path, capsys):
+    table = pd.DataFrame(
+        {label: [float(share > 0.2), 0] for label, share in zip(glossary.LABELS, glossary.PREVALENCE, strict=True)}
+    )
+    table.iloc[:, ::-1].to_csv(tmp_path / "a.csv", index=False)
+    table.drop(columns="Emphysema").to_csv(tmp_path / "b.csv", index=False)
+    main = script("glossary").main
+    assert main([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]) == 1
+    error = capsys.readouterr().err
+    assert "in another order" in error
+    assert "no column for Emphysema" in error
+    assert "Cardiomegaly: 0.000 of 2 rows" in error
+    assert main([str(tmp_path / "none.csv")]) == 2

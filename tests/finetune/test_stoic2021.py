@@ -1,0 +1,66 @@
+import runpy
+
+import pandas as pd
+import pytest
+from downstream.folders import ROOT, load
+
+from mg3d.finetune.cases import assign_folds
+from mg3d.finetune.run import run
+from mg3d.finetune.settings import FinetuneSettings
+
+SMALL = ["epochs=1", "batch_size=3", "num_workers=0", "resamples=0", "accelerator=cpu"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_set, tmp_path_factory):
+    """(data root, run of one fold)."""
+    root, results = tiny_set("stoic2021"), tmp_path_factory.mktemp("results")
+    assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={results}", "run_name=r", *SMALL]) == 0
+    return root, results / "stoic2021" / "r" / "fold0"
+
+
+@pytest.fixture(scope="module")
+def predict():
+    """The script's main."""
+    return runpy.run_path(str(ROOT / "downstream" / "stoic2021" / "predict.py"))["main"]
+
+
+def test_the_challenges_table_holds_the_scores_of_the_run(trained, predict, tmp_path, capsys):
+    root, folder = trained
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    wanted = pd.read_csv(folder / "predictions_val.csv", dtype={"case_id": str}).set_index("case_id")
+    for name in wanted.index:
+        (scans / f"{name}.mha").symlink_to(root / "data" / "mha" / f"{name}.mha")
+    (scans / "broken.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
+    out = tmp_path / "result.csv"
+    words = [f"data_root={root}", f"input={scans}", f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}", f"output={out}"]
+    assert predict([*words, "accelerator=cpu"]) == 3
+    assert "set aside broken" in capsys.readouterr().out
+    table = pd.read_csv(out, dtype={"PatientID": str})
+    assert list(table) == ["PatientID", "probCOVID", "probSevere"]
+    assert sorted(table["PatientID"]) == sorted(wanted.index)
+    found = table.set_index("PatientID").loc[wanted.index]
+    for name in ("probCOVID", "probSevere"):
+        assert found[name].to_numpy() == pytest.approx(wanted[f"score/{name}"].to_numpy(), abs=1e-6)
+
+
+def test_a_missing_word_is_one_sentence(predict, capsys):
+    assert predict(["input=x"]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint=..., output=... is missing" in error
+    assert error.count("\n") == 1
+
+
+def test_folds_have_equally_many_severe_and_positive_patients(tiny_set):
+    cases = load("stoic2021").read_cases(tiny_set("stoic2021"), FinetuneSettings())
+    counts = pd.crosstab(*zip(*((case.fold, str(case.target)) for case in assign_folds(cases, 2, seed=0)), strict=True))
+    assert (counts.max() - counts.min() <= 1).all()
+    assert len(counts.columns) == 3
+
+
+def test_a_target_that_is_neither_0_nor_1_is_named(tmp_path):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "reference.csv").write_text("PatientID,probCOVID,probSevere\n1,1,0\n2,1,\n")
+    with pytest.raises(ValueError, match="are 0 or 1, but not in line 3"):
+        load("stoic2021").read_cases(tmp_path, FinetuneSettings())
