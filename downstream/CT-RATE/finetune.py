@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from mg3d.checkpoints.inspect import inspect_checkpoint
 from mg3d.finetune.cases import Case
+from mg3d.finetune.language import has_language, read_language_cases, write_language
 from mg3d.finetune.prepared import Order, prepared, read_prepared_cases
 from mg3d.finetune.run import run, say
 from mg3d.finetune.settings import FinetuneSettings
@@ -17,7 +18,7 @@ from mg3d.finetune.task import Augment, Preprocess, Task
 from mg3d.glossary import LABELS
 from mg3d.settings.schema import volume_shape
 
-ARROWS = Path("data/finetune_arrows")
+ARROWS, LANGUAGE_ARROWS = Path("data/finetune_arrows"), Path("data/finetune_language_arrows")
 USUAL_SIZE, SYNTHETIC_SIZE = 128, 64
 
 
@@ -47,11 +48,14 @@ VARIANTS = {
     ),
     "zero_shot": Variant("prompts", "18 findings, zero-shot", "auroc", reports=True),
     "retrieval": Variant("retrieval", "retrieval of reports and volumes", "report_to_volume/median_rank", reports=True),
+    "labeller": Variant("labeller", "a labeller of reports", "auroc", reports=True),
 }  # fmt: skip
 
 
 def read_cases(root: Path, settings: FinetuneSettings, *, options: Mapping[str, Any]) -> list[Case]:
     """Volumes of a folder of our Arrow files, or of CT-RATE's own layout, which is prepared first."""
+    if options["task"] == "labeller":
+        return read_reports(root, int(options["val_patients"]))
     size = options["shape"]
     synthetic = is_synthetic(str(root))
     out = Path(options["arrows"]) if options["arrows"] else (root / "finetune_arrows" if synthetic else ARROWS)
@@ -65,6 +69,16 @@ def read_cases(root: Path, settings: FinetuneSettings, *, options: Mapping[str, 
         every_reconstruction=options["reconstructions"] == "all",
         reports=VARIANTS[options["task"]].reports,
     )
+
+
+def read_reports(root: Path, val_patients: int) -> list[Case]:
+    """Reports of a folder of our Arrow files (of text or of volumes), or of CT-RATE's own tables; no volume is opened."""
+    if has_language(root, "ct_rate"):
+        return read_language_cases(root, "ct_rate")
+    out = root / "finetune_language_arrows" if is_synthetic(str(root)) else LANGUAGE_ARROWS
+    counts = write_language(root, "ct_rate", out, val_patients=val_patients)
+    say(f"wrote {out}: {', '.join(f'{count} rows of {name}' for name, count in counts.items())}")
+    return read_language_cases(out, "ct_rate")
 
 
 def adapt(task: Task, options: Mapping[str, Any]) -> Task:
@@ -98,7 +112,7 @@ def adapt(task: Task, options: Mapping[str, Any]) -> Task:
 
 TASK = Task(
     folder="CT-RATE",
-    title="CT-RATE: 18 findings, zero-shot, retrieval (task=probe, full, prompts, zero_shot, retrieval)",
+    title="CT-RATE: 18 findings, zero-shot, retrieval (task=probe, full, prompts, zero_shot, retrieval, labeller)",
     kind="labels",
     read_cases=read_cases,
     outputs=LABELS,

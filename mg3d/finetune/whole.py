@@ -21,11 +21,11 @@ from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.settings.parse import defaults, flatten, parse
 from mg3d.settings.presets import PRESETS
-from mg3d.settings.schema import Settings
+from mg3d.settings.schema import Settings, volume_shape
 
 _ONLY_CONTRAST = {
     "weight_mlm": 0.0, "weight_sal": 0.0, "weight_mim": 0.0, "weight_dcl": 0.0, "weight_ssm": 0.0, "weight_cml": 1.0,
-    "cml_pair": "image_report", "fusion": "cross_attention",
+    "cml_pair": "image_report", "fusion": "cross_attention", "project_twice": False,
 }  # fmt: skip
 """What a model needs that compares volumes with texts; the parts of the other objectives are left out."""
 _SMALL = TINY | {
@@ -92,7 +92,9 @@ def _ours(folder: Path, shape: tuple[int, int, int], *, name: Path | None = None
 
 
 def _with(flat: Mapping[str, Any], shape: tuple[int, int, int], **more: Any) -> Settings:
-    return parse({**defaults(), **flat, **_ONLY_CONTRAST, "project_twice": False, "volume_size": list(shape), **more})
+    usual = shape == volume_shape(shape[0])
+    size = {"image_size": shape[0], "volume_size": []} if usual else {"volume_size": list(shape)}
+    return parse({**defaults(), **flat, **_ONLY_CONTRAST, **size, **more})
 
 
 def _fresh(

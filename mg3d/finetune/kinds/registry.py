@@ -2,6 +2,7 @@
 
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.classification import Classification
+from mg3d.finetune.kinds.labeller import Labeller
 from mg3d.finetune.kinds.labels import Labels
 from mg3d.finetune.kinds.probe import Probe
 from mg3d.finetune.kinds.prompts import Prompts
@@ -12,6 +13,7 @@ from mg3d.finetune.task import Task
 KINDS: dict[str, type[Kind]] = {
     "classification": Classification,
     "labels": Labels,
+    "labeller": Labeller,
     "probe": Probe,
     "prompts": Prompts,
     "retrieval": Retrieval,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from mg3d.datasets.tokenizer import pad_reports
@@ -87,6 +88,18 @@ class Retrieval(Prompts):
             each = label_jaccard_each(volumes @ volumes.T, labels, ks)
             found[[f"jaccard@{k}" for k in ks]] = each
         return found
+
+    def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
+        """How recall grows with k."""
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        axes = figure.add_subplot()
+        for name in DIRECTIONS:
+            ranks = np.sort(table[f"rank/{name}"].dropna().to_numpy())
+            axes.step(ranks, np.arange(1, len(ranks) + 1) / len(ranks), where="post", label=name)
+        axes.set_xlabel("k")
+        axes.set_ylabel("recall at k")
+        axes.legend()
+        return [("Recall", figure)]
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """`<direction>/recall@<k>`, their chance, `<direction>/median_rank`; `volume_to_volume/jaccard@<k>`."""

@@ -1,0 +1,22 @@
+"""Raw CT-RATE and CTRG folders -> Arrow files for fine-tuning: the pre-training preparation, into a folder of its own.
+
+Takes every option of prepro_pretraining_data.py. Official test parts stay as they are; val is carved out of train by patient. Arrow
+files of pre-training serve as well: the two differ only where other options are given.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from prepro_pretraining_data import main
+
+OUT = "data/finetune_arrows"
+
+
+def with_folder(arguments: Sequence[str]) -> list[str]:
+    """The command line with `--out OUT` where it names no folder."""
+    named = any(word == "--out" or word.startswith("--out=") for word in arguments)
+    return [*arguments] if named else [*arguments, "--out", OUT]
+
+
+if __name__ == "__main__":
+    sys.exit(main(with_folder(sys.argv[1:])))
