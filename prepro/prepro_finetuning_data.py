@@ -1,7 +1,7 @@
 """Raw CT-RATE and CTRG folders -> Arrow files for fine-tuning: the pre-training preparation, into a folder of its own.
 
-Takes every option of prepro_pretraining_data.py. Official test parts stay as they are; val is carved out of train by patient. Arrow
-files of pre-training serve as well: the two differ only where other options are given.
+Takes every option of prepro_pretraining_data.py. Official test parts stay as they are; val is carved out of train by patient.
+Arrow files of pre-training serve as well: the two differ only where other options are given.
 """
 
 import sys

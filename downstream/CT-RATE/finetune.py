@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mg3d.checkpoints.inspect import inspect_checkpoint
 from mg3d.finetune.cases import Case
 from mg3d.finetune.language import has_language, read_language_cases, write_language
-from mg3d.finetune.prepared import Order, prepared, read_prepared_cases
+from mg3d.finetune.prepared import Order, is_prepared, prepared, prepared_shape, read_prepared_cases
 from mg3d.finetune.run import run, say
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.sources import NO_ROOT, is_synthetic
@@ -20,6 +20,11 @@ from mg3d.settings.schema import volume_shape
 
 ARROWS, LANGUAGE_ARROWS = Path("data/finetune_arrows"), Path("data/finetune_language_arrows")
 USUAL_SIZE, SYNTHETIC_SIZE = 128, 64
+OPTIONS = {
+    "task": "probe", "reconstructions": "all", "image_size": 0, "val_patients": 500, "arrows": "", "train": "projections",
+    "loss": "bce", "wording": "there_is", "text_encoder": "",
+}  # fmt: skip
+"""Own settings, see README.md."""
 
 
 class Variant(NamedTuple):
@@ -52,15 +57,16 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def read_cases(root: Path, settings: FinetuneSettings, *, options: Mapping[str, Any]) -> list[Case]:
+def read_cases(
+    root: Path, settings: FinetuneSettings, *, options: Mapping[str, Any] = OPTIONS, shape: tuple[int, int, int] = (128, 96, 128)
+) -> list[Case]:
     """Volumes of a folder of our Arrow files, or of CT-RATE's own layout, which is prepared first."""
     if options["task"] == "labeller":
         return read_reports(root, int(options["val_patients"]))
-    size = options["shape"]
     synthetic = is_synthetic(str(root))
     out = Path(options["arrows"]) if options["arrows"] else (root / "finetune_arrows" if synthetic else ARROWS)
     order = Order(
-        dataset="ct_rate", out=out if size == volume_shape(USUAL_SIZE) else out.with_name(f"{out.name}_{size[0]}"), shape=size,
+        dataset="ct_rate", out=out if shape == volume_shape(USUAL_SIZE) else out.with_name(f"{out.name}_{shape[0]}"), shape=shape,
         val_patients=int(options["val_patients"]), workers=max(1, settings.num_workers),
     )  # fmt: skip
     return read_prepared_cases(
@@ -81,6 +87,19 @@ def read_reports(root: Path, val_patients: int) -> list[Case]:
     return read_language_cases(out, "ct_rate")
 
 
+def volume_of(options: Mapping[str, Any], *, synthetic: bool) -> tuple[tuple[int, int, int], tuple[float, float]]:
+    """Voxels z, y, x and the window in HU: what the user says, else the Arrow files, else the weights; else the paper's."""
+    shape, window = volume_shape(SYNTHETIC_SIZE if synthetic else USUAL_SIZE), (-1000.0, 1000.0)
+    if options["pretrained"] != "none" and (stated := inspect_checkpoint(options["pretrained"]).preprocessing):
+        shape, window = tuple(stated["shape"]), tuple(stated["window_hu"])
+    asked, root = int(options["image_size"]), Path(options["data_root"])
+    if options["data_root"] not in NO_ROOT and is_prepared(root, "ct_rate"):
+        shape = prepared_shape(root, "ct_rate")
+        if asked and volume_shape(asked) != shape:
+            raise ValueError(f"image_size={asked}: the volumes in {root} have {shape} voxels (z, y, x); leave it out")
+    return (volume_shape(asked) if asked else shape), window
+
+
 def adapt(task: Task, options: Mapping[str, Any]) -> Task:
     """The declaration of one `task=`, with volumes of the size and window that the weights were trained on."""
     if options["task"] not in VARIANTS:
@@ -89,21 +108,16 @@ def adapt(task: Task, options: Mapping[str, Any]) -> Task:
         raise ValueError(f"reconstructions={options['reconstructions']!r}: expected all or first")
     variant = VARIANTS[options["task"]]
     synthetic = options["data_root"] in NO_ROOT or is_synthetic(options["data_root"])
-    shape, window = volume_shape(int(options["image_size"]) or (SYNTHETIC_SIZE if synthetic else USUAL_SIZE)), (-1000.0, 1000.0)
-    if options["pretrained"] != "none":
-        stated = inspect_checkpoint(options["pretrained"]).preprocessing
-        if stated and not int(options["image_size"]):
-            shape = tuple(stated["shape"])
-        window = tuple(stated["window_hu"]) if stated else window
-    chosen = {**options, "shape": shape, "synthetic": synthetic}
+    shape, window = volume_of(options, synthetic=synthetic)
+    chosen = {**options, "synthetic": synthetic}
     return dataclasses.replace(
         task,
         kind=variant.kind,
         title=f"CT-RATE: {variant.title}",
         variant=options["task"],
         metric=variant.metric,
-        read_cases=partial(read_cases, options=chosen),
-        preprocess=dataclasses.replace(task.preprocess, window=window),
+        read_cases=partial(read_cases, options=chosen, shape=shape),
+        preprocess=dataclasses.replace(task.preprocess, window=window, size=shape),
         defaults={**task.defaults, **variant.defaults},
         phantom={**task.phantom, **variant.phantom},
         options=chosen,
@@ -123,10 +137,7 @@ TASK = Task(
     defaults={"cache": "none", "num_workers": 4},
     phantom={"num_workers": 0, "batch_size": 4, "warmup_epochs": 0, "cache": "memory"},
     expected={"test": 3001},
-    options={
-        "task": "probe", "reconstructions": "all", "image_size": 0, "val_patients": 500, "arrows": "", "train": "projections",
-        "loss": "bce", "wording": "there_is", "text_encoder": "",
-    },
+    options=OPTIONS,
     adapt=adapt,
 )  # fmt: skip
 

@@ -28,7 +28,15 @@ class PreparedRow(NamedTuple):
     row: int
 
 
-Source = Path | tuple[Path, ...] | ArrowRow | PreparedRow
+class RawScan(NamedTuple):
+    """A NIfTI file that is to be prepared as pre-training prepares its volumes."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    """Voxels z, y, x of the volume that it becomes."""
+
+
+Source = Path | tuple[Path, ...] | ArrowRow | PreparedRow | RawScan
 """A file, the slices of a folder from the first to the last, or a row of an Arrow file."""
 
 

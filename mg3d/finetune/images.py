@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from mg3d.finetune.cases import ArrowRow, PreparedRow, Source
+from mg3d.finetune.cases import ArrowRow, PreparedRow, RawScan, Source
 from mg3d.finetune.prepared import read_prepared
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -31,7 +31,7 @@ def read_image(source: Source) -> MetaTensor:
     """
     if isinstance(source, ArrowRow):
         return _from_arrow(source)
-    if isinstance(source, PreparedRow):
+    if isinstance(source, (PreparedRow, RawScan)):
         voxels, spacing_mm = read_prepared(source)
         return _meta(voxels, _bare_affine(spacing_mm))
     if isinstance(source, tuple):

@@ -9,10 +9,13 @@ import numpy as np
 
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
-from mg3d.finetune.cases import Case, PreparedRow
+from mg3d.finetune.cases import Case, PreparedRow, RawScan
 from mg3d.preparation.leaks import LeakError
+from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
+from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.voxels import make_volume
 
 ALLOWED_ASIDE = 0.02
 """Share of volumes that may be set aside without a word."""
@@ -106,8 +109,14 @@ def _index(path: Path) -> VolumeIndex:
     return VolumeIndex(path)
 
 
-def read_prepared(source: PreparedRow) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Voxels float32 [z, y, x] (HU, or grey values from 0 to 255) and their spacing in mm along z, y, x (1 = not known)."""
+def read_prepared(source: PreparedRow | RawScan) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Voxels float32 [z, y, x] (HU, or grey values from 0 to 255) and their spacing in mm along z, y, x (1 = not known).
+
+    Raises:
+        ValueError: a file cannot be prepared.
+    """
+    if isinstance(source, RawScan):
+        return _prepare_scan(source)
     index = _index(source.index)
     voxels, row = index.volume(source.row).astype(np.float32), index.table.slice(source.row, 1).to_pylist()[0]
     if row["unit"] == "hu8":
@@ -118,4 +127,18 @@ def read_prepared(source: PreparedRow) -> tuple[np.ndarray, tuple[float, float, 
 
 def prepared_shape(folder: Path, dataset: str) -> tuple[int, int, int]:
     """Voxels z, y, x of the volumes of a prepared folder."""
-    return VolumeIndex(index_path(folder, dataset, "train")).shape
+    return VolumeIndex(next(path for split in SPLITS if (path := index_path(folder, dataset, split)).is_file())).shape
+
+
+def _prepare_scan(source: RawScan) -> tuple[np.ndarray, tuple[float, float, float]]:
+    if not source.path.name.lower().endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{source.path} is no NIfTI file (.nii, .nii.gz); convert it first")
+    record = VolumeRecord(
+        volume_id=source.path.name, study_id="", patient_id="", dataset="ct_rate", official_split="", split="test",
+        reconstruction=1, findings=None, impression=None, files=(source.path.name,), source="", reader="nifti",
+    )  # fmt: skip
+    try:
+        voxels, facts = make_volume(record, source.path.parent, Recipe(shape=source.shape))
+    except Refusal as error:
+        raise ValueError(f"{source.path} cannot be used: {error}") from error
+    return voxels.astype(np.float32), tuple(facts["spacing_mm"] or (1.0, 1.0, 1.0))

@@ -117,9 +117,7 @@ class Labeller(Labels):
 
     def fixed(self, *, masks: bool) -> Callable[[Case], Sample]:
         """A report, and its labels."""
-        return lambda case: {
-            "case_id": case.case_id, "patient_id": case.patient_id, "text": case.report, "target": torch.tensor(case.target),
-        }  # fmt: skip
+        return _sample
 
     def evaluation_data(self, cases: Sequence[Case]) -> Dataset:
         """One sample per report."""
@@ -152,6 +150,13 @@ class Labeller(Labels):
     def rows(self, network: TextPlanes, batch: Sample, *, masks: Path | None = None) -> list[Row]:
         """One row per report."""
         return self.rows_of(network.scores(counted(batch["text"], self.place_of)), batch)
+
+
+def _sample(case: Case) -> Sample:
+    if not case.report:
+        raise ValueError(f"{case.case_id} has no report; texts are labelled by mg3d.finetune.labeller.load_labeller(...).labels")
+    names = {"case_id": case.case_id, "patient_id": case.patient_id}
+    return names | {"text": case.report, "target": torch.tensor(case.target)}
 
 
 def set_values(place: Tensor, values: np.ndarray) -> None:

@@ -11,11 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets.tokenizer import pad_reports
 from mg3d.evaluation.zero_shot import zero_shot_scores
-from mg3d.finetune.cases import UNKNOWN, Case, PreparedRow
+from mg3d.finetune.cases import UNKNOWN, Case
 from mg3d.finetune.kinds.base import Row
 from mg3d.finetune.kinds.labels import Labels
 from mg3d.finetune.pipeline import Sample
-from mg3d.finetune.prepared import read_prepared
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
 from mg3d.finetune.whole import can_compare, describe, rebuild, start_whole
@@ -82,7 +81,6 @@ class Prompts(Labels):
         super().__init__(task, settings)
         self.options = task.options
         self.reports: list[str] = []
-        self.shape: tuple[int, ...] = ()
         self.made: tuple[MG3D, PreTrainedTokenizerBase] | None = None
         self.described: dict[str, Any] = {}
         self.by_steps = self.options["task"] == "prompts"
@@ -96,15 +94,13 @@ class Prompts(Labels):
             raise ValueError(f"wording={self.options['wording']!r}: expected one of {', '.join(PROMPTS)}")
 
     def fit(self, cases: Sequence[Case]) -> None:
-        """Notes the volumes' shape, and the reports where a tiny text encoder takes its words from them."""
+        """Keeps the reports, from which a tiny text encoder takes its words."""
         self.reports = [case.report for case in cases if case.report]
-        source = cases[0].image
-        self.shape = read_prepared(source)[0].shape if isinstance(source, PreparedRow) else self.task.preprocess.size
 
     def _whole(self) -> tuple[MG3D, PreTrainedTokenizerBase]:
         if self.made is None:
             whole = start_whole(
-                self.settings, text_encoder=self.options["text_encoder"], shape=tuple(self.shape), reports=self.reports,
+                self.settings, text_encoder=self.options["text_encoder"], shape=self.task.preprocess.size, reports=self.reports,
                 synthetic=self.options["synthetic"],
             )  # fmt: skip
             if not self.by_steps and not can_compare(whole):

@@ -1,6 +1,7 @@
 """Finding volumes by reports, reports by volumes, and volumes by volumes; nothing is trained."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,7 @@ class Retrieval(Prompts):
 
     def fixed(self, *, masks: bool) -> Callable[[Case], Sample]:
         """As for any other, and the report."""
-        read = super().fixed(masks=masks)
-        return lambda case: read(case) | {"text": case.report}
+        return partial(_with_text, read=super().fixed(masks=masks))
 
     def network(self, encoder: VisionEncoder) -> nn.Module:
         """The whole model."""
@@ -115,3 +115,9 @@ class Retrieval(Prompts):
             found[f"{name}/median_rank"] = float(np.median(ranks))
         jaccards = [column for column in table if column.startswith("jaccard@")]
         return found | {f"volume_to_volume/{column}": float(table[column].mean()) for column in jaccards}
+
+
+def _with_text(case: Case, *, read: Callable[[Case], Sample]) -> Sample:
+    if not case.report:
+        raise ValueError(f"{case.case_id} has no report, so it cannot be retrieved by one; mode=evaluate does data_root's test part")
+    return read(case) | {"text": case.report}
