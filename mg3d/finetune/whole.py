@@ -25,7 +25,7 @@ from mg3d.settings.schema import Settings, volume_shape
 
 _ONLY_CONTRAST = {
     "weight_mlm": 0.0, "weight_sal": 0.0, "weight_mim": 0.0, "weight_dcl": 0.0, "weight_ssm": 0.0, "weight_cml": 1.0,
-    "cml_pair": "image_report", "fusion": "cross_attention", "project_twice": False,
+    "cml_pair": "image_report", "fusion": "cross_attention", "project_twice": False, "mim_cube": 8,
 }  # fmt: skip
 """What a model needs that compares volumes with texts; the parts of the other objectives are left out."""
 _SMALL = TINY | {
