@@ -4,10 +4,10 @@ Takes every option of prepro_pretraining_data.py. Official test parts stay as th
 Arrow files of pre-training serve as well: the two differ only where other options are given.
 """
 
+import runpy
 import sys
 from collections.abc import Sequence
-
-from prepro_pretraining_data import main
+from pathlib import Path
 
 OUT = "data/finetune_arrows"
 
@@ -19,4 +19,5 @@ def with_folder(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(with_folder(sys.argv[1:])))
+    preparation = runpy.run_path(str(Path(__file__).with_name("prepro_pretraining_data.py")))
+    sys.exit(preparation["main"](with_folder(sys.argv[1:])))

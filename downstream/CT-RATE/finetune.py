@@ -40,7 +40,7 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "probe": Variant("probe", "linear probe of 18 findings", "auroc", {"freeze_encoder": True}),
+    "probe": Variant("probe", "linear probe of 18 findings", "auroc"),
     "full": Variant(
         "labels", "18 findings, the whole encoder fine-tuned", "auroc",
         {"epochs": 10, "batch_size": 4, "learning_rate": 1e-4, "weight_decay": 0.05, "warmup_epochs": 0.5, "layer_decay": 0.75},

@@ -142,7 +142,7 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     """Trains (or goes on), evaluates and writes one fold; a finished one is only shown. Returns its predictions by part."""
     settings, task = kind.settings, kind.task
     if (folder / "scores.json").is_file() and settings.mode == "train":
-        refuse_other_run(folder, settings)
+        refuse_other_run(folder, settings, options)
         say(f"{folder} holds this run, finished; run_name=... starts another")
         show_scores(console, task.title, read_scores(folder))
         return {part: read_table(folder / f"predictions_{part}.csv") for part in read_facts(folder)["scores"]}
@@ -183,15 +183,16 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
 
 
 FREE = ("mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
-        "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root")  # fmt: skip
+        "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows")  # fmt: skip
 """Settings that may differ between a run and the one that goes on with it."""
 
 
-def refuse_other_run(folder: Path, settings: FinetuneSettings) -> None:
+def refuse_other_run(folder: Path, settings: FinetuneSettings, options: Mapping[str, Any]) -> None:
     """Raises ValueError when the run in `folder` had other settings."""
     if not settings.resume:
         raise ValueError(f"{folder} holds a run; run_name=... starts another beside it")
-    theirs, ours = read_facts(folder)["settings"], dataclasses.asdict(settings)
+    facts, ours = read_facts(folder), dataclasses.asdict(settings) | dict(options)
+    theirs = facts["settings"] | facts["options"]
     other = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
     if other:
         told = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:4])

@@ -65,7 +65,7 @@ def test_volumes_of_another_size_are_refused(tmp_path):
 
 def test_a_released_file_needs_a_text_encoder_and_leaves_the_contrast_random(tmp_path):
     torch.save(synthetic(small_key_list()), tmp_path / "MG-3D-Swin-B.ckpt")
-    with pytest.raises(ValueError, match="text_encoder=... names the folder of that BERT"):
+    with pytest.raises(ValueError, match=r"text_encoder=\.\.\. names the folder of that BERT"):
         start(tmp_path / "MG-3D-Swin-B.ckpt", shape=(128, 96, 128))
     small_tokenizer(tmp_path / "bert")
     vocabulary = len(small_tokenizer(tmp_path / "bert"))

@@ -119,5 +119,7 @@ class Retrieval(Prompts):
 
 def _with_text(case: Case, *, read: Callable[[Case], Sample]) -> Sample:
     if not case.report:
-        raise ValueError(f"{case.case_id} has no report, so it cannot be retrieved by one; mode=evaluate does data_root's test part")
+        raise ValueError(
+            f"{case.case_id} has no report, so it cannot be retrieved by one; mode=evaluate does data_root's test part"
+        )
     return read(case) | {"text": case.report}
