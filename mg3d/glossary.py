@@ -31,8 +31,38 @@ PREVALENCE: tuple[float, ...] = (
 PROMPTS: dict[str, tuple[str, str]] = {
     "there_is": ("There is {finding}.", "There is no {finding}."),
     "ct_clip": ("{Finding} is present.", "{Finding} is not present."),
+    "bare": ("{Finding}.", "not {Finding}."),
 }
-"""Zero-shot prompt pairs (the finding is there, it is not) by name. `ct_clip`: the wording of the CT-CLIP evaluation."""
+"""Zero-shot prompt pairs (the finding is there, it is not) by name. `ct_clip`: the wording of the CT-CLIP evaluation;
+`bare`: of its vocabulary fine-tuning."""
+
+FINDING_CUES: dict[str, tuple[str, ...]] = {
+    "Medical material": (
+        "medical material", "pacemaker", "catheter", "stent", "prosthe", "sternotomy", "suture", "implant", "tube", "device",
+    ),
+    "Arterial wall calcification": (
+        "arterial wall calcification", "aortic calcification", "aortic wall calcification", "calcified plaque of the aorta",
+        "atheromat", "calcific atheroma", "calcified atheroma",
+    ),
+    "Cardiomegaly": ("cardiomegaly", "cardiac enlargement", "enlargement of the heart", "heart is enlarged", "heart size"),
+    "Pericardial effusion": ("pericardial effusion", "pericardial fluid", "fluid around the heart"),
+    "Coronary artery wall calcification": ("coronary artery wall calcification", "coronary calcification",
+                                           "coronary artery calcification", "coronary plaque", "coronary arter"),
+    "Hiatal hernia": ("hiatal hernia", "hiatus hernia", "sliding hernia"),
+    "Lymphadenopathy": ("lymphadenopathy", "enlarged lymph node", "nodal enlargement", "lymph node"),
+    "Emphysema": ("emphysema",),
+    "Atelectasis": ("atelecta",),
+    "Lung nodule": ("nodule", "nodular"),
+    "Lung opacity": ("opacity", "opacities", "ground glass", "ground-glass", "infiltrat"),
+    "Pulmonary fibrotic sequela": ("fibrotic", "fibrosis", "sequela"),
+    "Pleural effusion": ("pleural effusion", "pleural fluid", "hydrothorax"),
+    "Mosaic attenuation pattern": ("mosaic attenuation", "mosaic pattern", "mosaic perfusion"),
+    "Peribronchial thickening": ("peribronchial thickening", "bronchial wall thickening", "thickening of the bronchial wall"),
+    "Consolidation": ("consolidat",),
+    "Bronchiectasis": ("bronchiecta",),
+    "Interlobular septal thickening": ("septal thickening", "thickening of the interlobular sept"),
+}  # fmt: skip
+"""Beginnings of words by which reports name each of `LABELS`; a weak guide, without other synonyms and without doubt."""
 
 NEGATION_CUES: tuple[str, ...] = (
     "no", "not", "without", "neither", "nor", "none", "never", "absent", "absence of", "free of", "negative for",

@@ -23,7 +23,22 @@ class ArrowRow(NamedTuple):
     """`image` or `mask`."""
 
 
-Source = Path | tuple[Path, ...] | ArrowRow
+class PreparedRow(NamedTuple):
+    """A volume that the preparation of pre-training has stored: a row of its index file."""
+
+    index: Path
+    row: int
+
+
+class RawScan(NamedTuple):
+    """A NIfTI file that is to be prepared as pre-training prepares its volumes."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    """Voxels z, y, x of the volume that it becomes."""
+
+
+Source = Path | tuple[Path, ...] | ArrowRow | PreparedRow | RawScan
 """A file, the slices of a folder from the first to the last, or a row of an Arrow file."""
 
 

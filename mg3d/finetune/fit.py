@@ -269,4 +269,4 @@ def predict_cases(kind: Kind, network: nn.Module, cases: list[Case], *, name: st
     for batch in tqdm(evaluation_loader(kind.evaluation_data(cases), kind), desc=name, disable=None):
         moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         rows += kind.rows(network, moved, masks=masks)
-    return gathered(rows)
+    return kind.finish(gathered(rows))

@@ -23,6 +23,7 @@ from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.registry import build_kind
 from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results, write_table
 from mg3d.finetune.settings import FinetuneSettings, parse_settings, read_words, usage
+from mg3d.finetune.settle import settle
 from mg3d.finetune.sources import is_synthetic, read_root
 from mg3d.finetune.task import Task
 from mg3d.finetune.usable import set_aside
@@ -131,7 +132,8 @@ def declaration(task: Task, given: Mapping[str, Any]) -> Declaration:
         given = arrows.with_stored(given, facts, prepared)
     options = {name: given.get(name, value) for name, value in task.options.items()}
     if task.adapt:
-        task = task.adapt(task, options | {"data_root": "" if prepared else data_root})
+        where = {"data_root": "" if prepared else data_root, "pretrained": str(given.get("pretrained", "none"))}
+        task = task.adapt(task, options | where)
     if prepared:
         task = arrows.with_declared(task, facts)
     synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
@@ -180,7 +182,7 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     """Trains (or goes on), evaluates and writes one fold; a finished one is only shown. Returns its predictions by part."""
     settings, task = kind.settings, kind.task
     if (folder / "scores.json").is_file() and settings.mode == "train":
-        refuse_other_run(folder, settings)
+        refuse_other_run(folder, settings, options)
         say(f"{folder} holds this run, finished; run_name=... starts another")
         show_scores(console, task.title, read_scores(folder))
         return {part: read_table(folder / f"predictions_{part}.csv") for part in read_facts(folder)["scores"]}
@@ -206,7 +208,11 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
             "kind": kind.state(),
             "settings": dataclasses.asdict(settings),
         }
-        facts |= fit(kind, kind.network(started.encoder), parts, folder, identity=identity, say=say)
+        network = kind.network(started.encoder)
+        if kind.by_steps:
+            facts |= fit(kind, network, parts, folder, identity=identity, say=say)
+        else:
+            facts |= settle(kind, network, parts, folder, identity=identity, say=say)
         facts["encoder_coverage"] = started.report.encoder_coverage if started.report else None
     if rank() != 0:
         return {}
@@ -218,15 +224,16 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
 
 
 FREE = ("mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
-        "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root")  # fmt: skip
+        "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows")  # fmt: skip
 """Settings that may differ between a run and the one that goes on with it."""
 
 
-def refuse_other_run(folder: Path, settings: FinetuneSettings) -> None:
+def refuse_other_run(folder: Path, settings: FinetuneSettings, options: Mapping[str, Any]) -> None:
     """Raises ValueError when the run in `folder` had other settings."""
     if not settings.resume:
         raise ValueError(f"{folder} holds a run; run_name=... starts another beside it")
-    theirs, ours = read_facts(folder)["settings"], dataclasses.asdict(settings)
+    facts, ours = read_facts(folder), dataclasses.asdict(settings) | dict(options)
+    theirs = facts["settings"] | facts["options"]
     other = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
     if other:
         told = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:4])

@@ -78,7 +78,7 @@ class Task:
     folder: str
     """Name below `downstream/`."""
     title: str
-    kind: Literal["classification", "segmentation", "candidates", "report", "prompts", "labeller"]
+    kind: Literal["classification", "segmentation", "candidates", "report", "labels", "probe", "prompts", "retrieval", "labeller"]
     read_cases: Callable[[Path, FinetuneSettings], list[Case]]
     """Cases of a data root as published; raises ValueError or FileNotFoundError with what is wrong."""
     outputs: tuple[str, ...]
@@ -109,7 +109,7 @@ class Task:
     variant: str = ""
     """Which of a folder's several data sets this is; results go into a folder of its own."""
     adapt: Callable[["Task", Mapping[str, Any]], "Task"] | None = None
-    """The declaration that these options and the `data_root` among them ask for."""
+    """The declaration that these options, and the `data_root` and `pretrained` among them, ask for."""
     original_axes: str = "RAS"
     """Order and directions of the array axes in the original's code, for `axes=original`."""
     negatives: float = 1.0

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from PIL import Image
 from tqdm import tqdm
 
-from mg3d.finetune.cases import ArrowRow, Case, Source
+from mg3d.finetune.cases import ArrowRow, Case, PreparedRow, RawScan, Source
 
 _ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9"}
 """Last bytes of a whole picture."""
@@ -41,7 +41,7 @@ def _fault(case: Case) -> str:
 
 def fault_of(source: Source) -> str:
     """What is wrong with the files of a scan, in a sentence; empty when nothing was found."""
-    if isinstance(source, ArrowRow):
+    if isinstance(source, (ArrowRow, PreparedRow, RawScan)):
         return ""
     files = source if isinstance(source, tuple) else (source,)
     for file in files:

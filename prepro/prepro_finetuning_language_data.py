@@ -1,0 +1,43 @@
+"""Reports of CT-RATE or CTRG -> Arrow files of reports (with 18 labels) and of sentences (weak labels, polarity)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mg3d.finetune.language import write_language
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line as values."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE's folder, or one of its Arrow files")
+    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest's folder, or one of its Arrow files")
+    parser.add_argument("--out", type=Path, default=Path("data/finetune_language_arrows"), help="(%(default)s)")
+    parser.add_argument("--val-patients", type=int, default=500, help="carved out of train, at most a tenth of it (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw (%(default)s)")
+    values = parser.parse_args(arguments)
+    if values.ct_rate is None and values.ctrg is None:
+        parser.error("give a folder: --ct-rate ROOT or --ctrg ROOT")
+    return values
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the files of each data set: 0 done, 2 not possible as asked."""
+    values = parse(arguments)
+    for dataset in ("ct_rate", "ctrg"):
+        root = getattr(values, dataset)
+        if root is None:
+            continue
+        try:
+            counts = write_language(root, dataset, values.out, val_patients=values.val_patients, seed=values.seed)
+        except (ValueError, OSError) as error:
+            print(error, file=sys.stderr)
+            return 2
+        for name, count in counts.items():
+            print(f"{values.out / name}: {count} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

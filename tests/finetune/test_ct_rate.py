@@ -1,0 +1,233 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from downstream.folders import load
+from finetune.small_rate import SHAPE, batch_of, kind_and_cases, network_of, save_model, voxels, write_rate
+from sklearn.linear_model import LogisticRegression
+
+from mg3d.checkpoints.export import from_pretrained
+from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.studies import Studies
+from mg3d.evaluation import held_out
+from mg3d.evaluation.zero_shot import zero_shot_scores
+from mg3d.finetune.cases import RawScan, divide
+from mg3d.finetune.fit import load_network
+from mg3d.finetune.images import read_image
+from mg3d.finetune.kinds.probe import STRENGTHS, fit_planes
+from mg3d.finetune.kinds.prompts import pair_loss
+from mg3d.finetune.run import run
+from mg3d.glossary import LABELS
+
+
+@pytest.fixture(scope="module")
+def arrows(tmp_path_factory):
+    return write_rate(tmp_path_factory.mktemp("rate"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("pretrained") / "model")
+
+
+def test_the_public_layout_and_its_arrow_files_give_equal_batches(tiny_set):
+    raw = tiny_set("CT-RATE")
+    kind, of_raw = kind_and_cases(raw, image_size=32)
+    folder = raw / "finetune_arrows_32"
+    _, of_arrows = kind_and_cases(folder)
+    assert len(of_raw) == 9
+    one, other = batch_of(kind, of_raw), batch_of(kind, of_arrows)
+    assert torch.equal(one["image"], other["image"])
+    assert torch.equal(one["target"], other["target"])
+    assert one["case_id"] == other["case_id"]
+    assert [(case.part, case.fold) for case in of_raw] == [(case.part, case.fold) for case in of_arrows]
+    scan = next(raw.glob("valid_fixed/*/*/*.nii.gz"))
+    stored = next(case for case in of_raw if case.case_id.endswith(scan.name.removesuffix(".nii.gz")))
+    assert torch.equal(read_image(RawScan(scan, SHAPE)).as_tensor(), read_image(stored.image).as_tensor())
+
+
+def test_official_validation_is_the_test_part_and_val_has_other_patients_than_train(tiny_set):
+    _, cases = kind_and_cases(tiny_set("CT-RATE"), image_size=32)
+    assert {case.case_id.split("/")[1].split("_")[0] for case in cases if case.part == "test"} == {"valid"}
+    parts = [{case.patient_id for case in cases if (case.part, case.fold) == key} for key in (("train", 1), ("train", 0))]
+    assert all(parts)
+    assert not parts[0] & parts[1]
+
+
+def test_a_volume_reaches_the_network_as_in_pretraining(arrows):
+    kind, cases = kind_and_cases(arrows)
+    expected = (np.clip(voxels(0, SHAPE), -1000, 1000) + 1000) / 2000
+    assert np.allclose(batch_of(kind, cases[:1])["image"][0, 0], expected, atol=1e-6)
+
+
+def test_eight_bit_volumes_become_hounsfield_units_again(tmp_path):
+    from small_arrow import write_split
+
+    from mg3d.finetune.cases import PreparedRow
+
+    stored = np.arange(32 * 24 * 32).reshape(SHAPE).astype(np.uint8)
+    write_split(tmp_path, "ct_rate", "test", patients=1, shape=SHAPE, unit="hu8", voxels=lambda *_: stored, window=(-500, 780))
+    image = read_image(PreparedRow(tmp_path / "clm_ct_rate_test.arrow", 0))
+    assert torch.allclose(image[0, 0, 0, :3].as_tensor(), torch.tensor([-500.0, -500 + 1280 / 255, -500 + 2560 / 255]))
+    assert image.pixdim.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_one_reconstruction_per_study_is_learned_from_and_all_are_judged(arrows):
+    _, cases = kind_and_cases(arrows, reconstructions="first")
+    counts = [sum((case.part, case.fold) == key for case in cases) for key in (("train", 1), ("train", 0), ("test", -0))]
+    assert counts == [6, 4, 10]
+
+
+# --- losses and prompts
+
+
+def test_pair_losses_by_hand():
+    similarity = torch.tensor([[[2.0, 1.0], [0.0, 0.0], [5.0, -5.0]]])
+    target = torch.tensor([[1, 0, -1]])
+    softplus = [np.log1p(np.exp(-1.0)), np.log(2)]
+    assert pair_loss(similarity, target, form="bce").item() == pytest.approx(np.mean(softplus))
+    first = 1 / (1 + np.exp(-1.0))
+    assert pair_loss(similarity, target, form="softmax_mse").item() == pytest.approx(((1 - first) ** 2 + 0.25) / 2)
+
+
+def test_each_volume_and_the_prompts_are_encoded_once_per_step(arrows, pretrained):
+    kind, cases = kind_and_cases(arrows, task="prompts", pretrained=pretrained, train="all")
+    network = network_of(kind, cases)
+    calls = []
+    kept = (network.model.vision.encode, network.model.text.forward)
+    network.model.vision.encode = lambda volume, *more: calls.append(("volume", len(volume))) or kept[0](volume, *more)
+    network.model.text.forward = lambda ids, mask: calls.append(("text", len(ids))) or kept[1](ids, mask)
+    network.train()
+    kind.loss(network, batch_of(kind, cases[:3])).backward()
+    assert sorted(calls) == [("text", 36), ("volume", 3)]
+
+
+def test_only_the_asked_parts_learn(arrows, pretrained):
+    joining = {"project_image", "position", "project_report", "type_embedding", "contrast", "cml_scale"}
+    for words, learned in (("projections", joining), ("vision+text", {"vision", "text"})):
+        kind, cases = kind_and_cases(arrows, task="prompts", pretrained=pretrained, train=words)
+        network = network_of(kind, cases).train()
+        kind.loss(network, batch_of(kind, cases[:2])).backward()
+        moved = {name.split(".")[0] for name, tensor in network.model.named_parameters() if tensor.grad is not None}
+        assert moved == learned
+
+
+def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained):
+    kind, cases = kind_and_cases(arrows, task="zero_shot", pretrained=pretrained)
+    network = network_of(kind, cases).eval()
+    test = [case for case in cases if case.part == "test"][::2]
+    rows = pd.DataFrame(kind.rows(network, batch_of(kind, test)))
+    found = from_pretrained(pretrained)
+    studies = Studies(VolumeIndex(arrows / "clm_ct_rate_test.arrow"), text_unit="clause", window_hu=(-1000.0, 1000.0))
+    from mg3d.datasets.collate import Collator
+
+    collator = Collator(found.tokenizer, max_text_len=60, mim_cube=8, mim_mask_ratio=0.5, mlm_probability=0.15, sentence_views=0,
+                        denying_view_share=0.0)  # fmt: skip
+    loader = held_out.batches(studies, collator, size=2, device=torch.device("cpu"))
+    embedded = held_out.embed(found.model, loader, found.tokenizer)
+    expected = zero_shot_scores(embedded.volumes, embedded.prompts, embedded.logit_scale)
+    assert np.allclose(rows[[f"score/{name}" for name in LABELS]], expected, atol=1e-5)
+
+
+def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, tmp_path):
+    words = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=prompts", "epochs=1",
+             "resamples=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
+    assert run(load("CT-RATE").TASK, words) == 0
+    table = tmp_path / "CT-RATE" / "prompts" / "run" / "fold0" / "predictions_test.csv"
+    before = pd.read_csv(table)
+    assert len(before) == 10
+    kind, cases = kind_and_cases(arrows, task="prompts")
+    network, _ = load_network(kind, table.parent / "checkpoints" / "best.ckpt")
+    test = [case for case in cases if case.part == "test"]
+    again = pd.DataFrame(kind.rows(network, batch_of(kind, test)))
+    assert np.allclose(again[f"score/{LABELS[4]}"], before[f"score/{LABELS[4]}"], atol=1e-6)
+
+
+# --- retrieval
+
+
+def test_ranks_by_hand(arrows, pretrained):
+    kind, _ = kind_and_cases(arrows, task="retrieval", pretrained=pretrained)
+    angles = np.deg2rad([0, 10, 90, 200])
+    volumes = np.stack([np.cos(angles), np.sin(angles)], 1)
+    reports = volumes[[0, 0, 3, 2]]  # the last two are exchanged
+    labels = [np.array([1, 1, 0]), np.array([1, 0, 0]), np.array([0, 0, 1]), np.array([0, 0, 0])]
+    rows = [
+        {"case_id": str(place), "patient_id": str(place), "volume": volumes[place], "report": reports[place],
+         "text": ["a", "a", "b", "c"][place], "target": labels[place]}
+        for place in range(4)
+    ]  # fmt: skip
+    table = kind.finish(pd.DataFrame(rows))
+    assert table["rank/report_to_volume"].tolist()[::2] == [1, 2]
+    assert table["rank/report_to_volume"][3] == 4
+    assert np.isnan(table["rank/report_to_volume"][1])  # its report was asked for already
+    assert table["rank/volume_to_report"].tolist() == [1, 1, 3, 2]
+    assert table["right/report_to_volume"][0] == 2
+    assert table["jaccard@1"].tolist() == [0.5, 0.5, 0.0, 0.0]  # volume 3 has no finding and is in no gallery
+    found = kind.statistics(table)
+    assert found["report_to_volume/recall@1"] == pytest.approx(1 / 3)
+    assert found["report_to_volume/chance@1"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
+    assert found["volume_to_volume/jaccard@1"] == 0.25
+
+
+# --- probe
+
+
+def test_the_probe_computes_features_once_and_takes_the_best_planes(arrows, tmp_path):
+    kind, cases = kind_and_cases(arrows, task="probe", encoder="tiny")
+    from mg3d.finetune.encoder import start_encoder
+
+    torch.manual_seed(0)
+    network = kind.network(start_encoder(kind.settings, synthetic=True).encoder).eval()
+    parts = divide(cases, fold=0, folds=1)
+    told = []
+    kind.settle(network, parts, folder=tmp_path, say=told.append)
+    assert len(list(tmp_path.rglob("*.npy"))) == 2
+    chosen = next(c for c in STRENGTHS if f"C={c} " in told[0])
+    with torch.no_grad():
+        features = network.features(batch_of(kind, parts.train)["image"]).double().numpy()
+    scaled = (features - features.mean(0)) / features.std(0)
+    targets = np.array([case.target for case in parts.train])
+    expected = LogisticRegression(C=chosen, max_iter=1000).fit(scaled, targets[:, 3])
+    assert np.allclose(network.head.weight[3].detach(), expected.coef_[0], atol=1e-3)
+    network.features = None  # what is kept is not computed again
+    kind.settle(network, parts, folder=tmp_path, say=told.append)
+    assert told[0] == told[1]
+
+
+def test_planes_leave_unknown_labels_out():
+    features = np.array([[-2.0], [-1.0], [1.0], [50.0]])
+    targets = np.array([[0, 1], [0, 1], [1, 1], [-1, 1]])
+    weights, offsets = fit_planes(features, targets, 1.0)
+    assert np.allclose(weights[0], LogisticRegression().fit(features[:3], [0, 0, 1]).coef_[0], atol=1e-3)
+    assert weights[1] == offsets[1] == 0  # one class alone
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["task=prob"], "task='prob': expected one of probe, full"),
+        (["reconstructions=both"], "expected all or first"),
+        (["image_size=64"], "image_size=64: the volumes in"),
+        (["task=prompts", "train=head"], "train='head': expected all, or some of vision"),
+        (["task=prompts", "loss=mse"], "loss='mse': expected one of bce"),
+        (["task=prompts", "wording=is"], "wording='is': expected one of there_is"),
+        (["task=zero_shot", "encoder=tiny", "text_encoder=tiny"], "everything would be random"),
+    ],
+)
+def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, words, told):
+    asked = [f"data_root={arrows}", f"log_dir={tmp_path}", "accelerator=cpu", "num_workers=0", *words]
+    assert run(load("CT-RATE").TASK, asked) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_without_a_split_is_named(arrows, tmp_path, capsys):
+    for name in ("clm_ct_rate_train.arrow", "clm_ct_rate_test.arrow"):
+        (tmp_path / name).write_bytes((arrows / name).read_bytes())
+    assert run(load("CT-RATE").TASK, [f"data_root={tmp_path}", f"log_dir={tmp_path}"]) == 2
+    assert "lacks clm_ct_rate_val.arrow; prepare CT-RATE again" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from downstream.folders import load
+from finetune.small_rate import kind_and_cases, write_rate
+
+from mg3d.finetune.cues import CueLabeller, sentence_labels
+from mg3d.finetune.kinds.labeller import counted, terms, weighted
+from mg3d.finetune.labeller import load_labeller
+from mg3d.finetune.labellers import open_labeller
+from mg3d.finetune.language import read_language_cases, studies, write_language
+from mg3d.finetune.run import run
+from mg3d.glossary import FINDING_CUES, LABELS
+
+NODULE, EFFUSION, EMPHYSEMA = (LABELS.index(name) for name in ("Lung nodule", "Pleural effusion", "Emphysema"))
+
+
+def test_terms_of_clauses_that_deny_carry_a_mark():
+    assert terms("Small nodule, no effusion.") == ["small", "nodule", "small nodule", "-no", "-effusion", "-no effusion"]
+
+
+def test_weights_are_those_of_scikit_learn():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    reports = ["Small nodule, no effusion.", "No nodule. Nodule of the lung.", "Small effusion."]
+    theirs = TfidfVectorizer(analyzer=terms, sublinear_tf=True)
+    expected = theirs.fit_transform(reports)
+    ours = weighted(counted(reports, theirs.vocabulary_), theirs.idf_)
+    assert np.allclose(ours.toarray(), expected.toarray())
+
+
+def test_every_finding_has_cues_in_their_order():
+    assert tuple(FINDING_CUES) == LABELS
+
+
+def test_sentences_name_and_deny_findings():
+    found = sentence_labels("Nodules of both lungs, no pleural effusion.")
+    assert found[NODULE] == 1
+    assert found[EFFUSION] == 0
+    assert found[EMPHYSEMA] == -1
+    assert CueLabeller().labels(["No nodule. A nodule of 3 mm.", ""])[:, NODULE].tolist() == [1, 0]
+
+
+def test_reports_come_from_tables_and_from_arrow_files_alike(tiny_set, tmp_path):
+    raw = tiny_set("CT-RATE")
+    kind_and_cases(raw, image_size=32)
+    of_tables, of_arrows = (sorted(studies(root, "ct_rate")) for root in (raw, raw / "finetune_arrows_32"))
+    assert of_tables == of_arrows
+    counts = write_language(raw, "ct_rate", tmp_path)
+    assert sum(count for name, count in counts.items() if "reports" in name) == len(of_tables)
+    cases = read_language_cases(tmp_path, "ct_rate")
+    assert {(case.case_id, case.report) for case in cases} == {(study.study_id, study.report) for study in of_tables}
+    with pa.memory_map(str(tmp_path / "clm_ct_rate_sentences_train.arrow")) as stream:
+        row = pa.ipc.open_file(stream).read_all().slice(0, 1).to_pylist()[0]
+    assert row["labels"] == sentence_labels(row["sentence"]).tolist()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("labeller")
+    arrows = write_rate(root / "arrows")
+    write_language(arrows, "ct_rate", root / "language")
+    words = [
+        f"data_root={root / 'language'}",
+        f"log_dir={root}",
+        "run_name=run",
+        "task=labeller",
+        "resamples=0",
+        "accelerator=cpu",
+    ]
+    assert run(load("CT-RATE").TASK, [*words, "num_workers=0"]) == 0
+    return root
+
+
+def test_a_saved_labeller_gives_the_scores_of_its_run(trained):
+    folder = trained / "CT-RATE" / "labeller" / "run"
+    table = pd.read_csv(folder / "fold0" / "predictions_test.csv").set_index("case_id")
+    tests = [case for case in read_language_cases(trained / "language", "ct_rate") if case.part == "test"]
+    labeller = load_labeller(folder)
+    reports = [case.report for case in tests]
+    scores = table.loc[[case.case_id for case in tests], [f"score/{name}" for name in LABELS]].to_numpy()
+    assert np.allclose(labeller.scores(reports), scores)
+    decided = labeller.labels(reports)
+    assert decided.dtype == np.int8
+    assert np.array_equal(decided, scores >= labeller.network.thresholds.numpy())
+    assert open_labeller(f"own:{folder}")[0].labels(reports).tolist() == decided.tolist()
+    assert len(json.loads((folder / "fold0" / "scores.json").read_text())["scores"]["val"]) > len(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "told"),
+    [
+        ("own:/nowhere", FileNotFoundError, "holds no labeller; train one"),
+        ("chexbert", ModuleNotFoundError, "needs the package f1chexbert and its weights"),
+        ("radbert_ct", ValueError, "needs its weights as a folder"),
+        ("radbert_ct:/nowhere", FileNotFoundError, "no folder of a transformers text classifier"),
+        ("bert", ValueError, "there is no labeller 'bert'"),
+    ],
+)
+def test_what_a_labeller_lacks_is_one_sentence(word, error, told):
+    with pytest.raises(error, match=told) as caught:
+        open_labeller(word)
+    assert "\n" not in str(caught.value)
