@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 import torch
 from downstream.folders import load
-from monai.data import MetaTensor
 
 from mg3d.finetune.cases import Candidate, Case, Finding
-from mg3d.finetune.kinds.candidates import Candidates, Cubes, RecentScans, cut_cube, drawn_by_scan
+from mg3d.finetune.kinds.candidates import Candidates, Cubes, RecentScans, Scan, cut_cube, drawn_by_scan
 from mg3d.finetune.pipeline import TicketSampler
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
@@ -47,15 +46,34 @@ def test_a_candidate_on_a_nodule_is_dense_at_the_middle_of_its_cube_in_scans_of_
 
 
 def test_a_cube_lies_where_its_voxel_is_and_is_shifted_inwards_at_borders():
-    scan = MetaTensor(
-        torch.arange(5 * 6 * 7).reshape(1, 5, 6, 7).float(), affine=torch.diag(torch.tensor([-1.0, -2.0, 1.0, 1.0]))
-    )
+    voxels = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
+    scan = Scan(voxels, np.diag([-1.0, -2.0, 1.0, 1.0]))
     middle = cut_cube(scan, (2.1, 5.9, 4.2), (2, 2, 3))  # LPS, spacing 1, 2, 1: the voxel (2, 3, 4)
-    assert middle.tolist() == scan[:, 1:3, 2:4, 3:6].tolist()
-    assert cut_cube(scan, (0, 0, 0), (2, 2, 3)).tolist() == scan[:, :2, :2, :3].tolist()
-    assert cut_cube(scan, (4, 10, 6), (2, 2, 3)).tolist() == scan[:, 3:, 4:, 4:].tolist()
+    assert middle[0].tolist() == voxels[1:3, 2:4, 3:6].tolist()
+    assert cut_cube(scan, (0, 0, 0), (2, 2, 3))[0].tolist() == voxels[:2, :2, :3].tolist()
+    assert cut_cube(scan, (4, 10, 6), (2, 2, 3))[0].tolist() == voxels[3:, 4:, 4:].tolist()
     with pytest.raises(ValueError, match=r"at \(-200.0, 0.0, 0.0\) mm lies outside its scan of \[5, 6, 7\]"):
         cut_cube(scan, (-200, 0, 0), (2, 2, 3))
+
+
+@pytest.mark.parametrize("patch", [(4, 6, 8), (3, 90, 5)])
+@pytest.mark.parametrize("axes", ["ours", "original"])
+def test_cubes_cut_from_the_file_equal_those_of_a_prepared_scan(luna, monkeypatch, patch, axes):
+    """The second patch is wider than the scans, which are padded."""
+    made = kind(patch=patch, axes=axes)
+    assert made._is_native()
+    native = made.evaluation_data(read(luna))
+    monkeypatch.setattr(Candidates, "_is_native", lambda self: False)
+    prepared = made.evaluation_data(read(luna))
+    for number in range(0, len(native), 5):
+        assert torch.equal(native[number]["image"], prepared[number]["image"]), number
+
+
+def test_loader_processes_may_be_started_anew(luna):
+    import pickle
+
+    data = kind().evaluation_data(read(luna))
+    assert torch.equal(pickle.loads(pickle.dumps(data))[3]["image"], data[3]["image"])
 
 
 def test_resampling_moves_no_candidate(luna):
@@ -89,7 +107,7 @@ def test_a_scan_is_read_once_in_an_epoch_and_memory_is_bounded():
 
     def scan(number):
         asked.append(number)
-        return torch.zeros(1, 10, 10, 10)
+        return Scan(np.zeros((10, 10, 10), np.float32), np.eye(4))
 
     scans = RecentScans(scan, most_bytes=9000)  # two of 4000 bytes
     for number in (0, 0, 1, 0, 2, 0, 1):
@@ -246,4 +264,4 @@ def test_candidates_of_one_class_are_refused():
     )
     with pytest.raises(ValueError, match=r"classes \[0\]; both 0 and 1"):
         kind().check([case])
-    assert len(Cubes([case], lambda case: case, sides=(2, 2, 2))) == 1
+    assert len(Cubes([case], lambda case: case, finish=lambda cube: cube, sides=(2, 2, 2))) == 1
