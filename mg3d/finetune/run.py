@@ -209,6 +209,8 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
             "settings": dataclasses.asdict(settings),
         }
         network = kind.network(started.encoder)
+        for note in kind.notes:
+            say(note)
         if kind.by_steps:
             facts |= fit(kind, network, parts, folder, identity=identity, say=say)
         else:

@@ -126,7 +126,7 @@ def _released(passport: Passport, settings: FinetuneSettings, text_encoder: str,
         prefix=settings.load_prefix or None,
     )  # fmt: skip
     missing = [name for name in report.missing if not name.startswith("text.")]
-    return Whole(model.eval(), typed, tokenizer, _parts(missing), str(report))
+    return Whole(model.eval(), typed, tokenizer, _parts(missing), f"the released {passport.path}")
 
 
 def _parts(names: Iterable[str]) -> tuple[str, ...]:

@@ -115,6 +115,7 @@ def test_only_the_asked_parts_learn(arrows, pretrained):
 def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained):
     kind, cases = kind_and_cases(arrows, task="zero_shot", pretrained=pretrained)
     network = network_of(kind, cases).eval()
+    assert kind.notes == [f"text and volumes meet in the whole model of {pretrained}"]
     test = [case for case in cases if case.part == "test"][::2]
     rows = pd.DataFrame(kind.rows(network, batch_of(kind, test)))
     found = from_pretrained(pretrained)

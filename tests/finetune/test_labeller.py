@@ -14,6 +14,7 @@ from mg3d.finetune.labellers import open_labeller
 from mg3d.finetune.language import read_language_cases, studies, write_language
 from mg3d.finetune.run import run
 from mg3d.glossary import FINDING_CUES, LABELS
+from mg3d.metrics.clinical import clinical_efficacy
 
 NODULE, EFFUSION, EMPHYSEMA = (LABELS.index(name) for name in ("Lung nodule", "Pleural effusion", "Emphysema"))
 
@@ -86,6 +87,7 @@ def test_a_saved_labeller_gives_the_scores_of_its_run(trained):
     decided = labeller.labels(reports)
     assert decided.dtype == np.int8
     assert np.array_equal(decided, scores >= labeller.network.thresholds.numpy())
+    assert clinical_efficacy(decided, labeller.labels(reports))["micro_f1"] == 1
     assert open_labeller(f"own:{folder}")[0].labels(reports).tolist() == decided.tolist()
     assert len(json.loads((folder / "fold0" / "scores.json").read_text())["scores"]["val"]) > len(LABELS)
 

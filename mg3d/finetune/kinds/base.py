@@ -52,6 +52,7 @@ class Kind(abc.ABC):
 
     def __init__(self, task: Task, settings: FinetuneSettings) -> None:
         self.task, self.settings = task, settings
+        self.notes: list[str] = []  # what `network` has to tell the user
         self.axes = OURS if settings.axes == "ours" else task.original_axes
 
     @abc.abstractmethod

@@ -105,10 +105,12 @@ class Prompts(Labels):
             )  # fmt: skip
             if not self.by_steps and not can_compare(whole):
                 raise ValueError(
-                    f"pretrained={self.settings.pretrained}: its {' and '.join(whole.untrained)} would be random, so nothing can "
+                    f"pretrained={self.settings.pretrained}: {' and '.join(whole.untrained)} would be random, so nothing can "
                     f"be told without training; task={self.options['task']} needs weights that were pre-trained to compare "
                     "volumes with reports (objective preset mg3d)"
                 )
+            random = f"; these parts of it start random: {', '.join(whole.untrained)}" if whole.untrained else ""
+            self.notes.append(f"text and volumes meet in {whole.told}{random}")
             self.described, self.made = describe(whole), (whole.model, whole.tokenizer)
         return self.made
 
