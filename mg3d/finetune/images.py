@@ -50,7 +50,7 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
         return _from_arrow(source)
     if isinstance(source, (PreparedRow, RawScan)):
         voxels, spacing_mm = read_prepared(source)
-        return _meta(voxels, _bare_affine(spacing_mm))
+        return voxels, _bare_affine(spacing_mm)
     if isinstance(source, tuple):
         return _slices(source), _bare_affine()
     if not source.exists():

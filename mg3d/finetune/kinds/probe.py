@@ -83,7 +83,7 @@ class Probe(Labels):
         if path.is_file():
             return np.load(path, allow_pickle=False)
         device, found = next(network.parameters()).device, []
-        loader = evaluation_loader(self.evaluation_data(cases), self.settings)
+        loader = evaluation_loader(self.evaluation_data(cases), self)
         for batch in tqdm(loader, desc="features", disable=None):
             found.append(network.features(batch["image"].to(device)).double().cpu().numpy())
         content = io.BytesIO()
