@@ -31,8 +31,10 @@ PREVALENCE: tuple[float, ...] = (
 PROMPTS: dict[str, tuple[str, str]] = {
     "there_is": ("There is {finding}.", "There is no {finding}."),
     "ct_clip": ("{Finding} is present.", "{Finding} is not present."),
+    "bare": ("{Finding}.", "not {Finding}."),
 }
-"""Zero-shot prompt pairs (the finding is there, it is not) by name. `ct_clip`: the wording of the CT-CLIP evaluation."""
+"""Zero-shot prompt pairs (the finding is there, it is not) by name. `ct_clip`: the wording of the CT-CLIP evaluation;
+`bare`: of its vocabulary fine-tuning."""
 
 NEGATION_CUES: tuple[str, ...] = (
     "no", "not", "without", "neither", "nor", "none", "never", "absent", "absence of", "free of", "negative for",

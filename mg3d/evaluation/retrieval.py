@@ -20,13 +20,19 @@ def retrieval_table(
     holds each once, and any volume with a report's text is right for it. `low` and `high` are those at 10. Intervals draw the
     queries' patients again and leave the gallery as it is.
     """
-    keys, first, which = np.unique(np.asarray(report_keys, dtype=object), return_index=True, return_inverse=True)
-    right = which[:, None] == np.arange(len(keys))
-    similarity = volumes @ reports[first].T
+    similarity, right, first = against_unique_reports(volumes, reports, report_keys)
     return [
         _direction("volume to report", similarity, right, patients),
         _direction("report to volume", similarity.T, right.T, patients[first]),
     ]
+
+
+def against_unique_reports(
+    volumes: np.ndarray, reports: np.ndarray, report_keys: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(similarity [n, u], right bool [n, u], row int [u] at which each report first comes) of the u unique reports."""
+    keys, first, which = np.unique(np.asarray(report_keys, dtype=object), return_index=True, return_inverse=True)
+    return volumes @ reports[first].T, which[:, None] == np.arange(len(keys)), first
 
 
 def _direction(name: str, similarity: np.ndarray, right: np.ndarray, patients: np.ndarray) -> dict[str, Any]:

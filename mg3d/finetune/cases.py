@@ -21,7 +21,14 @@ class ArrowRow(NamedTuple):
     row: int
 
 
-Source = Path | tuple[Path, ...] | ArrowRow
+class PreparedRow(NamedTuple):
+    """A volume that the preparation of pre-training has stored: a row of its index file."""
+
+    index: Path
+    row: int
+
+
+Source = Path | tuple[Path, ...] | ArrowRow | PreparedRow
 """A file, the slices of a folder from the first to the last, or a row of an Arrow file."""
 
 

@@ -89,7 +89,7 @@ def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Sta
         flat = defaults() | (TINY if word == "tiny" else PRESETS[word])
         return Started(build_encoder(flat), _vision_of(flat), None)
     passport = inspect_checkpoint(settings.pretrained, prefix=settings.load_prefix or None)
-    flat = _settings_of(passport, settings)
+    flat = settings_of(passport, settings)
     encoder = build_encoder(flat)
     inner = encoder.encoder if isinstance(encoder, ScaledInput) else encoder
     report = load_weights(
@@ -121,7 +121,7 @@ def _vision_of(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(flat[name]) if isinstance(flat[name], tuple) else flat[name] for name in names}
 
 
-def _settings_of(passport: Passport, settings: FinetuneSettings) -> dict[str, Any]:
+def settings_of(passport: Passport, settings: FinetuneSettings) -> dict[str, Any]:
     """Flat settings of the encoder in a file: what it stores, else what its tensors tell, else the word of the user."""
     stored = passport.provenance.get("settings")
     if settings.encoder not in ("auto", "tiny"):

@@ -213,8 +213,8 @@ def load_network(kind: Kind, path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name one: checkpoint=...")
     stored = read_finetuned(path)
     identity = stored["mg3d_finetune"]
-    if identity["folder"] != kind.task.folder:
-        raise ValueError(f"{path} was fine-tuned for {identity['folder']}, not for {kind.task.folder}")
+    if identity["folder"] != kind.task.name:
+        raise ValueError(f"{path} was fine-tuned for {identity['folder']}, not for {kind.task.name}")
     kind.restore(identity["kind"])
     network = kind.network(build_encoder(identity["vision"]))
     weights = {
@@ -250,4 +250,4 @@ def predict_cases(kind: Kind, network: nn.Module, cases: list[Case], *, name: st
     for batch in tqdm(evaluation_loader(kind.evaluation_data(cases), kind.settings), desc=name, disable=None):
         moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         rows += kind.rows(network, moved, masks=masks)
-    return gathered(rows)
+    return kind.finish(gathered(rows))

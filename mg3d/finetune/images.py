@@ -11,7 +11,8 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from mg3d.finetune.cases import ArrowRow, Source
+from mg3d.finetune.cases import ArrowRow, PreparedRow, Source
+from mg3d.finetune.prepared import read_prepared
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".npz")
@@ -30,6 +31,9 @@ def read_image(source: Source) -> MetaTensor:
     """
     if isinstance(source, ArrowRow):
         return _from_arrow(source)
+    if isinstance(source, PreparedRow):
+        voxels, spacing_mm = read_prepared(source)
+        return _meta(voxels, _bare_affine(spacing_mm))
     if isinstance(source, tuple):
         return _meta(_slices(source), _bare_affine())
     if not source.exists():
@@ -77,10 +81,10 @@ def _bare(path: Path) -> np.ndarray:
     return loaded.astype(np.float32)
 
 
-def _bare_affine() -> np.ndarray:
+def _bare_affine(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> np.ndarray:
     """Array axes z, y, x with +z superior, +y posterior, +x left."""
     affine = np.zeros((4, 4))
-    affine[0, 2], affine[1, 1], affine[2, 0], affine[3, 3] = -1.0, -1.0, 1.0, 1.0
+    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = spacing_mm[0], -spacing_mm[1], -spacing_mm[2], 1.0
     return affine
 
 

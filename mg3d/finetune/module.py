@@ -55,7 +55,7 @@ class FinetuneModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Scores the predictions of all ranks."""
-        table = gathered(self.found)
+        table = self.kind.finish(gathered(self.found))
         self.found = []
         value = self.kind.statistics(table)[self.kind.task.metric]
         self.log(

@@ -21,6 +21,7 @@ from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.registry import build_kind
 from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results
 from mg3d.finetune.settings import FinetuneSettings, parse_settings, read_words, usage
+from mg3d.finetune.settle import settle
 from mg3d.finetune.sources import is_synthetic, read_root
 from mg3d.finetune.task import Task
 
@@ -77,10 +78,11 @@ def sentence(error: BaseException) -> str:
 
 def command(task: Task, given: Mapping[str, Any]) -> None:
     """Runs what the settings ask for; raises ValueError or OSError for a user's mistake."""
-    synthetic = is_synthetic(str(given.get("data_root", "")))
+    data_root = str(given.get("data_root", ""))
+    synthetic = is_synthetic(data_root)
     options = {name: given.get(name, value) for name, value in task.options.items()}
     if task.adapt:
-        task = task.adapt(task, options)
+        task = task.adapt(task, options | {"data_root": data_root, "pretrained": str(given.get("pretrained", "none"))})
     of_task = dict(task.defaults)
     if synthetic:
         task, small = on_phantom(task)
@@ -120,7 +122,7 @@ def run_folder(task: Task, settings: FinetuneSettings, *, synthetic: bool) -> Pa
     """Where all folds of this run write."""
     start = "scratch" if settings.pretrained == "none" else Path(settings.pretrained).name.split(".")[0] or "pretrained"
     name = settings.run_name or f"{settings.encoder}-{start}" + ("-phantom" if synthetic else "")
-    return Path(settings.log_dir) / task.folder / name
+    return Path(settings.log_dir) / task.name / name
 
 
 def limited(parts: Parts, most: int) -> Parts:
@@ -160,12 +162,16 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
         if started.report is not None:
             say(str(started.report))
         identity = {
-            "folder": task.folder,
+            "folder": task.name,
             "vision": started.vision,
             "kind": kind.state(),
             "settings": dataclasses.asdict(settings),
         }
-        facts |= fit(kind, kind.network(started.encoder), parts, folder, identity=identity, say=say)
+        network = kind.network(started.encoder)
+        if kind.by_steps:
+            facts |= fit(kind, network, parts, folder, identity=identity, say=say)
+        else:
+            facts |= settle(kind, network, parts, folder, identity=identity, say=say)
         facts["encoder_coverage"] = started.report.encoder_coverage if started.report else None
     if rank() != 0:
         return {}

@@ -74,7 +74,7 @@ class Task:
     folder: str
     """Name below `downstream/`."""
     title: str
-    kind: Literal["classification", "segmentation", "candidates", "report", "prompts", "labeller"]
+    kind: Literal["classification", "segmentation", "candidates", "report", "labels", "probe", "prompts", "retrieval", "labeller"]
     read_cases: Callable[[Path, FinetuneSettings], list[Case]]
     """Cases of a data root as published; raises ValueError or FileNotFoundError with what is wrong."""
     outputs: tuple[str, ...]
@@ -98,9 +98,16 @@ class Task:
     """Published counts of cases by part; others are only warned of."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Own settings of the folder, name -> default."""
+    variant: str = ""
+    """Which of a folder's several data sets this is; results go into a folder of its own."""
     adapt: Callable[["Task", Mapping[str, Any]], "Task"] | None = None
-    """The declaration that these options ask for."""
+    """The declaration that these options, and the `data_root` and `pretrained` among them, ask for."""
     original_axes: str = "RAS"
     """Order and directions of the array axes in the original's code, for `axes=original`."""
     tolerance_mm: float = 2.0
     """Surface distance that counts as none."""
+
+    @property
+    def name(self) -> str:
+        """Folder and variant, as a path of results."""
+        return f"{self.folder}/{self.variant}" if self.variant else self.folder

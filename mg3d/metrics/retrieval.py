@@ -52,6 +52,19 @@ def label_jaccard_at(
     Raises:
         ValueError: shapes do not fit, a similarity is nan, or the gallery is smaller than the largest k.
     """
+    values = label_jaccard_each(similarity, labels, ks, as_published=as_published).mean(0)
+    if as_published:
+        values = np.cumsum(values) / np.arange(1, len(ks) + 1)
+    return dict(zip(ks, values.tolist()))
+
+
+def label_jaccard_each(
+    similarity: np.ndarray, labels: np.ndarray, ks: Sequence[int], *, as_published: bool = False
+) -> np.ndarray:
+    """[n, len(ks)]: each query's mean label Jaccard of its k most similar volumes; see `label_jaccard_at`, also for errors.
+
+    as_published: the query stays in its own gallery.
+    """
     if similarity.shape != (len(labels), len(labels)):
         raise ValueError(f"similarities {similarity.shape} of {len(labels)} labelled volumes; expected [n, n]")
     if np.isnan(similarity).any():
@@ -65,10 +78,7 @@ def label_jaccard_at(
         raise ValueError(f"{max(others, 0)} other volumes with a positive label; at least {max(ks)} are needed for k = {max(ks)}")
     nearest = np.argsort(-gallery, axis=1, kind="stable")[:, : max(ks)]
     jaccard = np.take_along_axis(_jaccard(labels, labels[shown]), nearest, 1)
-    values = np.array([jaccard[:, :k].mean() for k in ks])
-    if as_published:
-        values = np.cumsum(values) / np.arange(1, len(ks) + 1)
-    return dict(zip(ks, values.tolist()))
+    return np.stack([jaccard[:, :k].mean(1) for k in ks], 1)
 
 
 def _jaccard(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:

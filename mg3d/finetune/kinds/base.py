@@ -14,7 +14,7 @@ from monai import transforms as mt
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mg3d.finetune.cases import Case
+from mg3d.finetune.cases import Case, Parts
 from mg3d.finetune.pipeline import OURS, CaseDataset, ReadCase, Sample, balanced, fixed_steps, random_steps, shuffled
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
@@ -45,6 +45,8 @@ class Kind(abc.ABC):
     """
 
     reads_masks = False
+    by_steps = True
+    """Trained by gradient steps; else `settle` finds the weights, or there is nothing to find."""
 
     def __init__(self, task: Task, settings: FinetuneSettings) -> None:
         self.task, self.settings = task, settings
@@ -78,6 +80,13 @@ class Kind(abc.ABC):
 
     def fit(self, cases: Sequence[Case]) -> None:  # noqa: B027
         """Takes from the training cases what the network is built from, such as a vocabulary; most kinds need nothing."""
+
+    def settle(self, network: nn.Module, parts: Parts, *, folder: Path, say: Callable[[str], None]) -> None:  # noqa: B027
+        """Finds the weights of a kind that is not trained `by_steps`; `folder` keeps what is dear to compute."""
+
+    def finish(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table of a whole part, where a row needs the others to be told."""
+        return table
 
     def state(self) -> dict[str, Any]:
         """What `fit` took, as builtins that a checkpoint can hold."""

@@ -63,6 +63,10 @@ class Classification(Kind):
     def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
         """One row per case."""
         scores = self.mirrored(lambda volume: self.activate(network(volume)), batch["image"]).float().cpu().numpy()
+        return self.rows_of(scores, batch)
+
+    def rows_of(self, scores: np.ndarray, batch: Sample) -> list[Row]:
+        """One row per case, of scores [B, outputs] in [0, 1]."""
         targets = self._targets(batch["target"].cpu().numpy()) if "target" in batch else None
         rows = []
         for place, (case, patient) in enumerate(zip(batch["case_id"], batch["patient_id"], strict=True)):

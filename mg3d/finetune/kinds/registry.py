@@ -2,10 +2,20 @@
 
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.classification import Classification
+from mg3d.finetune.kinds.labels import Labels
+from mg3d.finetune.kinds.probe import Probe
+from mg3d.finetune.kinds.prompts import Prompts
+from mg3d.finetune.kinds.retrieval import Retrieval
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
 
-KINDS: dict[str, type[Kind]] = {"classification": Classification}
+KINDS: dict[str, type[Kind]] = {
+    "classification": Classification,
+    "labels": Labels,
+    "probe": Probe,
+    "prompts": Prompts,
+    "retrieval": Retrieval,
+}
 
 
 def build_kind(task: Task, settings: FinetuneSettings) -> Kind:

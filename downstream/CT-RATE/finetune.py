@@ -1,0 +1,120 @@
+"""CT-RATE: 18 findings by probe, fine-tuning and prompts, zero-shot, retrieval, and a labeller of reports; see README.md."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mg3d.checkpoints.inspect import inspect_checkpoint
+from mg3d.finetune.cases import Case
+from mg3d.finetune.prepared import Order, prepared, read_prepared_cases
+from mg3d.finetune.run import run, say
+from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.sources import NO_ROOT, is_synthetic
+from mg3d.finetune.task import Augment, Preprocess, Task
+from mg3d.glossary import LABELS
+from mg3d.settings.schema import volume_shape
+
+ARROWS = Path("data/finetune_arrows")
+USUAL_SIZE, SYNTHETIC_SIZE = 128, 64
+
+
+class Variant(NamedTuple):
+    """What one word of `task=` means."""
+
+    kind: str
+    title: str
+    metric: str
+    defaults: Mapping[str, Any] = {}
+    phantom: Mapping[str, Any] = {}
+    reports: bool = False
+    """Whether texts are read."""
+
+
+VARIANTS = {
+    "probe": Variant("probe", "linear probe of 18 findings", "auroc", {"freeze_encoder": True}),
+    "full": Variant(
+        "labels", "18 findings, the whole encoder fine-tuned", "auroc",
+        {"epochs": 10, "batch_size": 4, "learning_rate": 1e-4, "weight_decay": 0.05, "warmup_epochs": 0.5, "layer_decay": 0.75},
+        {"epochs": 6, "learning_rate": 1e-3},
+    ),
+    "prompts": Variant(
+        "prompts", "18 findings by prompt pairs", "auroc",
+        {"epochs": 10, "batch_size": 4, "learning_rate": 1e-5, "weight_decay": 0.1, "warmup_epochs": 0.5},
+        {"epochs": 6, "learning_rate": 1e-3}, reports=True,
+    ),
+    "zero_shot": Variant("prompts", "18 findings, zero-shot", "auroc", reports=True),
+    "retrieval": Variant("retrieval", "retrieval of reports and volumes", "report_to_volume/median_rank", reports=True),
+}  # fmt: skip
+
+
+def read_cases(root: Path, settings: FinetuneSettings, *, options: Mapping[str, Any]) -> list[Case]:
+    """Volumes of a folder of our Arrow files, or of CT-RATE's own layout, which is prepared first."""
+    size = options["shape"]
+    synthetic = is_synthetic(str(root))
+    out = Path(options["arrows"]) if options["arrows"] else (root / "finetune_arrows" if synthetic else ARROWS)
+    order = Order(
+        dataset="ct_rate", out=out if size == volume_shape(USUAL_SIZE) else out.with_name(f"{out.name}_{size[0]}"), shape=size,
+        val_patients=int(options["val_patients"]), workers=max(1, settings.num_workers),
+    )  # fmt: skip
+    return read_prepared_cases(
+        prepared(root, order, say=say),
+        "ct_rate",
+        every_reconstruction=options["reconstructions"] == "all",
+        reports=VARIANTS[options["task"]].reports,
+    )
+
+
+def adapt(task: Task, options: Mapping[str, Any]) -> Task:
+    """The declaration of one `task=`, with volumes of the size and window that the weights were trained on."""
+    if options["task"] not in VARIANTS:
+        raise ValueError(f"task={options['task']!r}: expected one of {', '.join(VARIANTS)}")
+    if options["reconstructions"] not in ("all", "first"):
+        raise ValueError(f"reconstructions={options['reconstructions']!r}: expected all or first")
+    variant = VARIANTS[options["task"]]
+    synthetic = options["data_root"] in NO_ROOT or is_synthetic(options["data_root"])
+    shape, window = volume_shape(int(options["image_size"]) or (SYNTHETIC_SIZE if synthetic else USUAL_SIZE)), (-1000.0, 1000.0)
+    if options["pretrained"] != "none":
+        stated = inspect_checkpoint(options["pretrained"]).preprocessing
+        if stated and not int(options["image_size"]):
+            shape = tuple(stated["shape"])
+        window = tuple(stated["window_hu"]) if stated else window
+    chosen = {**options, "shape": shape, "synthetic": synthetic}
+    return dataclasses.replace(
+        task,
+        kind=variant.kind,
+        title=f"CT-RATE: {variant.title}",
+        variant=options["task"],
+        metric=variant.metric,
+        read_cases=partial(read_cases, options=chosen),
+        preprocess=dataclasses.replace(task.preprocess, window=window),
+        defaults={**task.defaults, **variant.defaults},
+        phantom={**task.phantom, **variant.phantom},
+        options=chosen,
+    )
+
+
+TASK = Task(
+    folder="CT-RATE",
+    title="CT-RATE: 18 findings, zero-shot, retrieval (task=probe, full, prompts, zero_shot, retrieval)",
+    kind="labels",
+    read_cases=read_cases,
+    outputs=LABELS,
+    metric="auroc",
+    preprocess=Preprocess(window=(-1000.0, 1000.0)),
+    augment=Augment(noise=0.3, noise_deviation=0.02, intensity_shift=0.3, intensity_factor=0.05),
+    folds=1,
+    defaults={"cache": "none", "num_workers": 4},
+    phantom={"num_workers": 0, "batch_size": 4, "warmup_epochs": 0, "cache": "memory"},
+    expected={"test": 3001},
+    options={
+        "task": "probe", "reconstructions": "all", "image_size": 0, "val_patients": 500, "arrows": "", "train": "projections",
+        "loss": "bce", "wording": "there_is", "text_encoder": "",
+    },
+    adapt=adapt,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(run(TASK, sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""Finding volumes by reports, reports by volumes, and volumes by volumes; nothing is trained."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from mg3d.datasets.tokenizer import pad_reports
+from mg3d.evaluation.retrieval import against_unique_reports
+from mg3d.finetune.cases import Case
+from mg3d.finetune.kinds.base import Row
+from mg3d.finetune.kinds.prompts import PromptNetwork, Prompts
+from mg3d.finetune.pipeline import Sample
+from mg3d.metrics.retrieval import chance_recall_at, first_rank, label_jaccard_each, recall_at
+from mg3d.models.vision.registry import VisionEncoder
+from mg3d.text_units import normalise, split_clauses, split_sentences
+
+RECALL_AT = (1, 5, 10, 50, 100)
+JACCARD_AT = (1, 5, 10, 50)
+DIRECTIONS = ("report_to_volume", "volume_to_report")
+_VECTORS = ("volume", "report")
+
+
+class Retrieval(Prompts):
+    """Each report once in the gallery of reports; every volume with a report's text is right for it.
+
+    Columns: for both directions `rank/`, `right/` (how many of the gallery are right) and `gallery/` (how many there are), nan in
+    rows whose report has been asked for already; `jaccard@<k>` of the k most similar other volumes.
+    """
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Refuses volumes without a report."""
+        super().check(cases)
+        silent = [case.case_id for case in cases if not case.report]
+        if silent:
+            raise ValueError(f"{len(silent)} volumes have no report, such as {silent[:3]}; retrieval needs one for each")
+
+    def fixed(self, *, masks: bool) -> Callable[[Case], Sample]:
+        """As for any other, and the report."""
+        read = super().fixed(masks=masks)
+        return lambda case: read(case) | {"text": case.report}
+
+    def network(self, encoder: VisionEncoder) -> nn.Module:
+        """The whole model."""
+        network = super().network(encoder)
+        self.tokenizer = self._whole()[1]
+        return network
+
+    @torch.no_grad()
+    def rows(self, network: PromptNetwork, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+        """Embeddings, which `finish` turns into ranks."""
+        volumes = self.mirrored(network.model.embed_volume, batch["image"]).float().cpu().numpy()
+        reports = self._embed(network, batch["text"]).float().cpu().numpy()
+        rows = []
+        for place, (case, patient) in enumerate(zip(batch["case_id"], batch["patient_id"], strict=True)):
+            row: Row = {"case_id": case, "patient_id": patient, "volume": volumes[place], "report": reports[place]}
+            row |= {"text": normalise(batch["text"][place]), "target": batch["target"][place].cpu().numpy()}
+            rows.append(row)
+        return rows
+
+    def _embed(self, network: PromptNetwork, reports: Sequence[str]) -> Tensor:
+        settings = self.described["settings"]
+        split = split_clauses if settings["text_unit"] == "clause" else split_sentences
+        longest = min(settings["max_text_len"], network.model.text.longest)
+        parts = pad_reports(self.tokenizer, [(report, tuple(split(report))) for report in reports], longest)
+        device = next(network.parameters()).device
+        return network.model.embed_report(*(part.to(device) for part in parts))
+
+    def finish(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Ranks among all volumes and reports of the part, in place of embeddings."""
+        volumes, reports = (np.stack(table[name]) for name in _VECTORS)
+        similarity, right, first = against_unique_reports(volumes, reports, table["text"].tolist())
+        found = table[["case_id", "patient_id"]].copy()
+        for name, similar, fits, rows in (
+            ("report_to_volume", similarity.T, right.T, first), ("volume_to_report", similarity, right, np.arange(len(table))),
+        ):  # fmt: skip
+            for column, values in (("rank", first_rank(similar, fits)), ("right", fits.sum(1)), ("gallery", fits.shape[1])):
+                found[f"{column}/{name}"] = np.nan
+                found.loc[rows, f"{column}/{name}"] = values
+        labels = np.stack(table["target"])
+        others = int((labels == 1).any(1).sum()) - 1
+        ks = [k for k in JACCARD_AT if k <= others]
+        if ks:
+            each = label_jaccard_each(volumes @ volumes.T, labels, ks)
+            found[[f"jaccard@{k}" for k in ks]] = each
+        return found
+
+    def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
+        """`<direction>/recall@<k>`, their chance, `<direction>/median_rank`; `volume_to_volume/jaccard@<k>`."""
+        found = {}
+        for name in DIRECTIONS:
+            asked = table[table[f"rank/{name}"].notna()]
+            ranks, gallery = asked[f"rank/{name}"].to_numpy(), int(asked[f"gallery/{name}"].max())
+            relevant = np.arange(gallery) < asked[f"right/{name}"].to_numpy()[:, None]
+            ks = [k for k in RECALL_AT if k < gallery]
+            chance = chance_recall_at(relevant, ks)
+            for k, recall in recall_at(ranks, ks).items():
+                found |= {f"{name}/recall@{k}": recall, f"{name}/chance@{k}": chance[k]}
+            found[f"{name}/median_rank"] = float(np.median(ranks))
+        jaccards = [column for column in table if column.startswith("jaccard@")]
+        return found | {f"volume_to_volume/{column}": float(table[column].mean()) for column in jaccards}
