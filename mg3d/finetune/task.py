@@ -104,6 +104,9 @@ class Task:
     """The declaration that these options, and the `data_root` and `pretrained` among them, ask for."""
     original_axes: str = "RAS"
     """Order and directions of the array axes in the original's code, for `axes=original`."""
+    top_first: bool = False
+    """Reports: scans are pictures from the top of the chest down, in the order of the numbers in their names, or such a stack in
+    a NIfTI file whose header says nothing of it."""
     tolerance_mm: float = 2.0
     """Surface distance that counts as none."""
 

@@ -5,6 +5,7 @@ from mg3d.finetune.kinds.classification import Classification
 from mg3d.finetune.kinds.labels import Labels
 from mg3d.finetune.kinds.probe import Probe
 from mg3d.finetune.kinds.prompts import Prompts
+from mg3d.finetune.kinds.report import ReportGeneration
 from mg3d.finetune.kinds.retrieval import Retrieval
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
@@ -14,6 +15,7 @@ KINDS: dict[str, type[Kind]] = {
     "labels": Labels,
     "probe": Probe,
     "prompts": Prompts,
+    "report": ReportGeneration,
     "retrieval": Retrieval,
 }
 
