@@ -1,6 +1,7 @@
 """The command of every folder below `downstream/`: words -> settings -> training, evaluation, prediction, comparison."""
 
 import dataclasses
+import json
 import logging
 import sys
 import warnings
@@ -142,7 +143,7 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     """Trains (or goes on), evaluates and writes one fold; a finished one is only shown. Returns its predictions by part."""
     settings, task = kind.settings, kind.task
     if (folder / "scores.json").is_file() and settings.mode == "train":
-        refuse_other_run(folder, settings)
+        refuse_other_run(folder, settings, options)
         say(f"{folder} holds this run, finished; run_name=... starts another")
         show_scores(console, task.title, read_scores(folder))
         return {part: read_table(folder / f"predictions_{part}.csv") for part in read_facts(folder)["scores"]}
@@ -187,11 +188,12 @@ FREE = ("mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_
 """Settings that may differ between a run and the one that goes on with it."""
 
 
-def refuse_other_run(folder: Path, settings: FinetuneSettings) -> None:
-    """Raises ValueError when the run in `folder` had other settings."""
+def refuse_other_run(folder: Path, settings: FinetuneSettings, options: Mapping[str, Any]) -> None:
+    """Raises ValueError when the run in `folder` had other settings or options."""
     if not settings.resume:
         raise ValueError(f"{folder} holds a run; run_name=... starts another beside it")
-    theirs, ours = read_facts(folder)["settings"], dataclasses.asdict(settings)
+    facts, plain = read_facts(folder), json.loads(json.dumps(dict(options)))  # as a file gives them back
+    theirs, ours = facts["settings"] | facts["options"], dataclasses.asdict(settings) | plain
     other = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
     if other:
         told = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:4])

@@ -65,10 +65,12 @@ class ReportWriter(nn.Module):
 
 
 class ReportGeneration(Kind):
-    """Reports word by word. Columns of text: `reference` as it is, `target` (what of it the words can say: cleaned, cut, rare words
-    as one), `generated`, and the reports of two who see no image: `constant`, the commonest training report, of normal scans
-    where labels tell; `template`, the case's own labels in words, so it knows what it should find out. Beside them the counts
-    that scores are sums of. Patients' words stand in predictions_*.csv and nowhere else.
+    """Reports, word by word.
+
+    Columns of text: `reference` as it is, `target` (what of it the words can say: cleaned, cut, rare words as one), `generated`,
+    and the reports of two who see no image: `constant`, the commonest training report (of normal scans where labels tell), and
+    `template`, the case's own labels in words, so it knows what was to be found. Beside them the counts that scores are sums of.
+    Patients' words stand in predictions_*.csv, never in a log; of rare words, the checkpoint holds those that `words` keeps.
     """
 
     def __init__(self, task: Task, settings: FinetuneSettings) -> None:
@@ -77,15 +79,20 @@ class ReportGeneration(Kind):
         self.style = str(options["words"])
         if self.style not in WORDS:
             raise ValueError(f"words={self.style!r}: expected one of {', '.join(WORDS)}")
-        least = {"most_tokens": 0, "width": 1, "layers": 1, "heads": 1, "beams": 1, "no_repeat": 0}
+        least = {
+            "most_tokens": 3 if options["most_tokens"] else 0,
+            "width": 1,
+            "layers": 1,
+            "heads": 1,
+            "beams": 1,
+            "no_repeat": 0,
+        }
         for name, value in least.items():
             if type(options[name]) is not int or options[name] < value:
                 raise ValueError(f"{name}={options[name]!r}: expected a whole number of at least {value}")
         if settings.flips:
             raise ValueError("flips=true: reports on mirror images cannot be averaged; leave it out")
         self.labeller_path = str(options["labeller"])
-        if self.labeller_path and not Path(self.labeller_path).exists():
-            raise ValueError(f"labeller={self.labeller_path}: there is no such folder")
         self.search = {"beams": options["beams"], "no_repeat": options["no_repeat"]}
         longest = options["most_tokens"] or MOST_TOKENS[self.style]
         self.decoder = {name: options[name] for name in ("width", "layers", "heads")} | {"longest": longest}
@@ -95,10 +102,12 @@ class ReportGeneration(Kind):
         self.labelled: dict[str, np.ndarray] = {}
 
     def check(self, cases: Sequence[Case]) -> None:
-        """Refuses cases without a word."""
+        """Refuses cases without a word, and a labeller that cannot be read."""
         mute = [case.case_id for case in cases if not tokenize(case.report)]
         if mute:
-            raise ValueError(f"{len(mute)} cases have a report without a word, such as {mute[:3]}; leave them out of the data set")
+            raise ValueError(f"{len(mute)} cases have a report without a word, such as {mute[:3]}; leave them out")
+        if self.labeller_path:
+            self.labeller.labels(["No finding."])
 
     def fit(self, cases: Sequence[Case]) -> None:
         """Takes the vocabulary and the constant report from training reports."""
@@ -199,7 +208,8 @@ class ReportGeneration(Kind):
         return pd.concat([table, pd.DataFrame(found, index=table.index)], axis=1)
 
     @cached_property
-    def _labeller(self) -> Any:  # noqa: ANN401
+    def labeller(self) -> Any:
+        """What `load_labeller` gives; it is of a kind of its own, so it is imported where it is asked for."""
         from mg3d.finetune.labeller import load_labeller
 
         return load_labeller(Path(self.labeller_path))
@@ -208,7 +218,7 @@ class ReportGeneration(Kind):
         """int8 [n, 18]; what was labelled before is kept, for references come again after every epoch."""
         new = [report for report in dict.fromkeys(reports) if report not in self.labelled]
         if new:
-            self.labelled |= dict(zip(new, self._labeller.labels(new), strict=True))
+            self.labelled |= dict(zip(new, self.labeller.labels(new), strict=True))
         return np.stack([self.labelled[report] for report in reports])
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
