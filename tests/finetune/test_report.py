@@ -20,8 +20,8 @@ from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Preprocess, Task
 from mg3d.glossary import LABELS
 
-SMALL = ["epochs=2", "batch_size=1", "learning_rate=3e-3", "num_workers=0", "resamples=20", "accelerator=cpu", "width=32", "heads=4", "layers=1",
-         "most_tokens=24", "beams=2"]  # fmt: skip
+SMALL = ["epochs=2", "batch_size=1", "learning_rate=3e-3", "num_workers=0", "resamples=20", "accelerator=cpu", "width=32",
+         "heads=4", "layers=1", "most_tokens=24", "beams=2"]  # fmt: skip
 
 
 def words_of(root, results, *more):
@@ -116,9 +116,8 @@ def test_the_loss_is_of_every_word_and_its_end_and_of_no_padding(tmp_path):
     kind.fit(TRAINING)
     torch.manual_seed(0)
     network = kind.network(build_encoder(TINY)).eval()
-    samples = [
-        sample_of(kind, tmp_path, report, name=report[0]) for report in ("Clear.", "No effusion. Clear")
-    ]  # clear . / no effusion . clear .
+    reports = ("Clear.", "No effusion. Clear")  # 2 words and 5, for points are words
+    samples = [sample_of(kind, tmp_path, report, name=report[0]) for report in reports]
     batch = fit.list_data_collate(samples)
     found = kind.loss(network, batch).item()
     losses = []
@@ -128,6 +127,27 @@ def test_the_loss_is_of_every_word_and_its_end_and_of_no_padding(tmp_path):
         losses += [-scores[0, place, word].item() for place, word in enumerate(ids[0, 1:].tolist())]
     assert len(losses) == (2 + 1) + (5 + 1)
     assert found == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_two_scans_are_told_apart_after_a_few_steps(tmp_path):
+    kind = kind_of({"width": 32})
+    kind.fit(TRAINING)
+    reports = {"bright": "No effusion.", "dark": "Clear lung. No effusion."}
+    scans = np.zeros((2, 20, 16, 24))
+    scans[0, 4:12, 3:9] = 200
+    samples = []
+    for (name, report), scan in zip(reports.items(), scans, strict=True):
+        np.save(tmp_path / f"{name}.npy", scan)
+        samples.append(kind.fixed(masks=False)(case(report, name=name, image=tmp_path / f"{name}.npy")))
+    batch = fit.list_data_collate(samples)
+    torch.manual_seed(0)
+    network = kind.network(build_encoder(TINY))
+    optimizer = torch.optim.Adam(network.parameters(), lr=6e-3)
+    for _ in range(70):
+        optimizer.zero_grad()
+        kind.loss(network, batch).backward()
+        optimizer.step()
+    assert [row["generated"] for row in kind.rows(network.eval(), batch)] == ["no effusion .", "clear lung . no effusion ."]
 
 
 def test_what_a_checkpoint_holds_makes_the_same_words_whatever_the_options_say():

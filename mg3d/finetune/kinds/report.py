@@ -79,14 +79,8 @@ class ReportGeneration(Kind):
         self.style = str(options["words"])
         if self.style not in WORDS:
             raise ValueError(f"words={self.style!r}: expected one of {', '.join(WORDS)}")
-        least = {
-            "most_tokens": 3 if options["most_tokens"] else 0,
-            "width": 1,
-            "layers": 1,
-            "heads": 1,
-            "beams": 1,
-            "no_repeat": 0,
-        }
+        least = {"most_tokens": 3 if options["most_tokens"] else 0, "no_repeat": 0}
+        least |= dict.fromkeys(("width", "layers", "heads", "beams"), 1)
         for name, value in least.items():
             if type(options[name]) is not int or options[name] < value:
                 raise ValueError(f"{name}={options[name]!r}: expected a whole number of at least {value}")
