@@ -19,6 +19,7 @@ from mg3d.finetune.sources import NO_ROOT, is_synthetic
 from mg3d.finetune.task import Preprocess, Task
 from mg3d.metrics.captions import tokenize
 from mg3d.preparation.sources.ctrg import case_folder, find_annotation, find_case, is_nifti, read_annotation, slice_names
+from mg3d.settings.schema import CROP, volume_shape
 
 NIFTI_SPLIT = "chest_ctrg_nitfy_ori_split.json"
 LABEL_TABLE = "CTRG_finding_labels.csv"
@@ -122,7 +123,7 @@ TASK = Task(
     read_cases=read_cases,
     outputs=LABELS,
     metric="bleu4",
-    preprocess=Preprocess(window=(0, 255), keep=(0.88, 0.65625, 0.875), size=(128, 96, 128)),
+    preprocess=Preprocess(window=(0, 255), keep=CROP, size=volume_shape(128)),
     folds=FOLDS,
     defaults={
         "epochs": 30, "batch_size": 2, "learning_rate": 1e-4, "encoder_rate": 0.5, "schedule": "step", "weight_decay": 5e-5,
