@@ -142,9 +142,9 @@ def refuse_other_checkpoint(path: Path, identity: Mapping[str, Any]) -> None:
     stored = read_identity(path)
     if not identity["settings"]["resume"]:
         raise ValueError(f"{path.parent.parent} holds a run; run_name=... starts another beside it")
-    for name in ("folder", "vision"):
+    for name, told in (("folder", "folder"), ("vision", "encoder"), ("kind", "vocabulary or head")):
         if stored[name] != identity[name]:
-            raise ValueError(f"{path} is of another {name}; run_name=... starts another run beside it")
+            raise ValueError(f"{path} is of another {told}; run_name=... starts another run beside it")
 
 
 def read_identity(path: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def compare_runs(kind: Kind, first: Path, second: Path) -> list[dict[str, Any]]:
             "runs are compared on the same cases: the same fold, split and seed of the folds"
         )
     values = [kind.statistics(table) for table in (one, two)]
-    names = list(values[0])
+    names = [name for name in values[0] if name in values[1]]
     draws: list[list[float]] = []
 
     def draw(rows: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """The command of every folder below `downstream/`: words -> settings -> training, evaluation, prediction, comparison."""
 
 import dataclasses
+import json
 import logging
 import sys
 import warnings
@@ -231,11 +232,11 @@ FREE = ("mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_
 
 
 def refuse_other_run(folder: Path, settings: FinetuneSettings, options: Mapping[str, Any]) -> None:
-    """Raises ValueError when the run in `folder` had other settings."""
+    """Raises ValueError when the run in `folder` had other settings or options."""
     if not settings.resume:
         raise ValueError(f"{folder} holds a run; run_name=... starts another beside it")
-    facts, ours = read_facts(folder), dataclasses.asdict(settings) | dict(options)
-    theirs = facts["settings"] | facts["options"]
+    facts, plain = read_facts(folder), json.loads(json.dumps(dict(options)))  # as a file gives them back
+    theirs, ours = facts["settings"] | facts["options"], dataclasses.asdict(settings) | plain
     other = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
     if other:
         told = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:4])

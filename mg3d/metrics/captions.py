@@ -2,17 +2,20 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:[-'’/]\w+)*")
 NEEDS_JAVA = "needs Java"
+ORDERS = (1, 2, 3, 4)
+"""Words of the n-grams of BLEU."""
 
 
 class CaptionScores(NamedTuple):
@@ -65,3 +68,35 @@ def caption_scores(generated: Sequence[str], references: Sequence[str], *, meteo
     if len(told) == 1:
         corpus["cider"], per_report["cider"] = float("nan"), np.full(1, np.nan)
     return CaptionScores(corpus, per_report)
+
+
+def caption_counts(generated: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the scores of any draw of these n reports are made from; words are what stands between spaces, so `tokenize` first.
+
+    float64 [n] each: `length` and `reference_length` in words, `matched1` to `matched4` (n-grams that the reference has too),
+    `rouge_l`, `cider`. The last weighs words by how rare they are among all n references and is nan for a single report.
+
+    Raises:
+        ValueError: there is no report, or lengths differ.
+    """
+    if len(generated) != len(references) or len(references) == 0:
+        raise ValueError(f"{len(generated)} generated reports for {len(references)} references; give one for each, at least one")
+    cooked = [cook_test(made, cook_refs([told])) for made, told in zip(generated, references, strict=True)]
+    counts = {"length": [each["testlen"] for each in cooked], "reference_length": [each["reflen"][0] for each in cooked]}
+    counts |= {f"matched{order}": [each["correct"][order - 1] for each in cooked] for order in ORDERS}
+    made, told = ({place: [" ".join(text.split())] for place, text in enumerate(texts)} for texts in (generated, references))
+    counts["rouge_l"] = Rouge().compute_score(told, made)[1]
+    counts["cider"] = Cider().compute_score(told, made)[1] if len(made) > 1 else [np.nan]
+    return {name: np.asarray(values, dtype=np.float64) for name, values in counts.items()}
+
+
+def scores_of_counts(counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """`bleu1` to `bleu4`, `rouge_l` and `cider` of `caption_counts`, as `caption_scores`; in a fraction of its time."""
+    length, reference = counts["length"].sum(), counts["reference_length"].sum()
+    brevity = min(0.0, 1 - reference / length) if length else -np.inf
+    asked = [np.maximum(counts["length"] - order + 1, 0).sum() for order in ORDERS]
+    shares = [counts[f"matched{order}"].sum() / max(count, 1) for order, count in zip(ORDERS, asked, strict=True)]
+    with np.errstate(divide="ignore"):
+        means = np.cumsum(np.log(shares)) / np.array(ORDERS)
+    found = {f"bleu{order}": float(np.exp(mean + brevity)) for order, mean in zip(ORDERS, means, strict=True)}
+    return found | {name: float(np.mean(counts[name])) for name in ("rouge_l", "cider")}

@@ -3,8 +3,9 @@ import shutil
 
 import numpy as np
 import pytest
+from pycocoevalcap.bleu.bleu import Bleu
 
-from mg3d.metrics.captions import NEEDS_JAVA, caption_scores, tokenize
+from mg3d.metrics.captions import NEEDS_JAVA, caption_counts, caption_scores, scores_of_counts, tokenize
 
 REFERENCES = ["There is a small left pleural effusion.", "No pneumothorax."]
 GENERATED = ["There is a left pleural effusion.", "No effusion."]
@@ -98,3 +99,42 @@ def test_meteor_prefers_what_is_told():
     found = caption_scores([REFERENCES[0], "Large heart."], REFERENCES, meteor=True)
     assert found.per_report["meteor"].tolist() == pytest.approx([1, 0], abs=0.01)
     assert 0 < found.corpus["meteor"] < 1
+
+
+def made_up(seed=0, count=12):
+    """Reports of few different words, so that they share runs of words; the first that is generated is empty."""
+    generator = np.random.default_rng(seed)
+    words = np.array(["no", "effusion", "left", "lung", "is", "clear", "."])
+
+    def report():
+        return " ".join(generator.choice(words, generator.integers(4, 15)))
+
+    return ["", *(report() for _ in range(count - 1))], [report() for _ in range(count)]
+
+
+def test_scores_from_counts_are_the_librarys_of_any_draw():
+    generated, references = made_up()
+    counts = caption_counts(generated, references)
+    rows = [3, 0, 7, 7, 1]
+    drawn = scores_of_counts({name: values[rows] for name, values in counts.items()})
+    scores, _ = Bleu(4).compute_score(
+        {place: [references[row]] for place, row in enumerate(rows)},
+        {place: [generated[row]] for place, row in enumerate(rows)},
+        verbose=0,
+    )
+    assert [drawn[f"bleu{order}"] for order in (1, 2, 3, 4)] == pytest.approx(
+        scores, rel=1e-6, abs=1e-5
+    )  # it never gives quite 0
+    per_report = caption_scores(generated, [report.replace(".", "dot") for report in references]).per_report
+    whole = caption_counts([report.replace(".", "") for report in generated], [r.replace(".", "dot") for r in references])
+    for name in ("rouge_l", "cider"):
+        assert whole[name] == pytest.approx(per_report[name])
+        assert drawn[name] == pytest.approx(counts[name][rows].mean())
+
+
+def test_counts_of_nothing_written_score_nothing():
+    found = scores_of_counts(caption_counts(["", ""], ["no effusion", "clear lung"]))
+    assert found == {"bleu1": 0, "bleu2": 0, "bleu3": 0, "bleu4": 0, "rouge_l": 0, "cider": 0}
+    assert math.isnan(scores_of_counts(caption_counts(["no"], ["no effusion"]))["cider"])
+    with pytest.raises(ValueError, match="1 generated reports for 2"):
+        caption_counts(["no"], ["no", "yes"])

@@ -198,7 +198,7 @@ def test_no_error_below_ctrg_tells_a_path(tmp_path, monkeypatch, capsys, error):
         error.filename = str(root / "Chest_New" / "Person 3" / "slice.jpg")
         raise error
 
-    monkeypatch.setattr("mg3d.preparation.sources.ctrg._find", broken)
+    monkeypatch.setattr("mg3d.preparation.sources.ctrg.find_case", broken)
     monkeypatch.setattr("mg3d.preparation.sources.ctrg.Quarantined", broken)  # whatever comes through the scan's own net
     assert script.main(["--ctrg", str(root), "--out", str(tmp_path / "out"), "--image-size", "32"]) in (1, 2)
     said = capsys.readouterr()

@@ -7,6 +7,7 @@ from mg3d.finetune.kinds.labeller import Labeller
 from mg3d.finetune.kinds.labels import Labels
 from mg3d.finetune.kinds.probe import Probe
 from mg3d.finetune.kinds.prompts import Prompts
+from mg3d.finetune.kinds.report import ReportGeneration
 from mg3d.finetune.kinds.retrieval import Retrieval
 from mg3d.finetune.kinds.segmentation import Segmentation
 from mg3d.finetune.settings import FinetuneSettings
@@ -19,6 +20,7 @@ KINDS: dict[str, type[Kind]] = {
     "labels": Labels,
     "probe": Probe,
     "prompts": Prompts,
+    "report": ReportGeneration,
     "retrieval": Retrieval,
     "segmentation": Segmentation,
 }

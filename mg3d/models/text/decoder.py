@@ -125,7 +125,8 @@ class ReportDecoder(nn.Module):
         if most_tokens < 2:
             raise ValueError(f"most_tokens={most_tokens}: at least 2 are needed, the beginning and one word")
         drawn = {} if temperature is None else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        searched = {"num_beams": beams, "length_penalty": length_penalty, "early_stopping": True} if beams > 1 else {}
+        # Stopped early, the library takes the first `beams` ends there are, though an unlikely one may come before the best.
+        searched = {"num_beams": beams, "length_penalty": length_penalty, "early_stopping": False} if beams > 1 else {}
         asked = GenerationConfig(
             max_length=most_tokens, no_repeat_ngram_size=no_repeat, use_cache=cached,
             bos_token_id=begin, eos_token_id=end, pad_token_id=padding, **searched, **drawn,

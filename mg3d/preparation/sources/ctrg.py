@@ -75,7 +75,7 @@ def find_annotation(root: Path) -> Path:
 
     def found(path: Path) -> int:
         first = [item for items in read_annotation(path).values() for item in items[:10]]
-        return sum(_find(root, case_folder(item)) is not None for item in first)
+        return sum(find_case(root, case_folder(item)) is not None for item in first)
 
     return max(there, key=found)
 
@@ -150,7 +150,7 @@ def _record(root: Path, case: _Case, case_id: str, split: str) -> VolumeRecord |
         return Quarantined(case_id, DATASET, "scan", "report_missing")
     path = case.item["image_path"]
     try:
-        place = _find(root, case.folder)
+        place = find_case(root, case.folder)
         if place is None:
             return Quarantined(case_id, DATASET, "scan", "missing_file", "no file" if is_nifti(case.folder) else "no folder")
         inside = place.relative_to(root)
@@ -193,7 +193,7 @@ def _repeats(cases: list[_Case], different: int) -> list[str]:
     return [f"{again} entries name a case once more; the first entry counts"] if again else []
 
 
-def _find(root: Path, folder: PurePosixPath) -> Path | None:
+def find_case(root: Path, folder: PurePosixPath) -> Path | None:
     """The folder or NIfTI file below root whose path ends as `folder` does; the longest end that is there wins."""
     parts = [part for part in folder.parts if part not in {"/", "."}]
     candidates = (root.joinpath(*parts[first:]) for first in range(len(parts)))
