@@ -78,14 +78,14 @@ def content(kind, path):
         ("lfs", "is a Git LFS pointer.*git lfs pull"),
         ("html", "is an HTML page, not weights: a cloud drive answered"),
         ("empty", "is empty; the download or the copy did not finish"),
-        ("cut", "is cut off: .* its end is missing"),
+        ("cut", "is cut off or damaged: .* its end is missing"),
         ("cut_old", "ends too early or is damaged"),
         ("cut_safetensors", "begins like a safetensors file and ends too early"),
-        ("code", r"asks to run code: its pickle wants the class or function '(posix|nt).system'"),
-        ("class", r"wants the class or function 'argparse.Namespace'.*save the tensors alone: torch.save\(model.state_dict"),
-        ("class_old", "wants the class or function 'argparse.Namespace'"),
-        ("module", "wants the class or function 'torch.nn.modules.linear.Linear'"),
-        ("pickle", "asks to run code"),
+        ("code", r"asks to run code .* plain values: (posix|nt).system\. In the program"),
+        ("class", r"values: argparse.Namespace\. .*save the tensors alone: torch.save\(model.state_dict"),
+        ("class_old", r"asks to run code.*values: argparse.Namespace\."),
+        ("module", r"values: torch.nn.modules.linear.Linear"),
+        ("pickle", r"a pickle that torch.save did not write.*anything: numpy.*, numpy.ndarray"),
         ("zip", r"zip archive without a torch checkpoint in it .*weights.pt"),
         ("npz", r"zip archive without a torch checkpoint in it .*w.npy"),
         ("gzip", "is compressed with gzip"),
@@ -94,8 +94,8 @@ def content(kind, path):
         ("bytes", "no torch or safetensors file; its first bytes are 07 00 ff 01"),
         ("folder", r"is a directory without config.json and model.safetensors.*epoch3.ckpt"),
         ("list", "holds a list, not named tensors"),
-        ("no_tensors", r"holds no tensors; its entries are \['epoch', 'names'\]"),
-        ("one_of_many", r"holds tensors under \['left', 'right'\].*entry="),
+        ("no_tensors", "holds no tensors; its entries are epoch, names"),
+        ("one_of_many", "holds tensors under left, right.*entry="),
     ],
 )
 def test_what_is_no_file_of_weights_is_named(kind, sentence, tmp_path, capfd):
@@ -138,7 +138,7 @@ def test_tensors_are_found_wherever_they_lie(wrap, entry, zipped, tmp_path):
 def test_an_entry_may_be_chosen_and_a_wrong_one_is_told(tmp_path):
     torch.save({"student": WEIGHTS, "teacher": {"t": torch.zeros(1)}}, tmp_path / "w.pt")
     assert read_checkpoint(tmp_path / "w.pt", entry="teacher").tensors.keys() == {"t"}
-    with pytest.raises(ValueError, match=r"no entry 'tutor'; it has \['student', 'teacher'\]"):
+    with pytest.raises(ValueError, match="no entry 'tutor'; it has student, teacher"):
         read_checkpoint(tmp_path / "w.pt", entry="tutor")
 
 
