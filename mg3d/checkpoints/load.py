@@ -302,14 +302,14 @@ def _copy(names: Iterable[str], offered: Mapping[str, Tensor], wanted: Mapping[s
         kinds = ((name, offered[name].dtype, offered[name].layout) for name in strange)
         told = few(f"{name} ({_word(kind)}, {_word(layout)})" for name, kind, layout in kinds)
         raise ValueError(
-            f"{path} holds numbers of a type that is not loaded: {told}; save the weights dense, in float16, bfloat16, float32 or "
-            "float64"
+            f"{path} holds numbers of a type that is not loaded: {told}; save dense weights in float16, bfloat16, float32, float64"
         )
     broken = [name for name in names if not offered[name].to(wanted[name].dtype).isfinite().all()]
     if broken:
+        kind = _word(wanted[broken[0]].dtype)
         raise ValueError(
-            f"{path} holds numbers that are not finite in {few(broken)}, as {_word(wanted[broken[0]].dtype)}; the training that "
-            "wrote it had diverged, or the model's precision is too small for them"
+            f"{path} holds numbers that are not finite in {few(broken)}, as {kind}; the training that wrote it had diverged, or "
+            "the model's precision is too small for them"
         )
     with torch.no_grad():
         for name in names:

@@ -6,7 +6,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -240,21 +240,25 @@ def _classes(path: Path) -> str:
 
 def _globals(stream: IO[bytes]) -> list[str]:
     """`module.name` of everything that the pickles at the beginning of a stream import, each once."""
-    named: dict[str, None] = {}
+    named: list[str] = []
     with suppress(ValueError, EOFError, UnicodeDecodeError):  # there are fewer, or one is cut off
         for _ in range(_PICKLES):
-            words, memo = [], []
-            for code, argument, _ in pickletools.genops(stream):
-                if code.name == "GLOBAL":
-                    named[argument.replace(" ", ".")] = None
-                elif code.name == "STACK_GLOBAL":
-                    named[".".join(map(str, words[-2:]))] = None
-                elif code.name == "MEMOIZE":
-                    memo.append(words[-1])
-                elif code.name != "FRAME":
-                    known = code.name in ("BINGET", "LONG_BINGET") and argument < len(memo)
-                    words.append(memo[argument] if known else argument)
-    return list(named)
+            named += _imported(stream)
+    return list(dict.fromkeys(named))
+
+
+def _imported(stream: IO[bytes]) -> Iterator[str]:
+    pushed, memo = [], []
+    for code, argument, _ in pickletools.genops(stream):
+        if code.name == "GLOBAL":
+            yield argument.replace(" ", ".")
+        elif code.name == "STACK_GLOBAL":
+            yield ".".join(map(str, pushed[-2:]))
+        elif code.name == "MEMOIZE":
+            memo.append(pushed[-1])
+        elif code.name != "FRAME":
+            known = code.name in ("BINGET", "LONG_BINGET") and argument < len(memo)
+            pushed.append(memo[argument] if known else argument)
 
 
 def _find_tensors(path: Path, content: Any, entry: str | None) -> tuple[dict[str, Tensor], str, dict[str, Any]]:

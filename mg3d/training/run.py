@@ -85,7 +85,7 @@ def pretrain(settings: Settings) -> None:
     model = build_untrained(settings, len(data.tokenizer))
     fit_voxels(model, data)
     if settings.run.load_path and not checkpoint:
-        start_from(settings, model)
+        start_from(settings, model, origin)
     space = fit_sentence_space(model, data, settings)
     weights = objective_weights(settings.loss)
     module = PretrainModule(
@@ -120,9 +120,10 @@ def identity(settings: Settings, model: MG3D) -> dict[str, Any]:
     return {"settings": flatten(settings), "text_config": text_config(model)}
 
 
-def start_from(settings: Settings, model: MG3D) -> None:
-    """Loads the weights that `load_path` names, and says what of them was used."""
-    say(str(load_weights(model, settings.run.load_path, merging=settings.run.load_merging or None)))
+def start_from(settings: Settings, model: MG3D, origin: dict[str, Any] | None) -> None:
+    """Loads the weights that `load_path` names into a model whose tokenizer has this origin, and says what of them was used."""
+    merging = settings.run.load_merging or None
+    say(str(load_weights(model, settings.run.load_path, merging=merging, tokenizer=origin)))
     if settings.optim.learning_rate > FINE_RATE:
         say(f"learning_rate={settings.optim.learning_rate:g} suits a start from scratch; weights that continue usually want 1e-5")
 
