@@ -302,7 +302,7 @@ def _copy(names: Iterable[str], offered: Mapping[str, Tensor], wanted: Mapping[s
         kinds = ((name, offered[name].dtype, offered[name].layout) for name in strange)
         told = few(f"{name} ({_word(kind)}, {_word(layout)})" for name, kind, layout in kinds)
         raise ValueError(
-            f"{path} holds numbers of a type that is not loaded: {told}; save dense weights in float16, bfloat16, float32, float64"
+            f"{path} holds numbers of a type that is not loaded: {told}; save it dense, in float16, bfloat16, float32, float64"
         )
     broken = [name for name in names if not offered[name].to(wanted[name].dtype).isfinite().all()]
     if broken:

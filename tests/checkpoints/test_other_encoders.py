@@ -212,7 +212,7 @@ class WithRunningStatistics(UNetEncoder):
     [
         ("batch", UNetEncoder(embed_width=4), None),
         ("instance", UNetEncoder(embed_width=4), "norm_statistics='instance', the model computes 'batch'"),
-        ("batch", UNetEncoder(embed_width=4, norm_statistics="instance"), "='batch', the model computes 'instance': equal for one"),
+        ("batch", UNetEncoder(embed_width=4, norm_statistics="instance"), "the model computes 'instance': equal for one"),
         (None, UNetEncoder(embed_width=4), "does not tell what its norms measured"),
         (None, WithRunningStatistics(), None),
     ],
