@@ -98,17 +98,17 @@ def load_weights(
     model = _unwrapped(model)
     file = read_checkpoint(path, entry=entry)
     named = bring_to_our_names(file.tensors, prefix=prefix)
-    pass_ = passport(file, named)
+    found = passport(file, named)
     (offered, tables), (wanted, models_tables), notes = _apart(named.tensors), _apart(_tensors_of(model)), []
     if isinstance(model, MG3D):
         words = identity_of(file).get("tokenizer"), tokenizer
         offered, notes = _text_whole_or_not(_derived(offered, wanted), wanted, *words)
-    report = _compare(pass_, offered, wanted, parameters=_parameters_of(model), whole=isinstance(model, MG3D))
+    report = _compare(found, offered, wanted, parameters=_parameters_of(model), whole=isinstance(model, MG3D))
     _refuse_poor(report, offered, wanted, minimum_coverage)
     _refuse_other_windows(tables, models_tables, path)
     encoder = model.vision if isinstance(model, MG3D) else model
-    agreed = agree_on_merging(pass_.path, (pass_.merging, pass_.merging_source), merging_of(encoder), merging)
-    notes += agree_on_norms(pass_.path, pass_.norm_statistics, encoder) + _notes(report, offered, wanted)
+    agreed = agree_on_merging(found.path, (found.merging, found.merging_source), merging_of(encoder), merging)
+    notes += agree_on_norms(found.path, found.norm_statistics, encoder) + _notes(report, offered, wanted)
     _copy(report.matched, offered, wanted, path)
     return dataclasses.replace(report, merging=agreed, notes=tuple(notes))
 
@@ -146,11 +146,15 @@ def _inside(model: nn.Module) -> str:
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    return {_inside(model) + name: tensor for name, tensor in model.state_dict().items()}
+    return {_inside(model) + _plain(name): tensor for name, tensor in model.state_dict().items()}
 
 
 def _parameters_of(model: nn.Module) -> frozenset[str]:
-    return frozenset(_inside(model) + name for name, _ in model.named_parameters())
+    return frozenset(_inside(model) + _plain(name) for name, _ in model.named_parameters())
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")  # what torch.compile puts before a part that it compiled
 
 
 def _derived(offered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -186,7 +190,7 @@ def _text_whole_or_not(
 
 
 def _compare(
-    pass_: Passport,
+    found: Passport,
     offered: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     *,
@@ -204,7 +208,7 @@ def _compare(
         return sum(size for name, size in of.items() if name in fits) / max(sum(of.values()), 1)
 
     return LoadReport(
-        passport=pass_,
+        passport=found,
         merging="",
         matched=tuple(name for name in shared if name in fits),
         missing=tuple(name for name in wanted if name not in offered),

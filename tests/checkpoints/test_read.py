@@ -36,36 +36,13 @@ def content(kind, path):
         path.write_text("\n<!DOCTYPE html><html><head><title>Sign in</title></head></html>")
     elif kind == "empty":
         path.touch()
-    elif kind == "cut":
-        torch.save({"state_dict": {"w": torch.zeros(5000)}}, path)
-        path.write_bytes(path.read_bytes()[:-3000])
-    elif kind == "cut_old":
-        torch.save({"w": torch.zeros(5000)}, path, _use_new_zipfile_serialization=False)
-        path.write_bytes(path.read_bytes()[:-3000])
     elif kind == "cut_safetensors":
         save_file(WEIGHTS, path)
         path.write_bytes(path.read_bytes()[:-4])
-    elif kind == "code":
-        torch.save({"state_dict": WEIGHTS, "extra": RunsCode()}, path)
-    elif kind == "class":
-        torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(width=48)}, path)
-    elif kind == "class_old":
-        torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace()}, path, _use_new_zipfile_serialization=False)
-    elif kind == "classes":
-        extra = {"args": argparse.Namespace(), "lines": deque(), "place": PurePosixPath("a")}
-        torch.save({"state_dict": WEIGHTS} | extra, path)
-    elif kind == "damaged":
-        torch.save({"w": torch.zeros(5000)}, path)
-        flip(path, path.stat().st_size // 2)
-    elif kind == "damaged_end":
-        torch.save(WEIGHTS, path)
-        flip(path, path.read_bytes().rindex(b"PK\x01\x02") + 2)
     elif kind == "script":
         with zipfile.ZipFile(path, "w") as archive:
             for name in ("m/data.pkl", "m/constants.pkl", "m/code/__torch__.py"):
                 archive.writestr(name, "x")
-    elif kind == "module":
-        torch.save(torch.nn.Linear(2, 3), path)
     elif kind == "pickle":
         path.write_bytes(pickle.dumps({"w": np.zeros(3)}))
     elif kind == "pickles":
@@ -87,6 +64,34 @@ def content(kind, path):
     elif kind == "folder":
         path.mkdir()
         (path / "epoch3.ckpt").touch()
+    else:
+        torch_content(kind, path)
+
+
+def torch_content(kind, path):
+    if kind == "cut":
+        torch.save({"state_dict": {"w": torch.zeros(5000)}}, path)
+        path.write_bytes(path.read_bytes()[:-3000])
+    elif kind == "cut_old":
+        torch.save({"w": torch.zeros(5000)}, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:-3000])
+    elif kind == "code":
+        torch.save({"state_dict": WEIGHTS, "extra": RunsCode()}, path)
+    elif kind == "class":
+        torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(width=48)}, path)
+    elif kind == "class_old":
+        torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace()}, path, _use_new_zipfile_serialization=False)
+    elif kind == "classes":
+        extra = {"args": argparse.Namespace(), "lines": deque(), "place": PurePosixPath("a")}
+        torch.save({"state_dict": WEIGHTS} | extra, path)
+    elif kind == "damaged":
+        torch.save({"w": torch.zeros(5000)}, path)
+        flip(path, path.stat().st_size // 2)
+    elif kind == "damaged_end":
+        torch.save(WEIGHTS, path)
+        flip(path, path.read_bytes().rindex(b"PK\x01\x02") + 2)
+    elif kind == "module":
+        torch.save(torch.nn.Linear(2, 3), path)
     elif kind == "list":
         torch.save([torch.ones(2)], path)
     elif kind == "no_tensors":
