@@ -47,6 +47,12 @@ def test_a_released_swin_is_recognised(keys, encoder, width, projection, tmp_pat
     assert told.preprocessing == RELEASED_PREPROCESSING
 
 
+def test_the_same_shapes_under_other_names_are_not_taken_for_released(tmp_path):
+    keys = {name.replace("vision_encoder.", "swinViT."): shape for name, shape in key_list("keys_vision_swinb").items()}
+    told = inspect_checkpoint(saved(zeros(keys | {"swinViT.mask_token": (48,)}), tmp_path))
+    assert (told.encoder, told.coverage, told.merging, told.preprocessing) == ("swin_b", 1.0, "unknown", None)
+
+
 def test_a_released_unet_is_recognised(tmp_path):
     told = inspect_checkpoint(saved(zeros(key_list("keys_vision_unet")), tmp_path))
     assert (told.encoder, told.width, told.coverage, told.merging) == ("unet", 48, 1.0, "none")
