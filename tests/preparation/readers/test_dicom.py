@@ -131,6 +131,11 @@ def test_padding_counts_as_outside_and_not_as_air(tmp_path, form, padding):
     assert set(np.unique(found.voxels[:, :3])) == {-3000}
 
 
+def test_a_header_that_calls_water_padding_is_not_believed(tmp_path):
+    folder = write_series(tmp_path / "Muster", PixelPaddingValue=0, intercept=int(chest(7)[11, 11, 11]))
+    np.testing.assert_array_equal(read(folder).voxels, chest(7))
+
+
 def two_series(folder, first, second, **told):
     write_series(folder / "one", chest(7)[:first], SeriesInstanceUID=SECOND)
     write_series(folder / "two", chest(9)[:second], SeriesInstanceUID="1.2.3.1", **told)
