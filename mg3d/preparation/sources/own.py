@@ -222,12 +222,15 @@ def _place(root: Path, cell: str) -> PurePosixPath | None:
         written = written.relative_to(root.absolute().as_posix())
     if not cell or written.is_absolute() or ".." in written.parts or len(cell) > 1000:
         return None
-    for name in (str(written), *(f"{written}{suffix}" for suffix in reversed(_SUFFIXES))):
-        path = root / name
-        if path.is_dir() or (path.is_file() and name.endswith(_SUFFIXES)):
-            return PurePosixPath(name)
-        if path.is_file():
-            return PurePosixPath(name).parent  # one slice of a series
+    try:
+        for name in (str(written), *(f"{written}{suffix}" for suffix in reversed(_SUFFIXES))):
+            path = root / name
+            if path.is_dir() or (path.is_file() and name.endswith(_SUFFIXES)):
+                return PurePosixPath(name)
+            if path.is_file():
+                return PurePosixPath(name).parent  # one slice of a series
+    except OSError:  # longer than a name may be, or not to be looked at; its message repeats the cell
+        return None
     return None
 
 
