@@ -12,7 +12,7 @@ from mg3d.preparation.quarantine import Quarantined, Refusal
 from mg3d.preparation.readers.dicom_headers import is_dicom, load_pydicom
 from mg3d.preparation.records import Scan, VolumeRecord, carve_val
 from mg3d.preparation.sources.pseudonyms import pseudonym
-from mg3d.preparation.sources.tables import Table, read_table
+from mg3d.preparation.sources.tables import Table, flag, read_table
 from mg3d.text_units import clean_section
 
 DATASET = "own"
@@ -199,7 +199,7 @@ def _volume(row: Mapping[str, str], place: PurePosixPath, number: int) -> _Volum
         split=SPLIT_WORDS.get(split),
         findings=clean_section(row.get("findings")) or clean_section(row.get("report")),
         impression=clean_section(row.get("impression")),
-        labels=tuple({"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(row.get(label, ""), -1) for label in LABELS),
+        labels=tuple(flag(row.get(label, "")) for label in LABELS),
         row=number,
     )
 

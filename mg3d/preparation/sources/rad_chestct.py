@@ -8,7 +8,7 @@ from pathlib import Path
 from mg3d.glossary import LABELS
 from mg3d.preparation.records import Scan, VolumeRecord
 from mg3d.preparation.sources.rad_chestct_labels import VARIANTS, Variant, label_source, labels_of
-from mg3d.preparation.sources.tables import by_key, read_table
+from mg3d.preparation.sources.tables import by_key, flag, read_table
 
 DATASET = "rad_chestct"
 SPLITS = {"trn": "train", "val": "valid", "tst": "test"}
@@ -102,8 +102,7 @@ def _labels(root: Path, split: str, variant: Variant, notes: list[str]) -> dict[
             continue
         known: dict[str, int] = {}
         for word, cell in zip(abnormality, cells):
-            value = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(cell)
-            if value is not None:
+            if (value := flag(cell)) >= 0:
                 known[word] = max(value, known.get(word, 0))
         labels[_plain_id(name)] = labels_of(known, variant)
     return labels
