@@ -94,8 +94,9 @@ def scan_own(root: Path, listing: Listing, *, naming: Naming, val_patients: int,
     scan = Scan(root, notes=list(listing.notes))
     ours = _splits(listing.volumes, val_patients=val_patients, seed=seed, notes=scan.notes)
     taken, reconstructions = defaultdict(int), defaultdict(int)
+    names = _names([volume.path for volume in listing.volumes])
     for volume in sorted(listing.volumes, key=lambda volume: volume.path):
-        volume_id = naming.id("volume", _stem(volume.path))
+        volume_id = naming.id("volume", names[volume.path])
         if volume.fault:
             scan.refused.append(Quarantined(volume_id, DATASET, "scan", volume.fault, f"row {volume.row}"))
             continue
@@ -158,8 +159,16 @@ def _volumes_below(root: Path) -> Iterator[PurePosixPath]:
         names = sorted(name for name in names if not name.startswith(".") and name != "DICOMDIR")
         yield from (PurePosixPath((here / name).relative_to(root).as_posix()) for name in names if name.endswith(_SUFFIXES))
         others = [name for name in names if Path(name).suffix.lower() in {".dcm", ".ima", ""} or Path(name).suffix[1:].isdigit()]
-        if any(is_dicom(here / name) for name in others[:3]):
+        if any(_may_be_dicom(here / name) for name in others[:3]):
             yield PurePosixPath(here.relative_to(root).as_posix())
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """True also for a file that cannot be opened, whose reader will say so."""
+    try:
+        return is_dicom(path)
+    except OSError:
+        return True
 
 
 def _list_table(root: Path, path: Path) -> Listing:
@@ -181,6 +190,10 @@ def _list_table(root: Path, path: Path) -> Listing:
             volumes[place] = _with_fault(first, "duplicate_row")
     again = len(rows) - len(rejected) - len(volumes)
     notes += [f"own: {again} rows name a volume once more; equal ones count once, others are set aside"] if again else []
+    strange = sum(bool(row.get(label)) and flag(row[label]) < 0 for row in rows for label in LABELS)
+    notes += [f"own: {strange} cells of labels are neither 1, 0 nor empty; they count as not known"] if strange else []
+    left = sum(not volumes.keys() & {path, *path.parents} for path in _volumes_below(root))
+    notes += [f"own: {left} volumes of the folder are not in the table; left out"] if left else []
     if "patient" not in table.names:
         notes.append("own: the table has no column `patient`; each folder at the top, or each file there, counts as one")
     return Listing([*volumes.values(), *rejected], notes, labelled=bool(set(LABELS) & set(table.names)))
@@ -264,6 +277,14 @@ def _splits(volumes: list[_Volume], *, val_patients: int, seed: int, notes: list
     val, note = carve_val([patient for patient, split in ours.items() if split == "train"], val_patients, seed)
     notes += [f"own: {note}"] if note else []
     return ours | dict.fromkeys(val, "val")
+
+
+def _names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """Path -> what its id is made of: without its ending, unless a folder or a `.nii.gz` beside it has that name already."""
+    taken: dict[str, PurePosixPath] = {}
+    for path in sorted(paths, key=lambda path: (path.name.endswith(_SUFFIXES), path.name.endswith(".nii"), path)):
+        taken.setdefault(_stem(path), path)
+    return {path: _stem(path) if taken[_stem(path)] == path else str(path) for path in paths}
 
 
 def _stem(path: PurePosixPath) -> str:
