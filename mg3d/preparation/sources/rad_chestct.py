@@ -69,7 +69,7 @@ def scan_rad_chestct(root: Path, *, variant: Variant = "ct_clip", limit: int | N
 
 
 def _patients(root: Path, notes: list[str]) -> Mapping[str, str]:
-    """Volume -> patient; empty without the table, and every volume is then taken as a patient of its own."""
+    """Volume -> patient. A volume that the table does not give one is taken as a patient of its own."""
     path = next(iter(sorted(root.glob("Summary_*.csv"))), None)
     if path is None:
         notes.append("Rad-ChestCT: Summary_3630.csv is missing, so every volume counts as a patient of its own")
@@ -77,7 +77,7 @@ def _patients(root: Path, notes: list[str]) -> Mapping[str, str]:
     wanted = [ID_COLUMN, "MRN_DEID"]
     _, rows, more = read_table(path, dict.fromkeys(wanted, ()), required=wanted, advice=_ADVICE, title="Rad-ChestCT")
     notes += more
-    return {_plain_id(name): patient for name, patient in rows}
+    return {_plain_id(name): patient for name, patient in rows if patient}
 
 
 def _labels(root: Path, split: str, variant: Variant, notes: list[str]) -> dict[str, tuple[int, ...]]:
