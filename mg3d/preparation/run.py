@@ -160,9 +160,10 @@ def _check_splits(dataset: str, scan: Scan, stored: set[str], listed: Path) -> N
         return
     write_quarantine(listed, scan.refused, {dataset})
     codes = ", ".join(f"{code} {number}" for code, number in counts(scan.refused).items())
-    told = f"set aside were {codes}, see {listed}" if codes else "nothing was set aside, so the download is not complete"
     usable = ", ".join(f"{split} {number}" for split, number in found.items())
     where = " and ".join(empty) or "any split"
+    told = f"set aside were {codes}, see {listed}" if codes else "nothing was set aside, so the download is not complete"
+    told += f"; add a volume for {where}, one is enough (docs/data.md says which become which split), or raise --limit if given"
     raise ValueError(f"{dataset} has no usable volume for {where} (usable: {usable or 'none'}); {told}")
 
 
