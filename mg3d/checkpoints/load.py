@@ -224,13 +224,17 @@ def _compare(
 
 
 def _refuse_poor(report: LoadReport, offered: Mapping[str, Tensor], wanted: Mapping[str, Tensor], minimum: float) -> None:
-    """Raises ValueError for an encoder that is another, whatever share of it would fit, or of which too little is there."""
+    """Raises ValueError for an encoder that is another, whatever share of it would fit, or of which too little is there.
+
+    With a minimum of 0 a file without a whole image encoder is taken too, of which something must fit.
+    """
+    in_part = minimum == 0 and vision_shape(offered) is None
     misshapen = [line for line in report.wrong_shape if line.startswith(VISION)]
     strange = [name for name in report.unexpected if _makes_encoder(name)]
     kinds = {_kind(name) for name in offered}
-    lacking = [name for name in report.missing if _makes_encoder(name) and _kind(name) not in kinds]
+    lacking = [name for name in report.missing if not in_part and _makes_encoder(name) and _kind(name) not in kinds]
     is_other = bool(misshapen or strange or lacking or _other_depths(offered, wanted))
-    has_none = not any(name.startswith(VISION) for name in report.matched)
+    has_none = not any(name.startswith(VISION) for name in report.matched) if not in_part else not report.matched
     is_poor = report.encoder_coverage < minimum or has_none
     if not is_other and not is_poor:
         return

@@ -96,11 +96,11 @@ def test_weights_are_looked_at_before_any_data(begin, tmp_path, capsys):
     theirs = {name.replace("model.vision.", "theirs.core."): tensor for name, tensor in state.items() if ".vision." in name}
     torch.save({"teacher": theirs}, tmp_path / "w.pt")
     words = [f"load_path={tmp_path / 'w.pt'}", "load_merging=legacy", "load_entry=teacher"]
-    assert run("fifth", *words, "data_root=nowhere") == 2
+    assert run("seventh", *words, "data_root=nowhere") == 2
     assert "pass prefix='theirs.core.'" in capsys.readouterr().err
-    assert run("fifth", *words, "load_prefix=theirs.core", "data_root=nowhere") == 2
+    assert run("seventh", *words, "load_prefix=theirs.core", "data_root=nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
-    assert run("fifth", *words, "load_prefix=theirs.core") == 0
+    assert run("seventh", *words, "load_prefix=theirs.core") == 0
     assert "encoder 100.0%" in capsys.readouterr().out
 
 
