@@ -1,6 +1,7 @@
 """Synthetic files in the released layout, written from the lists of released keys, and models that they fit."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,11 +32,21 @@ def small_key_list():
     return kept
 
 
+@cache
+def position_table(side):
+    """int64 [n, n], n = side**3: for two patches of a window, the number of their distance along z, y, x."""
+    place = torch.cartesian_prod(*[torch.arange(side)] * 3)
+    apart = place[:, None] - place[None] + side - 1
+    return (apart * torch.tensor([(2 * side - 1) ** 2, 2 * side - 1, 1])).sum(-1)
+
+
 def synthetic(shapes, dtype=torch.float32):
-    """A state dict of one number per tensor, different for every tensor and exact in any precision."""
+    """A state dict of one number per tensor, different for every tensor, exact in any precision; tables of positions are real."""
     return {
-        name: torch.full(shape, place, dtype=torch.int64)
-        if name.endswith(("_index", "_ids", "num_batches_tracked"))
+        name: position_table(round(shape[0] ** (1 / 3))).clone()
+        if name.endswith("relative_position_index")
+        else torch.full(shape, place, dtype=torch.int64)
+        if name.endswith(("_ids", "num_batches_tracked"))
         else torch.full(shape, (1 + place % 128 / 128) * 2.0 ** (place // 128 - 3), dtype=dtype)
         for place, (name, shape) in enumerate(shapes.items())
     }

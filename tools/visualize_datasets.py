@@ -1,4 +1,4 @@
-"""Show three planes of a case and its report, from an Arrow index, a NIfTI file, CTRG, CT-RATE or a synthetic set (`--help`)."""
+"""Show three planes of a case and its report, from Arrow files, a NIfTI file, CTRG, CT-RATE or a synthetic set (`--help`)."""
 
 import argparse
 import csv
@@ -71,8 +71,13 @@ def read_case(path: Path, case: str | None) -> Case:
     dataset = next((folder for folder in (path / "ct_rate/dataset", path / "dataset", path) if _is_ct_rate(folder)), None)
     if dataset is not None:
         return read_nifti(_find_volume(dataset, case))
+    if path.is_dir() and (indices := sorted(path.glob("clm_*.arrow"))):
+        return read_folder(indices, case)
+    annotated = next((folder for folder in (path / "ctrg", path) if any((folder / name).is_file() for name in ANNOTATIONS)), None)
+    if annotated is not None:
+        return read_slices(_find_case(annotated, case))
     if case is not None:
-        raise ValueError("--case chooses a volume of an .arrow index or of a CT-RATE folder, and PATH is neither; leave it out")
+        raise ValueError("--case chooses a volume of Arrow files, of CT-RATE or of CTRG, and PATH is none of them; leave it out")
     if path.name.endswith((".nii", ".nii.gz")):
         return read_nifti(path)
     if path.is_dir():
@@ -94,6 +99,17 @@ def read_row(path: Path, case: str | None) -> Case:
     window = CHEST_WINDOW_HU if stored["unit"] == "hu" else (0.0, 255.0)
     name = ids[row].split("/")[-1]
     return Case(name, index.volume(row), stored["report"], stored["spacing_mm"], window, stored["labels"])
+
+
+def read_folder(indices: Sequence[Path], case: str | None) -> Case:
+    """A volume of several index files: of the first that has it."""
+    for path in indices:
+        ids = VolumeIndex(path).table.select(["volume_id", "study_id"]).to_pydict()
+        names = {name for column in ids.values() for full in column for name in (full, full.split("/")[-1])}
+        if (case is None and names) or case in names:
+            return read_row(path, case)
+    searched = ", ".join(path.name for path in indices)
+    raise ValueError(f"{indices[0].parent} has no volume{'' if case is None else f' or study {case}'}; looked for in {searched}")
 
 
 def read_nifti(path: Path) -> Case:
@@ -210,6 +226,21 @@ def _upright(
     return volume, tuple(float(size) for size in upright.header.get_zooms()[::-1])
 
 
+def _find_case(root: Path, case: str | None) -> Path:
+    """The folder of a CTRG case by its place in the JSON, ctrg_12 or 12; the first that is there without one."""
+    annotation = next(root / name for name in ANNOTATIONS if (root / name).is_file())
+    folders = [root / case_folder(item) for part in read_annotation(annotation).values() for item in part]
+    there = [place for place, folder in enumerate(folders) if folder.is_dir()]
+    if not there:
+        raise ValueError(f"none of the {len(folders)} cases of {annotation.name} is there as a folder of slices; download some")
+    if case is None:
+        return folders[there[0]]
+    number = case.removeprefix("ctrg_")
+    if not number.isdecimal() or int(number) not in there:
+        raise ValueError(f"--case {case} is no case that is there; give its place in {annotation.name}, such as ctrg_{there[0]}")
+    return folders[int(number)]
+
+
 def _ctrg_item(folder: Path) -> tuple[int, dict[str, Any]]:
     """Place, from 0, and entry of a case's folder in the annotation file of the folders above; (0, {}) when there is none."""
     files = (above / name for above in folder.parents for name in ANNOTATIONS)
@@ -223,8 +254,8 @@ def _ctrg_item(folder: Path) -> tuple[int, dict[str, Any]]:
 def main(arguments: Sequence[str]) -> int:
     """Writes the picture; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path", type=Path, help="index file, NIfTI file, folder of JPEG slices, CT-RATE or synthetic set")
-    parser.add_argument("--case", help="volume or study of an index, or of a folder, train_1_a_1; default: the first found")
+    parser.add_argument("path", type=Path, help="Arrow file or folder of them, NIfTI, slices, CT-RATE, CTRG or synthetic set")
+    parser.add_argument("--case", help="volume or study, train_1_a_1; of CTRG the place in its JSON, ctrg_12; default: the first")
     parser.add_argument("--out", type=Path, help=f"the picture; default: {PICTURES}/<case>.png")
     given = parser.parse_args(arguments)
     try:

@@ -5,16 +5,16 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from mg3d.checkpoints.families import EncoderShape, covered, encoder_shape
+from mg3d.checkpoints.families import EncoderShape, covered, encoder_shape, is_parameter
+from mg3d.checkpoints.merging import Merging, holds_released_encoder, identity_of, merging_of_file, norms_of_file, settings_of
 from mg3d.checkpoints.read import CheckpointFile, read_checkpoint
-from mg3d.checkpoints.styles import ELSEWHERE, VISION, Named, bring_to_our_names
+from mg3d.checkpoints.styles import ELSEWHERE, Named, bring_to_our_names, vision_shapes
 from mg3d.settings.schema import CROP, volume_shape
 
-Merging = Literal["legacy", "monai", "unknown", "none"]
 RELEASED_PREPROCESSING: dict[str, Any] = {
     "axes": "z y x, +z superior, +y posterior, +x left",
     "shape": [128, 96, 128],
@@ -41,21 +41,23 @@ class Passport:
     prefix: str
     """What stands before the names."""
     encoder: str
-    """Kind of image encoder: `swin_b`, `swin_l`, `swin`, `unet`, `nnunet`, `nnunet_v2_*` or `none`."""
+    """The preset word that builds the image encoder, or its kind: `swin`, `unet`, `nnunet`, `nnunet_v2_*`, `none`."""
     width: int | None
     details: dict[str, Any]
-    """depths, num_heads, window_size, patch_size ... of the image encoder."""
+    """depths, num_heads, window_size, patch_size ... of the image encoder, as far as the file holds it."""
     coverage: float | None
-    """Share of such an encoder's parameters that is there; None where that is not known."""
+    """Share of the parameters of such an encoder (of the preset's, where one builds it) that is there; None: not known."""
     text: dict[str, int] | None
     """layers, width, vocabulary, positions of the text encoder."""
     merging: Merging
     """Patch merging of a Swin; `none` for other encoders."""
     merging_source: str
+    norm_statistics: str
+    """What the norms of a U-Net measured; `none` for other encoders."""
     precision: dict[str, int]
     """Type of numbers -> tensors of it."""
     parts: dict[str, tuple[int, int]]
-    """Part, in our names -> (tensors, numbers in them)."""
+    """Part, in our names -> (tensors, numbers in them), without tables of positions and running statistics."""
     preprocessing: dict[str, Any] | None
     provenance: dict[str, Any]
     """What the file says about its making: step, epoch, settings, package."""
@@ -80,6 +82,7 @@ class Passport:
             ("", details),
             ("coverage", share if self.width else "no image encoder"),
             ("patch merging", f"{self.merging} ({self.merging_source})"),
+            ("norms measure", "" if self.norm_statistics == "none" else self.norm_statistics),
             ("text encoder", text or "none"),
             ("precision", ", ".join(f"{kind} x {count}" for kind, count in self.precision.items())),
             ("preprocessing", json.dumps(self.preprocessing) if self.preprocessing else "not stated in the file"),
@@ -109,10 +112,11 @@ def passport(file: CheckpointFile, named: Named) -> Passport:
         encoder=shape.name if shape else "none",
         width=shape.width if shape else None,
         details=({"in_channels": shape.in_channels} | shape.details) if shape else {},
-        coverage=covered(shape, _vision_shapes(named.tensors)) if shape else None,
+        coverage=covered(shape, vision_shapes(named.tensors)) if shape else None,
         text=text_shape(named.tensors),
         merging=merging,
         merging_source=source,
+        norm_statistics=norms_of_file(file, named, shape),
         precision=dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in named.tensors.values())),
         parts=_parts(named.tensors),
         preprocessing=_preprocessing(file, named),
@@ -120,51 +124,36 @@ def passport(file: CheckpointFile, named: Named) -> Passport:
     )
 
 
-def _vision_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name[len(VISION) :]: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(VISION)}
-
-
 def vision_shape(tensors: Mapping[str, Tensor]) -> EncoderShape | None:
     """The image encoder among tensors under our names."""
-    return encoder_shape(_vision_shapes(tensors))
+    return encoder_shape(vision_shapes(tensors))
 
 
 def text_shape(tensors: Mapping[str, Tensor]) -> dict[str, int] | None:
     """Sizes of the text encoder among tensors under our names."""
     words = tensors.get("text.bert.embeddings.word_embeddings.weight")
-    if words is None:
+    if words is None or words.ndim != 2:
         return None
     layers = {name.split(".")[4] for name in tensors if name.startswith("text.bert.encoder.layer.")}
-    positions = tensors["text.bert.embeddings.position_embeddings.weight"]
-    return {"layers": len(layers), "width": words.shape[1], "vocabulary": words.shape[0], "positions": positions.shape[0]}
-
-
-def merging_of_file(file: CheckpointFile, named: Named, shape: EncoderShape | None) -> tuple[Merging, str]:
-    """The patch merging that the weights were trained with, and how that is known."""
-    if shape is None or shape.kind != "swin":
-        return "none", "only a Swin has one"
-    identity = identity_of(file)
-    stored = identity.get("patch_merging") or identity.get("settings", {}).get("patch_merging")
-    if stored in ("legacy", "monai"):
-        return stored, "stored in the file"
-    if named.style == "released":
-        return "legacy", "true of all released MG-3D weights"
-    return "unknown", "MONAI computed two under one name, and the tensors are alike; ask whoever trained it"
-
-
-def identity_of(file: CheckpointFile) -> dict[str, Any]:
-    """What one of our own files says about itself; {} for others."""
-    identity = file.facts.get("mg3d")
-    return identity if isinstance(identity, dict) else {}
+    positions = tensors.get("text.bert.embeddings.position_embeddings.weight")
+    return {
+        "layers": len(layers),
+        "width": words.shape[1],
+        "vocabulary": words.shape[0],
+        "positions": len(positions) if positions is not None and positions.ndim else 0,
+    }
 
 
 def _preprocessing(file: CheckpointFile, named: Named) -> dict[str, Any] | None:
     identity = identity_of(file)
-    if "preprocessing" in identity:
+    if isinstance(identity.get("preprocessing"), dict):
         return identity["preprocessing"]
-    if "settings" in identity:
-        return preprocessing_of(identity["settings"])
-    return RELEASED_PREPROCESSING if named.style == "released" else None
+    if settings := settings_of(file):
+        try:
+            return preprocessing_of(settings)
+        except (KeyError, TypeError, ValueError):  # not all of them are there, or they are none
+            return None
+    return RELEASED_PREPROCESSING if holds_released_encoder(named) else None
 
 
 def preprocessing_of(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +176,8 @@ def _provenance(file: CheckpointFile) -> dict[str, Any]:
 
 def _parts(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     parts: dict[str, tuple[int, int]] = {}
-    for name, tensor in tensors.items():
+    learned = {name: tensor for name, tensor in tensors.items() if is_parameter(name)}
+    for name, tensor in learned.items():
         part = name.split(".")[0] + (" (not of ours)" if name.startswith(ELSEWHERE) else "")
         count, size = parts.get(part, (0, 0))
         parts[part] = (count + 1, size + tensor.numel())

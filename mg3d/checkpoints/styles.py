@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mg3d.checkpoints.families import ANCHORS
+from mg3d.checkpoints.families import ANCHORS, Shape
 from mg3d.checkpoints.layout import UNUSED, to_ours
+from mg3d.checkpoints.read import few
 
 OUTER = ("module", "model", "_orig_mod", "student", "teacher", "net", "network", "backbone", "state_dict")
 """Words that programs wrap around a model's names, in any nesting."""
@@ -27,7 +28,8 @@ _AROUND = (
 )
 _DECODERS = ("up_tr", "out_tr", "upsamples.", "output_block.", "deep_supervision_heads.", "skip_layers.")
 """Of networks that keep encoder and decoder side by side without a prefix: Models Genesis, MONAI's DynUNet."""
-_NAMED = 5
+_HEADS = ("rotation_head.", "contrastive_head.", "convTrans3d.", "norm.")
+"""Of MONAI's pre-training, beside an encoder without a prefix; the last is a norm that no Swin reads."""
 
 
 class Named(NamedTuple):
@@ -52,18 +54,17 @@ def bring_to_our_names(tensors: Mapping[str, Tensor], *, prefix: str | None = No
         ValueError: there is an image encoder behind a prefix that is not known, or none behind the one that was passed.
     """
     outer = _outer(tensors, ("project_image.weight", "type_embedding.weight"))
-    if prefix is None and outer is not None:
+    if outer is not None and _is_asked(prefix, outer, "vision."):
         mine = {name[len(outer) :]: tensor for name, tensor in tensors.items() if name.startswith(outer)}
         return Named(mine, "mg3d", "MG3D of this package", outer)
     outer = _outer(tensors, ("multi_modal_vision_proj.weight", "modality_type_embeddings.weight"))
-    if prefix is None and outer is not None:
+    if outer is not None and _is_asked(prefix, outer, "vision_encoder."):
         return Named(_released(tensors, outer), "released", "MG-3D pre-training", outer)
     place = _encoder_place(tensors, prefix)
     if place is None:
         return _without_encoder(tensors)
-    word = _words(place)[-1] if place else ""
-    if word == "vision_encoder" and prefix is None:
-        outer = place[: -len("vision_encoder.")]
+    if _words(place)[-1:] == ["vision_encoder"]:
+        outer = place.removesuffix("vision_encoder.")
         return Named(_released(tensors, outer), "released", "MG-3D image encoder", place)
     ours = {_our_name(name, place): tensor for name, tensor in tensors.items()}
     return Named(ours, "encoder", _family(tensors, place), place)
@@ -73,31 +74,56 @@ def _released(tensors: Mapping[str, Tensor], outer: str) -> dict[str, Tensor]:
     return {to_ours(name[len(outer) :]): tensor for name, tensor in tensors.items() if name.startswith(outer)}
 
 
+def vision_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Name -> shape of the image encoder among tensors under our names, without `vision.`."""
+    return {name[len(VISION) :]: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(VISION)}
+
+
+def _is_asked(prefix: str | None, outer: str, encoder: str) -> bool:
+    """Whether the user's prefix, if any, is what a whole model's names begin with, or those of its image encoder."""
+    return prefix is None or _dotted(prefix) in (outer, outer + encoder)
+
+
+def _dotted(prefix: str) -> str:
+    return prefix if not prefix or prefix.endswith(".") else prefix + "."
+
+
 def _outer(tensors: Mapping[str, Tensor], signs: tuple[str, ...]) -> str | None:
     """What stands before all of `signs`, when it is known words only."""
     found = [name.removesuffix(signs[0]) for name in tensors if name == signs[0] or name.endswith("." + signs[0])]
-    known = [place for place in found if _is_known(place, OUTER) and all(place + sign in tensors for sign in signs)]
-    return min(known, key=len, default=None)
+    return _nearest([place for place in found if _is_known(place, OUTER) and all(place + sign in tensors for sign in signs)])
 
 
 def _encoder_place(tensors: Mapping[str, Tensor], prefix: str | None) -> str | None:
     """What stands before the names of the image encoder; None when there is none."""
     places = _places(tensors)
     if prefix is not None:
-        wanted = prefix if not prefix or prefix.endswith(".") else prefix + "."
-        if wanted not in places:
+        if _dotted(prefix) not in places:
             raise ValueError(
-                f"no image encoder stands behind prefix={wanted!r}; found before one: {places or 'nothing'}, "
-                f"first names {_first(tensors)}"
+                f"no image encoder stands behind prefix={_dotted(prefix)!r}; found before one: {few(places) or 'nothing'}, "
+                f"first names {few(sorted(tensors))}"
             )
-        return wanted
+        return _dotted(prefix)
     known = [place for place in places if _is_known(place, OUTER + ENCODER)]
     if places and not known:
         raise ValueError(
             f"an image encoder stands behind {places[0]!r}, a prefix that is not known; its first names are "
-            f"{_first(name for name in tensors if name.startswith(places[0]))}; pass prefix={places[0]!r} to take it"
+            f"{few(sorted(name for name in tensors if name.startswith(places[0])))}; pass prefix={places[0]!r} to take it"
         )
-    return min(known, key=lambda place: ("teacher" in _words(place), len(place)), default=None)
+    return _nearest(known)
+
+
+def _nearest(places: list[str]) -> str | None:
+    """The place that is no teacher's and least deep; None without any.
+
+    Raises:
+        ValueError: two are.
+    """
+    ranks = [("teacher" in _words(place), len(_words(place))) for place in places]
+    best = [place for place, rank in zip(places, ranks) if rank == min(ranks)]
+    if len(best) > 1:
+        raise ValueError(f"equally good encoders stand behind {few(map(repr, best))}; pass prefix=... to choose")
+    return next(iter(best), None)
 
 
 def _places(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -110,9 +136,8 @@ def _places(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _without_encoder(tensors: Mapping[str, Tensor]) -> Named:
     anchor = "embeddings.word_embeddings.weight"
-    bert = [name.removesuffix(anchor) for name in tensors if name.endswith(anchor)]
-    if bert:
-        place = bert[0]
+    place = next((name.removesuffix(anchor) for name in tensors if name.endswith(anchor)), None)
+    if place is not None:
         renamed = {_bert_name(name, place): tensor for name, tensor in tensors.items()}
         return Named(renamed, "bert", "BERT without an image encoder", place)
     return Named({ELSEWHERE + name: tensor for name, tensor in tensors.items()}, "unknown", "not known", "")
@@ -131,7 +156,7 @@ def _our_name(name: str, place: str) -> str:
     if not name.startswith(place):
         return ELSEWHERE + name
     rest = name[len(place) :]
-    if rest.startswith(_DECODERS):
+    if rest.startswith(_DECODERS + _HEADS):
         return ELSEWHERE + name
     for theirs, ours in _ALIASES:
         rest = rest.replace(theirs, ours)
@@ -156,7 +181,3 @@ def _words(place: str) -> list[str]:
 
 def _is_known(place: str, known: Iterable[str]) -> bool:
     return all(word in known for word in _words(place))
-
-
-def _first(names: Iterable[str]) -> list[str]:
-    return sorted(names)[:_NAMED]

@@ -82,11 +82,7 @@ class VolumeIndex:
     def volume(self, row: int) -> np.ndarray:
         """The stored voxels of a row, read-only [z, y, x], int16 HU or uint8; a view of the file where it is not compressed."""
         names, codes, places, ids = self._places
-        name, place = names[codes[row]], int(places[row])
-        stored = self._shard(name).row(place)
-        if not stored.column(0)[0].equals(ids[row]):
-            raise ValueError(f"row {place} of {name} holds another volume than {self.path} says; make both anew")
-        return stored.column(1).to_numpy_ndarray()[0]
+        return self._shard(names[codes[row]]).volume(int(places[row]), ids[row])
 
     @cached_property
     def _places(self) -> tuple[list[str], np.ndarray, np.ndarray, pa.StringArray]:

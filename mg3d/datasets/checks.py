@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import DATASETS, SPLITS, decode_metadata, index_path
 from mg3d.files import write_json
+from mg3d.text_units import UNITS_VERSION
 
 BLOCKING = ("patient_id", "study_id", "image_sha256")
 WARNING = ("report_sha256",)
@@ -170,12 +171,28 @@ def _check_dataset(name: str, splits: Mapping[str, VolumeIndex]) -> list[Problem
             parts = ", ".join(f"{split} {value[:18]}" for split, value in said.items())
             told = f"{title}'s splits were prepared to different {what} ({parts})"
             problems.append(Problem(code, told, "prepare all splits anew, with one recipe"))
+    problems += _old_units(name, filled)
     for index in filled.values():
         try:
             index.open_shards()
         except (FileNotFoundError, ValueError) as error:
             problems.append(Problem("missing_shard", str(error), "run the preparation again, which writes what is missing"))
     return problems
+
+
+def _old_units(name: str, filled: Mapping[str, VolumeIndex]) -> list[Problem]:
+    said = {split: decode_metadata(index.table.schema).get("units_version") for split, index in filled.items()}
+    old = {split: version for split, version in said.items() if version not in (None, UNITS_VERSION)}
+    if not old:
+        return []
+    parts = ", ".join(f"{split} {version}" for split, version in old.items())
+    command = f"python prepro/prepro_pretraining_data.py --{name.replace('_', '-')} ROOT --out {filled[min(old)].path.parent}"
+    sentence = (
+        f"{DATASETS[name].title}'s reports were cut into sentences by other rules ({parts}) than this program's "
+        f"({UNITS_VERSION}); `{command}`, with the other options of before, cuts them anew and touches no voxel"
+    )
+    way_out = f"{command}, with the other options of before; or go on, for results that compare with earlier ones of these files"
+    return [Problem("old_units", sentence, way_out, blocking=False)]
 
 
 def _duplicate_ids(table: pa.Table) -> list[Problem]:
@@ -207,7 +224,7 @@ def _kept(path: Path, state: Mapping[str, list[int]]) -> list[Problem] | None:
     """What an earlier check of just these files has found; a missing shard may have come back, so faults are looked for anew."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not state or content["version"] != CACHE_VERSION or content["files"] != state:
+        if not state or content["version"] != [CACHE_VERSION, UNITS_VERSION] or content["files"] != state:
             return None
         problems = [Problem(**{**entry, "volumes": tuple(entry["volumes"])}) for entry in content["problems"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -217,6 +234,7 @@ def _kept(path: Path, state: Mapping[str, list[int]]) -> list[Problem] | None:
 
 def _keep(path: Path, state: Mapping[str, list[int]], problems: Sequence[Problem]) -> None:
     try:
-        write_json(path, {"version": CACHE_VERSION, "files": state, "problems": [asdict(problem) for problem in problems]})
+        found = [asdict(problem) for problem in problems]
+        write_json(path, {"version": [CACHE_VERSION, UNITS_VERSION], "files": state, "problems": found})
     except OSError:  # a folder of somebody else
         return

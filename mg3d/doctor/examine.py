@@ -157,7 +157,6 @@ def _voxel_findings(
         volumes.check_padding(catalogue, facts),
         volumes.check_fixed_in_raw_tree(catalogue, facts),
         volumes.check_orientation(catalogue, heads),
-        volumes.check_slices(catalogue),
         copies.check_copies(catalogue, pairs),
     )
     return list(chain.from_iterable(checks))

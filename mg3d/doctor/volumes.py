@@ -1,9 +1,7 @@
 """Checks of measured voxels: what cannot be used, intensities, orientation, heads among chests."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 
 import numpy as np
 
@@ -46,7 +44,8 @@ def check_refused(entries: Iterable[Quarantined]) -> list[Finding]:
 
 
 def _mend(reason: str) -> str:
-    if reason in {"missing_file", "gzip_truncated", "jpeg_truncated", "nifti_header", "not_3d", "constant_image"}:
+    torn = {"missing_file", "missing_slices", "gzip_truncated", "jpeg_truncated", "nifti_header", "not_3d", "constant_image"}
+    if reason in torn:
         return "download them again; the preparation leaves them out"
     if reason in {"nan_spacing", "shape_mismatch", "spacing_out_of_range", "hu_ambiguous"}:
         return "compare the file with its row of the metadata; the preparation leaves them out"
@@ -155,32 +154,6 @@ def check_orientation(catalogue: Catalogue, heads: Mapping[int, Head]) -> list[F
             volumes=names,
         )
     ]
-
-
-def check_slices(catalogue: Catalogue) -> list[Finding]:
-    """Folders of slices whose numbers leave one out."""
-    found = [number_ for number_, place in enumerate(catalogue.places) if isinstance(place, RawPlace) and _has_gap(place)]
-    names = names_of(catalogue, found)
-    if not names:
-        return []
-    return [
-        Finding(
-            code="ctrg_gap",
-            severity="warning",
-            found=f"{number(len(names), 'volume')} with slices missing in between ({examples(names)})",
-            expected="slices numbered without a gap",
-            action="download these cases again",
-            volumes=names,
-        )
-    ]
-
-
-def _has_gap(place: RawPlace) -> bool:
-    """Whether the last numbers of the slices' names go up in unequal steps."""
-    if place.record.reader != "slices":
-        return False
-    numbers = [int(found[-1]) for name in place.record.files if (found := re.findall(r"\d+", name.rsplit("/", 1)[-1]))]
-    return len(numbers) == len(place.record.files) and len({after - before for before, after in pairwise(numbers)}) > 1
 
 
 def check_unusable(catalogue: Catalogue, facts: Mapping[int, VolumeFacts]) -> list[Finding]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from mg3d.datasets.schema import DATASETS, SPLITS
 from mg3d.files import is_full_disk, remove_partial
 from mg3d.preparation import progress
@@ -160,9 +162,10 @@ def _check_splits(dataset: str, scan: Scan, stored: set[str], listed: Path) -> N
         return
     write_quarantine(listed, scan.refused, {dataset})
     codes = ", ".join(f"{code} {number}" for code, number in counts(scan.refused).items())
-    told = f"set aside were {codes}, see {listed}" if codes else "nothing was set aside, so the download is not complete"
     usable = ", ".join(f"{split} {number}" for split, number in found.items())
     where = " and ".join(empty) or "any split"
+    told = f"set aside were {codes}, see {listed}" if codes else "nothing was set aside, so the download is not complete"
+    told += f"; add a volume for {where}, one is enough (docs/data.md says which become which split), or raise --limit if given"
     raise ValueError(f"{dataset} has no usable volume for {where} (usable: {usable or 'none'}); {told}")
 
 
@@ -213,11 +216,12 @@ def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> Non
         for dataset, job in jobs.items():
             sidecars = [job.sidecars[task.path.name] for task in job.tasks]
             rows[dataset], refused, absent = join(job.tasks, sidecars, options.out)
-            stored = {row["volume_id"] for _, row in rows[dataset]}
+            stored = set(rows[dataset]["volume_id"].to_pylist())
             missing = [entry for entry in job.scan.refused if entry.volume_id not in stored]
             summary.quarantined += [*missing, *refused]
             summary.absent += len(set(absent) - {entry.volume_id for entry in missing})
-            summary.rows[dataset] = {split: sum(its == split for its, _ in rows[dataset]) for split in SPLITS}
+            found = Counter(rows[dataset]["split"].to_pylist())
+            summary.rows[dataset] = {split: found[split] for split in SPLITS}
             told = Counter(facts["note"] for sidecar in sidecars for facts in sidecar["volumes"].values() if facts.get("note"))
             summary.notes += [f"{dataset}: {number} volumes read with {note}" for note, number in sorted(told.items())]
             summary.notes += _empty_val(dataset, job.scan, summary.rows[dataset])
@@ -242,9 +246,8 @@ def _empty_val(dataset: str, scan: Scan, stored: Mapping[str, int]) -> list[str]
     return [f"{dataset}: val is empty, for none of its {waiting} patients, drawn from all that are listed, is downloaded yet"]
 
 
-def _check_leaks(rows: Mapping[str, Sequence[tuple[str, dict]]], out: Path, summary: Summary) -> None:
-    pairs = [pair for part in rows.values() for pair in part]
-    leaks = find_leaks((row for _, row in pairs), (split for split, _ in pairs))
+def _check_leaks(rows: Mapping[str, pa.Table], out: Path, summary: Summary) -> None:
+    leaks = find_leaks(rows.values())
     summary.notes += leaks.lines()
     if leaks.blocking:
         for dataset in rows:

@@ -87,7 +87,7 @@ def pretrain(settings: Settings) -> None:
     model = build_untrained(settings, len(data.tokenizer))
     fit_voxels(model, data)
     if settings.run.load_path and not checkpoint:
-        start_from(settings, model)
+        start_from(settings, model, origin)
     space = fit_sentence_space(model, data, settings)
     weights = objective_weights(settings.loss)
     module = PretrainModule(
@@ -122,15 +122,18 @@ def identity(settings: Settings, model: MG3D) -> dict[str, Any]:
     return {"settings": flatten(settings), "text_config": text_config(model)}
 
 
-def start_from(settings: Settings, model: MG3D) -> None:
-    """Loads the weights that `load_path` names, and says what of them was used."""
-    say(str(load(settings, model)))
+def start_from(settings: Settings, model: MG3D, origin: dict[str, Any] | None) -> None:
+    """Loads the weights that `load_path` names into a model whose tokenizer has this origin, and says what of them was used."""
+    say(str(load(settings, model, tokenizer=origin)))
     if settings.optim.learning_rate > FINE_RATE:
         say(f"learning_rate={settings.optim.learning_rate:g} suits a start from scratch; weights that continue usually want 1e-5")
 
 
-def load(settings: Settings, model: torch.nn.Module) -> LoadReport:
-    """Loads what `load_path` names into the model, or an image encoder alone, as the other `load_` settings say."""
+def load(settings: Settings, model: torch.nn.Module, *, tokenizer: dict[str, Any] | None = None) -> LoadReport:
+    """Loads what `load_path` names into the model, or an image encoder alone, as the other `load_` settings say.
+
+    tokenizer: the origin of the model's.
+    """
     run = settings.run
     return load_weights(
         model,
@@ -139,6 +142,7 @@ def load(settings: Settings, model: torch.nn.Module) -> LoadReport:
         merging=run.load_merging or None,
         prefix=run.load_prefix or None,
         entry=run.load_entry or None,
+        tokenizer=tokenizer,
     )
 
 

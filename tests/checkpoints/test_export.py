@@ -117,7 +117,8 @@ def test_a_saved_folder_has_a_passport_and_loads_into_another_model(saved):
     assert told.provenance["provenance"] == {"data": "nineteen phantoms"}
     other, _ = build()
     for tensor in other.state_dict().values():
-        tensor.zero_()
+        if tensor.is_floating_point():
+            tensor.zero_()
     report = load_weights(other, folder)
     assert report.coverage == report.encoder_coverage == 1.0
     assert not report.unexpected

@@ -32,9 +32,9 @@ def zeros(keys):
 @pytest.mark.parametrize(
     ("keys", "encoder", "width", "projection"),
     [
-        ("keys_vision_swinb", "swin_b", 48, False),
-        ("keys_vision_swinl", "swin_l", 96, False),
-        ("keys_vision_swinl_with_projhead", "swin_l", 96, True),
+        ("keys_vision_swinb", "swin_b", 48, None),
+        ("keys_vision_swinl", "swin_l_unprojected", 96, None),
+        ("keys_vision_swinl_with_projhead", "swin_l", 96, 768),
     ],
 )
 def test_a_released_swin_is_recognised(keys, encoder, width, projection, tmp_path):
@@ -47,10 +47,16 @@ def test_a_released_swin_is_recognised(keys, encoder, width, projection, tmp_pat
     assert told.preprocessing == RELEASED_PREPROCESSING
 
 
+def test_the_same_shapes_under_other_names_are_not_taken_for_released(tmp_path):
+    keys = {name.replace("vision_encoder.", "swinViT."): shape for name, shape in key_list("keys_vision_swinb").items()}
+    told = inspect_checkpoint(saved(zeros(keys | {"swinViT.mask_token": (48,)}), tmp_path))
+    assert (told.encoder, told.coverage, told.merging, told.preprocessing) == ("swin_b", 1.0, "unknown", None)
+
+
 def test_a_released_unet_is_recognised(tmp_path):
     told = inspect_checkpoint(saved(zeros(key_list("keys_vision_unet")), tmp_path))
     assert (told.encoder, told.width, told.coverage, told.merging) == ("unet", 48, 1.0, "none")
-    assert told.details["decoder"] is False
+    assert told.norm_statistics == "batch"
 
 
 def test_a_unet_with_its_decoder_is_recognised_without_a_prefix(tmp_path):
@@ -67,7 +73,8 @@ def test_a_whole_pretraining_file_is_recognised(tmp_path):
     assert told.family == "MG-3D pre-training"
     assert told.text == {"layers": 2, "width": 768, "vocabulary": 50, "positions": 512}
     assert told.provenance == {"global_step": 12}
-    assert told.parts["vision"][0] == 126
+    learned = [math.prod(s) for n, s in key_list("keys_swinb").items() if "vision_encoder" in n and not n.endswith("_index")]
+    assert told.parts["vision"] == (118, sum(learned))
     assert told.layout == "torch, tensors in 'state_dict'"
 
 
@@ -115,13 +122,16 @@ def test_something_else_is_said_to_be_unknown(tmp_path):
 
 
 def test_half_an_encoder_is_told_in_percent(tmp_path):
-    keys = {n: s for n, s in key_list("keys_vision_swinb").items() if ".layers4." not in n}
+    every = key_list("keys_vision_swinb")
+    keys = {n: s for n, s in every.items() if ".layers4." not in n}
     told = inspect_checkpoint(saved(zeros(keys), tmp_path))
-    assert told.details["depths"] == [2, 2, 2]
-    keys = {n: s for n, s in key_list("keys_vision_swinb").items() if ".mlp." not in n}
+    assert (told.encoder, told.details["depths"]) == ("swin_b", [2, 2, 2])
+    held, whole = (sum(math.prod(s) for n, s in part.items() if not n.endswith("_index")) for part in (keys, every))
+    assert told.coverage == pytest.approx(held / whole, abs=1e-9)
+    assert told.merging == "unknown"
+    keys = {n: s for n, s in every.items() if ".mlp." not in n}
     told = inspect_checkpoint(saved(zeros(keys), tmp_path))
     mlp = sum(2 * (8 * width**2 + 5 * width) for width in (48, 96, 192, 384))  # of two blocks a stage
-    whole = sum(math.prod(shape) for name, shape in key_list("keys_vision_swinb").items() if not name.endswith("_index"))
     assert told.coverage == pytest.approx(1 - mlp / whole, abs=1e-9)
 
 

@@ -107,6 +107,19 @@ def test_each_fault_of_the_files_is_told_by_its_code(arrows, split, change, meta
     assert (problem.code, problem.blocking) == (code, True)
 
 
+def test_sentences_cut_by_other_rules_are_told_with_the_command_that_cuts_them_anew(arrows, monkeypatch):
+    edit(arrows, "val", lambda rows: rows, {b"mg3d.units_version": b"1"})
+    edit(arrows, "test", lambda rows: rows, {b"mg3d.units_version": b"2"})
+    monkeypatch.setattr(checks, "UNITS_VERSION", 2)
+    (problem,) = check_arrows(arrows, ["ct_rate"])
+    assert (problem.code, problem.blocking) == ("old_units", False)
+    (told,) = require_sound(arrows, ["ct_rate"])
+    assert "(val 1)" in told
+    assert f"python prepro/prepro_pretraining_data.py --ct-rate ROOT --out {arrows}`" in told
+    monkeypatch.setattr(checks, "UNITS_VERSION", 1)  # what was kept of the check holds for the rules of before
+    assert "(test 2)" in require_sound(arrows, ["ct_rate"])[0]
+
+
 def test_volumes_without_a_report_share_nothing(arrows):
     for split in ("train", "val"):
         edit(arrows, split, lambda rows: [{**row, "report": "", "report_sha256": checks.NO_REPORT} for row in rows])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from small_arrow import SHAPE, write_split
+from torch.utils.data import DataLoader
 
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.studies import Studies
@@ -96,6 +97,28 @@ def test_a_sample_is_a_read_only_view_of_the_mapped_file(kinds):
     before = pa_bytes()
     kept = [kinds["hu"].sample(study).volume for study in range(3)]
     assert pa_bytes() - before < kept[0].nbytes
+
+
+def test_a_batch_that_is_still_used_keeps_its_numbers_while_others_are_made(kinds):
+    def made(study):
+        return stack([kinds["hu"].sample(study)]).voxels
+
+    used = [made(study)[:, :, 1:] for study in range(3)]  # views keep the memory of what they are views of
+    later = [made(2 - study) for study in range(3)]
+    for study in range(3):
+        assert (used[study][0].numpy() == kinds["hu"].sample(study).volume[:, 1:]).all()
+        assert (later[study][0].numpy() == kinds["hu"].sample(2 - study).volume).all()
+    address = made(0).data_ptr()
+    assert made(1).data_ptr() == address
+
+
+def test_a_loader_process_hands_over_the_same_numbers_as_this_one(kinds):
+    studies = [kinds["grey8"], kinds["hu"]]
+    samples = [part.sample(study) for study in range(2) for part in studies]
+    (there,) = DataLoader(samples, batch_size=4, collate_fn=stack, num_workers=1)
+    assert there.voxels.is_shared()
+    assert torch.equal(there.voxels, stack(samples).voxels)
+    assert torch.equal(there.window, stack(samples).window)
 
 
 def pa_bytes():

@@ -267,7 +267,7 @@ def test_a_missing_slice_of_ctrg_is_told_without_a_name(raw_set):
         )
     annotations.write_text(json.dumps(cases))
     examination = look(raw_set.root / "ctrg")
-    assert set(bad(examination)) == {"ctrg_gap"}
+    assert set(bad(examination)) == {"missing_slices"}
     assert folder.name not in json.dumps(examination.as_dict())
 
 

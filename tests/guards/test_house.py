@@ -3,6 +3,8 @@
 import ast
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -107,24 +109,70 @@ def test_weights_are_loaded_safely_and_strictly(path):
         assert called not in {"pickle.load", "pickle.loads"}, f"line {node.lineno}: unpickles"
 
 
-def test_every_required_package_is_used_and_every_used_one_required():
+IMPORT_NAMES = {
+    "pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn", "pillow": "PIL", "python-gdcm": "gdcm",
+    "simpleitk": "SimpleITK",
+}  # fmt: skip
+"""Package -> what is imported of it, where that has another name."""
+
+
+def import_name(line):
+    package = re.split(r"[<>=!~\[;, ]", line)[0].lower()
+    return IMPORT_NAMES.get(package, package)
+
+
+def required():
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     assert [line for line in lines if line][-1] == "-e ."
-    required = {re.split(r"[<>=\[]", line)[0].lower() for line in lines if line and not line.startswith("-")}
-    imports = {"pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn", "pillow": "PIL", "simpleitk": "SimpleITK"}
-    for_others = {"torchvision", "setuptools", "tensorboard"}  # imported by timm, Sacred, Lightning's logger
+    return {import_name(line) for line in lines if line and not line.startswith("-")}
+
+
+def extras():
+    """Extra -> what is imported of its packages; mg3d[other] stands for another extra."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for lines in told.values():
+        for line in [line for line in lines if line.startswith("mg3d[")]:
+            lines += told[line.removeprefix("mg3d[").removesuffix("]")]
+            lines.remove(line)
+    return {extra: {import_name(line) for line in lines} for extra, lines in told.items()}
+
+
+def third_party(paths):
     used = set()
-    for path in SOURCES:
+    for path in paths:
         for node in ast.walk(TREES[path]):
             if isinstance(node, ast.Import):
                 used |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 used.add(node.module.split(".")[0])
-    import sys
+    ours = {path.stem for path in (ROOT / "tests").iterdir()}
+    return used - set(sys.stdlib_module_names) - {"mg3d"} - ours
 
-    third_party = used - set(sys.stdlib_module_names) - {"mg3d"}
-    wanted = {imports.get(name, name) for name in required - for_others}
-    assert third_party == wanted
+
+def imported_late(paths):
+    """First words of what is imported by a call of `import_module` with a name written out."""
+    calls = [node for path in paths for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)]
+    named = [call.args[0] for call in calls if ast.unparse(call.func).endswith("import_module")]
+    return {name.value.split(".")[0] for name in named if isinstance(name, ast.Constant)}
+
+
+def test_every_required_package_is_used_and_every_used_one_required():
+    for_others = {"torchvision", "setuptools", "tensorboard"}  # imported by timm, Sacred, Lightning's logger
+    assert third_party(SOURCES) == required() - for_others
+
+
+def test_every_extra_is_imported_late_and_everything_imported_late_is_an_extra():
+    for_others = {"gdcm"}  # imported by pydicom
+    optional = {name for extra, names in extras().items() if extra != "dev" for name in names}
+    assert imported_late(SOURCES) == optional - for_others
+    assert not optional & required()
+
+
+def test_what_the_tests_import_is_in_the_extra_dev():
+    tests = third_party(set(PYTHON) - set(SOURCES)) - required()
+    assert "pydicom" in tests
+    assert tests <= extras()["dev"]
+    assert extras()["dev"] - tests == {"ruff"}
 
 
 def test_readme_words_and_files_exist():

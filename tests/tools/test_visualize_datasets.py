@@ -11,6 +11,8 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from PIL import Image
 from small_arrow import report_of, write_split
 
+from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.schema import index_path
 from mg3d.glossary import LABELS
 
 SPEC = importlib.util.spec_from_file_location("visualize_datasets", Path(__file__).parents[2] / "tools/visualize_datasets.py")
@@ -147,6 +149,24 @@ def test_slices_run_from_the_top_down_by_number(ctrg_case):
     assert case.report == "Lungs are clear."
 
 
+def test_a_case_of_a_ctrg_root_is_chosen_by_its_place_and_the_first_that_is_there_without_one(ctrg_case, tmp_path):
+    for given in (None, "ctrg_1", "1"):
+        case = TOOL.read_case(tmp_path, given)
+        assert (case.name, case.report, case.volume.shape) == ("ctrg_1", "Lungs are clear.", (10, 8, 9))
+    for wrong in ("ctrg_0", "2", "SOMEBODYS NAME"):
+        with pytest.raises(ValueError, match=r"give its place in chest_ctrg_jpg\.json, such as ctrg_1"):
+            TOOL.read_case(tmp_path, wrong)
+
+
+def test_a_folder_of_arrow_files_gives_the_volume_of_whichever_split_has_it(tmp_path):
+    write_split(tmp_path, "ct_rate", "test", patients=0)
+    write_split(tmp_path, "ct_rate", "train", patients=2)
+    write_split(tmp_path, "ct_rate", "val", patients=2, first=5)
+    for given, row in ((None, ("train", 0)), ("val_6_0", ("val", 1)), ("ct_rate/train_1_0_0", ("train", 1))):
+        expected = VolumeIndex(index_path(tmp_path, "ct_rate", row[0])).volume(row[1])
+        assert (TOOL.read_case(tmp_path, given).volume == expected).all()
+
+
 def test_the_name_of_a_ctrg_folder_is_shown_nowhere(ctrg_case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert TOOL.main([str(ctrg_case)]) == 0
@@ -200,13 +220,18 @@ def flat_nifti(folder):
     nib.save(nib.Nifti1Image(np.zeros((4, 5), np.int16), np.eye(4)), folder / "flat.nii.gz")
 
 
+def empty_ctrg(folder):
+    (folder / "ctrg").mkdir()
+    (folder / "ctrg" / "annotation.json").write_text(json.dumps([{"image_path": "./SOMEBODY"}]))
+
+
 @pytest.mark.parametrize(
     ("make", "words", "said"),
     [
         (None, ["nowhere"], "there is no"),
-        (None, ["."], "neither JPEG slices nor"),
+        (None, ["empty"], "neither JPEG slices nor"),
         (None, ["./a.txt"], "no .arrow index"),
-        (None, [".", "--case", "train_1_a_1"], "leave it out"),
+        (None, ["empty", "--case", "train_1_a_1"], "leave it out"),
         (broken_nifti, ["cut.nii.gz"], "cannot be read as NIfTI"),
         (flat_nifti, ["flat.nii.gz"], "2 axes, 4x5"),
         (None, ["a.arrow"], "no complete Arrow file"),
@@ -217,6 +242,8 @@ def flat_nifti(folder):
         (without_volumes, ["ct_rate"], "holds no volume yet"),
         (None, ["clm_ctrg_train.arrow"], "an index without a volume"),
         (None, ["clm_ct_rate_val.arrow", "--case", "who"], "no volume or study who; the first of its 2 volumes is ct_rate/"),
+        (None, [".", "--case", "who"], "has no volume or study who; looked for in clm_ct_rate_val.arrow, clm_ctrg_train.arrow"),
+        (empty_ctrg, ["ctrg"], "none of the 1 cases of annotation.json is there"),
         (None, ["ct_rate", "--out", "a.jpg"], "should end in .png"),
     ],
 )
@@ -227,6 +254,7 @@ def test_what_cannot_be_shown_is_refused_in_one_sentence(ct_rate, monkeypatch, c
         ct_rate.rename(folder / "ct_rate")
     monkeypatch.chdir(folder)
     Path("a.txt").write_text("")
+    Path("empty").mkdir()
     Path("a.arrow").write_text("half")
     write_split(folder, "ct_rate", "val", patients=2)
     write_split(folder, "ctrg", "train", patients=0).rename("clm_ctrg_train.arrow")

@@ -59,7 +59,7 @@ def test_what_a_loader_process_refuses_is_told_as_if_there_were_none(tmp_path, c
     for workers in (0, 1):
         assert command_line(words(root, tmp_path / str(workers), f"num_workers={workers}")) == 2
         error = only_sentence(capfd)
-        assert f"of {SHARD} holds another volume than" in error
+        assert f"{SHARD} holds another volume than" in error
         assert "worker" not in error
 
 

@@ -55,6 +55,18 @@ def test_a_run_starts_from_the_weights_of_another(begin, capsys):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-9, msg=name)
 
 
+def test_words_of_other_reports_are_not_taken_for_those_of_the_run(begin, capsys):
+    run, root = begin
+    first = torch.load(root / "first" / "checkpoints" / "last.ckpt", weights_only=True)
+    first["mg3d"]["tokenizer"] |= {"sha256": "of other reports"}
+    torch.save(first, root / "other_reports.ckpt")
+    assert run("fifth", f"load_path={root / 'other_reports.ckpt'}", "learning_rate=1e-30", "weight_decay=0.0") == 0
+    assert "left out: its words come from other reports" in " ".join(capsys.readouterr().out.split())
+    ours = last(root, "fifth")["state_dict"]
+    words = "model.text.bert.embeddings.word_embeddings.weight"
+    assert (ours[words] - first["state_dict"][words]).abs().max() > 1e-3
+
+
 def test_a_large_rate_is_told(begin, capsys):
     run, root = begin
     assert run("third", f"load_path={root / 'first' / 'checkpoints' / 'last.ckpt'}") == 0
@@ -84,11 +96,11 @@ def test_weights_are_looked_at_before_any_data(begin, tmp_path, capsys):
     theirs = {name.replace("model.vision.", "theirs.core."): tensor for name, tensor in state.items() if ".vision." in name}
     torch.save({"teacher": theirs}, tmp_path / "w.pt")
     words = [f"load_path={tmp_path / 'w.pt'}", "load_merging=legacy", "load_entry=teacher"]
-    assert run("fifth", *words, "data_root=nowhere") == 2
+    assert run("seventh", *words, "data_root=nowhere") == 2
     assert "pass prefix='theirs.core.'" in capsys.readouterr().err
-    assert run("fifth", *words, "load_prefix=theirs.core", "data_root=nowhere") == 2
+    assert run("seventh", *words, "load_prefix=theirs.core", "data_root=nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
-    assert run("fifth", *words, "load_prefix=theirs.core") == 0
+    assert run("seventh", *words, "load_prefix=theirs.core") == 0
     assert "encoder 100.0%" in capsys.readouterr().out
 
 

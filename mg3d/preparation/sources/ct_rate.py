@@ -10,7 +10,7 @@ from pathlib import Path
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import Scan, TableGeometry, VolumeRecord, carve_val
-from mg3d.preparation.sources.tables import by_key, decode, read_table
+from mg3d.preparation.sources.tables import by_key, decode, flag, read_table
 from mg3d.text_units import clean_section
 
 DATASET = "ct_rate"
@@ -146,7 +146,7 @@ def _record(name: str, file: str | None, tables: _Tables) -> VolumeRecord | None
         files=() if file is None else (file,),
         source=(file or name).removeprefix("../"),
         reader="ctclip" if arrays else "nifti",
-        labels=tuple(_label(cell) for cell in labels) if labels else (-1,) * len(LABELS),
+        labels=tuple(map(flag, labels)) if labels else (-1,) * len(LABELS),
         label_source="radbert" if labels else "none",
         table=table_geometry(dict(zip(_GEOMETRY, metadata))) if metadata and not arrays else None,
     )
@@ -231,10 +231,6 @@ def _no_chest(path: Path, notes: list[str]) -> set[str]:
 
 def _section(text: str) -> str | None:
     return clean_section(unicodedata.normalize("NFC", text))
-
-
-def _label(cell: str) -> int:
-    return {"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(cell.strip(), -1)
 
 
 def table_geometry(cells: Mapping[str, str]) -> TableGeometry:

@@ -2,10 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
+
+import numpy as np
 
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import Scan, VolumeRecord, carve_val
@@ -53,8 +56,10 @@ def scan_ctrg(
         known = first.setdefault(case.folder, case).official_split
         if known != case.official_split and split == "original":
             raise ValueError(f"the annotation puts a case into both {known} and {case.official_split}; use --split own")
+    called = Counter(folder.name for folder in first)
     for folder, case in first.items():
-        record = _record(root, case, f"{DATASET}/{pseudonym(folder.name, salt)}", ours[folder])
+        name = folder.name if called[folder.name] == 1 else str(folder)
+        record = _record(root, case, f"{DATASET}/{pseudonym(name, salt)}", ours[folder])
         (scan.refused if isinstance(record, Quarantined) else scan.records).append(record)
     scan.notes += [f"CTRG: {sentence}" for sentence in _repeats(cases, len(first))]
     return scan
@@ -87,7 +92,28 @@ def slice_names(folder: Path) -> list[str]:
 
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sorts numbers in a name by value: 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def left_out(names: Sequence[str]) -> str | None:
+    """How many numbers are left out between the sorted names of a case's slices; None when none is.
+
+    Of the numbers in a name the last that differs between names counts. A gap is a step above the usual one, the median of those
+    that go up. Names built in several ways tell nothing, and neither do numbers that begin anew.
+    """
+    keys = [natural_key(name) for name in names]
+    if len({tuple(text for _, text in key) for key in keys}) != 1:
+        return None
+    columns = np.array([[number for number, _ in key] for key in keys])
+    differing = columns[:, (columns != columns[0]).any(axis=0)]
+    steps = np.diff(differing[:, -1:], axis=0)
+    if not (steps > 0).any():
+        return None
+    usual = int(np.median(steps[steps > 0]))
+    wide = steps[steps > usual]
+    if not len(wide):
+        return None
+    return f"{int((wide // usual).sum()) - len(wide)} numbers left out in {len(wide)} gaps, {len(names)} slices are there"
 
 
 def read_annotation(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -97,7 +123,7 @@ def read_annotation(path: Path) -> dict[str, list[dict[str, Any]]]:
         ValueError: the file is no such JSON. What it says of a case is never repeated.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__}); it may be cut, download it again") from None
     if isinstance(content, list):
@@ -158,7 +184,10 @@ def _record(root: Path, case: _Case, case_id: str, split: str) -> VolumeRecord |
             files, reader = [inside.as_posix()], "grey_nifti"
         else:
             names = slice_names(place) if isinstance(path, str) else [PurePosixPath(file).name for file in path]
-            files, reader = [(inside / name).as_posix() for name in sorted(names, key=natural_key)], "slices"
+            names = sorted(sorted(names), key=natural_key)
+            if gap := left_out(names):
+                return Quarantined(case_id, DATASET, "scan", "missing_slices", gap)
+            files, reader = [(inside / name).as_posix() for name in names], "slices"
     except OSError as error:  # its message names the folder, hence a person
         return Quarantined(case_id, DATASET, "scan", "unreadable", type(error).__name__)
     if not files:

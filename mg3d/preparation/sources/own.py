@@ -12,7 +12,7 @@ from mg3d.preparation.quarantine import Quarantined, Refusal
 from mg3d.preparation.readers.dicom_headers import is_dicom, load_pydicom
 from mg3d.preparation.records import Scan, VolumeRecord, carve_val
 from mg3d.preparation.sources.pseudonyms import pseudonym
-from mg3d.preparation.sources.tables import Table, read_table
+from mg3d.preparation.sources.tables import Table, flag, read_table
 from mg3d.text_units import clean_section
 
 DATASET = "own"
@@ -94,8 +94,9 @@ def scan_own(root: Path, listing: Listing, *, naming: Naming, val_patients: int,
     scan = Scan(root, notes=list(listing.notes))
     ours = _splits(listing.volumes, val_patients=val_patients, seed=seed, notes=scan.notes)
     taken, reconstructions = defaultdict(int), defaultdict(int)
+    names = _names([volume.path for volume in listing.volumes])
     for volume in sorted(listing.volumes, key=lambda volume: volume.path):
-        volume_id = naming.id("volume", _stem(volume.path))
+        volume_id = naming.id("volume", names[volume.path])
         if volume.fault:
             scan.refused.append(Quarantined(volume_id, DATASET, "scan", volume.fault, f"row {volume.row}"))
             continue
@@ -158,8 +159,16 @@ def _volumes_below(root: Path) -> Iterator[PurePosixPath]:
         names = sorted(name for name in names if not name.startswith(".") and name != "DICOMDIR")
         yield from (PurePosixPath((here / name).relative_to(root).as_posix()) for name in names if name.endswith(_SUFFIXES))
         others = [name for name in names if Path(name).suffix.lower() in {".dcm", ".ima", ""} or Path(name).suffix[1:].isdigit()]
-        if any(is_dicom(here / name) for name in others[:3]):
+        if any(_may_be_dicom(here / name) for name in others[:3]):
             yield PurePosixPath(here.relative_to(root).as_posix())
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """True also for a file that cannot be opened, whose reader will say so."""
+    try:
+        return is_dicom(path)
+    except OSError:
+        return True
 
 
 def _list_table(root: Path, path: Path) -> Listing:
@@ -181,6 +190,10 @@ def _list_table(root: Path, path: Path) -> Listing:
             volumes[place] = _with_fault(first, "duplicate_row")
     again = len(rows) - len(rejected) - len(volumes)
     notes += [f"own: {again} rows name a volume once more; equal ones count once, others are set aside"] if again else []
+    strange = sum(bool(row.get(label)) and flag(row[label]) < 0 for row in rows for label in LABELS)
+    notes += [f"own: {strange} cells of labels are neither 1, 0 nor empty; they count as not known"] if strange else []
+    left = sum(not volumes.keys() & {path, *path.parents} for path in _volumes_below(root))
+    notes += [f"own: {left} volumes of the folder are not in the table; left out"] if left else []
     if "patient" not in table.names:
         notes.append("own: the table has no column `patient`; each folder at the top, or each file there, counts as one")
     return Listing([*volumes.values(), *rejected], notes, labelled=bool(set(LABELS) & set(table.names)))
@@ -199,7 +212,7 @@ def _volume(row: Mapping[str, str], place: PurePosixPath, number: int) -> _Volum
         split=SPLIT_WORDS.get(split),
         findings=clean_section(row.get("findings")) or clean_section(row.get("report")),
         impression=clean_section(row.get("impression")),
-        labels=tuple({"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(row.get(label, ""), -1) for label in LABELS),
+        labels=tuple(flag(row.get(label, "")) for label in LABELS),
         row=number,
     )
 
@@ -222,12 +235,15 @@ def _place(root: Path, cell: str) -> PurePosixPath | None:
         written = written.relative_to(root.absolute().as_posix())
     if not cell or written.is_absolute() or ".." in written.parts or len(cell) > 1000:
         return None
-    for name in (str(written), *(f"{written}{suffix}" for suffix in reversed(_SUFFIXES))):
-        path = root / name
-        if path.is_dir() or (path.is_file() and name.endswith(_SUFFIXES)):
-            return PurePosixPath(name)
-        if path.is_file():
-            return PurePosixPath(name).parent  # one slice of a series
+    try:
+        for name in (str(written), *(f"{written}{suffix}" for suffix in reversed(_SUFFIXES))):
+            path = root / name
+            if path.is_dir() or (path.is_file() and name.endswith(_SUFFIXES)):
+                return PurePosixPath(name)
+            if path.is_file():
+                return PurePosixPath(name).parent  # one slice of a series
+    except OSError:  # longer than a name may be, or not to be looked at; its message repeats the cell
+        return None
     return None
 
 
@@ -261,6 +277,14 @@ def _splits(volumes: list[_Volume], *, val_patients: int, seed: int, notes: list
     val, note = carve_val([patient for patient, split in ours.items() if split == "train"], val_patients, seed)
     notes += [f"own: {note}"] if note else []
     return ours | dict.fromkeys(val, "val")
+
+
+def _names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """Path -> what its id is made of: without its ending, unless a folder or a `.nii.gz` beside it has that name already."""
+    taken: dict[str, PurePosixPath] = {}
+    for path in sorted(paths, key=lambda path: (path.name.endswith(_SUFFIXES), path.name.endswith(".nii"), path)):
+        taken.setdefault(_stem(path), path)
+    return {path: _stem(path) if taken[_stem(path)] == path else str(path) for path in paths}
 
 
 def _stem(path: PurePosixPath) -> str:

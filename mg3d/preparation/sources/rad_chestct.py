@@ -8,7 +8,7 @@ from pathlib import Path
 from mg3d.glossary import LABELS
 from mg3d.preparation.records import Scan, VolumeRecord
 from mg3d.preparation.sources.rad_chestct_labels import VARIANTS, Variant, label_source, labels_of
-from mg3d.preparation.sources.tables import by_key, read_table
+from mg3d.preparation.sources.tables import by_key, flag, read_table
 
 DATASET = "rad_chestct"
 SPLITS = {"trn": "train", "val": "valid", "tst": "test"}
@@ -69,7 +69,7 @@ def scan_rad_chestct(root: Path, *, variant: Variant = "ct_clip", limit: int | N
 
 
 def _patients(root: Path, notes: list[str]) -> Mapping[str, str]:
-    """Volume -> patient; empty without the table, and every volume is then taken as a patient of its own."""
+    """Volume -> patient. A volume that the table does not give one is taken as a patient of its own."""
     path = next(iter(sorted(root.glob("Summary_*.csv"))), None)
     if path is None:
         notes.append("Rad-ChestCT: Summary_3630.csv is missing, so every volume counts as a patient of its own")
@@ -77,7 +77,7 @@ def _patients(root: Path, notes: list[str]) -> Mapping[str, str]:
     wanted = [ID_COLUMN, "MRN_DEID"]
     _, rows, more = read_table(path, dict.fromkeys(wanted, ()), required=wanted, advice=_ADVICE, title="Rad-ChestCT")
     notes += more
-    return {_plain_id(name): patient for name, patient in rows}
+    return {_plain_id(name): patient for name, patient in rows if patient}
 
 
 def _labels(root: Path, split: str, variant: Variant, notes: list[str]) -> dict[str, tuple[int, ...]]:
@@ -102,8 +102,7 @@ def _labels(root: Path, split: str, variant: Variant, notes: list[str]) -> dict[
             continue
         known: dict[str, int] = {}
         for word, cell in zip(abnormality, cells):
-            value = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(cell)
-            if value is not None:
+            if (value := flag(cell)) >= 0:
                 known[word] = max(value, known.get(word, 0))
         labels[_plain_id(name)] = labels_of(known, variant)
     return labels

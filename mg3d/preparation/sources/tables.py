@@ -137,6 +137,11 @@ def by_key(rows: Iterable[tuple[str, ...]]) -> tuple[dict[str, tuple[str, ...]],
     return table, conflicts
 
 
+def flag(cell: str) -> int:
+    """1 or 0 as people and programs write them, -1 for what is neither."""
+    return {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}.get(cell.strip().lower(), -1)
+
+
 _ERRORS = (csv.Error, ValueError, KeyError, IndexError, AttributeError, RecursionError)
 
 

@@ -1,0 +1,148 @@
+"""Arrays of Rad-ChestCT and of CT-CLIP: every voxel ends at its place, and damaged files end in a refusal."""
+
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from numpy.lib import format as npy
+from small_raw import SHAPE, chest
+
+from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.readers.npz import read_array, read_ct_clip, read_rad_chestct
+from mg3d.preparation.records import VolumeRecord
+
+
+def record(name="Muster.npz"):
+    told = {"findings": None, "impression": None, "official_split": "tst", "split": "test", "reconstruction": 1}
+    ids = {"volume_id": "rad_chestct/a", "study_id": "a", "patient_id": "a", "dataset": "rad_chestct", "source": "a"}
+    return VolumeRecord(**ids, **told, files=(name,), reader="rad_chestct")
+
+
+def read(reader, root, save=np.savez_compressed, **arrays):
+    save(root / "Muster.npz", **arrays)
+    return reader(record(), root)
+
+
+def refusal(reader, root, **arrays):
+    with pytest.raises(Refusal) as caught:
+        read(reader, root, **arrays)
+    assert "Muster" not in str(caught.value)
+    return caught.value.code
+
+
+def as_rad_chestct(hu):
+    """int16 HU cut to -1000..1000, slices from superior to inferior."""
+    return hu.clip(-1000, 1000)[::-1].astype(np.int16)
+
+
+def as_ct_clip(hu):
+    """float32 [z, x, y], HU / 1000 cut to -1..1."""
+    return (hu.transpose(0, 2, 1) / 1000).clip(-1, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_every_voxel_of_rad_chestct_ends_at_its_place(tmp_path, save, order):
+    found = read(read_rad_chestct, tmp_path, save, ct=np.asarray(as_rad_chestct(chest(7)), order=order), extra=np.zeros(3))
+    np.testing.assert_array_equal(found.voxels, chest(7).clip(-1000, 1000))
+    assert found[1:] == ((0.8, 0.8, 0.8), "baked", (1.0, 0.0), "")
+
+
+def test_one_bright_voxel_of_rad_chestct_is_followed_by_hand(tmp_path):
+    stored = as_rad_chestct(chest(7))
+    stored[2, 5, 7] = 999  # the third slice from above, 5 rows behind the front, 7 columns left of the right side
+    found = read(read_rad_chestct, tmp_path, ct=stored).voxels
+    assert found.shape == SHAPE
+    assert np.argwhere(found == 999).tolist() == [[SHAPE[0] - 1 - 2, 5, 7]]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_every_voxel_of_ct_clip_ends_at_its_place(tmp_path, save):
+    found = read(read_ct_clip, tmp_path, save, arr_0=as_ct_clip(chest(7)))
+    assert found.voxels.shape == SHAPE
+    np.testing.assert_allclose(found.voxels * found.scale[0] + found.scale[1], chest(7).clip(-1000, 1000), atol=1e-3)
+    assert found[1:] == ((1.5, 0.75, 0.75), "ctclip", (1000.0, 0.0), "")
+
+
+def test_one_bright_voxel_of_ct_clip_is_followed_by_hand(tmp_path):
+    stored = as_ct_clip(chest(7))
+    stored[2, 5, 7] = 0.999  # the third slice from below, 5 columns left of the right side, 7 rows behind the front
+    assert np.argwhere(read(read_ct_clip, tmp_path, arr_0=stored).voxels == stored[2, 5, 7]).tolist() == [[2, 7, 5]]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda v: v[0], "not_3d"),
+        (lambda v: v[None], "not_3d"),
+        (lambda v: v[:, :0], "not_3d"),
+        (lambda v: v.astype(np.float32), "array_damaged"),
+        (lambda v: v.astype(object), "array_damaged"),
+        (lambda v: v[:19], "too_few_slices"),
+        (lambda v: v * 0 - 1000, "constant_image"),
+        (lambda v: v + np.int16(1024), "hu_ambiguous"),
+        (lambda v: np.broadcast_to(v[:1, :1, :1], (1900, 2, 3)), "too_long"),
+    ],
+)
+def test_a_rad_chestct_array_that_cannot_be_used_says_why(tmp_path, change, code):
+    assert refusal(read_rad_chestct, tmp_path, ct=change(as_rad_chestct(chest(7)))) == code
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda v: v * 1000, "hu_ambiguous"),
+        (lambda v: (v - 1.024).clip(-1, 1), "hu_ambiguous"),
+        (lambda v: np.where(v > 0.2, np.nan, v), "hu_ambiguous"),
+        (lambda v: (v / 2 + 0.5), "hu_ambiguous"),
+        (lambda v: v * 0, "constant_image"),
+        (lambda v: v[:19], "too_few_slices"),
+        (lambda v: v.astype(np.int16), "array_damaged"),
+    ],
+)
+def test_a_ct_clip_array_that_cannot_be_used_says_why(tmp_path, change, code):
+    assert refusal(read_ct_clip, tmp_path, arr_0=change(as_ct_clip(chest(7)))) == code
+
+
+def test_a_file_that_is_not_there_or_holds_another_array(tmp_path):
+    with pytest.raises(Refusal, match="missing_file"):
+        read_rad_chestct(record(), tmp_path)
+    assert refusal(read_rad_chestct, tmp_path, arr_0=as_rad_chestct(chest(7))) == "array_damaged"
+
+
+@pytest.mark.parametrize(("shape", "code"), [((20_000,) * 3, "too_large"), ((1200, 500, 600), "array_damaged")])
+def test_a_header_that_says_more_than_there_is_costs_nothing(tmp_path, shape, code):
+    told = {"descr": "<i2", "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(tmp_path / "Muster.npz", "w") as archive, archive.open("ct.npy", "w") as stream:
+        npy.write_array_header_1_0(stream, told)
+        stream.write(bytes(100))
+    tracemalloc.start()
+    with pytest.raises(Refusal) as caught:
+        read_rad_chestct(record(), tmp_path)
+    assert caught.value.code == code
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_files_end_in_a_refusal_or_in_the_very_array(tmp_path, save):
+    rng = np.random.default_rng(0)
+    whole = rng.integers(-1000, 1000, (3, 4, 5), np.int16)
+    path = tmp_path / "Muster.npz"
+    save(path, ct=whole)
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for number in range(400):
+        damaged = content.copy()
+        # Every second time in what stands before the numbers: the archive's and the array's own header.
+        places = rng.integers(0, 170 if number % 2 else len(content), rng.integers(1, 5))
+        damaged[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(damaged[: rng.integers(1, 2 * len(content))].tobytes())
+        try:
+            found = read_array(path, "ct", "iu")
+        except Refusal:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found, whole)
+    assert refused > 100

@@ -1,0 +1,74 @@
+"""DICOM series by hand: a chest [z, y, x] as files whose names say nothing of the order of their slices."""
+
+import random
+
+import numpy as np
+import pydicom
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
+from small_raw import chest
+
+SPACING = (5.0, 3.0, 2.5)
+"""z y x in mm."""
+CORNER_MM = (-31.0, -43.0, -207.0)
+"""x y z of voxel [0, 0, 0]."""
+NAME = "Muster^Erika"
+UPRIGHT = (1, 0, 0, 0, 1, 0)
+
+
+def write_slice(path, stored, *, position, orientation=UPRIGHT, spacing=SPACING[1:], syntax=ExplicitVRLittleEndian, **tags):
+    """One file of int16 or uint16 [row, column]; `tags` override, and None removes."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = tags.get("SOPClassUID", CTImageStorage)
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    found = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    told = {
+        "SOPClassUID": CTImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID, "Modality": "CT",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "SeriesInstanceUID": "1.2.3.1", "PatientName": NAME, "PatientID": NAME,
+        "ImagePositionPatient": [float(mm) for mm in position], "ImageOrientationPatient": list(orientation),
+        "PixelSpacing": list(spacing), "Rows": stored.shape[0], "Columns": stored.shape[1], "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15,
+        "PixelRepresentation": int(stored.dtype == np.int16), "RescaleSlope": 1, "RescaleIntercept": 0,
+        "PixelData": stored.tobytes(),
+    } | tags  # fmt: skip
+    for name, value in told.items():
+        if value is not None:
+            setattr(found, name, value)
+    if syntax == RLELossless:
+        found.compress(RLELossless)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.save_as(path, enforce_file_format=True)
+    if syntax not in {RLELossless, ExplicitVRLittleEndian}:
+        _encode(path, syntax)
+    return path
+
+
+def write_series(folder, hu=None, *, slope=1, intercept=0, kind=np.int16, each=None, **told):
+    """A series of slices from HU [z, y, x], at places that rise by 5 mm; `each(place)` gives tags of one slice."""
+    hu = chest(7) if hu is None else hu
+    stored = np.rint((hu - float(intercept)) / slope).astype(kind)
+    numbers = random.Random(0).sample(range(len(stored)), len(stored))
+    for place, plane in enumerate(stored):
+        position = (CORNER_MM[0], CORNER_MM[1], CORNER_MM[2] + place * SPACING[0])
+        tags = {"RescaleSlope": slope, "RescaleIntercept": intercept, **told, **(each(place) if each else {})}
+        write_slice(folder / f"IM{numbers[place]:04d}.dcm", plane, **{"position": position, **tags})
+    return folder
+
+
+def _encode(path, syntax):
+    import gdcm
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
