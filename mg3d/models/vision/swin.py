@@ -175,7 +175,7 @@ def _attended(block: SwinTransformerBlock, features: Tensor) -> Tensor:
     plan = plan_windows(batch, tuple(shape), window, shift=shift, device=features.device)
     attention, size = block.attn, plan.size
     index = attention.relative_position_index[:size, :size].reshape(-1)
-    bias = attention.relative_position_bias_table[index].view(size, size, -1).permute(2, 0, 1)
+    bias = attention.relative_position_bias_table[index].T.reshape(-1, size, size).contiguous()
     qkv = attention.qkv(block.norm1(features).view(-1, channels))
     return attention.proj(WindowAttention.apply(qkv, attention.qkv.bias, bias, plan)).view_as(features)
 

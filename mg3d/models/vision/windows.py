@@ -122,7 +122,7 @@ class WindowAttention(torch.autograd.Function):
         out = qkv.new_empty(windows, size, heads, width)
         for group in plan.groups:
             rows = slice(group.first, group.last)
-            mask = _mask(bias, group).to(q.dtype)[None]
+            mask = _mask(bias.detach(), group).to(q.dtype)[None]  # one that needs a gradient, no fused kernel takes
             found = F.scaled_dot_product_attention(q[rows], k[rows], v[rows], attn_mask=mask)
             out[rows] = found.transpose(1, 2)
         out = out.view(windows * size, heads * width).index_select(0, plan.scatter)
