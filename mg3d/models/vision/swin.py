@@ -5,13 +5,15 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from einops import rearrange
-from monai.networks.nets.swin_unetr import SwinTransformer
+from monai.networks.nets.swin_unetr import SwinTransformer, SwinTransformerBlock
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mg3d.models.vision.masking import hide
+from mg3d.models.vision.recompute import per_token
+from mg3d.models.vision.windows import WindowAttention, clip_window, plan_windows
 
 _LEGACY_NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
@@ -71,7 +73,8 @@ class SwinEncoder(SwinTransformer):
         patch_merging: "legacy" for released weights, "monai" for the one that takes each neighbour once.
         mask_token: learn a vector that stands for a hidden patch.
         projection_width: adds the three-layer `proj_head` to `encode`, as the released Swin-L has (768).
-        gradient_checkpointing: compute the blocks again in the backward pass instead of keeping their attention maps.
+        gradient_checkpointing: compute the attention's projections again in the backward pass too; attention maps and what
+            lies inside the feed-forward layers never are kept.
 
     Raises:
         ValueError: depths and heads differ in length or name no or more than four stages; a size is neither one number nor
@@ -103,13 +106,12 @@ class SwinEncoder(SwinTransformer):
             patch_size=_triple(patch_size),
             depths=depths,
             num_heads=heads,
-            use_checkpoint=gradient_checkpointing,
-            use_flash_attention=True,  # without gradient alone: equal numbers, no stored attention maps
             downsample=LegacyPatchMerging if patch_merging == "legacy" else "merging",
         )
         self.mask_token = nn.Parameter(trunc_normal_(torch.empty(embed_width), std=0.02)) if mask_token else None
         self.proj_head = TokenProjection(self.pyramid_channels[-1], projection_width) if projection_width else None
         self._projection_width = projection_width
+        self.recomputes = gradient_checkpointing
 
     @property
     def stride(self) -> tuple[int, int, int]:
@@ -141,22 +143,49 @@ class SwinEncoder(SwinTransformer):
 
         hidden bool [B, a, b, c], True = cube of voxels whose patches are replaced by the learned mask token.
         """
-        return [self.proj_out(features, normalize=True) for features in self._stages(volume, hidden)]
+        return [_channels_first(_normalised(features)) for features in self._stages(volume, hidden)]
 
     def encode(self, volume: Tensor, hidden: Tensor | None = None) -> Tensor:
         """The last map [B, channels, d, h, w] alone, through `proj_head` where there is one. `hidden` as in `forward`."""
         *_, last = self._stages(volume, hidden)
-        last = self.proj_out(last, normalize=True)
-        if self.proj_head is None:
-            return last
-        return rearrange(self.proj_head(rearrange(last, "b c d h w -> b d h w c")), "b d h w c -> b c d h w")
+        last = _normalised(last)
+        return _channels_first(last if self.proj_head is None else self.proj_head(last))
 
     def _stages(self, volume: Tensor, hidden: Tensor | None) -> Iterator[Tensor]:
-        features = hide(self.patch_embed(volume), hidden, self.mask_token)
+        """Maps [B, d, h, w, channels], not normalised."""
+        features = hide(self.patch_embed(volume), hidden, self.mask_token).movedim(1, -1).contiguous()
         yield features
         for stage in (*self.layers1, *self.layers2, *self.layers3, *self.layers4):
-            features = stage(features.contiguous())
+            for block in stage.blocks:
+                features = self._block(block, features)
+            features = stage.downsample(features)
             yield features
+
+    def _block(self, block: SwinTransformerBlock, features: Tensor) -> Tensor:
+        again = self.recomputes and torch.is_grad_enabled()
+        attended = checkpoint(_attended, block, features, use_reentrant=False) if again else _attended(block, features)
+        features = features + attended
+        return features + per_token((block.norm2, block.mlp), features, widest=block.mlp.linear1.out_features)
+
+
+def _attended(block: SwinTransformerBlock, features: Tensor) -> Tensor:
+    """Attention within windows of features [B, d, h, w, C], with the parameters of MONAI's block."""
+    batch, *shape, channels = features.shape
+    window, shift = clip_window(shape, block.window_size, block.shift_size)
+    plan = plan_windows(batch, tuple(shape), window, shift=shift, device=features.device)
+    attention, size = block.attn, plan.size
+    index = attention.relative_position_index[:size, :size].reshape(-1)
+    bias = attention.relative_position_bias_table[index].T.reshape(-1, size, size).contiguous()
+    qkv = attention.qkv(block.norm1(features).view(-1, channels))
+    return attention.proj(WindowAttention.apply(qkv, attention.qkv.bias, bias, plan)).view_as(features)
+
+
+def _normalised(features: Tensor) -> Tensor:
+    return F.layer_norm(features, features.shape[-1:])
+
+
+def _channels_first(features: Tensor) -> Tensor:
+    return features.movedim(-1, 1).contiguous()
 
 
 def _triple(side: int | Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,122 @@
+"""Our attention within windows against MONAI's blocks, forward and backward."""
+
+import pytest
+import torch
+from monai.networks.nets.swin_unetr import SwinTransformer, SwinTransformerBlock, compute_mask, get_window_size
+
+from mg3d.models.vision import recompute, windows
+from mg3d.models.vision.swin import LegacyPatchMerging, SwinEncoder, _attended
+from mg3d.models.vision.windows import clip_window, plan_windows
+
+SHAPES = ((9, 5, 11), (4, 8, 6), (7, 7, 7), (3, 4, 5), (12, 3, 4))
+
+
+def block_of(shift, *, width=12, heads=3):
+    torch.manual_seed(0)
+    block = SwinTransformerBlock(width, heads, (4, 4, 4), (shift,) * 3, qkv_bias=True).double()
+    torch.nn.init.normal_(block.attn.relative_position_bias_table)
+    torch.nn.init.normal_(block.attn.qkv.bias)
+    return block
+
+
+def monais(block, features):
+    shape = features.shape[1:4]
+    window, shift = get_window_size(shape, (4, 4, 4), (2, 2, 2))
+    padded = [-(-side // length) * length for side, length in zip(shape, window, strict=True)]
+    return block.forward_part1(features, compute_mask(padded, window, shift, features.device).double())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shift", [0, 2])
+def test_attention_and_its_gradients_are_monais(monkeypatch, shape, shift):
+    """Padded, clipped and rolled windows, two volumes, windows taken one by one."""
+    monkeypatch.setitem(windows.CHUNK_BYTES, "cpu", 1)
+    block = block_of(shift)
+    features = torch.randn(2, *shape, 12, dtype=torch.float64, requires_grad=True)
+    inputs = [features, *(p for name, p in block.named_parameters() if name.startswith(("norm1", "attn")))]
+    wanted, found = monais(block, features), _attended(block, features)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    weight = torch.randn_like(wanted)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, weight), torch.autograd.grad(wanted, inputs, weight), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-10)
+
+
+def test_every_token_has_one_place_and_groups_cover_all_windows():
+    window, shift = clip_window((9, 5, 3), (4, 4, 4), (2, 2, 2))
+    assert (window, shift) == ((4, 4, 3), (2, 2, 0))
+    plan = plan_windows(2, (9, 5, 3), window, shift=shift, device=torch.device("cpu"))
+    assert torch.equal(plan.gather[plan.scatter], torch.arange(2 * 9 * 5 * 3))
+    assert len(plan.padding) + 2 * 9 * 5 * 3 == len(plan.gather)
+    assert [group.first for group in plan.groups[1:]] == [group.last for group in plan.groups[:-1]]
+    assert plan.groups[-1].last * plan.size == len(plan.gather)
+
+
+def test_windows_of_a_group_share_their_mask():
+    """Counted by hand: along each shifted axis the last window is torn, so that four kinds exist for two shifted axes."""
+    plan = plan_windows(1, (12, 8, 3), (4, 4, 3), shift=(2, 2, 0), device=torch.device("cpu"))
+    assert sorted(group.last - group.first for group in plan.groups) == [1, 1, 2, 2]
+    assert sum(group.mask is None for group in plan.groups) == 1
+
+
+@pytest.mark.parametrize("size", [(48, 32, 40), (40, 24, 72)])
+def test_the_whole_encoder_is_monais(size):
+    torch.manual_seed(1)
+    depths, heads = (2, 1, 1, 1), (2, 4, 4, 4)
+    ours = SwinEncoder(depths=depths, heads=heads, embed_width=8, window_size=4)
+    theirs = SwinTransformer(1, 8, (4, 4, 4), (2, 2, 2), depths, heads, downsample=LegacyPatchMerging)
+    theirs.load_state_dict(ours.state_dict())
+    volume = torch.rand(2, 1, *size)
+    for mine, monai in zip(ours(volume), theirs(volume), strict=True):
+        assert torch.allclose(mine, monai, atol=2e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_what_is_computed_again_gives_the_gradients_of_what_is_kept(monkeypatch, chunk):
+    monkeypatch.setitem(recompute.CHUNK_BYTES, "cpu", chunk)
+    torch.manual_seed(0)
+    layers = (torch.nn.LayerNorm(6), torch.nn.Linear(6, 10), torch.nn.GELU(), torch.nn.Linear(10, 6))
+    for layer in layers:
+        layer.double()
+    tokens = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
+    inputs = [tokens, *(p for layer in layers for p in layer.parameters())]
+    kept = tokens
+    for layer in layers:
+        kept = layer(kept)
+    again = recompute.per_token(layers, tokens, widest=10)
+    weight = torch.randn_like(kept)
+    assert torch.allclose(again, kept, atol=1e-14)
+    for ours, theirs in zip(torch.autograd.grad(again, inputs, weight), torch.autograd.grad(kept, inputs, weight), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-12)
+
+
+def test_recomputing_the_attention_too_changes_no_gradient():
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(2)
+        sizes = {"depths": (2,), "heads": (2,), "embed_width": 8, "window_size": 4}
+        encoder = SwinEncoder(**sizes, gradient_checkpointing=checkpointing).double()
+        encoder(torch.rand(1, 1, 12, 20, 28, dtype=torch.float64))[-1].square().sum().backward()
+        found.append([parameter.grad for parameter in encoder.parameters()])
+    assert all(torch.allclose(one, other, atol=1e-13) for one, other in zip(*found, strict=True))
+
+
+def test_a_frozen_block_passes_its_gradient_on():
+    encoder = SwinEncoder(depths=(1,), heads=(2,), embed_width=8, window_size=4)
+    encoder.layers1.requires_grad_(False)
+    encoder.encode(torch.rand(1, 1, 12, 8, 16)).square().sum().backward()
+    assert encoder.patch_embed.proj.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in encoder.layers1.parameters())
+
+
+def test_mixed_precision_stays_near_full_precision():
+    torch.manual_seed(3)
+    encoder = SwinEncoder(depths=(2,), heads=(2,), embed_width=16, window_size=4)
+    volume = torch.rand(1, 1, 16, 24, 12)
+    full = encoder.encode(volume)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = encoder.encode(volume)
+    half.float().square().sum().backward()
+    assert torch.allclose(full, half.float(), atol=0.15)
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.dtype == p.dtype for p in encoder.parameters())
