@@ -111,6 +111,7 @@ def test_weights_are_loaded_safely_and_strictly(path):
 
 IMPORT_NAMES = {
     "pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn", "pillow": "PIL", "python-gdcm": "gdcm",
+    "simpleitk": "SimpleITK",
 }  # fmt: skip
 """Package -> what is imported of it, where that has another name."""
 

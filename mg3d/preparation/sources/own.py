@@ -141,7 +141,7 @@ def list_own(root: Path, table: Path | None) -> Listing:
     if table is not None:
         return _list_table(root, table)
     volumes = []
-    for path in _volumes_below(root):
+    for path in volumes_below(root):
         patient = path.parts[0] if len(path.parts) > 1 else _stem(path)
         study = str(path.parent) if len(path.parts) > 1 else patient
         volumes.append(_Volume(path, patient, study))
@@ -152,12 +152,13 @@ def list_own(root: Path, table: Path | None) -> Listing:
     return Listing(volumes, [note], labelled=False)
 
 
-def _volumes_below(root: Path) -> Iterator[PurePosixPath]:
+def volumes_below(root: Path, suffixes: tuple[str, ...] = _SUFFIXES) -> Iterator[PurePosixPath]:
+    """Files that end in one of `suffixes` and folders of DICOM slices below `root`, relative to it, folder by folder."""
     for folder, inside, names in os.walk(root):
         inside.sort()
         here = Path(folder)
         names = sorted(name for name in names if not name.startswith(".") and name != "DICOMDIR")
-        yield from (PurePosixPath((here / name).relative_to(root).as_posix()) for name in names if name.endswith(_SUFFIXES))
+        yield from (PurePosixPath((here / name).relative_to(root).as_posix()) for name in names if name.endswith(suffixes))
         others = [name for name in names if Path(name).suffix.lower() in {".dcm", ".ima", ""} or Path(name).suffix[1:].isdigit()]
         if any(_may_be_dicom(here / name) for name in others[:3]):
             yield PurePosixPath(here.relative_to(root).as_posix())
@@ -192,7 +193,7 @@ def _list_table(root: Path, path: Path) -> Listing:
     notes += [f"own: {again} rows name a volume once more; equal ones count once, others are set aside"] if again else []
     strange = sum(bool(row.get(label)) and flag(row[label]) < 0 for row in rows for label in LABELS)
     notes += [f"own: {strange} cells of labels are neither 1, 0 nor empty; they count as not known"] if strange else []
-    left = sum(not volumes.keys() & {path, *path.parents} for path in _volumes_below(root))
+    left = sum(not volumes.keys() & {path, *path.parents} for path in volumes_below(root))
     notes += [f"own: {left} volumes of the folder are not in the table; left out"] if left else []
     if "patient" not in table.names:
         notes.append("own: the table has no column `patient`; each folder at the top, or each file there, counts as one")
