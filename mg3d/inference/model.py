@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
@@ -28,6 +28,26 @@ from mg3d.text_units import clean_section, report_units
 
 JOINT, IMAGE_ALONE = "image and report", "image alone"
 """Values of `ScanModel.space`."""
+_NO_TOKENIZER = "no tokenizer was found with this model, so it knows no text; pass tokenizer=<folder or hub name> to mg3d.load"
+
+
+class VolumeEmbedder(nn.Module):
+    """Volumes [B, 1, D, H, W] in [0, 1] -> [B, E] of length 1: what CML contrasts, or where there is no such thing the mean of
+    the image encoder's last map."""
+
+    def __init__(self, model: MG3D | VisionEncoder) -> None:
+        super().__init__()
+        is_whole = isinstance(model, MG3D)
+        self.is_joint = is_whole and isinstance(model.contrast, ImageReportContrast)
+        self.network = model.vision if is_whole and not self.is_joint else model
+        self.voxels = model.voxels if is_whole and not self.is_joint else None
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """See the class."""
+        if self.is_joint:
+            return self.network.embed_volume(volume)
+        standard = volume if self.voxels is None else self.voxels(volume)
+        return F.normalize(self.network.encode(standard).mean((2, 3, 4)), dim=-1)
 
 
 class ScanModel:
@@ -53,6 +73,7 @@ class ScanModel:
         self.settings, self.tokenizer, self.config = settings, tokenizer, config
         self.device, self.batch = device, batch
         self.preprocessing = Preprocessing.of(config["preprocessing"])
+        self.embedder = VolumeEmbedder(self.model).eval()
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.preprocessing.recipe.shape))
@@ -67,8 +88,7 @@ class ScanModel:
     @property
     def space(self) -> str:
         """image and report: embeddings of scans and of texts can be compared; image alone: only those of scans."""
-        is_joint = isinstance(self.model, MG3D) and isinstance(self.model.contrast, ImageReportContrast)
-        return JOINT if is_joint else IMAGE_ALONE
+        return JOINT if self.embedder.is_joint else IMAGE_ALONE
 
     @cached_property
     def fingerprint(self) -> str:
@@ -97,13 +117,7 @@ class ScanModel:
             return self.embed([scans])[0]
         if not scans:
             raise ValueError("there is no scan to embed; give at least one")
-        return np.concatenate([self._embed(volume).float().cpu().numpy() for volume in self._volumes(scans)])
-
-    def _embed(self, volume: Tensor) -> Tensor:
-        if self.space == JOINT:
-            return self.model.embed_volume(volume)
-        standardise = self.model.voxels if isinstance(self.model, MG3D) else None
-        return F.normalize(self.vision.encode(standardise(volume) if standardise else volume).mean((2, 3, 4)), dim=-1)
+        return np.concatenate([self.embedder(volume).float().cpu().numpy() for volume in self._volumes(scans)])
 
     @torch.inference_mode()
     def embed_report(self, texts: str | Sequence[str]) -> np.ndarray:
@@ -199,15 +213,21 @@ class ScanModel:
         """
         if isinstance(scans, Scan):
             return self.generate([scans], **how)[0]
-        model, tokenizer = self._reader()
-        if getattr(model, "caption", None) is None:
+        model, tokenizer = self.require_writer()
+        with torch.inference_mode():
+            rows = [row for volume in self._volumes(scans) for row in model.write_reports(volume, **how).tolist()]
+        return [Report(tokenizer.decode(row, skip_special_tokens=True).strip()) for row in rows]
+
+    def require_writer(self) -> tuple[MG3D, PreTrainedTokenizerBase]:
+        """The model and its tokenizer; ValueError where it cannot write reports."""
+        if not isinstance(self.model, MG3D) or getattr(self.model, "caption", None) is None:
             raise ValueError(
                 "this model writes no reports: it was trained without a captioning head; retrieve(scan, index, kind='report') "
                 "finds reports that are near"
             )
-        with torch.inference_mode():
-            rows = [row for volume in self._volumes(scans) for row in model.write_reports(volume, **how).tolist()]
-        return [Report(tokenizer.decode(row, skip_special_tokens=True).strip()) for row in rows]
+        if self.tokenizer is None:
+            raise ValueError(_NO_TOKENIZER)
+        return self.model, self.tokenizer
 
     @torch.no_grad()
     def ground(self, scan: Scan, sentence: str) -> Region:
@@ -231,9 +251,7 @@ class ScanModel:
         if not isinstance(self.model, MG3D):
             raise ValueError("this is an image encoder alone and reads no text: it can only embed scans and find similar ones")
         if self.tokenizer is None:
-            raise ValueError(
-                "no tokenizer was found with this model, so it reads no text; pass tokenizer=<folder or hub name> to mg3d.load"
-            )
+            raise ValueError(_NO_TOKENIZER)
         self.model.require_plain_contrast()
         return self.model, self.tokenizer
 
