@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
 from mg3d.inference.scans import Scan
+
+_SHOWN_LETTERS = 160
 
 
 class Finding(NamedTuple):
@@ -54,7 +57,7 @@ class Neighbour(NamedTuple):
     similarity: float
     """Cosine."""
     text: str
-    """Of a report or sentence; empty where none is stored."""
+    """Of a report or sentence, whole; empty where none is stored."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,12 @@ class Neighbours:
         return len(self.rows)
 
     def __str__(self) -> str:
-        lines = (f"{row.rank:>3}  {row.similarity:+.3f}  {row.kind:<8}  {row.key}  {row.text}".rstrip() for row in self.rows)
-        return "\n".join(lines) or "nothing is near"
+        return "\n".join(map(_line, self.rows)) or "nothing is near"
+
+
+def _line(row: Neighbour) -> str:
+    text = shorten(row.text, _SHOWN_LETTERS, placeholder=" ...")
+    return f"{row.rank:>3}  {row.similarity:+.3f}  {row.kind:<8}  {row.key}  {text}".rstrip()
 
 
 @dataclass(frozen=True)

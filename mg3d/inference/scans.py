@@ -1,10 +1,10 @@
 """A scan as a model sees it, and the way back from its grid to the file that it came from."""
 
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +23,7 @@ from mg3d.preparation.records import RawVolume, VolumeRecord
 from mg3d.preparation.sources.own import DATASET
 from mg3d.preparation.voxels import shape_volume
 
+T = TypeVar("T")
 READER_OF = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha"}
 """End of a file's name, lower case -> reader. `.npz` is told by its arrays, a folder is a DICOM series."""
 _NPZ = {"ct": "rad_chestct", "arr_0": "ctclip"}
@@ -105,13 +106,38 @@ def read_scan(path: str | Path, preprocessing: Preprocessing) -> Scan:
         FileNotFoundError: there is nothing of that name.
         ValueError: it cannot be used; says why.
     """
+    return _with_raw(path, lambda raw: _scan(raw, preprocessing, Path(path).name))
+
+
+def as_nifti(path: str | Path) -> nib.Nifti1Image:
+    """Any scan that can be read as NIfTI in HU, int16, in its file's own geometry; errors as `read_scan`."""
+    return _with_raw(path, _in_hu)
+
+
+def _in_hu(raw: RawVolume) -> nib.Nifti1Image:
+    slope, intercept = raw.scale
+    hu = raw.voxels if raw.scale == (1.0, 0.0) else raw.voxels * np.float32(slope) + np.float32(intercept)
+    stored = np.rint(hu.clip(np.iinfo(np.int16).min, np.iinfo(np.int16).max)).astype(np.int16)
+    affine = _affine(raw)
+    return nib.Nifti1Image(np.ascontiguousarray(geometry.from_lps(stored, affine)), affine)
+
+
+def _affine(raw: RawVolume) -> np.ndarray:
+    """The file's, or that of the upright volume where the file has none."""
+    if raw.affine is not None:
+        return raw.affine
+    z, y, x = raw.spacing_mm or (1.0, 1.0, 1.0)
+    return np.diag([-x, -y, z, 1.0])
+
+
+def _with_raw(path: str | Path, use: Callable[[RawVolume], T]) -> T:
+    """What `use` makes of the voxels at `path`."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}; a scan is {_KINDS}")
     try:
         record = file_record(path, _reader(path))
-        raw = READERS[record.reader](record, path.parent)
-        return _scan(raw, preprocessing, path.name)
+        return use(READERS[record.reader](record, path.parent))
     except Refusal as refusal:
         raise ValueError(f"{path} cannot be used: {told(refusal)}") from None
     except MemoryError:
@@ -144,15 +170,11 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
     stored, box = shape_volume(raw, preprocessing.recipe, DATASET)
     window = torch.tensor([stored_window("hu", preprocessing.window_hu)])
     volume: Tensor = to_unit_range(torch.from_numpy(stored)[None, None], window)[0, 0]
-    affine = raw.affine
-    if affine is None:
-        z, y, x = raw.spacing_mm or (1.0, 1.0, 1.0)
-        affine = np.diag([-x, -y, z, 1.0])
     return Scan(
         volume=volume.numpy(),
         source_shape=raw.voxels.shape,
         box=box,
-        affine=affine,
+        affine=_affine(raw),
         spacing_mm=raw.spacing_mm,
         name=name,
         note=raw.note,

@@ -8,12 +8,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from small_arrow import write_split
 from small_dicom import NAME, write_series
 from small_inference import REPORTS, save_scan
 from small_raw import chest
 
+from mg3d.datasets.arrow import open_index
+from mg3d.datasets.storage import Storage
 from mg3d.inference.index import SearchIndex
-from mg3d.inference.many import embed_all
+from mg3d.inference.many import answer_all, embed_all
 from mg3d.inference.sources import Item, list_scans
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -172,3 +175,29 @@ def test_every_command_tells_what_it_does(name, capsys):
 def test_a_folder_s_scans_are_listed_by_their_paths(tree, model):
     assert {item.key for item in list_scans(model, tree)} == {"one/a.nii.gz", "two/b.nii", "series", "broken.nii.gz"}
     assert [item.key for item in list_scans(model, tree / "one" / "a.nii.gz")] == ["a.nii.gz"]
+
+
+def test_prepared_studies_are_scans_of_their_own_with_their_reports(model, tmp_path):
+    grid = model.preprocessing.recipe.shape
+    write_split(tmp_path, "ct_rate", "test", patients=3, reconstructions=2, shape=grid)
+    items = list_scans(model, tmp_path / "clm_ct_rate_test.arrow")
+    assert len(items) == 3
+    scan = items[1].read()
+    index = open_index(Storage(tmp_path), "ct_rate", "test")
+    low, high = model.preprocessing.window_hu
+    np.testing.assert_allclose(scan.volume, ((index.volume(2) - low) / (high - low)).clip(0, 1), atol=1e-6)
+    assert items[1].report == index.table["report"][2].as_py()
+    np.testing.assert_array_equal(scan.upright(scan.volume), scan.volume)
+    write_split(tmp_path / "other", "ct_rate", "test", patients=1, shape=(8, 16, 12))
+    with pytest.raises(ValueError, match="holds volumes of 8x16x12 and the model reads 32x24x32"):
+        list_scans(model, tmp_path / "other" / "clm_ct_rate_test.arrow")
+
+
+def test_a_table_that_is_not_ours_is_not_written_over(model, tmp_path):
+    (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="answers of another model or to other questions"):
+        answer_all(model, [], tmp_path / "mine.csv", columns=["x"], ask=lambda scans: [])
+    assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n"
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match="is no table of answers"):
+        answer_all(model, [], tmp_path / "empty.csv", columns=["x"], ask=lambda scans: [])

@@ -10,7 +10,7 @@ from small_dicom import write_series
 from small_inference import save_scan, with_lesion
 from small_raw import LPS, SHAPE, SPACING, chest
 
-from mg3d.inference.scans import Preprocessing, Scan, file_record, read_scan, scan_of_array, write_nifti
+from mg3d.inference.scans import Preprocessing, Scan, as_nifti, file_record, read_scan, scan_of_array, write_nifti
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.voxels import make_volume
 
@@ -132,6 +132,16 @@ def test_arrays_of_the_field_are_read_by_the_name_inside(tmp_path):
     expected = scan_of_array(chest(1).clip(-1000, 1000), ASKED).volume
     for name in ("clip.npz", "rad.npz"):
         np.testing.assert_allclose(read_scan(tmp_path / name, ASKED).volume, expected, atol=3e-4)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_any_scan_becomes_nifti_with_its_hu_where_they_were(tmp_path, kind):
+    hu = with_lesion(LESION)
+    path = FILES[kind](tmp_path, hu)
+    image, scan = as_nifti(path), read_scan(path, ASKED)
+    np.testing.assert_array_equal(image.get_fdata(), scan.in_file(hu).get_fdata())
+    place = image.affine[:3] @ [*np.argwhere(image.get_fdata() == 2500).mean(0), 1]
+    np.testing.assert_allclose(place, scan.place_mm(LESION), atol=1e-3)
 
 
 BAD = {
