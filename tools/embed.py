@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.checkpoints.command import answer
-from mg3d.inference.command import add_many, load_model, new_parser, track
+from mg3d.inference.command import add_many, answer, load_model, new_parser, track
 from mg3d.inference.many import embed_all
 from mg3d.inference.sources import list_scans
 

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.checkpoints.command import answer
-from mg3d.inference.command import load_model, new_parser
+from mg3d.inference.command import answer, load_model, new_parser
 from mg3d.inference.scans import write_nifti
 
 

@@ -4,8 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mg3d.checkpoints.command import answer
-from mg3d.inference.command import load_model, new_parser
+from mg3d.inference.command import answer, load_model, new_parser
 from mg3d.inference.index import KINDS
 
 

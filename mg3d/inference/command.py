@@ -1,11 +1,13 @@
 """What the tools of `mg3d.inference` share: options that choose a model, how it is loaded, a bar that shows how far it is."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mg3d.checkpoints.command import answer as print_answer
 from mg3d.inference.load import load
 from mg3d.inference.model import ScanModel
 
@@ -24,6 +26,15 @@ def add_many(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_count, default=4, help="scans in one pass (%(default)s)")
     parser.add_argument("--workers", type=_count, default=2, help="threads that read scans (%(default)s)")
     parser.add_argument("--table", metavar="FILE", help="CSV or JSON that names scans and their reports (docs/data.md)")
+
+
+def answer(work: Callable[[], str]) -> int:
+    """As `checkpoints.command.answer`; a stop from the keyboard is told in a line too, exit code 130."""
+    try:
+        return print_answer(work)
+    except KeyboardInterrupt:
+        print("mg3d: stopped; what was done is kept, and the same command goes on", file=sys.stderr)
+        return 130
 
 
 def load_model(options: argparse.Namespace) -> ScanModel:

@@ -53,13 +53,15 @@ def embed_all(
     set_aside: list[SetAside] = []
     held: list[Entry] = []
     done = 0
-    for batch in batches(track(read_ahead(todo, workers=workers), len(todo)), model.batch, set_aside):
-        held += _entries(model, batch)
-        done += len(batch)
-        if len(held) >= _ENTRIES_A_PART:
-            writer.add(held)
-            held = []
-    writer.add(held)
+    try:
+        for batch in batches(track(read_ahead(todo, workers=workers), len(todo)), model.batch, set_aside):
+            held += _entries(model, batch)
+            done += len(batch)
+            if len(held) >= _ENTRIES_A_PART:
+                writer.add(held)
+                held = []
+    finally:
+        writer.add(held)
     _write_csv(folder / SET_ASIDE, [("scan", "reason"), *set_aside])
     return Outcome(done, len(items) - len(todo), tuple(set_aside)), writer.finish()
 
@@ -97,10 +99,12 @@ def answer_all(
     table = _AnswerTable(path, columns, model.fingerprint[:16])
     todo = [item for item in items if item.key not in table.rows]
     set_aside: list[SetAside] = []
-    for batch in batches(track(read_ahead(todo, workers=workers), len(todo)), model.batch, set_aside):
-        values = ask([scan for _, scan in batch])
-        table.add({item.key: row for (item, _), row in zip(batch, values, strict=True)})
-    table.save(set_aside)
+    try:
+        for batch in batches(track(read_ahead(todo, workers=workers), len(todo)), model.batch, set_aside):
+            values = ask([scan for _, scan in batch])
+            table.add({item.key: row for (item, _), row in zip(batch, values, strict=True)})
+    finally:
+        table.save(set_aside)
     return Outcome(len(todo) - len(set_aside), len(items) - len(todo), tuple(set_aside))
 
 

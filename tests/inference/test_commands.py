@@ -74,15 +74,17 @@ def test_an_index_of_a_folder_holds_what_python_gives_and_goes_on(tree, folder, 
     assert sum(kind == "scan" for kind in SearchIndex.load(out).entries["kind"].to_pylist()) == 4
 
 
-def test_a_killed_run_keeps_what_it_wrote(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("mg3d.inference.many._ENTRIES_A_PART", 2)
-
+def test_a_stopped_run_keeps_what_it_had(model, tmp_path):
     def stop():
         raise KeyboardInterrupt
 
     good = [Item(f"scan {place}", "", lambda place=place: model.read(chest(place))) for place in range(5)]
     with pytest.raises(KeyboardInterrupt):
         embed_all(model, [*good[:4], Item("stop", "", stop), *good[4:]], tmp_path / "index", workers=1)
+    table = {"columns": ["x"], "ask": lambda scans: [[1]] * len(scans)}
+    with pytest.raises(KeyboardInterrupt):
+        answer_all(model, [*good[:2], Item("stop", "", stop)], tmp_path / "x.csv", **table)
+    assert [row["x"] for row in read_rows(tmp_path / "x.csv")] == ["1", "1"]
     assert len(SearchIndex.load(tmp_path / "index")) == 4
     outcome, entries = embed_all(model, good, tmp_path / "index")
     assert (outcome.new, outcome.before, entries) == (1, 4, 5)
