@@ -17,6 +17,8 @@ from mg3d.settings.parse import parse
 from mg3d.settings.presets import PRESETS
 
 _NEWEST = ("last", "best")
+_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+"""Endings that no name on the hub has."""
 
 
 def load(
@@ -63,7 +65,8 @@ def _find(path: Path) -> Path | None:
             f"{path} holds neither a saved model (config.json, model.safetensors) nor a run (checkpoints/last.ckpt); name one of "
             "these, or a file of weights"
         )
-    if there is None and not path.exists() and (path.is_absolute() or path.suffix or len(path.parts) > 2):
+    is_place = path.is_absolute() or path.suffix in _FILES or len(path.parts) > 2 or path.name in _NEWEST
+    if there is None and not path.exists() and is_place:
         raise FileNotFoundError(f"there is no {path}; name a saved folder, a run, a file of weights, or a hub id")
     return there or (path if path.exists() else None)
 

@@ -15,7 +15,8 @@ from mg3d.datasets.studies import Studies
 from mg3d.datasets.window import intensities
 from mg3d.inference.model import ScanModel
 from mg3d.inference.scans import READER_OF, Scan
-from mg3d.preparation.sources.own import list_own, volumes_below
+from mg3d.preparation.quarantine import REASONS
+from mg3d.preparation.sources.own import ListedVolume, list_own, volumes_below
 from mg3d.text_units import report_units
 
 
@@ -51,7 +52,7 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
         return _prepared(model, source)
     if table is not None:
         listing = list_own(source, Path(table))
-        reports = {str(one.path): report_units(one.findings, one.impression)[0] for one in listing.volumes}
+        return [_listed(model, source, volume) for volume in listing.volumes]
     elif source.is_file():
         return [Item(source.name, "", partial(model.read, source))]
     else:
@@ -61,6 +62,19 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
             f"{source} holds no scan ({', '.join(READER_OF)}, .npz or DICOM folders); name the folder that does"
         )
     return [Item(key, report, partial(model.read, source / key)) for key, report in reports.items()]
+
+
+def _listed(model: ScanModel, root: Path, volume: ListedVolume) -> Item:
+    """A row of a table; what the table contradicts itself about, or what is not there, is set aside."""
+    key = str(volume.path)
+    report, _ = report_units(volume.findings, volume.impression)
+    if volume.fault:
+        return Item(key, "", partial(_refuse, REASONS[volume.fault]))
+    return Item(key, report, partial(model.read, root / key))
+
+
+def _refuse(reason: str) -> Scan:
+    raise ValueError(reason)
 
 
 def _prepared(model: ScanModel, path: Path) -> list[Item]:

@@ -18,6 +18,7 @@ from mg3d.datasets.storage import Storage
 from mg3d.inference.index import SearchIndex
 from mg3d.inference.many import answer_all, embed_all
 from mg3d.inference.sources import Item, list_scans
+from mg3d.preparation.quarantine import REASONS
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -203,3 +204,11 @@ def test_a_table_that_is_not_ours_is_not_written_over(model, tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ValueError, match="is no table of answers"):
         answer_all(model, [], tmp_path / "empty.csv", columns=["x"], ask=lambda scans: [])
+
+
+def test_rows_of_a_table_that_contradict_one_another_are_set_aside(tree, model, tmp_path):
+    rows = ["volume,report", "one/a.nii.gz,Clear.", "one/a.nii.gz,A nodule.", "two/b.nii,Clear.", "gone.nii,Clear."]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    outcome, _ = embed_all(model, list_scans(model, tree, table=tmp_path / "table.csv"), tmp_path / "index")
+    assert outcome.new == 1
+    assert {reason for _, reason in outcome.set_aside} == {REASONS["duplicate_row"], REASONS["missing_file"]}

@@ -198,7 +198,8 @@ def test_every_bad_question_is_one_sentence(model, scans, tmp_path):
         (lambda: model.ground(scans[0], ""), "a text without a word"),
         (lambda: mg3d.load(tmp_path), "holds neither a saved model"),
         (lambda: mg3d.load(tmp_path / "nothing.ckpt"), "there is no"),
-        (lambda: mg3d.load("nobody/no-such-model", device="cpu"), "could not be fetched from the hub"),
+        (lambda: mg3d.load(tmp_path / "run" / "last"), "there is no"),
+        (lambda: mg3d.load("nobody/no-such-model-v1.0", device="cpu"), "could not be fetched from the hub"),
         (lambda: mg3d.load("nobody/no-such-model", device="tpu9"), "cannot be used here"),
     ]
     for ask, expected in bad:

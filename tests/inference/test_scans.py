@@ -166,6 +166,14 @@ def test_what_is_no_scan_is_refused_in_one_sentence(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("array", "vector"), [(np.zeros((4, 5, 6, 7)), False), (np.zeros((5, 6, 7, 2)), True)])
+def test_a_metaimage_of_other_axes_or_of_several_numbers_a_voxel_is_refused(tmp_path, array, vector):
+    image = SimpleITK.GetImageFromArray(array.astype(np.int16), isVector=vector)
+    SimpleITK.WriteImage(image, str(tmp_path / "scan.mha"))
+    with pytest.raises(ValueError, match="not three axes"):
+        read_scan(tmp_path / "scan.mha", ASKED)
+
+
 def test_what_is_not_there_and_arrays_that_are_no_scan_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no"):
         read_scan(tmp_path / "nothing.nii", ASKED)
