@@ -1,7 +1,8 @@
 """mg3d: multi-grained 3D medical vision-language pre-training on chest CT and radiology reports.
 
-`mg3d.from_pretrained` (also `mg3d.load`), `mg3d.save_pretrained`, `mg3d.load_weights` and `mg3d.inspect_checkpoint` are
-imported when they are first asked for, so that `import mg3d` stays cheap.
+`mg3d.load` gives a model that answers (docs/inference.md). `mg3d.from_pretrained`, `mg3d.save_pretrained`, `mg3d.load_weights`
+and `mg3d.inspect_checkpoint` are for its weights (docs/checkpoints.md). All are imported when they are first asked for, so that
+`import mg3d` stays cheap.
 """
 
 from importlib import import_module
@@ -10,19 +11,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": ("export", "from_pretrained"),
-    "from_pretrained": ("export", "from_pretrained"),
-    "save_pretrained": ("export", "save_pretrained"),
-    "load_weights": ("load", "load_weights"),
-    "inspect_checkpoint": ("inspect", "inspect_checkpoint"),
+    "load": "inference.load",
+    "from_pretrained": "checkpoints.export",
+    "save_pretrained": "checkpoints.export",
+    "load_weights": "checkpoints.load",
+    "inspect_checkpoint": "checkpoints.inspect",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'mg3d' has no attribute {name!r}")
-    module, function = _LAZY[name]
-    return getattr(import_module(f"mg3d.checkpoints.{module}"), function)
+    return getattr(import_module(f"mg3d.{_LAZY[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -16,7 +16,7 @@ from mg3d import __version__
 from mg3d.checkpoints.card import model_card
 from mg3d.checkpoints.inspect import identity_of, preprocessing_of, vision_shape
 from mg3d.checkpoints.load import merging_of
-from mg3d.checkpoints.read import CONFIG, WEIGHTS, read_checkpoint
+from mg3d.checkpoints.read import CONFIG, WEIGHTS, CheckpointFile, read_checkpoint
 from mg3d.checkpoints.rebuild import outline, rebuild, require_fit
 from mg3d.checkpoints.styles import bring_to_our_names
 from mg3d.datasets.tokenizer import load_tokenizer
@@ -250,18 +250,47 @@ def export_run(
     checkpoint, folder = Path(checkpoint), Path(folder)
     if folder.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
         raise ValueError(f"{checkpoint} lies in {folder}, which would be replaced; name another folder")
-    file = read_checkpoint(checkpoint)
-    identity = identity_of(file)
-    if "settings" not in identity or "text_config" not in identity:
-        raise ValueError(f"{checkpoint} is no checkpoint of a run of this package: it has no entry 'mg3d' with the settings")
+    file, identity = _read_run(checkpoint)
     settings = parse(identity["settings"])
     tensors = bring_to_our_names(file.tensors).tensors
-    told = {name: file.facts[name] for name in ("global_step", "epoch") if name in file.facts}
+    told = _steps(file)
     shape = vision_shape(tensors)
     told["encoder"] = shape.name if shape else settings.vision.vision_encoder
     told |= identity.get("provenance", {}) | dict(provenance or {})
     words = load_tokenizer(str(tokenizer)) if tokenizer else _tokenizer_of(checkpoint, settings)
     return _write(folder, tensors, settings, identity["text_config"], tokenizer=words, provenance=told)
+
+
+def from_run(checkpoint: str | Path, *, tokenizer: str | Path | None = None) -> Pretrained:
+    """The model in a checkpoint of a pre-training run, with the tokenizer as `export_run` finds it; nothing is written.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint` and `load_tokenizer`; or it is no checkpoint of a run of this package.
+    """
+    checkpoint = Path(checkpoint)
+    file, identity = _read_run(checkpoint)
+    settings, bert = parse(identity["settings"]), identity["text_config"]
+    tensors = bring_to_our_names(file.tensors).tensors
+    precision = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    model = rebuild(settings, bert, precision)
+    require_fit(tensors, model, f"the tensors in {checkpoint}")
+    model.load_state_dict(tensors)
+    words = load_tokenizer(str(tokenizer)) if tokenizer else _tokenizer_of(checkpoint, settings)
+    _refuse_other_words(model, words)
+    config = _config(settings, bert, precision, merging=merging_of(model) or "none", provenance=_steps(file))
+    return Pretrained(model.eval(), settings, words, config)
+
+
+def _read_run(checkpoint: Path) -> tuple[CheckpointFile, dict[str, Any]]:
+    file = read_checkpoint(checkpoint)
+    identity = identity_of(file)
+    if "settings" not in identity or "text_config" not in identity:
+        raise ValueError(f"{checkpoint} is no checkpoint of a run of this package: it has no entry 'mg3d' with the settings")
+    return file, identity
+
+
+def _steps(file: CheckpointFile) -> dict[str, Any]:
+    return {name: file.facts[name] for name in ("global_step", "epoch") if name in file.facts}
 
 
 def _tokenizer_of(checkpoint: Path, settings: Settings) -> PreTrainedTokenizerBase | None:

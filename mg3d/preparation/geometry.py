@@ -1,5 +1,6 @@
 """From a stored array to the model's grid: orientation, crop and resize."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import nibabel as nib
@@ -27,6 +28,8 @@ Spacing = tuple[float, float, float]
 """z y x in mm."""
 Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Voxels before and behind along z, y, x."""
+Box = tuple[tuple[int, int], ...]
+"""First and last + 1 voxel along z, y, x; it may reach beyond the volume."""
 
 
 def table_affine(table: TableGeometry | None) -> np.ndarray:
@@ -59,7 +62,7 @@ def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[flo
         raise Refusal("spacing_out_of_range", f"{' x '.join(f'{size:.4g}' for size in sizes)} mm")
     if abs(np.linalg.det(affine[:3, :3] / sizes)) < _LEAST_DETERMINANT:
         raise Refusal("nifti_header", "axes that are not nearly at right angles")
-    change = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt("LPS"))
+    change = _turn_to_lps(affine)
     view = orientations.apply_orientation(array, change).transpose(2, 1, 0)
     spacing = np.empty(3)
     spacing[change[:, 0].astype(int)] = sizes
@@ -71,13 +74,35 @@ def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[flo
     return view, spacing_zyx
 
 
-def crop_center(volume: np.ndarray) -> np.ndarray:
-    """The middle of a volume [z, y, x]: `CROP` of every axis, rounded, as a view."""
-    kept = [max(1, round(share * length)) for share, length in zip(CROP, volume.shape)]
-    return volume[tuple(slice((length - keep) // 2, (length - keep) // 2 + keep) for keep, length in zip(kept, volume.shape))]
+def from_lps(upright: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The array [i, j, k] whose view `to_lps(array, affine)` is `upright` [z, y, x]."""
+    back = orientations.ornt_transform(orientations.axcodes2ornt("LPS"), orientations.io_orientation(affine))
+    return orientations.apply_orientation(upright.transpose(2, 1, 0), back)
 
 
-def body_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None) -> tuple[tuple[int, int], ...]:
+def lps_affine(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """From voxels [x, y, z] of the upright volume of `shape` (z, y, x) to RAS mm; `affine` is that of the file's array."""
+    in_file = from_lps(np.broadcast_to(np.int8(0), shape), affine).shape
+    return affine @ orientations.inv_ornt_aff(_turn_to_lps(affine), in_file)
+
+
+def _turn_to_lps(affine: np.ndarray) -> np.ndarray:
+    return orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt("LPS"))
+
+
+def center_box(shape: Sequence[int]) -> Box:
+    """The middle of a volume of `shape` (z, y, x): `CROP` of every axis, rounded."""
+    kept = [max(1, round(share * length)) for share, length in zip(CROP, shape)]
+    return tuple(((length - keep) // 2, (length - keep) // 2 + keep) for keep, length in zip(kept, shape))
+
+
+def cut(volume: np.ndarray, box: Box) -> tuple[np.ndarray, Padding]:
+    """What of a box lies in the volume, as a view, and how many voxels are missing before and behind it along every axis."""
+    view = volume[tuple(slice(max(start, 0), end) for start, end in box)]
+    return view, tuple((max(-start, 0), max(end - length, 0)) for (start, end), length in zip(box, volume.shape))
+
+
+def body_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None) -> Box:
     """First and last + 1 voxel along z, y, x of the body: the largest connected part above `BODY_HU`.
 
     Only about every `COARSE_MM` a voxel is looked at, so that the body may reach that much further.
@@ -97,27 +122,21 @@ def body_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing
     return tuple(ends)
 
 
-def crop_body(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, margin_mm: float) -> np.ndarray:
-    """The body's box and `margin_mm` around it as far as the volume reaches: a view [z, y, x] of `volume`, see `body_box`."""
+def margin_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, margin_mm: float) -> Box:
+    """The body's box and `margin_mm` around it as far as the volume reaches, see `body_box`."""
     box = body_box(volume, scale, spacing_mm)
     margins = [round(margin_mm / mm) for mm in spacing_mm]
-    return volume[tuple(slice(max(first - more, 0), end + more) for (first, end), more in zip(box, margins))]
+    return tuple(
+        (max(first - more, 0), min(end + more, length)) for (first, end), more, length in zip(box, margins, volume.shape)
+    )
 
 
-def crop_mm(
-    volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, size_mm: Spacing
-) -> tuple[np.ndarray, Padding]:
-    """The box of `size_mm` (z, y, x, rounded to voxels) around the middle of the body.
-
-    Returns what of it lies in the volume, as a view, and how many voxels are missing before and behind it along every axis.
-    """
-    parts, padding = [], []
-    for (first, end), length, mm, wanted in zip(body_box(volume, scale, spacing_mm), volume.shape, spacing_mm, size_mm):
-        count = max(1, round(wanted / mm))
-        start = (first + end - count) // 2
-        parts.append(slice(max(start, 0), min(start + count, length)))
-        padding.append((max(-start, 0), max(start + count - length, 0)))
-    return volume[tuple(parts)], tuple(padding)
+def mm_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, size_mm: Spacing) -> Box:
+    """The box of `size_mm` (z, y, x, rounded to voxels) around the middle of the body; it may reach beyond the volume."""
+    body = body_box(volume, scale, spacing_mm)
+    counts = [max(1, round(wanted / mm)) for wanted, mm in zip(size_mm, spacing_mm)]
+    starts = [(first + end - count) // 2 for (first, end), count in zip(body, counts)]
+    return tuple((start, start + count) for start, count in zip(starts, counts))
 
 
 @lru_cache(maxsize=64)

@@ -29,6 +29,7 @@ REASONS: dict[str, str] = {
     "too_long": "longer than a person",
     "duplicate_row": "rows of one volume that say different things",
     "grey_range": "grey values below 0 or above 255",
+    "mha_damaged": "the MetaImage file is damaged, or its voxels lie elsewhere",
     "array_damaged": "the .npz file is damaged, or holds no such array",
     "dicom_damaged": "no DICOM file in the folder, or one whose voxels cannot be decoded",
     "codec_missing": "no installed package decodes the compression; pip install -e '.[dicom]'",

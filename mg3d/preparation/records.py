@@ -68,6 +68,8 @@ class RawVolume(NamedTuple):
     """Slope and intercept from stored numbers to HU."""
     note: str = ""
     """What a person should know of the reading, in words that are the same for all such volumes."""
+    affine: np.ndarray | None = None
+    """Of the voxels [i, j, k] as the file has them to RAS mm, which `geometry.to_lps` turned; None = not documented."""
 
 
 @dataclass

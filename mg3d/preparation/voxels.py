@@ -23,18 +23,11 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
     """
     try:
         raw = READERS[record.reader](record, root)
-        cropped, padding = _crop(raw, recipe)
-        values = geometry.resize(
-            cropped, recipe.shape, scale=raw.scale, limits=recipe.limits(record.dataset), kernel=recipe.resize, padding=padding
-        )
+        image, box = shape_volume(raw, recipe, record.dataset)
     except MemoryError:
         raise Refusal("oom") from None
-    if not values.isfinite().all():
-        raise Refusal("hu_ambiguous", "voxels that are not finite")
-    image = _store(values, recipe, recipe.unit(record.dataset))
     spacing = raw.spacing_mm
-    lengths = [length + sum(pads) for length, pads in zip(cropped.shape, padding)]
-    stored_mm = spacing and [mm * before / after for mm, before, after in zip(spacing, lengths, recipe.shape)]
+    stored_mm = spacing and [mm * (end - start) / after for mm, (start, end), after in zip(spacing, box, recipe.shape)]
     facts = {
         "spacing_mm": stored_mm,
         "source_shape": list(raw.voxels.shape),
@@ -46,13 +39,28 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
     return image, facts
 
 
-def _crop(raw: RawVolume, recipe: Recipe) -> tuple[np.ndarray, geometry.Padding]:
-    none = ((0, 0), (0, 0), (0, 0))
+def shape_volume(raw: RawVolume, recipe: Recipe, dataset: str) -> tuple[np.ndarray, geometry.Box]:
+    """A raw volume as it is stored for a data set, [z, y, x] of `recipe.shape`, and the box of it that was resized to that.
+
+    Raises:
+        Refusal: voxels that are not finite, or no body or spacing for a crop that needs them.
+    """
+    box = _box(raw, recipe)
+    cropped, padding = geometry.cut(raw.voxels, box)
+    values = geometry.resize(
+        cropped, recipe.shape, scale=raw.scale, limits=recipe.limits(dataset), kernel=recipe.resize, padding=padding
+    )
+    if not values.isfinite().all():
+        raise Refusal("hu_ambiguous", "voxels that are not finite")
+    return _store(values, recipe, recipe.unit(dataset)), box
+
+
+def _box(raw: RawVolume, recipe: Recipe) -> geometry.Box:
     if recipe.crop == "body":
-        return geometry.crop_body(raw.voxels, raw.scale, raw.spacing_mm, MARGIN_MM), none
+        return geometry.margin_box(raw.voxels, raw.scale, raw.spacing_mm, MARGIN_MM)
     if recipe.crop == "mm":
-        return geometry.crop_mm(raw.voxels, raw.scale, raw.spacing_mm, recipe.crop_mm)
-    return geometry.crop_center(raw.voxels), none
+        return geometry.mm_box(raw.voxels, raw.scale, raw.spacing_mm, recipe.crop_mm)
+    return geometry.center_box(raw.voxels.shape)
 
 
 def _store(values: Tensor, recipe: Recipe, unit: str) -> np.ndarray:

@@ -63,7 +63,7 @@ def test_header_scaling_is_applied(tmp_path):
 
 def test_crop_keeps_the_original_pixels_of_a_512_matrix():
     volume = np.broadcast_to(np.arange(512)[:, None], (100, 512, 512))
-    cropped = geometry.crop_center(volume)
+    cropped, _ = geometry.cut(volume, geometry.center_box(volume.shape))
     assert cropped.shape == (88, 336, 448)
     assert cropped[0, 0, 0] == 88
     assert cropped[0, -1, 0] == 512 - 88 - 1
@@ -174,7 +174,8 @@ def test_the_body_is_the_largest_part_to_within_a_coarse_voxel(spacing, coarse):
 
 def test_a_body_crop_keeps_a_margin_as_far_as_there_is_volume():
     volume = body_in_air()
-    cropped = geometry.crop_body(volume, (1.0, 0.0), (5.0, 4.5, 6.0), 50.0)
+    cropped, padding = geometry.cut(volume, geometry.margin_box(volume, (1.0, 0.0), (5.0, 4.5, 6.0), 50.0))
+    assert padding == ((0, 0), (0, 0), (0, 0))
     assert np.shares_memory(cropped, volume)
     # 10, 11 and 8 voxels of margin: 0:41 of 40, 9:60 of 60, 0:49 of 50
     np.testing.assert_array_equal(cropped, volume[0:40, 9:60, 0:49])
@@ -182,7 +183,7 @@ def test_a_body_crop_keeps_a_margin_as_far_as_there_is_volume():
 
 def test_a_crop_in_mm_is_a_box_around_the_middle_of_the_body():
     volume = body_in_air()
-    part, padding = geometry.crop_mm(volume, (1.0, 0.0), (5.0, 4.5, 6.0), (250.0, 45.0, 360.0))
+    part, padding = geometry.cut(volume, geometry.mm_box(volume, (1.0, 0.0), (5.0, 4.5, 6.0), (250.0, 45.0, 360.0)))
     # 50, 10 and 60 voxels around 20.5, 34.5, 24.5: from -5 to 45, 29 to 39, -6 to 54
     np.testing.assert_array_equal(part, volume[0:40, 29:39, 0:50])
     assert padding == ((5, 5), (0, 0), (6, 4))

@@ -36,7 +36,8 @@ def read_dicom(record: VolumeRecord, root: Path) -> RawVolume:
         volume[number] = plane
     choose_rule(volume, None)
     upright, spacing = geometry.to_lps(volume.transpose(2, 1, 0), stack.affine)
-    return RawVolume(upright, spacing, "header", note="other series in the folder" if others else "")
+    note = "other series in the folder" if others else ""
+    return RawVolume(upright, spacing, "header", note=note, affine=stack.affine)
 
 
 def _plane(pydicom: ModuleType, header: Header) -> np.ndarray:

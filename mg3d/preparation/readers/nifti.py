@@ -45,9 +45,10 @@ def read_ct(record: VolumeRecord, root: Path) -> RawVolume:
         if any(there != said for there, said in zip(found, expected) if not math.isnan(said)):
             sizes = ("x".join(f"{length:g}" for length in lengths) for lengths in (found, expected))
             raise Refusal("shape_mismatch", "{} voxels (z y x), {} in the metadata".format(*sizes))
-    volume, spacing = geometry.to_lps(stored, geometry.table_affine(table) if affine is None else affine)
+    affine = geometry.table_affine(table) if affine is None else affine
+    volume, spacing = geometry.to_lps(stored, affine)
     rule = choose_rule(stored, table and (table.slope, table.intercept))
-    return RawVolume(volume, spacing, rule.name, (rule.slope, rule.intercept))
+    return RawVolume(volume, spacing, rule.name, (rule.slope, rule.intercept), affine=affine)
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

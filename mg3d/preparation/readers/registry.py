@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mg3d.preparation.readers.dicom import read_dicom
 from mg3d.preparation.readers.grey_nifti import read_grey_nifti
+from mg3d.preparation.readers.mha import read_mha
 from mg3d.preparation.readers.nifti import read_ct
 from mg3d.preparation.readers.npz import read_ct_clip, read_rad_chestct
 from mg3d.preparation.readers.slices import read_slices
@@ -17,5 +18,6 @@ READERS: dict[str, Callable[[VolumeRecord, Path], RawVolume]] = {
     "grey_nifti": read_grey_nifti,
     "rad_chestct": read_rad_chestct,
     "dicom": read_dicom,
+    "mha": read_mha,
 }
 """Each takes a record and the data set's root and raises `Refusal` for a volume that cannot be used."""

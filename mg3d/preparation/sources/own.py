@@ -38,7 +38,7 @@ _LONG_CELL = 60
 
 
 @dataclass(frozen=True)
-class _Volume:
+class ListedVolume:
     """A volume as it is named below the root. The repr holds no name."""
 
     path: PurePosixPath = field(repr=False)
@@ -69,7 +69,7 @@ class Naming(NamedTuple):
 class Listing(NamedTuple):
     """What lies in the folder or stands in the table, before ids are made."""
 
-    volumes: list[_Volume]
+    volumes: list[ListedVolume]
     notes: list[str]
     labelled: bool
     """The table has a column of labels."""
@@ -141,10 +141,10 @@ def list_own(root: Path, table: Path | None) -> Listing:
     if table is not None:
         return _list_table(root, table)
     volumes = []
-    for path in _volumes_below(root):
+    for path in volumes_below(root):
         patient = path.parts[0] if len(path.parts) > 1 else _stem(path)
         study = str(path.parent) if len(path.parts) > 1 else patient
-        volumes.append(_Volume(path, patient, study))
+        volumes.append(ListedVolume(path, patient, study))
     if not volumes:
         raise FileNotFoundError(f"{root} holds neither NIfTI files (.nii, .nii.gz) nor DICOM series; give the folder that does")
     patients = len({volume.patient for volume in volumes})
@@ -152,12 +152,13 @@ def list_own(root: Path, table: Path | None) -> Listing:
     return Listing(volumes, [note], labelled=False)
 
 
-def _volumes_below(root: Path) -> Iterator[PurePosixPath]:
+def volumes_below(root: Path, suffixes: tuple[str, ...] = _SUFFIXES) -> Iterator[PurePosixPath]:
+    """Files that end in one of `suffixes` and folders of DICOM slices below `root`, relative to it, folder by folder."""
     for folder, inside, names in os.walk(root):
         inside.sort()
         here = Path(folder)
         names = sorted(name for name in names if not name.startswith(".") and name != "DICOMDIR")
-        yield from (PurePosixPath((here / name).relative_to(root).as_posix()) for name in names if name.endswith(_SUFFIXES))
+        yield from (PurePosixPath((here / name).relative_to(root).as_posix()) for name in names if name.endswith(suffixes))
         others = [name for name in names if Path(name).suffix.lower() in {".dcm", ".ima", ""} or Path(name).suffix[1:].isdigit()]
         if any(_may_be_dicom(here / name) for name in others[:3]):
             yield PurePosixPath(here.relative_to(root).as_posix())
@@ -192,20 +193,20 @@ def _list_table(root: Path, path: Path) -> Listing:
     notes += [f"own: {again} rows name a volume once more; equal ones count once, others are set aside"] if again else []
     strange = sum(bool(row.get(label)) and flag(row[label]) < 0 for row in rows for label in LABELS)
     notes += [f"own: {strange} cells of labels are neither 1, 0 nor empty; they count as not known"] if strange else []
-    left = sum(not volumes.keys() & {path, *path.parents} for path in _volumes_below(root))
+    left = sum(not volumes.keys() & {path, *path.parents} for path in volumes_below(root))
     notes += [f"own: {left} volumes of the folder are not in the table; left out"] if left else []
     if "patient" not in table.names:
         notes.append("own: the table has no column `patient`; each folder at the top, or each file there, counts as one")
     return Listing([*volumes.values(), *rejected], notes, labelled=bool(set(LABELS) & set(table.names)))
 
 
-def _volume(row: Mapping[str, str], place: PurePosixPath, number: int) -> _Volume:
+def _volume(row: Mapping[str, str], place: PurePosixPath, number: int) -> ListedVolume:
     split = row.get("split", "").lower()
     if split and split not in SPLIT_WORDS:
         raise ValueError(f"row {number} of the table has another split than train, val, test; write one, or leave it empty")
     patient = row.get("patient") or (place.parts[0] if len(place.parts) > 1 else _stem(place))
     study = row.get("study")
-    return _Volume(
+    return ListedVolume(
         path=place,
         patient=patient,
         study=f"{patient}/{study}" if study else _stem(place),
@@ -217,8 +218,8 @@ def _volume(row: Mapping[str, str], place: PurePosixPath, number: int) -> _Volum
     )
 
 
-def _with_fault(volume: _Volume, fault: str) -> _Volume:
-    return _Volume(volume.path, volume.patient, volume.study, fault=fault, row=volume.row)
+def _with_fault(volume: ListedVolume, fault: str) -> ListedVolume:
+    return ListedVolume(volume.path, volume.patient, volume.study, fault=fault, row=volume.row)
 
 
 def _need_pydicom() -> None:
@@ -262,7 +263,7 @@ def _check_found(root: Path, path: Path, table: Table, found: list[bool]) -> Non
     )
 
 
-def _splits(volumes: list[_Volume], *, val_patients: int, seed: int, notes: list[str]) -> dict[str, str]:
+def _splits(volumes: list[ListedVolume], *, val_patients: int, seed: int, notes: list[str]) -> dict[str, str]:
     """Patient -> our split."""
     said = defaultdict(set)
     for volume in volumes:

@@ -1,0 +1,57 @@
+"""What the tools of `mg3d.inference` share: options that choose a model, how it is loaded, a bar that shows how far it is."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mg3d.checkpoints.command import answer as print_answer
+from mg3d.inference.load import load
+from mg3d.inference.model import ScanModel
+
+
+def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """A parser with the options of every tool."""
+    parser = argparse.ArgumentParser(prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="saved folder, run (result/tiny), checkpoint, released file or hub id")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="where it is not found with the model")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes the GPU where there is one")
+    return parser
+
+
+def add_many(parser: argparse.ArgumentParser) -> None:
+    """Options of tools that go over many scans."""
+    parser.add_argument("--batch", type=_count, default=4, help="scans in one pass (%(default)s)")
+    parser.add_argument("--workers", type=_count, default=2, help="threads that read scans (%(default)s)")
+    parser.add_argument("--table", metavar="FILE", help="CSV or JSON that names scans and their reports (docs/data.md)")
+
+
+def answer(work: Callable[[], str]) -> int:
+    """As `checkpoints.command.answer`; a stop from the keyboard is told in a line too, exit code 130."""
+    try:
+        return print_answer(work)
+    except KeyboardInterrupt:
+        print("mg3d: stopped; what was done is kept, and the same command goes on", file=sys.stderr)
+        return 130
+
+
+def load_model(options: argparse.Namespace) -> ScanModel:
+    """The model that the options name; errors as `load`."""
+    batch = getattr(options, "batch", 1)
+    return load(options.model, device=options.device, tokenizer=options.tokenizer, batch=batch)
+
+
+def track(items: Iterable, total: int) -> Iterator:
+    """Passes items on with a bar on the terminal's error stream; it shows numbers and no names."""
+    columns = (TextColumn("scans"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal) as bar:
+        yield from bar.track(items, total=total)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; it starts at 1")
+    return int(text)

@@ -1,0 +1,109 @@
+"""From a path or name to a model that answers, whatever was saved there."""
+
+from pathlib import Path
+
+import torch
+
+from mg3d.checkpoints.export import Pretrained, from_pretrained, from_run
+from mg3d.checkpoints.inspect import RELEASED_PREPROCESSING, Passport, passport
+from mg3d.checkpoints.load import load_weights
+from mg3d.checkpoints.merging import identity_of
+from mg3d.checkpoints.read import CONFIG, read_checkpoint
+from mg3d.checkpoints.styles import bring_to_our_names
+from mg3d.datasets.tokenizer import load_tokenizer
+from mg3d.inference.model import ScanModel
+from mg3d.models.build import build_vision
+from mg3d.settings.parse import parse
+from mg3d.settings.presets import PRESETS
+
+_NEWEST = ("last", "best")
+_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+"""Endings that no name on the hub has."""
+
+
+def load(
+    path: str | Path, *, device: str = "auto", tokenizer: str | Path | None = None, batch: int = 4, revision: str | None = None
+) -> ScanModel:
+    """A model that answers, from what lies at `path`.
+
+    Args:
+        path: a folder that mg3d saved, a run's folder (its last checkpoint), `RUN/last` or `RUN/best`, a checkpoint of a run, a
+            released file or another image encoder that is known (which then embeds scans and reads no text), or a hub id.
+        device: `cpu`, `cuda`, `cuda:1` ...; auto = the GPU where there is one.
+        tokenizer: a folder or hub name; when left out it is found with the model or beside the run's checkpoints.
+        batch: most scans in one pass.
+        revision: of a hub id.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name, here or on the hub.
+        ValueError: it is something else, or lacks a part; says which.
+    """
+    where = _device(device)
+    found = _find(Path(path))
+    if found is None:
+        pretrained = from_pretrained(path, revision=revision)
+    elif (found / CONFIG).is_file():
+        pretrained = from_pretrained(found)
+    else:
+        file = read_checkpoint(found)
+        if "text_config" not in identity_of(file):
+            return _encoder_alone(passport(file, bring_to_our_names(file.tensors)), where, batch)
+        pretrained = from_run(found, tokenizer=tokenizer)
+    if tokenizer is not None:
+        pretrained = pretrained._replace(tokenizer=load_tokenizer(str(tokenizer)))
+    return _whole(pretrained, where, batch)
+
+
+def _find(path: Path) -> Path | None:
+    """The folder or file that is meant; None where nothing lies there, so that it may be a name on the hub."""
+    places = [path / "checkpoints" / f"{name}.ckpt" for name in _NEWEST] if path.is_dir() else []
+    if path.name in _NEWEST:
+        places.append(path.parent / "checkpoints" / f"{path.name}.ckpt")
+    there = next((place for place in places if place.is_file()), None)
+    if there is None and path.is_dir() and not (path / CONFIG).is_file():
+        raise ValueError(
+            f"{path} holds neither a saved model (config.json, model.safetensors) nor a run (checkpoints/last.ckpt); name one of "
+            "these, or a file of weights"
+        )
+    is_place = path.is_absolute() or path.suffix in _FILES or len(path.parts) > 2 or path.name in _NEWEST
+    if there is None and not path.exists() and is_place:
+        raise FileNotFoundError(f"there is no {path}; name a saved folder, a run, a file of weights, or a hub id")
+    return there or (path if path.exists() else None)
+
+
+def _whole(pretrained: Pretrained, device: torch.device, batch: int) -> ScanModel:
+    pretrained.model.text.check_vocabulary(
+        len(pretrained.tokenizer) if pretrained.tokenizer is not None else pretrained.model.text.vocabulary_size
+    )
+    return ScanModel(
+        pretrained.model,
+        settings=pretrained.settings,
+        tokenizer=pretrained.tokenizer,
+        config=pretrained.config,
+        device=device,
+        batch=batch,
+    )
+
+
+def _encoder_alone(found: Passport, device: torch.device, batch: int) -> ScanModel:
+    """An image encoder that a preset builds, with a file's weights."""
+    if found.encoder not in PRESETS:
+        raise ValueError(
+            f"{found.path} ({found.family}, encoder {found.encoder}) says not how its model is built, and no preset builds that "
+            "encoder; build one and fill it with mg3d.load_weights, then mg3d.save_pretrained gives a folder that can be loaded"
+        )
+    settings = parse(PRESETS[found.encoder])
+    vision = build_vision(settings)
+    load_weights(vision, found.path)
+    config = {"preprocessing": found.preprocessing or RELEASED_PREPROCESSING, "provenance": found.provenance}
+    return ScanModel(vision, settings=settings, tokenizer=None, config=config, device=device, batch=batch)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0][:80]}); try cpu or auto") from error
+    return torch.device(name)

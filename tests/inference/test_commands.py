@@ -1,0 +1,214 @@
+"""The commands: the same numbers as in Python, going on after a stop, bad scans set aside, one sentence for what is wrong."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from small_arrow import write_split
+from small_dicom import NAME, write_series
+from small_inference import REPORTS, save_scan
+from small_raw import chest
+
+from mg3d.datasets.arrow import open_index
+from mg3d.datasets.storage import Storage
+from mg3d.inference.index import SearchIndex
+from mg3d.inference.many import answer_all, embed_all
+from mg3d.inference.sources import Item, list_scans
+from mg3d.preparation.quarantine import REASONS
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def command(name, *arguments):
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two good scans, a series, a damaged file, and a table that tells the reports of all four."""
+    root = tmp_path / "tree"
+    save_scan(root / "one" / "a.nii.gz", hu=chest(0)[::-1, ::-1])
+    save_scan(root / "two" / "b.nii", seed=1)
+    write_series(root / "series", chest(2))
+    (root / "broken.nii.gz").write_bytes(b"\x1f\x8b\x08\x00")
+    rows = [("one/a.nii.gz", REPORTS[0]), ("two/b.nii", REPORTS[1]), ("series", ""), ("broken.nii.gz", "Clear.")]
+    with (tmp_path / "table.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("volume", "report"), *rows])
+    return root
+
+
+def read_rows(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_an_index_of_a_folder_holds_what_python_gives_and_goes_on(tree, folder, model, tmp_path, capsys):
+    out = tmp_path / "index"
+    asked = ("--model", folder, "--device", "cpu", tree, "--out", out, "--table", tmp_path / "table.csv")
+    assert command("embed", *asked) == 0
+    said = capsys.readouterr()
+    assert "3 scans done, 0 were there, 1 set aside" in said.out
+    assert not any(word in said.out + said.err for word in (NAME, "effusion", "broken", "series"))
+    index = SearchIndex.load(out)
+    kinds = index.entries["kind"].to_pylist()
+    assert [kinds.count(kind) for kind in ("scan", "report", "sentence")] == [3, 2, 4]
+    by_key = {
+        (key, kind, text): vector
+        for key, kind, text, vector in zip(*(index.entries[name].to_pylist() for name in ("key", "kind", "text")), index.vectors)
+    }
+    np.testing.assert_allclose(by_key["two/b.nii", "scan", ""], model.embed(model.read(tree / "two" / "b.nii")), atol=1e-5)
+    np.testing.assert_allclose(by_key["series", "scan", ""], model.embed(model.read(chest(2))), atol=1e-5)
+    np.testing.assert_allclose(by_key["one/a.nii.gz", "report", REPORTS[0]], model.embed_report(REPORTS[0]), atol=1e-5)
+    aside = read_rows(out / "set_aside.csv")
+    assert [row["scan"] for row in aside] == ["broken.nii.gz"]
+    assert aside[0]["reason"].startswith("the compressed file ends early")
+    save_scan(tree / "broken.nii.gz", seed=5)
+    assert command("embed", *asked) == 0
+    assert "1 scans done, 3 were there" in capsys.readouterr().out
+    assert sum(kind == "scan" for kind in SearchIndex.load(out).entries["kind"].to_pylist()) == 4
+
+
+def test_a_stopped_run_keeps_what_it_had(model, tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    good = [Item(f"scan {place}", "", lambda place=place: model.read(chest(place))) for place in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        embed_all(model, [*good[:4], Item("stop", "", stop), *good[4:]], tmp_path / "index", workers=1)
+    table = {"columns": ["x"], "ask": lambda scans: [[1]] * len(scans)}
+    with pytest.raises(KeyboardInterrupt):
+        answer_all(model, [*good[:2], Item("stop", "", stop)], tmp_path / "x.csv", **table)
+    assert [row["x"] for row in read_rows(tmp_path / "x.csv")] == ["1", "1"]
+    assert len(SearchIndex.load(tmp_path / "index")) == 4
+    outcome, entries = embed_all(model, good, tmp_path / "index")
+    assert (outcome.new, outcome.before, entries) == (1, 4, 5)
+
+
+def test_search_by_text_and_by_scan_finds_the_entry_itself_first(tree, folder, tmp_path, capsys):
+    out, about = tmp_path / "index", ("--model", folder, "--device", "cpu")
+    command("embed", *about, tree, "--out", out, "--table", tmp_path / "table.csv")
+    capsys.readouterr()
+    assert command("search", *about, out, "--text", REPORTS[1], "-k", 2, "--kind", "report") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[:4] == ["1", "+1.000", "report", "two/b.nii"]
+    assert second.split()[3] == "one/a.nii.gz"
+    assert command("search", *about, out, "--scan", tree / "one" / "a.nii.gz", "--kind", "scan") == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[:4] == ["1", "+1.000", "scan", "one/a.nii.gz"]
+
+
+def test_zero_shot_gives_python_s_numbers_printed_and_as_a_table(tree, folder, model, tmp_path, capsys):
+    about, names = ("--model", folder, "--device", "cpu"), ["Effusion", "Lung nodule"]
+    expected = model.classify(model.read(tree / "two" / "b.nii"), names)
+    assert command("zero_shot", *about, tree / "two" / "b.nii", "--findings", *names) == 0
+    assert capsys.readouterr().out.strip() == str(expected)
+    out = tmp_path / "scores.csv"
+    assert command("zero_shot", *about, tree, "--findings", *names, "--out", out) == 0
+    rows = {row["scan"]: row for row in read_rows(out)}
+    assert len(rows) == 4
+    found = [float(rows["two/b.nii"][row.present]) for row in expected]
+    assert found == pytest.approx([row.probability for row in expected], abs=1e-5)
+    assert rows["broken.nii.gz"]["set_aside"].startswith("the compressed file")
+    assert command("zero_shot", *about, tree, "--findings", *names, "--out", out) == 0
+    assert "0 scans done, 3 were there, 1 set aside" in capsys.readouterr().out
+    assert len(read_rows(out)) == 4
+    assert command("zero_shot", *about, tree, "--findings", "Effusion", "--out", out) == 2
+    assert "holds answers of another model or to other questions" in capsys.readouterr().err
+
+
+def test_ground_writes_python_s_map_over_the_scan(tree, folder, model, tmp_path, capsys):
+    scan, out = tree / "one" / "a.nii.gz", tmp_path / "map.nii.gz"
+    assert command("ground", "--model", folder, "--device", "cpu", scan, REPORTS[0], "--out", out) == 0
+    assert "cosine" in capsys.readouterr().out
+    image = nib.load(out)
+    np.testing.assert_allclose(image.affine, nib.load(scan).affine)
+    expected = model.ground(model.read(scan), REPORTS[0]).in_file().get_fdata()
+    np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_exported_encoder_gives_the_model_s_embeddings(folder, model, tmp_path, capsys):
+    assert command("export_encoder", "--model", folder, "--device", "cpu", tmp_path / "encoder.pt2") == 0
+    assert "differ by" in capsys.readouterr().out
+    program = torch.export.load(tmp_path / "encoder.pt2").module()
+    scan = model.read(chest(3))
+    with torch.no_grad():
+        vector = program(torch.from_numpy(scan.volume)[None, None])[0].numpy()
+    np.testing.assert_allclose(vector, model.embed(scan), atol=1e-5)
+    assert command("export_encoder", "--model", folder, "--device", "cpu", tmp_path / "other.pt2", "--tolerance", -1) == 2
+    assert not (tmp_path / "other.pt2").exists()
+
+
+BAD = {
+    "no model": (["search", "--model", "{}/none.ckpt", "{}", "--text", "a"], "there is no"),
+    "no index": (["search", "--model", "M", "{}", "--text", "a"], "holds no search index"),
+    "no scan": (["zero_shot", "--model", "M", "{}/none.nii"], "there is no"),
+    "empty folder": (["embed", "--model", "M", "{}", "--out", "{}/index"], "holds no scan"),
+    "no words": (["ground", "--model", "M", "{}/scan.nii", " ", "--out", "{}/map.nii"], "there is no"),
+    "cannot write": (["generate", "--model", "M", "{}/scan.nii"], "without a captioning head"),
+    "ending": (["export_encoder", "--model", "M", "{}/encoder.pt"], r"ends in .pt2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_said_in_one_line(case, folder, tmp_path, capsys):
+    (name, *arguments), expected = BAD[case]
+    arguments = [str(folder) if word == "M" else word.format(tmp_path) for word in arguments]
+    assert command(name, *arguments, "--device", "cpu") == 2
+    said = capsys.readouterr()
+    assert expected in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("name", ["embed", "search", "zero_shot", "generate", "ground", "export_encoder"])
+def test_every_command_tells_what_it_does(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(name, "--help")
+    assert stopped.value.code == 0
+    assert "--model" in capsys.readouterr().out
+
+
+def test_a_folder_s_scans_are_listed_by_their_paths(tree, model):
+    assert {item.key for item in list_scans(model, tree)} == {"one/a.nii.gz", "two/b.nii", "series", "broken.nii.gz"}
+    assert [item.key for item in list_scans(model, tree / "one" / "a.nii.gz")] == ["a.nii.gz"]
+
+
+def test_prepared_studies_are_scans_of_their_own_with_their_reports(model, tmp_path):
+    grid = model.preprocessing.recipe.shape
+    write_split(tmp_path, "ct_rate", "test", patients=3, reconstructions=2, shape=grid)
+    items = list_scans(model, tmp_path / "clm_ct_rate_test.arrow")
+    assert len(items) == 3
+    scan = items[1].read()
+    index = open_index(Storage(tmp_path), "ct_rate", "test")
+    low, high = model.preprocessing.window_hu
+    np.testing.assert_allclose(scan.volume, ((index.volume(2) - low) / (high - low)).clip(0, 1), atol=1e-6)
+    assert items[1].report == index.table["report"][2].as_py()
+    np.testing.assert_array_equal(scan.upright(scan.volume), scan.volume)
+    write_split(tmp_path / "other", "ct_rate", "test", patients=1, shape=(8, 16, 12))
+    with pytest.raises(ValueError, match="holds volumes of 8x16x12 and the model reads 32x24x32"):
+        list_scans(model, tmp_path / "other" / "clm_ct_rate_test.arrow")
+
+
+def test_a_table_that_is_not_ours_is_not_written_over(model, tmp_path):
+    (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="answers of another model or to other questions"):
+        answer_all(model, [], tmp_path / "mine.csv", columns=["x"], ask=lambda scans: [])
+    assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n"
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match="is no table of answers"):
+        answer_all(model, [], tmp_path / "empty.csv", columns=["x"], ask=lambda scans: [])
+
+
+def test_rows_of_a_table_that_contradict_one_another_are_set_aside(tree, model, tmp_path):
+    rows = ["volume,report", "one/a.nii.gz,Clear.", "one/a.nii.gz,A nodule.", "two/b.nii,Clear.", "gone.nii,Clear."]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    outcome, _ = embed_all(model, list_scans(model, tree, table=tmp_path / "table.csv"), tmp_path / "index")
+    assert outcome.new == 1
+    assert {reason for _, reason in outcome.set_aside} == {REASONS["duplicate_row"], REASONS["missing_file"]}

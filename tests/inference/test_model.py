@@ -1,0 +1,208 @@
+"""What a loaded model answers, against the same worked out by hand from its parts."""
+
+import numpy as np
+import pytest
+import torch
+from released_files import key_list, synthetic
+from small_inference import REPORTS, build, save, save_scan
+from small_raw import SPACING, chest
+from torch.nn import functional as F
+
+import mg3d
+from mg3d.checkpoints.export import from_pretrained, text_config
+from mg3d.datasets.tokenizer import encode_report, train_wordpiece
+from mg3d.glossary import LABELS
+from mg3d.inference.grounding import moved_cosine
+from mg3d.inference.model import IMAGE_ALONE, JOINT
+from mg3d.settings.parse import flatten
+from mg3d.text_units import split_clauses
+
+
+def by_hand(folder, text, units):
+    """Embedding [E] of one text, straight from the model's parts."""
+    loaded = from_pretrained(folder)
+    row = encode_report(loaded.tokenizer, text, units, 40)
+    ids, index = torch.from_numpy(row.ids)[None], torch.from_numpy(row.sentence_index)[None]
+    with torch.no_grad():
+        return loaded.model.embed_report(ids, torch.ones_like(ids, dtype=torch.bool), index)[0].numpy()
+
+
+def test_probabilities_are_the_softmax_over_two_prompts_one_by_one(folder, model, scans):
+    names = ["Lung nodule", "effusion"]
+    found = model.classify(scans, names)
+    scale = from_pretrained(folder).model.cml_scale(torch.zeros(1)).item()
+    for scan, findings in zip(scans, found, strict=True):
+        for name, row in zip(names, findings, strict=True):
+            lower = name[0].lower() + name[1:]
+            assert (row.name, row.present, row.absent) == (name, f"There is {lower}.", f"There is no {lower}.")
+            near = [scale * float(model.embed(scan) @ by_hand(folder, text, ((0, len(text)),))) for text in row[2:]]
+            assert row.probability == pytest.approx(1 / (1 + np.exp(near[1] - near[0])), abs=1e-4)
+            assert findings[name] == row.probability
+    assert len(model.classify(scans[0])) == len(LABELS)
+    assert model.classify(scans[0], names, wording="ct_clip").rows[0].present == "Lung nodule is present."
+
+
+def test_many_scans_in_batches_give_what_each_gives_alone(model, scans):
+    together = model.embed(scans)
+    assert together.shape == (3, 16)
+    for row, scan in zip(together, scans, strict=True):
+        np.testing.assert_allclose(model.embed(scan), row, atol=1e-5)
+        assert np.linalg.norm(row) == pytest.approx(1, abs=1e-5)
+    assert not np.allclose(together[0], together[1], atol=1e-4)
+
+
+def test_a_report_is_embedded_by_the_units_it_was_trained_with(folder, model):
+    assert model.sentences(REPORTS[1]) == ["A small effusion on the left,", "a nodule on the right."]
+    expected = by_hand(folder, REPORTS[1], split_clauses(REPORTS[1]))
+    np.testing.assert_allclose(model.embed_report(REPORTS[1]), expected, atol=1e-5)
+    np.testing.assert_allclose(model.embed_report(REPORTS)[1], expected, atol=1e-5)
+
+
+def test_file_and_array_give_the_same_numbers(tmp_path, model):
+    path = save_scan(tmp_path / "scan.nii.gz", seed=1)
+    np.testing.assert_array_equal(model.embed(model.read(path)), model.embed(model.read(chest(1), spacing_mm=SPACING)))
+
+
+@pytest.mark.parametrize("weights", [{}, {"weight_dcl": 0.0, "weight_ssm": 0.0}], ids=["attention", "contrast"])
+def test_a_map_has_a_number_for_every_token_and_says_1_where_nothing_is_preferred(tmp_path, weights):
+    model = mg3d.load(save(tmp_path / "model", **weights), device="cpu")
+    scan = model.read(chest(0), spacing_mm=SPACING)
+    sentence = "A small effusion on the left."
+    region = model.ground(scan, sentence)
+    assert region.cells.shape == model.model.grid
+    assert region.cells.mean() == pytest.approx(1, abs=1e-4)
+    assert region.cells.min() >= 0
+    assert region.similarity == pytest.approx(float(model.embed(scan) @ model.embed_report(sentence)), abs=1e-4)
+    image = region.in_file()
+    assert image.shape == chest(0).shape[::-1]
+    assert "cosine" in str(region)
+
+
+def test_the_attention_map_is_the_softmax_over_tokens_by_hand(model, scans):
+    text = "A nodule on the right."
+    mg = model.model
+    row = encode_report(model.tokenizer, text, ((0, len(text)),), 40)
+    ids = torch.from_numpy(row.ids)[None]
+    with torch.no_grad():
+        tokens = mg.encode_volume(torch.from_numpy(scans[1].volume)[None, None])[0]
+        words = mg.encode_report(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+        sentence = words[torch.from_numpy(row.sentence_index) == 0].mean(0)
+        asked = mg.aggregation.key(tokens) @ mg.aggregation.query(sentence) / 24**0.5
+    expected = torch.softmax(asked, 0).view(mg.grid).numpy() * asked.numel()
+    np.testing.assert_allclose(model.ground(scans[1], text).cells, expected, atol=1e-4)
+
+
+def test_the_contrast_map_finds_the_token_that_carries_the_cosine(tmp_path):
+    model = mg3d.load(save(tmp_path / "model", weight_dcl=0.0, weight_ssm=0.0), device="cpu")
+    torch.manual_seed(0)
+    mg = model.model.double()
+    count = int(np.prod(mg.grid))
+    tokens = torch.randn(1, count, 24).double()
+    report = F.normalize(torch.randn(1, 16).double(), dim=-1)
+
+    def cosine(image):
+        with torch.no_grad():
+            return float((mg.contrast.embed_image(image) * report).sum())
+
+    shares = moved_cosine(mg, tokens, report)
+    mean, small = tokens.mean(1), 1e-4
+    slow = []
+    for place in range(count):
+        nearer = tokens.clone()
+        nearer[:, place] += small * (mean - nearer[:, place])
+        slow.append(max(0.0, (cosine(tokens) - cosine(nearer)) / small))
+    np.testing.assert_allclose(shares.numpy(), np.array(slow) / sum(slow), atol=1e-5)
+
+
+def run_checkpoint(folder, *, words=True):
+    """What a run leaves: a checkpoint and, beside the folder of checkpoints, the tokenizer."""
+    model, settings = build()
+    folder.mkdir()
+    if words:
+        train_wordpiece(REPORTS, vocab_size=80, out_dir=folder / "tokenizer")
+    (folder / "checkpoints").mkdir()
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    identity = {"settings": flatten(settings), "text_config": text_config(model)}
+    torch.save({"state_dict": state, "mg3d": identity, "global_step": 7}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "last", "checkpoints/last.ckpt"])
+def test_a_run_answers_as_the_folder_saved_of_it(tmp_path, model, scans, name):
+    loaded = mg3d.load(run_checkpoint(tmp_path / "run") / name, device="cpu")
+    assert loaded.space == JOINT
+    np.testing.assert_array_equal(loaded.embed(scans[0]), model.embed(scans[0]))
+    np.testing.assert_array_equal(loaded.embed_report(REPORTS[0]), model.embed_report(REPORTS[0]))
+    assert loaded.fingerprint == model.fingerprint
+
+
+def test_a_run_without_its_tokenizer_says_what_is_missing(tmp_path, model, scans):
+    run = run_checkpoint(tmp_path / "run", words=False)
+    loaded = mg3d.load(run, device="cpu")
+    np.testing.assert_array_equal(loaded.embed(scans[0]), model.embed(scans[0]))
+    with pytest.raises(ValueError, match="no tokenizer was found with this model"):
+        loaded.classify(scans[0], ["effusion"])
+    words = train_wordpiece(REPORTS, vocab_size=80, out_dir=tmp_path / "words")
+    assert len(words) == len(model.tokenizer)
+    again = mg3d.load(run, device="cpu", tokenizer=tmp_path / "words")
+    np.testing.assert_array_equal(again.embed_report(REPORTS[0]), model.embed_report(REPORTS[0]))
+
+
+@pytest.mark.slow
+def test_a_released_encoder_embeds_scans_and_says_that_it_reads_no_text(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: 0.05 * torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+        for name, tensor in synthetic(key_list("keys_vision_swinb")).items()
+    }
+    torch.save(state, tmp_path / "swinb.pt")
+    loaded = mg3d.load(tmp_path / "swinb.pt", device="cpu")
+    scan = loaded.read(chest(0))
+    assert scan.volume.shape == (128, 96, 128)
+    vector = loaded.embed(scan)
+    with torch.no_grad():
+        last = loaded.vision.encode(torch.from_numpy(scan.volume)[None, None]).mean((2, 3, 4))
+    np.testing.assert_allclose(vector, F.normalize(last, dim=-1)[0].numpy(), atol=1e-5)
+    assert loaded.space == IMAGE_ALONE
+    with pytest.raises(ValueError, match="an image encoder alone and reads no text"):
+        loaded.classify(scan)
+
+
+def test_what_the_released_objective_cannot_do_is_said(tmp_path):
+    loaded = mg3d.load(save(tmp_path / "model", cml_pair="multimodal_unimodal"), device="cpu")
+    assert loaded.space == IMAGE_ALONE
+    scan = loaded.read(chest(0))
+    assert loaded.embed(scan).shape == (loaded.vision.channels,)
+    with pytest.raises(ValueError, match="no plain image and report embedding"):
+        loaded.classify(scan, ["effusion"])
+
+
+def test_a_model_with_a_captioning_head_writes_and_one_without_says_so(folder, scans):
+    loaded = mg3d.load(folder, device="cpu")
+    with pytest.raises(ValueError, match="without a captioning head"):
+        loaded.generate(scans[0])
+    ids = loaded.tokenizer("small nodule")["input_ids"]
+    loaded.model.caption = torch.nn.Identity()
+    loaded.model.write_reports = lambda volume, **how: torch.tensor([[*ids, loaded.tokenizer.pad_token_id]] * len(volume))
+    assert str(loaded.generate(scans[0])) == "small nodule"
+    assert len(loaded.generate(scans)) == 3
+
+
+def test_every_bad_question_is_one_sentence(model, scans, tmp_path):
+    bad = [
+        (lambda: model.classify(scans[0], "effusion"), "expected a list of words"),
+        (lambda: model.classify(scans[0], []), "expected a list of words"),
+        (lambda: model.classify(scans[0], ["effusion"], wording="mine"), "choose one of there_is, ct_clip"),
+        (lambda: model.embed([]), "no scan to embed"),
+        (lambda: model.embed_report(" ... "), "a text without a word"),
+        (lambda: model.ground(scans[0], ""), "a text without a word"),
+        (lambda: mg3d.load(tmp_path), "holds neither a saved model"),
+        (lambda: mg3d.load(tmp_path / "nothing.ckpt"), "there is no"),
+        (lambda: mg3d.load(tmp_path / "run" / "last"), "there is no"),
+        (lambda: mg3d.load("nobody/no-such-model-v1.0", device="cpu"), "could not be fetched from the hub"),
+        (lambda: mg3d.load("nobody/no-such-model", device="tpu9"), "cannot be used here"),
+    ]
+    for ask, expected in bad:
+        with pytest.raises((ValueError, FileNotFoundError), match=expected) as caught:
+            ask()
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,200 @@
+"""Scans of any file reach the model's grid as the preparation would store them, and maps find their way back."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from small_dicom import write_series
+from small_inference import save_scan, with_lesion
+from small_raw import LPS, SHAPE, SPACING, chest
+
+from mg3d.inference.scans import Preprocessing, Scan, as_nifti, file_record, read_scan, scan_of_array, write_nifti
+from mg3d.preparation.recipe import Recipe
+from mg3d.preparation.voxels import make_volume
+
+GRID = (16, 11, 14)
+RECIPES = {
+    "fraction": Recipe(shape=GRID),
+    "body": Recipe(shape=GRID, crop="body"),
+    "mm": Recipe(shape=GRID, crop="mm", crop_mm=(140.0, 50.0, 80.0)),
+}
+ASKED = Preprocessing(RECIPES["fraction"], (-1000.0, 3000.0))
+LESION = (15, 12, 9)
+"""z, y, x of the upright chest."""
+TURN = np.radians(12)
+TILT = np.array([[np.cos(TURN), -np.sin(TURN), 0], [np.sin(TURN), np.cos(TURN), 0], [0, 0, 1.0]])
+
+
+def oblique(affine):
+    tilted = affine.copy()
+    tilted[:3, :3] = TILT @ affine[:3, :3]
+    tilted[:3, 3] = (11.0, -7.0, 140.0)
+    return tilted
+
+
+def nifti_file(folder, hu, axes):
+    """The same chest with its axes in another order and turned; `axes` as nibabel writes them."""
+    image = nib.Nifti1Image(hu.transpose(2, 1, 0), oblique(LPS))
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("LPS"), nib.orientations.axcodes2ornt(axes))
+    nib.save(image.as_reoriented(turn), folder / "scan.nii.gz")
+    return folder / "scan.nii.gz"
+
+
+def mha_file(folder, hu, ending=".mha"):
+    image = SimpleITK.GetImageFromArray(hu)
+    image.SetSpacing(SPACING[::-1])
+    image.SetDirection(TILT.ravel())
+    image.SetOrigin((4.0, -9.0, 33.0))
+    SimpleITK.WriteImage(image, str(folder / f"scan{ending}"))
+    return folder / f"scan{ending}"
+
+
+FILES = {
+    "RAS": lambda folder, hu: nifti_file(folder, hu, "RAS"),
+    "LPS": lambda folder, hu: nifti_file(folder, hu, "LPS"),
+    "SAL": lambda folder, hu: nifti_file(folder, hu, "SAL"),
+    "PIR": lambda folder, hu: nifti_file(folder, hu, "PIR"),
+    "mha": mha_file,
+    "mhd": lambda folder, hu: mha_file(folder, hu, ".mhd"),
+    "dicom": lambda folder, hu: write_series(folder / "series", hu),
+}
+
+
+def brightest(array):
+    return np.unravel_index(array.argmax(), array.shape)
+
+
+@pytest.mark.parametrize("crop", RECIPES)
+@pytest.mark.parametrize("kind", FILES)
+def test_a_lesion_found_in_the_grid_is_put_back_on_the_lesion_of_the_file(tmp_path, kind, crop):
+    path = FILES[kind](tmp_path, with_lesion(LESION))
+    scan = read_scan(path, Preprocessing(RECIPES[crop], (-1000.0, 3000.0)))
+    cells = np.zeros(GRID, np.float32)
+    cells[brightest(scan.volume)] = 1.0
+    upright = scan.upright(cells)
+    cell_voxels = [(end - start) / side for (start, end), side in zip(scan.box, GRID)]
+    middle = np.argwhere(upright > 0.5 * upright.max()).mean(0)
+    assert (np.abs(middle - LESION) <= np.array(cell_voxels) / 2 + 1).all()
+    image = scan.in_file(upright)
+    if kind in ("RAS", "LPS", "SAL", "PIR"):  # voxel by voxel the array of the file
+        there = nib.load(path)
+        assert image.shape == there.shape
+        np.testing.assert_allclose(image.affine, there.affine, atol=1e-4)
+        place = np.argwhere(image.get_fdata() > 0.5 * upright.max()).mean(0)
+        lesion = np.argwhere(there.get_fdata() == 2500).mean(0)
+        apart_mm = np.linalg.norm(there.affine[:3, :3] @ (place - lesion))
+        assert apart_mm <= np.linalg.norm(np.array(cell_voxels) / 2 * SPACING) + max(SPACING)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_place_in_mm_is_that_of_the_file(tmp_path, kind):
+    path = FILES[kind](tmp_path, with_lesion(LESION))
+    scan = read_scan(path, ASKED)
+    if kind == "dicom":
+        expected = np.array([31.0 - 9 * 2.5, 43.0 - 12 * 3.0, -207.0 + 15 * 5.0])  # LPS to RAS: x and y change their sign
+    elif kind in ("mha", "mhd"):
+        image = SimpleITK.ReadImage(str(path))
+        expected = np.array([-1, -1, 1]) * image.TransformIndexToPhysicalPoint((9, 12, 15))
+    else:
+        expected = oblique(LPS) @ (9, 12, 15, 1)
+    np.testing.assert_allclose(scan.place_mm(LESION), expected[:3], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_all_files_of_one_chest_give_one_volume_and_it_is_the_array_s(tmp_path, kind):
+    scan = read_scan(FILES[kind](tmp_path, chest(2)), ASKED)
+    np.testing.assert_array_equal(scan.volume, scan_of_array(chest(2), ASKED, spacing_mm=SPACING).volume)
+
+
+@pytest.mark.parametrize("crop", RECIPES)
+def test_the_volume_is_what_the_preparation_stores_brought_to_the_window(tmp_path, crop):
+    path = save_scan(tmp_path / "scan.nii.gz", seed=4)
+    stored, _ = make_volume(file_record(path, "nifti"), tmp_path, RECIPES[crop])
+    scan = read_scan(path, Preprocessing(RECIPES[crop], (-700.0, 300.0)))
+    np.testing.assert_allclose(scan.volume, ((stored + 700.0) / 1000.0).clip(0, 1), atol=1e-6)
+
+
+def test_a_coarse_map_is_interpolated_as_by_hand():
+    scan = Scan(np.zeros((4, 2, 2), np.float32), (6, 2, 4), ((1, 5), (0, 2), (0, 4)), LPS, SPACING)
+    cells = np.zeros((2, 1, 2), np.float32)
+    cells[1, 0, 0] = 8.0
+    found = scan.upright(cells, (2, 2, 1))
+    # along z cells lie over voxels 1-2 and 3-4, with middles at 1.5 and 3.5; along x over 0-1 and 2-3
+    np.testing.assert_allclose(found[:, 0, 0], [0, 0, 2, 6, 8, 0])
+    np.testing.assert_allclose(found[4, 1], [8, 6, 2, 0])
+
+
+def test_arrays_of_the_field_are_read_by_the_name_inside(tmp_path):
+    np.savez(tmp_path / "clip.npz", arr_0=(chest(1).transpose(0, 2, 1) / 1000).clip(-1, 1).astype(np.float32))
+    np.savez(tmp_path / "rad.npz", ct=chest(1).clip(-1000, 1000)[::-1].astype(np.int16))
+    expected = scan_of_array(chest(1).clip(-1000, 1000), ASKED).volume
+    for name in ("clip.npz", "rad.npz"):
+        np.testing.assert_allclose(read_scan(tmp_path / name, ASKED).volume, expected, atol=3e-4)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_any_scan_becomes_nifti_with_its_hu_where_they_were(tmp_path, kind):
+    hu = with_lesion(LESION)
+    path = FILES[kind](tmp_path, hu)
+    image, scan = as_nifti(path), read_scan(path, ASKED)
+    np.testing.assert_array_equal(image.get_fdata(), scan.in_file(hu).get_fdata())
+    place = image.affine[:3] @ [*np.argwhere(image.get_fdata() == 2500).mean(0), 1]
+    np.testing.assert_allclose(place, scan.place_mm(LESION), atol=1e-3)
+
+
+BAD = {
+    "text.txt": (b"words", "is no scan that is read here; expected .nii"),
+    "cut.nii.gz": (b"\x1f\x8b\x08\x00", "ends early or is damaged"),
+    "head.nii": (b"1" * 400, "the header cannot be read"),
+    "other.npz": (b"PK", "the .npz file is damaged"),
+    "empty.mha": (b"", "no line ElementDataFile"),
+    "away.mhd": (b"NDims = 3\nElementDataFile = ../secret.raw\n", "voxels in another folder"),
+    "list.mhd": (b"NDims = 3\nElementDataFile = LIST\na\nb\n", "voxels in another folder or in several files"),
+    "broken.mha": (b"ObjectType = Image\nNDims = 3\nElementDataFile = LOCAL\n", "MetaImage file is damaged"),
+    "slice.dcm": (bytes(128) + b"DICM", "this file is one DICOM slice: name its folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_scan_is_refused_in_one_sentence(tmp_path, name):
+    content, expected = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=expected.replace(".", r"\.")) as caught:
+        read_scan(tmp_path / name, ASKED)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("array", "vector"), [(np.zeros((4, 5, 6, 7)), False), (np.zeros((5, 6, 7, 2)), True)])
+def test_a_metaimage_of_other_axes_or_of_several_numbers_a_voxel_is_refused(tmp_path, array, vector):
+    image = SimpleITK.GetImageFromArray(array.astype(np.int16), isVector=vector)
+    SimpleITK.WriteImage(image, str(tmp_path / "scan.mha"))
+    with pytest.raises(ValueError, match="not three axes"):
+        read_scan(tmp_path / "scan.mha", ASKED)
+
+
+def test_what_is_not_there_and_arrays_that_are_no_scan_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        read_scan(tmp_path / "nothing.nii", ASKED)
+    with pytest.raises(ValueError, match="no DICOM file in the folder"):
+        read_scan(tmp_path, ASKED)
+    with pytest.raises(ValueError, match=r"found an array of shape \[2, 3\]"):
+        scan_of_array(np.zeros((2, 3)), ASKED)
+    with pytest.raises(ValueError, match="every voxel is the same"):
+        scan_of_array(np.zeros(SHAPE), ASKED)
+    with pytest.raises(ValueError, match="air lies at -1000 HU neither"):
+        scan_of_array(chest(0) + 1024, ASKED)
+
+
+@pytest.mark.parametrize("name", ["map.nii", "map.nii.gz"])
+def test_a_map_is_written_whole(tmp_path, name):
+    scan = scan_of_array(chest(0), ASKED, spacing_mm=SPACING)
+    image = scan.in_file(np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE))
+    write_nifti(tmp_path / name, image)
+    again = nib.load(tmp_path / name)
+    np.testing.assert_array_equal(again.get_fdata(), image.get_fdata())
+    np.testing.assert_allclose(again.header.get_zooms(), SPACING[::-1])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(ValueError, match=r"ends in \.nii"):
+        write_nifti(Path(tmp_path / "map.png"), image)

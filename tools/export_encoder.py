@@ -1,0 +1,31 @@
+"""Write the image encoder as a program of `torch.export`: from volumes [1, 1, D, H, W] in [0, 1] to embeddings [1, E].
+
+The program is read again and compared with the model before the file appears. `torch.export.load(FILE).module()` runs it without
+mg3d; docs/inference.md tells how a scan becomes a volume.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mg3d.inference.command import answer, load_model, new_parser
+from mg3d.inference.export_encoder import TOLERANCE, export_encoder
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exports; returns the exit code."""
+    parser = new_parser("export_encoder.py", __doc__)
+    parser.add_argument("out", type=Path, metavar="FILE.pt2", help="file to write")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference allowed (%(default)g)")
+    options = parser.parse_args(arguments)
+    return answer(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> str:
+    """Exports and says what the program is worth; errors as `export_encoder`."""
+    return f"mg3d: {export_encoder(load_model(options), options.out, tolerance=options.tolerance)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

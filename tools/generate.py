@@ -1,0 +1,45 @@
+"""Write the report of a scan, with a model that was trained with a captioning head; with --out a CSV table for many scans.
+
+A report that a model wrote is not a finding: read docs/inference.md before anyone acts on one.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mg3d.inference.command import add_many, answer, load_model, new_parser, track
+from mg3d.inference.many import answer_all
+from mg3d.inference.sources import list_scans
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints or writes reports; returns the exit code."""
+    parser = new_parser("generate.py", __doc__)
+    parser.add_argument("source", help="a scan, or with --out a folder of scans or an .arrow index of prepared files")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="one row per scan")
+    add_many(parser)
+    options = parser.parse_args(arguments)
+    return answer(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> str:
+    """Writes and says what was done; errors as `ScanModel.generate` and `answer_all`."""
+    model = load_model(options)
+    model.require_writer()
+    if options.out is None:
+        return str(model.generate(model.read(options.source)))
+    outcome = answer_all(
+        model,
+        list_scans(model, options.source, table=options.table),
+        options.out,
+        columns=["report"],
+        ask=lambda scans: [[report.text] for report in model.generate(scans)],
+        workers=options.workers,
+        track=track,
+    )
+    return f"mg3d: {outcome}; see {options.out}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
