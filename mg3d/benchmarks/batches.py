@@ -47,16 +47,16 @@ def build(options: Options) -> tuple[MG3D, dict[str, torch.nn.Module], Settings]
     return model, build_losses(settings.model, list(objective_weights(settings.loss))), settings
 
 
-def random_batch(options: Options) -> Batch:
+def random_batch(options: Options, *, vocabulary: int = VOCABULARY, cube: int = CUBE) -> Batch:
     """`batch` patients with reports of all `tokens` tokens in `sentences` sentences of like length, on the CPU."""
     generator = torch.Generator().manual_seed(0)
     size, tokens, views = options.batch, options.tokens, 2
-    ids = torch.randint(FIRST_WORD, VOCABULARY, (size, tokens), generator=generator)
+    ids = torch.randint(FIRST_WORD, vocabulary, (size, tokens), generator=generator)
     index = torch.arange(tokens) * options.sentences // tokens
     index = index.expand(size, -1).contiguous()
     asked = torch.rand(size, tokens, generator=generator) < MASKED_WORDS
     cut = slice(0, min(VIEW_TOKENS, tokens))
-    cubes = [side // CUBE for side in options.size]
+    cubes = [side // cube for side in options.size]
     keys = torch.arange(size)
     return Batch(
         volume=torch.rand(size, 1, *options.size, generator=generator),

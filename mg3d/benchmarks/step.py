@@ -1,14 +1,19 @@
 """A whole step of all objectives, beside the same step around MONAI's encoder, each side in processes of its own."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.optim import AdamW
 
 from mg3d.benchmarks.batches import build, on_device, random_batch
 from mg3d.benchmarks.fresh import Memory, alternate, autocast, settler
 from mg3d.benchmarks.stock import StockSwin
 from mg3d.benchmarks.timing import Comparison, Options, median, seconds_of
+from mg3d.models.mg3d import MG3D
+from mg3d.settings.schema import Settings
+from mg3d.types import Batch
 
 OURS, STOCK = "mg3d", "around MONAI's Swin"
 QUICK = {"size": (32, 64, 32), "repeats": 1, "batch": 2, "tokens": 20, "sentences": 3}
@@ -50,8 +55,15 @@ def measure(side: str, options: Options) -> Measured:
     model, losses, settings = build(options)
     if side == STOCK:
         model.vision = StockSwin(model.vision)
+    return measure_step(model, losses, settings, random_batch(options), options)
+
+
+def measure_step(
+    model: MG3D, losses: Mapping[str, nn.Module], settings: Settings, batch: Batch, options: Options
+) -> Measured:
+    """Steps of this model on this batch, over and over; memory is over what the process held with both of them there."""
     model.to(options.device)
-    batch = on_device(random_batch(options), options.device)
+    batch = on_device(batch, options.device)
     optimizer = AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-5)
     memory, totals = Memory(options), []
 
