@@ -27,6 +27,8 @@ experiment.add_config(defaults())
 for _word, _values in PRESETS.items():
     experiment.add_named_config(_word, {name: list(v) if isinstance(v, tuple) else v for name, v in _values.items()})
 
+GO_ON = 75
+"""Exit code of a run that a scheduler's signal stopped between two steps: start the same command again (EX_TEMPFAIL)."""
 QUIET = {"--loglevel": "CRITICAL"}
 """Sacred would tell a refusal a second time, as an error with a duration."""
 
@@ -95,7 +97,7 @@ def command_line(arguments: Sequence[str]) -> int:
         if command == "print_config":
             print_config(settings)
             return 0
-        _run(command, settings)
+        return _run(command, settings)
     except (ValueError, OSError) as error:
         print(f"mg3d: {sentence(error, settings)}", file=sys.stderr)
         return 2
@@ -111,7 +113,6 @@ def command_line(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    return 0
 
 
 def sentence(error: ValueError | OSError, settings: Settings) -> str:
@@ -134,16 +135,23 @@ def sentence(error: ValueError | OSError, settings: Settings) -> str:
     )
 
 
-def _run(command: str, settings: Settings) -> None:
+def _run(command: str, settings: Settings) -> int:
     from mg3d.training import run  # heavy: only when something is to be trained
 
     function = getattr(run, command)
+    told: list[str] = []
 
     def body() -> None:
-        function(settings)
+        try:
+            function(settings)
+        except run.ToldToStop as stopped:
+            told.append(str(stopped))
 
     experiment.command(body, unobserved=True)
     experiment.run("body", config_updates=flatten(settings), info={"command": command}, options=QUIET)
+    for line in told:
+        print(f"mg3d: {line}", file=sys.stderr)
+    return GO_ON if told else 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai import transforms
 
-from mg3d.benchmarks.timing import Comparison, compare
+from mg3d.benchmarks.timing import Comparison, Options, compare
 from mg3d.preparation.hounsfield import CLIP_HU
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
@@ -24,9 +24,9 @@ TWO_PROCESSES_GOAL = 1.8
 _SPACING_MM = (1.0, 0.7, 0.7)
 
 
-def run(*, quick: bool) -> list[Comparison]:
-    """Volumes of 300 x 512 x 512 voxels to 128 x 96 x 128 (`quick`: 50 x 128 x 128), one thread for each process."""
-    source, rounds, files = ((50, 128, 128), 1, 2) if quick else ((300, 512, 512), 5, 8)
+def run(options: Options) -> list[Comparison]:
+    """Volumes of 300 x 512 x 512 voxels to 128 x 96 x 128 (`options.quick`: 50 x 128 x 128), one thread for each process."""
+    source, rounds, files = ((50, 128, 128), 1, 2) if options.quick else ((300, 512, 512), 5, 8)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

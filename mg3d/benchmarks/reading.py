@@ -17,7 +17,7 @@ from monai.data import Dataset as MonaiDataset
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from mg3d.benchmarks.timing import Comparison, compare
+from mg3d.benchmarks.timing import Comparison, Options, compare
 from mg3d.datamodules.multitask import Mixture
 from mg3d.datamodules.sampler import Draw
 from mg3d.datasets.arrow import VolumeIndex
@@ -68,9 +68,9 @@ class Voxels(Dataset[Sample]):
         return Sample(self.index.volume(draw.study)[None], WINDOW_HU, "", (), np.empty(0), "", "", draw.words)
 
 
-def run(*, quick: bool) -> list[Comparison]:
-    """The comparisons; some 300 MB and two minutes without `quick`."""
-    sizes = QUICK if quick else FULL
+def run(options: Options) -> list[Comparison]:
+    """The comparisons; some 300 MB and two minutes without `options.quick`."""
+    sizes = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         return [*_beside_a_copy(root, sizes), _beside_monai(root, sizes)]
@@ -78,7 +78,7 @@ def run(*, quick: bool) -> list[Comparison]:
 
 def _beside_a_copy(root: Path, sizes: Sizes) -> list[Comparison]:
     rng = np.random.default_rng(0)
-    studies = _prepare(root / "many", [rng.integers(*WINDOW_HU, sizes.shape).astype(np.int16) for _ in range(sizes.volumes)])
+    studies = prepare(root / "many", [rng.integers(*WINDOW_HU, sizes.shape).astype(np.int16) for _ in range(sizes.volumes)])
     stored = np.lib.format.open_memmap(root / "flat.npy", mode="w+", dtype=np.int16, shape=(sizes.volumes, *sizes.shape))
     for row in range(sizes.volumes):
         stored[row] = studies.index.volume(row)
@@ -86,7 +86,7 @@ def _beside_a_copy(root: Path, sizes: Sizes) -> list[Comparison]:
     flat = np.load(root / "flat.npy", mmap_mode="r")
     # Several epochs a pass, for making the loader's iterator takes as long as copying some volumes, and a training makes one.
     order = np.concatenate([rng.permutation(sizes.volumes) for _ in range(EPOCHS)]).reshape(-1, BATCH)
-    collator = _collator(root, studies)
+    collator = make_collator(root, studies)
 
     def copy() -> None:
         for places in order:
@@ -123,9 +123,9 @@ def _beside_monai(root: Path, sizes: Sizes) -> Comparison:
     ]
     raw = MonaiDataset(paths, mt.Compose(steps))
     upright = [np.asarray(volume[0]).transpose(2, 1, 0) * 2000 - 1000 for volume in raw]
-    studies = _prepare(root / "few", [np.round(volume).astype(np.int16) for volume in upright])
-    collator, order = _collator(root, studies), np.arange(len(paths))[None]
-    ours = convert(next(iter(_loader(Mixture([studies]), order, collator)))).volume.numpy()
+    studies = prepare(root / "few", [np.round(volume).astype(np.int16) for volume in upright])
+    collator, order = make_collator(root, studies), np.arange(len(paths))[None]
+    ours = convert(next(iter(make_loader(Mixture([studies]), order, collator)))).volume.numpy()
     theirs = next(iter(MonaiLoader(raw, batch_size=len(paths)))).numpy().transpose(0, 1, 4, 3, 2)
     size = sum(path.stat().st_size for path in paths) / len(paths) / 1e6
     raw_size = f"{'x'.join(map(str, sizes.raw_shape))} .nii.gz of {size:.0f} MB"
@@ -142,7 +142,7 @@ def _beside_monai(root: Path, sizes: Sizes) -> Comparison:
 def _passing(
     data: Dataset[Sample], order: np.ndarray, collate: Callable[[Any], Any], then: Callable[[Any], Any] = id
 ) -> Callable[[], None]:
-    loader = _loader(data, order, collate)
+    loader = make_loader(data, order, collate)
 
     def work() -> None:
         for batch in loader:
@@ -151,7 +151,8 @@ def _passing(
     return work
 
 
-def _loader(data: Dataset[Sample], order: np.ndarray, collate: Callable[[Any], Any], workers: int = 0) -> DataLoader[Any]:
+def make_loader(data: Dataset[Sample], order: np.ndarray, collate: Callable[[Any], Any], workers: int = 0) -> DataLoader[Any]:
+    """A loader of the rows int [batches, rows], in this order."""
     batches = [[Draw(0, int(row), (0, 0, int(row))) for row in rows] for rows in order]
     return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)
 
@@ -181,14 +182,15 @@ def _memory(root: Path, sizes: Sizes) -> str:
     """Private memory of a loader process over a few and over many rows, whose voxels are a few volumes again and again."""
     told = []
     for rows in ROWS:
-        studies = _prepare(root / f"rows{rows}", _noise(sizes.shape, 12), rows=rows)
+        studies = prepare(root / f"rows{rows}", noise(sizes.shape, 12), rows=rows)
         order = np.random.default_rng(1).integers(0, rows, (sizes.loader_batches, BATCH))
-        weighed = [size for _, size in _loader(Mixture([studies]), order, Weighing(_collator(root, studies)), workers=1)]
+        weighed = [size for _, size in make_loader(Mixture([studies]), order, Weighing(make_collator(root, studies)), workers=1)]
         told.append(f"{weighed[-1] / 1e6:.0f} MB over {rows:,} rows")
     return f"private memory of a loader process {' and '.join(told)}"
 
 
-def _noise(shape: Sequence[int], count: int) -> list[np.ndarray]:
+def noise(shape: Sequence[int], count: int) -> list[np.ndarray]:
+    """`count` volumes, int16 HU."""
     rng = np.random.default_rng(2)
     return [rng.integers(-1000, 1000, shape).astype(np.int16) for _ in range(count)]
 
@@ -207,7 +209,7 @@ def _report(number: int) -> tuple[str, str]:
     return f"The heart and the mediastinal vessels are of normal size. No pleural effusion was seen. {found}", "Nodules."
 
 
-def _prepare(root: Path, volumes: Sequence[np.ndarray], *, rows: int | None = None) -> Studies:
+def prepare(root: Path, volumes: Sequence[np.ndarray], *, rows: int | None = None) -> Studies:
     """A set of these volumes, each with a study and patient of its own; with `rows`, of so many, the volumes again and again."""
     shape, shard = volumes[0].shape, "shards/ct_rate/shard-00000.arrow"
     schema = shard_schema(shape, "hu")
@@ -236,7 +238,8 @@ def _row(number: int, shard: str) -> dict[str, Any]:
     return nothing | known
 
 
-def _collator(root: Path, studies: Studies) -> Collator:
+def make_collator(root: Path, studies: Studies) -> Collator:
+    """The collator of pre-training, with a tokenizer of these reports kept below `root`."""
     texts = (studies.report(study).report for study in range(min(len(studies), 100)))
     return Collator(
         train_wordpiece(texts, vocab_size=1500, out_dir=root / "tokenizer"),

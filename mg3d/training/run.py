@@ -17,15 +17,16 @@ from mg3d.datasets.checks import require_sound
 from mg3d.distributed import rank
 from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained, build_vision
+from mg3d.models.flops import ReportShape, count_step, needed_flops
 from mg3d.models.mg3d import MG3D
 from mg3d.settings.parse import defaults, flatten
-from mg3d.settings.schema import Settings, objective_weights
+from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
 from mg3d.training.evidence import held_out_studies, show_evidence, write_evidence
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
-from mg3d.training.trainer import BatchPlan, build_trainer, plan_batches, resolve_accelerator
+from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
@@ -36,6 +37,9 @@ MACHINE_SETTINGS = (
 
 FINE_RATE = 2e-5
 """Above this, a start from trained weights is told of a smaller rate (original: 1e-5)."""
+
+SENTENCES = 12
+"""Of a report, where the cost of a step is counted."""
 
 console = Console(highlight=False)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -98,7 +102,7 @@ def pretrain(settings: Settings) -> None:
         seed=settings.run.seed,
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin},
     )
-    trainer = build_trainer(settings, run_dir, validates=data.validates)
+    trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
     if trainer.is_global_zero:
         remove_partial(run_dir / "checkpoints")
         write_json(run_dir / "settings.json", flatten(settings))
@@ -113,6 +117,8 @@ def pretrain(settings: Settings) -> None:
     fit(trainer, module, data, checkpoint)
     say(f"trained {trainer.global_step} steps in {(time.monotonic() - begin) / 60:.1f} minutes")
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
+    if trainer.global_step < settings.optim.max_steps and any(getattr(one, "was_told", False) for one in trainer.callbacks):
+        raise ToldToStop(f"stopped at step {trainer.global_step} by a signal; resume_from=auto goes on from there")
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
 
@@ -179,6 +185,15 @@ def _resuming(settings: Settings, resume_from: str) -> Settings:
 def diagnose(settings: Settings) -> None:
     """Learns the labels directly from the volumes, to see whether every finding can be seen at this grid."""
     diagnose_labels(settings, run_folder(settings), say=say)
+
+
+def volume_flops(settings: Settings, model: MG3D) -> float:
+    """FLOPs that a step needs for one volume, with a report of the longest length and views of a quarter of it."""
+    data = settings.data
+    report = ReportShape(
+        data.max_text_len, SENTENCES, data.sentence_views, -(-data.max_text_len // 4), settings.model.mlm_probability
+    )
+    return needed_flops(count_step(model, volume_shape(data.image_size, data.volume_size), report))
 
 
 def describe(model: torch.nn.Module, data: pl.LightningDataModule) -> None:

@@ -1,6 +1,8 @@
 """The Lightning Trainer: machine, precision, loggers, checkpoints, progress."""
 
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +11,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 
 from mg3d.files import replacing
 from mg3d.settings.schema import RunSettings, Settings
+from mg3d.training.speed import DataWait, Speed
 
 
 class RichBar(RichProgressBar):
@@ -42,21 +46,48 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, stream)
 
 
-class StopAfter(Callback):
-    """Ends training after so many minutes of this process, between two optimiser steps."""
+class ToldToStop(Exception):
+    """A scheduler's signal ended the training; its checkpoint is written, and the same command goes on."""
+
+
+class StopEarly(Callback):
+    """Ends training between two optimiser steps: after so many minutes of this process (0 = no limit), or when it gets SIGUSR1,
+    which schedulers send before they end a job."""
 
     def __init__(self, minutes: float) -> None:
-        self.seconds, self.end, self.step = minutes * 60, float("inf"), 0
+        self.seconds, self.end, self.step = minutes * 60 or float("inf"), float("inf"), 0
+        self.was_told = False
+        """Whether a signal came, to any rank."""
+        self._got_signal = False
+        self._before: Any = None
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Listens, before loader processes are made: they inherit it, and would be ended by the signal otherwise."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGUSR1, self._note)
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Listens no more."""
+        if self._before is not None:
+            signal.signal(signal.SIGUSR1, self._before)
+            self._before = None
+
+    def _note(self, *arguments: Any) -> None:
+        self._got_signal = True
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Starts the clock, anew when a run goes on."""
         self.end, self.step = time.monotonic() + self.seconds, trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
-        """Looks at the clock after every optimiser step; the first rank's counts for all."""
-        if trainer.global_step != self.step:
-            self.step = trainer.global_step
-            trainer.should_stop = trainer.should_stop or trainer.strategy.broadcast(time.monotonic() >= self.end)
+        """Looks at clock and signal after every optimiser step; what one rank sees counts for all."""
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
+        agree = trainer.strategy.reduce_boolean_decision
+        self.was_told = agree(self._got_signal, all=False)
+        is_late = self.end < float("inf") and agree(time.monotonic() >= self.end, all=False)
+        trainer.should_stop = trainer.should_stop or self.was_told or is_late
 
 
 def resolve_accelerator(run: RunSettings) -> str:
@@ -159,15 +190,23 @@ def csv_part(run_dir: Path) -> str:
 
 
 def build_trainer(
-    settings: Settings, run_dir: Path, *, validates: bool = True, extra: tuple[Callback, ...] = ()
+    settings: Settings,
+    run_dir: Path,
+    *,
+    validates: bool = True,
+    volume_flops: float | None = None,
+    extra: tuple[Callback, ...] = (),
 ) -> pl.Trainer:
-    """The Trainer of one run, writing into `run_dir`."""
+    """The Trainer of one run, writing into `run_dir`; volume_flops as for `Speed`."""
     run, devices, steps_apart = settings.run, resolve_devices(settings.run), plan_batches(settings).passes
+    speed = Speed(DataWait(), volume_flops=volume_flops)
     several = devices * run.num_nodes > 1
     terminal = torch.distributed.is_torchelastic_launched() is False and _is_terminal()
     progress = RichBar() if terminal else PlainBar(refresh_rate=max(1, run.log_interval))
     kept = checkpoints(run_dir / "checkpoints", monitor="val/total", every_steps=None if validates else run.val_interval)
-    limits = (StopAfter(run.max_minutes),) if run.max_minutes else ()
+    # Its own way of going on in another job would not know where in the data a run stands.
+    by_srun = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
+    environment = [SLURMEnvironment(auto_requeue=False)] if by_srun else []
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=devices,
@@ -189,8 +228,9 @@ def build_trainer(
             TensorBoardLogger(run_dir, name="", version="tensorboard"),
             CSVLogger(run_dir, name="csv", version=csv_part(run_dir)),
         ],
-        plugins=[WholeCheckpoints()],
-        callbacks=[*kept, LearningRateMonitor("step"), progress, *limits, *extra],
+        plugins=[WholeCheckpoints(), *environment],
+        callbacks=[*kept, LearningRateMonitor("step"), progress, StopEarly(run.max_minutes), speed, *extra],
+        profiler=speed.wait,
     )
 
 

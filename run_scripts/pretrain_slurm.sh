@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=mg3d --nodes=1 --gpus-per-node=8 --cpus-per-gpu=10 --time=24:00:00
+#SBATCH --signal=USR1@300 --requeue --open-mode=append --output=%x-%j.log
+# Pre-train on the nodes of a SLURM job, one process per GPU. Options of sbatch come before the script and win over those at its head:
+#   sbatch --nodes=4 --time=12:00:00 run_scripts/pretrain_slurm.sh swin_b batch_size=256 log_dir=/shared/result
+# Five minutes before its time is over the job writes a checkpoint between two steps, queues itself again and goes on from there;
+# after the end of a node SLURM queues it again, and it goes on from the last validation. log_dir must be on a shared disk.
+#   bash run_scripts/pretrain_slurm.sh --dry-run swin_b     prints the commands of the job, and runs nothing
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"                             # SLURM runs a copy of this file from elsewhere
+[ -f run_scripts/setup.sh ] || { echo "mg3d: submit this from the folder that holds run_scripts" >&2; exit 2; }
+dry=
+if [ "${1:-}" = --dry-run ]; then dry=1; shift; fi
+nodes=${SLURM_NNODES:-1}
+gpus=${SLURM_GPUS_ON_NODE:-8}
+if [ -n "$dry" ]; then
+    PYTHON=${PYTHON:-python}
+    printf -v words '%q ' "$@"
+else
+    source run_scripts/setup.sh                                          # 1. packages
+    words=$("$PYTHON" tools/choose_preset.py "$@")                       # 2. what to run
+    source run_scripts/synthetic_data.sh                                 # 3. data: made once, then a no-op
+fi
+printf -v train '%q' "exec \"$PYTHON\" main.py with $words resume_from=auto devices=$gpus num_nodes=$nodes"
+run="srun --nodes=$nodes --ntasks-per-node=$gpus --kill-on-bad-exit=1 bash -c 'export RANK=\$SLURM_PROCID; '$train"
+again="scontrol requeue ${SLURM_JOB_ID:-JOB}"
+if [ -n "$dry" ]; then
+    printf '%s\n' "$run" "$again    # when srun ends with 75: stopped by the signal, checkpoint written"
+    exit 0
+fi
+code=0
+eval "$run" || code=$?                                                   # 4. train
+if [ "$code" -eq 75 ]; then
+    $again
+    exit 0
+fi
+exit "$code"

@@ -1,0 +1,54 @@
+"""The planner on a configuration of a few numbers."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from mg3d.benchmarks.planner import predict, stand_in, verdict
+from mg3d.benchmarks.step import Measured
+from mg3d.config import read_words
+
+SPEC = importlib.util.spec_from_file_location("plan_tool", Path(__file__).parents[2] / "tools/plan.py")
+plan_tool = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(plan_tool)
+WORDS = ["tiny", "max_text_len=20", "per_gpu_batchsize=2", "batch_size=8", "max_steps=100"]
+
+
+def test_a_step_takes_as_long_as_its_flops_or_as_the_measured_passes():
+    settings = read_words(WORDS)
+    plan = predict(settings, devices=2, peak_flops=1e12, utilisation=0.5, measured=None)
+    assert plan.step_s == pytest.approx(plan.step_flops / 1e12)
+    assert plan.run_h == pytest.approx(plan.step_s / 36)
+    measured = predict(settings, devices=2, peak_flops=None, utilisation=None, measured=Measured(3.0, 1e9, 0.0))
+    assert measured.step_s == pytest.approx(6.0)  # two passes of two volumes on each of two devices
+    assert predict(settings, devices=1, peak_flops=None, utilisation=None, measured=None).step_s is None
+
+
+def test_parameters_and_disk_are_exact():
+    settings = read_words(WORDS)
+    plan = predict(settings, devices=1, peak_flops=None, utilisation=None, measured=None)
+    model = stand_in(settings)
+    assert plan.trained + plan.frozen == sum(parameter.numel() for parameter in model.parameters())
+    assert plan.volume_mb == pytest.approx(64 * 48 * 64 * 2 / 1e6)
+
+
+def test_room_is_told_in_three_words():
+    assert verdict(1, 10).startswith("fits")
+    assert verdict(9, 10).startswith("close")
+    assert verdict(11, 10).startswith("does not fit")
+
+
+def test_the_tool_prints_cost_and_refuses_a_typo(capsys):
+    given = ["--device", "h100", "--devices", "8", "--price", "2", "--studies", "100"]
+    assert plan_tool.main([*given, "with", *WORDS]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("parameters", "epoch", "device-hours", "cost", "fits into 80 GB"))
+    assert plan_tool.main([*given, "with", "tinny"]) == 2
+    assert plan_tool.main([*given, "--calibrate", "with", *WORDS]) == 2
+
+
+@pytest.mark.slow
+def test_a_calibration_takes_steps_here(capsys):
+    assert plan_tool.main(["--calibrate", "--threads", "1", "with", *WORDS]) == 0
+    assert "measured here" in capsys.readouterr().out

@@ -1,0 +1,95 @@
+"""A scheduler's signal: a run ends between two steps, says so by its exit code, and the same command goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pytorch_lightning.callbacks import Callback
+from small_run import assert_same_training, checkpoint, words
+
+from mg3d.config import GO_ON, command_line
+from mg3d.training import run
+
+ROOT = Path(__file__).parents[2]
+PASSES = ("per_gpu_batchsize=2", "batch_size=4", "max_steps=4")
+FAKES = {
+    "srun": """#!{python}
+import os, subprocess, sys
+if os.environ.get("FAKE_CODE"):
+    open("{folder}/srun", "a").write("\\n".join(sys.argv[1:]))
+    sys.exit(int(os.environ["FAKE_CODE"]))
+command = sys.argv[sys.argv.index("bash"):]
+ranks = [subprocess.Popen(command, env=os.environ | {{"SLURM_PROCID": str(r), "SLURM_LOCALID": str(r), "SLURM_NTASKS": "2",
+         "SLURM_NODEID": "0", "SLURM_JOB_NAME": "mg3d", "SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS_PER_NODE": "2",
+         "MASTER_ADDR": "127.0.0.1"}}) for r in range(2)]
+sys.exit(max(rank.wait() for rank in ranks))
+""",
+    "scontrol": '#!/bin/sh\necho "$@" >> {folder}/scontrol\n',
+}  # fmt: skip
+
+
+class Signal(Callback):
+    """Gets the signal within the second step."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+        if batch_index == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_ends_a_run_after_a_whole_step_and_the_same_command_goes_on(arrows, tmp_path, monkeypatch, capsys):
+    assert command_line(words(arrows, tmp_path / "unbroken", *PASSES)) == 0
+    build, before = run.build_trainer, signal.getsignal(signal.SIGUSR1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "build_trainer", lambda *a, **k: build(*a, extra=(Signal(),), **k))
+        assert command_line(words(arrows, tmp_path, *PASSES, "resume_from=auto", "num_workers=1")) == GO_ON
+    assert "stopped at step 2 by a signal" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGUSR1) == before
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
+    assert command_line(words(arrows, tmp_path, *PASSES, "resume_from=auto")) == 0
+    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "unbroken" / "run"))
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A folder with commands that stand for SLURM's, and the environment of a job of two processes."""
+    for name, text in FAKES.items():
+        (tmp_path / name).write_text(text.format(python=sys.executable, folder=tmp_path / "told"))
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "told").mkdir()
+    (tmp_path / "python").symlink_to(sys.executable)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_SUBMIT_DIR": str(ROOT)}
+    return os.environ | job | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def submit(environment, *arguments):
+    command = ["bash", "run_scripts/pretrain_slurm.sh", *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def test_a_dry_run_prints_one_process_per_gpu_on_every_node(cluster):
+    done = submit(cluster | {"SLURM_NNODES": "4"}, "--dry-run", "swin_b", 'datasets=["ct_rate"]')
+    train, again = done.stdout.splitlines()
+    assert "srun --nodes=4 --ntasks-per-node=2" in train
+    assert all(word in train for word in ("resume_from=auto", "devices=2", "num_nodes=4", "swin_b"))
+    assert again.startswith("scontrol requeue 7")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "ends", "again"), [(75, 0, True), (1, 1, False), (0, 0, False)])
+def test_only_a_run_stopped_by_the_signal_is_queued_again(cluster, arrows, tmp_path, code, ends, again):
+    done = submit(cluster | {"FAKE_CODE": str(code)}, *words(arrows, tmp_path)[1:])
+    assert done.returncode == ends, done.stderr
+    told = tmp_path / "told" / "scontrol"
+    assert (told.read_text() == "requeue 7\n") if again else not told.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_that_srun_starts_train_together(cluster, arrows, tmp_path):
+    done = submit(cluster, *words(arrows, tmp_path, *PASSES)[1:], "num_workers=0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("4 steps of 4 volumes: 2 cpu process(es) x 2 volumes x 1 pass(es)") == 1
+    assert checkpoint(tmp_path / "run")["global_step"] == 4

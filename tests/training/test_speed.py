@@ -1,0 +1,64 @@
+"""What a run logs about its own speed."""
+
+import csv
+import itertools
+import time
+
+import pytest
+import torch
+from small_run import words
+
+from mg3d.config import command_line
+from mg3d.datamodules.multitask import Mixture
+from mg3d.training import speed
+
+NAMES = {"speed/volumes_per_second", "speed/data_wait_share", "speed/memory_gb", "speed/mfu"}
+SLOW_S = 0.03
+
+
+def logged(run_dir):
+    rows = [row for path in run_dir.glob("csv/part-*/metrics.csv") for row in csv.DictReader(path.open())]
+    return [{name: float(row[name]) for name in NAMES} for row in rows if row.get("speed/volumes_per_second")]
+
+
+@pytest.fixture
+def slow_reading(monkeypatch):
+    """Every sample takes a while."""
+    read = Mixture.__getitem__
+
+    def slowly(self, draw):
+        time.sleep(SLOW_S)
+        return read(self, draw)
+
+    monkeypatch.setattr(Mixture, "__getitem__", slowly)
+
+
+def test_a_run_logs_its_speed_and_sees_that_it_waits_for_data(arrows, tmp_path, slow_reading):
+    assert command_line(words(arrows, tmp_path, "max_steps=4", "val_interval=4", "per_gpu_batchsize=2")) == 0
+    rows = logged(tmp_path / "run")
+    assert len(rows) == 4
+    for row in rows:
+        assert 0 < row["speed/volumes_per_second"] < 1 / SLOW_S
+        assert SLOW_S * row["speed/volumes_per_second"] <= row["speed/data_wait_share"] < 1
+        assert 0 < row["speed/mfu"] < 1
+        assert 0.05 < row["speed/memory_gb"] < 64
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every look at it is half a second later."""
+    looks = itertools.count()
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(looks) / 2)
+
+
+def test_only_the_wait_for_training_batches_is_added_up(clock):
+    wait = speed.DataWait()
+    for action in ("[_TrainingEpochLoop].train_dataloader_next", "run_training_batch", "[_EvaluationLoop].val_next"):
+        wait.start(action)
+        wait.stop(action)
+    assert wait.seconds == 0.5
+
+
+def test_the_ceiling_is_what_a_product_of_large_matrices_reaches(clock):
+    side = speed.CEILING_SIDE["cpu"]
+    assert speed.matrix_ceiling(torch.device("cpu"), "32-true") == 2 * side**3 / 0.5
