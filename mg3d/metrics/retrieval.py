@@ -35,3 +35,44 @@ def chance_recall_at(relevant: np.ndarray, ks: Sequence[int]) -> dict[int, float
         miss = np.clip(gallery - right[:, None] - drawn, 0, None) / (gallery - drawn)
         chances[k] = float(1 - miss.prod(1).mean())
     return chances
+
+
+def label_jaccard_at(
+    similarity: np.ndarray, labels: np.ndarray, ks: Sequence[int], *, as_published: bool = False
+) -> dict[int, float]:
+    """Volume to volume, as CT-CLIP: mean over queries of the mean label Jaccard of the k most similar other volumes.
+
+    similarity [n, n] of n volumes, a query per row; labels [n, L]: 1, 0, others unknown, which a pair leaves out. The gallery
+    holds the volumes with a positive label; queries are all n, and one without a positive label scores 0. Of ties the
+    earlier row is taken.
+
+    as_published: what the released script computes, to compare with printed numbers: the query stays in its own gallery, where it
+    comes first with a Jaccard of 1, and the value at each k is the mean of the values at it and all k named before it.
+
+    Raises:
+        ValueError: shapes do not fit, a similarity is nan, or the gallery is smaller than the largest k.
+    """
+    if similarity.shape != (len(labels), len(labels)):
+        raise ValueError(f"similarities {similarity.shape} of {len(labels)} labelled volumes; expected [n, n]")
+    if np.isnan(similarity).any():
+        raise ValueError("some similarities are nan, so they cannot be ranked; look for the step at which the model diverged")
+    shown = np.flatnonzero((labels == 1).any(1))
+    gallery = similarity[:, shown].astype(float)
+    if not as_published:
+        gallery[shown, np.arange(len(shown))] = -np.inf
+    others = len(shown) - (not as_published)
+    if others < max(ks):
+        raise ValueError(f"{max(others, 0)} other volumes with a positive label; at least {max(ks)} are needed for k = {max(ks)}")
+    nearest = np.argsort(-gallery, axis=1, kind="stable")[:, : max(ks)]
+    jaccard = np.take_along_axis(_jaccard(labels, labels[shown]), nearest, 1)
+    values = np.array([jaccard[:, :k].mean() for k in ks])
+    if as_published:
+        values = np.cumsum(values) / np.arange(1, len(ks) + 1)
+    return dict(zip(ks, values.tolist()))
+
+
+def _jaccard(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """[q, g] from labels [q, L] and [g, L]: labels positive in both, of those positive in either and known in both; else 0."""
+    (here, absent), (there, missing) = ((part == 1, part == 0) for part in (queries, gallery))
+    both, one, other = (a.astype(float) @ b.T.astype(float) for a, b in ((here, there), (here, missing), (absent, there)))
+    return both / np.maximum(both + one + other, 1)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mg3d.metrics.bootstrap import bootstrap_interval
+from mg3d.metrics.bootstrap import bootstrap_interval, paired_comparison
 
 
 def test_interval_of_a_mean_is_the_textbook_one():
@@ -56,3 +56,42 @@ def test_draws_without_a_value_are_left_out():
 def test_no_case_is_refused():
     with pytest.raises(ValueError, match="no case"):
         bootstrap_interval(lambda rows: 0.0, np.array([]))
+
+
+def test_a_paired_difference_by_hand():
+    # The first is better by 1 in two of three patients and equal in the third. A draw of three has no better one with probability
+    # 1/27, and never a worse one: the difference is 0 to 1, and p is twice 1/27, of 4000 draws.
+    first, second = np.array([1.0, 1.0, 0.0]), np.zeros(3)
+    found = paired_comparison(lambda rows: first[rows].mean(), lambda rows: second[rows].mean(), np.arange(3), resamples=4000)
+    assert found.difference == pytest.approx(2 / 3)
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert found.p == pytest.approx(2 / 27, abs=0.02)
+
+
+def test_pairing_sees_what_two_intervals_hide():
+    random = np.random.default_rng(0)
+    hardness = random.normal(0, 5, 200)
+    first, second = hardness + 0.5 + random.normal(0, 0.5, 200), hardness
+    one, other = (lambda rows: first[rows].mean()), (lambda rows: second[rows].mean())
+    assert bootstrap_interval(one, np.arange(200))[0] < bootstrap_interval(other, np.arange(200))[1]
+    found = paired_comparison(one, other, np.arange(200), resamples=500)
+    width = 1.96 * (first - second).std() / 200**0.5
+    assert found.difference == pytest.approx((first - second).mean())
+    assert (found.low, found.high) == pytest.approx((found.difference - width, found.difference + width), abs=0.01)
+    assert found.p == 2 / 501
+    turned = paired_comparison(other, one, np.arange(200), resamples=500)
+    assert turned == pytest.approx((-found.difference, -found.high, -found.low, found.p))
+
+
+def test_a_system_does_not_differ_from_itself():
+    values = np.random.default_rng(3).random(20)
+    mean = lambda rows: values[rows].mean()  # noqa: E731
+    assert paired_comparison(mean, mean, np.arange(20), resamples=50) == (0, 0, 0, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_value_has_no_comparison_and_no_case_is_refused():
+    nothing = lambda rows: float("nan")  # noqa: E731
+    assert np.isnan(paired_comparison(nothing, nothing, np.arange(3), resamples=5)).all()
+    with pytest.raises(ValueError, match="no case"):
+        paired_comparison(nothing, nothing, np.array([]))

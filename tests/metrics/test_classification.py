@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mg3d.metrics.classification import auroc, macro_auroc
+from mg3d.metrics.classification import (
+    auprc,
+    auroc,
+    class_scores,
+    count_decisions,
+    decision_scores,
+    macro_auroc,
+    per_label,
+)
 
 
 def counted_auroc(labels, scores):
@@ -54,3 +62,85 @@ def test_macro_is_the_mean_of_the_chosen_columns_that_have_both_classes():
     assert macro_auroc(labels, scores) == pytest.approx((0.5 + 0.5 + 0.5) / 3)
     assert macro_auroc(labels[:, ::-1], scores, of=[2, 1]) == pytest.approx(auroc(labels[:, 2], scores[:, 1]))
     assert np.isnan(macro_auroc(labels, scores, of=[1]))
+
+
+def test_average_precision_by_hand():
+    # Sorted: 1 0 1 0; precision at the two hits is 1/1 and 2/3, each adds half of the recall: (1 + 2/3) / 2.
+    labels, scores = np.array([0, 1, -1, 1, 0]), np.array([0.1, 0.9, np.nan, 0.4, 0.7])
+    assert auprc(labels, scores) == pytest.approx(5 / 6)
+    assert auprc(np.ones(3), np.arange(3.0)) == 1
+    assert np.isnan(auprc(np.zeros(3), np.arange(3.0)))
+    with pytest.raises(ValueError, match="nan"):
+        auprc(np.array([0, 1]), np.array([0.1, np.nan]))
+
+
+def test_every_label_has_its_own_value():
+    labels = np.array([[1, 0, 1], [0, 0, -1], [1, 0, 0]])
+    scores = np.array([[0.9, 0.3, 0.2], [0.5, 0.1, 0.0], [0.1, 0.2, 0.8]])
+    # First column: of the pairs (0.9, 0.5) and (0.1, 0.5) one is right; the second has one class; the third is the wrong way.
+    assert per_label(auroc, labels, scores).tolist() == pytest.approx([0.5, np.nan, 0.0], nan_ok=True)
+    with pytest.raises(ValueError, match="differ in shape"):
+        auroc(labels, scores[:2])
+
+
+def test_decisions_by_hand():
+    # Known: four positives of which three are called, three negatives of which one is called; the rest is unknown or undecided.
+    labels = np.array([1, 1, 1, 1, 0, 0, 0, -1, -1, 1])
+    decided = np.array([1, 1, 1, 0, 1, 0, 0, 1, 0, -1])
+    counts = count_decisions(labels, decided)
+    assert [int(count) for count in counts] == [3, 1, 1, 2]
+    found = {name: float(value) for name, value in decision_scores(counts).items()}
+    assert found == pytest.approx(
+        {
+            "accuracy": 5 / 7,
+            "sensitivity": 3 / 4,
+            "specificity": 2 / 3,
+            "balanced_accuracy": (3 / 4 + 2 / 3) / 2,
+            "precision": 3 / 4,
+            "f1": 6 / 8,
+        }
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_decisions_of_one_class_or_none_have_no_value_where_nothing_is_counted():
+    # Columns: only positives, missed; only negatives, denied; nothing known.
+    labels = np.array([[1, 0, -1], [1, 0, -1]])
+    found = decision_scores(count_decisions(labels, np.zeros((2, 3))))
+    assert found["sensitivity"].tolist() == pytest.approx([0, np.nan, np.nan], nan_ok=True)
+    assert found["specificity"].tolist() == pytest.approx([np.nan, 1, np.nan], nan_ok=True)
+    assert found["accuracy"].tolist() == pytest.approx([0, 1, np.nan], nan_ok=True)
+    assert found["f1"].tolist() == pytest.approx([0, np.nan, np.nan], nan_ok=True)
+    assert np.isnan(found["precision"]).all()
+    with pytest.raises(ValueError, match="differ in shape"):
+        count_decisions(labels, np.zeros((2, 2)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_of_several_classes_by_hand():
+    classes = np.array([0, 0, 1, 1, 1, -1])
+    chosen = np.array([0, 1, 1, 1, 3, 2])
+    probabilities = np.full((6, 4), 0.1)
+    probabilities[np.arange(6), chosen] = 0.7
+    found = class_scores(classes, probabilities)
+    assert found["confusion"].tolist() == [[1, 1, 0, 0], [0, 2, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert found["accuracy"] == 3 / 5
+    # Sensitivities 1/2 and 2/3. F1: 2/3 for class 0, 4/6 for class 1, nothing for class 2, 0 for class 3, chosen once in vain.
+    assert found["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert found["f1"].tolist() == pytest.approx([2 / 3, 2 / 3, np.nan, 0], nan_ok=True)
+    assert found["macro_f1"] == pytest.approx(4 / 9)
+    # Class 0: 6 pairs, positives 0.7 and 0.1 against 0.1 three times: (3 + 1.5) / 6. Class 1: positives 0.7 0.7 0.1 against
+    # 0.1 and 0.7: (1 + 1 + .5) + (.5 + .5 + 0) of 6.
+    assert found["auroc"].tolist() == pytest.approx([0.75, 3.5 / 6, np.nan, np.nan], nan_ok=True)
+    assert found["macro_auroc"] == pytest.approx((0.75 + 3.5 / 6) / 2)
+
+
+def test_classes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="expected some of 0 to 2"):
+        class_scores(np.array([0, 3]), np.full((2, 3), 1 / 3))
+    with pytest.raises(ValueError, match="known classes are \\[\\]"):
+        class_scores(np.array([-1, -1]), np.full((2, 3), 1 / 3))
+    with pytest.raises(ValueError, match="do not fit"):
+        class_scores(np.array([0, 1]), np.full((3, 3), 1 / 3))
+    with pytest.raises(ValueError, match="nan"):
+        class_scores(np.array([0, 1]), np.full((2, 3), np.nan))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mg3d.metrics.retrieval import chance_recall_at, first_rank, recall_at
+from mg3d.metrics.retrieval import chance_recall_at, first_rank, label_jaccard_at, recall_at
 
 
 def looked_up_rank(similarity, relevant):
@@ -60,3 +60,38 @@ def test_chance_by_hand():
     assert chance_recall_at(one_of_ten, (1, 5)) == pytest.approx({1: 0.1, 5: 0.5})
     two_of_four = np.array([[True, True, False, False]])
     assert chance_recall_at(two_of_four, (1, 2, 3, 20)) == pytest.approx({1: 0.5, 2: 1 - 1 / 6, 3: 1.0, 20: 1.0})
+
+
+# Volumes a, b, c and d with findings 01, 12, 0 and none.
+FINDINGS = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 0], [0, 0, 0]])
+NEARNESS = np.array([[1.0, 0.2, 0.6, 0.9], [0.2, 1.0, 0.1, 0.8], [0.6, 0.1, 1.0, 0.0], [0.9, 0.8, 0.0, 1.0]])
+
+
+def test_label_jaccard_by_hand():
+    # d, without a finding, is in no gallery. Jaccard: ab 1/3, ac 1/2, bc 0, of d 0. Nearest: a: c b, b: a c, c: a b, d: a b.
+    found = label_jaccard_at(NEARNESS, FINDINGS, (1, 2))
+    assert found[1] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2 + 0) / 4)
+    assert found[2] == pytest.approx(((1 / 2 + 1 / 3) / 2 + (1 / 3 + 0) / 2 + (1 / 2 + 0) / 2 + 0) / 4)
+
+
+def test_label_jaccard_as_published_keeps_the_query_and_runs_on_over_k():
+    # Nearest: a: a c, b: b a, c: c a, d: a b. At 1: (1 + 1 + 1 + 0) / 4. At 2 alone: (3/4 + 2/3 + 3/4 + 0) / 4.
+    at_one, at_two = 3 / 4, (3 / 4 + 2 / 3 + 3 / 4) / 4
+    assert label_jaccard_at(NEARNESS, FINDINGS, (1, 2), as_published=True) == pytest.approx({1: at_one, 2: (at_one + at_two) / 2})
+    assert label_jaccard_at(NEARNESS, FINDINGS, (2,), as_published=True) == pytest.approx({2: at_two})
+
+
+def test_unknown_labels_are_left_out_of_a_pair():
+    # a = 0 and unknown, b = 0 and 1: they share finding 0 and nothing else is known of both.
+    assert label_jaccard_at(np.eye(2), np.array([[1, -1, 0], [1, 1, 0]]), (1,)) == {1: 1.0}
+
+
+def test_what_has_no_label_jaccard_is_refused():
+    with pytest.raises(ValueError, match="2 other volumes with a positive label; at least 3"):
+        label_jaccard_at(NEARNESS, FINDINGS, (1, 3))
+    with pytest.raises(ValueError, match="0 other volumes"):
+        label_jaccard_at(NEARNESS, np.zeros((4, 3)), (1,))
+    with pytest.raises(ValueError, match="nan"):
+        label_jaccard_at(NEARNESS * np.nan, FINDINGS, (1,))
+    with pytest.raises(ValueError, match="expected \\[n, n\\]"):
+        label_jaccard_at(NEARNESS[:3], FINDINGS, (1,))

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from mg3d.metrics.segmentation import case_scores
+
+SPACING = (5.0, 1.5, 0.75)
+
+
+def grid(*places, shape=(9, 10, 12)):
+    """A label map with voxels of class 1, or {place: class}."""
+    labels = np.zeros(shape, dtype=np.uint8)
+    for place in places:
+        labels[place] = 1
+    return labels
+
+
+def one(predicted, reference, tolerance_mm=1.0, spacing_mm=SPACING):
+    scores = case_scores(predicted, reference, classes=[1], spacing_mm=spacing_mm, tolerance_mm=[tolerance_mm])
+    return {name: float(value[0]) for name, value in scores.items()}
+
+
+def test_dice_and_volumes_by_hand():
+    # 2 x 3 x 4 = 24 voxels and 1 x 3 x 6 = 18 share 1 x 3 x 2: 2 * 6 / 42. A voxel is 5 * 1.5 * 0.75 = 5.625 mm^3.
+    predicted = grid(np.s_[2:4, 3:6, 4:8])
+    reference = grid(np.s_[3:4, 3:6, 6:12])
+    found = one(predicted, reference)
+    assert found["dice"] == pytest.approx(12 / 42)
+    assert found["volume_ml"] == pytest.approx(24 * 5.625 / 1000)
+    assert found["reference_ml"] == pytest.approx(18 * 5.625 / 1000)
+
+
+@pytest.mark.parametrize(("axis", "steps", "distance_mm"), [(0, 2, 10.0), (1, 2, 3.0), (2, 3, 2.25)])
+def test_the_distance_of_two_voxels_is_in_true_millimetres(axis, steps, distance_mm):
+    place = [3, 4, 5]
+    reference = grid(tuple(place))
+    place[axis] += steps
+    assert one(grid(tuple(place)), reference)["hd95_mm"] == pytest.approx(distance_mm)
+
+
+def test_hd95_is_the_larger_of_the_directed_percentiles():
+    # From the pair to the single voxel: 0 and 6 * 0.75 = 4.5 mm, 95th percentile 0.95 * 4.5; from the single voxel: 0.
+    pair, single = grid((3, 4, 2), (3, 4, 8)), grid((3, 4, 2))
+    assert one(pair, single)["hd95_mm"] == one(single, pair)["hd95_mm"] == pytest.approx(0.95 * 4.5)
+
+
+@pytest.mark.parametrize(("axis", "step_mm"), enumerate(SPACING))
+def test_surface_dice_of_neighbouring_voxels_by_hand(axis, step_mm):
+    # A voxel's surface has eight like corners, four on each side. Moved by one step, the sides that face the other coincide with
+    # it, and the far ones are one step away: half within a tolerance just under the step, all at the step.
+    place = [3, 4, 5]
+    reference = grid(tuple(place))
+    place[axis] += 1
+    moved = grid(tuple(place))
+    assert one(moved, reference, tolerance_mm=step_mm - 0.01)["nsd"] == pytest.approx(0.5)
+    assert one(moved, reference, tolerance_mm=step_mm)["nsd"] == pytest.approx(1.0)
+
+
+def test_an_equal_map_is_perfect_and_a_far_one_worthless():
+    near = grid(np.s_[2:4, 3:6, 4:8])
+    assert [one(near, near, 0.0)[name] for name in ("dice", "nsd", "hd95_mm")] == [1, 1, 0]
+    far = one(near, grid(np.s_[7:9, 3:6, 4:8]), 2.0)
+    assert (far["dice"], far["nsd"]) == (0, 0)
+    assert far["hd95_mm"] == pytest.approx(25)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_structure_in_one_map_only_costs_and_one_in_neither_is_not_measured():
+    predicted, reference = grid((1, 1, 1)), grid()
+    reference[2, 2, 2] = 2
+    found = case_scores(predicted, reference, classes=[1, 2, 3], spacing_mm=SPACING, tolerance_mm=[1, 1, 1])
+    diagonal = np.sqrt(45.0**2 + 15.0**2 + 9.0**2)
+    assert found["dice"].tolist() == pytest.approx([0, 0, np.nan], nan_ok=True)
+    assert found["nsd"].tolist() == pytest.approx([0, 0, np.nan], nan_ok=True)
+    assert found["hd95_mm"].tolist() == pytest.approx([diagonal, diagonal, np.nan], nan_ok=True)
+    assert found["volume_ml"].tolist() == pytest.approx([0.005625, 0, 0])
+    assert found["reference_ml"].tolist() == pytest.approx([0, 0.005625, 0])
+
+
+def test_each_class_has_its_own_tolerance_and_scores():
+    predicted, reference = grid((3, 4, 5)), grid((3, 4, 6))
+    predicted[6, 2:4, 2] = reference[6, 2:4, 2] = 4
+    reference[7, 2:4, 2] = 4
+    found = case_scores(predicted, reference, classes=[4, 2, 1], spacing_mm=SPACING, tolerance_mm=[5.0, 1.0, 0.7])
+    assert found["dice"].tolist() == pytest.approx([4 / 6, np.nan, 0], nan_ok=True)
+    assert found["nsd"].tolist() == pytest.approx([1, np.nan, 0.5], nan_ok=True)
+
+
+def test_maps_that_cannot_be_compared_are_refused():
+    labels = grid((1, 1, 1))
+    with pytest.raises(ValueError, match="on one grid"):
+        one(labels, labels[:-1])
+    with pytest.raises(ValueError, match="from the header"):
+        one(labels, labels, spacing_mm=(5.0, 0.0, 1.0))
+    with pytest.raises(ValueError, match="from the header"):
+        one(labels, labels, spacing_mm=(5.0, np.nan, 1.0))
+    with pytest.raises(ValueError, match="prediction holds nan or fractions"):
+        one(np.where(labels, np.nan, 0.0), labels)
+    with pytest.raises(ValueError, match="1 tolerances for 2"):
+        case_scores(labels, labels, classes=[1, 2], spacing_mm=SPACING, tolerance_mm=[1.0])
