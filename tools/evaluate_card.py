@@ -1,0 +1,67 @@
+"""Judge a checkpoint by an evaluation card: a named, versioned recipe of data, labels, prompts and metrics (`--help`)."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mg3d.checkpoints.export import Pretrained, export_run, from_pretrained
+from mg3d.evaluation.cards import CARDS, find_card
+from mg3d.evaluation.cases import Cases
+from mg3d.evaluation.embedder import ModelEmbedder
+from mg3d.evaluation.results import Result, print_tables, write_result
+from mg3d.evaluation.run_card import run_card
+
+
+def load(checkpoint: str, tokenizer: Path | None) -> Pretrained:
+    """A saved folder, an id on the hub, or a checkpoint of a run."""
+    path = Path(checkpoint)
+    if not path.is_file():
+        return from_pretrained(checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        return from_pretrained(export_run(path, Path(folder) / "model", tokenizer=tokenizer))
+
+
+def evaluate(given: argparse.Namespace) -> Result:
+    """The result of the card for what was given on the command line."""
+    card = find_card(given.card)
+    loaded = load(given.checkpoint, given.tokenizer)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{given.checkpoint} holds no tokenizer, so no prompt can be read; name the one of its run: --tokenizer")
+    data = loaded.settings.data
+    cases = Cases(given.data_root, card, window_hu=data.window_hu, text_unit=data.text_unit)
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    embedder = ModelEmbedder(loaded.model.to(device), loaded.tokenizer, max_text_len=data.max_text_len)
+    model = {"checkpoint": Path(given.checkpoint).name, "preprocessing": loaded.config["preprocessing"]}
+    return run_card(card, cases, embedder, model=model, partial=given.partial, batch=given.batch)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints every table; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("card", help=", ".join(f"{card.name} ({card.revision})" for card in CARDS.values()))
+    parser.add_argument("--checkpoint", required=True, help="folder or hub id of a saved model, or a .ckpt of a run")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of Arrow files")
+    parser.add_argument("--partial", action="store_true", help="go on with other data than the card's, and say so in every table")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer, where the checkpoint has none beside it")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: a GPU where there is one")
+    parser.add_argument("--batch", type=int, default=8, help="volumes at once")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, for tools/compare_results.py")
+    given = parser.parse_args(arguments)
+    try:
+        result = evaluate(given)
+        if given.json:
+            write_result(given.json, result)
+    except (OSError, ValueError) as error:
+        print(f"evaluate_card: {error}", file=sys.stderr)
+        return 2
+    print_tables(result.title, result.tables, Console(highlight=False, width=None if sys.stdout.isatty() else 150))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
