@@ -1,6 +1,7 @@
 """Judge a checkpoint by an evaluation card: a named, versioned recipe of data, labels, prompts and metrics (`--help`)."""
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,8 +14,11 @@ from mg3d.checkpoints.export import Pretrained, export_run, from_pretrained
 from mg3d.evaluation.cards import CARDS, find_card
 from mg3d.evaluation.cases import Cases
 from mg3d.evaluation.embedder import ModelEmbedder
+from mg3d.evaluation.page import write_result_page
+from mg3d.evaluation.parts import chosen_parts
 from mg3d.evaluation.results import Result, print_tables, write_result
 from mg3d.evaluation.run_card import run_card
+from mg3d.settings.schema import Settings
 
 
 def load(checkpoint: str, tokenizer: Path | None) -> Pretrained:
@@ -26,8 +30,8 @@ def load(checkpoint: str, tokenizer: Path | None) -> Pretrained:
         return from_pretrained(export_run(path, Path(folder) / "model", tokenizer=tokenizer))
 
 
-def evaluate(given: argparse.Namespace) -> Result:
-    """The result of the card for what was given on the command line."""
+def evaluate(given: argparse.Namespace) -> tuple[Result, Settings]:
+    """The result of the card for what was given on the command line, and the model's settings."""
     card = find_card(given.card)
     loaded = load(given.checkpoint, given.tokenizer)
     if loaded.tokenizer is None:
@@ -37,7 +41,10 @@ def evaluate(given: argparse.Namespace) -> Result:
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     embedder = ModelEmbedder(loaded.model.to(device), loaded.tokenizer, max_text_len=data.max_text_len)
     model = {"checkpoint": Path(given.checkpoint).name, "preprocessing": loaded.config["preprocessing"]}
-    return run_card(card, cases, embedder, model=model, partial=given.partial, batch=given.batch)
+    written = json.loads(given.reports.read_text(encoding="utf-8")) if given.reports else None
+    parts = chosen_parts(embedder, loaded.settings, with_stress=given.stress, truth_root=given.truth_root, written=written)
+    result = run_card(card, cases, embedder, model=model, partial=given.partial, batch=given.batch, parts=parts)
+    return result, loaded.settings
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,11 +58,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: a GPU where there is one")
     parser.add_argument("--batch", type=int, default=8, help="volumes at once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, for tools/compare_results.py")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write tables and plots there as one page")
+    parser.add_argument("--stress", action="store_true", help="also what is lost under flips, turns, HU offsets, wrong spacings")
+    parser.add_argument("--truth-root", type=Path, help="folder of a synthetic set, for grounding, sides and sentence truth")
+    parser.add_argument("--reports", type=Path, metavar="FILE", help="JSON of study id -> generated report; needs --truth-root")
     given = parser.parse_args(arguments)
+    if given.reports and not given.truth_root:
+        parser.error("--reports needs --truth-root")
     try:
-        result = evaluate(given)
+        result, settings = evaluate(given)
         if given.json:
             write_result(given.json, result)
+        if given.html:
+            limits = {"same_above": settings.model.ssm_same_above, "differ_below": settings.model.ssm_differ_below}
+            write_result_page(given.html, result, **limits)
     except (OSError, ValueError) as error:
         print(f"evaluate_card: {error}", file=sys.stderr)
         return 2

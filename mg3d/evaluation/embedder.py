@@ -8,8 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets.studies import ReportText
-from mg3d.datasets.tokenizer import pad_reports
+from mg3d.datasets.tokenizer import encode_report, pad_reports
+from mg3d.models.aggregation import ImageAggregation
 from mg3d.models.mg3d import MG3D
+from mg3d.models.pooling import sentence_means
 
 
 class Embedder(Protocol):
@@ -58,6 +60,34 @@ class ModelEmbedder:
         """See `Embedder`."""
         parts = [texts[start : start + self.batch] for start in range(0, len(texts), self.batch)]
         return torch.cat([self._some(part) for part in parts])
+
+    @torch.no_grad()
+    def maps(self, volumes: Tensor, texts: Sequence[str]) -> Tensor | None:
+        """Where in volumes [B, 1, D, H, W] each text, read as one sentence, looks: [B, texts, d, h, w], sums to 1 over places.
+
+        None where the model's sentences do not look: it was not trained by DCL or SSM, or aggregates as the released one.
+        """
+        if not isinstance(self.model.aggregation, ImageAggregation):
+            return None
+        padded = pad_reports(self.tokenizer, [sentence(text) for text in texts], self.max_text_len)
+        ids, mask, index = (part.to(self.device) for part in padded)
+        asked = sentence_means(self.model.encode_report(ids, mask), index, 1)[:, 0]
+        image = self.model.encode_volume(volumes.to(self.device))
+        sentences = asked.expand(len(image), -1, -1)
+        everyone = torch.ones(sentences.shape[:2], dtype=torch.bool, device=self.device)
+        seen = self.model.aggregation(sentences, everyone, image=image, image_vector=image[:, 0]).attention
+        return seen.unflatten(2, self.model.grid).float().cpu()
+
+    @torch.no_grad()
+    def sentences(self, texts: Sequence[ReportText]) -> list[tuple[ReportText, Tensor]]:
+        """Each report with those of its units that are read, and their vectors [S, d] on the text side of SSM."""
+        found = []
+        for text in texts:
+            kept = encode_report(self.tokenizer, *text, self.max_text_len).units
+            ids, mask, index = (part.to(self.device) for part in pad_reports(self.tokenizer, [text], self.max_text_len))
+            vectors = self.model.sentence_vectors(ids, mask, index, len(kept))
+            found.append((text._replace(units=tuple(kept)), vectors[0].float().cpu()))
+        return found
 
     def _some(self, texts: Sequence[ReportText]) -> Tensor:
         padded = pad_reports(self.tokenizer, texts, self.max_text_len)

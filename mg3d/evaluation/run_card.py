@@ -1,6 +1,6 @@
 """From a card, its cases and a model to the result."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ def run_card(
     model: Mapping[str, Any],
     partial: bool = False,
     batch: int = 8,
-    parts: Mapping[str, Callable[[Setting], dict[str, Rows]]] | None = None,
+    parts: Sequence[Callable[[Setting], dict[str, Rows]]] = (),
 ) -> Result:
     """Main numbers of a card, and the tables of `parts` (stress, probes, truth) after them.
 
@@ -78,7 +78,7 @@ def run_card(
     tables = zero_shot_tables(card, Scores(logits, cases.labels, cases.patients))
     found, ranks, queries = retrieval_tables(setting)
     tables |= found
-    for part in (parts or {}).values():
+    for part in parts:
         tables |= part(setting)
     kept = {
         "ids": cases.ids,
