@@ -87,7 +87,7 @@ def threshold_rows(pairs: Pairs, thresholds: Sequence[float]) -> Rows:
 
 
 def examples(pairs: Pairs, texts: Sequence[str], *, same_above: float, differ_below: float, most: int = 4) -> Rows:
-    """The pairs nearest to each threshold on either side, and those judged most wrongly, equal ones once; their texts stand in them."""
+    """The pairs nearest to each threshold on either side, and those judged most wrongly; equal texts once, and in full."""
     same, different = pairs.cosine >= same_above, pairs.cosine <= differ_below
     kinds = {
         "same, barely": (same, pairs.cosine),
@@ -150,7 +150,7 @@ def batch_row(sentences: Sentences, *, patients: int, same_above: float, differ_
     many do not; both among pairs of known meaning.
     """
     _, place = torch.unique_consecutive(sentences.patient, return_inverse=True)
-    batch = (place // patients).numpy()
+    batch = (place[:MOST] // patients).numpy()
     pairs = all_pairs(sentences)
     inside = (batch[pairs.first] == batch[pairs.second]) & pairs.known
     which = batch[pairs.first]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_arrow import write_split
+from small_card import WINDOW, small_card, write
 
 from mg3d.datasets.evaluation_lists import RULES
 from mg3d.evaluation.cards import CARDS, find_card, partial_mark
@@ -12,19 +12,6 @@ from mg3d.glossary import LABELS, PROMPTS
 from mg3d.metrics.thresholds import RULES as THRESHOLD_RULES
 from mg3d.phantom.generate import VALID, PhantomSettings, kernels, plan
 from mg3d.phantom.sampling import sample_findings
-
-WINDOW = (-1000.0, 1000.0)
-
-
-def small_card(**changes):
-    """Of the 3 patients, 6 studies and 12 volumes that `write` writes; the index files say neither crop nor true labels."""
-    facts = {"volumes": 12, "studies": 6, "patients": 3, "label_source": "test", "crop": "not told", "rule": "ct_rate_train"}
-    return dataclasses.replace(find_card("phantom"), **{"ids_sha256": None, "labels_sha256": None, **facts, **changes})
-
-
-def write(folder, **changes):
-    write_split(folder, "ct_rate", "train", **{"patients": 3, "scans": 2, "reconstructions": 2, **changes})
-    return folder
 
 
 def facts_of(folder, card):
