@@ -1,7 +1,7 @@
 """What is known of synthetic studies beyond their labels: sides, clauses, masks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mg3d.text_units import clean_section, normalise, report_units
 _SIDES = {"left": 1, "right": 0}
 
 
-def read_truths(root: Path, study_ids: Sequence[str], reports: Sequence[str]) -> list[dict[str, Any]] | None:
+def read_truths(root: Path, study_ids: Iterable[str], reports: Iterable[str]) -> list[dict[str, Any]] | None:
     """The truth files of a synthetic set's studies; None unless every study has one that tells its very report.
 
     Synthetic studies are named as real ones, so names alone would lend real patients the truth of synthetic ones.
