@@ -5,9 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+from mg3d.checkpoints.command import answer
+from mg3d.evaluation.results import compare, read_result, tables_text
 
-from mg3d.evaluation.results import compare, print_tables, read_result
+
+def comparison(given: argparse.Namespace) -> str:
+    """The tables as text."""
+    first, second = read_result(given.first), read_result(given.second)
+    return tables_text(first.title, compare(first, second, resamples=given.resamples))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -17,14 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("second", type=Path)
     parser.add_argument("--resamples", type=int, default=2000, help="draws of patients; p is at least 2 / (draws + 1)")
     given = parser.parse_args(arguments)
-    try:
-        first, second = read_result(given.first), read_result(given.second)
-        tables = compare(first, second, resamples=given.resamples)
-    except (OSError, ValueError) as error:
-        print(f"compare_results: {error}", file=sys.stderr)
-        return 2
-    print_tables(first.title, tables, Console(highlight=False, width=None if sys.stdout.isatty() else 150))
-    return 0
+    return answer(lambda: comparison(given))
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
+from mg3d.checkpoints.command import answer
 from mg3d.checkpoints.export import Pretrained, export_run, from_pretrained
 from mg3d.evaluation.cards import CARDS, find_card
 from mg3d.evaluation.cases import Cases
 from mg3d.evaluation.embedder import ModelEmbedder
 from mg3d.evaluation.page import write_result_page
 from mg3d.evaluation.parts import chosen_parts
-from mg3d.evaluation.results import Result, print_tables, write_result
+from mg3d.evaluation.results import Result, tables_text, write_result
 from mg3d.evaluation.run_card import run_card
-from mg3d.settings.schema import Settings
+from mg3d.settings.schema import Settings, volume_shape
 
 
 def load(checkpoint: str, tokenizer: Path | None) -> Pretrained:
@@ -38,6 +38,11 @@ def evaluate(given: argparse.Namespace) -> tuple[Result, Settings]:
         raise ValueError(f"{given.checkpoint} holds no tokenizer, so no prompt can be read; name the one of its run: --tokenizer")
     data = loaded.settings.data
     cases = Cases(given.data_root, card, window_hu=data.window_hu, text_unit=data.text_unit)
+    asked, stored = volume_shape(data.image_size, data.volume_size), cases.indexes[cases.where[0][0]].shape
+    if asked != stored:
+        raise ValueError(
+            f"{given.data_root} holds volumes of {stored} voxels (z, y, x), the model reads {asked}; prepare them anew"
+        )
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     embedder = ModelEmbedder(loaded.model.to(device), loaded.tokenizer, max_text_len=data.max_text_len)
     model = {"checkpoint": Path(given.checkpoint).name, "preprocessing": loaded.config["preprocessing"]}
@@ -45,6 +50,17 @@ def evaluate(given: argparse.Namespace) -> tuple[Result, Settings]:
     parts = chosen_parts(embedder, loaded.settings, with_stress=given.stress, truth_root=given.truth_root, written=written)
     result = run_card(card, cases, embedder, model=model, partial=given.partial, batch=given.batch, parts=parts)
     return result, loaded.settings
+
+
+def report(given: argparse.Namespace) -> str:
+    """Writes the files that were asked for; returns every table as text."""
+    result, settings = evaluate(given)
+    if given.json:
+        write_result(given.json, result)
+    if given.html:
+        limits = {"same_above": settings.model.ssm_same_above, "differ_below": settings.model.ssm_differ_below}
+        write_result_page(given.html, result, **limits)
+    return tables_text(result.title, result.tables)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,18 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if given.reports and not given.truth_root:
         parser.error("--reports needs --truth-root")
-    try:
-        result, settings = evaluate(given)
-        if given.json:
-            write_result(given.json, result)
-        if given.html:
-            limits = {"same_above": settings.model.ssm_same_above, "differ_below": settings.model.ssm_differ_below}
-            write_result_page(given.html, result, **limits)
-    except (OSError, ValueError) as error:
-        print(f"evaluate_card: {error}", file=sys.stderr)
-        return 2
-    print_tables(result.title, result.tables, Console(highlight=False, width=None if sys.stdout.isatty() else 150))
-    return 0
+    return answer(lambda: report(given))
 
 
 if __name__ == "__main__":

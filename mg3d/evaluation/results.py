@@ -1,6 +1,8 @@
 """Results of a card: tables whose every number has an interval, their file, and how two of them are compared."""
 
+import io
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -66,8 +68,9 @@ def text_rows(rows: Rows) -> list[dict[str, str]]:
     return [{name: shown(row.get(name)) if name in row else "" for name in names} for row in rows]
 
 
-def print_tables(title: str, tables: Mapping[str, Rows], console: Console) -> None:
-    """Every table under its heading and `title`, which names the card and whether the data are whole."""
+def tables_text(title: str, tables: Mapping[str, Rows]) -> str:
+    """Every table under its heading and `title`, which names the card and whether the data are whole; as wide as the terminal."""
+    console = Console(highlight=False, file=io.StringIO(), width=None if sys.stdout.isatty() else 150)
     for heading, rows in tables.items():
         lines = text_rows(rows)
         if not lines:
@@ -77,6 +80,7 @@ def print_tables(title: str, tables: Mapping[str, Rows], console: Console) -> No
         for line in lines:
             table.add_row(*line.values())
         console.print(table)
+    return console.file.getvalue().strip("\n")
 
 
 def write_result(path: Path, result: Result) -> None:

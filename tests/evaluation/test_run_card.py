@@ -1,15 +1,12 @@
-import io
-
 import numpy as np
 import pytest
-from rich.console import Console
 from small_card import WINDOW, SideEmbedder, bright_side, small_card, write
 
 from mg3d.evaluation.cases import Cases
 from mg3d.evaluation.measure import MEAN, dev_part
 from mg3d.evaluation.page import write_result_page
 from mg3d.evaluation.parts import probes_part, stress_part
-from mg3d.evaluation.results import compare, measured, print_tables, read_result, same_data, shown, write_result
+from mg3d.evaluation.results import compare, measured, read_result, same_data, shown, tables_text, write_result
 from mg3d.evaluation.run_card import run_card
 
 
@@ -68,11 +65,10 @@ def test_two_runs_write_equal_files(folder, result, tmp_path):
 
 def test_partial_stands_in_every_table_on_screen_in_the_file_and_on_the_page(folder, tmp_path):
     partial = run(folder, partial=True, volumes=99)
-    screen = io.StringIO()
-    print_tables(partial.title, partial.tables, Console(file=screen, width=200))
+    screen = tables_text(partial.title, partial.tables)
     headings = [name for name, rows in partial.tables.items() if rows]
     assert len(headings) >= 6
-    assert screen.getvalue().count("· card phantom v1 · PARTIAL 24/99") == len(headings)
+    assert screen.count("· card phantom v1 · PARTIAL 24/99") == len(headings)
     write_result(tmp_path / "result.json", partial)
     assert (tmp_path / "result.json").read_text().count('"card": "card phantom v1 · PARTIAL 24/99"') == len(partial.tables)
     write_result_page(tmp_path / "page.html", partial, same_above=0.9, differ_below=0.6)
