@@ -18,9 +18,9 @@ class Card:
     rule: str
     """A key of `datasets.evaluation_lists.RULES`: which volumes."""
     volumes: int
-    studies: int
+    studies: int | None
+    """None = not published; so too of patients."""
     patients: int | None
-    """None = not published."""
     label_set: str
     """Name and version of the labels, in words."""
     label_source: str
@@ -65,6 +65,18 @@ CARDS = {
             volumes=3_039,
             studies=1_564,
             patients=1_304,
+            label_set="CT-RATE multi-abnormality labels, by RadBERT, as published",
+            label_source="radbert",
+        ),
+        Card(
+            name="ct_rate_chest",
+            version=1,
+            dataset="ct_rate",
+            revision="CT-RATE, validation split, reconstructions that are not on its no_chest list and have a file",
+            rule="ct_rate_valid_chest",
+            volumes=3_001,
+            studies=None,
+            patients=None,
             label_set="CT-RATE multi-abnormality labels, by RadBERT, as published",
             label_source="radbert",
         ),
