@@ -57,7 +57,7 @@ def stress_part(setting: Setting) -> dict[str, Rows]:
     for name, rows in vectors.items():
         logits = logits_by_wording(torch.from_numpy(rows), setting.prompts, embedder.logit_scale, card.wordings)
         scores[name] = logits[card.wording]
-        if reports is not None:
+        if reports is not None and len(set(keys)) > stress.K:  # else every report is among the first
             part = directions(rows, reports, report_keys=keys)[0]
             ranks[name] = first_rank(part.similarity, part.right)
     rows = stress.stress_rows(scores, cases.labels[chosen], cases.patients[chosen], ranks=ranks, **_settings(setting))

@@ -19,6 +19,8 @@ from mg3d.metrics.retrieval import recall_at
 
 AS_IT_IS = "as it is"
 Z, Y, X = 2, 3, 4
+K = 10
+"""Of the recall that stands beside the AUROC."""
 Change = Callable[[Tensor], Tensor]
 
 
@@ -115,23 +117,22 @@ def stress_rows(
     patients: np.ndarray,
     *,
     ranks: Mapping[str, np.ndarray] | None = None,
-    k: int = 10,
     resamples: int,
     seed: int,
 ) -> Rows:
-    """A row per change: mean AUROC and recall at k, and how much is lost of each, with paired intervals over patients.
+    """A row per change: mean AUROC and recall at `K`, and how much is lost of each, with paired intervals over patients.
 
     scores [n, L] and ranks [n] (of each volume's report) by change, `AS_IT_IS` among them; labels [n, L], patients [n].
     """
     settings = {"resamples": resamples, "seed": seed}
     auroc = {name: partial(_macro, labels, part) for name, part in scores.items()}
-    recall = {name: partial(_recall, part, k) for name, part in (ranks or {}).items()}
+    recall = {name: partial(_recall, part, K) for name, part in (ranks or {}).items()}
     rows = []
     for name in scores:
         row = {"change": name, "auroc": measured(auroc[name], patients, **settings)}
         row["lost"] = "" if name == AS_IT_IS else _lost(auroc, name, patients, settings)
         if recall:
-            row[f"volume to report, R@{k}"] = measured(recall[name], patients, **settings)
+            row[f"volume to report, R@{K}"] = measured(recall[name], patients, **settings)
             row["lost of it"] = "" if name == AS_IT_IS else _lost(recall, name, patients, settings)
         rows.append(row)
     return rows

@@ -41,6 +41,7 @@ def test_a_model_that_is_always_right_scores_one(result):
 
 def test_an_orientation_mistake_is_seen_at_once(result):
     assert cell(result, "Stress", "as it is", "auroc")["value"] == 1.0
+    assert "volume to report, R@10" not in result.tables["Stress, 12 volumes"][0]  # 7 texts: all are among the first 10
     assert cell(result, "Stress", "left and right exchanged", "lost") == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert cell(result, "Stress", "half turn in the axial plane", "lost")["value"] == 1.0
     for harmless in ("head and feet exchanged (slices reversed)", "front and back exchanged", "+30 HU"):
