@@ -78,7 +78,7 @@ def finding_rows(card: Card, scores: Scores) -> Rows:
             {
                 "finding": name,
                 "cases": int(known[:, place].sum()),
-                "prevalence": float((label == 1).sum() / max(known[:, place].sum(), 1)),
+                "prevalence": mean_of_defined(np.where(known[:, place], label == 1, np.nan)),
                 "auroc": measured(lambda r, a=label, s=score: auroc(a[r], s[r]), scores.patients, **settings),
                 "auprc": measured(lambda r, a=label, s=score: auprc(a[r], s[r]), scores.patients, **settings),
                 "auroc over prompts": _range(spread[:, place]),

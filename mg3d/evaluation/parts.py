@@ -228,6 +228,8 @@ def chosen_parts(
         return truths or None
 
     def matching(setting: Setting) -> dict[str, Rows]:
+        if not setting.report_texts:
+            return {}
         sentences, texts = read_sentences(setting, model, known(setting))
         limits = {"same_above": settings.model.ssm_same_above, "differ_below": settings.model.ssm_differ_below}
         batch = settings.optim.batch_size
@@ -238,5 +240,5 @@ def chosen_parts(
         parts.append(matching)
     if truth_root is not None:
         parts.append(lambda setting: grounding_part(setting, model, truth_root))
-        parts.append(lambda setting: content_part(setting, known(setting) or [], written))
+        parts.append(lambda setting: content_part(setting, known(setting) or [], written) if setting.report_texts else {})
     return [*parts, stress_part] if with_stress else parts

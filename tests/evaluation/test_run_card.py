@@ -112,6 +112,25 @@ def test_results_of_other_data_or_another_card_are_not_compared(folder, result, 
         read_result(tmp_path / "no.json")
 
 
+def test_volumes_without_reports_have_no_text_retrieval_and_unknown_labels_no_number(tmp_path, monkeypatch):
+    write(tmp_path, patients=12, scans=1, reconstructions=2, voxels=bright_side, reported=lambda number: False)
+    known = Cases.labels.func
+
+    def without_the_third(cases):
+        return np.where(np.arange(18) == 2, -1, known(cases)).astype(np.int8)
+
+    monkeypatch.setattr(Cases, "labels", property(without_the_third))
+    found = run(tmp_path)
+    assert not [name for name in found.tables if "reports" in name]
+    third = found.tables["Zero-shot findings"][2]
+    assert (third["cases"], shown(third["auroc"]), shown(third["prevalence"])) == (0, "- [-, -]", "-")
+    assert cell(found, "Zero-shot findings", MEAN, "auroc")["value"] == 1.0
+    write_result(tmp_path / "result.json", found)
+    back = read_result(tmp_path / "result.json")
+    assert back.tables["Zero-shot findings"][2]["auroc"] == {"value": None, "low": None, "high": None}
+    assert len(compare(back, back, resamples=9)["AUROC by finding, first minus second"]) == 18
+
+
 def test_the_dev_part_is_of_whole_patients_and_the_same_whoever_else_is_there():
     patients = np.array([f"ct_rate/valid_{number // 2}" for number in range(2000)])
     dev = dev_part(patients, 0.2)

@@ -80,6 +80,14 @@ def test_partial_results_are_marked_repeat_and_compare(model, data, tmp_path, ca
     assert "0.000 [0.000, 0.000]" in capsys.readouterr().out
 
 
+def test_a_set_without_reports_is_judged_by_its_labels(model, tmp_path, capsys):
+    write_split(tmp_path, "ct_rate", "train", patients=4, shape=(32, 24, 32), voxels=bright_side, reported=lambda number: False)
+    assert evaluate(model, tmp_path, "--partial") == 0
+    said = capsys.readouterr().out
+    assert "Zero-shot findings · card phantom v1 · PARTIAL 4/9" in said
+    assert "Sentences" not in said
+
+
 def test_volumes_of_another_size_are_told(model, tmp_path, capsys):
     write_split(tmp_path, "ct_rate", "train", patients=2)
     assert evaluate(model, tmp_path, "--partial") == 2
