@@ -31,10 +31,16 @@ PREVALENCE: tuple[float, ...] = (
 PROMPTS: dict[str, tuple[str, str]] = {
     "there_is": ("There is {finding}.", "There is no {finding}."),
     "ct_clip": ("{Finding} is present.", "{Finding} is not present."),
-    "bare": ("{Finding}.", "not {Finding}."),
+    "original": ("{Finding}.", "not {Finding}."),
+    "seen": ("{Finding} is seen.", "No {finding} is seen."),
+    "evidence": ("There is evidence of {finding}.", "There is no evidence of {finding}."),
+    "noted": ("{Finding} is noted.", "{Finding} is not noted."),
 }
-"""Zero-shot prompt pairs (the finding is there, it is not) by name. `ct_clip`: the wording of the CT-CLIP evaluation;
-`bare`: of its vocabulary fine-tuning."""
+"""Zero-shot prompt pairs (the finding is there, it is not) by name. `there_is`: ours; `ct_clip`: the wording of the CT-CLIP
+evaluation; `original`: that of the original's evaluation on CT-RATE; the others are paraphrases."""
+
+ENSEMBLE: tuple[str, ...] = ("there_is", "ct_clip", "seen", "evidence", "noted")
+"""Wordings whose embeddings are averaged; `original` is left out, for a bare name is no sentence of a report."""
 
 FINDING_CUES: dict[str, tuple[str, ...]] = {
     "Medical material": (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
+from scipy.special import expit
 from torch import Tensor
 
 from mg3d.metrics.bootstrap import bootstrap_interval
@@ -17,8 +17,13 @@ def zero_shot_scores(volumes: Tensor, prompts: Tensor, logit_scale: float) -> np
     volumes [n, E], prompts [L, 2, E] (present first), of length 1. float64: at a trained scale, single precision rounds clear
     cases to 1 and ties them.
     """
-    logits = logit_scale * torch.einsum("ne,lpe->nlp", volumes.double(), prompts.double())
-    return logits.softmax(-1)[..., 0].numpy()
+    return expit(zero_shot_logits(volumes, prompts, logit_scale))
+
+
+def zero_shot_logits(volumes: Tensor, prompts: Tensor, logit_scale: float) -> np.ndarray:
+    """Logits [n, L] of the probabilities of `zero_shot_scores`: scale * (cosine with present - cosine with absent)."""
+    present, absent = prompts.double().unbind(1)
+    return (logit_scale * volumes.double() @ (present - absent).T).numpy()
 
 
 def zero_shot_table(

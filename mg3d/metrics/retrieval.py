@@ -52,18 +52,18 @@ def label_jaccard_at(
     Raises:
         ValueError: shapes do not fit, a similarity is nan, or the gallery is smaller than the largest k.
     """
-    values = label_jaccard_each(similarity, labels, ks, as_published=as_published).mean(0)
+    groups = np.arange(len(labels)) if not as_published else None
+    jaccard = nearest_jaccards(similarity, labels, max(ks), groups=groups)
+    values = np.array([jaccard[:, :k].mean() for k in ks])
     if as_published:
         values = np.cumsum(values) / np.arange(1, len(ks) + 1)
     return dict(zip(ks, values.tolist()))
 
 
-def label_jaccard_each(
-    similarity: np.ndarray, labels: np.ndarray, ks: Sequence[int], *, as_published: bool = False
-) -> np.ndarray:
-    """[n, len(ks)]: each query's mean label Jaccard of its k most similar volumes; see `label_jaccard_at`, also for errors.
+def nearest_jaccards(similarity: np.ndarray, labels: np.ndarray, most: int, *, groups: np.ndarray | None) -> np.ndarray:
+    """[n, most]: label Jaccard of every query with its nearest volumes, nearest first; see `label_jaccard_at`, also for errors.
 
-    as_published: the query stays in its own gallery.
+    groups [n]: volumes of the query's group are not in its gallery; None = all are, the query among them.
     """
     if similarity.shape != (len(labels), len(labels)):
         raise ValueError(f"similarities {similarity.shape} of {len(labels)} labelled volumes; expected [n, n]")
@@ -71,14 +71,13 @@ def label_jaccard_each(
         raise ValueError("some similarities are nan, so they cannot be ranked; look for the step at which the model diverged")
     shown = np.flatnonzero((labels == 1).any(1))
     gallery = similarity[:, shown].astype(float)
-    if not as_published:
-        gallery[shown, np.arange(len(shown))] = -np.inf
-    others = len(shown) - (not as_published)
-    if others < max(ks):
-        raise ValueError(f"{max(others, 0)} other volumes with a positive label; at least {max(ks)} are needed for k = {max(ks)}")
-    nearest = np.argsort(-gallery, axis=1, kind="stable")[:, : max(ks)]
-    jaccard = np.take_along_axis(_jaccard(labels, labels[shown]), nearest, 1)
-    return np.stack([jaccard[:, :k].mean(1) for k in ks], 1)
+    if groups is not None:
+        gallery[groups[:, None] == groups[shown]] = -np.inf
+    others = int((gallery > -np.inf).sum(1)[shown].min(initial=len(shown)))
+    if others < most:
+        raise ValueError(f"{others} other volumes with a positive label; at least {most} are needed for k = {most}")
+    nearest = np.argsort(-gallery, axis=1, kind="stable")[:, :most]
+    return np.take_along_axis(_jaccard(labels, labels[shown]), nearest, 1)
 
 
 def _jaccard(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from mg3d.datasets.collate import Collator
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.window import intensities
-from mg3d.evaluation import held_out
+from mg3d.evaluation import held_out, truth
 from mg3d.evaluation.baselines import logistic_scores, pooled_volume
 from mg3d.evaluation.matching import pair_shares
 from mg3d.evaluation.retrieval import retrieval_table
@@ -33,7 +33,7 @@ from mg3d.pictures.curves import curves_figure
 from mg3d.pictures.page import png, write_page
 from mg3d.pictures.planes import case_figure
 from mg3d.settings.schema import Settings
-from mg3d.text_units import clean_section, normalise, report_units
+from mg3d.text_units import normalise
 from mg3d.training.build import build_data, build_tokenizer
 from mg3d.training.trainer import resolve_accelerator
 
@@ -119,25 +119,12 @@ def set_scene(settings: Settings, run_dir: Path, *, say: Callable[[str], None]) 
 
 
 def read_truths(settings: Settings, studies: Studies) -> list[dict[str, Any]] | None:
-    """The truth files of a synthetic set's studies; None unless every study has one that tells its very report.
-
-    Synthetic studies are named as real ones, so names alone would lend real patients the truth of synthetic ones.
-    """
+    """See `evaluation.truth.read_truths`; None without `truth_root`."""
     if not settings.run.truth_root:
         return None
-    truths = []
-    for study, name in enumerate(studies.index.table["study_id"].take(studies.first_rows).to_pylist()):
-        path = Path(settings.run.truth_root) / "truth" / f"{name}.json"
-        truth = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if truth is None or _told(truth) != studies.report(study).report:
-            return None
-        truths.append(truth)
-    return truths
-
-
-def _told(truth: dict[str, Any]) -> str:
-    report, _ = report_units(*(clean_section(truth["report"][section]) for section in ("findings", "impression")))
-    return report
+    ids = studies.index.table["study_id"].take(studies.first_rows).to_pylist()
+    reports = (studies.report(study).report for study in range(len(studies)))
+    return truth.read_truths(Path(settings.run.truth_root), ids, reports)
 
 
 def model_weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -200,10 +187,8 @@ def matched_sentences(model: MG3D, scene: Scene) -> dict[str, float]:
     count = min(len(scene.test), -(-MOST_MATCHED_STUDIES // size) * size)
     for study in range(count):
         sample = scene.test.sample(study)
-        spoken = scene.truths[study]["clauses"] if scene.truths else []
-        known = {normalise(c["text"]): f"{c['label']}|{c['polarity']}|{c['location']}" for c in spoken if c["label"]}
         kept = scene.collator.encode(sample).units
-        meanings += [known.get(normalise(sample.report[start:end])) for start, end in kept]
+        meanings += truth.meanings_of(scene.truths[study], sample.report, kept) if scene.truths else [None] * len(kept)
     thresholds = scene.settings.model
     return pair_shares(
         vectors,

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from mg3d.datasets.tokenizer import pad_reports
-from mg3d.evaluation.retrieval import against_unique_reports
+from mg3d.evaluation.retrieval import directions
 from mg3d.finetune.cases import Case
 from mg3d.finetune.kinds.base import Row
 from mg3d.finetune.kinds.prompts import PromptNetwork, Prompts
 from mg3d.finetune.pipeline import Sample
-from mg3d.metrics.retrieval import chance_recall_at, first_rank, label_jaccard_each, recall_at
+from mg3d.metrics.retrieval import chance_recall_at, first_rank, nearest_jaccards, recall_at
 from mg3d.models.vision.registry import VisionEncoder
 from mg3d.text_units import normalise, split_clauses, split_sentences
 
@@ -73,20 +73,20 @@ class Retrieval(Prompts):
     def finish(self, table: pd.DataFrame) -> pd.DataFrame:
         """Ranks among all volumes and reports of the part, in place of embeddings."""
         volumes, reports = (np.stack(table[name]) for name in _VECTORS)
-        similarity, right, first = against_unique_reports(volumes, reports, table["text"].tolist())
         found = table[["case_id", "patient_id"]].copy()
-        for name, similar, fits, rows in (
-            ("report_to_volume", similarity.T, right.T, first), ("volume_to_report", similarity, right, np.arange(len(table))),
-        ):  # fmt: skip
-            for column, values in (("rank", first_rank(similar, fits)), ("right", fits.sum(1)), ("gallery", fits.shape[1])):
+        for way in directions(volumes, reports, report_keys=table["text"].tolist()):
+            name, right = way.name.replace(" ", "_"), way.right
+            columns = {"rank": first_rank(way.similarity, right), "right": right.sum(1), "gallery": right.shape[1]}
+            for column, values in columns.items():
                 found[f"{column}/{name}"] = np.nan
-                found.loc[rows, f"{column}/{name}"] = values
+                found.loc[way.queries, f"{column}/{name}"] = values
         labels = np.stack(table["target"])
         others = int((labels == 1).any(1).sum()) - 1
         ks = [k for k in JACCARD_AT if k <= others]
         if ks:
-            each = label_jaccard_each(volumes @ volumes.T, labels, ks)
-            found[[f"jaccard@{k}" for k in ks]] = each
+            nearest = nearest_jaccards(volumes @ volumes.T, labels, max(ks), groups=np.arange(len(labels)))
+            for k in ks:
+                found[f"jaccard@{k}"] = nearest[:, :k].mean(1)
         return found
 
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:

@@ -1,11 +1,10 @@
 """MetaImage volumes (`.mha`, `.mhd` with its raw file) in Hounsfield units."""
 
-import importlib
 import re
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+import SimpleITK as itk
 
 from mg3d.preparation import geometry
 from mg3d.preparation.hounsfield import choose_rule
@@ -18,29 +17,15 @@ _DATA = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]+)", re.MULTILINE)
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def load_simpleitk() -> ModuleType:
-    """The package.
-
-    Raises:
-        Refusal: codec_missing, when it is not installed.
-    """
-    try:
-        package = importlib.import_module("SimpleITK")
-    except ImportError:
-        raise Refusal("codec_missing", "SimpleITK is not installed; pip install -e '.[mha]'") from None
-    package.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
-    return package
-
-
 def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
     """The volume of one MetaImage file in HU.
 
     Raises:
-        Refusal: missing_file, unreadable, codec_missing, mha_damaged, not_3d, too_large, as `geometry.to_lps` and `choose_rule`.
+        Refusal: missing_file, unreadable, mha_damaged, not_3d, too_large, as `geometry.to_lps` and `choose_rule`.
     """
     path = root / record.files[0]
     _check_data_file(path)
-    itk = load_simpleitk()
+    itk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
     reader = itk.ImageFileReader()
     reader.SetImageIO("MetaImageIO")
     reader.SetFileName(str(path))

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from small_arrow import small_tokenizer
+from small_model import SHAPE, build
+from torch.nn import functional as F
+
+from mg3d.datasets.studies import ReportText
+from mg3d.datasets.tokenizer import pad_reports
+from mg3d.evaluation.embedder import ModelEmbedder, embed_batches, sentence
+from mg3d.models.text.encoder import tiny_text_encoder
+
+REPORT = ReportText("The heart is enlarged. No lesion of the liver.", ((0, 22), (23, 46)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return small_tokenizer(tmp_path_factory.mktemp("words"))
+
+
+def embedder(tokenizer, wiring="mg3d", **changes):
+    model = build(wiring, **changes).float()
+    torch.manual_seed(0)
+    model.text = tiny_text_encoder(vocab_size=len(tokenizer), width=16, layers=1, heads=2, max_positions=32)
+    if model.sentence_space is not None:
+        ids, _, index = pad_reports(tokenizer, [REPORT, sentence("The aorta is normal.")], 32)
+        model.sentence_space = type(model.sentence_space)(model.text)
+        model.fit_sentence_space(ids, index)
+    return ModelEmbedder(model, tokenizer, max_text_len=32, batch=2)
+
+
+def test_texts_are_embedded_alike_alone_and_in_batches(tokenizer):
+    judge = embedder(tokenizer)
+    texts = [sentence("The heart is enlarged."), REPORT, sentence("No lesion.")]
+    together = judge.texts(texts)
+    torch.testing.assert_close(together, torch.cat([judge.texts([text]) for text in texts]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_volumes_are_cut_to_the_window_before_they_are_embedded(tokenizer):
+    judge, volumes = embedder(tokenizer), torch.rand(3, 1, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 0.5
+    found = embed_batches(judge, volumes.split(2))
+    torch.testing.assert_close(found, judge.model.embed_volume(volumes.clamp(0, 1)).detach())
+
+
+def test_a_map_is_the_attention_of_the_sentence_on_the_model_s_grid(tokenizer):
+    judge, volumes = embedder(tokenizer), torch.rand(2, 1, *SHAPE)
+    texts = ["The heart is enlarged.", "No lesion.", "The aorta is normal."]
+    maps = judge.maps(volumes, texts)
+    assert maps.shape == (2, 3, *judge.model.grid)
+    torch.testing.assert_close(maps.flatten(2).sum(2), torch.ones(2, 3))
+    model = judge.model
+    ids, mask, _ = pad_reports(tokenizer, [sentence(texts[1])], 32)
+    inside = mask[0].clone()
+    inside[[0, int(mask.sum()) - 1]] = False  # neither [CLS] nor [SEP]
+    asked = model.encode_report(ids, mask)[0, inside].mean(0)
+    image = model.encode_volume(volumes)[1]
+    scores = model.aggregation.key(image) @ model.aggregation.query(asked) / asked.numel() ** 0.5
+    torch.testing.assert_close(maps[1, 1].flatten(), F.softmax(scores, 0).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_whose_sentences_do_not_look_has_no_maps(tokenizer):
+    judge = embedder(tokenizer, objectives=("cml",))
+    assert judge.maps(torch.rand(1, 1, *SHAPE), ["No lesion."]) is None
+
+
+def test_sentences_are_those_that_are_read(tokenizer):
+    ((whole, vectors),) = embedder(tokenizer).sentences([REPORT])
+    assert whole.units == REPORT.units
+    assert vectors.shape == (2, 16)
+    short = embedder(tokenizer)
+    short.max_text_len = 7
+    ((cut, vectors),) = short.sentences([REPORT])
+    assert cut.units == REPORT.units[:1]
+    assert len(vectors) == 1
+
+
+def test_a_model_that_contrasts_fused_vectors_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="no plain image and report embedding"):
+        embedder(tokenizer, "mg3d_intended")

@@ -1,0 +1,29 @@
+"""Compare two results of tools/evaluate_card.py --json on the same data: paired bootstrap over patients, first minus second."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mg3d.checkpoints.command import answer
+from mg3d.evaluation.results import compare, read_result, tables_text
+
+
+def comparison(given: argparse.Namespace) -> str:
+    """The tables as text."""
+    first, second = read_result(given.first), read_result(given.second)
+    return tables_text(first.title, compare(first, second, resamples=given.resamples))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the comparison; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    parser.add_argument("--resamples", type=int, default=2000, help="draws of patients; p is at least 2 / (draws + 1)")
+    given = parser.parse_args(arguments)
+    return answer(lambda: comparison(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
