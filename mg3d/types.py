@@ -91,10 +91,8 @@ class Features(NamedTuple):
     Every `*_embedding` is L2-normalised.
     """
 
-    mlm_logits: Tensor | None = None
-    """[M, V] at labelled tokens only."""
-    mlm_targets: Tensor | None = None
-    """int64 [M]."""
+    mlm_surprise: Tensor | None = None
+    """[M], cross entropy at each labelled token."""
     sal_prediction: Tensor | None = None
     """[B, S, d'], sentence features recovered from the masked report with the volume's help."""
     sal_target: Tensor | None = None

@@ -105,10 +105,11 @@ class MG3D(nn.Module):
         self.fusion_report = self.fusion_volume = self.mlm_head = self.sal_head = self.target_text = None
         self.mim_head = self.contrast = self.cml_scale = self.dcl_scale = self.aggregation = self.sentence_space = None
         self.dcl_pool = self.dcl_image_head = self.dcl_aggregate_head = None
-        if wants({"mlm", "sal"}) or (wants({"mim"}) and self.mim_reads_tokens):
-            self.fusion_report = build_fusion(fusion, width, **layers)
+        mim_reads_report_layers = bool(wants({"mim"})) and self.mim_reads_tokens
+        if wants({"mlm", "sal"}) or mim_reads_report_layers:
+            self.fusion_report = build_fusion(fusion, width, second_is_read=mim_reads_report_layers, **layers)
         if (wants({"mim"}) and not self.mim_reads_tokens) or self._uses_fused_contrast():
-            self.fusion_volume = build_fusion(fusion, width, **layers)
+            self.fusion_volume = build_fusion(fusion, width, second_is_read=self._uses_fused_contrast(), **layers)
         self._build_report_heads(width, sal_target)
         if wants({"mim"}):
             decoder = ConvVolumeDecoder if mim_decoder == "conv" else LinearVolumeDecoder
@@ -175,7 +176,10 @@ class MG3D(nn.Module):
 
     def encode_report(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Report tokens [B, T, d] of ids int64 [B, T]; attention_mask bool [B, T], True = real token."""
-        return self.project_report(self.text(ids, attention_mask)) + self.type_embedding.weight[REPORT]
+        return self._project_report(self.text(ids, attention_mask))
+
+    def _project_report(self, text: Tensor) -> Tensor:
+        return self.project_report(text) + self.type_embedding.weight[REPORT]
 
     def embed_volume(self, volume: Tensor) -> Tensor:
         """[B, E] of length 1, of volumes [B, 1, D, H, W] in [0, 1]; comparable with `embed_report`."""
@@ -201,11 +205,13 @@ class MG3D(nn.Module):
     def forward(self, batch: Batch, objectives: frozenset[str] | None = None) -> Features:
         """What the losses of `objectives` (default: all this model was built for) read; the other fields are None."""
         wanted = self.objectives if objectives is None else objectives
-        image = report = None
+        image = report = text = None
         if wanted & {"mlm", "sal", "cml", "dcl", "ssm"}:
             image = self.encode_volume(batch.volume)
+        if wanted & {"mim", "cml", "dcl", "ssm"} or (self._sal_reads_text() and "sal" in wanted):
+            text = self.text(batch.report_ids, batch.attention_mask)
         if wanted & {"mim", "cml", "dcl", "ssm"}:
-            report = self.encode_report(batch.report_ids, batch.attention_mask)
+            report = self._project_report(text)
         fields: dict[str, Tensor] = {
             "sentence_mask": batch.sentence_mask,
             "sentence_polarity": batch.sentence_polarity,
@@ -214,14 +220,16 @@ class MG3D(nn.Module):
             "view_key": batch.view_key,
         }
         if wanted & {"mlm", "sal"}:
-            fields |= self._reconstruct_report(batch, image, wanted)
+            fields |= self._reconstruct_report(batch, image, text, wanted)
         if "mim" in wanted:
             fields |= self._reconstruct_volume(batch, report)
         if wanted & {"cml", "dcl", "ssm"}:
             fields |= self._contrast(batch, image, report, wanted)
         return Features(**fields)
 
-    def _reconstruct_report(self, batch: Batch, image: Tensor, wanted: frozenset[str]) -> Mapping[str, Tensor]:
+    def _reconstruct_report(
+        self, batch: Batch, image: Tensor, text: Tensor | None, wanted: frozenset[str]
+    ) -> Mapping[str, Tensor]:
         masked = self.encode_report(batch.mlm_ids, batch.attention_mask)
         # The released gates count padding as tokens; attention must not.
         report_mask = None if self.is_gated else batch.attention_mask
@@ -229,21 +237,25 @@ class MG3D(nn.Module):
         fields = {}
         transformed = self.mlm_head.transform(fused) if self.mlm_head is not None else None
         if "mlm" in wanted:
-            fields["mlm_logits"], fields["mlm_targets"] = self.mlm_head.decode(transformed, batch.mlm_labels)
+            fields["mlm_surprise"] = self.mlm_head.surprise(transformed, batch.mlm_labels)
         if "sal" in wanted:
             count = batch.sentence_mask.shape[1]
             tokens = transformed if self.sal_head.reads_transformed_tokens else fused
-            true = sentence_means(self._unmasked_text(batch), batch.sentence_index, count)
+            true = sentence_means(self._true_text(batch, text), batch.sentence_index, count)
             recovered = sentence_means(tokens, batch.sentence_index, count)
             fields["sal_prediction"], fields["sal_target"] = self.sal_head(recovered, true)
         return fields
 
+    def _sal_reads_text(self) -> bool:
+        """Whether SAL asks for the features of the text encoder itself: frozen, it is its own unmoving copy."""
+        return isinstance(self.sal_head, ContextualSalHead) and self.target_text is None
+
     @torch.no_grad()
-    def _unmasked_text(self, batch: Batch) -> Tensor:
+    def _true_text(self, batch: Batch, text: Tensor | None) -> Tensor:
+        """What SAL asks for, of every token; text [B, T, text width], the text encoder's on the unmasked report."""
         if isinstance(self.sal_head, WordEmbeddingSalHead):
             return self.text.embed_words(batch.report_ids)
-        encoder = self.target_text if self.target_text is not None else self.text
-        return encoder(batch.report_ids, batch.attention_mask)
+        return text if self.target_text is None else self.target_text(batch.report_ids, batch.attention_mask)
 
     def _reconstruct_volume(self, batch: Batch, report: Tensor) -> Mapping[str, Tensor]:
         image = self.encode_volume(batch.volume, batch.cube_mask)
