@@ -111,12 +111,16 @@ class Features(NamedTuple):
     """[B, K, E]; views of the report, unfused; None where CML has none."""
     cml_logit_scale: Tensor | None = None
     """Scalar; 1 / temperature."""
+    cml_logit_bias: Tensor | None = None
+    """Scalar; None where CML is InfoNCE."""
     dcl_image_embedding: Tensor | None = None
     """[B, E]."""
     dcl_aggregate_embedding: Tensor | None = None
     """[B, E]; image features gathered sentence by sentence."""
     dcl_logit_scale: Tensor | None = None
     """Scalar; 1 / temperature."""
+    dcl_logit_bias: Tensor | None = None
+    """Scalar; None where DCL is InfoNCE."""
     ssm_visual: Tensor | None = None
     """[B, S, 128], the visual side of every sentence; not normalised."""
     ssm_text: Tensor | None = None

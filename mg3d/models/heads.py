@@ -145,14 +145,18 @@ class ProjectionHead(nn.Module):
         return F.normalize(self.projection(self.norm(vectors)), dim=-1)
 
 
+SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
+"""Where scale and bias of the sigmoid contrast begin (SigLIP): nearly every pair is a wrong one, and begins as such."""
+
+
 class LogitScale(nn.Module):
-    """1 / temperature: learned, from 1 / 0.07 and at most 100, or the constant 10 of the released code."""
+    """1 / temperature: learned, from `start` and at most 100, or the constant 10 of the released code."""
 
     LARGEST = 100.0
 
-    def __init__(self, *, learned: bool) -> None:
+    def __init__(self, *, learned: bool, start: float = 1 / 0.07) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07))) if learned else None
+        self.log_scale = nn.Parameter(torch.tensor(math.log(start))) if learned else None
 
     def forward(self, like: Tensor) -> Tensor:
         """Scalar, of the type and on the device of `like`."""

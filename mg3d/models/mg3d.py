@@ -14,6 +14,8 @@ from mg3d.models.aggregation import Aggregate, ImageAggregation, SentenceAggrega
 from mg3d.models.contrast import FusedContrast, FusedVectors, ImageReportContrast
 from mg3d.models.fusion import build_fusion
 from mg3d.models.heads import (
+    SIGMOID_BIAS,
+    SIGMOID_SCALE,
     ContextualSalHead,
     ConvVolumeDecoder,
     LinearVolumeDecoder,
@@ -78,6 +80,7 @@ class MG3D(nn.Module):
         mim_fill: Literal["token", "zero"] = "token",
         mim_text: Literal["sentences", "tokens_text_layers", "sentences_image_layers"] = "sentences",
         cml_pair: Literal["image_report", "multimodal_unimodal"] = "image_report",
+        contrast: Literal["infonce", "sigmoid"] = "infonce",
         project_twice: bool = False,
         aggregation_values: Literal["image", "sentence"] = "image",
         sal_target: Literal["contextual", "word_embedding"] = "contextual",
@@ -101,9 +104,10 @@ class MG3D(nn.Module):
         wants = self.objectives.intersection
         layers = {"layers": fusion_layers, "heads": fusion_heads}
         pooling = {"heads": fusion_heads, "queries": pool_queries}
-        self.image_pool_kind = image_pool
+        self.image_pool_kind, self.is_sigmoid = image_pool, contrast == "sigmoid"
         self.fusion_report = self.fusion_volume = self.mlm_head = self.sal_head = self.target_text = None
         self.mim_head = self.contrast = self.cml_scale = self.dcl_scale = self.aggregation = self.sentence_space = None
+        self.cml_bias = self.dcl_bias = None
         self.dcl_pool = self.dcl_image_head = self.dcl_aggregate_head = None
         mim_reads_report_layers = bool(wants({"mim"})) and self.mim_reads_tokens
         if wants({"mlm", "sal"}) or mim_reads_report_layers:
@@ -137,7 +141,13 @@ class MG3D(nn.Module):
         elif "cml" in self.objectives:
             self.contrast = ImageReportContrast(width, embedding_width, image_pool=self._image_pool(width, pooling), **pooling)
         if "cml" in self.objectives:
-            self.cml_scale = LogitScale(learned=not self.has_fused_contrast)
+            self.cml_scale, self.cml_bias = self._calibration()
+
+    def _calibration(self) -> tuple[LogitScale, nn.Parameter | None]:
+        """Scale and bias of a contrast's logits; InfoNCE has no bias."""
+        if self.is_sigmoid:
+            return LogitScale(learned=True, start=SIGMOID_SCALE), nn.Parameter(torch.tensor(SIGMOID_BIAS))
+        return LogitScale(learned=not self.has_fused_contrast), None
 
     def _image_pool(self, width: int, pooling: Mapping[str, int]) -> nn.Module:
         if self.image_pool_kind == "place":
@@ -158,7 +168,7 @@ class MG3D(nn.Module):
         if "dcl" in self.objectives:
             self.dcl_image_head = ProjectionHead(width, embedding_width)
             self.dcl_aggregate_head = ProjectionHead(width, embedding_width)
-            self.dcl_scale = LogitScale(learned=not self.has_fused_contrast)
+            self.dcl_scale, self.dcl_bias = self._calibration()
 
     # --- encoders
 
@@ -286,6 +296,7 @@ class MG3D(nn.Module):
             fields["cml_view_embedding"] = self._embed_views(batch)
         if "cml" in wanted:
             fields["cml_logit_scale"] = self.cml_scale(fields["cml_first_embedding"])
+            fields["cml_logit_bias"] = self.cml_bias
         if wanted & {"dcl", "ssm"}:
             aggregate, image_vector = self._aggregate(batch, image, sentences, fused)
             fields |= self._dcl(aggregate, image_vector) if "dcl" in wanted else {}
@@ -321,6 +332,7 @@ class MG3D(nn.Module):
             "dcl_image_embedding": embedding,
             "dcl_aggregate_embedding": self.dcl_aggregate_head(aggregate.patient),
             "dcl_logit_scale": self.dcl_scale(embedding),
+            "dcl_logit_bias": self.dcl_bias,
         }
 
     def _ssm(self, batch: Batch, aggregate: Aggregate) -> Mapping[str, Tensor]:

@@ -94,7 +94,7 @@ _AT_LEAST: dict[str, float] = {
     "weight_decay": 0, "warmup_steps": 0, "max_steps": 1, "grad_clip": 0, "per_gpu_batchsize": 1, "batch_size": 1, "devices": 0,
     "num_nodes": 1, "val_interval": 1, "val_batches": 0, "log_interval": 1, "max_minutes": 0, "seed": 0, "tiny_vocabulary": 50,
     "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
-    "augment_rotation_deg": 0,
+    "augment_rotation_deg": 0, "contrast_chunk": 0,
     "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
 }  # fmt: skip
 RELEASED_HEADS = 8
@@ -155,6 +155,11 @@ def _check_together(settings: Settings) -> None:
         (model.cml_pair != "multimodal_unimodal" or not fused or model.hidden_size % RELEASED_HEADS == 0,
          f"cml_pair=multimodal_unimodal pools reports with {RELEASED_HEADS} heads, which do not divide "
          f"hidden_size={model.hidden_size}"),
+        (model.contrast != "sigmoid" or model.cml_pair == "image_report",
+         "contrast=sigmoid learns scale and bias, which the released contrast (cml_pair=multimodal_unimodal) keeps constant; use "
+         "cml_pair=image_report or contrast=infonce"),
+        (optim.contrast_chunk == 0 or kind != "unet" or vision.norm_statistics == "instance",
+         "contrast_chunk would change what norm_statistics=batch measures; use norm_statistics=instance or contrast_chunk=0"),
         (model.mim_decoder != "conv" or settings.loss.weight_mim == 0 or 2 * model.hidden_size >= stride,
          f"mim_decoder=conv halves hidden_size={model.hidden_size} until it has undone the stride {stride}, and nothing is left; "
          f"use at least {stride // 2}, or mim_decoder=linear"),

@@ -30,7 +30,7 @@ from mg3d.training.trainer import BatchPlan, build_trainer, plan_batches, resolv
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
     "evidence", "max_minutes", "truth_root", "log_dir", "run_name", "data_root", "cache_dir", "per_gpu_batchsize", "precision",
-    "gradient_checkpointing",
+    "gradient_checkpointing", "contrast_chunk",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the run that goes on from it."""
 
@@ -96,6 +96,7 @@ def pretrain(settings: Settings) -> None:
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,
+        chunk=settings.optim.contrast_chunk,
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin},
     )
     trainer = build_trainer(settings, run_dir, validates=data.validates)

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from slow_losses import slow_cml, slow_info_nce, slow_mim, slow_mlm, slow_released_ssm, slow_sal, slow_ssm
+from slow_losses import (
+    slow_cml,
+    slow_info_nce,
+    slow_mim,
+    slow_mlm,
+    slow_released_ssm,
+    slow_sal,
+    slow_sigmoid,
+    slow_ssm,
+)
 
 from mg3d.losses.cml import CMLLoss
 from mg3d.losses.dcl import DCLLoss
@@ -66,6 +75,30 @@ def cml(exclude, views):
     )
 
 
+BIAS = torch.tensor(-1.5, dtype=torch.float64)
+
+
+def dcl_sigmoid(exclude):
+    keys = (PATIENTS.tolist(), REPORTS.tolist()) if exclude else ()
+    loss = DCLLoss(exclude_duplicates=exclude)
+    return (
+        lambda *values: loss(*values, patient_key=PATIENTS, report_key=REPORTS),
+        lambda *values: slow_sigmoid(*values, *keys),
+        (unit(4, 6, seed=3), unit(4, 6, seed=4), SCALE, BIAS),
+    )
+
+
+def cml_sigmoid():
+    def slow(image, report, views, scale, bias):
+        keys = (PATIENTS.tolist(), REPORTS.tolist())
+        slots = [slow_sigmoid(image, views[:, k], scale, bias, *keys, VIEWS[:, k].tolist()) for k in range(2)]
+        return (slow_sigmoid(image, report, scale, bias, *keys) + sum(slots) / 2) / 2
+
+    asked = {"patient_key": PATIENTS, "report_key": REPORTS, "view_key": VIEWS}
+    values = (unit(4, 6, seed=3), unit(4, 6, seed=4), unit(4, 2, 6, seed=12), SCALE, BIAS)
+    return lambda *values: CMLLoss()(*values, **asked), slow, values
+
+
 def sal(per):
     return (
         lambda prediction, target: SALLoss(per=per)(prediction, target, MASK),
@@ -92,6 +125,9 @@ CASES = {
     "cml with one view": cml(True, 1),
     "cml with views": cml(True, 2),
     "cml with views and duplicates": cml(False, 2),
+    "cml sigmoid": cml_sigmoid(),
+    "dcl sigmoid": dcl_sigmoid(True),
+    "dcl sigmoid with duplicates": dcl_sigmoid(False),
     "dcl": dcl(True),
     "dcl with duplicates": dcl(False),
     "ssm two means": (

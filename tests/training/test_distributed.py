@@ -21,6 +21,8 @@ SHARES = {
 }
 """Rows of each rank. Different numbers of them, so that a mean of means cannot pass for the mean."""
 CASES = {name: ("mg3d", name, {}) for name in OBJECTIVES} | {
+    "cml sigmoid": ("mg3d", "cml", {"contrast": "sigmoid"}),
+    "dcl sigmoid": ("mg3d", "dcl", {"contrast": "sigmoid"}),
     "released mim": ("mg3d_released", "mim", {}),
     "sal per patient": ("mg3d_intended", "sal", {"sal_per": "patient"}),
     "fused cml": ("mg3d_intended", "cml", {"exclude_duplicates": False}),
@@ -42,7 +44,7 @@ def share_of(batch, rows, wiring):
 
 def loss_and_gradients(case, size, rows=slice(None)):
     wiring, name, changes = CASES[case]
-    model = build(wiring, objectives=(name,)).eval()
+    model = build(wiring, objectives=(name,), contrast=changes.get("contrast", "infonce")).eval()
     loss = build_losses(ModelSettings(**changes), [name])[name]
     features = model(share_of(random_batch(size), rows, wiring))
     value = loss(**{field: getattr(features, field) for field in loss.inputs})
