@@ -83,6 +83,8 @@ class Batch(NamedTuple):
     labels: Tensor
     """int8 [B, 18]; 1 present, 0 absent, -1 not known. No pre-training loss reads it; evaluation does."""
     study_id: list[str]
+    text_features: Tensor | tuple[()] = ()
+    """float32 [B, T, text width]: the frozen text encoder's features of `report_ids`, from a cache; () = there is none."""
 
 
 class Features(NamedTuple):

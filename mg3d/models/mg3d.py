@@ -92,7 +92,7 @@ class MG3D(nn.Module):
         self.objectives = frozenset(objectives)
         self.grid = tuple(vision.grid(volume_shape))
         self.is_gated, self.project_twice, self.mim_fill = fusion == "gate", project_twice, mim_fill
-        self.mim_reads_tokens = mim_text == "tokens_text_layers"
+        self.mim_reads_tokens = "mim" in self.objectives and mim_text == "tokens_text_layers"
         self.has_fused_contrast = cml_pair == "multimodal_unimodal"
         self.vision, self.text = vision, text
         self.voxels = VoxelStandardiser(volume_shape) if standardise_voxels else None
@@ -107,11 +107,9 @@ class MG3D(nn.Module):
         self.image_pool_kind, self.is_sigmoid = image_pool, contrast == "sigmoid"
         self.fusion_report = self.fusion_volume = self.mlm_head = self.sal_head = self.target_text = None
         self.mim_head = self.contrast = self.cml_scale = self.dcl_scale = self.aggregation = self.sentence_space = None
-        self.cml_bias = self.dcl_bias = None
-        self.dcl_pool = self.dcl_image_head = self.dcl_aggregate_head = None
-        mim_reads_report_layers = bool(wants({"mim"})) and self.mim_reads_tokens
-        if wants({"mlm", "sal"}) or mim_reads_report_layers:
-            self.fusion_report = build_fusion(fusion, width, second_is_read=mim_reads_report_layers, **layers)
+        self.dcl_pool = self.dcl_image_head = self.dcl_aggregate_head = self.cml_bias = self.dcl_bias = None
+        if wants({"mlm", "sal"}) or self.mim_reads_tokens:
+            self.fusion_report = build_fusion(fusion, width, second_is_read=self.mim_reads_tokens, **layers)
         if (wants({"mim"}) and not self.mim_reads_tokens) or self._uses_fused_contrast():
             self.fusion_volume = build_fusion(fusion, width, second_is_read=self._uses_fused_contrast(), **layers)
         self._build_report_heads(width, sal_target)
@@ -219,7 +217,7 @@ class MG3D(nn.Module):
         if wanted & {"mlm", "sal", "cml", "dcl", "ssm"}:
             image = self.encode_volume(batch.volume)
         if wanted & {"mim", "cml", "dcl", "ssm"} or (self._sal_reads_text() and "sal" in wanted):
-            text = self.text(batch.report_ids, batch.attention_mask)
+            text = self._unmasked_text(batch)
         if wanted & {"mim", "cml", "dcl", "ssm"}:
             report = self._project_report(text)
         fields: dict[str, Tensor] = {
@@ -255,6 +253,11 @@ class MG3D(nn.Module):
             recovered = sentence_means(tokens, batch.sentence_index, count)
             fields["sal_prediction"], fields["sal_target"] = self.sal_head(recovered, true)
         return fields
+
+    def _unmasked_text(self, batch: Batch) -> Tensor:
+        if len(batch.text_features):
+            return batch.text_features.to(self.project_report.weight.dtype)
+        return self.text(batch.report_ids, batch.attention_mask)
 
     def _sal_reads_text(self) -> bool:
         """Whether SAL asks for the features of the text encoder itself: frozen, it is its own unmoving copy."""

@@ -160,6 +160,10 @@ def _check_together(settings: Settings) -> None:
          "cml_pair=image_report or contrast=infonce"),
         (optim.contrast_chunk == 0 or kind != "unet" or vision.norm_statistics == "instance",
          "contrast_chunk would change what norm_statistics=batch measures; use norm_statistics=instance or contrast_chunk=0"),
+        (not text.text_cache or text.freeze_text,
+         f"text_cache={text.text_cache!r} holds features that do not change; use freeze_text=True or no cache"),
+        (not text.text_cache or model.fusion != "gate",
+         "fusion=gate counts padding as words, whose features a text_cache does not hold; leave text_cache empty"),
         (model.mim_decoder != "conv" or settings.loss.weight_mim == 0 or 2 * model.hidden_size >= stride,
          f"mim_decoder=conv halves hidden_size={model.hidden_size} until it has undone the stride {stride}, and nothing is left; "
          f"use at least {stride // 2}, or mim_decoder=linear"),

@@ -100,6 +100,9 @@ class TextSettings:
     """A local directory, a hub id, or `tiny`: a small BERT from scratch with a vocabulary of the training reports."""
     freeze_text: bool = True
     """Keep the text encoder's weights, in eval mode and without gradient."""
+    text_cache: str = ""
+    """Folder with the frozen text encoder's features of every unmasked report, made by tools/cache_text.py; empty = it reads each
+    report anew. Masked reports and views of one to three sentences are drawn each time, and always read anew."""
     tiny_text_width: int = 128
     """Width of the `tiny` text encoder."""
     tiny_text_layers: int = 2
