@@ -208,7 +208,7 @@ class OptimSettings:
     """Largest gradient norm; 0 does not clip."""
     contrast_chunk: int = 0
     """Volumes of a pass whose graph is held at a time; each is computed again in the backward pass, and all are contrasted with
-    one another: per_gpu_batchsize=256 contrast_chunk=8. Equal gradients, about a third more time. 0 = all at once."""
+    one another: per_gpu_batchsize=256 contrast_chunk=8. Equal gradients, one more forward pass. 0 = all at once."""
     per_gpu_batchsize: int = 4
     """Most volumes per rank and pass. A rank takes fewer where its share of batch_size is smaller."""
     batch_size: int = 16
