@@ -83,6 +83,8 @@ class Batch(NamedTuple):
     labels: Tensor
     """int8 [B, 18]; 1 present, 0 absent, -1 not known. No pre-training loss reads it; evaluation does."""
     study_id: list[str]
+    text_features: Tensor | tuple[()] = ()
+    """float32 [B, T, text width]: the frozen text encoder's features of `report_ids`, from a cache; () = there is none."""
 
 
 class Features(NamedTuple):
@@ -91,10 +93,8 @@ class Features(NamedTuple):
     Every `*_embedding` is L2-normalised.
     """
 
-    mlm_logits: Tensor | None = None
-    """[M, V] at labelled tokens only."""
-    mlm_targets: Tensor | None = None
-    """int64 [M]."""
+    mlm_surprise: Tensor | None = None
+    """[M], cross entropy at each labelled token."""
     sal_prediction: Tensor | None = None
     """[B, S, d'], sentence features recovered from the masked report with the volume's help."""
     sal_target: Tensor | None = None
@@ -117,12 +117,16 @@ class Features(NamedTuple):
     """[B, K, E]; views of the report, unfused; None where CML has none."""
     cml_logit_scale: Tensor | None = None
     """Scalar; 1 / temperature."""
+    cml_logit_bias: Tensor | None = None
+    """Scalar; None where CML is InfoNCE."""
     dcl_image_embedding: Tensor | None = None
     """[B, E]."""
     dcl_aggregate_embedding: Tensor | None = None
     """[B, E]; image features gathered sentence by sentence."""
     dcl_logit_scale: Tensor | None = None
     """Scalar; 1 / temperature."""
+    dcl_logit_bias: Tensor | None = None
+    """Scalar; None where DCL is InfoNCE."""
     ssm_visual: Tensor | None = None
     """[B, S, 128], the visual side of every sentence; not normalised."""
     ssm_text: Tensor | None = None

@@ -47,6 +47,17 @@ def slow_info_nce(first, second, scale, *keys):
     return total / (2 * len(first))
 
 
+def slow_sigmoid(first, second, scale, bias, *keys):
+    """Every pair on its own, but for those that agree in one of the keys."""
+    total = 0.0
+    for b in range(len(first)):
+        for j in range(len(first)):
+            logit = scale * (first[b] @ second[j]) + bias
+            if b == j or all(key[j] != key[b] for key in keys):
+                total = total - torch.sigmoid(logit if b == j else -logit).log()
+    return total / len(first)
+
+
 def slow_cml(image, report, views, scale, *keys, view_keys):
     """The contrast with whole reports, and its mean with that of the views, slot by slot.
 

@@ -13,6 +13,7 @@ from mg3d.datasets.arrow import VolumeIndex, open_index
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import ReportText, Studies
+from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.window import intensities
 from mg3d.distributed import rank, world_size
 from mg3d.settings.schema import AugmentSettings, volume_shape
@@ -70,6 +71,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         sentence_views: int,
         denying_view_share: float,
         pad_to_most: bool = False,
+        text_features: TextCache | None = None,
         changes: AugmentSettings | None = None,
         per_gpu_batchsize: int,
         num_workers: int,
@@ -90,6 +92,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             "sentence_views": sentence_views,
             "denying_view_share": denying_view_share,
             "pad_to_most": pad_to_most,
+            "text_features": text_features,
         }
         reading = {"text_unit": text_unit, "window_hu": window_hu, "with_report": needs_reports}
         self.datasets = tuple(datasets)

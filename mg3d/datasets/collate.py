@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets import augment
 from mg3d.datasets.masking import IGNORED, WordMasker, choose_view, hidden_cubes
+from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report
 from mg3d.datasets.window import stack
 from mg3d.settings.schema import AugmentSettings
@@ -52,6 +53,7 @@ class Collator:
         denying_view_share: share of views that begin with a denial, see `masking.choose_view`.
         pad_to_most: pad every report to `max_text_len`, for the released gates, which count padding as words; else to the longest
             of the batch.
+        text_features: from token ids of reports to the text encoder's features; None = the model makes them.
         changes: how volumes are changed at random; None = not at all.
     """
 
@@ -66,12 +68,14 @@ class Collator:
         sentence_views: int,
         denying_view_share: float,
         pad_to_most: bool = False,
+        text_features: TextCache | None = None,
         changes: AugmentSettings | None = None,
     ) -> None:
         self.tokenizer, self.max_text_len = tokenizer, max_text_len
         self.least_length = max_text_len if pad_to_most else 1
         self.mim_cube, self.mim_mask_ratio = mim_cube, mim_mask_ratio
         self.sentence_views, self.denying_view_share = sentence_views, denying_view_share
+        self.text_features = text_features
         self.mask_words = WordMasker(tokenizer, mlm_probability)
         self.changes = changes if changes is not None and augment.is_on(changes) else None
 
@@ -102,6 +106,7 @@ class Collator:
             view_key=torch.tensor([row.view_keys for row in rows], dtype=torch.int64),
             labels=torch.from_numpy(np.stack([sample.labels for sample in samples])),
             study_id=[sample.study_id for sample in samples],
+            text_features=() if self.text_features is None else self.text_features([row.ids for row in rows]),
         )
 
     def encode(self, sample: Sample) -> EncodedReport:

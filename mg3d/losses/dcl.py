@@ -3,11 +3,13 @@
 from torch import Tensor
 
 from mg3d.losses.base import Objective
-from mg3d.losses.contrastive import symmetric_info_nce
+from mg3d.losses.contrastive import contrast
 
 
 class DCLLoss(Objective):
     """Symmetric InfoNCE between a volume and its sentence-wise aggregation (paper: disentangled contrast).
+
+    Where there is a bias, the sigmoid contrast instead.
 
     Args:
         exclude_duplicates: rows of one patient or of one report text are no wrong answers for one another.
@@ -22,14 +24,16 @@ class DCLLoss(Objective):
         dcl_image_embedding: Tensor,
         dcl_aggregate_embedding: Tensor,
         dcl_logit_scale: Tensor,
+        dcl_logit_bias: Tensor | None = None,
         *,
         patient_key: Tensor,
         report_key: Tensor,
     ) -> Tensor:
-        """Embeddings [B, E] of length 1, scale a scalar, keys int64 [B]."""
-        return symmetric_info_nce(
+        """Embeddings [B, E] of length 1, scale and bias scalars, keys int64 [B]."""
+        return contrast(
             dcl_image_embedding,
             dcl_aggregate_embedding,
             dcl_logit_scale,
+            dcl_logit_bias,
             keys=(patient_key, report_key) if self.exclude_duplicates else (),
         )

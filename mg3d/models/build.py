@@ -65,6 +65,7 @@ def build_model(settings: Settings, text: TextEncoder) -> MG3D:
         mim_fill=model.mim_fill,
         mim_text=model.mim_text,
         cml_pair=model.cml_pair,
+        contrast=model.contrast,
         project_twice=model.project_twice,
         aggregation_values=model.aggregation_values,
         sal_target=model.sal_target,

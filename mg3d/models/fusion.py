@@ -71,11 +71,20 @@ class GateLayer(nn.Module):
 
 
 class GateFusion(nn.Module):
-    """The released fusion: stacked gates on both sets, no residual, no normalisation."""
+    """The released fusion: stacked gates on both sets, no residual, no normalisation.
 
-    def __init__(self, width: int, *, layers: int) -> None:
+    Args:
+        second_is_read: someone reads the second set afterwards; otherwise what only it needs is kept, for the names of the
+            released weights, but not trained.
+    """
+
+    def __init__(self, width: int, *, layers: int, second_is_read: bool = True) -> None:
         super().__init__()
         self.layers = nn.ModuleList(GateLayer(width) for _ in range(layers))
+        if not second_is_read:
+            last = self.layers[-1]
+            for part in (last.query2, last.key1, last.value2):
+                part.requires_grad_(False)
 
     def forward(
         self, first: Tensor, second: Tensor, *, first_mask: Tensor | None = None, second_mask: Tensor | None = None
@@ -86,12 +95,14 @@ class GateFusion(nn.Module):
         return first, second
 
 
-def build_fusion(kind: Literal["cross_attention", "gate"], width: int, *, layers: int, heads: int) -> nn.Module:
-    """The fusion of this kind; `heads` is for cross-attention alone."""
+def build_fusion(
+    kind: Literal["cross_attention", "gate"], width: int, *, layers: int, heads: int, second_is_read: bool = True
+) -> nn.Module:
+    """The fusion of this kind; `heads` is for cross-attention alone, `second_is_read` for gates."""
     if kind == "cross_attention":
         return CrossAttentionFusion(width, layers=layers, heads=heads)
     if kind == "gate":
-        return GateFusion(width, layers=layers)
+        return GateFusion(width, layers=layers, second_is_read=second_is_read)
     raise ValueError(f"fusion={kind!r} is not known; choose 'cross_attention' or 'gate'")
 
 

@@ -7,6 +7,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+WORDS_AT_ONCE = 1024
+"""Asked words whose scores over the vocabulary are held at a time: 119 MB in float32 with RadBERT's 28,996 words."""
 
 
 class WordTransform(nn.Module):
@@ -35,6 +39,22 @@ class MLMHead(nn.Module):
         """(logits [M, V], targets int64 [M]) at the M tokens of `labels` int64 [B, T] that are not -100."""
         asked = labels != -100
         return self.decoder(transformed[asked]) + self.bias, labels[asked]
+
+    def surprise(self, transformed: Tensor, labels: Tensor, *, at_once: int = WORDS_AT_ONCE) -> Tensor:
+        """Cross entropy [M] of the M asked words of `labels` int64 [B, T], by `at_once` words: no [M, V] is ever held.
+
+        Where there are more, the scores of each part are computed again in the backward pass.
+        """
+        asked = labels != -100
+        words, targets = transformed[asked], labels[asked]
+        if len(words) <= at_once:
+            return self._surprise(words, targets)
+        parts = zip(words.split(at_once), targets.split(at_once), strict=True)
+        return torch.cat([checkpoint(self._surprise, *part, use_reentrant=False) for part in parts])
+
+    def _surprise(self, words: Tensor, targets: Tensor) -> Tensor:
+        logits, targets = self.decode(words, targets)
+        return F.cross_entropy(logits, targets, reduction="none")
 
 
 class ContextualSalHead(nn.Module):
@@ -125,14 +145,18 @@ class ProjectionHead(nn.Module):
         return F.normalize(self.projection(self.norm(vectors)), dim=-1)
 
 
+SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
+"""Where scale and bias of the sigmoid contrast begin (SigLIP): nearly every pair is a wrong one, and begins as such."""
+
+
 class LogitScale(nn.Module):
-    """1 / temperature: learned, from 1 / 0.07 and at most 100, or the constant 10 of the released code."""
+    """1 / temperature: learned, from `start` and at most 100, or the constant 10 of the released code."""
 
     LARGEST = 100.0
 
-    def __init__(self, *, learned: bool) -> None:
+    def __init__(self, *, learned: bool, start: float = 1 / 0.07) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07))) if learned else None
+        self.log_scale = nn.Parameter(torch.tensor(math.log(start))) if learned else None
 
     def forward(self, like: Tensor) -> Tensor:
         """Scalar, of the type and on the device of `like`."""

@@ -14,6 +14,8 @@ from mg3d.models.aggregation import Aggregate, ImageAggregation, SentenceAggrega
 from mg3d.models.contrast import FusedContrast, FusedVectors, ImageReportContrast
 from mg3d.models.fusion import build_fusion
 from mg3d.models.heads import (
+    SIGMOID_BIAS,
+    SIGMOID_SCALE,
     ContextualSalHead,
     ConvVolumeDecoder,
     LinearVolumeDecoder,
@@ -80,6 +82,7 @@ class MG3D(nn.Module):
         mim_fill: Literal["token", "zero"] = "token",
         mim_text: Literal["sentences", "tokens_text_layers", "sentences_image_layers"] = "sentences",
         cml_pair: Literal["image_report", "multimodal_unimodal"] = "image_report",
+        contrast: Literal["infonce", "sigmoid"] = "infonce",
         project_twice: bool = False,
         aggregation_values: Literal["image", "sentence"] = "image",
         sal_target: Literal["contextual", "word_embedding"] = "contextual",
@@ -92,7 +95,7 @@ class MG3D(nn.Module):
         self.objectives = frozenset(objectives)
         self.grid = tuple(vision.grid(volume_shape))
         self.is_gated, self.project_twice, self.mim_fill = fusion == "gate", project_twice, mim_fill
-        self.mim_reads_tokens = mim_text == "tokens_text_layers"
+        self.mim_reads_tokens = "mim" in self.objectives and mim_text == "tokens_text_layers"
         self.has_fused_contrast = cml_pair == "multimodal_unimodal"
         self.vision, self.text = vision, text
         self.voxels = VoxelStandardiser(volume_shape) if standardise_voxels else None
@@ -103,18 +106,17 @@ class MG3D(nn.Module):
         trunc_normal_(self.type_embedding.weight, std=0.02)
         wants = self.objectives.intersection
         layers, pooling = {"layers": fusion_layers, "heads": fusion_heads}, {"heads": fusion_heads, "queries": pool_queries}
-        self.image_pool_kind = image_pool
+        self.image_pool_kind, self.is_sigmoid = image_pool, contrast == "sigmoid"
         self.fusion_report = self.fusion_volume = self.mlm_head = self.sal_head = self.target_text = None
         self.mim_head = self.contrast = self.cml_scale = self.dcl_scale = self.aggregation = self.sentence_space = None
-        self.dcl_pool = self.dcl_image_head = self.dcl_aggregate_head = None
-        if wants({"mlm", "sal"}) or (wants({"mim"}) and self.mim_reads_tokens):
-            self.fusion_report = build_fusion(fusion, width, **layers)
+        self.dcl_pool = self.dcl_image_head = self.dcl_aggregate_head = self.cml_bias = self.dcl_bias = None
+        if wants({"mlm", "sal"}) or self.mim_reads_tokens:
+            self.fusion_report = build_fusion(fusion, width, second_is_read=self.mim_reads_tokens, **layers)
         if (wants({"mim"}) and not self.mim_reads_tokens) or self._uses_fused_contrast():
-            self.fusion_volume = build_fusion(fusion, width, **layers)
+            self.fusion_volume = build_fusion(fusion, width, second_is_read=self._uses_fused_contrast(), **layers)
         self._build_report_heads(width, sal_target)
         if wants({"mim"}):
-            decoder = ConvVolumeDecoder if mim_decoder == "conv" else LinearVolumeDecoder
-            self.mim_head = decoder(width, vision.stride)
+            self.mim_head = (ConvVolumeDecoder if mim_decoder == "conv" else LinearVolumeDecoder)(width, vision.stride)
         self._build_contrast(width, embedding_width, pooling)
         self._build_aggregation(width, embedding_width, fusion_layers, pooling, from_image=aggregation_values == "image")
         if wants({"ssm"}) and ssm_text == "centred_idf":
@@ -143,7 +145,13 @@ class MG3D(nn.Module):
         elif "cml" in self.objectives:
             self.contrast = ImageReportContrast(width, embedding_width, image_pool=self._image_pool(width, pooling), **pooling)
         if "cml" in self.objectives:
-            self.cml_scale = LogitScale(learned=not self.has_fused_contrast)
+            self.cml_scale, self.cml_bias = self._calibration()
+
+    def _calibration(self) -> tuple[LogitScale, nn.Parameter | None]:
+        """Scale and bias of a contrast's logits; InfoNCE has no bias."""
+        if self.is_sigmoid:
+            return LogitScale(learned=True, start=SIGMOID_SCALE), nn.Parameter(torch.tensor(SIGMOID_BIAS))
+        return LogitScale(learned=not self.has_fused_contrast), None
 
     def _image_pool(self, width: int, pooling: Mapping[str, int]) -> nn.Module:
         if self.image_pool_kind == "place":
@@ -164,7 +172,7 @@ class MG3D(nn.Module):
         if "dcl" in self.objectives:
             self.dcl_image_head = ProjectionHead(width, embedding_width)
             self.dcl_aggregate_head = ProjectionHead(width, embedding_width)
-            self.dcl_scale = LogitScale(learned=not self.has_fused_contrast)
+            self.dcl_scale, self.dcl_bias = self._calibration()
 
     # --- encoders
 
@@ -182,7 +190,10 @@ class MG3D(nn.Module):
 
     def encode_report(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Report tokens [B, T, d] of ids int64 [B, T]; attention_mask bool [B, T], True = real token."""
-        return self.project_report(self.text(ids, attention_mask)) + self.type_embedding.weight[REPORT]
+        return self._project_report(self.text(ids, attention_mask))
+
+    def _project_report(self, text: Tensor) -> Tensor:
+        return self.project_report(text) + self.type_embedding.weight[REPORT]
 
     def embed_volume(self, volume: Tensor) -> Tensor:
         """[B, E] of length 1, of volumes [B, 1, D, H, W] in [0, 1]; comparable with `embed_report`."""
@@ -216,11 +227,13 @@ class MG3D(nn.Module):
     def forward(self, batch: Batch, objectives: frozenset[str] | None = None) -> Features:
         """What the losses of `objectives` (default: all this model was built for) read; the other fields are None."""
         wanted = self.objectives if objectives is None else objectives
-        image = report = None
+        image = report = text = None
         if wanted & {"mlm", "sal", "cml", "dcl", "ssm", "cap"}:
             image = self.encode_volume(batch.volume)
+        if wanted & {"mim", "cml", "dcl", "ssm"} or (self._sal_reads_text() and "sal" in wanted):
+            text = self._unmasked_text(batch)
         if wanted & {"mim", "cml", "dcl", "ssm"}:
-            report = self.encode_report(batch.report_ids, batch.attention_mask)
+            report = self._project_report(text)
         fields: dict[str, Tensor] = {
             "sentence_mask": batch.sentence_mask,
             "sentence_polarity": batch.sentence_polarity,
@@ -229,7 +242,7 @@ class MG3D(nn.Module):
             "view_key": batch.view_key,
         }
         if wanted & {"mlm", "sal"}:
-            fields |= self._reconstruct_report(batch, image, wanted)
+            fields |= self._reconstruct_report(batch, image, text, wanted)
         if "mim" in wanted:
             fields |= self._reconstruct_volume(batch, report)
         if wanted & {"cml", "dcl", "ssm"}:
@@ -238,7 +251,9 @@ class MG3D(nn.Module):
             fields |= self._caption(batch, image)
         return Features(**fields)
 
-    def _reconstruct_report(self, batch: Batch, image: Tensor, wanted: frozenset[str]) -> Mapping[str, Tensor]:
+    def _reconstruct_report(
+        self, batch: Batch, image: Tensor, text: Tensor | None, wanted: frozenset[str]
+    ) -> Mapping[str, Tensor]:
         masked = self.encode_report(batch.mlm_ids, batch.attention_mask)
         # The released gates count padding as tokens; attention must not.
         report_mask = None if self.is_gated else batch.attention_mask
@@ -246,21 +261,30 @@ class MG3D(nn.Module):
         fields = {}
         transformed = self.mlm_head.transform(fused) if self.mlm_head is not None else None
         if "mlm" in wanted:
-            fields["mlm_logits"], fields["mlm_targets"] = self.mlm_head.decode(transformed, batch.mlm_labels)
+            fields["mlm_surprise"] = self.mlm_head.surprise(transformed, batch.mlm_labels)
         if "sal" in wanted:
             count = batch.sentence_mask.shape[1]
             tokens = transformed if self.sal_head.reads_transformed_tokens else fused
-            true = sentence_means(self._unmasked_text(batch), batch.sentence_index, count)
+            true = sentence_means(self._true_text(batch, text), batch.sentence_index, count)
             recovered = sentence_means(tokens, batch.sentence_index, count)
             fields["sal_prediction"], fields["sal_target"] = self.sal_head(recovered, true)
         return fields
 
-    @torch.no_grad()
     def _unmasked_text(self, batch: Batch) -> Tensor:
+        if len(batch.text_features):
+            return batch.text_features.to(self.project_report.weight.dtype)
+        return self.text(batch.report_ids, batch.attention_mask)
+
+    def _sal_reads_text(self) -> bool:
+        """Whether SAL asks for the features of the text encoder itself: frozen, it is its own unmoving copy."""
+        return isinstance(self.sal_head, ContextualSalHead) and self.target_text is None
+
+    @torch.no_grad()
+    def _true_text(self, batch: Batch, text: Tensor | None) -> Tensor:
+        """What SAL asks for, of every token; text [B, T, text width], the text encoder's on the unmasked report."""
         if isinstance(self.sal_head, WordEmbeddingSalHead):
             return self.text.embed_words(batch.report_ids)
-        encoder = self.target_text if self.target_text is not None else self.text
-        return encoder(batch.report_ids, batch.attention_mask)
+        return text if self.target_text is None else self.target_text(batch.report_ids, batch.attention_mask)
 
     def _reconstruct_volume(self, batch: Batch, report: Tensor) -> Mapping[str, Tensor]:
         image = self.encode_volume(batch.volume, batch.cube_mask)
@@ -291,6 +315,7 @@ class MG3D(nn.Module):
             fields["cml_view_embedding"] = self._embed_views(batch)
         if "cml" in wanted:
             fields["cml_logit_scale"] = self.cml_scale(fields["cml_first_embedding"])
+            fields["cml_logit_bias"] = self.cml_bias
         if wanted & {"dcl", "ssm"}:
             aggregate, image_vector = self._aggregate(batch, image, sentences, fused)
             fields |= self._dcl(aggregate, image_vector) if "dcl" in wanted else {}
@@ -326,6 +351,7 @@ class MG3D(nn.Module):
             "dcl_image_embedding": embedding,
             "dcl_aggregate_embedding": self.dcl_aggregate_head(aggregate.patient),
             "dcl_logit_scale": self.dcl_scale(embedding),
+            "dcl_logit_bias": self.dcl_bias,
         }
 
     def _caption(self, batch: Batch, image: Tensor) -> Mapping[str, Tensor]:

@@ -3,7 +3,7 @@
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ def flatten(settings: Settings) -> dict[str, Any]:
     return flat
 
 
-def refuse_unknown(names: typing.Iterable[str], known: typing.Iterable[str], what: str = "setting") -> None:
+def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str = "setting") -> None:
     """Raises ValueError for the first name that is not known, with the nearest known ones."""
     known = list(known)
     for name in names:
@@ -52,10 +52,11 @@ def parse(flat: Mapping[str, Any]) -> Settings:
     settings = Settings(**groups)
     _check_ranges(settings)
     _check_together(settings)
+    _check_contrast_and_cache(settings)
     return settings
 
 
-def refuse_unread(names: typing.Iterable[str], settings: Settings) -> None:
+def refuse_unread(names: Iterable[str], settings: Settings) -> None:
     """Raises ValueError for a vision setting, named by the user, that the chosen kind of encoder does not read.
 
     What a preset word has set for another kind is no mistake: `tiny unet` leaves the small Swin's depths unread.
@@ -95,7 +96,7 @@ _AT_LEAST: dict[str, float] = {
     "weight_decay": 0, "warmup_steps": 0, "max_steps": 1, "grad_clip": 0, "per_gpu_batchsize": 1, "batch_size": 1, "devices": 0,
     "num_nodes": 1, "val_interval": 1, "val_batches": 0, "log_interval": 1, "max_minutes": 0, "seed": 0, "tiny_vocabulary": 50,
     "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
-    "augment_rotation_deg": 0,
+    "augment_rotation_deg": 0, "contrast_chunk": 0,
     "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
     "weight_cap": 0, "caption_layers": 1,
 }  # fmt: skip
@@ -180,6 +181,26 @@ def _check_together(settings: Settings) -> None:
         (text.text_encoder != "tiny" or not text.freeze_text,
          "text_encoder=tiny starts from random weights and cannot be frozen; set freeze_text=False"),
     ]  # fmt: skip
+    _require(rules)
+
+
+def _check_contrast_and_cache(settings: Settings) -> None:
+    vision, text, model, optim = settings.vision, settings.text, settings.model, settings.optim
+    rules = [
+        (model.contrast != "sigmoid" or model.cml_pair == "image_report",
+         "contrast=sigmoid learns scale and bias, which the released contrast (cml_pair=multimodal_unimodal) keeps constant; use "
+         "cml_pair=image_report or contrast=infonce"),
+        (optim.contrast_chunk == 0 or vision.vision_encoder != "unet" or vision.norm_statistics == "instance",
+         "contrast_chunk would change what norm_statistics=batch measures; use norm_statistics=instance or contrast_chunk=0"),
+        (not text.text_cache or text.freeze_text,
+         f"text_cache={text.text_cache!r} holds features that do not change; use freeze_text=True or no cache"),
+        (not text.text_cache or model.fusion != "gate",
+         "fusion=gate counts padding as words, whose features a text_cache does not hold; leave text_cache empty"),
+    ]  # fmt: skip
+    _require(rules)
+
+
+def _require(rules: Iterable[tuple[Any, str]]) -> None:
     for holds, sentence in rules:
         if not holds:
             raise ValueError(sentence)

@@ -100,6 +100,9 @@ class TextSettings:
     """A local directory, a hub id, or `tiny`: a small BERT from scratch with a vocabulary of the training reports."""
     freeze_text: bool = True
     """Keep the text encoder's weights, in eval mode and without gradient."""
+    text_cache: str = ""
+    """Folder with the frozen text encoder's features of every unmasked report, made by tools/cache_text.py; empty = it reads each
+    report anew. Masked reports and views of one to three sentences are drawn each time, and always read anew."""
     tiny_text_width: int = 128
     """Width of the `tiny` text encoder."""
     tiny_text_layers: int = 2
@@ -133,6 +136,8 @@ class ModelSettings:
     """Tell image tokens where in the volume they lie; windowed attention knows relative places only. Released: not told."""
     cml_pair: Literal["image_report", "multimodal_unimodal"] = "image_report"
     """What CML contrasts: unfused image and report, or (released) fused against unfused mixes of the same patient."""
+    contrast: Literal["infonce", "sigmoid"] = "infonce"
+    """Loss of CML and DCL. infonce: the partner among all rows. sigmoid (SigLIP): every pair on its own, with a learned bias."""
     mim_text: Literal["sentences", "tokens_text_layers", "sentences_image_layers"] = "sentences"
     """Which text guides masked volume modelling, and through which layers (the last two: released and intended gates)."""
     mim_fill: Literal["token", "zero"] = "token"
@@ -207,6 +212,9 @@ class OptimSettings:
     """Optimiser steps in all."""
     grad_clip: float = 1.0
     """Largest gradient norm; 0 does not clip."""
+    contrast_chunk: int = 0
+    """Volumes of a pass whose graph is held at a time; each is computed again in the backward pass, and all are contrasted with
+    one another: per_gpu_batchsize=256 contrast_chunk=8. Equal gradients, one more forward pass. 0 = all at once."""
     per_gpu_batchsize: int = 4
     """Most volumes per rank and pass. A rank takes fewer where its share of batch_size is smaller."""
     batch_size: int = 16

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.storage import Storage
+from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import load_tokenizer, pad_reports, train_wordpiece
 from mg3d.files import write_json
 from mg3d.models.mg3d import MG3D
@@ -73,11 +74,15 @@ def _is_made(folder: Path, origin: dict[str, Any] | None) -> bool:
 
 
 def build_data(
-    settings: Settings, tokenizer: PreTrainedTokenizerBase | None = None, *, per_rank: int | None = None
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    per_rank: int | None = None,
+    with_text_cache: bool = False,
 ) -> MultiTaskDataModule:
     """The mixture of the data sets; without a tokenizer only its reports and studies can be read.
 
-    per_rank: volumes per rank and pass; per_gpu_batchsize when left out.
+    per_rank: volumes per rank and pass; per_gpu_batchsize when left out. with_text_cache: batches hold what `text_cache` has.
     """
     data, model = settings.data, settings.model
     return MultiTaskDataModule(
@@ -97,6 +102,7 @@ def build_data(
         sentence_views=data.sentence_views,
         denying_view_share=data.denying_view_share,
         pad_to_most=model.fusion == "gate",
+        text_features=TextCache(settings.text.text_cache) if with_text_cache and settings.text.text_cache else None,
         changes=settings.augment,
         per_gpu_batchsize=per_rank or settings.optim.per_gpu_batchsize,
         num_workers=data.num_workers,

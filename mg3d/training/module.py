@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mg3d.datasets.window import convert
 from mg3d.distributed import rank
 from mg3d.settings.schema import OptimSettings
+from mg3d.training.chunks import features_in_chunks
 from mg3d.training.optim import build_optimizer, parameter_groups
 from mg3d.types import Batch
 
@@ -25,6 +26,7 @@ class PretrainModule(pl.LightningModule):
         optim: optimiser and schedule.
         seed: seed of everything random inside the model (dropout): step s of rank r draws from (seed, s, r), so that a resumed
             run draws what the unbroken one would have drawn.
+        chunk: patients whose graph is held at a time, see `chunks`; 0 = all.
         identity: builtins stored with every checkpoint (the settings it belongs to).
     """
 
@@ -37,6 +39,7 @@ class PretrainModule(pl.LightningModule):
         optim: OptimSettings,
         seed: int,
         identity: Mapping[str, Any],
+        chunk: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -45,16 +48,20 @@ class PretrainModule(pl.LightningModule):
         self.optim_settings = optim
         self.seed = seed
         self.identity = dict(identity)
+        self.chunk = chunk
+        self.latest_terms: dict[str, Tensor] = {}
+        """Of the last training pass, without a graph."""
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Every active objective's value (this rank's share of the global mean) and, last, their weighted `total`."""
-        features = self.model(batch)
+        features = features_in_chunks(self.model, batch, self.chunk)
         values = {name: loss(**{field: getattr(features, field) for field in loss.inputs}) for name, loss in self.losses.items()}
         return values | {"total": sum(self.loss_weights[name] * value for name, value in values.items())}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The total of one batch, with a graph."""
         terms = self.terms(batch)
+        self.latest_terms = {name: term.detach() for name, term in terms.items()}
         self._log("train", terms, batch)
         return terms["total"]
 

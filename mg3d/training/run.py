@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
+from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.checks import require_sound
 from mg3d.distributed import rank
 from mg3d.files import remove_partial, write_json
@@ -23,6 +24,7 @@ from mg3d.settings.parse import defaults, flatten
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
 from mg3d.training.evidence import held_out_studies, show_evidence, write_evidence
+from mg3d.training.finite import StopAtNotFinite
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
@@ -31,7 +33,7 @@ from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_bat
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
     "evidence", "max_minutes", "truth_root", "log_dir", "run_name", "data_root", "cache_dir", "per_gpu_batchsize", "precision",
-    "gradient_checkpointing",
+    "gradient_checkpointing", "contrast_chunk", "text_cache",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the run that goes on from it."""
 
@@ -83,12 +85,13 @@ def pretrain(settings: Settings) -> None:
         for note in require_sound(settings.data.data_root, settings.data.datasets):
             say(note)
     pl.seed_everything(settings.run.seed, verbose=False)
-    data = build_data(settings, per_rank=plan.per_rank)
+    data = build_data(settings, per_rank=plan.per_rank, with_text_cache=True)
     origin = tokenizer_origin(settings, data)
     if checkpoint:
         refuse_other_reports(checkpoint, origin)
     data.tokenizer = build_tokenizer(settings, run_dir, data, origin=origin)
     model = build_untrained(settings, len(data.tokenizer))
+    refuse_other_text(model, data)
     fit_voxels(model, data)
     if settings.run.load_path and not checkpoint:
         start_from(settings, model, origin)
@@ -100,9 +103,12 @@ def pretrain(settings: Settings) -> None:
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,
+        chunk=settings.optim.contrast_chunk,
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin},
     )
-    trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
+    trainer = build_trainer(
+        settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model), extra=(StopAtNotFinite(run_dir),)
+    )
     if trainer.is_global_zero:
         remove_partial(run_dir / "checkpoints")
         write_json(run_dir / "settings.json", flatten(settings))
@@ -267,6 +273,13 @@ def refuse_other_settings(path: Path, settings: Settings) -> None:
     if other:
         shown = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:5])
         raise ValueError(f"{path} belongs to another configuration: {shown}; use its settings, or run_name=... for a new run")
+
+
+def refuse_other_text(model: MG3D, data: MultiTaskDataModule) -> None:
+    """Raises ValueError when the data's cached text features are those of another text encoder than the model's."""
+    cache = data.collator_options["text_features"]
+    if cache is not None:
+        cache.require_encoder(model.text.fingerprint())
 
 
 def refuse_other_reports(path: Path, origin: dict[str, Any] | None) -> None:

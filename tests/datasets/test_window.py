@@ -129,7 +129,7 @@ def pa_bytes():
 
 def test_conversion_changes_the_volume_alone_and_only_once(kinds):
     stored = stack([kinds["hu"].sample(0)])
-    batch = Batch(stored, *(torch.zeros(1) for _ in Batch._fields[1:-1]), ["one"])
+    batch = Batch(stored, *(torch.zeros(1) for _ in Batch._fields[1:-2]), ["one"])
     moved = on_device(batch, torch.device("cpu"))
     assert isinstance(moved.volume, StoredVolumes)
     model_batch = convert(moved, dtype=torch.float64)

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from slow_losses import slow_captioning, slow_cml, slow_info_nce, slow_mim, slow_mlm, slow_released_ssm, slow_sal, slow_ssm
+from slow_losses import (
+    slow_captioning,
+    slow_cml,
+    slow_info_nce,
+    slow_mim,
+    slow_mlm,
+    slow_released_ssm,
+    slow_sal,
+    slow_sigmoid,
+    slow_ssm,
+)
 
 from mg3d.losses.captioning import CaptionLoss
 from mg3d.losses.cml import CMLLoss
@@ -76,6 +86,30 @@ def captioning(smoothing):
     )
 
 
+BIAS = torch.tensor(-1.5, dtype=torch.float64)
+
+
+def dcl_sigmoid(exclude):
+    keys = (PATIENTS.tolist(), REPORTS.tolist()) if exclude else ()
+    loss = DCLLoss(exclude_duplicates=exclude)
+    return (
+        lambda *values: loss(*values, patient_key=PATIENTS, report_key=REPORTS),
+        lambda *values: slow_sigmoid(*values, *keys),
+        (unit(4, 6, seed=3), unit(4, 6, seed=4), SCALE, BIAS),
+    )
+
+
+def cml_sigmoid():
+    def slow(image, report, views, scale, bias):
+        keys = (PATIENTS.tolist(), REPORTS.tolist())
+        slots = [slow_sigmoid(image, views[:, k], scale, bias, *keys, VIEWS[:, k].tolist()) for k in range(2)]
+        return (slow_sigmoid(image, report, scale, bias, *keys) + sum(slots) / 2) / 2
+
+    asked = {"patient_key": PATIENTS, "report_key": REPORTS, "view_key": VIEWS}
+    values = (unit(4, 6, seed=3), unit(4, 6, seed=4), unit(4, 2, 6, seed=12), SCALE, BIAS)
+    return lambda *values: CMLLoss()(*values, **asked), slow, values
+
+
 def sal(per):
     return (
         lambda prediction, target: SALLoss(per=per)(prediction, target, MASK),
@@ -85,7 +119,11 @@ def sal(per):
 
 
 CASES = {
-    "mlm": (lambda logits: MLMLoss()(logits, WORDS), lambda logits: slow_mlm(logits, WORDS), (numbers(4, 5, seed=7),)),
+    "mlm": (
+        lambda logits: MLMLoss()(torch.nn.functional.cross_entropy(logits, WORDS, reduction="none")),
+        lambda logits: slow_mlm(logits, WORDS),
+        (numbers(4, 5, seed=7),),
+    ),
     "captioning": captioning(0.0),
     "captioning smoothed": captioning(0.3),
     "sal per sentence": sal("sentence"),
@@ -100,6 +138,9 @@ CASES = {
     "cml with one view": cml(True, 1),
     "cml with views": cml(True, 2),
     "cml with views and duplicates": cml(False, 2),
+    "cml sigmoid": cml_sigmoid(),
+    "dcl sigmoid": dcl_sigmoid(True),
+    "dcl sigmoid with duplicates": dcl_sigmoid(False),
     "dcl": dcl(True),
     "dcl with duplicates": dcl(False),
     "ssm two means": (

@@ -34,6 +34,22 @@ def test_every_parameter_of_the_default_wiring_learns(image_pool, batch):
     assert not idle
 
 
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_no_preset_trains_a_parameter_that_no_gradient_reaches(wiring, batch):
+    model = build(wiring, frozen=True)
+    total(model, batch).backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_frozen_text_encoder_reads_the_unmasked_report_once(views, batch):
+    model, read = build(frozen=True), []
+    model.text.register_forward_hook(lambda part, given, out: read.append(given[0]))
+    model(batch if views else batch._replace(view_ids=batch.view_ids[:, :0]))
+    assert sum(torch.equal(ids, batch.report_ids) for ids in read) == 1
+    assert len(read) == 2 + (views > 0)
+
+
 def test_a_frozen_text_encoder_stays_in_eval_mode_without_gradient(batch):
     model = build(frozen=True).train()
     assert not model.text.training
@@ -55,7 +71,7 @@ def test_padding_a_batch_does_not_change_a_patient(wiring, batch):
 def test_only_what_the_objectives_need_is_built_and_computed(batch):
     model = build(objectives=("cml",))
     features = model(batch)
-    assert features.mlm_logits is None
+    assert features.mlm_surprise is None
     assert features.mim_prediction is None
     assert features.cml_first_embedding.shape == (3, 20)
     assert not any(name.startswith(("mlm", "mim", "dcl", "aggregation", "fusion")) for name, _ in model.named_parameters())

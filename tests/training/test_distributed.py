@@ -1,5 +1,6 @@
-"""Two gloo processes against one with the joined batch, in float64."""
+"""Several gloo processes against one with the joined batch, in float64."""
 
+import functools
 import os
 import socket
 
@@ -13,54 +14,94 @@ from mg3d.settings.schema import ModelSettings
 from mg3d.training.objectives import build_losses
 from mg3d.types import Batch
 
-EVERY = (*OBJECTIVES, "cap")
-SIZE = 5
-SHARES = (slice(0, 2), slice(2, 5))
-"""Rows of each rank: different numbers, so that a mean of means cannot pass for the mean."""
+SHARES = {
+    "two uneven": (slice(0, 2), slice(2, 5)),
+    "two": (slice(0, 4), slice(4, 8)),
+    "four": (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)),
+}
+"""Rows of each rank. Different numbers of them, so that a mean of means cannot pass for the mean."""
+CASES = {name: ("mg3d", name, {}) for name in (*OBJECTIVES, "cap")} | {
+    "cml sigmoid": ("mg3d", "cml", {"contrast": "sigmoid"}),
+    "dcl sigmoid": ("mg3d", "dcl", {"contrast": "sigmoid"}),
+    "released mim": ("mg3d_released", "mim", {}),
+    "sal per patient": ("mg3d_intended", "sal", {"sal_per": "patient"}),
+    "fused cml": ("mg3d_intended", "cml", {"exclude_duplicates": False}),
+    "fused dcl": ("mg3d_released", "dcl", {"exclude_duplicates": False}),
+}
+"""Every loss whose value is one number of the whole batch; `ssm_form=pair_mean` (released) looks at each rank alone."""
 
 
-def loss_and_gradients(name, batch, share=None):
-    model = build(objectives=(name,)).eval()
-    loss = build_losses(ModelSettings(), [name])[name]
-    part = batch if share is None else Batch(*(value[share] for value in batch))
-    features = model(part)
+def share_of(batch, rows, wiring):
+    """These patients, padded to the longest of them, as a rank's own collator does but for gates, which count padding."""
+    part = Batch(*(value[rows] for value in batch))
+    if wiring != "mg3d":
+        return part
+    tokens, sentences = int(part.attention_mask.sum(1).max()), int(part.sentence_mask.sum(1).max())
+    cut = {name: getattr(part, name)[:, :tokens]
+           for name in ("report_ids", "attention_mask", "sentence_index", "mlm_ids", "mlm_labels")}  # fmt: skip
+    return part._replace(**cut, **{name: getattr(part, name)[:, :sentences] for name in ("sentence_mask", "sentence_polarity")})
+
+
+def loss_and_gradients(case, size, rows=slice(None)):
+    wiring, name, changes = CASES[case]
+    model = build(wiring, objectives=(name,), contrast=changes.get("contrast", "infonce")).eval()
+    loss = build_losses(ModelSettings(**changes), [name])[name]
+    features = model(share_of(random_batch(size), rows, wiring))
     value = loss(**{field: getattr(features, field) for field in loss.inputs})
     value.backward()
     return value.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
 
 
-def one_rank(rank, port, folder):
+def one_rank(rank, shares, port, folder):
+    torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=len(shares))
     results = {}
-    for name in EVERY:
-        value, gradients = loss_and_gradients(name, random_batch(SIZE), SHARES[rank])
+    for case in CASES:
+        value, gradients = loss_and_gradients(case, shares[-1].stop, shares[rank])
         for tensor in (value, *gradients.values()):
             dist.all_reduce(tensor)
-            tensor /= 2  # what DistributedDataParallel does
-        results[name] = (value, gradients)
+            tensor /= len(shares)  # what DistributedDataParallel does
+        results[case] = (value, gradients)
     if rank == 0:
         torch.save(results, folder / "results.pt")
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+@functools.cache
+def over_ranks(name, folder):
+    """{case: (value, gradients)} of the processes with these shares."""
+    folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(one_rank, args=(port, folder), nprocs=2)
+    mp.spawn(one_rank, args=(SHARES[name], port, folder), nprocs=len(SHARES[name]))
     return torch.load(folder / "results.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_two_ranks_give_loss_and_gradients_of_the_joined_batch(two_ranks, name):
-    value, gradients = loss_and_gradients(name, random_batch(SIZE))
-    theirs, their_gradients = two_ranks[name]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+def assert_joined(case, name, folder):
+    value, gradients = loss_and_gradients(case, SHARES[name][-1].stop)
+    theirs, their_gradients = over_ranks(name, folder / name)[case]
     assert value > 0
     torch.testing.assert_close(theirs, value, rtol=1e-6, atol=1e-12)
     assert gradients.keys() == their_gradients.keys()
     assert any(gradient.abs().max() > 0 for gradient in gradients.values())
     for key, gradient in gradients.items():
         torch.testing.assert_close(their_gradients[key], gradient, rtol=1e-6, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_give_loss_and_gradients_of_the_joined_batch(case, folder):
+    assert_joined(case, "two uneven", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two", "four"])
+@pytest.mark.parametrize("case", CASES)
+def test_eight_patients_give_the_same_on_one_two_and_four_ranks(case, name, folder):
+    assert_joined(case, name, folder)

@@ -1,9 +1,13 @@
 """What breaks while a run trains: one sentence, exit code 2, and the newest checkpoint kept."""
 
 import errno
+import json
+import math
+import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from small_run import assert_same_training, checkpoint, words, write_arrows
 
 from mg3d.config import command_line, sentence
 from mg3d.settings.schema import Settings
+from mg3d.training.finite import StopAtNotFinite
 
 SHARD = "shards/ct_rate/train.arrow"
 
@@ -50,6 +55,42 @@ def test_a_run_does_not_start_on_data_that_leak(tmp_path, capfd):
     assert "1 images lie in more than one split, e.g. ct_rate/train_2_0_0 and ct_rate/val_0_0_0" in error
     assert "take one of each pair out" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_studies(arrows, tmp_path, capfd):
+    assert command_line(words(arrows, tmp_path, "learning_rate=1e30", "warmup_steps=0", "batch_size=8")) == 2
+    error = only_sentence(capfd)
+    assert re.search(r"the (loss|gradient) of step \d is not finite; \S+_rank0.json names its studies", error)
+    (path,) = (tmp_path / "run").glob("not_finite_*.json")
+    told = json.loads(path.read_text())
+    assert not all(math.isfinite(float(term)) for term in told["terms"].values()) or told["not_finite"] == "the gradient"
+    assert 1 <= len(told["studies_by_pass"]) <= 2
+    assert all(len(studies) == 4 for studies in told["studies_by_pass"])
+    saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert not saved.exists() or all(value.isfinite().all() for value in checkpoint(tmp_path / "run")["state_dict"].values())
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_both_losses_and_gradients_are_looked_at(tmp_path, bad):
+    trainer = SimpleNamespace(global_step=3, accumulate_grad_batches=2, precision_plugin=SimpleNamespace())
+    module, guard = SimpleNamespace(latest_terms={"mlm": torch.tensor(1.5)}), StopAtNotFinite(tmp_path)
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer, fine = torch.optim.SGD([parameter]), torch.tensor(1.5)
+    for number in range(5):
+        guard.on_train_batch_start(trainer, module, SimpleNamespace(study_id=[f"study {number}"]), number)
+    parameter.grad = torch.ones(2)
+    guard.on_before_backward(trainer, module, fine)
+    guard.on_before_optimizer_step(trainer, module, optimizer)
+    parameter.grad[1] = torch.nan
+    look = {
+        "loss": lambda: guard.on_before_backward(trainer, module, fine / 0),
+        "gradient": lambda: guard.on_before_optimizer_step(trainer, module, optimizer),
+    }[bad]
+    with pytest.raises(ValueError, match=f"the {bad} of step 3 is not finite"):
+        look()
+    assert json.loads((tmp_path / "not_finite_step3_rank0.json").read_text()) == {
+        "step": 3, "not_finite": f"the {bad}", "terms": {"mlm": "1.5"}, "studies_by_pass": [["study 4"]],
+    }  # fmt: skip
 
 
 def test_what_a_loader_process_refuses_is_told_as_if_there_were_none(tmp_path, capfd):

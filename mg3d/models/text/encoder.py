@@ -1,5 +1,6 @@
 """The BERT that reads reports: frozen (always deterministic, no gradient) or trained along."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -79,6 +80,15 @@ class TextEncoder(nn.Module):
         parts = self.bert.embeddings
         summed = parts.word_embeddings(ids) + parts.position_embeddings(positions) + parts.token_type_embeddings.weight[0]
         return parts.LayerNorm(summed)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all weights: equal for equal features."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.bert.state_dict().items()):
+            values = weight.detach().cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def check_vocabulary(self, tokenizer_size: int) -> None:
         """Refuses a tokenizer of another vocabulary, whose ids would name other words."""

@@ -1,0 +1,67 @@
+"""Training with the text encoder's features from a cache."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_arrow import small_tokenizer
+from small_run import checkpoint, words
+
+from mg3d.config import command_line, read_words
+from mg3d.datasets.text_cache import TextCache
+from mg3d.models.text.encoder import load_text_encoder, tiny_text_encoder
+from mg3d.training.build import build_data
+
+spec = importlib.util.spec_from_file_location("cache_text", Path(__file__).parents[2] / "tools" / "cache_text.py")
+cache_text = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cache_text)
+
+
+def save_bert(folder, seed):
+    tokenizer = small_tokenizer(folder)
+    torch.manual_seed(seed)
+    tiny_text_encoder(vocab_size=len(tokenizer), width=16, layers=2, heads=2, max_positions=250).bert.save_pretrained(folder)
+    return folder
+
+
+def told(arrows, log_dir, *more):
+    return words(arrows, log_dir, "freeze_text=True", "precision=64-true", "max_steps=3", *more)
+
+
+def test_a_run_with_cached_text_is_the_run_without(arrows, tmp_path, capsys):
+    bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
+    plain = told(arrows, tmp_path / "plain", f"text_encoder={bert}")
+    cached = told(arrows, tmp_path / "cached", f"text_encoder={bert}", f"text_cache={cache}")
+    assert command_line(cached) == 2
+    assert "no cache is there" in capsys.readouterr().err
+    assert cache_text.main(cached) == 0
+    assert command_line(plain) == 0
+    assert command_line(cached) == 0
+    ours, theirs = (checkpoint(tmp_path / name / "run")["state_dict"] for name in ("cached", "plain"))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)  # the cache is float32
+
+    other = told(arrows, tmp_path / "other", f"text_encoder={save_bert(tmp_path / 'another', 1)}", f"text_cache={cache}")
+    assert command_line(other) == 2
+    assert "holds features of another text encoder" in capsys.readouterr().err
+    assert command_line(told(arrows, tmp_path / "cut", f"text_encoder={bert}", f"text_cache={cache}", "max_text_len=12")) == 2
+    assert "with another max_text_len" in capsys.readouterr().err
+
+
+def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp_path):
+    bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
+    arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}")
+    assert cache_text.main(arguments) == 0
+    settings = read_words(arguments[1:])
+    data = build_data(settings, small_tokenizer(tmp_path / "again"), with_text_cache=True)
+    batch = next(iter(data.train_dataloader()))
+    text = load_text_encoder(bert)
+    for row, features in enumerate(batch.text_features):
+        real = batch.attention_mask[row]
+        torch.testing.assert_close(features[real], text(batch.report_ids[row : row + 1, real], real[real][None])[0])
+        assert not features[~real].any()
+    with pytest.raises(ValueError, match="does not hold a report of 3 tokens"):
+        TextCache(cache)([np.array([2, 5, 3])])
