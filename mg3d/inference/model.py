@@ -254,6 +254,7 @@ class ScanModel:
             raise ValueError("this is an image encoder alone and reads no text: it can only embed scans and find similar ones")
         if self.tokenizer is None:
             raise ValueError(_NO_TOKENIZER)
+        self.model.require_plain_contrast()
         return self.model, self.tokenizer
 
     def _volumes(self, scans: Sequence[Scan]) -> Iterator[Tensor]:

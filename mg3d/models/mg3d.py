@@ -179,16 +179,17 @@ class MG3D(nn.Module):
 
     def embed_volume(self, volume: Tensor) -> Tensor:
         """[B, E] of length 1, of volumes [B, 1, D, H, W] in [0, 1]; comparable with `embed_report`."""
-        return self._plain_contrast().embed_image(self.encode_volume(volume))
+        return self.require_plain_contrast().embed_image(self.encode_volume(volume))
 
     def embed_report(self, ids: Tensor, attention_mask: Tensor, sentence_index: Tensor) -> Tensor:
         """[B, E] of length 1, of reports or prompts int64 [B, T]; sentence_index int64 [B, T], -1 = of no sentence."""
-        contrast, sentences = self._plain_contrast(), max(int(sentence_index.max()) + 1, 1)
+        contrast, sentences = self.require_plain_contrast(), max(int(sentence_index.max()) + 1, 1)
         tokens = self.encode_report(ids, attention_mask)
         real = sentence_membership(sentence_index, sentences).any(1)
         return contrast.embed_report(sentence_means(tokens, sentence_index, sentences), real)
 
-    def _plain_contrast(self) -> ImageReportContrast:
+    def require_plain_contrast(self) -> ImageReportContrast:
+        """What gives embeddings of images and reports that can be compared; ValueError where this model has none."""
         if not isinstance(self.contrast, ImageReportContrast):
             raise ValueError(
                 "this model has no plain image and report embedding: it contrasts fused vectors (cml_pair=multimodal_unimodal) "
