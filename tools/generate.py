@@ -18,6 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = new_parser("generate.py", __doc__)
     parser.add_argument("source", help="a scan, or with --out a folder of scans or an .arrow index of prepared files")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="one row per scan")
+    parser.add_argument("--beams", type=int, default=1, help="hypotheses kept in search (%(default)s: always the likeliest word)")
+    parser.add_argument("--no-repeat", type=int, default=0, metavar="N", help="no run of N words comes twice (0: it may)")
     add_many(parser)
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))
@@ -27,14 +29,15 @@ def run(options: argparse.Namespace) -> str:
     """Writes and says what was done; errors as `ScanModel.generate` and `answer_all`."""
     model = load_model(options)
     model.require_writer()
+    how = {"beams": options.beams, "no_repeat": options.no_repeat}
     if options.out is None:
-        return str(model.generate(model.read(options.source)))
+        return str(model.generate(model.read(options.source), **how))
     outcome = answer_all(
         model,
         list_scans(model, options.source, table=options.table),
         options.out,
         columns=["report"],
-        ask=lambda scans: [[report.text] for report in model.generate(scans)],
+        ask=lambda scans: [[report.text] for report in model.generate(scans, **how)],
         workers=options.workers,
         track=track,
     )

@@ -183,9 +183,17 @@ def test_a_model_with_a_captioning_head_writes_and_one_without_says_so(folder, s
         loaded.generate(scans[0])
     ids = loaded.tokenizer("small nodule")["input_ids"]
     loaded.model.caption = torch.nn.Identity()
-    loaded.model.write_reports = lambda volume, **how: torch.tensor([[*ids, loaded.tokenizer.pad_token_id]] * len(volume))
+    asked = []
+
+    def write_reports(volume, **how):
+        asked.append(how)
+        return torch.tensor([[*ids, loaded.tokenizer.pad_token_id]] * len(volume))
+
+    loaded.model.write_reports = write_reports
     assert str(loaded.generate(scans[0])) == "small nodule"
-    assert len(loaded.generate(scans)) == 3
+    assert len(loaded.generate(scans, beams=2)) == 3
+    words = loaded.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", "[PAD]"])
+    assert asked[-1] == {"begin": words[0], "end": words[1], "padding": words[2], "most_tokens": 40, "beams": 2}
 
 
 def test_every_bad_question_is_one_sentence(model, scans, tmp_path):

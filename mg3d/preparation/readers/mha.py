@@ -14,6 +14,7 @@ from mg3d.preparation.records import RawVolume, VolumeRecord
 
 _HEAD = 1 << 14
 _DATA = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]+)", re.MULTILINE)
+_WORD = re.compile(rb"ElementDataFile", re.IGNORECASE)
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -52,9 +53,10 @@ def _check_data_file(path: Path) -> None:
         raise Refusal("missing_file") from None
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
+    first = _WORD.search(head)  # the library also takes it behind blanks or before a colon: then it is refused
     found = _DATA.search(head)
-    if found is None:
-        raise Refusal("mha_damaged", "no line ElementDataFile in its head")
+    if found is None or first.start() != found.start():
+        raise Refusal("mha_damaged", "no plain line ElementDataFile in its head")
     name = found[1].strip().decode(errors="replace")
     if name != "LOCAL" and (name != Path(name).name or "\\" in name or name.split()[0] == "LIST" or "%" in name):
         raise Refusal("mha_damaged", "voxels in another folder or in several files")
