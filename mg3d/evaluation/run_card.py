@@ -17,7 +17,6 @@ from mg3d.evaluation.retrieval import directions, jaccard_rows, recall_rows
 from mg3d.glossary import LABELS
 from mg3d.text_units import normalise
 
-
 RECALL = "Retrieval between volumes and reports, by study"
 
 
