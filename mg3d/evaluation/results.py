@@ -146,7 +146,7 @@ def compare(first: Result, second: Result, *, resamples: int = 2000) -> dict[str
             continue
         ranks = [np.array(result.cases["ranks"][direction]) for result in (first, second)]
         groups = studies[np.array(first.cases["queries"][direction])]
-        for k in first.card["recall_ks"]:
+        for k in first.cases["recall_ks"][direction]:
             pair = [partial(_recall, part, k) for part in ranks]
             rows.append(_difference(f"{direction}, R@{k}", pair, groups, settings))
     findings = []

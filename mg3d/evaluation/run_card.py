@@ -17,6 +17,8 @@ from mg3d.evaluation.retrieval import directions, jaccard_rows, recall_rows
 from mg3d.glossary import LABELS
 from mg3d.text_units import normalise
 
+RECALL = "Retrieval between volumes and reports, by study"
+
 
 class Setting(NamedTuple):
     """What every part of a card's evaluation reads."""
@@ -78,6 +80,7 @@ def run_card(
     tables = zero_shot_tables(card, Scores(logits, cases.labels, cases.patients))
     found, ranks, queries = retrieval_tables(setting)
     tables |= found
+    rows = found.get(RECALL, [])
     for part in parts:
         tables |= part(setting)
     kept = {
@@ -89,6 +92,7 @@ def run_card(
         "study_patients": cases.patients[setting.told_volumes].tolist(),
         "ranks": ranks,
         "queries": queries,
+        "recall_ks": {name: [row["k"] for row in rows if row["direction"] == name] for name in ranks},
     }
     data = facts | {"shape": cases.metadata.get("shape"), "preprocessing_hash": cases.metadata.get("preproc_hash", "not told")}
     return Result(asdict(card), data, dict(model), mark, tables, kept)
@@ -105,7 +109,7 @@ def retrieval_tables(setting: Setting) -> tuple[dict[str, Rows], dict[str, list[
         volumes, reports = setting.volumes[chosen].numpy(), setting.reports.numpy()
         parts = directions(volumes, reports, report_keys=keys, labels=cases.labels[chosen])
         rows, found = recall_rows(parts, cases.patients[chosen], ks=card.recall_ks, **settings)
-        tables["Retrieval between volumes and reports, by study"] = rows
+        tables[RECALL] = rows
         ranks = {name: values.tolist() for name, values in found.items()}
         queries = {part.name: part.queries.tolist() for part in parts}
     volumes = setting.volumes.numpy()
