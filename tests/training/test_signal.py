@@ -59,7 +59,6 @@ def cluster(tmp_path):
         (tmp_path / name).write_text(text.format(python=sys.executable, folder=tmp_path / "told"))
         (tmp_path / name).chmod(0o755)
     (tmp_path / "told").mkdir()
-    (tmp_path / "python").symlink_to(sys.executable)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_SUBMIT_DIR": str(ROOT)}
     return os.environ | job | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
