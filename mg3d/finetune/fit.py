@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from mg3d.distributed import rank, world_size
 from mg3d.files import remove_partial
 from mg3d.finetune.cases import Case, Parts
 from mg3d.finetune.encoder import build_encoder
@@ -263,10 +264,11 @@ def evaluate_checkpoint(
 
 @torch.no_grad()
 def predict_cases(kind: Kind, network: nn.Module, cases: list[Case], *, name: str, masks: Path | None) -> pd.DataFrame:
-    """Predictions of cases, one row or more each."""
+    """Predictions of cases, one row or more each; every rank makes its share and gets all."""
     device = next(network.parameters()).device
     rows = []
-    for batch in tqdm(evaluation_loader(kind.evaluation_data(cases), kind), desc=name, disable=None):
+    loader = evaluation_loader(kind.evaluation_data(cases), kind, rank=rank(), ranks=world_size())
+    for batch in tqdm(loader, desc=name, disable=None if rank() == 0 else True):
         moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         rows += kind.rows(network, moved, masks=masks)
     return kind.finish(gathered(rows))

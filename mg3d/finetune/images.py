@@ -1,6 +1,7 @@
 """Scans of every kind of file as MONAI's MetaTensor, with the geometry that predictions need on their way back."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -141,7 +142,7 @@ def _slices(files: tuple[Path, ...]) -> np.ndarray:
 def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray) -> None:
     """Label values [i, j, k] of a file's own order as compressed NIfTI with that file's affine (RAS)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
+    beside = path.with_name(f".{os.getpid()}.{path.name}")  # two ranks may write one case
     image = nib.Nifti1Image(mask.astype(np.uint8), affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)

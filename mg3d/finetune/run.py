@@ -217,9 +217,9 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
         else:
             facts |= settle(kind, network, parts, folder, identity=identity, say=say)
         facts["encoder_coverage"] = started.report.encoder_coverage if started.report else None
-    if rank() != 0:
-        return {}
     tables, found = evaluate_checkpoint(kind, parts, folder, say=say)
+    if rank() != 0:
+        return tables
     scores = write_results(folder, kind, tables, facts=facts | found, dev=tables.get("val"))
     show_scores(console, f"{task.title} ({settings.pretrained}, fold {folder.name[4:]})", scores)
     say(f"wrote {folder}")

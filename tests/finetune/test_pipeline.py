@@ -3,9 +3,11 @@ import numpy as np
 import pytest
 import torch
 from monai import transforms as mt
+from monai.data import MetaTensor
 
 from mg3d.finetune.cases import Case
 from mg3d.finetune.images import read_image
+from mg3d.finetune.kinds.base import Plain
 from mg3d.finetune.pipeline import (
     CaseDataset,
     ReadCase,
@@ -174,3 +176,9 @@ def test_balanced_draws_take_every_class_equally_often():
     drawn = balanced(classes)(np.random.default_rng(0))
     share = np.mean([classes[place] == "b" for place in drawn])
     assert 0.35 < share < 0.65
+
+
+def test_what_reaches_a_network_has_no_history(tmp_path):
+    sample = sample_of(write_nifti(tmp_path / "a.nii.gz"))
+    assert type(sample["image"]) is MetaTensor
+    assert type(Plain(["image"])(sample)["image"]) is torch.Tensor

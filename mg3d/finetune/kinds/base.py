@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from monai import transforms as mt
+from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -175,7 +176,7 @@ class Plain(mt.Transform):
 
     def __call__(self, sample: Sample) -> Sample:
         """`image` and `mask` as plain tensors."""
-        return sample | {key: torch.as_tensor(sample[key]).contiguous() for key in self.names if key in sample}
+        return sample | {key: convert_to_tensor(sample[key]).contiguous() for key in self.names if key in sample}
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

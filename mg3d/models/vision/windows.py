@@ -119,7 +119,7 @@ class WindowAttention(torch.autograd.Function):
         """[tokens, C] of qkv [tokens, 3 C] (all tokens of the batch), empty [3 C] and bias [heads, n, n]."""
         q, k, v = _in_windows(qkv, empty, plan, len(bias), parts=3).unbind()
         windows, heads, size, width = q.shape
-        out = qkv.new_empty(windows, size, heads, width)
+        out = qkv.new_empty((windows, size, heads, width))
         for group in plan.groups:
             rows = slice(group.first, group.last)
             mask = _mask(bias.detach(), group).to(q.dtype)[None]  # one that needs a gradient, no fused kernel takes
@@ -143,7 +143,7 @@ class WindowAttention(torch.autograd.Function):
         mean = (gradient * out).view(-1, heads, width).sum(-1)
         mean = _in_windows(mean, nothing[:heads], plan, heads)[0]
         d_bias = torch.zeros(bias.shape, dtype=torch.promote_types(bias.dtype, torch.float32), device=bias.device)
-        d_qkv = qkv.new_empty(windows, size, 3, heads, width)
+        d_qkv = qkv.new_empty((windows, size, 3, heads, width))
         d_q, d_k, d_v = d_qkv.permute(2, 0, 3, 1, 4).unbind()
         scale = width**-0.5
         for rows, mask in _chunks(plan, bias):
