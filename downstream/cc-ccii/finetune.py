@@ -127,6 +127,7 @@ TASK = Task(
     },
     expected={"train": 4178},
     options={"crop": "none"},
+    top_first=True,
     adapt=adapt,
 )  # fmt: skip
 

@@ -15,11 +15,12 @@ from mg3d.finetune.fit import load_network, machine
 from mg3d.finetune.images import SLICE_SUFFIXES, VOLUME_SUFFIXES
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.results import write_table
+from mg3d.preparation.sources.ctrg import natural_key
 from mg3d.training.trainer import resolve_accelerator
 
 
 def find_scans(path: Path) -> list[Case]:
-    """The scans at a path: one file, or all below a folder; a folder of slices is one scan.
+    """The scans at a path: one file, or all below a folder; a folder of slices is one scan, by the numbers in their names.
 
     Raises:
         FileNotFoundError: nothing there is a scan.
@@ -35,9 +36,9 @@ def find_scans(path: Path) -> list[Case]:
         if file.name.lower().endswith(SLICE_SUFFIXES):
             slices.setdefault(file.parent, []).append(file)
     cases = [Case(case_id=name, patient_id=name, image=file) for name, file in names]
-    cases += [
-        Case(case_id=_name(folder, path), patient_id=_name(folder, path), image=tuple(held)) for folder, held in slices.items()
-    ]
+    for folder, held in slices.items():
+        ordered = tuple(sorted(held, key=lambda file: natural_key(file.name)))
+        cases.append(Case(case_id=_name(folder, path), patient_id=_name(folder, path), image=ordered))
     if not cases:
         raise FileNotFoundError(f"input={path} holds no scan; known are {', '.join((*VOLUME_SUFFIXES, *SLICE_SUFFIXES))}")
     return cases

@@ -117,8 +117,8 @@ class Task:
     background: bool = True
     """Segmentation: the loss counts what is outside of every structure as one more structure."""
     top_first: bool = False
-    """Reports: scans are pictures from the top of the chest down, in the order of the numbers in their names, or such a stack in
-    a NIfTI file whose header says nothing of it."""
+    """Scans are pictures from the top of the chest down, in the order of the numbers in their names; of reports also such a stack
+    in a NIfTI file whose header says nothing of it."""
     tolerance_mm: float = 2.0
     """Surface distance that counts as none."""
     mask_name: Callable[[str], str] = "{}.nii.gz".format

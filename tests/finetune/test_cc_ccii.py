@@ -7,6 +7,8 @@ from downstream.folders import load
 from PIL import Image
 
 from mg3d.finetune.cases import Case, divide
+from mg3d.finetune.kinds.registry import build_kind
+from mg3d.finetune.predict import find_scans
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.usable import fault_of, set_aside
@@ -163,3 +165,11 @@ def test_bad_lists_are_one_sentence(arrays, tmp_path, change, told):
 def test_an_unknown_crop_is_one_sentence(tiny_set, capsys):
     assert run(MODULE.TASK, [f"data_root={tiny_set('cc-ccii')}", "crop=some"]) == 2
     assert "crop='some': expected one of none, original" in capsys.readouterr().err
+
+
+def test_pictures_are_predicted_the_way_up_that_they_are_learned(tiny_set):
+    root = tiny_set("cc-ccii")
+    kind = build_kind(MODULE.TASK, FinetuneSettings())
+    learned = sorted(case.image for case in read(root))
+    assert any(len(image) > 10 for image in learned)
+    assert sorted(case.image for case in kind.for_prediction(find_scans(root), root)) == learned

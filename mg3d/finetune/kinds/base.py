@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import Case, Parts
+from mg3d.finetune.pictures import upwards
 from mg3d.finetune.pipeline import OURS, CaseDataset, ReadCase, Sample, balanced, fixed_steps, random_steps, shuffled
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
@@ -152,7 +153,7 @@ class Kind(abc.ABC):
 
     def for_prediction(self, cases: Sequence[Case], where: Path) -> list[Case]:
         """New scans with what else a prediction needs, read at the path that holds them; ValueError or FileNotFoundError."""
-        return list(cases)
+        return [upwards(case) if self.task.top_first else case for case in cases]
 
     def mirrored(self, function: Callable[[Tensor], Tensor], volume: Tensor, *, back: bool = False) -> Tensor:
         """`function` of a volume [B, C, ...], or with `flips` its mean over all mirrored copies.
