@@ -33,7 +33,7 @@ from mg3d.settings.schema import RunSettings
 from mg3d.training.trainer import (
     PlainBar,
     RichBar,
-    StopAfter,
+    StopEarly,
     WholeCheckpoints,
     checkpoints,
     csv_part,
@@ -128,6 +128,7 @@ def fit(
         "minutes": (time.monotonic() - begin) / 60,
         "peak_memory_mb": memory / 1e6,
         "epochs": trainer.current_epoch,
+        "finished": not settings.max_minutes or trainer.current_epoch >= settings.epochs,
         "cases": {name: len(part) for name, part in parts._asdict().items()},
         "parameters": trained,
     }
@@ -180,7 +181,7 @@ def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
     if settings.patience:
         callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
     if settings.max_minutes:
-        callbacks.append(StopAfter(settings.max_minutes))
+        callbacks.append(StopEarly(settings.max_minutes))
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=resolve_devices(run),

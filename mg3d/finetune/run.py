@@ -184,9 +184,10 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     settings, task = kind.settings, kind.task
     if (folder / "scores.json").is_file() and settings.mode == "train":
         refuse_other_run(folder, settings, options)
-        say(f"{folder} holds this run, finished; run_name=... starts another")
-        show_scores(console, task.title, read_scores(folder))
-        return {part: read_table(folder / f"predictions_{part}.csv") for part in read_facts(folder)["scores"]}
+        if read_facts(folder).get("finished", True):
+            say(f"{folder} holds this run, finished; run_name=... starts another")
+            show_scores(console, task.title, read_scores(folder))
+            return {part: read_table(folder / f"predictions_{part}.csv") for part in read_facts(folder)["scores"]}
     shared = shared_patients(parts)
     if shared and settings.split != "original":
         raise ValueError(
@@ -198,6 +199,8 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     pl.seed_everything(settings.seed, verbose=False)
     kind.fit(parts.train)
     facts: dict[str, Any] = {"folder": task.folder, "synthetic": synthetic, "options": dict(options)}
+    if settings.mode == "evaluate" and (folder / "scores.json").is_file():
+        facts = {name: value for name, value in read_facts(folder).items() if name in OF_TRAINING} | facts
     if settings.mode == "train":
         started = start_encoder(settings, synthetic=synthetic)
         if started.report is not None:
@@ -222,10 +225,14 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
         return tables
     scores = write_results(folder, kind, tables, facts=facts | found, dev=tables.get("val"))
     show_scores(console, f"{task.title} ({settings.pretrained}, fold {folder.name[4:]})", scores)
+    if not facts.get("finished", True):
+        say("stopped at max_minutes before the last epoch; the same command goes on")
     say(f"wrote {folder}")
     return tables
 
 
+OF_TRAINING = ("minutes", "peak_memory_mb", "epochs", "finished", "cases", "parameters", "encoder_coverage")
+"""Facts of scores.json that an evaluation leaves as they are."""
 FREE = ("mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
         "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows")  # fmt: skip
 """Settings that may differ between a run and the one that goes on with it."""
