@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -156,3 +157,22 @@ def test_mistakes_are_one_sentence(trained, tmp_path, capsys, words, told):
 def test_help_names_every_setting(capsys):
     assert run(load("stoic2021").TASK, ["--help"]) == 0
     assert "learning_rate" in capsys.readouterr().out
+
+
+def test_a_cut_off_run_does_not_go_on_with_other_settings(trained, tmp_path, capsys):
+    root, folder, _ = trained
+    there = tmp_path / "stoic2021" / "cut" / "fold0" / "checkpoints"
+    there.mkdir(parents=True)
+    shutil.copy(folder / "checkpoints" / "last.ckpt", there)
+    asked = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=cut", *SMALL]
+    assert run(load("stoic2021").TASK, [*asked, "learning_rate=5e-4", "encoder_rate=0.5"]) == 2
+    assert "learning_rate=0.001 (now 0.0005), encoder_rate=1.0 (now 0.5)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "told"), [("seed=1", "seed=0 (now 1)"), ("fold=1", "fold=fold0 (now fold1)")])
+def test_a_network_is_not_judged_on_cases_it_learned_from(trained, tmp_path, capsys, word, told):
+    root, folder, _ = trained
+    best = folder / "checkpoints" / "best.ckpt"
+    words = [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "mode=evaluate", f"checkpoint={best}", word]
+    assert run(load("stoic2021").TASK, words) == 2
+    assert told in capsys.readouterr().err
