@@ -114,7 +114,8 @@ def fit(
         say(f"going on from {last}")
     data = Data(kind, parts)
     ranks = resolve_devices(run) * run.num_nodes
-    module = FinetuneModule(network, kind, steps_per_epoch=steps_per_epoch(data.draw, settings, ranks=ranks), identity=identity)
+    steps = steps_per_epoch(data.draw, settings, ranks=ranks)
+    module = FinetuneModule(network, kind, steps_per_epoch=steps, identity=identity, say=say)
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     counts = ", ".join(f"{len(part)} {name}" for name, part in parts._asdict().items())
     say(f"cases: {counts}; {trained / 1e6:.2f} M parameters to train")
