@@ -82,7 +82,9 @@ def test_a_broken_scan_is_set_aside_and_an_existing_folder_refused(trained, tmp_
     (tmp_path / "in" / "broken.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
     asked = [*words, "mode=predict", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
     assert run(load("stoic2021").TASK, asked) == 0
-    assert pd.read_csv(tmp_path / "out" / "refused.csv")["case_id"].tolist() == ["broken"]
+    refused = pd.read_csv(tmp_path / "out" / "refused.csv")
+    assert refused["case_id"].tolist() == ["broken"]
+    assert "broken.mha cannot be read as a scan" in refused["reason"][0]
     assert run(load("stoic2021").TASK, asked) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -182,3 +184,16 @@ def test_a_metric_without_a_value_is_told_before_the_first_epoch_is_the_best(tra
     root, *_ = trained
     assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "max_cases=1"]) == 0
     assert capsys.readouterr().out.count("auroc/probSevere has no value on these validation cases") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_scan_that_turns_out_damaged_in_training_is_one_sentence(trained, tmp_path, capsys, workers):
+    root, *_ = trained
+    shutil.copytree(root, tmp_path / "set")
+    for scan in (tmp_path / "set" / "data" / "mha").glob("*.mha"):
+        scan.write_bytes(scan.read_bytes()[:600])  # the header is whole
+    words = [f"data_root={tmp_path / 'set'}", f"log_dir={tmp_path}", *SMALL, f"num_workers={workers}"]
+    assert run(load("stoic2021").TASK, words) == 2
+    error = capsys.readouterr().err
+    assert ".mha cannot be read as a scan" in error
+    assert "Traceback" not in error
