@@ -61,7 +61,7 @@ def show_scores(console: Console, title: str, scores: Mapping[str, Sequence[Scor
     """One table per part."""
     for part, found in scores.items():
         table = Table(title=f"{title}, {part}", title_justify="left")
-        for name in ("score", "value", "95 % interval", "cases"):
+        for name in ("score", "value", "95 % interval", "rows"):
             table.add_column(name, justify="left" if name == "score" else "right")
         for score in found:
             interval = "" if np.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
