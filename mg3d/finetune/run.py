@@ -223,6 +223,8 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     if rank() != 0:
         return tables
     scores = write_results(folder, kind, tables, facts=facts | found, dev=tables.get("val"))
+    if kind.by_steps and not parts.test:
+        say("there is no test part: the best epoch was chosen on the cases that are reported, so scores are somewhat too high")
     show_scores(console, f"{task.title} ({settings.pretrained}, fold {folder.name[4:]})", scores)
     say(f"wrote {folder}")
     return tables

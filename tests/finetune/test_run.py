@@ -183,7 +183,9 @@ def test_a_network_is_not_judged_on_cases_it_learned_from(trained, tmp_path, cap
 def test_a_metric_without_a_value_is_told_before_the_first_epoch_is_the_best(trained, tmp_path, capsys):
     root, *_ = trained
     assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "max_cases=1"]) == 0
-    assert capsys.readouterr().out.count("auroc/probSevere has no value on these validation cases") == 1
+    told = capsys.readouterr().out
+    assert told.count("auroc/probSevere has no value on these validation cases") == 1
+    assert "the best epoch was chosen on the cases that are reported" in told
 
 
 @pytest.mark.parametrize("workers", [0, 1])
