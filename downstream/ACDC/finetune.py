@@ -56,11 +56,15 @@ def original_cases(root: Path, settings: FinetuneSettings) -> list[Case]:
         raise FileNotFoundError(
             f"fold={settings.fold}: {top} holds {', '.join(path.name for path in lists) or 'no ACDC_fold*.json'}"
         )
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        pairs = {part: [(entry["image"], entry["label"]) for entry in stored[part]] for part in ("training", "validation")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} has no lists training and validation of image and label ({type(error).__name__})") from error
     cases = []
     for part, fold in (("training", (settings.fold + 1) % TASK.folds), ("validation", settings.fold)):
-        for entry in stored[part]:
-            image, mask = top / entry["image"], top / entry["label"]
+        for image, mask in pairs[part]:
+            image, mask = top / image, top / mask
             name = mask.name.removesuffix(".gz").removesuffix(".nii")
             if not (image.is_file() and mask.is_file()):
                 raise FileNotFoundError(f"{file} names {name}, which is not in {image.parent} and {mask.parent}")

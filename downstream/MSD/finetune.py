@@ -45,11 +45,15 @@ def task_folder(root: Path, task: str) -> Path:
 
 
 def description(folder: Path) -> dict[str, Any]:
-    """A task's dataset.json; ValueError where it is something else."""
+    """Labels by value, modalities and labelled pairs of a task's dataset.json; ValueError where it is something else."""
     try:
         found = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("labels", "modality", "training")}
-    except (ValueError, KeyError) as error:
+        return {
+            "labels": {int(value): str(label) for value, label in found["labels"].items()},
+            "modality": [found["modality"][str(place)] for place in range(len(found["modality"]))],
+            "training": [{"image": entry["image"], "label": entry["label"]} for entry in found["training"]],
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'dataset.json'} is not as the Decathlon has it ({type(error).__name__}: {error})") from error
 
 
@@ -57,7 +61,7 @@ def adapt(task: Task, options: Mapping[str, Any]) -> Task:
     """The declaration of the chosen task, or of the one in `data_root`."""
     root, name = Path(options["data_root"]), options["task"]
     wanted = name or (LUNG if not (root / "dataset.json").is_file() else root.absolute().name)
-    found: dict[str, Any] = {"labels": {"0": "background", "1": "cancer"}, "modality": {"0": "CT"}}
+    found: dict[str, Any] = {"labels": {0: "background", 1: "cancer"}, "modality": ["CT"]}
     if options["data_root"] not in ("", "phantom") and root.is_dir():
         folder = task_folder(root, wanted)
         if name and folder.name != name and re.fullmatch(r"Task\d\d_\w+", folder.name):
@@ -65,11 +69,13 @@ def adapt(task: Task, options: Mapping[str, Any]) -> Task:
         wanted, found = folder.name, description(folder)
     elif options["data_root"] and root.name != "phantom":
         raise FileNotFoundError(f"data_root={root}: there is no such folder")
-    labels = {int(value): label for value, label in found["labels"].items()}
+    labels = found["labels"]
     published = PUBLISHED.get(wanted, PUBLISHED[LUNG])
-    ct = found["modality"]["0"] == "CT"
+    ct = found["modality"][0] == "CT"
     steps = {"spacing_mm": published["spacing_mm"], "window": published["window"]} if ct else {}
-    channel = int(options["channel"]) if len(found["modality"]) > 1 else None
+    if options["channel"] not in range(len(found["modality"])):
+        raise ValueError(f"channel={options['channel']!r}: {wanted} has {len(found['modality'])} image(s), counted from 0")
+    channel = options["channel"] if len(found["modality"]) > 1 else None
     return dataclasses.replace(
         task,
         title=f"Medical Segmentation Decathlon, {wanted}",

@@ -1,6 +1,7 @@
 """Training of one fold, and evaluation of its best checkpoint."""
 
 import dataclasses
+import json
 import math
 import resource
 import sys
@@ -113,7 +114,8 @@ def fit(
         say(f"going on from {last}")
     data = Data(kind, parts)
     ranks = resolve_devices(run) * run.num_nodes
-    module = FinetuneModule(network, kind, steps_per_epoch=steps_per_epoch(data.draw, settings, ranks=ranks), identity=identity)
+    steps = steps_per_epoch(data.draw, settings, ranks=ranks)
+    module = FinetuneModule(network, kind, steps_per_epoch=steps, identity=identity, say=say)
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     counts = ", ".join(f"{len(part)} {name}" for name, part in parts._asdict().items())
     say(f"cases: {counts}; {trained / 1e6:.2f} M parameters to train")
@@ -147,6 +149,22 @@ def refuse_other_checkpoint(path: Path, identity: Mapping[str, Any]) -> None:
     for name, told in (("folder", "folder"), ("vision", "encoder"), ("kind", "vocabulary or head")):
         if stored[name] != identity[name]:
             raise ValueError(f"{path} is of another {told}; run_name=... starts another run beside it")
+    theirs, ours = (of["settings"] | of.get("options", {}) for of in (stored, identity))
+    refuse_other_settings(path.parent.parent, theirs, {name: value for name, value in ours.items() if name in theirs})
+
+
+FREE = ("mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
+        "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows")  # fmt: skip
+"""Settings that may differ between a run and the one that goes on with it."""
+
+
+def refuse_other_settings(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises ValueError when the run in `folder` was started with other settings or options than `ours`."""
+    plain = json.loads(json.dumps(ours))  # as a file gives them back
+    other = [name for name in plain if name not in FREE and theirs.get(name) != plain[name]]
+    if other:
+        told = ", ".join(f"{name}={theirs.get(name)!r} (now {plain[name]!r})" for name in other[:4])
+        raise ValueError(f"{folder} holds a run with other settings: {told}; run_name=... starts another beside it")
 
 
 def read_identity(path: Path) -> dict[str, Any]:
@@ -248,13 +266,25 @@ def refuse_other_task(kind: Kind, identity: Mapping[str, Any], path: Path) -> No
         )
 
 
+def refuse_other_division(theirs: Mapping[str, Any], settings: FinetuneSettings, folder: Path, path: Path) -> None:
+    """Raises ValueError when cases that are to be judged on in `folder` may be among those that a network learned from."""
+    ours = {"seed": settings.seed, "split": settings.split, "fold": folder.name}
+    other = [f"{name}={theirs[name]} (now {value})" for name, value in ours.items() if theirs[name] not in (value, None)]
+    if other:
+        raise ValueError(
+            f"{path} was fine-tuned with {', '.join(other)}, which decide what it learned from and so may be judged on; give the "
+            "same"
+        )
+
+
 def evaluate_checkpoint(
     kind: Kind, parts: Parts, folder: Path, *, say: Callable[[str], None]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Predictions of the best (or the named) checkpoint for validation and test cases, and facts about it."""
     settings = kind.settings
     path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
-    network, _ = load_network(kind, path)
+    network, identity = load_network(kind, path)
+    refuse_other_division(identity["settings"] | {"fold": identity.get("fold")}, settings, folder, path)
     device = torch.device("cuda" if resolve_accelerator(machine(settings)) == "gpu" else "cpu")
     network.to(device)
     named = [(name, part) for name, part in (("val", parts.val), ("test", parts.test)) if part]

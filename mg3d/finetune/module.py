@@ -1,6 +1,6 @@
 """The LightningModule of fine-tuning: it wires a kind, its network and the optimiser."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,17 @@ class FinetuneModule(pl.LightningModule):
         kind: losses, predictions, scores.
         steps_per_epoch: optimiser steps.
         identity: builtins stored with every checkpoint, from which the network is built again.
+        say: takes a sentence for the user.
     """
 
-    def __init__(self, network: nn.Module, kind: Kind, *, steps_per_epoch: int, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, network: nn.Module, kind: Kind, *, steps_per_epoch: int, identity: Mapping[str, Any], say: Callable[[str], None]
+    ) -> None:
         super().__init__()
         self.network, self.kind, self.identity = network, kind, dict(identity)
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.say = steps_per_epoch, say
         self.found: list[Row] = []
+        self.told = False  # that the metric is not defined
         if kind.settings.freeze_encoder:
             network.encoder.requires_grad_(False)
 
@@ -57,10 +61,15 @@ class FinetuneModule(pl.LightningModule):
         """Scores the predictions of all ranks."""
         table = self.kind.finish(gathered(self.found))
         self.found = []
-        value = self.kind.statistics(table)[self.kind.task.metric]
-        self.log(
-            f"val/{self.kind.task.metric}", float(np.nan_to_num(value)), prog_bar=True, rank_zero_only=False, sync_dist=False
-        )
+        metric = self.kind.task.metric
+        value = self.kind.statistics(table)[metric]
+        if np.isnan(value) and not self.told:
+            self.told = True
+            self.say(
+                f"{metric} has no value on these validation cases (of one class alone?) and counts as 0; if it never gets one, "
+                "the best epoch is the first: use more cases, or another fold or seed"
+            )
+        self.log(f"val/{metric}", float(np.nan_to_num(value)), prog_bar=True, rank_zero_only=False, sync_dist=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the network is built from."""

@@ -1,6 +1,7 @@
 """Scans on their way to the network: fixed steps, random changes, and the order in which cases are drawn."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,20 @@ class ShiftCrop(mt.RandomizableTransform, mt.MapTransform):
         return sample | {key: crop(sample[key]) for key in self.key_iterator(sample)}
 
 
+@contextmanager
+def own_words() -> Iterator[None]:
+    """What a step says of a bad file (ValueError, OSError) in place of MONAI's "applying transform <object>" around it."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException = error
+        while type(cause) is RuntimeError and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, (ValueError, OSError)):
+            raise cause from None
+        raise
+
+
 class CaseDataset(Dataset):
     """Cases through fixed and random steps; what is drawn for a ticket depends on the seed and the ticket alone.
 
@@ -208,7 +223,8 @@ class CaseDataset(Dataset):
     def _fixed(self, place: int) -> Sample:
         if self.kept is not None and place in self.kept:
             return self.kept[place]
-        sample = self.fixed(self.cases[place])
+        with own_words():
+            sample = self.fixed(self.cases[place])
         if self.kept is not None:
             self.kept[place] = sample
         return sample

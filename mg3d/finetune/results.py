@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mg3d.files import write_bytes, write_json
 from mg3d.finetune.kinds.base import Kind, Score
-from mg3d.metrics.bootstrap import bootstrap_interval
+from mg3d.metrics.bootstrap import bootstrap_interval, two_sided_p
 from mg3d.pictures.curves import curves_figure
 from mg3d.pictures.page import Piece, write_page
 
@@ -61,7 +61,7 @@ def show_scores(console: Console, title: str, scores: Mapping[str, Sequence[Scor
     """One table per part."""
     for part, found in scores.items():
         table = Table(title=f"{title}, {part}", title_justify="left")
-        for name in ("score", "value", "95 % interval", "cases"):
+        for name in ("score", "value", "95 % interval", "rows"):
             table.add_column(name, justify="left" if name == "score" else "right")
         for score in found:
             interval = "" if np.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
@@ -85,7 +85,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def compare_runs(kind: Kind, first: Path, second: Path) -> list[dict[str, Any]]:
     """Each score of two runs on the same cases, and their difference (second - first) with its paired interval and p.
 
-    p: two-sided share of bootstrap draws of patients in which the difference has the other sign or none.
+    p: two-sided, of bootstrap draws of patients; see `two_sided_p`.
 
     Raises:
         ValueError: the runs were not judged on the same cases.
@@ -113,8 +113,8 @@ def compare_runs(kind: Kind, first: Path, second: Path) -> list[dict[str, Any]]:
         drawn = np.array([draw[place] for draw in draws])
         drawn = drawn[~np.isnan(drawn)]
         low, high = np.quantile(drawn, (0.025, 0.975)) if len(drawn) else (float("nan"), float("nan"))
-        p = min(1.0, 2 * min((drawn <= 0).mean(), (drawn >= 0).mean())) if len(drawn) else float("nan")
         difference = values[1][name] - values[0][name]
-        rows.append({"score": name, "first": values[0][name], "second": values[1][name], "difference": difference,
-                     "low": float(low), "high": float(high), "p": float(p), "cases": len(one), "part": part})  # fmt: skip
+        rows.append({"score": name, "first": values[0][name], "second": values[1][name],
+                     "difference": difference, "low": float(low), "high": float(high), "p": two_sided_p(drawn),
+                     "cases": len(one), "part": part})  # fmt: skip
     return rows

@@ -19,7 +19,7 @@ from mg3d.finetune import arrows
 from mg3d.finetune import predict as prediction
 from mg3d.finetune.cases import Case, Parts, assign_folds, check_cases, divide, shared_patients
 from mg3d.finetune.encoder import start_encoder
-from mg3d.finetune.fit import evaluate_checkpoint, fit
+from mg3d.finetune.fit import evaluate_checkpoint, fit, refuse_other_settings
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.registry import build_kind
 from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results, write_table
@@ -211,6 +211,8 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
             "vision": started.vision,
             "kind": kind.state(),
             "settings": dataclasses.asdict(settings),
+            "options": json.loads(json.dumps(dict(options))),
+            "fold": folder.name,
         }
         network = kind.network(started.encoder)
         for note in kind.notes:
@@ -224,6 +226,8 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     if rank() != 0:
         return tables
     scores = write_results(folder, kind, tables, facts=facts | found, dev=tables.get("val"))
+    if kind.by_steps and not parts.test:
+        say("there is no test part: the best epoch was chosen on the cases that are reported, so scores are somewhat too high")
     show_scores(console, f"{task.title} ({settings.pretrained}, fold {folder.name[4:]})", scores)
     if not facts.get("finished", True):
         say("stopped at max_minutes before the last epoch; the same command goes on")
@@ -233,21 +237,14 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
 
 OF_TRAINING = ("minutes", "peak_memory_mb", "epochs", "finished", "cases", "parameters", "encoder_coverage")
 """Facts of scores.json that an evaluation leaves as they are."""
-FREE = ("mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
-        "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows")  # fmt: skip
-"""Settings that may differ between a run and the one that goes on with it."""
 
 
 def refuse_other_run(folder: Path, settings: FinetuneSettings, options: Mapping[str, Any]) -> None:
-    """Raises ValueError when the run in `folder` had other settings or options."""
+    """Raises ValueError when the finished run in `folder` had other settings or options."""
     if not settings.resume:
         raise ValueError(f"{folder} holds a run; run_name=... starts another beside it")
-    facts, plain = read_facts(folder), json.loads(json.dumps(dict(options)))  # as a file gives them back
-    theirs, ours = facts["settings"] | facts["options"], dataclasses.asdict(settings) | plain
-    other = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
-    if other:
-        told = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:4])
-        raise ValueError(f"{folder} holds a run with other settings: {told}; run_name=... starts another beside it")
+    facts = read_facts(folder)
+    refuse_other_settings(folder, facts["settings"] | facts["options"], dataclasses.asdict(settings) | dict(options))
 
 
 def pool(kind: Kind, tables: Sequence[Mapping[str, pd.DataFrame]], folder: Path, *, folds: int) -> None:

@@ -40,8 +40,7 @@ def paired_comparison(
 ) -> Comparison:
     """Difference of two systems' statistics; both see the same rows of every draw of patients, as in `bootstrap_interval`.
 
-    p is twice the smaller share of draws that do not lie above, or below, 0, one draw at 0 added so that it is never 0: its least
-    value is 2 / (resamples + 1). nan throughout when no draw has a value for both.
+    p as `two_sided_p`; nan throughout when no draw has a value for both.
 
     Raises:
         ValueError: there is no case.
@@ -49,9 +48,17 @@ def paired_comparison(
     difference: Callable[[np.ndarray], float] = lambda rows: first(rows) - second(rows)  # noqa: E731
     values = _defined(difference, groups, resamples, seed)
     low, high = _interval(values, level)
-    smaller = min((values <= 0).sum(), (values >= 0).sum())
-    p = min(1.0, 2 * (smaller + 1) / (len(values) + 1)) if len(values) else float("nan")
-    return Comparison(float(difference(np.arange(len(groups)))), low, high, float(p))
+    return Comparison(float(difference(np.arange(len(groups)))), low, high, two_sided_p(values))
+
+
+def two_sided_p(differences: np.ndarray) -> float:
+    """p for no difference, of drawn differences [n] without nan.
+
+    Twice the smaller share of draws that do not lie above, or below, 0, one draw at 0 added so that it is never 0: its least
+    value is 2 / (n + 1). nan without a draw.
+    """
+    smaller = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1.0, 2 * (smaller + 1) / (len(differences) + 1))) if len(differences) else float("nan")
 
 
 def _defined(statistic: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:

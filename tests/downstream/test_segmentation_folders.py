@@ -210,6 +210,8 @@ def test_faults_are_told_before_training(fault, sentence, tiny_set, tmp_path, ca
         ("fold=7", "there are 5 folds, 0 to 4"),
         ("data_root=nowhere", "there is no such folder"),
         ("folds_file=x", "no file of folds"),
+        ("channel=1", "Task06_Lung has 1 image(s)"),
+        ("channel=x", "channel='x'"),
     ],
 )
 def test_wrong_words_are_told_before_training(word, sentence, tiny_set, tmp_path, capsys):
@@ -217,6 +219,19 @@ def test_wrong_words_are_told_before_training(word, sentence, tiny_set, tmp_path
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert sentence in told
+
+
+@pytest.mark.parametrize("name", ["MSD", "ACDC"])
+@pytest.mark.parametrize("change", [lambda found: {**found, "training": ["a.nii.gz"]}, lambda found: [1], lambda found: {}])
+def test_lists_of_another_shape_are_one_sentence(name, change, tiny_set, tmp_path, capsys):
+    root = shutil.copytree(tiny_set(name, **options_of(name)), tmp_path / "copy")
+    (file,) = root.rglob("Task06_Lung/dataset.json" if name == "MSD" else "ACDC_fold0.json")
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    word = {"MSD": "task=Task06_Lung", "ACDC": "split=original"}[name]
+    assert run(load(name).TASK, words(root, tmp_path / "results", word)) == 2
+    told = capsys.readouterr().err
+    assert file.name in told
+    assert told.count("\n") == 1
 
 
 @pytest.mark.slow

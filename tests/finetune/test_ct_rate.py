@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,11 +14,13 @@ from mg3d.datasets.studies import Studies
 from mg3d.evaluation import held_out
 from mg3d.evaluation.zero_shot import zero_shot_scores
 from mg3d.finetune.cases import RawScan, divide
+from mg3d.finetune.encoder import start_encoder
 from mg3d.finetune.fit import load_network
 from mg3d.finetune.images import read_image
-from mg3d.finetune.kinds.probe import STRENGTHS, fit_planes
+from mg3d.finetune.kinds.probe import STRENGTHS, FrozenProbe, fit_planes
 from mg3d.finetune.kinds.prompts import pair_loss
 from mg3d.finetune.run import run
+from mg3d.finetune.settings import FinetuneSettings
 from mg3d.glossary import LABELS
 
 
@@ -194,6 +198,16 @@ def test_the_probe_computes_features_once_and_takes_the_best_planes(arrows, tmp_
     network.features = None  # what is kept is not computed again
     kind.settle(network, parts, folder=tmp_path, say=told.append)
     assert told[0] == told[1]
+
+
+def test_kept_features_are_of_one_preparation(arrows, tmp_path):
+    network, found = FrozenProbe(start_encoder(FinetuneSettings(encoder="tiny")).encoder, 18).eval(), []
+    for window in ((-1000.0, 1000.0), (-200.0, 300.0)):
+        kind, cases = kind_and_cases(arrows)
+        kind.task = dataclasses.replace(kind.task, preprocess=dataclasses.replace(kind.task.preprocess, window=window))
+        found.append(kind.features(network, cases[:2], keep=tmp_path / "same"))
+    assert not np.allclose(*found)
+
 
 
 def test_planes_leave_unknown_labels_out():

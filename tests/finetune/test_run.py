@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,9 @@ def test_a_broken_scan_is_set_aside_and_an_existing_folder_refused(trained, tmp_
     (tmp_path / "in" / "broken.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
     asked = [*words, "mode=predict", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
     assert run(load("stoic2021").TASK, asked) == 0
-    assert pd.read_csv(tmp_path / "out" / "refused.csv")["case_id"].tolist() == ["broken"]
+    refused = pd.read_csv(tmp_path / "out" / "refused.csv")
+    assert refused["case_id"].tolist() == ["broken"]
+    assert "broken.mha cannot be read as a scan" in refused["reason"][0]
     assert run(load("stoic2021").TASK, asked) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -156,3 +159,43 @@ def test_mistakes_are_one_sentence(trained, tmp_path, capsys, words, told):
 def test_help_names_every_setting(capsys):
     assert run(load("stoic2021").TASK, ["--help"]) == 0
     assert "learning_rate" in capsys.readouterr().out
+
+
+def test_a_cut_off_run_does_not_go_on_with_other_settings(trained, tmp_path, capsys):
+    root, folder, _ = trained
+    there = tmp_path / "stoic2021" / "cut" / "fold0" / "checkpoints"
+    there.mkdir(parents=True)
+    shutil.copy(folder / "checkpoints" / "last.ckpt", there)
+    asked = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=cut", *SMALL]
+    assert run(load("stoic2021").TASK, [*asked, "learning_rate=5e-4", "encoder_rate=0.5"]) == 2
+    assert "learning_rate=0.001 (now 0.0005), encoder_rate=1.0 (now 0.5)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "told"), [("seed=1", "seed=0 (now 1)"), ("fold=1", "fold=fold0 (now fold1)")])
+def test_a_network_is_not_judged_on_cases_it_learned_from(trained, tmp_path, capsys, word, told):
+    root, folder, _ = trained
+    best = folder / "checkpoints" / "best.ckpt"
+    words = [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "mode=evaluate", f"checkpoint={best}", word]
+    assert run(load("stoic2021").TASK, words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_metric_without_a_value_is_told_before_the_first_epoch_is_the_best(trained, tmp_path, capsys):
+    root, *_ = trained
+    assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "max_cases=1"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("auroc/probSevere has no value on these validation cases") == 1
+    assert "the best epoch was chosen on the cases that are reported" in told
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_scan_that_turns_out_damaged_in_training_is_one_sentence(trained, tmp_path, capsys, workers):
+    root, *_ = trained
+    shutil.copytree(root, tmp_path / "set")
+    for scan in (tmp_path / "set" / "data" / "mha").glob("*.mha"):
+        scan.write_bytes(scan.read_bytes()[:600])  # the header is whole
+    words = [f"data_root={tmp_path / 'set'}", f"log_dir={tmp_path}", *SMALL, f"num_workers={workers}"]
+    assert run(load("stoic2021").TASK, words) == 2
+    error = capsys.readouterr().err
+    assert ".mha cannot be read as a scan" in error
+    assert "Traceback" not in error

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mg3d.metrics.bootstrap import bootstrap_interval, paired_comparison
+from mg3d.metrics.bootstrap import bootstrap_interval, paired_comparison, two_sided_p
 
 
 def test_interval_of_a_mean_is_the_textbook_one():
@@ -95,3 +95,9 @@ def test_no_value_has_no_comparison_and_no_case_is_refused():
     assert np.isnan(paired_comparison(nothing, nothing, np.arange(3), resamples=5)).all()
     with pytest.raises(ValueError, match="no case"):
         paired_comparison(nothing, nothing, np.array([]))
+
+
+def test_a_p_counts_ties_on_both_sides_and_is_never_zero():
+    assert two_sided_p(np.array([1.0, 2, 3, 4])) == 2 / 5
+    assert two_sided_p(np.array([-1.0, 0, 2, 3, 4, 5, 6])) == 2 * 3 / 8
+    assert two_sided_p(np.zeros(4)) == 1

@@ -36,7 +36,7 @@ class Score(NamedTuple):
     high: float
     """95 % bootstrap interval over patients."""
     count: int
-    """Cases behind it."""
+    """Rows of its table, those that this score leaves out among them."""
 
 
 class Kind(abc.ABC):

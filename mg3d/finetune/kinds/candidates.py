@@ -21,7 +21,7 @@ from mg3d.finetune.cases import UNKNOWN, Candidate, Case, Finding
 from mg3d.finetune.images import LPS_TO_RAS, read_array
 from mg3d.finetune.kinds.base import Draw, Plain, Row
 from mg3d.finetune.kinds.classification import Classification
-from mg3d.finetune.pipeline import ReadCase, Sample, Ticket, fixed_steps, random_steps, reordered
+from mg3d.finetune.pipeline import ReadCase, Sample, Ticket, fixed_steps, own_words, random_steps, reordered
 from mg3d.finetune.task import Preprocess
 from mg3d.metrics.classification import auroc
 from mg3d.metrics.froc import CPM_RATES, Froc, Spheres, froc, sensitivity_at
@@ -222,7 +222,8 @@ class Candidates(Classification):
 
     def _prepared(self, case: Case) -> Scan:
         steps = mt.Compose([ReadCase(masks=False), *fixed_steps(self.task.preprocess, keys=["image"], axes=self.axes)])
-        image = steps(case)["image"]
+        with own_words():
+            image = steps(case)["image"]
         return Scan(image[0].numpy(), np.asarray(image.affine, dtype=np.float64))
 
     def training_data(self, cases: Sequence[Case]) -> tuple[Dataset, Draw]:

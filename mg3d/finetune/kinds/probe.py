@@ -45,8 +45,8 @@ class FrozenProbe(nn.Module):
 class Probe(Labels):
     """Linear probe: features of every training and validation case once, then one logistic regression per finding.
 
-    Features are kept in the run's folder under a name that depends on the encoder's weights, so that a run which is cut off
-    computes none twice.
+    Features are kept in the run's folder under a name that depends on the encoder's weights, the cases and their preparation, so
+    that a run which is cut off computes none twice.
     """
 
     by_steps = False
@@ -78,8 +78,8 @@ class Probe(Labels):
     @torch.no_grad()
     def features(self, network: FrozenProbe, cases: Sequence[Case], *, keep: Path) -> np.ndarray:
         """[cases, channels] float64, from the file below `keep` where it is there."""
-        names = hashlib.sha256("\n".join(case.case_id for case in cases).encode()).hexdigest()[:16]
-        path = keep.with_name(f"{keep.name}-{names}.npy")
+        told = [f"{case.case_id} {case.image}" for case in cases] + [f"{self.task.preprocess} {self.axes}"]
+        path = keep.with_name(f"{keep.name}-{hashlib.sha256(chr(10).join(told).encode()).hexdigest()[:16]}.npy")
         if path.is_file():
             return np.load(path, allow_pickle=False)
         device, found = next(network.parameters()).device, []
