@@ -59,7 +59,7 @@ def factor_at(step: int, settings: FinetuneSettings, *, steps_per_epoch: int) ->
     if step < warmup:
         return (step + 1) / warmup
     if settings.schedule == "step":
-        return settings.step_factor ** (step // steps_per_epoch)
+        return settings.step_factor ** ((step - warmup) // steps_per_epoch)
     if settings.schedule == "constant":
         return 1.0
     whole = max(settings.epochs * steps_per_epoch - warmup, 1)

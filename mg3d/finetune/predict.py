@@ -1,6 +1,8 @@
 """A fine-tuned network on new scans."""
 
+import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,9 +41,18 @@ def find_scans(path: Path) -> list[Case]:
     for folder, held in slices.items():
         ordered = tuple(sorted(held, key=lambda file: natural_key(file.name)))
         cases.append(Case(case_id=_name(folder, path), patient_id=_name(folder, path), image=ordered))
+    counts = Counter(case.case_id for case in cases)
+    cases = [case if counts[case.case_id] == 1 else _with_ending(case) for case in cases]
     if not cases:
         raise FileNotFoundError(f"input={path} holds no scan; known are {', '.join((*VOLUME_SUFFIXES, *SLICE_SUFFIXES))}")
     return cases
+
+
+def _with_ending(case: Case) -> Case:
+    """Of files that differ in their ending alone, such as a.nii.gz and a.mha, each keeps its own."""
+    file = case.image[0].parent if isinstance(case.image, tuple) else case.image
+    name = f"{case.case_id}{file.name[len(_stem(file)):].replace('.', '_')}"
+    return dataclasses.replace(case, case_id=name, patient_id=name)
 
 
 def _stem(file: Path) -> str:
@@ -57,7 +68,7 @@ def predict(kind: Kind, run: Path, *, say: Callable[[str], None]) -> Path:
     """Predictions for the scans at `input`, in a new folder; scans that cannot be used are set aside in `refused.csv`.
 
     Raises:
-        ValueError: the folder exists already.
+        ValueError: the folder exists already, or no scan could be used.
         FileNotFoundError: no scan, no checkpoint.
     """
     settings = kind.settings
@@ -81,6 +92,8 @@ def predict(kind: Kind, run: Path, *, say: Callable[[str], None]) -> Path:
     if refused:
         write_table(partial / "refused.csv", pd.DataFrame(refused))
     partial.replace(out)
+    if not rows:
+        raise ValueError(f"none of {len(cases)} scans can be used, see {out / 'refused.csv'}; the first: {refused[0]['reason']}")
     say(f"{len(cases) - len(refused)} of {len(cases)} scans predicted; wrote {out}")
     for row in refused[:3]:
         say(f"set aside {row['case_id']}: {row['reason']}")

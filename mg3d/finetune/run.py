@@ -14,11 +14,10 @@ import pandas as pd
 import pytorch_lightning as pl
 from rich.console import Console
 
-from mg3d.distributed import rank
 from mg3d.finetune import arrows
 from mg3d.finetune import predict as prediction
 from mg3d.finetune.cases import Case, Parts, assign_folds, check_cases, divide, shared_patients
-from mg3d.finetune.encoder import start_encoder
+from mg3d.finetune.encoder import ScaledInput, start_encoder
 from mg3d.finetune.fit import evaluate_checkpoint, fit, refuse_other_settings
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.registry import build_kind
@@ -28,6 +27,8 @@ from mg3d.finetune.settle import settle
 from mg3d.finetune.sources import is_synthetic, read_root
 from mg3d.finetune.task import Task
 from mg3d.finetune.usable import set_aside
+from mg3d.settings.parse import convert_value
+from mg3d.training.run import is_first_rank
 
 console = Console(highlight=False)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -51,7 +52,7 @@ settings and their values in this folder
 
 def say(sentence: str) -> None:
     """Prints one line, from the first rank only."""
-    if rank() == 0:
+    if is_first_rank():
         console.print(f"mg3d: {sentence}", soft_wrap=True)
 
 
@@ -131,7 +132,7 @@ def declaration(task: Task, given: Mapping[str, Any]) -> Declaration:
     facts = arrows.read_facts(prepared, task.folder) if prepared else {}
     if prepared:
         given = arrows.with_stored(given, facts, prepared)
-    options = {name: given.get(name, value) for name, value in task.options.items()}
+    options = {name: option_value(name, given.get(name, value), value) for name, value in task.options.items()}
     if task.adapt:
         where = {"data_root": "" if prepared else data_root, "pretrained": str(given.get("pretrained", "none"))}
         task = task.adapt(task, options | where)
@@ -139,6 +140,13 @@ def declaration(task: Task, given: Mapping[str, Any]) -> Declaration:
         task = arrows.with_declared(task, facts)
     synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
     return Declaration(task, given, options, facts.get("synthetic", synthetic), prepared)
+
+
+def option_value(name: str, value: Any, usual: Any) -> Any:
+    """A folder's own setting as the type of its default; ValueError with what was expected otherwise."""
+    if isinstance(usual, str):
+        return str(value)
+    return convert_value(name, value, type(usual)) if isinstance(usual, (bool, int, float)) else value
 
 
 def on_phantom(task: Task) -> tuple[Task, dict[str, Any]]:
@@ -158,7 +166,7 @@ def run_folder(task: Task, settings: FinetuneSettings, *, synthetic: bool) -> Pa
 def without_bad_files(cases: Sequence[Case], folder: Path) -> list[Case]:
     """Cases whose files look whole; the others are named in `set_aside.csv`."""
     usable, refused = set_aside(cases)
-    if refused and rank() == 0:
+    if refused and is_first_rank():
         write_table(folder / "set_aside.csv", pd.DataFrame(refused))
         say(f"{len(refused)} of {len(cases)} cases are set aside: {folder / 'set_aside.csv'}; the first: {refused[0]['reason']}")
     return usable
@@ -205,6 +213,8 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
         started = start_encoder(settings, synthetic=synthetic)
         if started.report is not None:
             say(str(started.report))
+        if task.preprocess.window is None and isinstance(started.encoder, ScaledInput):
+            started.encoder.forget()
         identity = {
             "folder": task.name,
             "preprocess": dataclasses.asdict(task.preprocess),
@@ -223,15 +233,17 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
             facts |= settle(kind, network, parts, folder, identity=identity, say=say)
         facts["encoder_coverage"] = started.report.encoder_coverage if started.report else None
     tables, found = evaluate_checkpoint(kind, parts, folder, say=say)
-    if rank() != 0:
+    if not is_first_rank():
         return tables
-    scores = write_results(folder, kind, tables, facts=facts | found, dev=tables.get("val"))
+    others = settings.checkpoint and settings.mode == "evaluate"
+    out = folder / f"of-{Path(settings.checkpoint).stem}" if others else folder
+    scores = write_results(out, kind, tables, facts=facts | found, dev=tables.get("val"))
     if kind.by_steps and not parts.test:
         say("there is no test part: the best epoch was chosen on the cases that are reported, so scores are somewhat too high")
     show_scores(console, f"{task.title} ({settings.pretrained}, fold {folder.name[4:]})", scores)
     if not facts.get("finished", True):
         say("stopped at max_minutes before the last epoch; the same command goes on")
-    say(f"wrote {folder}")
+    say(f"wrote {out}")
     return tables
 
 
@@ -249,7 +261,7 @@ def refuse_other_run(folder: Path, settings: FinetuneSettings, options: Mapping[
 
 def pool(kind: Kind, tables: Sequence[Mapping[str, pd.DataFrame]], folder: Path, *, folds: int) -> None:
     """Every training case predicted once, by the network that did not learn from it: one table, its scores and a page."""
-    if rank() != 0:
+    if not is_first_rank():
         return
     pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
     each = pd.DataFrame([kind.statistics(table["val"]) for table in tables])

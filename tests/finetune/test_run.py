@@ -7,6 +7,7 @@ import pytest
 import torch
 from downstream.folders import load
 
+from mg3d.finetune.predict import find_scans
 from mg3d.finetune.run import run
 
 SMALL = ["epochs=2", "batch_size=3", "num_workers=0", "resamples=20", "accelerator=cpu"]
@@ -81,12 +82,35 @@ def test_a_broken_scan_is_set_aside_and_an_existing_folder_refused(trained, tmp_
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
     asked = [*words, "mode=predict", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
-    assert run(load("stoic2021").TASK, asked) == 0
+    assert run(load("stoic2021").TASK, asked) == 2
+    assert "none of 1 scans can be used" in capsys.readouterr().err
     refused = pd.read_csv(tmp_path / "out" / "refused.csv")
     assert refused["case_id"].tolist() == ["broken"]
     assert "broken.mha cannot be read as a scan" in refused["reason"][0]
     assert run(load("stoic2021").TASK, asked) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_files_that_differ_in_their_ending_alone_keep_their_own_names(tmp_path):
+    for name in ("a.nii.gz", "a.mha", "b.mha"):
+        (tmp_path / name).write_bytes(b"")
+    assert sorted(case.case_id for case in find_scans(tmp_path)) == ["a_mha", "a_nii_gz", "b"]
+
+
+def test_scores_of_another_checkpoint_lie_beside_the_runs(trained):
+    _, folder, words = trained
+    before = (folder / "scores.json").read_text()
+    last = folder / "checkpoints" / "last.ckpt"
+    assert run(load("stoic2021").TASK, [*words, "mode=evaluate", f"checkpoint={last}"]) == 0
+    assert (folder / "scores.json").read_text() == before
+    assert (folder / "of-last" / "scores.json").is_file()
+
+
+def test_an_evaluation_keeps_what_training_took(trained):
+    _, folder, words = trained
+    minutes = json.loads((folder / "scores.json").read_text())["minutes"]
+    assert run(load("stoic2021").TASK, [*words, "mode=evaluate"]) == 0
+    assert json.loads((folder / "scores.json").read_text())["minutes"] == minutes
 
 
 def test_two_runs_are_compared_on_the_same_cases(trained, tmp_path, capsys):
@@ -145,6 +169,7 @@ def test_all_folds_are_pooled(tiny_set, tmp_path):
         (["fold=9"], "fold=9: there are 5 folds"),
         (["data_root=/nowhere"], "there is no such folder"),
         (["pretrained=/nowhere.ckpt"], "there is no file"),
+        (["warmup_epochs=9"], "warmup_epochs=9.0 is longer than epochs=2"),
         (["leaning_rate=1"], "did you mean learning_rate"),
     ],
 )

@@ -145,7 +145,7 @@ class Segmentation(Kind):
             roi_size=self.patch,
             sw_batch_size=self.settings.batch_size * self.task.preprocess.crops,
             predictor=network,
-            overlap=min(self.settings.overlap, 0.99),
+            overlap=self.settings.overlap,
             device=volume.device if values <= _LARGEST_ON_DEVICE else torch.device("cpu"),
         )
         return logits.float().softmax(1)
