@@ -167,7 +167,7 @@ def test_what_is_wrong_is_said_in_one_line(case, folder, tmp_path, capsys):
     assert said.out == ""
 
 
-@pytest.mark.parametrize("name", ["embed", "search", "zero_shot", "generate", "ground", "export_encoder"])
+@pytest.mark.parametrize("name", ["embed", "search", "zero_shot", "generate", "ground", "export_encoder", "viewer"])
 def test_every_command_tells_what_it_does(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         command(name, "--help")

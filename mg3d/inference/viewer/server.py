@@ -1,7 +1,7 @@
 """The viewer's server: one page with its script, and answers about cases by id.
 
-Only requests that name this server in `Host` are heard, so that a stranger's page whose name resolves to loopback reaches nothing. All
-but the page itself needs the token of this run, so that neither other users of the machine nor other pages read a patient's scan.
+Only requests that name this server in `Host` are heard, so a stranger's page whose name resolves to loopback reaches nothing.
+All but the page itself needs the token of this run, so that neither other users of the machine nor other pages read a scan.
 Nothing is logged.
 """
 

@@ -11,14 +11,15 @@ const viewer = new niivue.Niivue({
   showAllOrientationMarkers: true,
   multiplanarPadPixels: 6,
   multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
-  crosshairWidthUnit: "voxels",
-  crosshairWidth: 0.3,
+  crosshairWidthUnit: "mm",
+  crosshairWidth: 0.8,
   backColor: [0, 0, 0, 1],
   crosshairColor: [1, 0.8, 0.2, 0.6],
   logLevel: "error",
 });
-let current = null;
-let questions = 0; // an answer to a question that was followed by another is dropped
+let current = null; // the case that is shown
+let wanted = null; // the case that was chosen last
+let queue = Promise.resolve(); // one thing after the other, so that no plane stands beside another case's report
 
 function element(name, text, kind) {
   const made = document.createElement(name);
@@ -41,15 +42,8 @@ async function ask(path, question) {
 }
 
 function attempt(work) {
-  return async (...given) => {
-    tell("");
-    try {
-      await work(...given);
-    } catch (error) {
-      tell(error.message);
-    }
-    document.body.dataset.ready = String(questions);
-  };
+  queue = queue.then(() => tell("")).then(work).catch((error) => tell(error.message));
+  return queue;
 }
 
 function fill(table, rows, missing) {
@@ -87,6 +81,13 @@ function neighbourRow(near) {
   return row(element("td", near.kind), cell, element("td", near.similarity.toFixed(3), "number"));
 }
 
+function showPlace(place) {
+  const [right, anterior, superior] = Array.from(place.mm, (mm) => mm.toFixed(0));
+  const [scan, map] = place.values.map((found) => found.value);
+  at("place").textContent =
+    `R ${right}, A ${anterior}, S ${superior} mm: ${Math.round(scan)} HU` + (map === undefined ? "" : `, map ${map.toFixed(2)}`);
+}
+
 function showWindow() {
   if (!viewer.volumes.length) return;
   const [low, high] = JSON.parse(at("windows").value);
@@ -100,33 +101,45 @@ function clearMap() {
   at("map").textContent = "";
 }
 
-const open = attempt(async (id) => {
-  const question = ++questions;
-  const told = await ask(`api/case/${id}`);
-  if (question !== questions) return;
-  current = id;
+function clearCase() {
+  current = null;
+  clearMap();
+  while (viewer.volumes.length) viewer.removeVolumeByIndex(0);
+  for (const part of ["report", "scan", "place", "scores", "neighbours"]) at(part).replaceChildren();
+}
+
+async function showCase(id) {
+  if (id !== wanted) return; // another was chosen meanwhile
+  clearCase();
   at("cases").value = String(id);
+  const told = await ask(`api/case/${id}`);
   at("report").textContent = told.report || "none known";
+  at("scan").textContent = told.scan;
   fill(at("scores"), told.scores.map(scoreRow), told.scores_missing);
   fill(at("neighbours"), told.neighbours.map(neighbourRow), told.neighbours_missing);
-  at("map").textContent = "";
-  at("scan").textContent = told.scan;
   await viewer.loadVolumes([{ url: `scan/${id}.nii`, headers, colormap: "gray" }]);
+  viewer.scene.crosshairPos = [0.5, 0.5, 0.5];
   showWindow();
-});
+  current = id;
+}
 
-const ground = attempt(async (sentence) => {
-  const question = ++questions;
-  const told = await ask("api/map", { case: current, sentence });
-  if (question !== questions) return;
+function open(id) {
+  wanted = id;
+  return attempt(() => showCase(id));
+}
+
+async function showMap(sentence) {
+  if (current === null) throw new Error("choose a case that can be read first");
   clearMap();
+  const told = await ask("api/map", { case: current, sentence });
   // 1 = no more here than anywhere: what is less is not drawn.
   const colours = { colormap: "warm", cal_min: 1, cal_max: Math.max(told.most, 1.001), opacity: Number(at("opacity").value) };
   await viewer.addVolumeFromUrl({ url: `map/${told.map}.nii`, headers, ...colours });
   viewer.scene.crosshairPos = viewer.mm2frac(told.peak_mm);
   viewer.drawScene();
+  viewer.createOnLocationChange();
   at("map").textContent = `${told.told}; drawn from 1 (as much as anywhere) to ${told.most.toFixed(2)}`;
-});
+}
 
 async function start() {
   const told = await ask("api/cases");
@@ -140,16 +153,16 @@ async function start() {
   at("clear").addEventListener("click", clearMap);
   at("question").addEventListener("submit", (event) => {
     event.preventDefault();
-    ground(at("sentence").value);
+    attempt(() => showMap(at("sentence").value));
   });
-  viewer.onLocationChange = (place) => (at("place").textContent = place.string);
+  viewer.onLocationChange = showPlace;
   await viewer.attachTo("canvas");
   viewer.setSliceType(viewer.sliceTypeMultiplanar);
   await open(Number(asked.get("case") || 0));
   if (asked.get("sentence")) {
     at("sentence").value = asked.get("sentence");
-    await ground(asked.get("sentence"));
+    await attempt(() => showMap(asked.get("sentence")));
   }
 }
 
-attempt(start)();
+start().catch((error) => tell(error.message));
