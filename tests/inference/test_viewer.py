@@ -12,11 +12,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from small_arrow import write_split
 from small_browser import CHROMIUM, DRIVER, browsing
 from small_dicom import write_series
 from small_inference import REPORTS, save_scan
 from small_raw import LPS, chest
 
+from mg3d.datasets.arrow import open_index
+from mg3d.datasets.storage import Storage
 from mg3d.inference.index import SearchIndex
 from mg3d.inference.many import embed_all
 from mg3d.inference.scans import as_nifti
@@ -24,6 +27,7 @@ from mg3d.inference.sources import list_scans
 from mg3d.inference.viewer import server as server_module
 from mg3d.inference.viewer.cases import Cases, Unusable
 from mg3d.inference.viewer.server import Viewer
+from mg3d.preparation import geometry
 
 MARKUP = "No <script>document.title='taken'</script> effusion & <b>lungs</b> are clear."
 NAMES = ["a.nii.gz", "b.nii", "broken.nii.gz"]
@@ -141,9 +145,9 @@ def test_text_of_a_report_is_no_markup_wherever_it_goes(server):
 
 TRICKS = [
     "/../table.csv", "/%2e%2e/table.csv", "/..%2ftable.csv", "/static/../server.py", "/server.py", "/page.js/../server.py",
-    "//etc/passwd",    "/etc/passwd", "/scan/../../table.csv", "/scan/..%2F..%2Ftable.csv.nii", "/scan/a.nii.gz", "/scan/-1.nii", "/scan/0.nii/..",
-    "/scan/0.nii%00", "/scan/%30.nii", "/map/../scan/0.nii", "/map/..nii", "/api/case/../cases", "/page.js?x=/etc/passwd",
-    "http://127.0.0.1/api/cases", "/NOTICE.txt", "/\\..\\table.csv",
+    "//etc/passwd", "/etc/passwd", "/scan/../../table.csv", "/scan/..%2F..%2Ftable.csv.nii", "/scan/a.nii.gz", "/scan/-1.nii",
+    "/scan/0.nii/..", "/scan/0.nii%00", "/scan/%30.nii", "/map/../scan/0.nii", "/map/..nii", "/api/case/../cases",
+    "/page.js?x=/etc/passwd", "http://127.0.0.1/api/cases", "/NOTICE.txt", "/\\..\\table.csv",
 ]  # fmt: skip
 
 
@@ -278,6 +282,16 @@ def test_a_file_that_becomes_a_link_is_no_longer_read(outside, model):
         cases.nifti(0)
     with pytest.raises(Unusable, match="outside"):
         cases.case(0)
+
+
+def test_prepared_volumes_are_shown_in_hu_with_their_reports(model, tmp_path):
+    write_split(tmp_path, "ct_rate", "test", patients=3, shape=model.preprocessing.recipe.shape)
+    cases = Cases(model, tmp_path / "clm_ct_rate_test.arrow")
+    index = open_index(Storage(tmp_path), "ct_rate", "test")
+    low, high = model.preprocessing.window_hu
+    shown = as_image(cases.nifti(1))
+    np.testing.assert_allclose(geometry.to_lps(shown.get_fdata(), shown.affine)[0], index.volume(1).clip(low, high), atol=0.1)
+    assert cases.case(1)["report"] == index.table["report"][1].as_py()
 
 
 def test_without_index_and_table_the_page_says_what_is_missing(place, model):
