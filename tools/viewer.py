@@ -31,10 +31,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--table", type=Path, metavar="FILE", help="names scans and their reports (docs/data.md)")
     parser.add_argument("--findings", nargs="+", default=list(LABELS), metavar="WORDS", help="any; CT-RATE's 18 without")
     parser.add_argument("--wording", choices=PROMPTS, default="there_is", help="of the prompts (%(default)s)")
-    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="FOLDER", help="where links in SOURCE may lead")
+    parser.add_argument(
+        "--also", type=Path, action="append", default=[], metavar="FOLDER", help="where links may lead; more than once"
+    )
     parser.add_argument("--port", type=int, default=0, help="any that is free without")
     parser.add_argument("--host", default="127.0.0.1", help="to bind to (%(default)s); others let the network in, unencrypted")
-    parser.add_argument("--name", nargs="+", default=[], metavar="HOST[:PORT]", help="by which a proxy asks for the page")
+    parser.add_argument("--name", action="append", default=[], metavar="HOST[:PORT]", help="by which a proxy asks for the page")
     return parser.parse_args(arguments)
 
 

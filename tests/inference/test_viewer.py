@@ -302,6 +302,19 @@ def test_without_index_and_table_the_page_says_what_is_missing(place, model):
     assert as_image(cases.nifti(0)).shape == as_nifti(place / "scans" / "b.nii").shape
 
 
+def test_the_report_of_another_scan_of_the_same_name_is_not_shown(place, model, tmp_path):
+    index = SearchIndex.load(place / "index")
+    same = save_scan(tmp_path / "same" / "b.nii", seed=1)
+    other = save_scan(tmp_path / "other" / "b.nii", hu=chest(1)[::-1, ::-1])
+    found = Cases(model, same.parent, index=index).case(0)
+    assert (found["report"], found["warning"]) == (REPORTS[1], "")
+    assert [row["own"] for row in found["neighbours"] if row["key"] == "b.nii"] == [True]
+    found = Cases(model, other.parent, index=index).case(0)
+    assert found["report"] == ""
+    assert "another scan under this name" in found["warning"]
+    assert [row["own"] for row in found["neighbours"] if row["key"] == "b.nii"] == [False, False]
+
+
 def test_an_index_of_another_model_is_refused(model, place):
     index = SearchIndex.load(place / "index")
     with pytest.raises(ValueError, match="made by another model"):

@@ -21,6 +21,8 @@ from mg3d.inference.sources import Item, SetAside, list_scans, read_item
 _KEPT_SCANS, _KEPT_MAPS = 16, 16
 _NEIGHBOURS = 8
 _HEADERS = (".mha", ".mhd")
+_SAME_SCAN = 1 - 1e-4
+"""Cosine above which two embeddings by one model are of one scan; devices differ by less."""
 
 
 class Unusable(ValueError):
@@ -64,7 +66,8 @@ class Cases:
         if not self.items:
             raise ValueError("every scan lies outside the folder, behind a link; name the folder that holds them with --also")
         self._place_of = {item.key: place for place, item in enumerate(self.items)}
-        self._reports = _reports_of(index) if index is not None else {}
+        self._reports = _rows_of(index, "report") if index is not None else {}
+        self._indexed = _rows_of(index, "scan") if index is not None else {}
         self._maps: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
         self._scan = lru_cache(_KEPT_SCANS)(self._read)
@@ -82,13 +85,17 @@ class Cases:
     def case(self, case: int) -> dict[str, Any]:
         """The report, the scores with their prompts and the nearest entries of one case.
 
-        What the model cannot tell is left empty, with the reason under `<part>_missing`.
+        What the model cannot tell is left empty, with the reason under `<part>_missing`. `warning`: the index means another scan
+        by this name, so its report is not this case's.
 
         Raises:
             Unusable: there is no such case, or its scan cannot be read.
         """
         with self._lock:
-            told = {"id": case, "name": self._item(case).key, "scan": str(self._scan(case)), "report": self._report(case)}
+            item, scan = self._item(case), self._scan(case)
+            told = {"id": case, "name": item.key, "scan": str(scan), "report": self._report(case), "warning": ""}
+            if item.key in self._indexed and not self._is_indexed(case):
+                told["warning"] = "the index holds another scan under this name: is it of another folder, or older than the scan?"
             return told | _or_why("scores", lambda: self._scores(case)) | _or_why("neighbours", lambda: self._neighbours(case))
 
     def nifti(self, case: int) -> bytes:
@@ -150,7 +157,14 @@ class Cases:
 
     def _report(self, case: int) -> str:
         item = self._item(case)
-        return item.report or self._reports.get(item.key, "")
+        if item.report or item.key not in self._reports or not self._is_indexed(case):
+            return item.report
+        return self.index.entries["text"][self._reports[item.key]].as_py()
+
+    def _is_indexed(self, case: int) -> bool:
+        """Whether the entry of this case's name is of this scan: equal names in two folders say nothing of patients."""
+        row = self._indexed.get(self._item(case).key)
+        return row is not None and float(self.index.vectors[row] @ self._vector(case)) > _SAME_SCAN
 
     def _scores(self, case: int) -> list[dict[str, Any]]:
         pairs = self.model.prompts(self.findings, wording=self.wording)
@@ -160,7 +174,7 @@ class Cases:
     def _neighbours(self, case: int) -> list[dict[str, Any]]:
         if self.index is None:
             raise ValueError("no search index was given; make one with tools/embed.py and name it with --index")
-        own, near = self._item(case).key, []
+        own, near = self._item(case).key if self._is_indexed(case) else None, []
         for kind in ("scan", "report"):
             if len(self.index.rows_of[kind]):
                 rows = self.index.search(self._vector(case)[None], k=_NEIGHBOURS + 1, kind=kind)[0]
@@ -176,9 +190,10 @@ def _or_why(part: str, ask: Callable[[], Any]) -> dict[str, Any]:
         return {part: [], f"{part}_missing": str(error)}
 
 
-def _reports_of(index: SearchIndex) -> dict[str, str]:
-    rows = index.entries.take(index.rows_of["report"]).to_pylist()
-    return {row["key"]: row["text"] for row in rows}
+def _rows_of(index: SearchIndex, kind: str) -> dict[str, int]:
+    """Key -> row of the index."""
+    rows = index.rows_of[kind]
+    return dict(zip(index.entries["key"].take(rows).to_pylist(), rows.tolist(), strict=True))
 
 
 def _map_file(region: Region) -> bytes:

@@ -9,6 +9,7 @@ const viewer = new niivue.Niivue({
   isRadiologicalConvention: true, // the patient's right on the left
   sagittalNoseLeft: true,
   showAllOrientationMarkers: true,
+  loadingText: "no scan",
   multiplanarPadPixels: 6,
   multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
   crosshairWidthUnit: "mm",
@@ -120,6 +121,7 @@ async function showCase(id) {
   await viewer.loadVolumes([{ url: `scan/${id}.nii`, headers, colormap: "gray" }]);
   viewer.scene.crosshairPos = [0.5, 0.5, 0.5];
   showWindow();
+  tell(told.warning);
   current = id;
 }
 
