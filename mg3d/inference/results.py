@@ -122,6 +122,6 @@ class Region:
         right, anterior, superior = self.peak_mm()
         share = self.cells.max() / self.cells.sum()
         return (
-            f"cosine {self.similarity:+.3f}; the strongest of {self.cells.size} places has {share:.0%} and lies at "
+            f"cosine {self.similarity:+.3f}; the strongest of {self.cells.size} places has {share:.1%} and lies at "
             f"R {right:.0f}, A {anterior:.0f}, S {superior:.0f} mm"
         )

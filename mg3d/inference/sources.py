@@ -107,7 +107,7 @@ def read_ahead(items: Iterable[Item], *, workers: int = 2) -> Iterator[tuple[Ite
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         waiting: deque = deque()
         for item in items:
-            waiting.append((item, pool.submit(_read, item)))
+            waiting.append((item, pool.submit(read_item, item)))
             if len(waiting) > 2 * workers:
                 first, job = waiting.popleft()
                 yield first, job.result()
@@ -115,7 +115,8 @@ def read_ahead(items: Iterable[Item], *, workers: int = 2) -> Iterator[tuple[Ite
             yield item, job.result()
 
 
-def _read(item: Item) -> Scan | SetAside:
+def read_item(item: Item) -> Scan | SetAside:
+    """The scan, or why it cannot be used, without the path of its file."""
     try:
         return item.read()
     except (ValueError, OSError) as error:

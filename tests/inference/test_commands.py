@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -145,6 +146,25 @@ def test_the_exported_encoder_gives_the_model_s_embeddings(folder, model, tmp_pa
     assert not (tmp_path / "other.pt2").exists()
 
 
+def test_the_viewer_tells_its_address_and_stops_from_the_keyboard(tree, folder, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def serve(server):
+        asked.append((server.server_address[0], len(server.cases.items), server.cases.findings))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mg3d.inference.viewer.server.Viewer.serve_forever", serve)
+    (tree / "link.nii").symlink_to(save_scan(tmp_path / "elsewhere" / "c.nii"))
+    about = (tree, "--model", folder, "--device", "cpu", "--findings", "Effusion")
+    assert command("viewer", *about) == 0
+    assert asked == [("127.0.0.1", 4, ["Effusion"])]
+    said = capsys.readouterr()
+    assert re.match(r"mg3d: 4 scans \(1 left out.*\) at http://127.0.0.1:\d+/#token=[\w-]{32}\nmg3d: stopped\n$", said.out)
+    assert command("viewer", *about, "--also", tmp_path / "elsewhere") == 0
+    assert asked[1][1] == 5
+    assert command("viewer", *about, "--host", "not.a.host.invalid") == 2
+
+
 BAD = {
     "no model": (["search", "--model", "{}/none.ckpt", "{}", "--text", "a"], "there is no"),
     "no index": (["search", "--model", "M", "{}", "--text", "a"], "holds no search index"),
@@ -167,7 +187,7 @@ def test_what_is_wrong_is_said_in_one_line(case, folder, tmp_path, capsys):
     assert said.out == ""
 
 
-@pytest.mark.parametrize("name", ["embed", "search", "zero_shot", "generate", "ground", "export_encoder"])
+@pytest.mark.parametrize("name", ["embed", "search", "zero_shot", "generate", "ground", "export_encoder", "viewer"])
 def test_every_command_tells_what_it_does(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         command(name, "--help")
