@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in arguments):
         print(__doc__)
         return 0
-    show(Console(highlight=False))
+    show(Console(highlight=False, width=None if sys.stdout.isatty() else 160))
     try:
         found = problems() + [problem for path in arguments for problem in problems_of(Path(path))]
     except ValueError as error:

@@ -24,7 +24,6 @@ from mg3d.settings.parse import defaults, flatten
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
 from mg3d.training.evidence import held_out_studies, show_evidence, write_evidence
-from mg3d.training.finite import StopAtNotFinite
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
@@ -106,9 +105,7 @@ def pretrain(settings: Settings) -> None:
         chunk=settings.optim.contrast_chunk,
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin},
     )
-    trainer = build_trainer(
-        settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model), extra=(StopAtNotFinite(run_dir),)
-    )
+    trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
     if trainer.is_global_zero:
         remove_partial(run_dir / "checkpoints")
         write_json(run_dir / "settings.json", flatten(settings))

@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from mg3d.files import replacing
 from mg3d.settings.schema import RunSettings, Settings
+from mg3d.training.finite import StopAtNotFinite
 from mg3d.training.speed import DataWait, Speed
 
 
@@ -207,6 +208,7 @@ def build_trainer(
     # Its own way of going on in another job would not know where in the data a run stands.
     by_srun = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
     environment = [SLURMEnvironment(auto_requeue=False)] if by_srun else []
+    watches = (StopEarly(run.max_minutes), StopAtNotFinite(run_dir), speed)
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=devices,
@@ -229,7 +231,7 @@ def build_trainer(
             CSVLogger(run_dir, name="csv", version=csv_part(run_dir)),
         ],
         plugins=[WholeCheckpoints(), *environment],
-        callbacks=[*kept, LearningRateMonitor("step"), progress, StopEarly(run.max_minutes), speed, *extra],
+        callbacks=[*kept, LearningRateMonitor("step"), progress, *watches, *extra],
         profiler=speed.wait,
     )
 

@@ -134,7 +134,7 @@ class Encoded:
                 setattr(self, name, value)
 
         encoder.layers1[0].downsample.register_forward_hook(lambda module, given, out: keep("merged", (given[0], out)))
-        encoder.layers4[0].register_forward_hook(lambda module, given, out: keep("last", out))
+        encoder.layers4[0].downsample.register_forward_hook(lambda module, given, out: keep("last", out.movedim(-1, 1)))
 
 
 class Replay(nn.Module):
