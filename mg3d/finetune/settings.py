@@ -175,8 +175,8 @@ def _check(settings: FinetuneSettings) -> None:
             raise ValueError(f"{name}={getattr(settings, name)}: expected a share from 0 to 1")
     if settings.overlap == 1:
         raise ValueError("overlap=1: windows that overlap entirely never move on; use at most 0.9")
-    if settings.warmup_epochs > settings.epochs:
-        raise ValueError(f"warmup_epochs={settings.warmup_epochs} is longer than epochs={settings.epochs}")
+    if settings.mode == "train" and settings.warmup_epochs > settings.epochs:
+        raise ValueError(f"warmup_epochs={settings.warmup_epochs} is longer than epochs={settings.epochs}; set it lower as well")
     if settings.mode == "predict" and not settings.input:
         raise ValueError("mode=predict needs input=..., a scan or a folder of scans")
     if settings.mode == "compare" and not settings.other:

@@ -36,7 +36,7 @@ def trained(tiny_set, tmp_path_factory):
     folder = results / "CTRG" / "first" / "fold0"
     words = words_of(root, results, f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}")
     assert run(load("CTRG").TASK, [*words, "mode=evaluate"]) == 0
-    return root, folder, words
+    return root, folder / "of-last", words
 
 
 def kind_of(options=(), *, outputs=("Effusion", "No Finding"), **settings):
@@ -247,7 +247,7 @@ def test_training_goes_on_where_it_was_cut_off(trained, tmp_path, monkeypatch):
     again = tmp_path / "CTRG" / "first" / "fold0"
     (again / "scores.json").unlink()
     assert run(load("CTRG").TASK, words_of(root, tmp_path)) == 0
-    one, other = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (folder, again))
+    one, other = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (folder.parent, again))
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
 
