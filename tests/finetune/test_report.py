@@ -247,7 +247,8 @@ def test_training_goes_on_where_it_was_cut_off(trained, tmp_path, monkeypatch):
     again = tmp_path / "CTRG" / "first" / "fold0"
     (again / "scores.json").unlink()
     assert run(load("CTRG").TASK, words_of(root, tmp_path)) == 0
-    one, other = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (folder.parent, again))
+    files = (path / "checkpoints" / "last.ckpt" for path in (folder.parent, again))
+    one, other = (torch.load(file, weights_only=True)["state_dict"] for file in files)
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
 
