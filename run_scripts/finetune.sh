@@ -8,6 +8,6 @@ if [ $# -eq 0 ] || [ ! -f "downstream/$1/finetune.py" ]; then
     echo "mg3d: usage: bash run_scripts/finetune.sh FOLDER [name=value ...], FOLDER one of: $folders" >&2
     exit 2
 fi
-source run_scripts/setup.sh                                              # 1. packages: made once, then a no-op
+source run_scripts/setup.sh the-folder                                   # 1. packages: made once, then a no-op; --help is the folder's
 folder=$1; shift
 exec "$PYTHON" "downstream/$folder/finetune.py" "$@"                     # 2. train, evaluate, show
