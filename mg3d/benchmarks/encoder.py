@@ -33,8 +33,10 @@ def run(options: Options) -> list[Comparison]:
     """Inference beside both of MONAI's paths, training beside the one it has; costs are medians over the processes."""
     options = options._replace(**QUICK) if options.quick else options
     found = alternate(measure, (OURS, STOCK, FUSED), options)
-    gap = largest_difference(torch.tensor(found[OURS][0].last), torch.tensor(found[STOCK][0].last))
     told = f"{'x'.join(map(str, options.size))}, batch {options.batch}, {options.precision}, {options.device}"
+    if found[STOCK]:
+        gap = largest_difference(torch.tensor(found[OURS][0].last), torch.tensor(found[STOCK][0].last))
+        told += f"; outputs differ by {gap:.1e} deviations"
     rows = (
         ("inference", STOCK, "inference_s", INFERENCE_GOAL),
         ("inference", FUSED, "inference_s", INFERENCE_GOAL),
@@ -48,7 +50,7 @@ def run(options: Options) -> list[Comparison]:
             name, OURS, theirs,
             *(median(found[side], field) / (1e9 if field.endswith("bytes") else 1) for side in (OURS, theirs)),
             goal=None if options.quick else goal, unit="GB" if field.endswith("bytes") else "s",
-            note=f"{told}; outputs differ by {gap:.1e} deviations",
+            note=told,
         )
         for name, theirs, field, goal in rows
     ]  # fmt: skip

@@ -5,6 +5,7 @@ import multiprocessing
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,31 @@ from mg3d.benchmarks.timing import Options
 
 
 def alternate(job: Callable[[str, Options], Any], sides: Sequence[str], options: Options) -> dict[str, list[Any]]:
-    """What `job(side, options)` gives, `repeats` times for every side in turn, each time in a fresh process."""
+    """What `job(side, options)` gives, `repeats` times for every side in turn, each time in a fresh process.
+
+    A side whose process the system killed, for it asked for more memory than there is, has nothing and is not tried again; that
+    must not be the first side.
+    """
     found: dict[str, list[Any]] = {side: [] for side in sides}
-    for _ in range(options.repeats):
-        for side in sides:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    killed = set()
+    for side in list(sides) * options.repeats:
+        if side in killed:
+            continue
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_be_killed_first) as pool:
+            try:
                 found[side].append(pool.submit(job, side, options).result())
-    return found
+            except BrokenProcessPool:
+                killed.add(side)
+    if sides[0] in killed:
+        raise SystemExit(f"{sides[0]}: the system killed the process: say a smaller --batch or --size, it needs more memory than there is")
+    return {side: [] if side in killed else rounds for side, rounds in found.items()}
+
+
+def _be_killed_first() -> None:
+    """Where memory ends, Linux then ends this process and none of the user's others."""
+    adjustment = Path("/proc/self/oom_score_adj")
+    if adjustment.exists():
+        adjustment.write_text("1000")
 
 
 def settler(options: Options) -> Callable[[], object]:

@@ -83,9 +83,9 @@ def build_inputs(options: Options) -> Inputs:
         "sal_prediction": leaf(patients, sentences, WIDTH), "sal_target": torch.randn(patients, sentences, WIDTH, device=device),
         "mim_prediction": leaf(*batch.volume.shape), "mim_target": batch.volume, "cube_mask": batch.cube_mask,
         "cml_first_embedding": unit(patients, WIDTH), "cml_second_embedding": unit(patients, WIDTH),
-        "cml_view_embedding": unit(patients, 2, WIDTH), "cml_logit_scale": scale,
+        "cml_view_embedding": unit(patients, 2, WIDTH), "cml_logit_scale": scale, "cml_logit_bias": None,
         "dcl_image_embedding": unit(patients, WIDTH), "dcl_aggregate_embedding": unit(patients, WIDTH),
-        "dcl_logit_scale": scale, "ssm_visual": leaf(patients, sentences, SENTENCE_WIDTH),
+        "dcl_logit_scale": scale, "dcl_logit_bias": None, "ssm_visual": leaf(patients, sentences, SENTENCE_WIDTH),
         "ssm_text": torch.randn(patients, sentences, WIDTH, device=device),
         **{name: getattr(batch, name) for name in OF_BATCH},
     }  # fmt: skip
@@ -106,10 +106,15 @@ def batched(parts: Parts, inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
         module = parts.losses[name]
         return lambda: module(**{field: inputs.features[field] for field in module.inputs})
 
+    def words() -> Tensor:
+        scores, targets = inputs.features["mlm_logits"], inputs.features["mlm_targets"]
+        return parts.losses["mlm"](nn.functional.cross_entropy(scores, targets, reduction="none"))
+
     return {
         "fusion": lambda: parts.fusion(report, image, second_mask=None)[0].mean(),
         "pooling": pooling,
         **{name: loss(name) for name in LOSSES},
+        "mlm": words,
     }
 
 

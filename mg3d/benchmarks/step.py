@@ -34,12 +34,12 @@ def run(options: Options) -> list[Comparison]:
     """Forward, losses, backward and optimiser, with a frozen report encoder of BERT-base's size."""
     options = options._replace(**QUICK) if options.quick else options
     found = alternate(measure, (OURS, STOCK), options)
-    totals = [found[side][0].total for side in (OURS, STOCK)]
+    totals = [f"{rounds[0].total:.6f}" if rounds else "none, for the process was killed (memory)" for rounds in found.values()]
     told = (
         f"{'x'.join(map(str, options.size))}, batch {options.batch}, {options.tokens} tokens, {options.sentences} sentences, "
-        f"{options.precision}, {options.device}; losses {totals[0]:.6f} and {totals[1]:.6f}"
+        f"{options.precision}, {options.device}; losses {totals[0]} and {totals[1]}"
     )
-    costs = {field: [median(found[side], field) for side in (OURS, STOCK)] for field in ("seconds", "bytes")}
+    costs = {field: [median(rounds, field) for rounds in found.values()] for field in ("seconds", "bytes")}
     memory = [cost / 1e9 for cost in costs["bytes"]]
     return [
         Comparison("step", OURS, STOCK, *costs["seconds"], note=told),

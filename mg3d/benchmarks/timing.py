@@ -84,5 +84,5 @@ def seconds_of(work: Callable[[], object], *, settle: Callable[[], object] = lam
 
 
 def median(rounds: Sequence[NamedTuple], field: str) -> float:
-    """The median of one field over rounds."""
-    return statistics.median(getattr(one, field) for one in rounds)
+    """The median of one field over rounds; infinite where there are none, for the machine was too small."""
+    return statistics.median(getattr(one, field) for one in rounds) if rounds else float("inf")
