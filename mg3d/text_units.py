@@ -1,5 +1,6 @@
 """Sentences and clauses of a report as character offsets, the polarity of one, and the form in which texts are compared."""
 
+import hashlib
 import re
 from typing import Literal, NamedTuple
 
@@ -154,3 +155,8 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int] | None:
     while end > start and text[end - 1].isspace():
         end -= 1
     return (start, end) if re.search(r"\w", text[start:end]) else None
+
+
+def text_key(text: str) -> int:
+    """A 63-bit number that is equal for equal texts, in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,9 +1,9 @@
 """Every tensor that passes between two parts of mg3d, named once, with its axes.
 
 Letters: B patients of this rank, T tokens, S most sentences of a patient in the batch (clauses, where `text_unit` says so),
-N image tokens, K views of a report, d model width, E width of an embedding that is contrasted, V vocabulary, M labelled tokens
-of the batch, D H W voxels along z, y, x. Volume axes are always C D H W with +z superior, +y posterior, +x patient left, spacing
-in mm.
+N image tokens, K views of a report, R further reports, d model width, E width of an embedding that is contrasted, V vocabulary, M
+labelled tokens of the batch, Q studies of a queue, D H W voxels along z, y, x. Volume axes are always C D H W with +z superior,
++y posterior, +x patient left, spacing in mm.
 NamedTuples, because Lightning moves them to the device field by field.
 """
 
@@ -85,6 +85,37 @@ class Batch(NamedTuple):
     study_id: list[str]
     text_features: Tensor | tuple[()] = ()
     """float32 [B, T, text width]: the frozen text encoder's features of `report_ids`, from a cache; () = there is none."""
+    negative_sentences: Tensor | tuple[()] = ()
+    """float32 [B, R, S', text width]: sentence means of those features, of R reports of other studies; () = none were drawn."""
+    negative_sentence_mask: Tensor | tuple[()] = ()
+    """bool [B, R, S']."""
+    negative_patient_key: Tensor | tuple[()] = ()
+    """int64 [B, R]."""
+    negative_report_key: Tensor | tuple[()] = ()
+    """int64 [B, R]."""
+
+
+class QueueRows(NamedTuple):
+    """What was computed from the last Q studies, the same on all ranks, without gradient; what no objective needs has width 0."""
+
+    image_embedding: Tensor
+    """[Q, E] of length 1."""
+    report_embedding: Tensor
+    """[Q, E] of length 1."""
+    visual: Tensor
+    """[Q, S, 128], the visual side of sentences, of length 1."""
+    text: Tensor
+    """[Q, S, d''], the text side of sentences, of length 1."""
+    sentence_mask: Tensor
+    """bool [Q, S]; all False in a place that is not filled yet."""
+    sentence_polarity: Tensor
+    """int8 [Q, S]."""
+    patient_key: Tensor
+    """int64 [Q]."""
+    report_key: Tensor
+    """int64 [Q]."""
+    is_there: Tensor
+    """bool [Q]; False = not filled yet."""
 
 
 class Features(NamedTuple):
@@ -141,3 +172,11 @@ class Features(NamedTuple):
     """int64 [B]."""
     view_key: Tensor | None = None
     """int64 [B, K]."""
+    negative_embedding: Tensor | None = None
+    """[B, R, E]: reports of other studies, unfused."""
+    negative_patient_key: Tensor | None = None
+    """int64 [B, R]."""
+    negative_report_key: Tensor | None = None
+    """int64 [B, R]."""
+    queue: QueueRows | None = None
+    """Earlier studies."""

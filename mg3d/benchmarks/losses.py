@@ -6,6 +6,7 @@ The loops over losses are the ones that the tests compare with, so this runs in 
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -23,11 +24,18 @@ from mg3d.models.fusion import CrossAttentionFusion
 from mg3d.models.pooling import AttentionPool, sentence_means
 from mg3d.settings.schema import LossSettings, ModelSettings, objective_weights
 from mg3d.training.objectives import build_losses
-from mg3d.types import Batch
+from mg3d.training.queue import FeatureQueue
+from mg3d.types import Batch, Features
 
 WIDTH, HEADS, SENTENCE_WIDTH, STRIDE = 768, 12, 128, 32
 QUICK = {"batch": 3, "tokens": 12, "sentences": 3, "size": (32, 64, 32), "repeats": 1}
 LOOP_GOAL, SHARE_GOAL = 20.0, 10.0
+FURTHER = 256
+"""Reports, or studies of a queue, beyond the batch."""
+FOR_QUEUE = (
+    "cml_first_embedding", "cml_second_embedding", "ssm_visual", "ssm_text", "sentence_mask", "sentence_polarity", "patient_key",
+    "report_key",
+)  # fmt: skip
 OF_BATCH = ("sentence_mask", "sentence_polarity", "patient_key", "report_key", "view_key")
 """Fields of the batch that losses read."""
 LOSSES = tuple(objective_weights(LossSettings()))
@@ -84,6 +92,7 @@ def build_inputs(options: Options) -> Inputs:
         "mim_prediction": leaf(*batch.volume.shape), "mim_target": batch.volume, "cube_mask": batch.cube_mask,
         "cml_first_embedding": unit(patients, WIDTH), "cml_second_embedding": unit(patients, WIDTH),
         "cml_view_embedding": unit(patients, 2, WIDTH), "cml_logit_scale": scale, "cml_logit_bias": None,
+        **dict.fromkeys(("negative_embedding", "negative_patient_key", "negative_report_key", "queue")),
         "dcl_image_embedding": unit(patients, WIDTH), "dcl_aggregate_embedding": unit(patients, WIDTH),
         "dcl_logit_scale": scale, "dcl_logit_bias": None, "ssm_visual": leaf(patients, sentences, SENTENCE_WIDTH),
         "ssm_text": torch.randn(patients, sentences, WIDTH, device=device),
@@ -183,7 +192,34 @@ def run(options: Options) -> list[Comparison]:
     told = f"B={options.batch}, S={options.sentences}, T={options.tokens}, {options.device}, {options.precision}"
     sums = [sum(getattr(row, side) for row in rows) for side in ("our_cost", "their_cost")]
     rows.append(Comparison("all together", "batched", "loops", *sums, goal=None if options.quick else LOOP_GOAL, note=told))
-    return [*rows, _share(parts, options)]
+    return [*rows, *_beyond(parts, inputs, options), _share(parts, options)]
+
+
+def _beyond(parts: Parts, inputs: Inputs, options: Options) -> Iterator[Comparison]:
+    """CML and SSM with a queue, and CML with further reports, beside the same without."""
+    shape = (options.batch, FURTHER // options.batch)
+    means = torch.randn(*shape, options.sentences, WIDTH, device=options.device)
+    keys = torch.arange(FURTHER, device=options.device).view(shape) + FURTHER
+    mask = torch.ones(means.shape[:3], dtype=torch.bool, device=options.device)
+
+    def value(name: str, **more: object) -> Tensor:
+        module = parts.losses[name]
+        return module(**{field: more.get(field, inputs.features[field]) for field in module.inputs})
+
+    def with_further() -> Tensor:
+        embedded = parts.contrast.embed_report(means.flatten(0, 1), mask.flatten(0, 1)).unflatten(0, shape)
+        return value("cml", negative_embedding=embedded, negative_patient_key=keys, negative_report_key=keys)
+
+    queue = FeatureQueue(FURTHER, with_cml=True, with_ssm=True)
+    while queue.kept is None or not queue.kept.is_there.all():
+        queue.push(queue.take(Features(**{name: inputs.features[name] for name in FOR_QUEUE}))._replace(patient_key=keys[:, 0]))
+    for name, told, work in (
+        ("cml", f"{FURTHER} further reports", with_further),
+        ("cml", f"a queue of {FURTHER}", lambda: value("cml", queue=queue.kept)),
+        ("ssm", f"a queue of {FURTHER}", lambda: value("ssm", queue=queue.kept)),
+    ):
+        costs = [[timed(one, options)[0] for _ in range(options.repeats + 1)] for one in (work, partial(value, name))]
+        yield Comparison(name, told, "without", *(median(rounds[1:]) for rounds in costs))
 
 
 def _beside_loops(parts: Parts, inputs: Inputs, options: Options) -> Iterator[Comparison]:

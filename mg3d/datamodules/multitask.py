@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from mg3d.datamodules.sampler import Draw, Stream, TrainingBatches, ValidationBatches
 from mg3d.datasets.arrow import VolumeIndex, open_index
 from mg3d.datasets.collate import Collator
+from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import ReportText, Studies
 from mg3d.datasets.text_cache import TextCache
@@ -44,6 +45,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         shuffle_pairs: pair every training volume with another patient's report.
         needs_reports: studies without a report cannot be trained on, and are left out.
         tokenizer: may be set later, but before the first batch.
+        text_negatives: reports of other training studies that are drawn for every training volume; needs `text_features`.
         changes: how training volumes are changed at random; None = not at all.
         per_gpu_batchsize: volumes per rank and pass.
         num_workers: loader processes per rank.
@@ -72,6 +74,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         denying_view_share: float,
         pad_to_most: bool = False,
         text_features: TextCache | None = None,
+        text_negatives: int = 0,
         changes: AugmentSettings | None = None,
         per_gpu_batchsize: int,
         num_workers: int,
@@ -81,7 +84,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.tokenizer = tokenizer
         self.start_step = 0
         """Passes already done, when a run goes on."""
-        self.changes = changes
+        self.changes, self.text_negatives = changes, text_negatives
         self.batch_size, self.num_workers, self.seed = per_gpu_batchsize, num_workers, seed
         self.weights = tuple(dataset_weights)
         self.collator_options = {
@@ -136,7 +139,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         """An endless loader of this rank's batches, from pass `start_step` on."""
         stream = Stream([len(part) for part in self.train_parts], weights=self.weights, seed=self.seed)
         batches = TrainingBatches(stream, batch_size=self.batch_size, rank=rank(), world_size=world_size(), start=self.start_step)
-        return self._loader(self.train_parts, batches, self.collator(self.changes))
+        return self._loader(self.train_parts, batches, self.collator(self.changes, negatives=self._negatives()))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """A loader of this rank's validation batches."""
@@ -144,11 +147,17 @@ class MultiTaskDataModule(pl.LightningDataModule):
         batches = ValidationBatches(sizes, batch_size=self.batch_size, rank=rank(), world_size=world_size(), seed=self.seed)
         return self._loader(self.val_parts, batches, self.collator())
 
-    def collator(self, changes: AugmentSettings | None = None) -> Collator:
-        """What makes a batch of samples, with volumes as they are or changed at random."""
+    def _negatives(self) -> TextNegatives | None:
+        if self.text_negatives == 0:
+            return None
+        of = {"features": self.collator_options["text_features"], "max_text_len": self.collator_options["max_text_len"]}
+        return TextNegatives(self.train_parts, count=self.text_negatives, tokenizer=self.tokenizer, **of)
+
+    def collator(self, changes: AugmentSettings | None = None, *, negatives: TextNegatives | None = None) -> Collator:
+        """What makes a batch of samples, with volumes as they are or changed at random, and with further reports or without."""
         if self.tokenizer is None:
             raise ValueError("the data module has no tokenizer yet; set its attribute `tokenizer` before asking for batches")
-        return Collator(self.tokenizer, changes=changes, **self.collator_options)
+        return Collator(self.tokenizer, changes=changes, negatives=negatives, **self.collator_options)
 
     def _loader(
         self, parts: Sequence[Studies], batches: TrainingBatches | ValidationBatches, collator: Collator

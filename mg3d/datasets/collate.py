@@ -1,6 +1,5 @@
 """Samples -> one batch. The only place where masks, views and changes are drawn, each from its sample's own seed words."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,17 +11,18 @@ from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets import augment
 from mg3d.datasets.masking import IGNORED, WordMasker, choose_view, hidden_cubes
+from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report
 from mg3d.datasets.window import stack
 from mg3d.settings.schema import AugmentSettings
-from mg3d.text_units import normalise, polarity
+from mg3d.text_units import normalise, polarity, text_key
 from mg3d.types import Batch, Sample, StoredVolumes
 
 NO_TOKEN = -2
 """Sentence index of padding while views are stacked; -1 is a real token of no sentence."""
 CUBES, WORDS, VIEW, CHANGES = 0, 1, 2, 4
-"""Last seed word of each kind of draw; 3 is the reconstruction's."""
+"""Last seed word of each kind of draw; 3 is the reconstruction's, 5 that of further reports."""
 
 
 class Row(NamedTuple):
@@ -55,6 +55,7 @@ class Collator:
             of the batch.
         text_features: from token ids of reports to the text encoder's features; None = the model makes them.
         changes: how volumes are changed at random; None = not at all.
+        negatives: what draws further reports for the contrast; None = nothing.
     """
 
     def __init__(
@@ -70,12 +71,13 @@ class Collator:
         pad_to_most: bool = False,
         text_features: TextCache | None = None,
         changes: AugmentSettings | None = None,
+        negatives: TextNegatives | None = None,
     ) -> None:
         self.tokenizer, self.max_text_len = tokenizer, max_text_len
         self.least_length = max_text_len if pad_to_most else 1
         self.mim_cube, self.mim_mask_ratio = mim_cube, mim_mask_ratio
         self.sentence_views, self.denying_view_share = sentence_views, denying_view_share
-        self.text_features = text_features
+        self.text_features, self.negatives = text_features, negatives
         self.mask_words = WordMasker(tokenizer, mlm_probability)
         self.changes = changes if changes is not None and augment.is_on(changes) else None
 
@@ -107,6 +109,7 @@ class Collator:
             labels=torch.from_numpy(np.stack([sample.labels for sample in samples])),
             study_id=[sample.study_id for sample in samples],
             text_features=() if self.text_features is None else self.text_features([row.ids for row in rows]),
+            **({} if self.negatives is None else self.negatives(samples)),
         )
 
     def encode(self, sample: Sample) -> EncodedReport:
@@ -164,11 +167,6 @@ def view_tokens(encoded: EncodedReport, chosen: np.ndarray) -> tuple[np.ndarray,
     keep[[0, -1]] = True
     index = encoded.sentence_index[keep]
     return encoded.ids[keep], np.where(index < 0, -1, np.searchsorted(chosen, index))
-
-
-def text_key(text: str) -> int:
-    """A 63-bit number that is equal for equal texts, in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _stack(rows: Sequence[np.ndarray], padding: int, least: int = 1) -> Tensor:

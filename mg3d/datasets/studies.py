@@ -81,6 +81,10 @@ class Studies:
         """Patient id of each study, text."""
         return self.index.table["patient_id"].take(self.first_rows).to_numpy()
 
+    def patient(self, study: int) -> str:
+        """Patient id of one study."""
+        return self.index.table["patient_id"][int(self.rows(study)[0])].as_py()
+
     @property
     def rows_read(self) -> int:
         """Volumes that belong to a study, which those without a report may not."""

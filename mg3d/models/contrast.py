@@ -1,5 +1,6 @@
 """The vectors of a patient that are contrasted with those of other patients (CML), and the image vector that DCL contrasts."""
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from mg3d.models.heads import ProjectionHead
 from mg3d.models.pooling import AttentionPool, CollapsePool, SentenceAttentionPool
+from mg3d.types import Batch
 
 
 class ImageReportContrast(nn.Module):
@@ -30,6 +32,24 @@ class ImageReportContrast(nn.Module):
     def embed_report(self, sentences: Tensor, sentence_mask: Tensor) -> Tensor:
         """[B, E] of length 1 for sentences [B, S, d]; sentence_mask bool [B, S]."""
         return self.report_head(self.report_pool(sentences, sentence_mask))
+
+
+def embed_further_reports(
+    batch: Batch, project: Callable[[Tensor], Tensor], contrast: ImageReportContrast
+) -> Mapping[str, Tensor]:
+    """The `negative_*` fields of `Features`; {} where the batch has none.
+
+    The batch holds sentence means of the text encoder's features: the projection of a mean is the mean of projections.
+    """
+    if not len(batch.negative_sentences):
+        return {}
+    sentences = project(batch.negative_sentences.to(next(contrast.parameters()).dtype))
+    embedded = contrast.embed_report(sentences.flatten(0, 1), batch.negative_sentence_mask.flatten(0, 1))
+    return {
+        "negative_embedding": embedded.unflatten(0, batch.negative_patient_key.shape),
+        "negative_patient_key": batch.negative_patient_key,
+        "negative_report_key": batch.negative_report_key,
+    }
 
 
 class FusedVectors(NamedTuple):

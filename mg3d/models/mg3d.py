@@ -11,7 +11,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mg3d.models.aggregation import Aggregate, ImageAggregation, SentenceAggregation
-from mg3d.models.contrast import FusedContrast, FusedVectors, ImageReportContrast
+from mg3d.models.contrast import FusedContrast, FusedVectors, ImageReportContrast, embed_further_reports
 from mg3d.models.fusion import build_fusion
 from mg3d.models.heads import (
     SIGMOID_BIAS,
@@ -313,6 +313,7 @@ class MG3D(nn.Module):
             fields["cml_first_embedding"] = self.contrast.embed_image(image)
             fields["cml_second_embedding"] = self.contrast.embed_report(sentences, batch.sentence_mask)
             fields["cml_view_embedding"] = self._embed_views(batch)
+            fields |= embed_further_reports(batch, self._project_report, self.contrast)
         if "cml" in wanted:
             fields["cml_logit_scale"] = self.cml_scale(fields["cml_first_embedding"])
             fields["cml_logit_bias"] = self.cml_bias

@@ -185,7 +185,8 @@ def _check_together(settings: Settings) -> None:
 
 
 def _check_contrast_and_cache(settings: Settings) -> None:
-    vision, text, model, optim = settings.vision, settings.text, settings.model, settings.optim
+    vision, text, model, optim, loss = settings.vision, settings.text, settings.model, settings.optim, settings.loss
+    beyond = optim.text_negatives or optim.contrast_queue
     rules = [
         (model.contrast != "sigmoid" or model.cml_pair == "image_report",
          "contrast=sigmoid learns scale and bias, which the released contrast (cml_pair=multimodal_unimodal) keeps constant; use "
@@ -196,6 +197,18 @@ def _check_contrast_and_cache(settings: Settings) -> None:
          f"text_cache={text.text_cache!r} holds features that do not change; use freeze_text=True or no cache"),
         (not text.text_cache or model.fusion != "gate",
          "fusion=gate counts padding as words, whose features a text_cache does not hold; leave text_cache empty"),
+        (optim.text_negatives >= 0, f"text_negatives={optim.text_negatives}: 0 or more reports per volume are expected"),
+        (optim.contrast_queue >= 0, f"contrast_queue={optim.contrast_queue}: 0 or more studies are expected"),
+        (optim.text_negatives == 0 or bool(text.text_cache),
+         "text_negatives reads reports from a text_cache, which is not set; make one with tools/cache_text.py"),
+        (optim.text_negatives == 0 or loss.weight_cml > 0, "text_negatives are wrong answers of CML, whose weight_cml is 0"),
+        (optim.contrast_queue == 0 or loss.weight_cml + loss.weight_ssm > 0,
+         "contrast_queue serves CML and SSM, whose weights weight_cml and weight_ssm are 0"),
+        (optim.contrast_queue == 0 or loss.weight_ssm == 0 or model.ssm_form == "two_means",
+         "contrast_queue: ssm_form=pair_mean, the released form, compares patients of one rank only; use ssm_form=two_means"),
+        (not beyond or (model.cml_pair == "image_report" and model.exclude_duplicates),
+         "text_negatives and contrast_queue need cml_pair=image_report and exclude_duplicates=True, or a patient's own report "
+         "would be a wrong answer"),
     ]  # fmt: skip
     _require(rules)
 

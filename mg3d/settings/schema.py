@@ -215,6 +215,12 @@ class OptimSettings:
     contrast_chunk: int = 0
     """Volumes of a pass whose graph is held at a time; each is computed again in the backward pass, and all are contrasted with
     one another: per_gpu_batchsize=256 contrast_chunk=8. Equal gradients, one more forward pass. 0 = all at once."""
+    text_negatives: int = 0
+    """Reports of other training studies that are drawn for every volume of a step, as further wrong answers of CML to all volumes
+    of the step; read from text_cache, so they cost no encoder. 0 = none."""
+    contrast_queue: int = 0
+    """Studies of earlier steps whose embeddings (CML) and sentences (SSM) are kept, without gradient, to be contrasted with. 0 =
+    none."""
     per_gpu_batchsize: int = 4
     """Most volumes per rank and pass. A rank takes fewer where its share of batch_size is smaller."""
     batch_size: int = 16

@@ -103,6 +103,7 @@ def build_data(
         denying_view_share=data.denying_view_share,
         pad_to_most=model.fusion == "gate",
         text_features=TextCache(settings.text.text_cache) if with_text_cache and settings.text.text_cache else None,
+        text_negatives=settings.optim.text_negatives if with_text_cache else 0,
         changes=settings.augment,
         per_gpu_batchsize=per_rank or settings.optim.per_gpu_batchsize,
         num_workers=data.num_workers,

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mg3d.training.evidence import held_out_studies, show_evidence, write_eviden
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
+from mg3d.training.queue import FeatureQueue
 from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
@@ -103,6 +105,7 @@ def pretrain(settings: Settings) -> None:
         optim=settings.optim,
         seed=settings.run.seed,
         chunk=settings.optim.contrast_chunk,
+        queue=_queue(settings, weights),
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin},
     )
     trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
@@ -124,6 +127,11 @@ def pretrain(settings: Settings) -> None:
         raise ToldToStop(f"stopped at step {trainer.global_step} by a signal; resume_from=auto goes on from there")
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
+
+
+def _queue(settings: Settings, weights: Mapping[str, float]) -> FeatureQueue | None:
+    size = settings.optim.contrast_queue
+    return FeatureQueue(size, with_cml="cml" in weights, with_ssm="ssm" in weights) if size else None
 
 
 def identity(settings: Settings, model: MG3D) -> dict[str, Any]:

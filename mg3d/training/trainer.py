@@ -148,8 +148,13 @@ def plan_batches(settings: Settings) -> BatchPlan:
     ranks = resolve_devices(settings.run) * settings.run.num_nodes
     share = asked // ranks
     if asked % ranks == 0 and (share <= most or share % most == 0):
-        per_rank = min(share, most)
-        return BatchPlan(ranks, per_rank, share // per_rank)
+        plan = BatchPlan(ranks, min(share, most), share // min(share, most))
+        if settings.optim.contrast_queue and plan.passes > 1:
+            raise ValueError(
+                f"contrast_queue follows steps of one pass, and batch_size={asked} takes {plan.passes}; use "
+                f"per_gpu_batchsize={share} contrast_chunk={most}, which needs no more memory"
+            )
+        return plan
     step = ranks if asked <= ranks * most else ranks * most
     works = f"batch_size={-(-asked // step) * step}"
     if asked % ranks:

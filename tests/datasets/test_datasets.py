@@ -6,12 +6,12 @@ import torch
 from small_arrow import SHAPE, small_tokenizer, write_split
 
 from mg3d.datasets.arrow import VolumeIndex
-from mg3d.datasets.collate import Collator, text_key
+from mg3d.datasets.collate import Collator
 from mg3d.datasets.masking import WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import encode_report, load_tokenizer, lower
 from mg3d.datasets.window import intensities
-from mg3d.text_units import polarity
+from mg3d.text_units import polarity, text_key
 
 READING = {"text_unit": "clause", "window_hu": (-1000.0, 1000.0)}
 OPTIONS = {

@@ -12,7 +12,8 @@ from small_model import OBJECTIVES, build, random_batch
 
 from mg3d.settings.schema import ModelSettings
 from mg3d.training.objectives import build_losses
-from mg3d.types import Batch
+from mg3d.training.queue import FeatureQueue
+from mg3d.types import Batch, QueueRows
 
 SHARES = {
     "two uneven": (slice(0, 2), slice(2, 5)),
@@ -24,6 +25,9 @@ CASES = {name: ("mg3d", name, {}) for name in (*OBJECTIVES, "cap")} | {
     "cml sigmoid": ("mg3d", "cml", {"contrast": "sigmoid"}),
     "dcl sigmoid": ("mg3d", "dcl", {"contrast": "sigmoid"}),
     "released mim": ("mg3d_released", "mim", {}),
+    "cml further": ("mg3d", "cml", {"beyond": True}),
+    "cml further sigmoid": ("mg3d", "cml", {"contrast": "sigmoid", "beyond": True}),
+    "ssm queue": ("mg3d", "ssm", {"beyond": True}),
     "sal per patient": ("mg3d_intended", "sal", {"sal_per": "patient"}),
     "fused cml": ("mg3d_intended", "cml", {"exclude_duplicates": False}),
     "fused dcl": ("mg3d_released", "dcl", {"exclude_duplicates": False}),
@@ -42,11 +46,33 @@ def share_of(batch, rows, wiring):
     return part._replace(**cut, **{name: getattr(part, name)[:, :sentences] for name in ("sentence_mask", "sentence_polarity")})
 
 
+def further(batch):
+    """Two further reports for each patient, some of them of patients of the batch."""
+    size, generator = len(batch.study_id), torch.Generator().manual_seed(3)
+    mask = torch.arange(3) < 1 + torch.arange(2 * size).view(size, 2, 1) % 3
+    return batch._replace(
+        negative_sentences=torch.randn(size, 2, 3, 16, generator=generator, dtype=torch.float64), negative_sentence_mask=mask,
+        negative_patient_key=torch.arange(2 * size).view(size, 2), negative_report_key=torch.arange(2 * size).view(size, 2) % 9,
+    )  # fmt: skip
+
+
+def queued(name):
+    """Six studies of one process, as they are on every rank."""
+    model, queue = build(objectives=(name,), seed=5).eval(), FeatureQueue(6, with_cml=name == "cml", with_ssm=name == "ssm")
+    rows = queue.take(model(random_batch(4, seed=9)))
+    queue.kept = QueueRows(*(torch.cat([part, torch.zeros_like(part[:2])]) for part in rows))
+    return queue.kept._replace(patient_key=torch.tensor([1, 50, 51, 52, 0, 0]))
+
+
 def loss_and_gradients(case, size, rows=slice(None)):
     wiring, name, changes = CASES[case]
+    changes = dict(changes)
+    beyond = changes.pop("beyond", False)
     model = build(wiring, objectives=(name,), contrast=changes.get("contrast", "infonce")).eval()
     loss = build_losses(ModelSettings(**changes), [name])[name]
-    features = model(share_of(random_batch(size), rows, wiring))
+    batch = further(random_batch(size)) if beyond and name == "cml" else random_batch(size)
+    features = model(share_of(batch, rows, wiring))
+    features = features._replace(queue=queued(name)) if beyond else features
     value = loss(**{field: getattr(features, field) for field in loss.inputs})
     value.backward()
     return value.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}

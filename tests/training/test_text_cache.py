@@ -1,33 +1,16 @@
 """Training with the text encoder's features from a cache."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from small_arrow import small_tokenizer
-from small_run import checkpoint, words
+from small_run import checkpoint
+from small_text_cache import cache_text, save_bert, told
 
 from mg3d.config import command_line, read_words
 from mg3d.datasets.text_cache import TextCache
-from mg3d.models.text.encoder import load_text_encoder, tiny_text_encoder
+from mg3d.models.text.encoder import load_text_encoder
 from mg3d.training.build import build_data
-
-spec = importlib.util.spec_from_file_location("cache_text", Path(__file__).parents[2] / "tools" / "cache_text.py")
-cache_text = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cache_text)
-
-
-def save_bert(folder, seed):
-    tokenizer = small_tokenizer(folder)
-    torch.manual_seed(seed)
-    tiny_text_encoder(vocab_size=len(tokenizer), width=16, layers=2, heads=2, max_positions=250).bert.save_pretrained(folder)
-    return folder
-
-
-def told(arrows, log_dir, *more):
-    return words(arrows, log_dir, "freeze_text=True", "precision=64-true", "max_steps=3", *more)
 
 
 def test_a_run_with_cached_text_is_the_run_without(arrows, tmp_path, capsys):

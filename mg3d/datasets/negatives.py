@@ -1,0 +1,71 @@
+"""Reports of other training studies, drawn for every volume and read from the text cache: wrong answers that cost no encoder."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from mg3d.datasets.studies import Studies
+from mg3d.datasets.text_cache import TextCache
+from mg3d.datasets.tokenizer import EncodedReport, encode_report
+from mg3d.text_units import normalise, text_key
+from mg3d.types import Sample
+
+NEGATIVES = 5
+"""Last seed word of the draw."""
+
+
+class TextNegatives:
+    """Draws R reports for every sample, from its own seed words, so that ranks, chunks and resumed runs see the same.
+
+    A report of the sample's own patient may be drawn; the keys say so, and the loss leaves it out.
+
+    Args:
+        parts: the studies to draw from.
+        count: R; fewer where there are fewer studies.
+        features: the frozen text encoder's, which hold every report of `parts`.
+    """
+
+    def __init__(
+        self, parts: Sequence[Studies], *, count: int, tokenizer: PreTrainedTokenizerBase, max_text_len: int, features: TextCache
+    ) -> None:
+        self.parts, self.tokenizer, self.max_text_len, self.features = tuple(parts), tokenizer, max_text_len, features
+        self.first = np.cumsum([0, *(len(part) for part in self.parts)])
+        """Where each part's studies begin among all."""
+        self.count = min(count, int(self.first[-1]))
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The `negative_*` fields of the batch of these samples."""
+        chosen = np.concatenate([self._draw(sample) for sample in samples])
+        parts = np.searchsorted(self.first, chosen, side="right") - 1
+        places = [(self.parts[part], int(study - self.first[part])) for part, study in zip(parts, chosen, strict=True)]
+        reports = [part.report(study) for part, study in places]
+        encoded = [encode_report(self.tokenizer, *report, self.max_text_len) for report in reports]
+        features = self.features([one.ids for one in encoded])
+        means = [sentence_means_of(one, row) for one, row in zip(encoded, features, strict=True)]
+        counts = torch.tensor([len(one) for one in means])
+        stacked = pad_sequence(means, batch_first=True)
+
+        def by_sample(rows: Tensor) -> Tensor:
+            return rows.unflatten(0, (len(samples), self.count))
+
+        return {
+            "negative_sentences": by_sample(stacked),
+            "negative_sentence_mask": by_sample(torch.arange(stacked.shape[1]) < counts[:, None]),
+            "negative_patient_key": by_sample(torch.tensor([text_key(part.patient(study)) for part, study in places])),
+            "negative_report_key": by_sample(torch.tensor([text_key(normalise(report.report)) for report in reports])),
+        }
+
+    def _draw(self, sample: Sample) -> np.ndarray:
+        return np.random.default_rng([*sample.draw, NEGATIVES]).choice(int(self.first[-1]), self.count, replace=False)
+
+
+def sentence_means_of(encoded: EncodedReport, features: Tensor) -> Tensor:
+    """[S, width]: the mean over each sentence's tokens of features [>= T, width]."""
+    index = torch.from_numpy(encoded.sentence_index)
+    inside, count = index >= 0, len(encoded.units)
+    sums = features.new_zeros(count, features.shape[1]).index_add_(0, index[inside], features[: len(index)][inside])
+    return sums / torch.bincount(index[inside], minlength=count).clamp(min=1)[:, None]
