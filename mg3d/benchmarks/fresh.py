@@ -32,7 +32,7 @@ def alternate(job: Callable[[str, Options], Any], sides: Sequence[str], options:
             except BrokenProcessPool:
                 killed.add(side)
     if sides[0] in killed:
-        raise SystemExit(f"{sides[0]}: killed by the system, for it needs more memory than there is: say a smaller --batch or --size")
+        raise SystemExit(f"{sides[0]}: the system killed the process, for memory ran out: say a smaller --batch or --size")
     return {side: [] if side in killed else rounds for side, rounds in found.items()}
 
 

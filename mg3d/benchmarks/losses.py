@@ -199,7 +199,7 @@ def _beyond(parts: Parts, inputs: Inputs, options: Options) -> Iterator[Comparis
     """CML and SSM with a queue, and CML with further reports, beside the same without."""
     shape = (options.batch, FURTHER // options.batch)
     means = torch.randn(*shape, options.sentences, WIDTH, device=options.device)
-    keys = torch.arange(FURTHER, device=options.device).view(shape) + FURTHER
+    keys = torch.arange(shape[0] * shape[1], device=options.device).view(shape) + FURTHER
     mask = torch.ones(means.shape[:3], dtype=torch.bool, device=options.device)
 
     def value(name: str, **more: object) -> Tensor:

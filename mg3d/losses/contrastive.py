@@ -43,7 +43,9 @@ def contrast(
     return sigmoid_contrast(first, second, logit_scale, bias, keys=keys, more=more)
 
 
-def _to_others(rows: Tensor, others: Others | None, logit_scale: Tensor, keys: Sequence[Tensor], bias: Tensor | float = 0.0) -> Tensor:
+def _to_others(
+    rows: Tensor, others: Others | None, logit_scale: Tensor, keys: Sequence[Tensor], bias: Tensor | float = 0.0
+) -> Tensor:
     """Logits [K, B, X] of rows [B, K, E] and others; -inf where they agree in a key of the rows, int64 [B] or [B, K]."""
     if others is None:
         return rows.new_empty(rows.shape[1], len(rows), 0)

@@ -34,7 +34,7 @@ class FeatureQueue:
         """What the losses of the next step read; None before the first."""
 
     def push(self, rows: QueueRows) -> None:
-        """Takes this rank's rows of a step, and those of all others; after the step's backward pass, which reads what was there."""
+        """Takes the rows of a step of all ranks; after the backward pass, which still reads what was there."""
         everyone = QueueRows(*(gather_rows(part)[-self.size :] for part in rows))
         if self.kept is None:
             self.kept = QueueRows(*(part.new_zeros(self.size, *part.shape[1:]) for part in everyone))

@@ -58,7 +58,8 @@ def batch_of_cml():
     return {
         "cml_first_embedding": unit(ROWS, WIDTH, seed=5).requires_grad_(), "cml_second_embedding": unit(ROWS, WIDTH, seed=6),
         "cml_view_embedding": None, "cml_logit_scale": torch.tensor(2.0, dtype=torch.float64),
-        "patient_key": torch.arange(ROWS), "report_key": 10 + torch.arange(ROWS), "view_key": torch.empty(ROWS, 0, dtype=torch.int64),
+        "patient_key": torch.arange(ROWS), "report_key": 10 + torch.arange(ROWS),
+        "view_key": torch.empty(ROWS, 0, dtype=torch.int64),
     }  # fmt: skip
 
 
