@@ -21,7 +21,7 @@ class FinetuneSettings:
     data_root: str = ""
     """The data set as its authors publish it, or a folder of Arrow files made from it; empty or `phantom` = a synthetic set."""
     pretrained: str = "none"
-    """Weights to start from: a file, a folder of ours or a hub id; `none` = the same network from scratch."""
+    """Weights to start from: a file, a folder of ours or a hub id; `none` = from scratch the network that `encoder` names."""
     encoder: str = "auto"
     """One of `ENCODER_WORDS`, or a file that `pretrained` takes: the very network of that file, without its weights. auto: the
     encoder of the weights; without weights swin_b, or tiny on a synthetic set."""
