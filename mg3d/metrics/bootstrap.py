@@ -115,7 +115,8 @@ def sign_flip_p(parts: np.ndarray) -> float:
     """p for no difference, of patients' parts in it [n]: the share of the 2^n turns of signs with a sum as far from 0 or further.
 
     A part is n times the difference minus n - 1 times that without the patient (jackknife), for a mean the patient's own
-    difference: there the p is exact, for other statistics nearly so. Its least value is 1 / 2^(n - 1); nan where a part is.
+    difference: there the p is exact. For an AUROC it is approximate, for what jumps when one patient leaves (calibration error,
+    medians) rough: believe the interval. Its least value is 1 / 2^(n - 1); nan where a part is.
     """
     if np.isnan(parts).any():
         return float("nan")

@@ -145,6 +145,8 @@ def test_two_runs_are_compared_on_the_same_cases(trained, tmp_path, capsys):
     assert "like for like: one network" in told
     assert "not like" not in told
     facts = read_facts(folder)
+    coarse = facts | {"trained": facts["trained"] | {"vision": facts["trained"]["vision"] | {"patch_size": 8}}}
+    assert differences(facts, coarse) == ["encoder's patch_size 4 and 8"]
     other = facts | {"trained": facts["trained"] | {"divided": facts["trained"]["divided"] | {"train": "3-00"}}, "epochs": 9}
     assert differences(facts, other) == [
         "epochs trained 2 and 9", f"other train cases ({facts['cases']['train']} and 3)"
