@@ -277,7 +277,8 @@ def from_run(checkpoint: str | Path, *, tokenizer: str | Path | None = None) -> 
     model.load_state_dict(tensors)
     words = load_tokenizer(str(tokenizer)) if tokenizer else _tokenizer_of(checkpoint, settings)
     _refuse_other_words(model, words)
-    config = _config(settings, bert, precision, merging=merging_of(model) or "none", provenance=_steps(file))
+    told = _steps(file) | identity.get("provenance", {})
+    config = _config(settings, bert, precision, merging=merging_of(model) or "none", provenance=told)
     return Pretrained(model.eval(), settings, words, config)
 
 

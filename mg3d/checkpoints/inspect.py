@@ -73,7 +73,9 @@ class Passport:
         details = ", ".join(f"{name} {value}" for name, value in self.details.items())
         share = "not known" if self.coverage is None else f"{self.coverage:.1%} of its parameters"
         text = ", ".join(f"{name} {value}" for name, value in (self.text or {}).items())
-        told = [f"{name} {value}" for name, value in self.provenance.items() if not isinstance(value, (dict, list))]
+        stored = self.provenance.get("provenance")  # of an exported folder, with the steps of its run
+        everything = self.provenance | (stored if isinstance(stored, dict) else {})
+        told = [f"{name} {value}" for name, value in everything.items() if not isinstance(value, (dict, list))]
         rows = [
             ("file", self.path),
             ("layout", self.layout),

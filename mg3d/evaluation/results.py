@@ -14,7 +14,7 @@ from rich.table import Table
 from scipy.stats import false_discovery_control
 
 from mg3d.files import write_json
-from mg3d.metrics.bootstrap import Comparison, bootstrap_interval, paired_comparison
+from mg3d.metrics.bootstrap import FEWEST, Comparison, bootstrap_interval, paired_comparison
 from mg3d.metrics.classification import auroc, macro_auroc
 from mg3d.metrics.retrieval import recall_at
 
@@ -59,6 +59,8 @@ def shown(cell: Any) -> str:
         return f"{shown(cell['value'])} [{low}, {high}]"
     if cell is None or (isinstance(cell, float) and np.isnan(cell)):
         return "-"
+    if isinstance(cell, float) and 0 < cell < 0.0005:
+        return "< 0.001"
     return f"{cell:.3f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
@@ -174,11 +176,12 @@ def _difference(
     everything = np.arange(len(groups))
     found: Comparison = paired_comparison(*pair, groups, **settings)
     difference = {"value": found.difference, "low": found.low, "high": found.high}
-    return {"number": name, "first": pair[0](everything), "second": pair[1](everything), "difference": difference, "p": found.p}
+    p = found.p if found.patients >= FEWEST else f"too few cases ({found.patients}) to tell"
+    return {"number": name, "first": pair[0](everything), "second": pair[1](everything), "difference": difference, "p": p}
 
 
 def _with_q(rows: Rows) -> Rows:
-    defined = [row for row in rows if not np.isnan(row["p"])]
+    defined = [row for row in rows if isinstance(row["p"], float) and not np.isnan(row["p"])]
     adjusted = false_discovery_control([row["p"] for row in defined]) if defined else []
     for row, q in zip(defined, adjusted, strict=True):
         row["q"] = float(q)

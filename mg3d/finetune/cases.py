@@ -1,8 +1,9 @@
 """Cases of a downstream data set: what a folder reads, how it is divided, and what is refused before an epoch is spent."""
 
 import dataclasses
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -142,6 +143,24 @@ def check_cases(cases: Sequence[Case], *, where: Path) -> None:
     twice = [name for name, count in Counter(case.case_id for case in cases).items() if count > 1]
     if twice:
         raise ValueError(f"{len(twice)} cases occur twice in {where}, such as {twice[:3]}; every case must have one entry")
+
+
+def divided(parts: Parts) -> dict[str, str]:
+    """Part -> how many cases it has and a word, both equal for the same cases."""
+    names = {name: "\n".join(sorted(case.case_id for case in part)) for name, part in parts._asdict().items()}
+    words = {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in names.items()}
+    return {name: f"{len(part)}-{words[name]}" for name, part in parts._asdict().items()}
+
+
+def refuse_other_cases(folder: Path, theirs: Mapping[str, str] | None, ours: Mapping[str, str]) -> None:
+    """Raises ValueError when the run in `folder` was divided otherwise (see `divided`), or does not tell how."""
+    other = [f"{name} {(theirs or {}).get(name, '?').split('-')[0]} (now {ours[name].split('-')[0]})" for name in ours
+             if (theirs or {}).get(name) != ours[name]]  # fmt: skip
+    if other:
+        raise ValueError(
+            f"{folder} holds a run on other cases or folds, {', '.join(other)}: data_root or what decides the folds has changed; "
+            "run_name=... starts another beside it"
+        )
 
 
 def shared_patients(parts: Parts) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.checkpoints.read import read_checkpoint
-from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings
 from mg3d.models.build import build_vision
 from mg3d.models.vision.registry import VisionEncoder
 from mg3d.settings.encoders import ENCODERS
@@ -89,28 +89,48 @@ def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Sta
     Raises:
         FileNotFoundError, ValueError: as `load_weights`; or the weights are of another encoder than the one asked for.
     """
-    if settings.pretrained == "none":
-        word = settings.encoder if settings.encoder != "auto" else ("tiny" if synthetic else "swin_b")
+    file = network_file(settings.encoder, settings.pretrained)
+    if file == "none":
+        word = preset_of(settings, synthetic=synthetic)
         flat = defaults() | (TINY if word == "tiny" else PRESETS[word])
-        return Started(build_encoder(flat), _vision_of(flat), None)
-    passport = inspect_checkpoint(settings.pretrained, prefix=settings.load_prefix or None)
-    flat = settings_of(passport, settings)
-    encoder = build_encoder(flat)
-    inner = encoder.encoder if isinstance(encoder, ScaledInput) else encoder
-    report = load_weights(
-        inner,
-        settings.pretrained,
-        minimum_coverage=settings.minimum_coverage,
-        merging=settings.load_merging or None,
-        prefix=settings.load_prefix or None,
-    )
-    if isinstance(encoder, ScaledInput):
-        tensors = read_checkpoint(settings.pretrained).tensors
+    else:
+        flat = settings_of(inspect_checkpoint(file, prefix=settings.load_prefix or None), settings)
+    encoder, report = build_encoder(flat), None
+    if settings.pretrained != "none":
+        report = load_weights(
+            encoder.encoder if isinstance(encoder, ScaledInput) else encoder,
+            settings.pretrained,
+            minimum_coverage=settings.minimum_coverage,
+            merging=settings.load_merging or None,
+            prefix=settings.load_prefix or None,
+        )
+    if isinstance(encoder, ScaledInput) and file != "none":
+        tensors = read_checkpoint(settings.pretrained if report else file).tensors
         for name in ("mean", "deviation"):
             found = next((tensor for key, tensor in tensors.items() if key.endswith(f"voxels.{name}")), None)
             if found is not None:
                 getattr(encoder, name).fill_(float(found.float().mean()))
     return Started(encoder, _vision_of(flat), report)
+
+
+def network_file(encoder: str, pretrained: str) -> str:
+    """The file whose network is built: `encoder` where it is one, else `pretrained`; `none` where a preset decides."""
+    return pretrained if encoder in ENCODER_WORDS else encoder
+
+
+def preset_of(settings: FinetuneSettings, *, synthetic: bool) -> str:
+    """The word that builds the network of a run without a file."""
+    return settings.encoder if settings.encoder != "auto" else ("tiny" if synthetic else "swin_b")
+
+
+def told_from_scratch(settings: FinetuneSettings, *, synthetic: bool) -> str:
+    """Which network starts without weights, and how it becomes that of a file."""
+    if settings.encoder not in ENCODER_WORDS:
+        return f"pretrained=none: the network of {settings.encoder} from scratch, none of its weights"
+    return (
+        f"pretrained=none: {preset_of(settings, synthetic=synthetic)} from scratch; to compare with pretrained=FILE, "
+        "encoder=FILE builds the very network of that file"
+    )
 
 
 def build_encoder(flat: Mapping[str, Any]) -> VisionEncoder:
@@ -129,7 +149,7 @@ def _vision_of(flat: Mapping[str, Any]) -> dict[str, Any]:
 def settings_of(passport: Passport, settings: FinetuneSettings) -> dict[str, Any]:
     """Flat settings of the encoder in a file: what it stores, else what its tensors tell, else the word of the user."""
     stored = passport.provenance.get("settings")
-    if settings.encoder not in ("auto", "tiny"):
+    if settings.encoder in PRESETS and settings.encoder != "tiny":
         flat = defaults() | PRESETS[settings.encoder]
     elif isinstance(stored, Mapping):
         flat = defaults() | {name: value for name, value in stored.items() if name in defaults()}

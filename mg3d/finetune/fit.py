@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mg3d.distributed import rank, world_size
 from mg3d.files import remove_partial
-from mg3d.finetune.cases import Case, Parts
+from mg3d.finetune.cases import Case, Parts, divided, refuse_other_cases
 from mg3d.finetune.encoder import build_encoder
 from mg3d.finetune.kinds.base import Draw, Kind
 from mg3d.finetune.module import FinetuneModule, gathered
@@ -121,14 +121,14 @@ def fit(
     say(f"cases: {counts}; {trained / 1e6:.2f} M parameters to train")
     trainer = build_trainer(kind, folder, several=ranks > 1)
     remove_partial(folder / "checkpoints")
-    begin = time.monotonic()
+    spent = Spent(on_gpu=resolve_accelerator(run) == "gpu")
+    trainer.callbacks.append(spent)
     trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    memory = torch.cuda.max_memory_allocated() if resolve_accelerator(run) == "gpu" else peak_bytes()
     return {
-        "minutes": (time.monotonic() - begin) / 60,
-        "peak_memory_mb": memory / 1e6,
+        **spent.state_dict(),
+        "processes": ranks,
         "epochs": trainer.current_epoch,
         "finished": not settings.max_minutes or trainer.current_epoch >= settings.epochs,
         "cases": {name: len(part) for name, part in parts._asdict().items()},
@@ -136,9 +136,31 @@ def fit(
     }
 
 
-def peak_bytes() -> int:
-    """Most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+class Spent(pl.Callback):
+    """Time and memory of a run, over every start that its checkpoints know of.
+
+    `peak_memory_gb` (1e9 bytes) is of the first process: what PyTorch's allocator held on its GPU, else its resident memory.
+    """
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        self.on_gpu, self.begin = on_gpu, time.monotonic()
+        self.minutes_before, self.peak_before = 0.0, 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Forgets what the fold before held."""
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+
+    def state_dict(self) -> dict[str, float]:
+        """Minutes in all, and the largest peak."""
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = (torch.cuda.max_memory_allocated() if self.on_gpu else resident) / 1e9
+        minutes = self.minutes_before + (time.monotonic() - self.begin) / 60
+        return {"minutes": minutes, "peak_memory_gb": max(self.peak_before, peak)}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """What the run had taken when the checkpoint was written."""
+        self.minutes_before, self.peak_before = state["minutes"], state["peak_memory_gb"]
 
 
 def refuse_other_checkpoint(path: Path, identity: Mapping[str, Any]) -> None:
@@ -151,6 +173,7 @@ def refuse_other_checkpoint(path: Path, identity: Mapping[str, Any]) -> None:
             raise ValueError(f"{path} is of another {told}; run_name=... starts another run beside it")
     theirs, ours = (of["settings"] | of.get("options", {}) for of in (stored, identity))
     refuse_other_settings(path.parent.parent, theirs, {name: value for name, value in ours.items() if name in theirs})
+    refuse_other_cases(path.parent.parent, stored.get("divided"), identity["divided"])
 
 
 FREE = ("mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
@@ -285,12 +308,15 @@ def evaluate_checkpoint(
     path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
     network, identity = load_network(kind, path)
     refuse_other_division(identity["settings"] | {"fold": identity.get("fold")}, settings, folder, path)
+    if settings.mode == "evaluate" and identity.get("divided", {}).get("train") != divided(parts)["train"]:
+        say(f"{path} learned from other cases than those of train here; make sure that none of them is judged on")
     device = torch.device("cuda" if resolve_accelerator(machine(settings)) == "gpu" else "cpu")
     network.to(device)
     named = [(name, part) for name, part in (("val", parts.val), ("test", parts.test)) if part]
     masks = folder / "masks" if settings.save_masks else None
     tables = {name: predict_cases(kind, network, part, name=name, masks=masks) for name, part in named}
-    return tables, {"checkpoint": str(path)}
+    told = {name: value for name, value in identity.items() if name != "kind"}
+    return tables, {"checkpoint": str(path), "trained": told, "parameters_in_all": sum(map(torch.numel, network.parameters()))}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a run leaves behind: predictions as CSV, scores as JSON, one page; read again to pool folds and to compare runs."""
+"""What a run leaves behind: predictions as CSV, scores as JSON, one page; read again to pool folds (and by compare.py)."""
 
 import dataclasses
 import json
@@ -13,12 +13,16 @@ from rich.table import Table
 
 from mg3d.files import write_bytes, write_json
 from mg3d.finetune.kinds.base import Kind, Score
-from mg3d.metrics.bootstrap import bootstrap_interval, two_sided_p
 from mg3d.pictures.curves import curves_figure
 from mg3d.pictures.page import Piece, write_page
 
 SCORES = "scores.json"
 _TEXTS = {"case_id": str, "patient_id": str}
+
+
+def predictions_file(folder: Path, part: str) -> Path:
+    """Where a run's predictions of a part lie."""
+    return folder / f"predictions_{part}.csv"
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -40,7 +44,7 @@ def write_results(
     scores = {}
     sections: list[tuple[str, list[Piece]]] = []
     for part, table in tables.items():
-        write_table(folder / f"predictions_{part}.csv", table)
+        write_table(predictions_file(folder, part), table)
         scores[part] = kind.scores(table, dev=dev if part == "test" else None)
         pictures: list[Piece] = []
         for title, figure in kind.figures(table):
@@ -61,17 +65,20 @@ def show_scores(console: Console, title: str, scores: Mapping[str, Sequence[Scor
     """One table per part."""
     for part, found in scores.items():
         table = Table(title=f"{title}, {part}", title_justify="left")
-        for name in ("score", "value", "95 % interval", "rows"):
+        for name in ("score", "value", "95 % interval", "cases", "patients"):
             table.add_column(name, justify="left" if name == "score" else "right")
         for score in found:
             interval = "" if np.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
-            table.add_row(score.name, f"{score.value:.3f}", interval, str(score.count))
+            table.add_row(score.name, f"{score.value:.3f}", interval, str(score.cases), str(score.patients))
         console.print(table)
 
 
 def read_scores(folder: Path) -> dict[str, list[Score]]:
-    """The scores of a finished run."""
-    return {part: [Score(**row) for row in rows] for part, rows in read_facts(folder)["scores"].items()}
+    """The scores of a finished run; ValueError for those of an earlier version."""
+    try:
+        return {part: [Score(**row) for row in rows] for part, rows in read_facts(folder)["scores"].items()}
+    except TypeError as error:
+        raise ValueError(f"{folder / SCORES} is of an earlier version; mode=evaluate writes it again") from error
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -80,41 +87,3 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {SCORES}; name the folder of a finished run, such as .../fold0")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def compare_runs(kind: Kind, first: Path, second: Path) -> list[dict[str, Any]]:
-    """Each score of two runs on the same cases, and their difference (second - first) with its paired interval and p.
-
-    p: two-sided, of bootstrap draws of patients; see `two_sided_p`.
-
-    Raises:
-        ValueError: the runs were not judged on the same cases.
-    """
-    part = "test" if (first / "predictions_test.csv").is_file() else "val"
-    one, two = (read_table(folder / f"predictions_{part}.csv") for folder in (first, second))
-    if one["case_id"].tolist() != two["case_id"].tolist():
-        only = set(one["case_id"]) ^ set(two["case_id"])
-        raise ValueError(
-            f"{first} has {len(one)} cases and {second} {len(two)}, {len(only)} in one alone, such as {sorted(only)[:3]}; two "
-            "runs are compared on the same cases: the same fold, split and seed of the folds"
-        )
-    values = [kind.statistics(table) for table in (one, two)]
-    names = [name for name in values[0] if name in values[1]]
-    draws: list[list[float]] = []
-
-    def draw(rows: np.ndarray) -> float:
-        found = [kind.statistics(table.iloc[rows]) for table in (one, two)]
-        draws.append([found[1][name] - found[0][name] for name in names])
-        return 0.0
-
-    bootstrap_interval(draw, one["patient_id"].to_numpy(), resamples=max(kind.settings.resamples, 1), seed=kind.settings.seed)
-    rows = []
-    for place, name in enumerate(names):
-        drawn = np.array([draw[place] for draw in draws])
-        drawn = drawn[~np.isnan(drawn)]
-        low, high = np.quantile(drawn, (0.025, 0.975)) if len(drawn) else (float("nan"), float("nan"))
-        difference = values[1][name] - values[0][name]
-        rows.append({"score": name, "first": values[0][name], "second": values[1][name],
-                     "difference": difference, "low": float(low), "high": float(high), "p": two_sided_p(drawn),
-                     "cases": len(one), "part": part})  # fmt: skip
-    return rows

@@ -16,13 +16,14 @@ from rich.console import Console
 
 from mg3d.finetune import arrows
 from mg3d.finetune import predict as prediction
-from mg3d.finetune.cases import Case, Parts, assign_folds, check_cases, divide, shared_patients
-from mg3d.finetune.encoder import ScaledInput, start_encoder
+from mg3d.finetune.cases import Case, Parts, assign_folds, check_cases, divide, divided, refuse_other_cases, shared_patients
+from mg3d.finetune.compare import compare
+from mg3d.finetune.encoder import ScaledInput, network_file, start_encoder, told_from_scratch
 from mg3d.finetune.fit import evaluate_checkpoint, fit, refuse_other_settings
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.registry import build_kind
-from mg3d.finetune.results import compare_runs, read_facts, read_scores, read_table, show_scores, write_results, write_table
-from mg3d.finetune.settings import FinetuneSettings, parse_settings, read_words, usage
+from mg3d.finetune.results import predictions_file, read_facts, read_scores, read_table, show_scores, write_results, write_table
+from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings, parse_settings, read_words, usage
 from mg3d.finetune.settle import settle
 from mg3d.finetune.sources import is_synthetic, read_root
 from mg3d.finetune.task import Task
@@ -43,6 +44,7 @@ usage: bash downstream/{folder}/finetune.sh [name=value ...]
 
   data_root=phantom                     a synthetic set in this data set's own layout: see it work on a CPU
   data_root=... pretrained=... fold=0   fine-tune, then evaluate
+  pretrained=none encoder=FILE fold=0   the very network of FILE from scratch, to compare with pretrained=FILE
   folds=all                             every fold, and the pooled result
   mode=evaluate | mode=predict input=... | mode=compare other=...
 
@@ -95,8 +97,7 @@ def command(task: Task, given: Mapping[str, Any]) -> None:
         prediction.predict(kind, folder / f"fold{settings.fold}", say=say)
         return
     if settings.mode == "compare":
-        rows = compare_runs(kind, Path(settings.other), folder / f"fold{settings.fold}")
-        console.print(pd.DataFrame(rows).to_string(index=False, float_format="%.3f"))
+        compare(kind, Path(settings.other), folder / ("all" if settings.folds == "all" else f"fold{settings.fold}"), say=say)
         return
     root = read_root(task, settings, synthetic=synthetic, say=say)
     cases = arrows.read_cases(prepared) if prepared else task.read_cases(root, settings)
@@ -134,7 +135,8 @@ def declaration(task: Task, given: Mapping[str, Any]) -> Declaration:
         given = arrows.with_stored(given, facts, prepared)
     options = {name: option_value(name, given.get(name, value), value) for name, value in task.options.items()}
     if task.adapt:
-        where = {"data_root": "" if prepared else data_root, "pretrained": str(given.get("pretrained", "none"))}
+        file = network_file(str(given.get("encoder", "auto")), str(given.get("pretrained", "none")))
+        where = {"data_root": "" if prepared else data_root, "pretrained": file}
         task = task.adapt(task, options | where)
     if prepared:
         task = arrows.with_declared(task, facts)
@@ -159,7 +161,8 @@ def on_phantom(task: Task) -> tuple[Task, dict[str, Any]]:
 def run_folder(task: Task, settings: FinetuneSettings, *, synthetic: bool) -> Path:
     """Where all folds of this run write."""
     start = "scratch" if settings.pretrained == "none" else Path(settings.pretrained).name.split(".")[0] or "pretrained"
-    name = settings.run_name or f"{settings.encoder}-{start}" + ("-phantom" if synthetic else "")
+    word = settings.encoder if settings.encoder in ENCODER_WORDS else f"as-{Path(settings.encoder).name.split('.')[0]}"
+    name = settings.run_name or f"{word}-{start}" + ("-phantom" if synthetic else "")
     return Path(settings.log_dir) / task.name / name
 
 
@@ -192,10 +195,11 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     settings, task = kind.settings, kind.task
     if (folder / "scores.json").is_file() and settings.mode == "train":
         refuse_other_run(folder, settings, options)
+        refuse_other_cases(folder, read_facts(folder).get("divided"), divided(parts))
         if read_facts(folder).get("finished", True):
             say(f"{folder} holds this run, finished; run_name=... starts another")
             show_scores(console, task.title, read_scores(folder))
-            return {part: read_table(folder / f"predictions_{part}.csv") for part in read_facts(folder)["scores"]}
+            return {part: read_table(predictions_file(folder, part)) for part in read_facts(folder)["scores"]}
     shared = shared_patients(parts)
     if shared and settings.split != "original":
         raise ValueError(
@@ -206,13 +210,13 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     kind.check([*parts.train, *parts.val, *parts.test])
     pl.seed_everything(settings.seed, verbose=False)
     kind.fit(parts.train)
-    facts: dict[str, Any] = {"folder": task.folder, "synthetic": synthetic, "options": dict(options)}
+    facts: dict[str, Any] = {"folder": task.folder, "synthetic": synthetic, "options": dict(options), "divided": divided(parts)}
     if settings.mode == "evaluate" and (folder / "scores.json").is_file():
         facts = {name: value for name, value in read_facts(folder).items() if name in OF_TRAINING} | facts
     if settings.mode == "train":
         started = start_encoder(settings, synthetic=synthetic)
-        if started.report is not None:
-            say(str(started.report))
+        if task.kind != "labeller":  # which reads reports alone
+            say(str(started.report or told_from_scratch(settings, synthetic=synthetic)))
         if task.preprocess.window is None and isinstance(started.encoder, ScaledInput):
             started.encoder.forget()
         identity = {
@@ -223,6 +227,7 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
             "settings": dataclasses.asdict(settings),
             "options": json.loads(json.dumps(dict(options))),
             "fold": folder.name,
+            "divided": divided(parts),
         }
         network = kind.network(started.encoder)
         for note in kind.notes:
@@ -240,14 +245,14 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     scores = write_results(out, kind, tables, facts=facts | found, dev=tables.get("val"))
     if kind.by_steps and not parts.test:
         say("there is no test part: the best epoch was chosen on the cases that are reported, so scores are somewhat too high")
-    show_scores(console, f"{task.title} ({settings.pretrained}, fold {folder.name[4:]})", scores)
+    show_scores(console, f"{task.title} ({found['trained']['settings']['pretrained']}, fold {folder.name[4:]})", scores)
     if not facts.get("finished", True):
         say("stopped at max_minutes before the last epoch; the same command goes on")
     say(f"wrote {out}")
     return tables
 
 
-OF_TRAINING = ("minutes", "peak_memory_mb", "epochs", "finished", "cases", "parameters", "encoder_coverage")
+OF_TRAINING = ("minutes", "peak_memory_gb", "processes", "epochs", "finished", "cases", "parameters", "encoder_coverage")
 """Facts of scores.json that an evaluation leaves as they are."""
 
 
@@ -259,6 +264,12 @@ def refuse_other_run(folder: Path, settings: FinetuneSettings, options: Mapping[
     refuse_other_settings(folder, facts["settings"] | facts["options"], dataclasses.asdict(settings) | dict(options))
 
 
+def divided_folds(folder: Path, folds: int) -> dict[str, str]:
+    """`divided` of every fold below `folder`."""
+    each = {f"fold{fold}": read_facts(folder / f"fold{fold}")["divided"] for fold in range(folds)}
+    return {f"{fold} {part}": told for fold, parts in each.items() for part, told in parts.items()}
+
+
 def pool(kind: Kind, tables: Sequence[Mapping[str, pd.DataFrame]], folder: Path, *, folds: int) -> None:
     """Every training case predicted once, by the network that did not learn from it: one table, its scores and a page."""
     if not is_first_rank():
@@ -266,7 +277,10 @@ def pool(kind: Kind, tables: Sequence[Mapping[str, pd.DataFrame]], folder: Path,
     pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
     each = pd.DataFrame([kind.statistics(table["val"]) for table in tables])
     spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
-    scores = write_results(folder, kind, {"val": pooled}, facts={"folds": folds, "between_folds": spread}, dev=None)
+    one = read_facts(folder.parent / "fold0")
+    one["trained"] |= {"fold": folder.name, "divided": divided_folds(folder.parent, folds)}
+    facts = {name: one[name] for name in ("folder", "synthetic", "options", "trained", "parameters_in_all")}
+    scores = write_results(folder, kind, {"val": pooled}, facts=facts | {"folds": folds, "between_folds": spread}, dev=None)
     show_scores(console, f"{kind.task.title}, {folds} folds pooled", scores)
     metric = spread[kind.task.metric]
     say(f"{kind.task.metric} of the folds: {metric['mean']:.3f} +- {metric['sd']:.3f} (deviation between folds); wrote {folder}")

@@ -4,9 +4,12 @@ import ast
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from mg3d.settings.parse import convert_value, refuse_unknown
+
+ENCODER_WORDS = ("auto", "swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet", "tiny")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,9 +21,10 @@ class FinetuneSettings:
     data_root: str = ""
     """The data set as its authors publish it, or a folder of Arrow files made from it; empty or `phantom` = a synthetic set."""
     pretrained: str = "none"
-    """Weights to start from: a file, a folder of ours or a hub id; `none` = the same network from scratch."""
-    encoder: Literal["auto", "swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet", "tiny"] = "auto"
-    """auto: the encoder of the weights; without weights swin_b, or tiny on a synthetic set."""
+    """Weights to start from: a file, a folder of ours or a hub id; `none` = from scratch the network that `encoder` names."""
+    encoder: str = "auto"
+    """One of `ENCODER_WORDS`, or a file that `pretrained` takes: the very network of that file, without its weights. auto: the
+    encoder of the weights; without weights swin_b, or tiny on a synthetic set."""
     load_merging: Literal["", "legacy", "monai"] = ""
     """Patch merging that the weights were trained with, where the file does not tell."""
     load_prefix: str = ""
@@ -173,6 +177,8 @@ def _check(settings: FinetuneSettings) -> None:
     for name in _SHARES:
         if not 0 <= getattr(settings, name) <= 1:
             raise ValueError(f"{name}={getattr(settings, name)}: expected a share from 0 to 1")
+    if settings.encoder not in ENCODER_WORDS and not Path(settings.encoder).exists():
+        raise ValueError(f"encoder={settings.encoder!r}: expected one of {', '.join(ENCODER_WORDS)}, or a file of weights")
     if settings.overlap == 1:
         raise ValueError("overlap=1: windows that overlap entirely never move on; use at most 0.9")
     if settings.mode == "train" and settings.warmup_epochs > settings.epochs:

@@ -1,7 +1,7 @@
 """Kinds that are not trained by steps: their weights are found in one go and kept as any other run keeps them."""
 
 import io
-import time
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mg3d.distributed import rank
 from mg3d.files import write_bytes
 from mg3d.finetune.cases import Parts
-from mg3d.finetune.fit import machine, peak_bytes
+from mg3d.finetune.fit import Spent, machine
 from mg3d.finetune.kinds.base import Kind
+from mg3d.training.run import is_first_rank
 from mg3d.training.trainer import resolve_accelerator
 
 
@@ -25,10 +25,13 @@ def settle(
     Raises:
         ValueError: several processes were asked for, of which each would do the same.
     """
-    if kind.settings.devices > 1 or rank() != 0:
-        raise ValueError(f"{kind.task.title} is not trained by steps, so one process does it all; set devices=1")
-    begin = time.monotonic()
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or not is_first_rank()  # no process group is made that would tell
+    if several or kind.settings.devices > 1 or kind.settings.num_nodes > 1:
+        raise ValueError(
+            f"{kind.task.title} is not trained by steps, so one process does it all: start one, with devices=1 num_nodes=1"
+        )
     on_gpu = resolve_accelerator(machine(kind.settings)) == "gpu"
+    spent = Spent(on_gpu=on_gpu)
     network.to("cuda" if on_gpu else "cpu").eval()
     kind.settle(network, parts, folder=folder, say=say)
     state = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -36,7 +39,7 @@ def settle(
     torch.save({"state_dict": state, "mg3d_finetune": dict(identity)}, content)
     write_bytes(folder / "checkpoints" / "best.ckpt", content.getvalue())
     return {
-        "minutes": (time.monotonic() - begin) / 60,
-        "peak_memory_mb": (torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()) / 1e6,
+        **spent.state_dict(),
+        "processes": 1,
         "cases": {name: len(part) for name, part in parts._asdict().items()},
     }

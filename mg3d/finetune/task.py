@@ -109,7 +109,8 @@ class Task:
     variant: str = ""
     """Which of a folder's several data sets this is; results go into a folder of its own."""
     adapt: Callable[["Task", Mapping[str, Any]], "Task"] | None = None
-    """The declaration that these options, and the `data_root` and `pretrained` among them, ask for."""
+    """The declaration that these options, and the `data_root` and `pretrained` (or the file that `encoder` names) among them, ask
+    for."""
     original_axes: str = "RAS"
     """Order and directions of the array axes in the original's code, for `axes=original`."""
     negatives: float = 1.0

@@ -1,5 +1,6 @@
 """The whole pre-trained model (volume, report and what joins them) at the start of fine-tuning, whatever file it comes from."""
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -13,8 +14,8 @@ from mg3d.checkpoints.export import export_run, from_pretrained, text_config
 from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
 from mg3d.checkpoints.load import load_weights
 from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
-from mg3d.finetune.encoder import TINY, settings_of
-from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.encoder import TINY, preset_of, settings_of
+from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings
 from mg3d.models.build import build_model, build_text_encoder
 from mg3d.models.contrast import ImageReportContrast
 from mg3d.models.mg3d import MG3D
@@ -63,8 +64,11 @@ def start_whole(
         FileNotFoundError, ValueError: there is no such file, it is none of these, lacks its text encoder, or was made for volumes
             of another shape.
     """
+    if settings.pretrained == "none" and settings.encoder in ENCODER_WORDS:
+        return _fresh(preset_of(settings, synthetic=synthetic), text_encoder, shape, reports)
     if settings.pretrained == "none":
-        return _fresh(settings, text_encoder, shape, reports, synthetic=synthetic)
+        of_file = dataclasses.replace(settings, pretrained=settings.encoder, encoder="auto")
+        return _forgotten(start_whole(of_file, text_encoder=text_encoder, shape=shape, reports=reports, synthetic=synthetic))
     path = Path(settings.pretrained)
     if path.is_dir() or not path.exists():
         return _ours(path, shape)
@@ -97,10 +101,15 @@ def _with(flat: Mapping[str, Any], shape: tuple[int, int, int], **more: Any) -> 
     return parse({**defaults(), **flat, **_ONLY_CONTRAST, **size, **more})
 
 
-def _fresh(
-    settings: FinetuneSettings, text_encoder: str, shape: tuple[int, int, int], reports: Iterable[str], *, synthetic: bool
-) -> Whole:
-    word = settings.encoder if settings.encoder != "auto" else ("tiny" if synthetic else "swin_b")
+def _forgotten(whole: Whole) -> Whole:
+    """The same network with random weights; a text encoder that pre-training has not touched stays."""
+    model, tokenizer = rebuild(describe(whole))
+    if whole.settings.text.freeze_text:
+        model.text.load_state_dict(whole.model.text.state_dict())
+    return Whole(model, whole.settings, tokenizer, ("everything",), f"an untrained model, built as {whole.told}")
+
+
+def _fresh(word: str, text_encoder: str, shape: tuple[int, int, int], reports: Iterable[str]) -> Whole:
     flat = dict(_SMALL) if word == "tiny" else dict(PRESETS[word])
     if text_encoder:
         flat["text_encoder"] = text_encoder

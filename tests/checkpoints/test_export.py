@@ -115,6 +115,7 @@ def test_a_saved_folder_has_a_passport_and_loads_into_another_model(saved):
     told = inspect_checkpoint(folder)
     assert (told.style, told.merging, told.merging_source) == ("mg3d", "legacy", "stored in the file")
     assert told.provenance["provenance"] == {"data": "nineteen phantoms"}
+    assert "data nineteen phantoms" in str(told)
     other, _ = build()
     for tensor in other.state_dict().values():
         if tensor.is_floating_point():

@@ -147,6 +147,8 @@ def test_the_cpm_of_a_table_is_as_by_hand():
     assert [found[f"sensitivity@{rate}"] for rate in ("0.125", "0.25", "0.5", "1", "8")] == [0.5, 0.5, 0.5, 1, 1]
     assert found["cpm"] == pytest.approx((3 * 0.5 + 4) / 7)
     assert found["auroc"] == pytest.approx(3 / 6)
+    counts = [int(kind().rests_on(table(ROWS, FINDINGS), name).sum()) for name in ("auroc", "cpm", "sensitivity@1")]
+    assert counts == [5, 2, 2]  # candidates; scans
 
 
 def test_a_scan_drawn_twice_counts_twice():

@@ -19,8 +19,10 @@ from mg3d.finetune.fit import load_network
 from mg3d.finetune.images import read_image
 from mg3d.finetune.kinds.probe import STRENGTHS, FrozenProbe, fit_planes
 from mg3d.finetune.kinds.prompts import pair_loss
-from mg3d.finetune.run import run
+from mg3d.finetune.run import declaration, run
 from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.settle import settle
+from mg3d.finetune.whole import can_compare, start_whole
 from mg3d.glossary import LABELS
 
 
@@ -148,6 +150,22 @@ def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, t
     assert np.allclose(again[f"score/{LABELS[4]}"], before[f"score/{LABELS[4]}"], atol=1e-6)
 
 
+def test_the_whole_model_of_a_file_can_start_from_scratch(pretrained):
+    named = {"text_encoder": "", "shape": SHAPE, "reports": [], "synthetic": True}
+    theirs, ours = (start_whole(FinetuneSettings(**{word: str(pretrained)}), **named) for word in ("pretrained", "encoder"))
+    assert ours.untrained == ("everything",)
+    assert not can_compare(ours)
+    one, other = theirs.model.state_dict(), ours.model.state_dict()
+    assert {name: tensor.shape for name, tensor in one.items()} == {name: tensor.shape for name, tensor in other.items()}
+    assert not any(torch.equal(one[name], other[name]) for name in one if name.endswith("proj.weight"))
+    assert ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+
+
+def test_volumes_have_the_size_of_the_file_that_gives_the_network(pretrained):
+    task = declaration(load("CT-RATE").TASK, {"data_root": "phantom", "encoder": str(pretrained)}).task
+    assert task.preprocess.size == SHAPE
+
+
 # --- retrieval
 
 
@@ -173,6 +191,8 @@ def test_ranks_by_hand(arrows, pretrained):
     assert found["report_to_volume/recall@1"] == pytest.approx(1 / 3)
     assert found["report_to_volume/chance@1"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
     assert found["volume_to_volume/jaccard@1"] == 0.25
+    names = ("report_to_volume/recall@1", "volume_to_report/recall@1", "volume_to_volume/jaccard@1")
+    assert [int(kind.rests_on(table, name).sum()) for name in names] == [3, 4, 4]
 
 
 # --- probe
@@ -198,6 +218,13 @@ def test_the_probe_computes_features_once_and_takes_the_best_planes(arrows, tmp_
     network.features = None  # what is kept is not computed again
     kind.settle(network, parts, folder=tmp_path, say=told.append)
     assert told[0] == told[1]
+
+
+def test_what_is_not_trained_by_steps_refuses_several_processes(arrows, tmp_path, monkeypatch):
+    kind, _ = kind_and_cases(arrows)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one process does it all"):
+        settle(kind, torch.nn.Identity(), None, tmp_path, identity={}, say=print)
 
 
 def test_kept_features_are_of_one_preparation(arrows, tmp_path):

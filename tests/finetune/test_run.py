@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -7,8 +8,15 @@ import pytest
 import torch
 from downstream.folders import load
 
+from mg3d.finetune.compare import differences, table_lines
+from mg3d.finetune.encoder import TINY, build_encoder, start_encoder
 from mg3d.finetune.predict import find_scans
+from mg3d.finetune.results import read_facts, read_table
 from mg3d.finetune.run import run
+from mg3d.finetune.settings import FinetuneSettings
+from mg3d.glossary import LABELS
+from mg3d.metrics.bootstrap import Comparison
+from mg3d.settings.parse import defaults
 
 SMALL = ["epochs=2", "batch_size=3", "num_workers=0", "resamples=20", "accelerator=cpu"]
 
@@ -29,6 +37,13 @@ def test_a_run_leaves_scores_predictions_page_and_checkpoints(trained):
     assert facts["synthetic"] is True
     table = pd.read_csv(folder / "predictions_val.csv")
     assert len(table) == facts["cases"]["val"]
+    scores = {score["name"]: score for score in facts["scores"]["val"]}
+    known = table[table["target/probCOVID"] == 1]
+    assert scores["auroc"]["cases"] == len(table)
+    assert scores["auroc/probSevere"]["cases"] == len(known) < len(table)
+    assert scores["auroc/probSevere"]["patients"] == known["patient_id"].nunique()
+    assert scores["sensitivity@0.5/probSevere"]["cases"] == (known["target/probSevere"] == 1).sum()
+    assert 0 < facts["peak_memory_gb"] < 100
     assert table["score/probCOVID"].between(0, 1).all()
     for name in ("results.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
         assert (folder / name).is_file()
@@ -36,8 +51,6 @@ def test_a_run_leaves_scores_predictions_page_and_checkpoints(trained):
 
 def test_severity_is_not_known_of_patients_without_covid(trained):
     root, *_ = trained
-    from mg3d.finetune.settings import FinetuneSettings
-
     cases = load("stoic2021").read_cases(root, FinetuneSettings())
     assert {case.target[1] for case in cases if case.target[0] == 0} == {-1}
     assert {case.target[1] for case in cases if case.target[0] == 1} == {0, 1}
@@ -122,6 +135,69 @@ def test_two_runs_are_compared_on_the_same_cases(trained, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "difference" in told
     assert "auroc/probSevere" in told
+    assert "not like for like: learning_rate 1e-05 and 0.001" in told
+    assert told.count("not like for like") == 1
+    assert max(map(len, told[told.index("scores in val") :].splitlines())) <= 100
+    assert re.search(r"^auroc/probSevere .* too few +\d$", told, re.MULTILINE)
+    assert re.search(r"too few cases \([\d, ]+\) to tell", told)
+    assert run(load("stoic2021").TASK, [*words, "mode=compare", f"other={folder}"]) == 0
+    told = capsys.readouterr().out
+    assert "like for like: one network" in told
+    assert "not like" not in told
+    facts = read_facts(folder)
+    coarse = facts | {"trained": facts["trained"] | {"vision": facts["trained"]["vision"] | {"patch_size": 8}}}
+    assert differences(facts, coarse) == ["encoder's patch_size 4 and 8"]
+    other = facts | {"trained": facts["trained"] | {"divided": facts["trained"]["divided"] | {"train": "3-00"}}, "epochs": 9}
+    assert differences(facts, other) == [
+        "epochs trained 2 and 9", f"other train cases ({facts['cases']['train']} and 3)"
+    ]  # fmt: skip
+
+
+def test_a_test_part_of_one_run_alone_is_told(trained, tmp_path, capsys):
+    _, folder, words = trained
+    other = tmp_path / "other"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copy(other / "predictions_val.csv", other / "predictions_test.csv")
+    assert run(load("stoic2021").TASK, [*words, "mode=compare", f"other={other}"]) == 0
+    told = capsys.readouterr().out
+    assert f"{folder} has no test part: both are compared in val" in told
+    assert "scores in val" in told
+
+
+def test_a_finished_run_is_not_shown_for_other_cases(trained, tmp_path, capsys):
+    root, folder, words = trained
+    shutil.copytree(root, tmp_path / "set")
+    moved = [word for word in words if not word.startswith("data_root")] + [f"data_root={tmp_path / 'set'}"]
+    assert run(load("stoic2021").TASK, moved) == 0  # the same cases elsewhere
+    assert "finished" in capsys.readouterr().out
+    lost = read_table(folder / "predictions_val.csv")["case_id"][0]
+    (tmp_path / "set" / "data" / "mha" / f"{lost}.mha").write_bytes(b"")
+    assert run(load("stoic2021").TASK, moved) == 2
+    assert "holds a run on other cases or folds" in capsys.readouterr().err
+
+
+def test_scratch_can_be_the_very_network_of_a_file(trained, tmp_path, capsys):
+    root, *_ = trained
+    flat = TINY | {"patch_size": 8, "depths": [1, 1], "num_heads": [3, 3]}
+    source = build_encoder(flat)
+    stored = {"state_dict": {f"vision.{name}": tensor for name, tensor in source.state_dict().items()},
+              "mg3d": {"settings": defaults() | {name: list(value) if isinstance(value, tuple) else value
+                                                 for name, value in flat.items()}}}  # fmt: skip
+    torch.save(stored, tmp_path / "last.ckpt")
+    started = [start_encoder(FinetuneSettings(**named)) for named in
+               ({"pretrained": str(tmp_path / "last.ckpt")}, {"encoder": str(tmp_path / "last.ckpt")})]  # fmt: skip
+    of_file, scratch = (one.encoder.state_dict() for one in started)
+    assert started[0].vision == started[1].vision
+    assert started[1].report is None
+    assert {name: tensor.shape for name, tensor in of_file.items()} == {name: tensor.shape for name, tensor in scratch.items()}
+    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in of_file.items())
+    learned = [name for name, tensor in scratch.items() if tensor.is_floating_point() and tensor.ndim > 1]
+    assert learned
+    assert not any(torch.equal(scratch[name], of_file[name]) for name in learned)
+    words = [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "epochs=1", f"encoder={tmp_path / 'last.ckpt'}"]
+    assert run(load("stoic2021").TASK, words) == 0
+    assert "last.ckpt from scratch, none of its weights" in capsys.readouterr().out
+    assert (tmp_path / "stoic2021" / "as-last-scratch-phantom" / "fold0" / "scores.json").is_file()
 
 
 def test_training_goes_on_where_it_was_cut_off(trained, tmp_path):
@@ -144,10 +220,16 @@ def test_training_goes_on_where_it_was_cut_off(trained, tmp_path):
         fit.build_trainer = kept
     again = tmp_path / "stoic2021" / "cut" / "fold0"
     (again / "scores.json").unlink()
+    cut = torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)
+    cut["callbacks"]["Spent"] = {"minutes": 70.0, "peak_memory_gb": 500.0}
+    torch.save(cut, again / "checkpoints" / "last.ckpt")
     assert run(load("stoic2021").TASK, words) == 0
     one, other = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (folder, again))
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
+    facts = read_facts(again)
+    assert 70 < facts["minutes"] < 75
+    assert facts["peak_memory_gb"] == 500
 
 
 def test_all_folds_are_pooled(tiny_set, tmp_path):
@@ -155,8 +237,6 @@ def test_all_folds_are_pooled(tiny_set, tmp_path):
     words = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=cv", "folds=all", *SMALL, "epochs=1"]
     assert run(load("cc-ccii").TASK, words) == 0
     pooled = pd.read_csv(tmp_path / "cc-ccii" / "cv" / "all" / "predictions_val.csv")
-    from mg3d.finetune.settings import FinetuneSettings
-
     assert sorted(pooled["case_id"]) == sorted(c.case_id for c in load("cc-ccii").read_cases(root, FinetuneSettings()))
     facts = json.loads((tmp_path / "cc-ccii" / "cv" / "all" / "scores.json").read_text())
     assert facts["folds"] == 5
@@ -224,3 +304,12 @@ def test_a_scan_that_turns_out_damaged_in_training_is_one_sentence(trained, tmp_
     error = capsys.readouterr().err
     assert ".mha cannot be read as a scan" in error
     assert "Traceback" not in error
+
+
+def test_a_table_of_long_names_fits_a_hundred_columns():
+    rows = {"auroc/" + max(LABELS, key=len): (0.5, 0.25, Comparison(-0.25, -0.523, -0.111, 2 / 301, 200, 2 / 301))}
+    header, line = table_lines(
+        rows | {"hd95/right ventricle": (110.5, 1.0, Comparison(-109.5, -120.123, -9.5, 0.0004, 20, 0.0001))}
+    )[:2]
+    assert max(len(header), len(line)) <= 100
+    assert line.split()[-6:] == ["-0.250", "[-0.523,", "-0.111]", "<=", "0.007", "200"]

@@ -173,6 +173,7 @@ def test_means_leave_out_cases_without_the_structure():
     assert found["dice"] == pytest.approx(0.4)
     assert found["hd95"] == pytest.approx(2.0)
     assert np.isnan(found["hd95/two"])
+    assert [int(kind.rests_on(table, name).sum()) for name in ("dice", "dice/two", "hd95/two")] == [2, 1, 0]
 
 
 def test_figures_show_every_case_and_the_extremes(tmp_path):

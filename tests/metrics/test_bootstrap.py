@@ -1,7 +1,18 @@
+from itertools import product
+
 import numpy as np
 import pytest
 
-from mg3d.metrics.bootstrap import bootstrap_interval, paired_comparison, two_sided_p
+from mg3d.metrics.bootstrap import (
+    Comparison,
+    bootstrap_interval,
+    bootstrap_intervals,
+    paired_comparison,
+    paired_comparisons,
+    sign_flip_p,
+    two_sided_p,
+)
+from mg3d.metrics.classification import auroc
 
 
 def test_interval_of_a_mean_is_the_textbook_one():
@@ -59,13 +70,68 @@ def test_no_case_is_refused():
 
 
 def test_a_paired_difference_by_hand():
-    # The first is better by 1 in two of three patients and equal in the third. A draw of three has no better one with probability
-    # 1/27, and never a worse one: the difference is 0 to 1, and p is twice 1/27, of 4000 draws.
-    first, second = np.array([1.0, 1.0, 0.0]), np.zeros(3)
-    found = paired_comparison(lambda rows: first[rows].mean(), lambda rows: second[rows].mean(), np.arange(3), resamples=4000)
-    assert found.difference == pytest.approx(2 / 3)
-    assert (found.low, found.high) == (0.0, 1.0)
-    assert found.p == pytest.approx(2 / 27, abs=0.02)
+    # The first is better by 1 in four of 16 patients and equal in the others. A draw has no better one with probability .75 ** 16
+    # = .0100, and never a worse one: p is twice that, of 4000 draws.
+    first, second = np.repeat([1.0, 0.0], [4, 12]), np.zeros(16)
+    found = paired_comparison(lambda rows: first[rows].mean(), lambda rows: second[rows].mean(), np.arange(16), resamples=4000)
+    assert found.difference == 0.25
+    assert found.low > 0
+    assert found.p == pytest.approx(2 * 0.75**16, abs=0.006)
+    assert found.patients == 16
+
+
+def test_few_patients_have_an_exact_p_of_all_turns_of_signs():
+    parts = np.array([0.9, 0.4, -0.3, 0.8, 0.05, -0.1, 0.6])
+    slow = [abs(sum(sign * part for sign, part in zip(signs, parts))) for signs in product((1, -1), repeat=7)]
+    expected = sum(value >= parts.sum() - 1e-12 for value in slow) / 128
+    assert sign_flip_p(parts) == expected
+    patients = np.repeat(np.arange(7), 2)  # two cases of each: the mean over cases is that over patients
+    first, second = np.repeat(parts, 2) + 1, np.ones(14)
+    found = paired_comparison(lambda rows: first[rows].mean(), lambda rows: second[rows].mean(), patients, resamples=20)
+    assert found.p == expected
+    assert sign_flip_p(np.arange(1.0, 9)) == 2 / 2**8  # all on one side: the least that eight can show
+
+
+def test_p_of_an_auroc_of_few_patients_is_near_that_of_many_draws():
+    random, labels = np.random.default_rng(4), np.arange(12) % 2
+    first, second = labels + random.normal(0, 0.6, 12), labels + random.normal(0, 2.0, 12)
+    found = paired_comparison(lambda r: auroc(labels[r], first[r]), lambda r: auroc(labels[r], second[r]), np.arange(12))
+    assert 1 / 2**11 <= found.p < 1
+    assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_a_score_of_some_patients_is_compared_among_them():
+    random, known = np.random.default_rng(5), np.arange(40) < 8
+    values = random.normal(0.7, 1, 40)
+    of_known = lambda rows: {"all": values[rows].mean(), "some": values[rows][known[rows]].mean()}  # noqa: E731
+    nothing = lambda rows: {"all": 0.0, "some": 0.0, "more": 0.0}  # noqa: E731
+    masks = {"all": np.ones(40, bool), "some": known}
+    found = paired_comparisons(of_known, nothing, np.arange(40), known=masks, resamples=99)
+    assert found.keys() == masks.keys()
+    assert found["some"].p == pytest.approx(sign_flip_p(values[:8]))
+    assert (found["some"].patients, found["all"].patients) == (8, 40)
+
+
+@pytest.mark.parametrize(
+    ("p", "patients", "least", "told"),
+    [
+        (0.5, 5, 1 / 16, "too few"),
+        (1 / 32, 6, 1 / 32, "0.031"),
+        (0.0004, 200, 0.0001, "< 0.001"),
+        (2 / 301, 200, 2 / 301, "<= 0.007"),
+        (0.02, 200, 2 / 301, "0.020"),
+        (float("nan"), 200, 1.0, "-"),
+    ],
+)
+def test_a_p_is_told_with_what_it_cannot_show(p, patients, least, told):
+    assert Comparison(0.1, 0.0, 0.2, p, patients, least).told_p == told
+
+
+def test_several_statistics_have_the_intervals_of_each_alone():
+    values = np.random.default_rng(6).random((2, 9))
+    both = bootstrap_intervals(lambda rows: {"a": values[0][rows].mean(), "b": values[1][rows].std()}, np.arange(9))
+    assert both["b"] == bootstrap_interval(lambda rows: values[1][rows].std(), np.arange(9))
+    assert bootstrap_intervals(lambda rows: {"a": 0.0}, np.arange(9), resamples=0) == {}
 
 
 def test_pairing_sees_what_two_intervals_hide():
@@ -79,20 +145,22 @@ def test_pairing_sees_what_two_intervals_hide():
     assert found.difference == pytest.approx((first - second).mean())
     assert (found.low, found.high) == pytest.approx((found.difference - width, found.difference + width), abs=0.01)
     assert found.p == 2 / 501
-    turned = paired_comparison(other, one, np.arange(200), resamples=500)
+    turned = paired_comparison(other, one, np.arange(200), resamples=500)[:4]
     assert turned == pytest.approx((-found.difference, -found.high, -found.low, found.p))
 
 
 def test_a_system_does_not_differ_from_itself():
     values = np.random.default_rng(3).random(20)
     mean = lambda rows: values[rows].mean()  # noqa: E731
-    assert paired_comparison(mean, mean, np.arange(20), resamples=50) == (0, 0, 0, 1)
+    assert paired_comparison(mean, mean, np.arange(20), resamples=50)[:4] == (0, 0, 0, 1)
+    assert paired_comparison(mean, mean, np.arange(9), resamples=50)[:4] == (0, 0, 0, 1)
 
 
 @pytest.mark.filterwarnings("error")
 def test_no_value_has_no_comparison_and_no_case_is_refused():
     nothing = lambda rows: float("nan")  # noqa: E731
-    assert np.isnan(paired_comparison(nothing, nothing, np.arange(3), resamples=5)).all()
+    assert np.isnan(paired_comparison(nothing, nothing, np.arange(3), resamples=5)[:4]).all()
+    assert np.isnan(paired_comparison(nothing, nothing, np.arange(7), resamples=5)[:4]).all()
     with pytest.raises(ValueError, match="no case"):
         paired_comparison(nothing, nothing, np.array([]))
 

@@ -20,7 +20,7 @@ from mg3d.finetune.pictures import upwards
 from mg3d.finetune.pipeline import OURS, CaseDataset, ReadCase, Sample, balanced, fixed_steps, random_steps, shuffled
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
-from mg3d.metrics.bootstrap import bootstrap_interval
+from mg3d.metrics.bootstrap import bootstrap_intervals
 from mg3d.models.vision.registry import VisionEncoder
 
 Draw = Callable[[np.random.Generator], np.ndarray]
@@ -35,8 +35,10 @@ class Score(NamedTuple):
     low: float
     high: float
     """95 % bootstrap interval over patients."""
-    count: int
-    """Rows of its table, those that this score leaves out among them."""
+    cases: int
+    """Cases (candidates, scans) that it rests on: those whose truth is known, and whom it is asked of."""
+    patients: int
+    """Of whom they are."""
 
 
 class Kind(abc.ABC):
@@ -138,18 +140,17 @@ class Kind(abc.ABC):
 
     def scores(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> list[Score]:
         """Every score with its interval."""
-        values = self.statistics(table, dev)
-        patients = table["patient_id"].to_numpy()
-        drawn: dict[str, list[float]] = {name: [] for name in values}
+        patients, named = table["patient_id"].to_numpy(), {"resamples": self.settings.resamples, "seed": self.settings.seed}
+        intervals = bootstrap_intervals(lambda rows: self.statistics(table.iloc[rows], dev), patients, **named)
+        found = []
+        for name, value in self.statistics(table, dev).items():
+            known, interval = self.rests_on(table, name), intervals.get(name, (float("nan"), float("nan")))
+            found.append(Score(name, value, *interval, int(known.sum()), len(set(patients[known]))))
+        return found
 
-        def draw(rows: np.ndarray) -> float:
-            for name, value in self.statistics(table.iloc[rows], dev).items():
-                drawn[name].append(value)
-            return 0.0
-
-        if self.settings.resamples:
-            bootstrap_interval(draw, patients, resamples=self.settings.resamples, seed=self.settings.seed)
-        return [Score(name, value, *_interval(drawn[name]), len(table)) for name, value in values.items()]
+    def rests_on(self, table: pd.DataFrame, score: str) -> np.ndarray:
+        """bool [rows]: what of a table a score rests on."""
+        return np.ones(len(table), dtype=bool)
 
     def for_prediction(self, cases: Sequence[Case], where: Path) -> list[Case]:
         """New scans with what else a prediction needs, read at the path that holds them; ValueError or FileNotFoundError."""
@@ -178,11 +179,3 @@ class Plain(mt.Transform):
     def __call__(self, sample: Sample) -> Sample:
         """`image` and `mask` as plain tensors."""
         return sample | {key: convert_to_tensor(sample[key]).contiguous() for key in self.names if key in sample}
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    defined = [value for value in values if not np.isnan(value)]
-    if not defined:
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, (0.025, 0.975))
-    return float(low), float(high)

@@ -290,6 +290,10 @@ class Candidates(Classification):
         found = {"auroc": auroc(targets, scores), "cpm": float(rates.mean())}
         return found | {f"sensitivity@{rate:g}": float(value) for rate, value in zip(CPM_RATES, rates, strict=True)}
 
+    def rests_on(self, table: pd.DataFrame, score: str) -> np.ndarray:
+        """`auroc`: candidates that are known; FROC: scans, by their first row."""
+        return super().rests_on(table, score) if score == "auroc" else table["place"].to_numpy() <= 0
+
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
         """The FROC curve and what a classification shows."""
         curve = self.curve(table)

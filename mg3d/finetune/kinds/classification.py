@@ -127,6 +127,13 @@ class Classification(Kind):
         named = {f"{name}/{output}": values[at] for name, values in each.items() for at, output in enumerate(self.task.outputs)}
         return found | {name: float(value) for name, value in named.items()}
 
+    def rests_on(self, table: pd.DataFrame, score: str) -> np.ndarray:
+        """Cases whose target is known; of a sensitivity the positive ones, of a specificity the negative ones."""
+        targets, (measure, _, output) = self.matrices(table)[0], score.partition("/")
+        asked = targets[:, self.task.outputs.index(output)][:, None] if output else targets
+        side = {"sensitivity": 1, "specificity": 0}.get(measure.partition("@")[0].removeprefix("macro_"))
+        return (asked != UNKNOWN if side is None else asked == side).any(1)
+
     def thresholds(self, dev: pd.DataFrame) -> np.ndarray:
         """[outputs]: those of largest sensitivity + specificity on `dev`; nan where it has one class. Kept for the next draw."""
         if self._chosen is None or self._chosen[0] is not dev:

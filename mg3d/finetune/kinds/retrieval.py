@@ -116,6 +116,11 @@ class Retrieval(Prompts):
         jaccards = [column for column in table if column.startswith("jaccard@")]
         return found | {f"volume_to_volume/{column}": float(table[column].mean()) for column in jaccards}
 
+    def rests_on(self, table: pd.DataFrame, score: str) -> np.ndarray:
+        """Volumes or reports that are asked for."""
+        way, _, name = score.partition("/")
+        return table[name if name.startswith("jaccard@") else f"rank/{way}"].notna().to_numpy()
+
 
 def _with_text(case: Case, *, read: Callable[[Case], Sample]) -> Sample:
     if not case.report:

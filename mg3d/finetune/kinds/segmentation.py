@@ -194,6 +194,11 @@ class Segmentation(Kind):
                 found |= {measure: float(pd.Series(each).mean())} | {name: float(value) for name, value in each.items()}
         return found
 
+    def rests_on(self, table: pd.DataFrame, score: str) -> np.ndarray:
+        """Cases that have the structure, or any."""
+        columns = [score] if "/" in score else [f"{score}/{name}" for name in self.task.outputs if f"{score}/{name}" in table]
+        return table[columns].notna().any(axis=1).to_numpy()
+
     def state(self) -> dict[str, Any]:
         """Names of the structures."""
         return {"outputs": list(self.task.outputs)}
