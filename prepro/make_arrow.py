@@ -4,11 +4,12 @@ usage: python prepro/make_arrow.py TABLE.csv folder=FOLDER out=FILE.arrow [root=
 
 Columns of the table: `image` (a path below root, default the table's own folder; a folder of pictures is one scan, the picture of
 the lowest number its inferior end), and where they apply `case_id` (default: the image's name), `patient_id` (default: the
-case), `mask`, `report`, `part` (train or test), `fold`, and the targets: one column per output of the folder, named as it, or for
-exclusive classes `target` with the class's name. An empty target is unknown.
+case), `mask`, `report`, `part` (train or test), `fold` (counted from 0; empty: one is drawn), and
+the targets: one column per output of the folder, named as it, or for exclusive classes `target` with the class's name. An empty
+target is unknown.
 """
 
-import re
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import pandas as pd
 from mg3d.finetune.arrows import write_cases
 from mg3d.finetune.cases import NO_FOLD, UNKNOWN, Case, check_cases
 from mg3d.finetune.folders import load_task
-from mg3d.finetune.images import SLICE_SUFFIXES
+from mg3d.finetune.images import slices_of
 from mg3d.finetune.settings import read_words
 from mg3d.finetune.task import Task
 
@@ -62,17 +63,19 @@ def _case(row: dict[str, str], task: Task, root: Path) -> Case:
         target=_target(row, task),
         report=row.get("report", ""),
         part=part,
-        fold=_number(row.get("fold", ""), "fold", NO_FOLD),
+        fold=_fold(row.get("fold", ""), task),
     )
+
+
+def _fold(text: str, task: Task) -> int:
+    fold = _number(text, "fold", NO_FOLD)
+    if text and not 0 <= fold < task.folds:
+        raise ValueError(f"fold is {text}; {task.folder} has folds 0 to {task.folds - 1} (empty: one is drawn)")
+    return fold
 
 
 def _source(path: Path) -> Path | tuple[Path, ...]:
-    if not path.is_dir():
-        return path
-    pictures = [file for file in path.iterdir() if file.suffix.lower() in SLICE_SUFFIXES and file.name[0] != "."]
-    return (
-        tuple(sorted(pictures, key=lambda file: ([int(number) for number in re.findall(r"\d+", file.stem)], file.name))) or path
-    )
+    return (slices_of(path.iterdir()) or path) if path.is_dir() else path
 
 
 def _target(row: dict[str, str], task: Task) -> tuple[int, ...]:
@@ -90,9 +93,12 @@ def _target(row: dict[str, str], task: Task) -> tuple[int, ...]:
 
 def _number(text: str, name: str, empty: int) -> int:
     try:
-        return int(float(text)) if text else empty
+        value = float(text or empty)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}; expected a whole number") from None
+        value = math.nan
+    if not value.is_integer():
+        raise ValueError(f"{name} is {text!r}; expected a whole number")
+    return int(value)
 
 
 def make(table: Path, given: dict[str, Any]) -> Path:

@@ -70,6 +70,9 @@ def _on_own_data(words: list[str], *, found: Sequence[str], has_gpu: bool, data_
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the choice; returns the exit code."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(f"{__doc__}\nusage: python tools/choose_preset.py [WORD ...] [name=value ...]\nwords: {' '.join(PRESETS)}")
+        return 0
     roots = [word.split("=", 1)[1] for word in arguments if word.startswith("data_root=")]
     data_root = roots[-1] if roots else DataSettings().data_root
     try:

@@ -106,6 +106,9 @@ def adapt(task: Task, options: Mapping[str, Any]) -> Task:
         raise ValueError(f"task={options['task']!r}: expected one of {', '.join(VARIANTS)}")
     if options["reconstructions"] not in ("all", "first"):
         raise ValueError(f"reconstructions={options['reconstructions']!r}: expected all or first")
+    for name, least, unless in (("image_size", 32, 0), ("val_patients", 1, 1)):
+        if options[name] < least and options[name] != unless:
+            raise ValueError(f"{name}={options[name]}: must be at least {least}{'' if unless else ', or 0 for the usual one'}")
     variant = VARIANTS[options["task"]]
     synthetic = options["data_root"] in NO_ROOT or is_synthetic(options["data_root"])
     shape, window = volume_of(options, synthetic=synthetic)

@@ -84,6 +84,8 @@ def from_list(root: Path, *, seed: int) -> list[Case]:
         )
     if not cases:
         raise FileNotFoundError(f"none of the {len(first)} scans of {listed} is below {root}")
+    if len(cases) < len(first):
+        say(f"left out: {len(first) - len(cases)} of {len(first)} scans of {listed.name}, which are not below {root}")
     training = sorted(case.case_id for case in cases if case.part == "train")
     drawn = np.random.default_rng(seed).permutation(len(training))
     folds = {case: int(place) % FOLDS for case, place in zip(training, drawn, strict=True)}

@@ -63,7 +63,7 @@ TASK = Task(
         "val_epochs": 5, "overlap": 0.5,
     },
     phantom={
-        "preprocess.spacing_mm": (8.0, 8.0, 8.0), "preprocess.patch": (24, 32, 32), "preprocess.crops": 2, "epochs": 10,
+        "preprocess.spacing_mm": (8.0, 8.0, 8.0), "preprocess.patch": (24, 32, 32), "preprocess.crops": 2, "epochs": 6,
         "learning_rate": 2e-3, "warmup_epochs": 1, "val_epochs": 2, "num_workers": 0,
     },
     expected={"train": 199},

@@ -48,13 +48,17 @@ def description(folder: Path) -> dict[str, Any]:
     """Labels by value, modalities and labelled pairs of a task's dataset.json; ValueError where it is something else."""
     try:
         found = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        return {
+        told = {
             "labels": {int(value): str(label) for value, label in found["labels"].items()},
             "modality": [found["modality"][str(place)] for place in range(len(found["modality"]))],
             "training": [{"image": entry["image"], "label": entry["label"]} for entry in found["training"]],
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'dataset.json'} is not as the Decathlon has it ({type(error).__name__}: {error})") from error
+    if sorted(told["labels"]) != list(range(len(told["labels"]))):
+        values = ", ".join(map(str, sorted(told["labels"])))
+        raise ValueError(f"{folder / 'dataset.json'} has labels of the values {values}; they must be 0, 1, 2, ... without a gap")
+    return told
 
 
 def adapt(task: Task, options: Mapping[str, Any]) -> Task:
@@ -110,7 +114,7 @@ TASK = Task(
         "val_epochs": 5, "overlap": 0.5,
     },
     phantom={
-        "preprocess.spacing_mm": (8.0, 8.0, 8.0), "preprocess.patch": (24, 32, 32), "preprocess.crops": 2, "epochs": 10,
+        "preprocess.spacing_mm": (8.0, 8.0, 8.0), "preprocess.patch": (24, 32, 32), "preprocess.crops": 2, "epochs": 6,
         "learning_rate": 2e-3, "warmup_epochs": 1, "val_epochs": 2, "num_workers": 0,
     },
     options={"task": "", "folds_file": "", "channel": 0},

@@ -1,7 +1,6 @@
 """CC-CCII: normal, common pneumonia or COVID-19 from 8-bit slices; see README.md."""
 
 import dataclasses
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mg3d.finetune.cases import Case
-from mg3d.finetune.images import SLICE_SUFFIXES
+from mg3d.finetune.images import slices_of
 from mg3d.finetune.run import run, say
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Augment, Preprocess, Task
@@ -40,11 +39,9 @@ def read_pictures(root: Path) -> list[Case]:
     cases = []
     for target, name in enumerate(CLASSES):
         for folder in sorted((root / name).glob("*/*/")):
-            files = [file for file in folder.iterdir() if file.suffix.lower() in SLICE_SUFFIXES and file.name[0] != "."]
-            downwards = sorted(files, key=lambda file: ([int(number) for number in re.findall(r"\d+", file.stem)], file.name))
-            patient, scan = folder.parent.name, folder.name
-            if files:
-                cases.append(_case(patient, scan, tuple(reversed(downwards)), target))
+            downwards = slices_of(folder.iterdir())
+            if downwards:
+                cases.append(_case(folder.parent.name, folder.name, downwards[::-1], target))
     return cases
 
 

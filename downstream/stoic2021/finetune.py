@@ -39,10 +39,9 @@ def read_cases(root: Path, settings: FinetuneSettings) -> list[Case]:
         cases.append(
             Case(case_id=row.PatientID, patient_id=row.PatientID, image=file, target=(covid, severe if known else UNKNOWN))
         )
-    there = [case for case in cases if case.image.is_file()]
-    if not there:
+    if not any(case.image.is_file() for case in cases):
         raise FileNotFoundError(f"none of the {len(cases)} scans of {reference} is in {scans}")
-    return there
+    return cases
 
 
 TASK = Task(

@@ -35,7 +35,8 @@ class VolumeIndex:
         if not path.is_file():
             raise FileNotFoundError(
                 f"no Arrow file {path}; make it with `python prepro/prepro_pretraining_data.py "
-                f"--ct-rate ROOT --ctrg ROOT --out {path.parent}` (one of the two roots is enough)"
+                f"--ct-rate ROOT --ctrg ROOT --out {path.parent}` (one of the two roots is enough); "
+                "without data, `bash run_scripts/pretrain.sh tiny` trains the small model on synthetic ones"
             )
 
     def __getstate__(self) -> dict[str, object]:

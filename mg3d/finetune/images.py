@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
@@ -14,10 +15,17 @@ from PIL import Image
 
 from mg3d.finetune.cases import ArrowRow, PreparedRow, RawScan, Source
 from mg3d.finetune.prepared import read_prepared
+from mg3d.preparation.sources.ctrg import natural_key
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".npz")
 SLICE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def slices_of(files: Iterable[Path]) -> tuple[Path, ...]:
+    """The pictures among files, by the numbers in their names; hidden files are left out."""
+    pictures = [file for file in files if file.suffix.lower() in SLICE_SUFFIXES and not file.name.startswith(".")]
+    return tuple(sorted(pictures, key=lambda file: (natural_key(file.name), file.name)))
 
 
 def read_image(source: Source, *, channel: int | None = None) -> MetaTensor:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,38 @@ from tqdm import tqdm
 from mg3d.files import write_json
 from mg3d.finetune.cases import ArrowRow, Case
 from mg3d.finetune.images import read_grid, read_image
+from mg3d.finetune.ranks import first_does
 
 
 def survey(cases: Sequence[Case], memory: Path) -> dict[str, dict[str, Any]]:
     """Case -> `values` of its mask, and its `mask` and `image` grids as [voxels, affine]; cases without a mask are left out.
 
     memory: a JSON file of what was read before; a file of equal name, size and time is not read again.
+        The first process writes it.
 
     Raises:
         FileNotFoundError, ValueError: a file that cannot be read.
     """
-    known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
     keys = {case.case_id: _key(case) for case in cases if case.mask is not None}
-    unread = [case for case in cases if case.case_id in keys and keys[case.case_id] not in known]
-    if unread:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            read = tqdm(pool.map(_read, unread), "reading masks", len(unread), disable=None)
-            known |= {keys[case.case_id]: found for case, found in zip(unread, read, strict=True)}
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, known)
+    first_does(lambda: _remember(cases, keys, memory), done=lambda: set(keys.values()) <= set(_known(memory)), what=str(memory))
+    known = _known(memory)
     return {name: known[key] for name, key in keys.items()}
+
+
+def _known(memory: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
+
+
+def _remember(cases: Sequence[Case], keys: Mapping[str, str], memory: Path) -> None:
+    known = _known(memory)
+    unread = [case for case in cases if case.case_id in keys and keys[case.case_id] not in known]
+    if not unread:
+        return
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        read = tqdm(pool.map(_read, unread), "reading masks", len(unread), disable=None)
+        known |= {keys[case.case_id]: found for case, found in zip(unread, read, strict=True)}
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    write_json(memory, known)
 
 
 def refuse_bad_masks(cases: Sequence[Case], memory: Path, *, structures: int) -> None:

@@ -9,8 +9,8 @@ from monai import transforms as mt
 from monai.data import MetaTensor
 
 from mg3d.finetune.cases import Case
+from mg3d.finetune.images import slices_of
 from mg3d.finetune.pipeline import Sample
-from mg3d.preparation.sources.ctrg import natural_key
 
 TOP_FIRST = np.diag([-1.0, -1.0, -1.0, 1.0])
 """RAS of array axes x to the left, y to the back, z downwards, as the columns, rows and order of the pictures."""
@@ -20,7 +20,7 @@ def upwards(case: Case) -> Case:
     """A case of slices with the lowest first, however they came, by the numbers in their names; any other as it is."""
     if not isinstance(case.image, tuple) or not all(isinstance(file, Path) for file in case.image):
         return case
-    return dataclasses.replace(case, image=tuple(sorted(case.image, key=lambda file: natural_key(file.name), reverse=True)))
+    return dataclasses.replace(case, image=slices_of(case.image)[::-1])
 
 
 class StateTopFirst(mt.Transform):

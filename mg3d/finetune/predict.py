@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from mg3d.finetune.cases import Case
 from mg3d.finetune.fit import load_network, machine
-from mg3d.finetune.images import SLICE_SUFFIXES, VOLUME_SUFFIXES
+from mg3d.finetune.images import SLICE_SUFFIXES, VOLUME_SUFFIXES, slices_of
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.results import write_table
-from mg3d.preparation.sources.ctrg import natural_key
 from mg3d.training.trainer import resolve_accelerator
 
 
@@ -34,13 +33,11 @@ def find_scans(path: Path) -> list[Case]:
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     names = [(_name(file, path), file) for file in files if file.name.lower().endswith(VOLUME_SUFFIXES)]
     slices: dict[Path, list[Path]] = {}
-    for file in files:
-        if file.name.lower().endswith(SLICE_SUFFIXES):
-            slices.setdefault(file.parent, []).append(file)
+    for file in slices_of(files):
+        slices.setdefault(file.parent, []).append(file)
     cases = [Case(case_id=name, patient_id=name, image=file) for name, file in names]
     for folder, held in slices.items():
-        ordered = tuple(sorted(held, key=lambda file: natural_key(file.name)))
-        cases.append(Case(case_id=_name(folder, path), patient_id=_name(folder, path), image=ordered))
+        cases.append(Case(case_id=_name(folder, path), patient_id=_name(folder, path), image=tuple(held)))
     counts = Counter(case.case_id for case in cases)
     cases = [case if counts[case.case_id] == 1 else _with_ending(case) for case in cases]
     if not cases:

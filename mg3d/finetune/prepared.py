@@ -10,6 +10,7 @@ import numpy as np
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.finetune.cases import Case, PreparedRow, RawScan
+from mg3d.finetune.ranks import first_does
 from mg3d.preparation.leaks import LeakError
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
@@ -41,13 +42,20 @@ def is_prepared(root: Path, dataset: str) -> bool:
 
 
 def prepared(root: Path, order: Order, *, say: Callable[[str], None]) -> Path:
-    """The folder of a data set's Arrow files: `root` where they lie there, else `order.out`, made or completed from `root`.
+    """The folder of a data set's Arrow files: `root` where they lie there, else `order.out`, made or completed from `root` by the
+    first process.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as `mg3d.preparation.run.prepare`.
     """
     if is_prepared(root, order.dataset):
         return root
+    files = [index_path(order.out, order.dataset, split) for split in SPLITS]
+    first_does(lambda: _prepare(root, order, say), done=lambda: all(file.is_file() for file in files), what=str(order.out))
+    return order.out
+
+
+def _prepare(root: Path, order: Order, say: Callable[[str], None]) -> None:
     say(f"preparing {root} into {order.out}; what was prepared before is kept, and a run that is cut off goes on")
     options = Options(
         out=order.out, roots={order.dataset: root}, recipe=Recipe(shape=order.shape), workers=order.workers,
@@ -61,7 +69,6 @@ def prepared(root: Path, order: Order, *, say: Callable[[str], None]) -> Path:
         say(note)
     if summary.share > ALLOWED_ASIDE:
         say(f"{summary.share:.1%} of the volumes were set aside; {order.out / 'quarantine.jsonl'} says why")
-    return order.out
 
 
 def read_prepared_cases(folder: Path, dataset: str, *, every_reconstruction: bool = True, reports: bool = False) -> list[Case]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from mg3d.finetune.ranks import first_does
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
 from mg3d.phantom.downstream.registry import MARK, SETS, write_set
@@ -20,17 +21,20 @@ def is_synthetic(data_root: str) -> bool:
 
 
 def read_root(task: Task, settings: FinetuneSettings, *, synthetic: bool, say: Callable[[str], None]) -> Path:
-    """The data root; a synthetic set is made first where none is.
+    """The data root; where none is, a synthetic set is made, by the first process alone.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
     if synthetic and settings.data_root in NO_ROOT:
-        asked = settings.data_root or "(empty)"
-        say(f"data_root={asked}: using a synthetic set in the layout of {task.folder}; these are no real patients")
+        asked = f"data_root={settings.data_root}" if settings.data_root else "no data_root given"
+        say(f"{asked}: training on a synthetic set in the layout of {task.folder}; no real patients, and no result for a paper")
         cases, voxels = SETS[task.folder].usual
         workers = min(4, os.cpu_count() or 1)
-        return write_set(task.folder, SYNTHETIC_ROOT, cases=cases, voxels_in_plane=voxels, workers=workers, **task.synthetic)
+        made = SYNTHETIC_ROOT / task.folder
+        named = {"cases": cases, "voxels_in_plane": voxels, "workers": workers, **task.synthetic}
+        first_does(lambda: write_set(task.folder, SYNTHETIC_ROOT, **named), done=made.is_dir, what=str(made))
+        return made
     root = Path(settings.data_root)
     if not root.exists():
         raise FileNotFoundError(f"data_root={root}: there is no such folder; data_root=phantom shows the task on synthetic data")

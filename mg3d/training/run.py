@@ -80,11 +80,11 @@ def pretrain(settings: Settings) -> None:
     plan = plan_batches(settings)
     if settings.run.load_path and not checkpoint:
         load(settings, build_vision(settings))  # refused now rather than after the reports have been read
-    if settings.run.evidence:
-        held_out_studies(settings)  # refused now rather than after the training
     if is_first_rank():
         for note in require_sound(settings.data.data_root, settings.data.datasets):
             say(note)
+    if settings.run.evidence:
+        held_out_studies(settings)  # refused now rather than after the training
     pl.seed_everything(settings.run.seed, verbose=False)
     data = build_data(settings, per_rank=plan.per_rank, with_text_cache=True)
     origin = tokenizer_origin(settings, data)

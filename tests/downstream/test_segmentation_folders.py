@@ -244,3 +244,10 @@ def test_a_short_training_learns_something(name, tiny_set, tmp_path):
     (file,) = tmp_path.rglob("scores.json")
     scores = {score["name"]: score["value"] for score in json.loads(file.read_text())["scores"]["val"]}
     assert scores["dice"] > 0.2
+
+
+def test_label_values_with_a_gap_are_one_sentence(tmp_path):
+    labels = {"0": "background", "1": "organ", "3": "tumour"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "modality": {"0": "CT"}, "training": []}))
+    with pytest.raises(ValueError, match="labels of the values 0, 1, 3; they must be 0, 1, 2"):
+        load("MSD").description(tmp_path)

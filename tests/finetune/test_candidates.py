@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from downstream.folders import load
+from monai.transforms import Compose
 
 from mg3d.finetune.cases import Candidate, Case, Finding
 from mg3d.finetune.kinds.candidates import Candidates, Cubes, RecentScans, Scan, cut_cube, drawn_by_scan
-from mg3d.finetune.pipeline import TicketSampler
+from mg3d.finetune.pipeline import TicketSampler, random_steps
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 
@@ -267,3 +268,19 @@ def test_candidates_of_one_class_are_refused():
     with pytest.raises(ValueError, match=r"classes \[0\]; both 0 and 1"):
         kind().check([case])
     assert len(Cubes([case], lambda case: case, finish=lambda cube: cube, sides=(2, 2, 2))) == 1
+
+
+@pytest.mark.parametrize("axes", ["SPL", "LPS"])
+def test_random_changes_stay_in_the_plane_of_the_slices(axes):
+    changes = random_steps(load("Luna16").TASK.augment, keys=["image"], axes=axes)
+    compose, sides, place = Compose(changes), {"S": 5, "P": 12, "L": 12}, axes.index("S")
+    along_z = torch.arange(5.0).reshape([-1 if letter == "S" else 1 for letter in axes])
+    varied = torch.rand([sides[letter] for letter in axes], generator=torch.Generator().manual_seed(0))
+    for seed in range(8):
+        compose.set_random_state(seed=seed)
+        kept = compose({"image": along_z.expand([sides[letter] for letter in axes])[None].clone()})["image"][0]
+        torch.testing.assert_close(
+            kept.movedim(place, 0).flatten(1), torch.arange(5.0)[:, None].expand(5, 144), atol=1e-4, rtol=0
+        )
+    compose.set_random_state(seed=1)
+    assert not torch.equal(compose({"image": varied[None].clone()})["image"][0], varied)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from downstream.folders import ROOT, load
+from PIL import Image
 
 from mg3d import glossary
 from mg3d.finetune import arrows
@@ -73,6 +74,15 @@ def test_exclusive_targets_and_masks_come_from_their_columns(script, tmp_path):
     assert np.array_equal(read_image(one.mask), read_image(two.image))
 
 
+def test_pictures_are_stacked_by_the_numbers_in_their_names(script, tmp_path):
+    for grey, name in enumerate(("s2.png", "s10.png", "s010.png", "s100.PNG")):
+        Image.fromarray(np.full((3, 4), 10 * grey, np.uint8)).save(tmp_path / name)
+    (tmp_path / ".s1.png").write_bytes(b"no picture")
+    (tmp_path / "t.csv").write_text("image,target\n.,CP\n")
+    file = script("make_arrow").make(tmp_path / "t.csv", {"folder": "cc-ccii", "out": tmp_path / "t.arrow"})
+    assert read_image(arrows.read_cases(file)[0].image)[0, :, 0, 0].tolist() == [0, 20, 10, 30]  # equal numbers: by the name
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -80,7 +90,11 @@ def test_exclusive_targets_and_masks_come_from_their_columns(script, tmp_path):
         ("image,colour\na.npy,red\n", r"the columns \['colour'\], which mean nothing"),
         ("image,probCOVID\na.npy,3\n", r"line 2: the targets are \(3, -1\)"),
         ("image,probCOVID\na.npy,1\nb.npy,yes\n", "line 3: probCOVID is 'yes'; expected a whole number"),
+        ("image,probCOVID\na.npy,0.5\n", "line 2: probCOVID is '0.5'; expected a whole number"),
         ("image,part\na.npy,val\n", "line 2: part is 'val'"),
+        ("image,fold\na.npy,1.5\n", "line 2: fold is '1.5'; expected a whole number"),
+        ("image,fold\na.npy,1\nb.npy,5\n", "line 3: fold is 5; stoic2021 has folds 0 to 4"),
+        ("image,fold\na.npy,-1\n", "line 2: fold is -1; stoic2021 has folds 0 to 4"),
         ("image\na.npy\na.npy\n", "1 cases occur twice"),
         ("image\na.npy\n", "none of the 1 cases could be read"),
     ],

@@ -7,6 +7,7 @@ from downstream.folders import ROOT, load
 from mg3d.finetune.cases import assign_folds
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.usable import set_aside
 
 SMALL = ["epochs=1", "batch_size=3", "num_workers=0", "resamples=0", "accelerator=cpu"]
 
@@ -64,3 +65,16 @@ def test_a_target_that_is_neither_0_nor_1_is_named(tmp_path):
     (tmp_path / "metadata" / "reference.csv").write_text("PatientID,probCOVID,probSevere\n1,1,0\n2,1,\n")
     with pytest.raises(ValueError, match="are 0 or 1, but not in line 3"):
         load("stoic2021").read_cases(tmp_path, FinetuneSettings())
+
+
+def test_scans_that_are_not_there_are_set_aside_by_name(tmp_path):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "reference.csv").write_text("PatientID,probCOVID,probSevere\n3,1,0\n12,1,1\n40,0,0\n")
+    (tmp_path / "data" / "mha").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="none of the 3 scans"):
+        load("stoic2021").read_cases(tmp_path, FinetuneSettings())
+    (tmp_path / "data" / "mha" / "12.mha").write_bytes(b"some")
+    usable, refused = set_aside(load("stoic2021").read_cases(tmp_path, FinetuneSettings()))
+    assert [case.case_id for case in usable] == ["12"]
+    assert [row["case_id"] for row in refused] == ["3", "40"]
+    assert refused[0]["reason"] == f"there is no file {tmp_path / 'data' / 'mha' / '3.mha'}"

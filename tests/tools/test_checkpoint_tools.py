@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.networks.nets.swin_unetr import SwinTransformer
 
 from mg3d.checkpoints.command import answer
 
@@ -37,7 +38,7 @@ def test_json_has_no_number_that_json_does_not_know(weights, capsys):
     def refuse(word):
         raise AssertionError(word)
 
-    assert tool("inspect_checkpoint", weights, "--json") == 0
+    assert tool("inspect_checkpoint", weights, "--json") == 1  # nothing of it is known, and the passport is there all the same
     told = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert told["provenance"]["provenance"] == {"best": "-Infinity"}
 
@@ -69,7 +70,12 @@ def test_every_error_of_the_border_becomes_a_line_and_exit_code_2(error, sentenc
     assert sentence in one_line(capsys)
 
 
-def test_a_reader_that_stops_early_is_no_error(weights, monkeypatch):
+def test_a_reader_that_stops_early_is_no_error(tmp_path, monkeypatch):
+    weights = tmp_path / "in.pt"
+    shapes = {"embeddings.word_embeddings.weight": (50, 8), "embeddings.position_embeddings.weight": (16, 8),
+              "encoder.layer.0.output.LayerNorm.gamma": (8,)}  # fmt: skip
+    bert = {f"bert.{name}": torch.zeros(shape) for name, shape in shapes.items()}
+    torch.save(bert | {"cls.predictions.bias": torch.zeros(50)}, weights)
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream, monkeypatch.context() as patch:
@@ -102,3 +108,16 @@ def test_a_conversion_that_leaves_nothing_writes_nothing(tmp_path, capsys):
     assert tool("convert_meter_weights", tmp_path / "in.pt", tmp_path / "out.pt", "--to", "meter") == 2
     assert "none of its 2 tensors, of released names, corresponds to one of meter" in one_line(capsys)
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_scrap_is_no_success(tmp_path, capsys):
+    torch.save({"swinViT.patch_embed.proj.weight": torch.ones(48, 1, 2, 2, 2)}, tmp_path / "in.pt")
+    assert tool("inspect_checkpoint", tmp_path / "in.pt") == 1
+    assert "holds nothing that is known here" in one_line(capsys)
+
+
+def test_a_part_of_an_encoder_is_told_and_no_success(tmp_path, capsys):
+    blocks = SwinTransformer(1, 12, (2, 2, 2), (2, 2, 2), (1, 1, 1, 1), (1, 2, 4, 8), spatial_dims=3).state_dict()
+    torch.save({name: tensor for name, tensor in blocks.items() if ".mlp." not in name}, tmp_path / "in.pt")
+    assert tool("inspect_checkpoint", tmp_path / "in.pt") == 1
+    assert "of the parameters of its image encoder (" in one_line(capsys)

@@ -99,3 +99,25 @@ def test_a_forbidden_gpu_is_no_gpu(capsys, monkeypatch, tmp_path):
     assert TOOL.main([f"data_root={tmp_path}", "accelerator=cpu"]) == 2
     assert "no usable GPU" in capsys.readouterr().err
     assert TOOL.main([f"data_root={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--help"], 0, "Settings of one:"),
+        ([], 2, "name a folder of downstream/ first"),
+        (["Nope", "fold=1"], 2, "Nope is no folder"),
+    ],
+)
+def test_fine_tuning_without_a_folder_lists_them_and_makes_nothing(words, code, told):
+    script = Path(__file__).parents[2] / "run_scripts" / "finetune.sh"
+    ran = subprocess.run(["bash", script, *words], capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+    assert ran.returncode == code
+    out = ran.stdout if code == 0 else ran.stderr
+    assert told in out
+    assert "ACDC CT-RATE CTRG Covid19_20 Luna16 MSD cc-ccii stoic2021" in out
+
+
+def test_help_of_the_choice_is_no_choice(capsys):
+    assert TOOL.main(["--help"]) == 0
+    assert "usage: python tools/choose_preset.py" in capsys.readouterr().out

@@ -84,9 +84,6 @@ class Prompts(Labels):
         self.made: tuple[MG3D, PreTrainedTokenizerBase] | None = None
         self.described: dict[str, Any] = {}
         self.by_steps = self.options["task"] == "prompts"
-
-    def check(self, cases: Sequence[Case]) -> None:
-        """Refuses options that name nothing, before a volume is read."""
         trained_parts(self.options["train"])
         if self.options["loss"] not in LOSSES:
             raise ValueError(f"loss={self.options['loss']!r}: expected one of {', '.join(LOSSES)}")

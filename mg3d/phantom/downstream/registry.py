@@ -35,14 +35,14 @@ class SyntheticSet(NamedTuple):
 
 
 SETS: dict[str, SyntheticSet] = {
-    "ACDC": SyntheticSet(acdc.write, Size(30, 64)),
-    "cc-ccii": SyntheticSet(cc_ccii.write, Size(36, 48)),
-    "Covid19_20": SyntheticSet(covid19_20.write, Size(24, 64)),
-    "CT-RATE": SyntheticSet(ct_rate.write, Size(40, 48)),
-    "CTRG": SyntheticSet(ctrg.write, Size(40, 48)),
-    "Luna16": SyntheticSet(luna16.write, Size(30, 64)),
-    "MSD": SyntheticSet(msd.write, Size(24, 64)),
-    "stoic2021": SyntheticSet(stoic2021.write, Size(40, 48)),
+    "ACDC": SyntheticSet(acdc.write, Size(36, 64)),
+    "cc-ccii": SyntheticSet(cc_ccii.write, Size(180, 48)),
+    "Covid19_20": SyntheticSet(covid19_20.write, Size(50, 64)),
+    "CT-RATE": SyntheticSet(ct_rate.write, Size(240, 48)),
+    "CTRG": SyntheticSet(ctrg.write, Size(300, 48)),
+    "Luna16": SyntheticSet(luna16.write, Size(110, 64)),
+    "MSD": SyntheticSet(msd.write, Size(50, 64)),
+    "stoic2021": SyntheticSet(stoic2021.write, Size(300, 48)),
 }
 
 
