@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = {"cpu": 4 << 20}
 """Device -> what the widest layer may hold at once: on a CPU what stays in its cache."""
@@ -64,5 +65,7 @@ def per_token(layers: Sequence[nn.Module], tokens: Tensor, *, widest: int) -> Te
     """layers(tokens) for tokens [..., C], layers that look at each token alone and draw nothing at random."""
     if not torch.is_grad_enabled():
         return _through(layers, tokens)
+    if torch.compiler.is_compiling():  # the compiler fuses what chunks keep in the cache
+        return checkpoint(_through, layers, tokens, use_reentrant=False)
     parameters = [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
-    return PerToken.apply(layers, widest, tokens.reshape(-1, tokens.shape[-1]), *parameters).view(tokens.shape)
+    return PerToken.apply(layers, widest, tokens.reshape(-1, tokens.shape[-1]), *parameters).unflatten(0, tokens.shape[:-1])

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mg3d.models.vision.masking import hide
 from mg3d.models.vision.recompute import per_token
-from mg3d.models.vision.windows import WindowAttention, clip_window, plan_windows
+from mg3d.models.vision.windows import Parameters, clip_window, window_attention
 
 _LEGACY_NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
@@ -38,7 +38,7 @@ class LegacyPatchMerging(nn.Module):
         depth, height, width = features.shape[1:4]
         features = F.pad(features, (0, 0, 0, width % 2, 0, height % 2, 0, depth % 2))
         neighbours = [features[:, z::2, y::2, x::2] for z, y, x in _LEGACY_NEIGHBOURS]
-        return self.reduction(self.norm(torch.cat(neighbours, -1)))
+        return per_token((self.norm, self.reduction), torch.cat(neighbours, -1), widest=self.reduction.in_features)
 
 
 class TokenProjection(nn.Module):
@@ -73,8 +73,8 @@ class SwinEncoder(SwinTransformer):
         patch_merging: "legacy" for released weights, "monai" for the one that takes each neighbour once.
         mask_token: learn a vector that stands for a hidden patch.
         projection_width: adds the three-layer `proj_head` to `encode`, as the released Swin-L has (768).
-        gradient_checkpointing: compute the attention's projections again in the backward pass too; attention maps and what
-            lies inside the feed-forward layers never are kept.
+        gradient_checkpointing: compute each block again in the backward pass, of which its input is kept; attention maps,
+            queries, keys, values and what lies inside the feed-forward layers never are.
 
     Raises:
         ValueError: depths and heads differ in length or name no or more than four stages; a size is neither one number nor
@@ -157,27 +157,29 @@ class SwinEncoder(SwinTransformer):
         yield features
         for stage in (*self.layers1, *self.layers2, *self.layers3, *self.layers4):
             for block in stage.blocks:
-                features = self._block(block, features)
+                again = self.recomputes and torch.is_grad_enabled()
+                features = checkpoint(_through, block, features, use_reentrant=False) if again else _through(block, features)
             features = stage.downsample(features)
             yield features
 
-    def _block(self, block: SwinTransformerBlock, features: Tensor) -> Tensor:
-        again = self.recomputes and torch.is_grad_enabled()
-        attended = checkpoint(_attended, block, features, use_reentrant=False) if again else _attended(block, features)
-        features = features + attended
-        return features + per_token((block.norm2, block.mlp), features, widest=block.mlp.linear1.out_features)
+
+def _through(block: SwinTransformerBlock, features: Tensor) -> Tensor:
+    """One of MONAI's blocks, for features [B, d, h, w, C]."""
+    features = features + _attended(block, features)
+    return features + per_token((block.norm2, block.mlp), features, widest=block.mlp.linear1.out_features)
 
 
 def _attended(block: SwinTransformerBlock, features: Tensor) -> Tensor:
     """Attention within windows of features [B, d, h, w, C], with the parameters of MONAI's block."""
-    batch, *shape, channels = features.shape
-    window, shift = clip_window(shape, block.window_size, block.shift_size)
-    plan = plan_windows(batch, tuple(shape), window, shift=shift, device=features.device)
-    attention, size = block.attn, plan.size
+    window, shift = clip_window(features.shape[1:4], block.window_size, block.shift_size)
+    attention, kind, size = block.attn, features.device.type, math.prod(window)
     index = attention.relative_position_index[:size, :size].reshape(-1)
     bias = attention.relative_position_bias_table[index].T.reshape(-1, size, size).contiguous()
-    qkv = attention.qkv(block.norm1(features).view(-1, channels))
-    return attention.proj(WindowAttention.apply(qkv, attention.qkv.bias, bias, plan)).view_as(features)
+    weights = (attention.qkv.weight, attention.qkv.bias)
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        weights = tuple(weight.to(torch.get_autocast_dtype(kind)) for weight in weights)
+    learned = Parameters(block.norm1.weight, block.norm1.bias, *weights, bias)
+    return attention.proj(window_attention(features, list(learned), window=window, shift=shift, eps=block.norm1.eps))
 
 
 def _normalised(features: Tensor) -> Tensor:

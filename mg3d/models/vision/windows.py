@@ -4,22 +4,24 @@ The same function as in MONAI's Swin blocks: a volume of tokens is padded to who
 token attends to those of its window that come from the same side of the roll, with a learned bias for each relative place.
 Here the tokens of windows are gathered by index instead of padded, rolled and copied; windows that share a mask are computed
 together, so that there is one mask for each kind of window instead of one per window; for the backward pass nothing is kept but
-the projected tokens and the result, from which the maps are computed again, a few windows at a time.
+the tokens as they came, which are normalised and projected again, a few windows at a time. An operator of its own, which
+`torch.compile` takes as it is.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 APART = -100.0
 """Added where two tokens come from different sides of the roll; what MONAI adds, so that results are equal."""
 CHUNK_BYTES = {"cpu": 6 << 20}
-"""Device -> attention maps that are computed at once in the backward pass: on a CPU what stays in its cache."""
+"""Device -> what is computed at once, projections forward and attention maps backward: on a CPU what stays in its cache."""
 CHUNK_BYTES_ELSEWHERE = 1 << 30
 
 
@@ -40,8 +42,8 @@ class WindowPlan(NamedTuple):
     """int64 [windows * n]: the token of the batch at each place, 0 at padding."""
     scatter: Tensor
     """int64 [B * tokens]: the place of each token of the batch."""
-    padding: Tensor
-    """int64: places that hold no token."""
+    absent: Tensor | None
+    """bool [windows * n, 1]: places that hold no token; None where all hold one."""
     groups: tuple[Group, ...]
     size: int
     """n, places of a window."""
@@ -86,10 +88,8 @@ def plan_windows(
         mask = (apart.float() * APART).to(device) if apart.any() else None
         groups.append(Group(first * batch, (first + count) * batch, mask))
         first += count
-    padding = (places < 0).nonzero()[:, 0]
-    return WindowPlan(
-        places.clamp(min=0).to(device), scatter.to(device), padding.to(device), tuple(groups), tokens.shape[1]
-    )
+    absent = (places < 0)[:, None].to(device) if len(here) < len(places) else None
+    return WindowPlan(places.clamp(min=0).to(device), scatter.to(device), absent, tuple(groups), tokens.shape[1])
 
 
 def _sides(padded: Sequence[int], shift: Sequence[int]) -> Tensor:
@@ -108,77 +108,165 @@ def _cut(volume: Tensor, window: Sequence[int]) -> Tensor:
     return split.permute(0, 2, 4, 1, 3, 5).reshape(counts[0] * counts[1] * counts[2], -1)
 
 
-class WindowAttention(torch.autograd.Function):
-    """softmax(q k' / sqrt(d) + bias) v within windows; tokens come and go in their own order.
+class Parameters(NamedTuple):
+    """What attention within windows learns; products are computed in the precision of `weight`."""
 
-    A place without a token holds what a token of zeros is projected to, the bias of the projection, as in MONAI.
+    norm_weight: Tensor
+    """[C]"""
+    norm_bias: Tensor
+    """[C]"""
+    weight: Tensor
+    """[3 C, C]: from normalised tokens to queries, keys and values of all heads."""
+    weight_bias: Tensor
+    """[3 C]"""
+    bias: Tensor
+    """[heads, n, n]: added to the attention maps."""
+
+
+class _Projected(NamedTuple):
+    """Some windows."""
+
+    raw: Tensor
+    """[windows n, C]"""
+    normed: Tensor
+    """[windows n, C], zeros at places without a token, as in MONAI."""
+    mean: Tensor
+    rstd: Tensor
+    qkv: Tensor
+    """[3, windows, heads, n, d]"""
+
+
+@torch.library.custom_op("mg3d::window_attention", mutates_args=())
+def window_attention(
+    features: Tensor, parameters: Sequence[Tensor], *, window: Sequence[int], shift: Sequence[int], eps: float
+) -> Tensor:
+    """softmax(q k' / sqrt(d) + bias) v within windows of normalised features [B, d, h, w, C], in the same shape.
+
+    parameters: as `Parameters`; window and shift: as `clip_window` gives them; eps: of the norm.
     """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, empty: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
-        """[tokens, C] of qkv [tokens, 3 C] (all tokens of the batch), empty [3 C] and bias [heads, n, n]."""
-        q, k, v = _in_windows(qkv, empty, plan, len(bias), parts=3).unbind()
-        windows, heads, size, width = q.shape
-        out = qkv.new_empty((windows, size, heads, width))
-        for group in plan.groups:
-            rows = slice(group.first, group.last)
-            mask = _mask(bias.detach(), group).to(q.dtype)[None]  # one that needs a gradient, no fused kernel takes
-            found = F.scaled_dot_product_attention(q[rows], k[rows], v[rows], attn_mask=mask)
-            out[rows] = found.transpose(1, 2)
-        out = out.view(windows * size, heads * width).index_select(0, plan.scatter)
-        ctx.save_for_backward(qkv, empty, bias, out)
-        ctx.plan = plan
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Gradients of qkv, empty and bias."""
-        qkv, empty, bias, out = ctx.saved_tensors
-        plan, heads = ctx.plan, len(bias)
-        q, k, v = _in_windows(qkv, empty, plan, heads, parts=3).unbind()
-        windows, _, size, width = q.shape
-        nothing = gradient.new_zeros(heads * width)
-        d_out = _in_windows(gradient, nothing, plan, heads)[0]
-        mean = (gradient * out).view(-1, heads, width).sum(-1)
-        mean = _in_windows(mean, nothing[:heads], plan, heads)[0]
-        d_bias = torch.zeros(bias.shape, dtype=torch.promote_types(bias.dtype, torch.float32), device=bias.device)
-        d_qkv = qkv.new_empty((windows, size, 3, heads, width))
-        d_q, d_k, d_v = d_qkv.permute(2, 0, 3, 1, 4).unbind()
-        scale = width**-0.5
-        for rows, mask in _chunks(plan, bias):
-            maps = torch.matmul(q[rows] * scale, k[rows].mT).to(d_bias.dtype)
-            maps = maps.add_(mask).softmax(-1)
-            d_v[rows] = torch.matmul(maps.to(q.dtype).mT, d_out[rows])
-            d_maps = torch.matmul(d_out[rows], v[rows].mT).to(d_bias.dtype)
-            d_maps.sub_(mean[rows]).mul_(maps)
-            d_bias += d_maps.sum(0)
-            d_maps = d_maps.to(q.dtype)
-            d_q[rows] = torch.matmul(d_maps, k[rows]).mul_(scale)
-            d_k[rows] = torch.matmul(d_maps.mT, q[rows]).mul_(scale)
-        d_qkv = d_qkv.view(windows * size, -1)
-        d_empty = d_qkv[plan.padding].sum(0).to(empty.dtype)
-        return d_qkv.index_select(0, plan.scatter), d_empty, d_bias.to(bias.dtype), None
+    learned, plan = Parameters(*parameters), _plan(features, window, shift)
+    heads, channels = len(learned.bias), features.shape[-1]
+    tokens = features.reshape(-1, channels)
+    out = learned.weight.new_empty((len(plan.gather) // plan.size, plan.size, heads, channels // heads))
+    for rows, mask in _chunks(plan, learned.bias, 3 * plan.size * channels, dtype=learned.weight.dtype):
+        q, k, v = _project(tokens, learned, plan, rows, eps=eps).qkv.unbind()
+        out[rows] = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None]).transpose(1, 2)
+    return out.view(-1, channels).index_select(0, plan.scatter).view(features.shape)
 
 
-def _in_windows(tokens: Tensor, empty: Tensor, plan: WindowPlan, heads: int, *, parts: int = 1) -> Tensor:
-    """[tokens, parts heads d] -> [parts, windows, heads, n, d], with `empty` [parts heads d] at places without a token."""
-    cut = tokens.index_select(0, plan.gather)
-    if len(plan.padding):
-        cut[plan.padding] = empty.to(cut.dtype)
-    return cut.view(-1, plan.size, parts, heads, tokens.shape[1] // (parts * heads)).permute(2, 0, 3, 1, 4)
+@torch.library.custom_op("mg3d::window_attention_backward", mutates_args=())
+def window_attention_backward(
+    gradient: Tensor, features: Tensor, parameters: Sequence[Tensor], *, window: Sequence[int], shift: Sequence[int], eps: float
+) -> list[Tensor]:
+    """Gradients of features and parameters, for the gradient of what `window_attention` gave."""
+    learned, plan = Parameters(*parameters), _plan(features, window, shift)
+    heads, channels = len(learned.bias), features.shape[-1]
+    tokens, gradient = features.reshape(-1, channels), gradient.reshape(-1, channels)
+    exact = torch.promote_types(learned.bias.dtype, torch.float32)
+    sums = Parameters(*(torch.zeros_like(parameter, dtype=exact) for parameter in learned))
+    d_tokens = tokens.new_empty((len(plan.gather), channels))
+    for rows, mask in _chunks(plan, learned.bias, heads * plan.size**2, dtype=exact):
+        part, places = _project(tokens, learned, plan, rows, eps=eps), _places(plan, rows)
+        d_out = _without_absent(gradient.index_select(0, plan.gather[places]), plan, places)
+        d_out = d_out.view(-1, plan.size, heads, channels // heads).transpose(1, 2).contiguous()
+        d_qkv = _attention_backward(part.qkv.contiguous(), d_out, mask, sums.bias)
+        sums.weight.add_(d_qkv.mT @ part.normed)
+        sums.weight_bias.add_(d_qkv.sum(0))
+        d_normed = _without_absent(d_qkv @ learned.weight, plan, places).to(part.raw.dtype)
+        found = torch.ops.aten.native_layer_norm_backward(
+            d_normed, part.raw, (channels,), part.mean, part.rstd, learned.norm_weight, learned.norm_bias, (True, True, True)
+        )
+        d_tokens[places] = found[0]
+        sums.norm_weight.add_(found[1])
+        sums.norm_bias.add_(found[2])
+    d_features = d_tokens.index_select(0, plan.scatter).view(features.shape)
+    return [d_features, *(total.to(parameter.dtype) for total, parameter in zip(sums, learned, strict=True))]
 
 
-def _mask(bias: Tensor, group: Group) -> Tensor:
-    """[heads, n, n]: what is added to the maps of a group."""
-    return bias if group.mask is None else bias + group.mask.to(bias.dtype)
+def _attention_backward(qkv: Tensor, d_out: Tensor, mask: Tensor, d_bias: Tensor) -> Tensor:
+    """[windows n, 3 C]: gradient of qkv [3, windows, heads, n, d] for that of the result; that of the bias is added to d_bias."""
+    q, k, v = qkv.unbind()
+    windows, heads, size, width = q.shape
+    scale = width**-0.5
+    d_qkv = q.new_empty((windows, size, 3, heads, width))
+    d_q, d_k, d_v = d_qkv.permute(2, 0, 3, 1, 4).unbind()
+    maps = torch.matmul(q * scale, k.mT).to(mask.dtype).add_(mask).softmax(-1)
+    d_v.copy_(torch.matmul(maps.to(q.dtype).mT, d_out))
+    d_maps = torch.matmul(d_out, v.mT).to(mask.dtype)
+    d_maps = torch.ops.aten._softmax_backward_data(d_maps, maps, -1, maps.dtype)
+    d_bias += d_maps.sum(0)
+    d_maps = d_maps.to(q.dtype)
+    d_q.copy_(torch.matmul(d_maps, k).mul_(scale))
+    d_k.copy_(torch.matmul(d_maps.mT, q).mul_(scale))
+    return d_qkv.view(windows * size, -1)
 
 
-def _chunks(plan: WindowPlan, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Windows of one group, few enough that their maps fit into the cache, and what is added to these."""
-    most = CHUNK_BYTES.get(bias.device.type, CHUNK_BYTES_ELSEWHERE)
-    chunk = max(1, most // (len(bias) * plan.size**2 * 4))
+@window_attention.register_fake
+def _(features: Tensor, parameters: Sequence[Tensor], *, window: Sequence[int], shift: Sequence[int], eps: float) -> Tensor:
+    return parameters[2].new_empty(features.shape)
+
+
+@window_attention_backward.register_fake
+def _(
+    gradient: Tensor, features: Tensor, parameters: Sequence[Tensor], *, window: Sequence[int], shift: Sequence[int], eps: float
+) -> list[Tensor]:
+    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (features, *parameters)]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    features, parameters = inputs
+    ctx.save_for_backward(features, *parameters)
+    ctx.how = keyword_only_inputs
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
+    features, *parameters = ctx.saved_tensors
+    d_features, *d_parameters = window_attention_backward(gradient, features, parameters, **ctx.how)
+    return d_features, d_parameters
+
+
+window_attention.register_autograd(_backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.mg3d.window_attention)
+def _flops(features: Sequence[int], parameters: Sequence[Sequence[int]], *, window: Sequence[int], **_: object) -> int:
+    """Of the projection of tokens, and of attention at all places of windows."""
+    batch, *shape, channels = features
+    windows = batch * math.prod(-(-side // length) for side, length in zip(shape, window, strict=True))
+    return 6 * batch * math.prod(shape) * channels**2 + 4 * windows * math.prod(window) ** 2 * channels
+
+
+def _plan(features: Tensor, window: Sequence[int], shift: Sequence[int]) -> WindowPlan:
+    batch, *shape, _ = features.shape
+    return plan_windows(batch, tuple(shape), tuple(window), shift=tuple(shift), device=features.device)
+
+
+def _places(plan: WindowPlan, rows: slice) -> slice:
+    return slice(rows.start * plan.size, rows.stop * plan.size)
+
+
+def _without_absent(tokens: Tensor, plan: WindowPlan, places: slice) -> Tensor:
+    """tokens, which are changed: zeros at places without a token."""
+    return tokens if plan.absent is None else tokens.masked_fill_(plan.absent[places], 0)
+
+
+def _project(tokens: Tensor, learned: Parameters, plan: WindowPlan, rows: slice, *, eps: float) -> _Projected:
+    """Norm and projection of the windows `rows`."""
+    places, channels = _places(plan, rows), tokens.shape[1]
+    raw = tokens.index_select(0, plan.gather[places]).to(learned.norm_weight.dtype)
+    normed, mean, rstd = torch.native_layer_norm(raw, (channels,), learned.norm_weight, learned.norm_bias, eps)
+    normed = _without_absent(normed.to(learned.weight.dtype), plan, places)
+    qkv = F.linear(normed, learned.weight, learned.weight_bias)
+    heads = len(learned.bias)
+    qkv = qkv.view(-1, plan.size, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+    return _Projected(raw, normed, mean, rstd, qkv)
+
+
+def _chunks(plan: WindowPlan, bias: Tensor, each: int, *, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Windows of one group, few enough that `each` numbers per window fit into the cache, and what is added to their maps."""
+    bias = bias.detach()  # a mask that needs a gradient, no fused kernel takes
+    chunk = max(1, CHUNK_BYTES.get(bias.device.type, CHUNK_BYTES_ELSEWHERE) // (each * 4))
     for group in plan.groups:
-        mask = _mask(bias, group).to(torch.promote_types(bias.dtype, torch.float32))
+        mask = (bias if group.mask is None else bias + group.mask.to(bias.dtype)).to(dtype)
         for first in range(group.first, group.last, chunk):
             yield slice(first, min(first + chunk, group.last)), mask

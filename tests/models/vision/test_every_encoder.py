@@ -162,14 +162,21 @@ def test_checkpointing_gives_equal_gradients_and_keeps_less(name):
     gradients, kept = [], []
     for checkpointing in (False, True):
         encoder, sizes = small_encoder(name, gradient_checkpointing=checkpointing), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+
+        def keep(tensor, sizes=sizes):  # weights and the volume are there anyway
+            is_there = isinstance(tensor, torch.nn.Parameter) or tensor.data_ptr() == volume.data_ptr()
+            sizes.append(0 if is_there else tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             features = encoder.encode(volume, cubes)
         features.square().sum().backward()
         gradients.append([parameter.grad for parameter in encoder.parameters()])
         kept.append(sum(sizes))
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain)
-    assert kept[1] < 0.5 * kept[0]
+    # One block a stage in Swin: three maps and the merging's against one and the merging's, besides the bias of the maps.
+    assert kept[1] < (0.6 if name.startswith("swin") else 0.5) * kept[0]
 
 
 @pytest.mark.parametrize("name", ["unet", "unet instance", "nnunet"])

@@ -37,9 +37,7 @@ def test_attention_and_its_gradients_are_monais(monkeypatch, shape, shift):
     wanted, found = monais(block, features), _attended(block, features)
     assert torch.allclose(found, wanted, atol=1e-12)
     weight = torch.randn_like(wanted)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, inputs, weight), torch.autograd.grad(wanted, inputs, weight), strict=True
-    ):
+    for ours, theirs in zip(torch.autograd.grad(found, inputs, weight), torch.autograd.grad(wanted, inputs, weight), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-10)
 
 
@@ -48,7 +46,7 @@ def test_every_token_has_one_place_and_groups_cover_all_windows():
     assert (window, shift) == ((4, 4, 3), (2, 2, 0))
     plan = plan_windows(2, (9, 5, 3), window, shift=shift, device=torch.device("cpu"))
     assert torch.equal(plan.gather[plan.scatter], torch.arange(2 * 9 * 5 * 3))
-    assert len(plan.padding) + 2 * 9 * 5 * 3 == len(plan.gather)
+    assert int(plan.absent.sum()) + 2 * 9 * 5 * 3 == len(plan.gather)
     assert [group.first for group in plan.groups[1:]] == [group.last for group in plan.groups[:-1]]
     assert plan.groups[-1].last * plan.size == len(plan.gather)
 
@@ -100,6 +98,59 @@ def test_recomputing_the_attention_too_changes_no_gradient():
         encoder(torch.rand(1, 1, 12, 20, 28, dtype=torch.float64))[-1].square().sum().backward()
         found.append([parameter.grad for parameter in encoder.parameters()])
     assert all(torch.allclose(one, other, atol=1e-13) for one, other in zip(*found, strict=True))
+
+
+def test_a_block_keeps_three_maps_of_tokens():
+    """Tokens before and after the attention and what it gave; the rest of the stage is the embedding and the merging."""
+    kept = {}
+
+    def pack(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    sizes = []
+    for depth in (1, 3):
+        encoder = SwinEncoder(depths=(depth,), heads=(1,), embed_width=32, window_size=2)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            result = encoder.encode(torch.rand(1, 1, 32, 24, 40))
+        sizes.append(sum(storage.nbytes() for storage in kept.values()))
+        del result
+    one_map = 16 * 12 * 20 * 32 * 4
+    assert 6 <= (sizes[1] - sizes[0]) / one_map < 6.1
+
+
+def compiled_beside_eager(dtype, backend, **how):
+    """Largest differences of maps and gradients, and the number of graphs."""
+    torch.manual_seed(4)
+    torch._dynamo.reset()
+    encoder = SwinEncoder(depths=(2, 1), heads=(2, 4), embed_width=8, window_size=3, mask_token=True, **how).to(dtype)
+    volume, hidden = torch.rand(2, 1, 16, 20, 12, dtype=dtype), torch.rand(2, 4, 5, 3) < 0.5
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    maps = [encode(volume, hidden) for encode in (encoder.encode, torch.compile(encoder.encode, fullgraph=True, backend=backend))]
+    weight = torch.randn_like(maps[0])
+    gradients = [torch.autograd.grad(found, list(encoder.parameters()), weight) for found in maps]
+    gap = max(float((one - other).abs().max()) for one, other in zip(*gradients, strict=True))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+    return float((maps[0] - maps[1]).detach().abs().max()), gap, graphs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_encoder_compiles_as_one_graph(checkpointing):
+    forward, backward, graphs = compiled_beside_eager(torch.float64, "aot_eager", gradient_checkpointing=checkpointing)
+    assert forward < 1e-12
+    assert backward < 1e-12
+    assert graphs == 1
+
+
+@pytest.mark.slow
+def test_the_encoder_compiled_to_machine_code_is_the_eager_one():
+    forward, backward, graphs = compiled_beside_eager(torch.float32, "inductor")
+    assert forward < 1e-5
+    assert backward < 1e-3
+    assert graphs == 1
 
 
 def test_a_frozen_block_passes_its_gradient_on():
