@@ -13,6 +13,7 @@ with warnings.catch_warnings():
     from sacred import SETTINGS, Experiment
     from sacred.arg_parser import get_config_updates
 
+from mg3d.settings.describe import listed, meanings
 from mg3d.settings.encoders import unread
 from mg3d.settings.parse import defaults, flatten, parse, refuse_unknown, refuse_unread
 from mg3d.settings.presets import PRESETS
@@ -70,14 +71,14 @@ def read_words(arguments: Sequence[str]) -> Settings:
 
 
 def print_config(settings: Settings) -> None:
-    """Prints every setting, by group, as it would run."""
+    """Prints every setting, by group, as it would run, and what it means."""
     for group, kind in Settings.__annotations__.items():
         print(f"{group} ({kind.__name__})")
         names = kind.__annotations__
-        flat = flatten(settings)
+        flat, told = flatten(settings), meanings(kind)
         for name in names:
             note = f"    (not read by {settings.vision.vision_encoder})" if name in unread(settings.vision) else ""
-            print(f"  {name} = {flat[name]!r}{note}")
+            print(listed(name, flat[name], told[name], note=note))
 
 
 def command_line(arguments: Sequence[str]) -> int:
@@ -98,6 +99,9 @@ def command_line(arguments: Sequence[str]) -> int:
             print_config(settings)
             return 0
         return _run(command, settings)
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        sys.stdout = None
+        return 0
     except (ValueError, OSError) as error:
         print(f"mg3d: {sentence(error, settings)}", file=sys.stderr)
         return 2

@@ -48,7 +48,7 @@ usage: bash downstream/{folder}/finetune.sh [name=value ...]
   folds=all                             every fold, and the pooled result
   mode=evaluate | mode=predict input=... | mode=compare other=...
 
-settings and their values in this folder
+settings and their values in this folder (README.md tells what those mean that only this folder has, which come first)
 {settings}"""
 
 

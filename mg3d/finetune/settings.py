@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mg3d.settings.describe import listed, meanings
 from mg3d.settings.parse import convert_value, refuse_unknown
 
 ENCODER_WORDS = ("auto", "swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet", "tiny")
@@ -23,8 +24,8 @@ class FinetuneSettings:
     pretrained: str = "none"
     """Weights to start from: a file, a folder of ours or a hub id; `none` = from scratch the network that `encoder` names."""
     encoder: str = "auto"
-    """One of `ENCODER_WORDS`, or a file that `pretrained` takes: the very network of that file, without its weights. auto: the
-    encoder of the weights; without weights swin_b, or tiny on a synthetic set."""
+    """auto, swin_b, swin_l, swin_l_unprojected, unet, nnunet, tiny, or a file that `pretrained` takes: the very network of that
+    file, without its weights. auto: the encoder of the weights; without weights swin_b, or tiny on a synthetic set."""
     load_merging: Literal["", "legacy", "monai"] = ""
     """Patch merging that the weights were trained with, where the file does not tell."""
     load_prefix: str = ""
@@ -190,7 +191,7 @@ def _check(settings: FinetuneSettings) -> None:
 
 
 def usage(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Every setting with its value in this folder."""
-    plain = dataclasses.asdict(FinetuneSettings()) | dict(defaults) | dict(options)
-    width = max(map(len, plain))
-    return "\n".join(f"  {name:{width}} = {value!r}" for name, value in plain.items())
+    """Every setting with its value in this folder, and its meaning; those of this folder alone first."""
+    plain = dict(options) | dataclasses.asdict(FinetuneSettings()) | dict(defaults)
+    width, told = max(map(len, plain)), meanings(FinetuneSettings)
+    return "\n".join(listed(name, value, told.get(name, ""), width=width) for name, value in plain.items())

@@ -103,7 +103,8 @@ def test_print_config_shows_every_setting(capsys):
     assert command_line(["print_config", "with", "tiny", "learning_rate=0.25"]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} = " in shown for name in defaults())
-    assert "learning_rate = 0.25" in shown
+    assert "learning_rate = 0.25\n      Peak rate of encoder and fusion." in shown
+    assert "pairs = 'true'\n      ['true' | 'shuffled'] " in shown
 
 
 def test_the_papers_volume_is_128_96_128():
