@@ -26,10 +26,12 @@ def report_of(number):
 def write_split(
     root, dataset, split, *, patients, scans=1, reconstructions=1, shape=SHAPE, unit="hu", first=0, voxels=None,
     reported=lambda number: True, compression=None, window=None,
+    recipe=None,
 ):  # fmt: skip
     """`patients` patients with `scans` studies each; voxels all -1000 + OFFSET + the row, or `voxels(number, shape)`.
 
-    reported: patients whose report is not empty; compression: of the shard; window: HU that 8-bit voxels store as 0 and 255.
+    reported: patients whose report is not empty; compression: of the shard; window: HU that 8-bit voxels store as 0 and 255;
+    recipe: how the index says that the volumes were prepared.
     """
     rows, shard = [], f"shards/{dataset}/{split}.arrow"
     (root / "shards" / dataset).mkdir(parents=True, exist_ok=True)
@@ -71,9 +73,9 @@ def write_split(
                             "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
                         }
                     )
-    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(
-        encode_metadata({"shape": list(shape), "intensity": {"unit": unit} | ({"window": window} if window else {})})
-    )
+    told = {"shape": list(shape), "intensity": {"unit": unit} | ({"window": window} if window else {})}
+    told |= {"preproc": recipe} if recipe else {}
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(encode_metadata(told))
     with pa.ipc.new_file(index_path(root, dataset, split), table.schema) as writer:
         writer.write_table(table)
     return index_path(root, dataset, split)

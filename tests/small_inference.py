@@ -10,6 +10,7 @@ from mg3d.checkpoints.export import save_pretrained
 from mg3d.config import resolve
 from mg3d.datasets.tokenizer import train_wordpiece
 from mg3d.models.build import build_model
+from mg3d.preparation.recipe import Recipe
 
 SIZES = {
     "image_size": 32, "mim_cube": 8, "embed_dim": 12, "patch_size": 2, "window_size": 3, "depths": [2], "num_heads": [2],
@@ -26,11 +27,14 @@ def build(**changes):
     return build_model(settings, small_bert(words=80, layers=1, width=16, heads=2, positions=48)).eval(), settings
 
 
-def save(folder, **changes):
+RECIPE = Recipe(shape=(32, 24, 32)).provenance("own")
+
+
+def save(folder, recipe=RECIPE, **changes):
     """The model in `folder`, with its tokenizer."""
     model, settings = build(**changes)
     tokenizer = train_wordpiece(REPORTS, vocab_size=80, out_dir=folder.parent / "words")
-    return save_pretrained(model, folder, settings=settings, tokenizer=tokenizer)
+    return save_pretrained(model, folder, settings=settings, tokenizer=tokenizer, recipe=recipe)
 
 
 def save_scan(path, *, seed=0, affine=LPS, hu=None):

@@ -11,6 +11,7 @@ import torch
 
 from mg3d.checkpoints.command import answer
 from mg3d.checkpoints.export import Pretrained, export_run, from_pretrained
+from mg3d.datasets.schema import SEEN, differing_steps
 from mg3d.evaluation.cards import CARDS, find_card
 from mg3d.evaluation.cases import Cases
 from mg3d.evaluation.embedder import ModelEmbedder
@@ -43,6 +44,10 @@ def evaluate(given: argparse.Namespace) -> tuple[Result, Settings]:
         raise ValueError(
             f"{given.data_root} holds volumes of {stored} voxels (z, y, x), the model reads {asked}; prepare them anew"
         )
+    recipe = loaded.config["preprocessing"].get("recipe")
+    if other := differing_steps(recipe, cases.metadata.get("preproc"), SEEN):
+        told = f"{given.data_root} was prepared otherwise ({', '.join(other)}) than the volumes that the model was trained on"
+        print(f"mg3d: {told}", file=sys.stderr)
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     embedder = ModelEmbedder(loaded.model.to(device), loaded.tokenizer, max_text_len=data.max_text_len)
     model = {"checkpoint": Path(given.checkpoint).name, "preprocessing": loaded.config["preprocessing"]}

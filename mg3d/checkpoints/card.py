@@ -68,11 +68,18 @@ def model_card(config: Mapping[str, Any], *, parameters: int, words: int | None)
         version=config["package_version"],
         parameters=parameters / 1e6,
         precision=config["precision"],
-        preprocessing=_table({name: value for name, value in config["preprocessing"].items() if name != "text"}),
+        preprocessing=_table(_volume(config["preprocessing"])),
         merging=config["patch_merging"],
         settings=_table({name: settings[name] for name in _TOLD if name in settings}),
         provenance="\n".join(lines) or "Not stated when the model was saved.",
     )
+
+
+def _volume(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of volumes, with the steps that decide what of a scan is seen."""
+    recipe = preprocessing.get("recipe", {})
+    steps = {name: recipe[name] for name in ("crop", "resize") if name in recipe}
+    return {name: value for name, value in preprocessing.items() if name not in ("text", "recipe")} | steps
 
 
 def _table(rows: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mg3d import __version__
 from mg3d.checkpoints.card import model_card
-from mg3d.checkpoints.inspect import identity_of, preprocessing_of, vision_shape
+from mg3d.checkpoints.inspect import identity_of, preprocessing_of, training_recipe, vision_shape
 from mg3d.checkpoints.load import merging_of
 from mg3d.checkpoints.read import CONFIG, WEIGHTS, CheckpointFile, read_checkpoint
 from mg3d.checkpoints.rebuild import outline, rebuild, require_fit
@@ -66,10 +66,13 @@ def save_pretrained(
     settings: Settings,
     tokenizer: PreTrainedTokenizerBase | None = None,
     provenance: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a model of `settings` into `folder`, whole or not at all, and in place of a model saved there; returns it.
 
-    provenance: builtins that say where the weights come from (data, steps, licence ...).
+    Args:
+        provenance: builtins that say where the weights come from (data, steps, licence ...).
+        recipe: how its training volumes were prepared, the entry `preproc` of their index files' metadata; scans are read so.
 
     Raises:
         ValueError: the folder holds something else; the model is not the one that its settings would build again, or holds
@@ -81,7 +84,8 @@ def save_pretrained(
             f"the model computes patch merging {merging!r} and the settings say {settings.vision.patch_merging!r}; "
             "pass the settings it was built from"
         )
-    return _write(Path(folder), model.state_dict(), settings, text_config(model), tokenizer=tokenizer, provenance=provenance)
+    origin = {"provenance": provenance, "recipe": recipe}
+    return _write(Path(folder), model.state_dict(), settings, text_config(model), tokenizer=tokenizer, **origin)
 
 
 def _write(
@@ -92,13 +96,15 @@ def _write(
     *,
     tokenizer: PreTrainedTokenizerBase | None,
     provenance: Mapping[str, Any] | None,
+    recipe: Mapping[str, Any] | None,
 ) -> Path:
     _refuse_to_replace(folder)
     precision = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     model = outline(settings, bert, precision)
     require_fit(state, model, "the tensors of this model")
     _refuse_other_words(model, tokenizer)
-    config = _config(settings, bert, precision, merging=merging_of(model) or "none", provenance=dict(provenance or {}))
+    origin = {"provenance": dict(provenance or {}), "recipe": recipe}
+    config = _config(settings, bert, precision, merging=merging_of(model) or "none", **origin)
     try:
         text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -128,7 +134,13 @@ def _refuse_to_replace(folder: Path) -> None:
 
 
 def _config(
-    settings: Settings, bert: Mapping[str, Any], precision: torch.dtype, *, merging: str, provenance: dict[str, Any]
+    settings: Settings,
+    bert: Mapping[str, Any],
+    precision: torch.dtype,
+    *,
+    merging: str,
+    provenance: dict[str, Any],
+    recipe: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     flat, plain = flatten(settings), defaults()
     kept = {name: plain[name] if name in _LOCAL else value for name, value in flat.items()}
@@ -140,7 +152,7 @@ def _config(
         "package_version": __version__,
         "patch_merging": merging,
         "precision": str(precision).removeprefix("torch."),
-        "preprocessing": preprocessing_of(flat),
+        "preprocessing": preprocessing_of(flat, recipe),
         "provenance": provenance,
         "text_config": _without_places(bert),
         "settings": kept,
@@ -258,7 +270,8 @@ def export_run(
     told["encoder"] = shape.name if shape else settings.vision.vision_encoder
     told |= identity.get("provenance", {}) | dict(provenance or {})
     words = load_tokenizer(str(tokenizer)) if tokenizer else _tokenizer_of(checkpoint, settings)
-    return _write(folder, tensors, settings, identity["text_config"], tokenizer=words, provenance=told)
+    origin = {"provenance": told, "recipe": training_recipe(identity)}
+    return _write(folder, tensors, settings, identity["text_config"], tokenizer=words, **origin)
 
 
 def from_run(checkpoint: str | Path, *, tokenizer: str | Path | None = None) -> Pretrained:
@@ -277,8 +290,8 @@ def from_run(checkpoint: str | Path, *, tokenizer: str | Path | None = None) -> 
     model.load_state_dict(tensors)
     words = load_tokenizer(str(tokenizer)) if tokenizer else _tokenizer_of(checkpoint, settings)
     _refuse_other_words(model, words)
-    told = _steps(file) | identity.get("provenance", {})
-    config = _config(settings, bert, precision, merging=merging_of(model) or "none", provenance=told)
+    origin = {"provenance": _steps(file) | identity.get("provenance", {}), "recipe": training_recipe(identity)}
+    config = _config(settings, bert, precision, merging=merging_of(model) or "none", **origin)
     return Pretrained(model.eval(), settings, words, config)
 
 

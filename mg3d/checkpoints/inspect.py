@@ -13,6 +13,7 @@ from mg3d.checkpoints.families import EncoderShape, covered, encoder_shape, is_p
 from mg3d.checkpoints.merging import Merging, holds_released_encoder, identity_of, merging_of_file, norms_of_file, settings_of
 from mg3d.checkpoints.read import CheckpointFile, read_checkpoint
 from mg3d.checkpoints.styles import ELSEWHERE, Named, bring_to_our_names, vision_shapes
+from mg3d.datasets.schema import DATASETS
 from mg3d.settings.schema import CROP, volume_shape
 
 RELEASED_PREPROCESSING: dict[str, Any] = {
@@ -152,15 +153,31 @@ def _preprocessing(file: CheckpointFile, named: Named) -> dict[str, Any] | None:
         return identity["preprocessing"]
     if settings := settings_of(file):
         try:
-            return preprocessing_of(settings)
+            return preprocessing_of(settings, training_recipe(identity))
         except (KeyError, TypeError, ValueError):  # not all of them are there, or they are none
             return None
     return RELEASED_PREPROCESSING if holds_released_encoder(named) else None
 
 
-def preprocessing_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What volumes and reports must look like for weights trained with these flat settings."""
-    return RELEASED_PREPROCESSING | {
+def training_recipe(identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the volumes that weights were trained on were prepared, as index files tell it; None where the file does not say.
+
+    Of several data sets it is that of the first whose volumes are in HU.
+    """
+    saved = identity.get("preprocessing")
+    if isinstance(saved, Mapping) and saved.get("recipe"):
+        return saved["recipe"]
+    recipes = identity.get("recipes") or {}
+    return next((told for name, told in recipes.items() if told and name in DATASETS and DATASETS[name].unit == "hu"), None)
+
+
+def preprocessing_of(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What volumes and reports must look like for weights trained with these flat settings, on volumes prepared by `recipe`.
+
+    Without a recipe the share that is kept of each axis is that of the preparation's default.
+    """
+    usual = {name: value for name, value in RELEASED_PREPROCESSING.items() if recipe is None or name != "kept_share"}
+    return usual | ({} if recipe is None else {"recipe": dict(recipe)}) | {
         "shape": list(volume_shape(settings["image_size"], settings.get("volume_size", ()))),
         "window_hu": list(settings["window_hu"]),
         "text": f"lower case, at most {settings['max_text_len']} tokens",

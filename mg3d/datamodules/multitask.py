@@ -1,6 +1,7 @@
 """The mixture of data sets that pre-training reads."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -115,6 +116,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def validates(self) -> bool:
         """Whether there is a study to validate on; the published split of CT-RATE has none."""
         return any(len(part) for part in self.val_parts)
+
+    @property
+    def recipes(self) -> dict[str, dict[str, Any] | None]:
+        """How the training volumes of each data set were prepared, see `VolumeIndex.recipe`."""
+        return {name: part.index.recipe for name, part in zip(self.datasets, self.train_parts, strict=True)}
 
     def summary(self) -> str:
         """What is trained and validated on, in one sentence."""

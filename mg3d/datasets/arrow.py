@@ -4,6 +4,7 @@ import os
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +67,11 @@ class VolumeIndex:
         """HU that 8-bit voxels store as 0 and 255; None where the index says none."""
         window = decode_metadata(self.table.schema).get("intensity", {}).get("window")
         return None if window is None else tuple(window)
+
+    @cached_property
+    def recipe(self) -> dict[str, Any] | None:
+        """How the volumes were prepared, step by step; None where the index does not say."""
+        return decode_metadata(self.table.schema).get("preproc")
 
     def open_shards(self) -> None:
         """Opens every shard, so that a missing or damaged one is told before training, not hours into it.

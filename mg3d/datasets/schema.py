@@ -107,6 +107,19 @@ def decode_metadata(schema: pa.Schema) -> dict[str, Any]:
     return {key.decode()[5:]: json.loads(value) for key, value in stored.items() if key.startswith(b"mg3d.")}
 
 
+SEEN = ("crop", "resize")
+"""Steps of a preparation that decide what of a chest a volume shows, and how large."""
+
+
+def differing_steps(recipe: Mapping[str, Any] | None, other: Mapping[str, Any] | None, steps: Sequence[str] = ()) -> list[str]:
+    """The steps (`steps`, or all) in which two preparations of volumes differ, each the entry `preproc` of an index file's
+    metadata; none where one of the two is not told."""
+    if not recipe or not other:
+        return []
+    one, two = (json.loads(json.dumps(part)) for part in (recipe, other))
+    return [step for step in steps or sorted(one.keys() | two.keys()) if one.get(step) != two.get(step)]
+
+
 def index_path(data_root: Path, dataset: str, split: str) -> Path:
     """The index file of one split."""
     return data_root / f"{DATASETS[dataset].stem}_{split}.arrow"

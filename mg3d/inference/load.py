@@ -1,5 +1,6 @@
 """From a path or name to a model that answers, whatever was saved there."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ _FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 def load(
     path: str | Path, *, device: str = "auto", tokenizer: str | Path | None = None, batch: int = 4, revision: str | None = None
 ) -> ScanModel:
-    """A model that answers, from what lies at `path`.
+    """A model that answers, from what lies at `path`; a line on the error stream says what of its preparation is not known.
 
     Args:
         path: a folder that mg3d saved, a run's folder (its last checkpoint), `RUN/last` or `RUN/best`, a checkpoint of a run, a
@@ -47,11 +48,17 @@ def load(
     else:
         file = read_checkpoint(found)
         if "text_config" not in identity_of(file):
-            return _encoder_alone(passport(file, bring_to_our_names(file.tensors)), where, batch)
+            return _told(_encoder_alone(passport(file, bring_to_our_names(file.tensors)), where, batch))
         pretrained = from_run(found, tokenizer=tokenizer)
     if tokenizer is not None:
         pretrained = pretrained._replace(tokenizer=load_tokenizer(str(tokenizer)))
-    return _whole(pretrained, where, batch)
+    return _told(_whole(pretrained, where, batch))
+
+
+def _told(model: ScanModel) -> ScanModel:
+    if model.preprocessing.note:
+        print(f"mg3d: {model.preprocessing.note}", file=sys.stderr)
+    return model
 
 
 def _find(path: Path) -> Path | None:

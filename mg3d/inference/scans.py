@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mg3d.datasets.schema import differing_steps
 from mg3d.datasets.window import stored_window, to_unit_range
 from mg3d.files import write_bytes
 from mg3d.preparation import geometry
@@ -37,12 +38,29 @@ class Preprocessing:
     recipe: Recipe
     window_hu: tuple[float, float]
     """HU that become 0 and 1."""
+    note: str = field(default="", repr=False)
+    """What is not known of the volumes that the model was trained on, in a sentence."""
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Preprocessing":
-        """From the entry `preprocessing` of a config.json."""
+        """From the entry `preprocessing` of a config.json; the default of the preparation where it tells no recipe."""
         low, high = told["window_hu"]
-        return cls(Recipe(shape=tuple(told["shape"])), (float(low), float(high)))
+        window, usual, steps = (float(low), float(high)), Recipe(shape=tuple(told["shape"])), told.get("recipe")
+        if not steps:
+            return cls(usual, window, f"the model does not tell how its training volumes were prepared; {_usual(usual)}")
+        try:
+            recipe = Recipe.of(steps)
+        except ValueError as error:
+            return cls(usual, window, f"{error}, as the model's training volumes were prepared; {_usual(usual)}")
+        other = differing_steps(steps, recipe.provenance(DATASET))
+        note = f"the model's training volumes were prepared by another version of the step(s) {', '.join(other)}" if other else ""
+        return cls(recipe, window, note)
+
+
+def _usual(recipe: Recipe) -> str:
+    steps = recipe.provenance(DATASET)
+    share = " x ".join(f"{part:.0%}" for part in steps["crop"]["zyx"])
+    return f"scans are read by the default, the central {share} of z, y, x"
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +185,9 @@ def told(refusal: Refusal) -> str:
 
 
 def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
-    stored, box = shape_volume(raw, preprocessing.recipe, DATASET)
-    window = torch.tensor([stored_window("hu", preprocessing.window_hu)])
+    recipe = preprocessing.recipe
+    stored, box = shape_volume(raw, recipe, DATASET)
+    window = torch.tensor([stored_window(recipe.unit(DATASET), preprocessing.window_hu, recipe.store_window)])
     volume: Tensor = to_unit_range(torch.from_numpy(stored)[None, None], window)[0, 0]
     return Scan(
         volume=volume.numpy(),

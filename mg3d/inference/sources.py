@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.schema import SEEN, differing_steps
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.window import intensities
@@ -18,6 +19,8 @@ from mg3d.inference.scans import READER_OF, Scan
 from mg3d.preparation.quarantine import REASONS
 from mg3d.preparation.sources.own import ListedVolume, list_own, volumes_below
 from mg3d.text_units import report_units
+
+_SUFFIXES = (*READER_OF, ".npz")
 
 
 class Item(NamedTuple):
@@ -51,15 +54,15 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
     if source.suffix == ".arrow":
         return _prepared(model, source)
     if table is not None:
-        listing = list_own(source, Path(table))
+        listing = list_own(source, Path(table), suffixes=_SUFFIXES)
         return [_listed(model, source, volume) for volume in listing.volumes]
     elif source.is_file():
         return [Item(source.name, "", partial(model.read, source))]
     else:
-        reports = {str(path): "" for path in volumes_below(source, (*READER_OF, ".npz"))}
+        reports = {str(path): "" for path in volumes_below(source, _SUFFIXES)}
     if not reports:
         raise FileNotFoundError(
-            f"{source} holds no scan ({', '.join(READER_OF)}, .npz or DICOM folders); name the folder that does"
+            f"{source} holds no scan ({', '.join(_SUFFIXES)} or DICOM folders); name the folder that does"
         )
     return [Item(key, report, partial(model.read, source / key)) for key, report in reports.items()]
 
@@ -83,6 +86,11 @@ def _prepared(model: ScanModel, path: Path) -> list[Item]:
     if tuple(index.shape) != expected:
         shapes = ("x".join(map(str, shape)) for shape in (index.shape, expected))
         raise ValueError("{} holds volumes of {} and the model reads {}; prepare them anew in that size".format(path, *shapes))
+    if other := differing_steps(model.config["preprocessing"].get("recipe"), index.recipe, SEEN):
+        raise ValueError(
+            f"{path} was prepared otherwise ({', '.join(other)}) than the model's training volumes; prepare "
+            "them anew in that way, or name the folder of the scans themselves"
+        )
     studies = Studies(index, text_unit=model.settings.data.text_unit, window_hu=model.preprocessing.window_hu)
     names = index.table["study_id"].take(studies.first_rows).to_pylist()
     return [Item(name, studies.report(place).report, partial(_sample, studies, place)) for place, name in enumerate(names)]

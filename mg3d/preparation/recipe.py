@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,10 @@ from mg3d.preparation import geometry
 from mg3d.preparation.hounsfield import AIR_HU, AIR_SHARE, CLIP_HU, PADDING_HU
 from mg3d.settings.schema import CROP, volume_shape
 
+CROPS = {
+    "fraction": "fraction of each axis, centred", "body": "box of the largest body", "mm": "mm around the body's middle",
+}  # fmt: skip
+"""Kind of crop -> how index files tell it."""
 _CLIP = {"hu": CLIP_HU, "grey8": (0, 255)}
 _KERNELS = {"antialias": "triangle, antialiased, separable", "compat": "linear, not antialiased, edges aligned"}
 MARGIN_MM = 10.0
@@ -51,6 +56,27 @@ class Recipe:
     compression: Literal["none", "zstd"] = "none"
     """Of the shards' buffers. Changes their bytes and no voxel, so that neither provenance nor digest know of it."""
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Recipe":
+        """The recipe that an index file of a data set in HU tells in its metadata `preproc`.
+
+        Steps that no recipe chooses (limits, the air of a scan) are not looked at: compare `provenance` with what was told.
+
+        Raises:
+            ValueError: a crop, a kernel or numbers that this program does not know.
+        """
+        try:
+            crop, kernel = (
+                next(name for name, words in known.items() if words == found)
+                for known, found in ((CROPS, told["crop"]["kind"]), (_KERNELS, told["resize"]["kernel"]))
+            )
+            length = told["crop"].get("zyx_mm")
+            store = {"store": "uint8", "store_window": tuple(told["store"]["window_hu"])} if "store" in told else {}
+            shape = tuple(told["resize"]["zyx"])
+            return cls(shape=shape, crop=crop, crop_mm=tuple(length) if length else None, resize=kernel, **store)
+        except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
+            raise ValueError(f"the crop and resize {told.get('crop')}, {told.get('resize')} are not known here") from error
+
     def unit(self, dataset: str) -> str:
         """The key of INTENSITIES in which a data set's voxels are stored."""
         unit = DATASETS[dataset].unit
@@ -86,14 +112,14 @@ class Recipe:
 
     def _crop(self, dataset: str) -> dict[str, Any]:
         if self.crop == "fraction":
-            return {"kind": "fraction of each axis, centred", "zyx": list(CROP)}
+            return {"kind": CROPS["fraction"], "zyx": list(CROP)}
         if DATASETS[dataset].unit != "hu":
             title = DATASETS[dataset].title
             raise ValueError(f"the crop {self.crop!r} needs HU and a spacing, {title} has neither; prepare it with 'fraction'")
         body = {"body_hu": geometry.BODY_HU, "coarse_mm": geometry.COARSE_MM}
         if self.crop == "body":
-            return {"kind": "box of the largest body", **body, "margin_mm": MARGIN_MM}
-        return {"kind": "mm around the body's middle", **body, "zyx_mm": list(self.crop_mm), "padding_hu": geometry.AIR_HU}
+            return {"kind": CROPS["body"], **body, "margin_mm": MARGIN_MM}
+        return {"kind": CROPS["mm"], **body, "zyx_mm": list(self.crop_mm), "padding_hu": geometry.AIR_HU}
 
     def intensity(self, dataset: str) -> dict[str, Any]:
         """What the index says of the stored numbers."""

@@ -16,6 +16,7 @@ from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.checks import require_sound
+from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
 from mg3d.distributed import rank
 from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained, build_vision
@@ -89,13 +90,13 @@ def pretrain(settings: Settings) -> None:
     data = build_data(settings, per_rank=plan.per_rank, with_text_cache=True)
     origin = tokenizer_origin(settings, data)
     if checkpoint:
-        refuse_other_reports(checkpoint, origin)
+        refuse_other_data(checkpoint, origin, data.recipes)
     data.tokenizer = build_tokenizer(settings, run_dir, data, origin=origin)
     model = build_untrained(settings, len(data.tokenizer))
     refuse_other_text(model, data)
     fit_voxels(model, data)
     if settings.run.load_path and not checkpoint:
-        start_from(settings, model, origin)
+        start_from(settings, model, origin, data.recipes)
     space = fit_sentence_space(model, data, settings)
     weights = objective_weights(settings.loss)
     module = PretrainModule(
@@ -106,7 +107,7 @@ def pretrain(settings: Settings) -> None:
         seed=settings.run.seed,
         chunk=settings.optim.contrast_chunk,
         queue=_queue(settings, weights),
-        identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin},
+        identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin, "recipes": data.recipes},
     )
     trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
     if trainer.is_global_zero:
@@ -139,9 +140,22 @@ def identity(settings: Settings, model: MG3D) -> dict[str, Any]:
     return {"settings": flatten(settings), "text_config": text_config(model)}
 
 
-def start_from(settings: Settings, model: MG3D, origin: dict[str, Any] | None) -> None:
-    """Loads the weights that `load_path` names into a model whose tokenizer has this origin, and says what of them was used."""
-    say(str(load(settings, model, tokenizer=origin)))
+def start_from(
+    settings: Settings, model: MG3D, origin: dict[str, Any] | None, recipes: Mapping[str, dict[str, Any] | None]
+) -> None:
+    """Loads the weights that `load_path` names into a model whose tokenizer has this origin, and says what of them was used.
+
+    recipes: of the volumes that they go on with.
+    """
+    report = load(settings, model, tokenizer=origin)
+    say(str(report))
+    theirs = (report.passport.preprocessing or {}).get("recipe")
+    for name, ours in recipes.items():
+        if other := differing_steps(theirs, ours, SEEN):
+            say(
+                f"the volumes of {name} were prepared otherwise ({', '.join(other)}) than those that {settings.run.load_path} was "
+                "trained on, so it has seen chests at another scale or place; prepare them as those were, if that is not meant"
+            )
     if settings.optim.learning_rate > FINE_RATE:
         say(f"learning_rate={settings.optim.learning_rate:g} suits a start from scratch; weights that continue usually want 1e-5")
 
@@ -212,6 +226,18 @@ def describe(model: torch.nn.Module, data: pl.LightningDataModule) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     say(f"{trained / 1e6:.2f} M parameters to train, {frozen / 1e6:.2f} M frozen; {data.summary()}")
+    for note in mixed_recipes(data.recipes):
+        say(note)
+
+
+def mixed_recipes(recipes: Mapping[str, dict[str, Any] | None]) -> list[str]:
+    """A sentence for every data set in HU whose volumes show another part of the chest, or in another way, than the first's."""
+    known = [(name, recipe) for name, recipe in recipes.items() if recipe and DATASETS[name].unit == "hu"]
+    return [
+        f"{name} was prepared otherwise ({', '.join(other)}) than {known[0][0]}, as which scans will be read: prepare both alike"
+        for name, recipe in known[1:]
+        if (other := differing_steps(known[0][1], recipe, SEEN))
+    ]
 
 
 def describe_plan(settings: Settings, plan: BatchPlan) -> str:
@@ -287,9 +313,19 @@ def refuse_other_text(model: MG3D, data: MultiTaskDataModule) -> None:
         cache.require_encoder(model.text.fingerprint())
 
 
-def refuse_other_reports(path: Path, origin: dict[str, Any] | None) -> None:
-    """Raises ValueError when the words that the checkpoint knows come from other training reports than `origin`."""
-    theirs = load_checkpoint(path)["mg3d"].get("tokenizer", origin)
+def refuse_other_data(path: Path, origin: dict[str, Any] | None, recipes: Mapping[str, dict[str, Any] | None]) -> None:
+    """Raises ValueError when a checkpoint knows the words of other training reports than `origin`, or volumes prepared otherwise.
+
+    recipes: data set -> how its volumes are prepared now. Of checkpoints that do not tell theirs nothing is asked.
+    """
+    identity = load_checkpoint(path)["mg3d"]
+    for name, theirs in identity.get("recipes", {}).items():
+        if other := differing_steps(theirs, recipes.get(name)):
+            raise ValueError(
+                f"{path} was trained on volumes of {name} that were prepared otherwise ({', '.join(other)}) than those of data_root "
+                "now; give the data it was trained on, or run_name=... for a new run"
+            )
+    theirs = identity.get("tokenizer", origin)
     if theirs != origin:
         raise ValueError(
             f"{path} knows the words of {theirs['reports']:,} training reports that are not the {origin['reports']:,} "

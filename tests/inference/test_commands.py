@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from small_arrow import write_split
 from small_dicom import NAME, write_series
@@ -20,6 +21,7 @@ from mg3d.inference.index import SearchIndex
 from mg3d.inference.many import answer_all, embed_all
 from mg3d.inference.sources import Item, list_scans
 from mg3d.preparation.quarantine import REASONS
+from mg3d.preparation.recipe import Recipe
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -214,6 +216,32 @@ def test_prepared_studies_are_scans_of_their_own_with_their_reports(model, tmp_p
     write_split(tmp_path / "other", "ct_rate", "test", patients=1, shape=(8, 16, 12))
     with pytest.raises(ValueError, match="holds volumes of 8x16x12 and the model reads 32x24x32"):
         list_scans(model, tmp_path / "other" / "clm_ct_rate_test.arrow")
+
+
+def test_volumes_prepared_otherwise_than_the_model_s_are_refused(model, tmp_path):
+    grid = model.preprocessing.recipe.shape
+    write_split(tmp_path, "ct_rate", "test", patients=1, shape=grid, recipe=Recipe(shape=grid, crop="body").provenance("own"))
+    with pytest.raises(ValueError, match=r"was prepared otherwise \(crop\) than the model's training volumes"):
+        list_scans(model, tmp_path / "clm_ct_rate_test.arrow")
+    recipe = Recipe(shape=grid).provenance("ctrg")
+    write_split(tmp_path, "ctrg", "test", patients=1, shape=grid, unit="grey8", recipe=recipe)
+    assert len(list_scans(model, tmp_path / "clm_chest_ctrg_test.arrow")) == 1
+
+
+@pytest.mark.parametrize("ending", [".mha", ".mhd", ".npz"])
+def test_a_table_names_any_file_that_is_a_scan(ending, model, tmp_path):
+    root = tmp_path / "clinic"
+    root.mkdir()
+    if ending == ".npz":
+        np.savez_compressed(root / "a.npz", arr_0=chest(1).clip(-1000, 1000) / 1000.0)
+    else:
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(chest(1)), str(root / f"a{ending}"))
+    (tmp_path / "table.csv").write_text(f"volume,report\na{ending},Clear.\n")
+    (tmp_path / "short.csv").write_text("volume,report\na,Clear.\n")
+    for table in ("table.csv", "short.csv"):
+        (item,) = list_scans(model, root, table=tmp_path / table)
+        assert (item.key, item.report) == (f"a{ending}", "Clear.")
+        assert item.read().source_shape == model.read(root / f"a{ending}").source_shape
 
 
 def test_a_table_that_is_not_ours_is_not_written_over(model, tmp_path):

@@ -9,11 +9,13 @@ from small_raw import SPACING, chest
 from torch.nn import functional as F
 
 import mg3d
-from mg3d.checkpoints.export import from_pretrained, text_config
+from mg3d.checkpoints.export import export_run, from_pretrained, text_config
+from mg3d.checkpoints.inspect import inspect_checkpoint
 from mg3d.datasets.tokenizer import encode_report, train_wordpiece
 from mg3d.glossary import LABELS
 from mg3d.inference.grounding import moved_cosine
 from mg3d.inference.model import IMAGE_ALONE, JOINT
+from mg3d.preparation.recipe import Recipe
 from mg3d.settings.parse import flatten
 from mg3d.text_units import split_clauses
 
@@ -114,7 +116,10 @@ def test_the_contrast_map_finds_the_token_that_carries_the_cosine(tmp_path):
     np.testing.assert_allclose(shares.numpy(), np.array(slow) / sum(slow), atol=1e-5)
 
 
-def run_checkpoint(folder, *, words=True):
+BODY = Recipe(shape=(32, 24, 32), crop="body").provenance("ct_rate")
+
+
+def run_checkpoint(folder, *, words=True, recipes=None):
     """What a run leaves: a checkpoint and, beside the folder of checkpoints, the tokenizer."""
     model, settings = build()
     folder.mkdir()
@@ -122,7 +127,7 @@ def run_checkpoint(folder, *, words=True):
         train_wordpiece(REPORTS, vocab_size=80, out_dir=folder / "tokenizer")
     (folder / "checkpoints").mkdir()
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    identity = {"settings": flatten(settings), "text_config": text_config(model)}
+    identity = {"settings": flatten(settings), "text_config": text_config(model)} | ({"recipes": recipes} if recipes else {})
     torch.save({"state_dict": state, "mg3d": identity, "global_step": 7}, folder / "checkpoints" / "last.ckpt")
     return folder
 
@@ -134,6 +139,25 @@ def test_a_run_answers_as_the_folder_saved_of_it(tmp_path, model, scans, name):
     np.testing.assert_array_equal(loaded.embed(scans[0]), model.embed(scans[0]))
     np.testing.assert_array_equal(loaded.embed_report(REPORTS[0]), model.embed_report(REPORTS[0]))
     assert loaded.fingerprint == model.fingerprint
+
+
+def test_a_run_s_checkpoint_and_what_is_saved_of_it_tell_its_recipe(tmp_path, capsys):
+    run = run_checkpoint(tmp_path / "run", recipes={"ctrg": {"crop": "of grey volumes"}, "ct_rate": BODY, "own": {"crop": "x"}})
+    once = export_run(run / "checkpoints" / "last.ckpt", tmp_path / "once")
+    twice = export_run(once, tmp_path / "twice")
+    for place in (run, once, twice):
+        assert mg3d.load(place, device="cpu").preprocessing.recipe == Recipe(shape=(32, 24, 32), crop="body")
+        assert inspect_checkpoint(place / "checkpoints" / "last.ckpt" if place == run else place).preprocessing["recipe"] == BODY
+    assert capsys.readouterr().err == ""
+    assert "kept_share" not in from_pretrained(once).config["preprocessing"]
+    assert "box of the largest body" in (once / "README.md").read_text()
+
+
+def test_a_model_that_tells_no_recipe_says_so_in_one_line(tmp_path, capsys):
+    mg3d.load(run_checkpoint(tmp_path / "run"), device="cpu")
+    said = capsys.readouterr().err
+    assert said.startswith("mg3d: the model does not tell how its training volumes were prepared")
+    assert said.count("\n") == 1
 
 
 def test_a_run_without_its_tokenizer_says_what_is_missing(tmp_path, model, scans):

@@ -116,6 +116,34 @@ def test_the_volume_is_what_the_preparation_stores_brought_to_the_window(tmp_pat
     np.testing.assert_allclose(scan.volume, ((stored + 700.0) / 1000.0).clip(0, 1), atol=1e-6)
 
 
+def test_a_scan_is_read_as_the_checkpoint_says_that_its_training_volumes_were_prepared(tmp_path):
+    path = save_scan(tmp_path / "scan.nii.gz", seed=4)
+    recipe = Recipe(shape=GRID, crop="body", resize="compat", store="uint8", store_window=(-900.0, 400.0))
+    told = {"shape": list(GRID), "window_hu": [-700.0, 300.0], "recipe": recipe.provenance("ct_rate")}
+    asked = Preprocessing.of(told)
+    assert (asked.recipe, asked.note) == (recipe, "")
+    stored, _ = make_volume(file_record(path, "nifti"), tmp_path, recipe)
+    assert stored.dtype == np.uint8
+    np.testing.assert_allclose(
+        read_scan(path, asked).volume, ((stored / 255 * 1300.0 - 900.0 + 700.0) / 1000.0).clip(0, 1), atol=1e-5
+    )
+
+
+def test_what_is_not_known_of_the_training_volumes_is_told():
+    told = {"shape": list(GRID), "window_hu": [-700.0, 300.0]}
+    usual = Preprocessing.of(told)
+    assert usual.recipe == Recipe(shape=GRID)
+    assert "does not tell how its training volumes were prepared" in usual.note
+    assert usual.note.endswith("the central 88% x 66% x 88% of z, y, x")
+    newer = RECIPES["mm"].provenance("own")
+    other = Preprocessing.of(told | {"recipe": newer | {"limits": {"slices": 3}}})
+    assert other.recipe == RECIPES["mm"]
+    assert other.note.endswith("another version of the step(s) limits")
+    strange = Preprocessing.of(told | {"recipe": newer | {"crop": {"kind": "by eye"}}})
+    assert strange.recipe == usual.recipe
+    assert "by eye" in strange.note
+
+
 def test_a_coarse_map_is_interpolated_as_by_hand():
     scan = Scan(np.zeros((4, 2, 2), np.float32), (6, 2, 4), ((1, 5), (0, 2), (0, 4)), LPS, SPACING)
     cells = np.zeros((2, 1, 2), np.float32)

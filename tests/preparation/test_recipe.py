@@ -1,6 +1,7 @@
 """What of the voxels can be chosen, and what is written of the choice."""
 
 import itertools
+import json
 
 import nibabel as nib
 import numpy as np
@@ -45,6 +46,22 @@ def test_every_choice_changes_the_hash_and_nothing_else_does():
     assert len(set(digests.values())) == len(CHOICES)
     assert Recipe(store_window=(-900.0, 900.0)).digest("ct_rate") == digests["default"]
     assert Recipe(store="uint8").digest("ctrg") == Recipe().digest("ctrg")
+
+
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+def test_a_recipe_is_read_back_from_what_the_index_files_tell(choice):
+    recipe = Recipe(**choice)
+    told = json.loads(json.dumps(recipe.provenance("ct_rate")))
+    assert Recipe.of(told) == recipe
+    assert Recipe.of(told).provenance("own") == recipe.provenance("ct_rate")
+
+
+@pytest.mark.parametrize("step", ["crop", "resize"])
+def test_steps_of_another_program_are_not_taken_for_ours(step):
+    with pytest.raises(ValueError, match="are not known here"):
+        Recipe.of(Recipe().provenance("own") | {step: {"kind": "by eye", "kernel": "by eye", "zyx": [1, 2, 3]}})
+    with pytest.raises(ValueError, match="are not known here"):
+        Recipe.of({})
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)

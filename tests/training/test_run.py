@@ -14,7 +14,9 @@ from small_arrow import write_split
 from small_run import assert_same_training, checkpoint, words, write_arrows
 
 from mg3d.config import command_line, resolve
+from mg3d.preparation.recipe import Recipe
 from mg3d.training.build import build_data, build_tokenizer, tokenizer_origin
+from mg3d.training.run import mixed_recipes
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,32 @@ def test_a_run_does_not_go_on_with_words_of_other_reports(arrows, tmp_path, caps
     write_split(root, "ct_rate", "train", patients=14, shape=(32, 24, 32))
     assert command_line(words(root, tmp_path, *more)) == 0
     assert checkpoint(tmp_path / "run")["global_step"] == 2
+
+
+def test_a_run_keeps_its_volumes_recipe_and_does_not_go_on_with_others(arrows, tmp_path, capsys):
+    root = shutil.copytree(arrows, tmp_path / "moved")
+    recipes = {crop: Recipe(shape=(32, 24, 32), crop=crop).provenance("ct_rate") for crop in ("fraction", "body")}
+    for split, patients in (("train", 14), ("val", 8)):
+        write_split(root, "ct_rate", split, patients=patients, shape=(32, 24, 32), recipe=recipes["body"])
+    assert command_line(words(root, tmp_path, "max_minutes=1e-9")) == 0
+    assert checkpoint(tmp_path / "run")["mg3d"]["recipes"] == {"ct_rate": recipes["body"], "ctrg": None}
+    first = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    for split, patients in (("train", 14), ("val", 8)):
+        write_split(root, "ct_rate", split, patients=patients, shape=(32, 24, 32), recipe=recipes["fraction"])
+    assert command_line(words(root, tmp_path, "resume_from=last", "max_minutes=1e-9")) == 2
+    said = capsys.readouterr().err
+    assert "was trained on volumes of ct_rate that were prepared otherwise (crop) than those of data_root now" in said
+    assert said.count("\n") == 1
+    assert command_line(words(root, tmp_path / "new", f"load_path={first}", "max_minutes=1e-9")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the volumes of ct_rate were prepared otherwise (crop) than those that" in said
+
+
+def test_data_sets_of_one_run_that_show_other_parts_of_the_chest_are_told():
+    body, usual = (Recipe(crop=crop).provenance("own") for crop in ("body", "fraction"))
+    told = mixed_recipes({"ctrg": usual, "ct_rate": usual, "rad_chestct": usual, "own": body})
+    assert [line.split(",")[0] for line in told] == ["own was prepared otherwise (crop) than ct_rate"]
+    assert mixed_recipes({"ct_rate": None, "own": body}) == []
 
 
 @pytest.mark.parametrize(

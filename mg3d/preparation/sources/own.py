@@ -131,22 +131,24 @@ def scan_own(root: Path, listing: Listing, *, naming: Naming, val_patients: int,
     return scan
 
 
-def list_own(root: Path, table: Path | None) -> Listing:
+def list_own(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = _SUFFIXES) -> Listing:
     """The volumes of a folder: those that the table names, or without one all that lie there, each top folder a patient.
+
+    suffixes: ends of files that are volumes; a file of another end is a slice, and its folder the volume.
 
     Raises:
         FileNotFoundError: there is no volume, or no table.
         ValueError: the table cannot be read, or names no file.
     """
     if table is not None:
-        return _list_table(root, table)
+        return _list_table(root, table, suffixes)
     volumes = []
-    for path in volumes_below(root):
+    for path in volumes_below(root, suffixes):
         patient = path.parts[0] if len(path.parts) > 1 else _stem(path)
         study = str(path.parent) if len(path.parts) > 1 else patient
         volumes.append(ListedVolume(path, patient, study))
     if not volumes:
-        raise FileNotFoundError(f"{root} holds neither NIfTI files (.nii, .nii.gz) nor DICOM series; give the folder that does")
+        raise FileNotFoundError(f"{root} holds neither files {', '.join(suffixes)} nor DICOM series; give the folder that does")
     patients = len({volume.patient for volume in volumes})
     note = f"own: no table, so each of {patients} folders or files at the top counts as a patient"
     return Listing(volumes, [note], labelled=False)
@@ -172,12 +174,12 @@ def _may_be_dicom(path: Path) -> bool:
         return True
 
 
-def _list_table(root: Path, path: Path) -> Listing:
+def _list_table(root: Path, path: Path, suffixes: tuple[str, ...]) -> Listing:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no table {path}; --own-table names a CSV or JSON file")
+        raise FileNotFoundError(f"there is no table {path}; name a CSV or JSON file")
     table = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE, title="own")
     rows = [dict(zip(table.names, cells)) for cells in table.rows]
-    places = [_place(root, row["volume"]) for row in rows]
+    places = [_place(root, row["volume"], suffixes) for row in rows]
     _check_found(root, path, table, [place is not None for place in places])
     notes, volumes = list(table.notes), {}
     rejected = []
@@ -193,7 +195,7 @@ def _list_table(root: Path, path: Path) -> Listing:
     notes += [f"own: {again} rows name a volume once more; equal ones count once, others are set aside"] if again else []
     strange = sum(bool(row.get(label)) and flag(row[label]) < 0 for row in rows for label in LABELS)
     notes += [f"own: {strange} cells of labels are neither 1, 0 nor empty; they count as not known"] if strange else []
-    left = sum(not volumes.keys() & {path, *path.parents} for path in volumes_below(root))
+    left = sum(not volumes.keys() & {path, *path.parents} for path in volumes_below(root, suffixes))
     notes += [f"own: {left} volumes of the folder are not in the table; left out"] if left else []
     if "patient" not in table.names:
         notes.append("own: the table has no column `patient`; each folder at the top, or each file there, counts as one")
@@ -229,7 +231,7 @@ def _need_pydicom() -> None:
         raise ValueError("the folder holds DICOM series; reading them needs more packages: pip install -e '.[dicom]'") from None
 
 
-def _place(root: Path, cell: str) -> PurePosixPath | None:
+def _place(root: Path, cell: str, suffixes: tuple[str, ...]) -> PurePosixPath | None:
     """The file or folder below root that a cell names, its ending left out or not; None when there is none."""
     written = PurePosixPath(cell.replace("\\", "/"))
     if written.is_absolute() and written.is_relative_to(root.absolute().as_posix()):
@@ -237,9 +239,9 @@ def _place(root: Path, cell: str) -> PurePosixPath | None:
     if not cell or written.is_absolute() or ".." in written.parts or len(cell) > 1000:
         return None
     try:
-        for name in (str(written), *(f"{written}{suffix}" for suffix in reversed(_SUFFIXES))):
+        for name in (f"{written}{suffix}" for suffix in ("", *reversed(_SUFFIXES), *suffixes)):
             path = root / name
-            if path.is_dir() or (path.is_file() and name.endswith(_SUFFIXES)):
+            if path.is_dir() or (path.is_file() and name.endswith(suffixes)):
                 return PurePosixPath(name)
             if path.is_file():
                 return PurePosixPath(name).parent  # one slice of a series

@@ -271,7 +271,7 @@ def test_without_pydicom_a_folder_of_dicom_is_refused_before_anything_is_done(tm
 
 def test_a_folder_of_nothing_and_a_table_that_is_not_there(tmp_path):
     (tmp_path / "clinic").mkdir()
-    with pytest.raises(FileNotFoundError, match="neither NIfTI files"):
+    with pytest.raises(FileNotFoundError, match=r"neither files \.nii, \.nii\.gz nor DICOM series"):
         scan(tmp_path / "clinic")
-    with pytest.raises(FileNotFoundError, match="--own-table names"):
+    with pytest.raises(FileNotFoundError, match="there is no table .*; name a CSV or JSON file"):
         scan(tmp_path / "clinic", tmp_path / "none.csv")
