@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.checkpoints.command import answer
-from mg3d.evaluation.results import compare, read_result, tables_text
 
 
 def comparison(given: argparse.Namespace) -> str:
     """The tables as text."""
+    from mg3d.evaluation.results import compare, read_result, tables_text
+
     first, second = read_result(given.first), read_result(given.second)
     return tables_text(first.title, compare(first, second, resamples=given.resamples))
 

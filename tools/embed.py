@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.inference.command import add_many, answer, load_model, new_parser, track
-from mg3d.inference.many import embed_all
-from mg3d.inference.sources import list_scans
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,6 +24,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Embeds and says what was done; errors as `list_scans` and `embed_all`."""
+    from mg3d.inference.many import embed_all
+    from mg3d.inference.sources import list_scans
+
     model = load_model(options)
     items = list_scans(model, options.source, table=options.table)
     outcome, entries = embed_all(model, items, options.out, workers=options.workers, track=track)

@@ -3,36 +3,36 @@
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mg3d.checkpoints.command import answer
-from mg3d.checkpoints.export import Pretrained, export_run, from_pretrained
 from mg3d.datasets.schema import SEEN, differing_steps
 from mg3d.evaluation.cards import CARDS, find_card
-from mg3d.evaluation.cases import Cases
-from mg3d.evaluation.embedder import ModelEmbedder
-from mg3d.evaluation.page import write_result_page
-from mg3d.evaluation.parts import chosen_parts
-from mg3d.evaluation.results import Result, tables_text, write_result
-from mg3d.evaluation.run_card import run_card
 from mg3d.settings.schema import Settings, volume_shape
 
+if TYPE_CHECKING:
+    from mg3d.checkpoints.export import Pretrained
+    from mg3d.evaluation.results import Result
 
-def load(checkpoint: str, tokenizer: Path | None) -> Pretrained:
+
+def load(checkpoint: str, tokenizer: Path | None) -> "Pretrained":
     """A saved folder, an id on the hub, or a checkpoint of a run."""
-    path = Path(checkpoint)
-    if not path.is_file():
-        return from_pretrained(checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        return from_pretrained(export_run(path, Path(folder) / "model", tokenizer=tokenizer))
+    from mg3d.checkpoints.export import from_pretrained, from_run
+
+    return from_run(checkpoint, tokenizer=tokenizer) if Path(checkpoint).is_file() else from_pretrained(checkpoint)
 
 
-def evaluate(given: argparse.Namespace) -> tuple[Result, Settings]:
+def evaluate(given: argparse.Namespace) -> tuple["Result", Settings]:
     """The result of the card for what was given on the command line, and the model's settings."""
+    import torch
+
+    from mg3d.evaluation.cases import Cases
+    from mg3d.evaluation.embedder import ModelEmbedder
+    from mg3d.evaluation.parts import chosen_parts
+    from mg3d.evaluation.run_card import run_card
+
     card = find_card(given.card)
     loaded = load(given.checkpoint, given.tokenizer)
     if loaded.tokenizer is None:
@@ -59,6 +59,9 @@ def evaluate(given: argparse.Namespace) -> tuple[Result, Settings]:
 
 def report(given: argparse.Namespace) -> str:
     """Writes the files that were asked for; returns every table as text."""
+    from mg3d.evaluation.page import write_result_page
+    from mg3d.evaluation.results import tables_text, write_result
+
     result, settings = evaluate(given)
     if given.json:
         write_result(given.json, result)

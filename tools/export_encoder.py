@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.inference.command import answer, load_model, new_parser
-from mg3d.inference.export_encoder import TOLERANCE, export_encoder
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exports; returns the exit code."""
     parser = new_parser("export_encoder.py", __doc__)
     parser.add_argument("out", type=Path, metavar="FILE.pt2", help="file to write")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference allowed (%(default)g)")
+    parser.add_argument("--tolerance", type=float, help="largest difference allowed, where the usual one does not do")
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> str:
     """Exports and says what the program is worth; errors as `export_encoder`."""
-    return f"mg3d: {export_encoder(load_model(options), options.out, tolerance=options.tolerance)}"
+    from mg3d.inference.export_encoder import TOLERANCE, export_encoder
+
+    tolerance = TOLERANCE if options.tolerance is None else options.tolerance
+    return f"mg3d: {export_encoder(load_model(options), options.out, tolerance=tolerance)}"
 
 
 if __name__ == "__main__":

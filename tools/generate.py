@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.inference.command import add_many, answer, load_model, new_parser, track
-from mg3d.inference.many import answer_all
-from mg3d.inference.sources import list_scans
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,6 +25,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Writes and says what was done; errors as `ScanModel.generate` and `answer_all`."""
+    from mg3d.inference.many import answer_all
+    from mg3d.inference.sources import list_scans
+
     model = load_model(options)
     model.require_writer()
     how = {"beams": options.beams, "no_repeat": options.no_repeat}

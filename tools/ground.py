@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.inference.command import answer, load_model, new_parser
-from mg3d.inference.scans import write_nifti
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,6 +20,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Grounds, writes and says where the map is strongest; errors as `ScanModel.ground` and `write_nifti`."""
+    from mg3d.inference.scans import write_nifti
+
     model = load_model(options)
     region = model.ground(model.read(options.scan), options.sentence)
     write_nifti(options.out, region.in_file())

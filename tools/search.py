@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 
 from mg3d.inference.command import answer, load_model, new_parser
-from mg3d.inference.index import KINDS
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     asked.add_argument("--text", help="a report, a sentence, or a few words")
     asked.add_argument("--scan", metavar="FILE", help="NIfTI, .mha, .mhd, .npz or a folder of DICOM slices")
     parser.add_argument("-k", type=int, default=10, help="how many (%(default)s)")
-    parser.add_argument("--kind", choices=KINDS, help="only entries of this kind")
+    parser.add_argument("--kind", metavar="KIND", help="only entries of this kind: scan, report or sentence")
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))
 

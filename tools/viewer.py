@@ -12,9 +12,6 @@ from pathlib import Path
 
 from mg3d.glossary import LABELS, PROMPTS
 from mg3d.inference.command import answer, load_model, new_parser
-from mg3d.inference.index import SearchIndex
-from mg3d.inference.viewer.cases import Cases
-from mg3d.inference.viewer.server import Viewer
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,6 +39,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> str:
     """Serves until it is stopped from the keyboard; errors as `Cases`, `SearchIndex.load` and `Viewer`."""
+    from mg3d.inference.index import SearchIndex
+    from mg3d.inference.viewer.cases import Cases
+    from mg3d.inference.viewer.server import Viewer
+
     cases = Cases(
         load_model(options),
         options.source,

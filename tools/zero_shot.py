@@ -11,8 +11,6 @@ from pathlib import Path
 
 from mg3d.glossary import LABELS, PROMPTS
 from mg3d.inference.command import add_many, answer, load_model, new_parser, track
-from mg3d.inference.many import answer_all, numbers
-from mg3d.inference.sources import list_scans
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,6 +27,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Asks and says what was found; errors as `ScanModel.classify` and `answer_all`."""
+    from mg3d.inference.many import answer_all, numbers
+    from mg3d.inference.sources import list_scans
+
     model = load_model(options)
     if options.out is None:
         return str(model.classify(model.read(options.source), options.findings, wording=options.wording))

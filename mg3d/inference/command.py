@@ -1,15 +1,20 @@
-"""What the tools of `mg3d.inference` share: options that choose a model, how it is loaded, a bar that shows how far it is."""
+"""What the tools of `mg3d.inference` share: options that choose a model, how it is loaded, a bar that shows how far it is.
+
+Neither this nor the tools import a network before the options were read: that takes ten seconds, and `--help` none.
+"""
 
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mg3d.checkpoints.command import answer as print_answer
-from mg3d.inference.load import load
-from mg3d.inference.model import ScanModel
+
+if TYPE_CHECKING:
+    from mg3d.inference.model import ScanModel
 
 
 def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
@@ -37,8 +42,10 @@ def answer(work: Callable[[], str]) -> int:
         return 130
 
 
-def load_model(options: argparse.Namespace) -> ScanModel:
+def load_model(options: argparse.Namespace) -> "ScanModel":
     """The model that the options name; errors as `load`."""
+    from mg3d.inference.load import load
+
     batch = getattr(options, "batch", 1)
     return load(options.model, device=options.device, tokenizer=options.tokenizer, batch=batch)
 

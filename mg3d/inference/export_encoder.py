@@ -46,6 +46,7 @@ def export_encoder(model: ScanModel, path: Path, *, tolerance: float = TOLERANCE
     parameter = next(embedder.parameters())
     volumes = torch.rand(3, *shape, generator=generator).to(parameter.device, parameter.dtype)
     with torch.no_grad():
+        embedder(volumes[:1])  # plans its windows with numbers, which an export cannot look at
         program = torch.export.export(embedder, (volumes[:1],))
         stream = io.BytesIO()
         torch.export.save(program, stream)
