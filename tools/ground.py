@@ -13,6 +13,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = new_parser("ground.py", __doc__)
     parser.add_argument("scan", help="NIfTI, .mha, .mhd, .npz or a folder of DICOM slices")
     parser.add_argument("sentence", help='such as "A small effusion on the left."')
+    parser.add_argument("--against", metavar="TEXT", help='what it stands against, such as "There is no effusion."')
+    parser.add_argument("--by", default="contrast", help="contrast, or attention for models with DCL or SSM (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.nii.gz", help="the map")
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))
@@ -23,7 +25,7 @@ def run(options: argparse.Namespace) -> str:
     from mg3d.inference.scans import write_nifti
 
     model = load_model(options)
-    region = model.ground(model.read(options.scan), options.sentence)
+    region = model.ground(model.read(options.scan), options.sentence, against=options.against, by=options.by)
     write_nifti(options.out, region.in_file())
     return f"mg3d: {region}; the map is {options.out}"
 

@@ -9,9 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets.studies import ReportText
 from mg3d.datasets.tokenizer import encode_report, pad_reports
-from mg3d.models.aggregation import ImageAggregation
+from mg3d.models.grounding import Texts, attended_shares, decisive_shares
 from mg3d.models.mg3d import MG3D
-from mg3d.models.pooling import sentence_means
 
 
 class Embedder(Protocol):
@@ -62,21 +61,16 @@ class ModelEmbedder:
         return torch.cat([self._some(part) for part in parts])
 
     @torch.no_grad()
-    def maps(self, volumes: Tensor, texts: Sequence[str]) -> Tensor | None:
-        """Where in volumes [B, 1, D, H, W] each text, read as one sentence, looks: [B, texts, d, h, w], sums to 1 over places.
+    def maps(self, volumes: Tensor, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+        """Where in volumes [B, 1, D, H, W] the first text of each pair is found: [B, pairs, d, h, w], sums to 1 over places.
 
-        None where the model's sentences do not look: it was not trained by DCL or SSM, or aggregates as the released one.
+        `contrast`: what speaks for it rather than for the second text; `attention`: where it looks, for models whose sentences do.
         """
-        if not isinstance(self.model.aggregation, ImageAggregation):
-            return None
-        padded = pad_reports(self.tokenizer, [sentence(text) for text in texts], self.max_text_len)
-        ids, mask, index = (part.to(self.device) for part in padded)
-        asked = sentence_means(self.model.encode_report(ids, mask), index, 1)[:, 0]
+        first, second = (self._padded([sentence(pair[place]) for pair in pairs]) for place in (0, 1))
         image = self.model.encode_volume(volumes.to(self.device))
-        sentences = asked.expand(len(image), -1, -1)
-        everyone = torch.ones(sentences.shape[:2], dtype=torch.bool, device=self.device)
-        seen = self.model.aggregation(sentences, everyone, image=image, image_vector=image[:, 0]).attention
-        return seen.unflatten(2, self.model.grid).float().cpu()
+        directions = self.model.embed_report(*first) - self.model.embed_report(*second)
+        found = {"contrast": decisive_shares(self.model, image, directions), "attention": attended_shares(self.model, image, first)}
+        return {name: part.unflatten(2, self.model.grid).float().cpu() for name, part in found.items() if part is not None}
 
     @torch.no_grad()
     def sentences(self, texts: Sequence[ReportText]) -> list[tuple[ReportText, Tensor]]:
@@ -90,8 +84,10 @@ class ModelEmbedder:
         return found
 
     def _some(self, texts: Sequence[ReportText]) -> Tensor:
-        padded = pad_reports(self.tokenizer, texts, self.max_text_len)
-        return self.model.embed_report(*(part.to(self.device) for part in padded)).float().cpu()
+        return self.model.embed_report(*self._padded(texts)).float().cpu()
+
+    def _padded(self, texts: Sequence[ReportText]) -> Texts:
+        return tuple(part.to(self.device) for part in pad_reports(self.tokenizer, texts, self.max_text_len))
 
 
 def embed_batches(embedder: Embedder, batches: Iterable[Tensor]) -> Tensor:

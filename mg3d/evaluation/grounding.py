@@ -1,6 +1,6 @@
 """Whether a model looks where a finding is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,12 +55,38 @@ def ground(maps: Tensor, masks: Tensor, thresholds: Sequence[float] = THRESHOLDS
     return Grounded(*(part.numpy() for part in parts))
 
 
+def middle_map(grid: Sequence[int]) -> Tensor:
+    """[d, h, w], greatest in the middle: a map that knows nothing but where the chest is."""
+    along = (torch.arange(side) - (side - 1) / 2 for side in grid)
+    return 1 / (1 + sum(place**2 for place in torch.meshgrid(*along, indexing="ij")))
+
+
+def compared_rows(scores: Mapping[str, Grounded], patients: np.ndarray, *, resamples: int, seed: int) -> Rows:
+    """A row per kind of map, of all findings: pointing game, mass, and Dice at the threshold that is best for that kind."""
+    settings = {"resamples": resamples, "seed": seed}
+    rows = []
+    for kind, found in scores.items():
+        best = int(found.dice.mean(0).argmax())
+        row = {"map": kind, "maps": len(found.hit)}
+        for what, values in (("pointing game", found.hit), ("mass in the mask", found.mass), ("dice", found.dice[:, best])):
+            row[what] = measured(lambda r, v=values: float(v[r].mean()), patients, **settings)
+        rows.append(row | {"at": THRESHOLDS[best]})
+    return rows
+
+
 def grounding_rows(
-    scores: Grounded, findings: np.ndarray, patients: np.ndarray, names: Sequence[str], *, resamples: int, seed: int
+    scores: Grounded,
+    findings: np.ndarray,
+    patients: np.ndarray,
+    names: Sequence[str],
+    *,
+    middle: np.ndarray,
+    resamples: int,
+    seed: int,
 ) -> Rows:
     """A row per finding that has a map, and one of all: pointing game, mass, and Dice at the threshold that is best of all.
 
-    findings int [n]: place in `names` of each map's finding. The threshold is chosen on these very maps, so its Dice is a bound.
+    findings int [n]: place in `names` of each map's finding; middle bool [n]: hits of a map that points at the middle. The threshold is chosen on these very maps, so its Dice is a bound.
     """
     settings = {"resamples": resamples, "seed": seed}
     best = int(scores.dice.mean(0).argmax())
@@ -70,6 +96,7 @@ def grounding_rows(
         if not chosen.any():
             continue
         row = {"finding": name, "maps": int(chosen.sum()), "chance of pointing": float(scores.chance[chosen].mean())}
+        row["pointing at the middle"] = float(middle[chosen].mean())
         row["share of the mask"] = float(scores.mask[chosen].mean())
         for what, values in columns.items():
             kept = values[chosen].astype(float)
@@ -79,13 +106,19 @@ def grounding_rows(
 
 
 def dice_rows(
-    scores: Grounded, patients: np.ndarray, thresholds: Sequence[float] = THRESHOLDS, *, resamples: int, seed: int
+    scores: Mapping[str, Grounded],
+    patients: np.ndarray,
+    thresholds: Sequence[float] = THRESHOLDS,
+    *,
+    resamples: int,
+    seed: int,
 ) -> Rows:
-    """A row per threshold: mean Dice over all maps."""
-    return [
-        {
-            "threshold, of the map's maximum": threshold,
-            "dice": measured(lambda r, v=values: float(v[r].mean()), patients, resamples=resamples, seed=seed),
+    """A row per threshold: mean Dice over all maps of each kind."""
+    rows = []
+    for place, threshold in enumerate(thresholds):
+        cells = {
+            kind: measured(lambda r, v=found.dice[:, place]: float(v[r].mean()), patients, resamples=resamples, seed=seed)
+            for kind, found in scores.items()
         }
-        for threshold, values in zip(thresholds, scores.dice.T, strict=True)
-    ]
+        rows.append({"threshold, of the map's maximum": threshold} | cells)
+    return rows

@@ -27,10 +27,11 @@ SWEEP = tuple(round(0.05 * step, 2) for step in range(6, 20))
 
 
 class Looking(Protocol):
-    """A model whose sentences look at places of the image."""
+    """A model that tells where in an image a text is found."""
 
-    def maps(self, volumes: Tensor, texts: Sequence[str]) -> Tensor | None:
-        """[B, texts, d, h, w], 0 and above, of volumes in [0, 1]; None where its sentences do not look."""
+    def maps(self, volumes: Tensor, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+        """Kind of map -> [B, pairs, d, h, w], 0 and above, of volumes in [0, 1]: where the first text rather than the second is
+        found."""
 
 
 class Speaking(Protocol):
@@ -102,33 +103,40 @@ def _cut_again(original: ReportText, swapped: str) -> ReportText:
 
 
 def grounding_part(setting: Setting, model: Looking, root: Path) -> dict[str, Rows]:
-    """Maps of `There is X.` against the true masks, of every finding that is there; {} where the model does not look.
+    """Maps of `There is X.` against the true masks, of every finding that is there, beside maps that know nothing.
 
     Raises:
         FileNotFoundError: the set was made without masks.
     """
-    cases, texts = setting.cases, [prompts(label)[0] for label in LABELS]
+    cases, pairs = setting.cases, [prompts(label) for label in LABELS]
     maps, masks, findings, patients = [], [], [], []
     for start in range(0, len(cases.first), setting.batch):
         places = cases.first[start : start + setting.batch]
         (volumes,) = cases.batches(places, size=setting.batch)
-        seen = model.maps(volumes.clamp(0.0, 1.0), texts)
-        if seen is None:
-            return {}
+        seen = model.maps(volumes.clamp(0.0, 1.0), pairs)
         there = torch.stack([_masks_of(root, cases.ids[place], volumes.shape[2:]) for place in places])
         chosen = there.flatten(2).any(2)
-        maps.append(seen[chosen])
+        maps.append({kind: part[chosen] for kind, part in seen.items()})
         masks.append(there[chosen])
         rows, columns = chosen.nonzero().unbind(1)
         findings.append(columns.numpy())
         patients.append(cases.patients[places][rows.numpy()])
-    scores = grounding.ground(torch.cat(maps), torch.cat(masks))
-    people = np.concatenate(patients)
+    together = {kind: torch.cat([part[kind] for part in maps]) for kind in maps[0]}
+    some = next(iter(together.values()))
+    together["the middle"] = grounding.middle_map(some.shape[1:]).expand_as(some)
+    together["at random"] = torch.rand(some.shape, generator=torch.Generator().manual_seed(setting.card.seed))
+    scores = {kind: grounding.ground(part, torch.cat(masks)) for kind, part in together.items()}
+    people, numbers = np.concatenate(patients), _settings(setting)
+    by_finding = {
+        f"Grounding by finding, {kind}": grounding.grounding_rows(
+            scores[kind], np.concatenate(findings), people, LABELS, middle=scores["the middle"].hit, **numbers
+        )
+        for kind in maps[0]
+    }
     return {
-        "Grounding against the true masks": grounding.grounding_rows(
-            scores, np.concatenate(findings), people, LABELS, **_settings(setting)
-        ),
-        "Grounding, Dice over thresholds": grounding.dice_rows(scores, people, **_settings(setting)),
+        "Grounding against the true masks": grounding.compared_rows(scores, people, **numbers),
+        **by_finding,
+        "Grounding, Dice over thresholds": grounding.dice_rows(scores, people, **numbers),
     }
 
 

@@ -16,11 +16,11 @@ from mg3d.datasets.tokenizer import pad_reports
 from mg3d.evaluation.held_out import embed_texts
 from mg3d.evaluation.zero_shot import zero_shot_scores
 from mg3d.glossary import LABELS, PROMPTS, prompts
-from mg3d.inference.grounding import sentence_cells
 from mg3d.inference.index import SearchIndex
 from mg3d.inference.results import Finding, Findings, Neighbours, Region, Report
 from mg3d.inference.scans import Preprocessing, Scan, read_scan, scan_of_array
 from mg3d.models.contrast import ImageReportContrast
+from mg3d.models.grounding import Texts, attended_shares, decisive_shares
 from mg3d.models.mg3d import MG3D
 from mg3d.models.vision.registry import VisionEncoder
 from mg3d.settings.schema import Settings
@@ -232,21 +232,41 @@ class ScanModel:
         return self.model, self.tokenizer
 
     @torch.no_grad()
-    def ground(self, scan: Scan, sentence: str) -> Region:
-        """Where in the scan the sentence is looked for; a report of several sentences is taken as one.
+    def ground(self, scan: Scan, sentence: str, *, against: str | None = None, by: str = "contrast") -> Region:
+        """What in the scan speaks for the sentence; a report of several sentences is taken as one.
+
+        Args:
+            against: a text that it stands against, such as "There is no effusion.", so that what speaks for both is left out.
+            by: `contrast`: how far each place raises the cosine of scan and sentence; `attention`: where the sentence looks, for
+                models with DCL or SSM.
 
         Raises:
-            ValueError: a text without a word, or a model that reads none.
+            ValueError: a text without a word, a model that reads none, or one without what `by` asks for.
         """
-        model, tokenizer = self._reader()
-        text = self._units(sentence)[0]
-        ids, mask, index = (
-            part.to(self.device) for part in pad_reports(tokenizer, [(text, ((0, len(text)),))], model.text.longest)
-        )
+        model, _ = self._reader()
+        text, texts = self._as_one(sentence)
         image = model.encode_volume(next(self._volumes([scan])))
-        cells, similarity = sentence_cells(model, image, (ids, mask, index))
+        report = model.embed_report(*texts)
+        if by == "contrast":
+            other = model.embed_report(*self._as_one(against)[1]) if against is not None else 0.0
+            shares = decisive_shares(model, image, report - other)
+        elif by == "attention" and against is None:
+            shares = attended_shares(model, image, texts)
+            if shares is None:
+                raise ValueError("the sentences of this model do not attend to the image; ask by='contrast'")
+        else:
+            raise ValueError(f"by={by!r}: expected 'contrast', or 'attention', which takes no `against`")
+        cells = shares[0, 0] * image.shape[1]
+        similarity = float((model.contrast.embed_image(image) * report).sum())
         stride = tuple(int(voxels) for voxels in self.vision.stride)
         return Region(text, cells.view(model.grid).float().cpu().numpy(), stride, scan, similarity)
+
+    def _as_one(self, report: str) -> tuple[str, Texts]:
+        """A text as it is read, and its tokens as one sentence."""
+        model, tokenizer = self._reader()
+        text = self._units(report)[0]
+        padded = pad_reports(tokenizer, [(text, ((0, len(text)),))], model.text.longest)
+        return text, tuple(part.to(self.device) for part in padded)
 
     def _reader(self) -> tuple[MG3D, PreTrainedTokenizerBase]:
         """The model and its tokenizer, where it has both; ValueError says what is missing."""

@@ -54,9 +54,14 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
-    lines = ["".join(f"<td>{html.escape(shown(row.get(name, '')))}</td>" for name in names) for row in rows]
+    lines = ["".join(f"<td>{_unbroken(html.escape(shown(row.get(name, ''))))}</td>" for name in names) for row in rows]
     words = " class='words'" if all(isinstance(cell, str) for row in rows for cell in row.values()) else ""
     return f"<table{words}><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n"
+
+
+def _unbroken(cell: str) -> str:
+    """A value keeps its interval beside it: `0.5 [0.4, 0.6]`."""
+    return cell.replace(" ", "\N{NO-BREAK SPACE}") if cell.endswith("]") and cell[:1] in "-0123456789" else cell
 
 
 def shown(value: Any) -> str:

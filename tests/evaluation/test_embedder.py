@@ -46,7 +46,7 @@ def test_volumes_are_cut_to_the_window_before_they_are_embedded(tokenizer):
 def test_a_map_is_the_attention_of_the_sentence_on_the_model_s_grid(tokenizer):
     judge, volumes = embedder(tokenizer), torch.rand(2, 1, *SHAPE)
     texts = ["The heart is enlarged.", "No lesion.", "The aorta is normal."]
-    maps = judge.maps(volumes, texts)
+    maps = judge.maps(volumes, [(text, "Clear.") for text in texts])["attention"]
     assert maps.shape == (2, 3, *judge.model.grid)
     torch.testing.assert_close(maps.flatten(2).sum(2), torch.ones(2, 3))
     model = judge.model
@@ -59,9 +59,12 @@ def test_a_map_is_the_attention_of_the_sentence_on_the_model_s_grid(tokenizer):
     torch.testing.assert_close(maps[1, 1].flatten(), F.softmax(scores, 0).detach(), atol=1e-5, rtol=1e-4)
 
 
-def test_a_model_whose_sentences_do_not_look_has_no_maps(tokenizer):
-    judge = embedder(tokenizer, objectives=("cml",))
-    assert judge.maps(torch.rand(1, 1, *SHAPE), ["No lesion."]) is None
+def test_a_model_whose_sentences_do_not_look_has_maps_of_its_contrast_alone(tokenizer):
+    judge, volumes = embedder(tokenizer, objectives=("cml",)), torch.rand(2, 1, *SHAPE)
+    pairs = [("The heart is enlarged.", "The heart is normal."), ("No lesion.", "A lesion.")]
+    (maps,) = judge.maps(volumes, pairs).values()
+    torch.testing.assert_close(maps.flatten(2).sum(2), torch.ones(2, 2))
+    torch.testing.assert_close(maps[1:, :1], judge.maps(volumes[1:], pairs[:1])["contrast"], atol=1e-3, rtol=1e-3)
 
 
 def test_sentences_are_those_that_are_read(tokenizer):

@@ -13,7 +13,7 @@ from mg3d.evaluation.explorer import (
     precision_rows,
     threshold_rows,
 )
-from mg3d.evaluation.grounding import dice_rows, ground, grounding_rows
+from mg3d.evaluation.grounding import compared_rows, dice_rows, ground, grounding_rows, middle_map
 from mg3d.evaluation.truth import mask_path, meanings_of, read_masks, sides_of
 from mg3d.glossary import LABELS
 from mg3d.phantom.case import make_case
@@ -44,12 +44,25 @@ def test_a_map_that_is_the_mask_has_dice_one_and_an_even_map_the_mask_s_share():
     assert found.dice[0].tolist() == [1, 1]
     assert found.mass.tolist() == pytest.approx([1, 0.1])
     assert found.dice[1].tolist() == pytest.approx([2 * 6 / 66] * 2)
-    rows = grounding_rows(found, np.array([0, 3]), np.arange(2), LABELS, **SETTINGS)
+    rows = grounding_rows(found, np.array([0, 3]), np.arange(2), LABELS, middle=np.array([True, False]), **SETTINGS)
     assert [row["finding"] for row in rows] == [LABELS[0], LABELS[3], "all"]
-    assert [row["threshold, of the map's maximum"] for row in dice_rows(found, np.arange(2), (0.5, 0.9), **SETTINGS)] == [
-        0.5,
-        0.9,
-    ]
+    assert [row["pointing at the middle"] for row in rows] == [1, 0, 0.5]
+    rows = dice_rows({"a": found, "b": found}, np.arange(2), (0.5, 0.9), **SETTINGS)
+    assert [row["threshold, of the map's maximum"] for row in rows] == [0.5, 0.9]
+    assert rows[0]["a"] == rows[0]["b"]
+    assert rows[0]["a"]["value"] == pytest.approx((1 + 2 * 6 / 66) / 2)
+
+
+def test_maps_that_know_nothing_stand_beside_the_others():
+    middle = middle_map((3, 4, 5))
+    assert middle.shape == (3, 4, 5)
+    assert middle[1, 1, 2] == middle[1, 2, 2] == middle.max() == pytest.approx(1 / 1.25)
+    assert middle[0, 0, 0] == middle.min() == pytest.approx(1 / (1 + 1 + 2.25 + 4))
+    mask = middle > 0.4
+    scores = {"middle": ground(middle[None], mask[None]), "even": ground(torch.ones(1, 3, 4, 5), mask[None])}
+    rows = compared_rows(scores, np.arange(1), **SETTINGS)
+    assert [(row["map"], row["maps"], row["pointing game"]["value"]) for row in rows] == [("middle", 1, 1), ("even", 1, 0)]
+    assert (rows[0]["dice"]["value"], rows[0]["at"]) == (1, 0.4)
 
 
 def test_empty_masks_and_maps_are_refused():

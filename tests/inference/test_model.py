@@ -13,7 +13,6 @@ from mg3d.checkpoints.export import export_run, from_pretrained, text_config
 from mg3d.checkpoints.inspect import inspect_checkpoint
 from mg3d.datasets.tokenizer import encode_report, train_wordpiece
 from mg3d.glossary import LABELS
-from mg3d.inference.grounding import moved_cosine
 from mg3d.inference.model import IMAGE_ALONE, JOINT
 from mg3d.preparation.recipe import Recipe
 from mg3d.settings.parse import flatten
@@ -91,29 +90,37 @@ def test_the_attention_map_is_the_softmax_over_tokens_by_hand(model, scans):
         sentence = words[torch.from_numpy(row.sentence_index) == 0].mean(0)
         asked = mg.aggregation.key(tokens) @ mg.aggregation.query(sentence) / 24**0.5
     expected = torch.softmax(asked, 0).view(mg.grid).numpy() * asked.numel()
-    np.testing.assert_allclose(model.ground(scans[1], text).cells, expected, atol=1e-4)
+    np.testing.assert_allclose(model.ground(scans[1], text, by="attention").cells, expected, atol=1e-4)
 
 
-def test_the_contrast_map_finds_the_token_that_carries_the_cosine(tmp_path):
-    model = mg3d.load(save(tmp_path / "model", weight_dcl=0.0, weight_ssm=0.0), device="cpu")
-    torch.manual_seed(0)
-    mg = model.model.double()
-    count = int(np.prod(mg.grid))
-    tokens = torch.randn(1, count, 24).double()
-    report = F.normalize(torch.randn(1, 16).double(), dim=-1)
+@pytest.mark.parametrize("against", [None, "There is no nodule."])
+def test_the_contrast_map_is_what_the_cosine_loses_without_each_token(model, scans, against):
+    sentence, mg = "There is a nodule.", model.model
+    with torch.no_grad():
+        tokens = mg.encode_volume(torch.from_numpy(scans[1].volume)[None, None])
+    direction = model.embed_report(sentence) - (model.embed_report(against) if against else 0)
 
-    def cosine(image):
+    def towards(image):
         with torch.no_grad():
-            return float((mg.contrast.embed_image(image) * report).sum())
+            return float((mg.contrast.embed_image(image)[0].numpy() * direction).sum())
 
-    shares = moved_cosine(mg, tokens, report)
-    mean, small = tokens.mean(1), 1e-4
     slow = []
-    for place in range(count):
-        nearer = tokens.clone()
-        nearer[:, place] += small * (mean - nearer[:, place])
-        slow.append(max(0.0, (cosine(tokens) - cosine(nearer)) / small))
-    np.testing.assert_allclose(shares.numpy(), np.array(slow) / sum(slow), atol=1e-5)
+    for place in range(tokens.shape[1]):
+        without = torch.cat([tokens[:, :place], tokens.mean(1, keepdim=True), tokens[:, place + 1 :]], 1)
+        slow.append(max(0.0, towards(tokens) - towards(without)))
+    expected = np.array(slow).reshape(mg.grid) / sum(slow) * len(slow)
+    assert expected.max() > 1.01
+    np.testing.assert_allclose(model.ground(scans[1], sentence, against=against).cells, expected, atol=2e-2)
+
+
+def test_a_way_of_grounding_that_is_not_there_is_said(model, scans, tmp_path):
+    with pytest.raises(ValueError, match="by='eye': expected 'contrast', or 'attention'"):
+        model.ground(scans[0], "A nodule.", by="eye")
+    with pytest.raises(ValueError, match="takes no `against`"):
+        model.ground(scans[0], "A nodule.", against="No nodule.", by="attention")
+    plain = mg3d.load(save(tmp_path / "model", weight_dcl=0.0, weight_ssm=0.0), device="cpu")
+    with pytest.raises(ValueError, match="do not attend to the image; ask by='contrast'"):
+        plain.ground(scans[0], "A nodule.", by="attention")
 
 
 BODY = Recipe(shape=(32, 24, 32), crop="body").provenance("ct_rate")

@@ -69,6 +69,8 @@ class Cases:
         self._reports = _rows_of(index, "report") if index is not None else {}
         self._indexed = _rows_of(index, "scan") if index is not None else {}
         self._maps: OrderedDict[str, bytes] = OrderedDict()
+        pairs = model.prompts(findings, wording=wording)
+        self._denials = dict(pairs)
         self._lock = threading.Lock()
         self._scan = lru_cache(_KEPT_SCANS)(self._read)
         self._vector = lru_cache(None)(lambda case: model.embed(self._scan(case)))
@@ -112,7 +114,7 @@ class Cases:
         with self._lock:
             scan = self._scan(case)
             try:
-                region = self.model.ground(scan, sentence)
+                region = self.model.ground(scan, sentence, against=self._denials.get(sentence))
             except ValueError as error:
                 raise Unusable(str(error)) from None
             name = secrets.token_urlsafe(12)
