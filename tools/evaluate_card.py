@@ -30,7 +30,7 @@ def evaluate(given: argparse.Namespace) -> tuple["Result", Settings]:
 
     from mg3d.evaluation.cases import Cases
     from mg3d.evaluation.embedder import ModelEmbedder
-    from mg3d.evaluation.parts import chosen_parts
+    from mg3d.evaluation.parts import chosen_parts, require_masks
     from mg3d.evaluation.run_card import run_card
 
     card = find_card(given.card)
@@ -44,6 +44,8 @@ def evaluate(given: argparse.Namespace) -> tuple["Result", Settings]:
         raise ValueError(
             f"{given.data_root} holds volumes of {stored} voxels (z, y, x), the model reads {asked}; prepare them anew"
         )
+    if given.truth_root:
+        require_masks(cases, given.truth_root)
     recipe = loaded.config["preprocessing"].get("recipe")
     if other := differing_steps(recipe, cases.metadata.get("preproc"), SEEN):
         told = f"{given.data_root} was prepared otherwise ({', '.join(other)}) than the volumes that the model was trained on"

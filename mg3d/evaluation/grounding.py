@@ -13,6 +13,9 @@ from mg3d.metrics.classification import mean_of_defined
 
 THRESHOLDS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 
+_AT_ONCE = 64
+"""Maps on the masks' grid in memory."""
+
 
 class Grounded(NamedTuple):
     """Of n maps."""
@@ -41,6 +44,12 @@ def ground(maps: Tensor, masks: Tensor, thresholds: Sequence[float] = THRESHOLDS
         raise ValueError("a mask is empty, so that nothing can be found there; leave its finding out")
     if not bool((maps >= 0).all() and (maps.flatten(1).amax(1) > 0).all()):
         raise ValueError("a map holds nan or negative numbers, or zeros alone; pass attention or a similarity that is cut at 0")
+    parts = [_ground(*part, thresholds) for part in zip(maps.split(_AT_ONCE), masks.split(_AT_ONCE), strict=True)]
+    return Grounded(*(torch.cat(columns).numpy() for columns in zip(*parts, strict=True)))
+
+
+def _ground(maps: Tensor, masks: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, ...]:
+    """The fields of `Grounded`."""
     cells = F.adaptive_max_pool3d(masks[:, None].float(), maps.shape[1:])[:, 0].flatten(1) > 0
     hit = cells.gather(1, maps.flatten(1).argmax(1, keepdim=True))[:, 0]
     fine = F.interpolate(maps[:, None].float(), size=masks.shape[1:], mode="trilinear", align_corners=False).flatten(1)
@@ -51,8 +60,7 @@ def ground(maps: Tensor, masks: Tensor, thresholds: Sequence[float] = THRESHOLDS
         found = fine >= threshold
         dice.append(2 * (found & there).sum(1) / (found.sum(1) + there.sum(1)))
     mass = (fine * there).sum(1) / fine.sum(1)
-    parts = (hit, cells.float().mean(1), mass, there.float().mean(1), torch.stack(dice, 1))
-    return Grounded(*(part.numpy() for part in parts))
+    return hit, cells.float().mean(1), mass, there.float().mean(1), torch.stack(dice, 1)
 
 
 def middle_map(grid: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mg3d.datasets.studies import ReportText
 from mg3d.evaluation import content, explorer, grounding, probes, stress, truth
+from mg3d.evaluation.cases import Cases
 from mg3d.evaluation.embedder import ModelEmbedder, embed_batches, sentence
 from mg3d.evaluation.measure import logits_by_wording
 from mg3d.evaluation.results import Rows
@@ -114,7 +115,7 @@ def grounding_part(setting: Setting, model: Looking, root: Path) -> dict[str, Ro
         places = cases.first[start : start + setting.batch]
         (volumes,) = cases.batches(places, size=setting.batch)
         seen = model.maps(volumes.clamp(0.0, 1.0), pairs)
-        there = torch.stack([_masks_of(root, cases.ids[place], volumes.shape[2:]) for place in places])
+        there = torch.stack([truth.read_masks(_mask_path(root, cases.ids[place]), volumes.shape[2:]) for place in places])
         chosen = there.flatten(2).any(2)
         maps.append({kind: part[chosen] for kind, part in seen.items()})
         masks.append(there[chosen])
@@ -140,11 +141,18 @@ def grounding_part(setting: Setting, model: Looking, root: Path) -> dict[str, Ro
     }
 
 
-def _masks_of(root: Path, volume_id: str, shape: Sequence[int]) -> Tensor:
+def require_masks(cases: Cases, root: Path) -> None:
+    """Refuses a synthetic set without masks (FileNotFoundError), before minutes of other numbers; others are refused as such."""
+    if (root / "truth").is_dir():
+        for place in cases.first:
+            _mask_path(root, cases.ids[place])
+
+
+def _mask_path(root: Path, volume_id: str) -> Path:
     path = truth.mask_path(root, volume_id)
     if not path.is_file():
         raise FileNotFoundError(f"no mask {path}; add them with `python tools/make_phantom.py --out {root} --masks`")
-    return truth.read_masks(path, shape)
+    return path
 
 
 def content_part(

@@ -157,9 +157,15 @@ def _with_raw(path: str | Path, use: Callable[[RawVolume], T]) -> T:
         record = file_record(path, _reader(path))
         return use(READERS[record.reader](record, path.parent))
     except Refusal as refusal:
-        raise ValueError(f"{path} cannot be used: {told(refusal)}") from None
+        raise ValueError(f"{path} cannot be used: {told(refusal)}{_hint(path)}") from None
     except MemoryError:
         raise ValueError(f"{path} cannot be used: {REASONS['oom']}") from None
+
+
+def _hint(path: Path) -> str:
+    """For a folder of files that are scans themselves."""
+    holds = path.is_dir() and any(file.name.lower().endswith((*READER_OF, ".npz")) for file in path.rglob("*"))
+    return "; it holds scans of other kinds: name one of these files, or give a tool the folder with --out" if holds else ""
 
 
 def scan_of_array(

@@ -144,6 +144,12 @@ def test_what_is_not_known_of_the_training_volumes_is_told():
     assert "by eye" in strange.note
 
 
+def test_a_folder_of_scans_is_told_from_a_series(tmp_path):
+    save_scan(tmp_path / "inside" / "scan.nii.gz")
+    with pytest.raises(ValueError, match="it holds scans of other kinds: name one of these files"):
+        read_scan(tmp_path, ASKED)
+
+
 def test_a_coarse_map_is_interpolated_as_by_hand():
     scan = Scan(np.zeros((4, 2, 2), np.float32), (6, 2, 4), ((1, 5), (0, 2), (0, 4)), LPS, SPACING)
     cells = np.zeros((2, 1, 2), np.float32)

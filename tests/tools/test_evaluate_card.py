@@ -99,6 +99,13 @@ def test_a_truth_of_other_studies_is_refused(model, data, tmp_path, capsys):
     assert "does not hold the truth of these studies" in capsys.readouterr().err
 
 
+def test_a_synthetic_set_without_masks_is_refused_before_anything_is_computed(model, data, tmp_path, capsys, monkeypatch):
+    (tmp_path / "truth").mkdir()
+    monkeypatch.setattr("mg3d.evaluation.run_card.run_card", None)
+    assert evaluate(model, data, "--partial", "--truth-root", tmp_path) == 2
+    assert "add them with `python tools/make_phantom.py --out" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_result_is_told(tmp_path, capsys):
     (tmp_path / "other.json").write_text("[]")
     assert COMPARE.main([str(tmp_path / "other.json")] * 2) == 2

@@ -1,0 +1,47 @@
+"""The program that docs/inference.md shows, run as it stands there with a small model that has learned nothing."""
+
+import re
+from pathlib import Path
+
+import torch
+from small_inference import RECIPE, REPORTS, build, save_scan
+
+from mg3d.checkpoints.export import text_config
+from mg3d.datasets.tokenizer import train_wordpiece
+from mg3d.inference.index import Entry, IndexWriter
+from mg3d.inference.load import load
+from mg3d.settings.parse import flatten
+
+PAGE = (Path(__file__).parents[2] / "docs" / "inference.md").read_text()
+
+
+def make_place(folder):
+    """The run, the scan and the index that the program names."""
+    run = folder / "result" / "tiny"
+    model, settings = build()
+    train_wordpiece(REPORTS, vocab_size=80, out_dir=run / "tokenizer")
+    (run / "checkpoints").mkdir()
+    identity = {"settings": flatten(settings), "text_config": text_config(model), "recipes": {"ct_rate": RECIPE}}
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": state, "mg3d": identity}, run / "checkpoints" / "last.ckpt")
+    save_scan(folder / "scan.nii.gz")
+    loaded = load(run, device="cpu")
+    writer = IndexWriter(folder / "result" / "index", fingerprint=loaded.fingerprint)
+    reports = [*REPORTS, "Clear."]
+    writer.add([Entry(f"case_{n}", "report", text, loaded.embed_report(text)) for n, text in enumerate(reports)])
+
+
+def kind_of(line):
+    """A line without what depends on weights and scan."""
+    return re.sub(r"[-+]?\d[\d.]*", "#", line.split("report")[0])
+
+
+def test_the_program_of_the_page_prints_what_the_page_shows(tmp_path, monkeypatch, capsys):
+    make_place(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    program, shown = re.search(r"```python\n(.*?)```.*?```\n(.*?)```", PAGE, re.DOTALL).groups()
+    exec(compile(program, "docs/inference.md", "exec"), {})
+    said = capsys.readouterr()
+    assert [kind_of(line) for line in said.out.splitlines()] == [kind_of(line) for line in shown.splitlines()]
+    assert said.err == ""
+    assert (tmp_path / "map.nii.gz").is_file()
