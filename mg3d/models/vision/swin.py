@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mg3d.models.vision.masking import hide
 from mg3d.models.vision.recompute import per_token
-from mg3d.models.vision.windows import Parameters, clip_window, window_attention
+from mg3d.models.vision.windows import Parameters, attend, clip_window, window_attention
 
 _LEGACY_NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
@@ -179,7 +179,8 @@ def _attended(block: SwinTransformerBlock, features: Tensor) -> Tensor:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         weights = tuple(weight.to(torch.get_autocast_dtype(kind)) for weight in weights)
     learned = Parameters(block.norm1.weight, block.norm1.bias, *weights, bias)
-    return attention.proj(window_attention(features, list(learned), window=window, shift=shift, eps=block.norm1.eps))
+    attended = attend if torch.compiler.is_exporting() else window_attention  # an exported program runs without this package
+    return attention.proj(attended(features, list(learned), window=window, shift=shift, eps=block.norm1.eps))
 
 
 def _normalised(features: Tensor) -> Tensor:

@@ -136,8 +136,7 @@ class _Projected(NamedTuple):
     """[3, windows, heads, n, d]"""
 
 
-@torch.library.custom_op("mg3d::window_attention", mutates_args=())
-def window_attention(
+def attend(
     features: Tensor, parameters: Sequence[Tensor], *, window: Sequence[int], shift: Sequence[int], eps: float
 ) -> Tensor:
     """softmax(q k' / sqrt(d) + bias) v within windows of normalised features [B, d, h, w, C], in the same shape.
@@ -152,6 +151,10 @@ def window_attention(
         q, k, v = _project(tokens, learned, plan, rows, eps=eps).qkv.unbind()
         out[rows] = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None]).transpose(1, 2)
     return out.view(-1, channels).index_select(0, plan.scatter).view(features.shape)
+
+
+window_attention = torch.library.custom_op("mg3d::window_attention", attend, mutates_args=())
+"""`attend` as an operator of its own, with a gradient that keeps little."""
 
 
 @torch.library.custom_op("mg3d::window_attention_backward", mutates_args=())
