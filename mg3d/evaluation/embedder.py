@@ -64,12 +64,15 @@ class ModelEmbedder:
     def maps(self, volumes: Tensor, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
         """Where in volumes [B, 1, D, H, W] the first text of each pair is found: [B, pairs, d, h, w], sums to 1 over places.
 
-        `contrast`: what speaks for it rather than for the second text; `attention`: where it looks, for models whose sentences do.
+        `contrast`: what speaks for it rather than for the second text; `attention`: where it looks, where sentences do.
         """
         first, second = (self._padded([sentence(pair[place]) for pair in pairs]) for place in (0, 1))
         image = self.model.encode_volume(volumes.to(self.device))
         directions = self.model.embed_report(*first) - self.model.embed_report(*second)
-        found = {"contrast": decisive_shares(self.model, image, directions), "attention": attended_shares(self.model, image, first)}
+        found = {
+            "contrast": decisive_shares(self.model, image, directions),
+            "attention": attended_shares(self.model, image, first),
+        }
         return {name: part.unflatten(2, self.model.grid).float().cpu() for name, part in found.items() if part is not None}
 
     @torch.no_grad()

@@ -94,7 +94,8 @@ def grounding_rows(
 ) -> Rows:
     """A row per finding that has a map, and one of all: pointing game, mass, and Dice at the threshold that is best of all.
 
-    findings int [n]: place in `names` of each map's finding; middle bool [n]: hits of a map that points at the middle. The threshold is chosen on these very maps, so its Dice is a bound.
+    findings int [n]: place in `names` of each map's finding; middle bool [n]: hits of a map that points at the middle. The
+    threshold is chosen on these very maps, so its Dice is a bound.
     """
     settings = {"resamples": resamples, "seed": seed}
     best = int(scores.dice.mean(0).argmax())

@@ -30,7 +30,9 @@ def add_many(parser: argparse.ArgumentParser) -> None:
     """Options of tools that go over many scans."""
     parser.add_argument("--batch", type=_count, default=4, help="scans in one pass (%(default)s)")
     parser.add_argument("--workers", type=_count, default=2, help="threads that read scans (%(default)s)")
-    parser.add_argument("--table", metavar="FILE", help="CSV or JSON: a column `volume` with scans below SOURCE, `report` (docs/data.md)")
+    parser.add_argument(
+        "--table", metavar="FILE", help="CSV or JSON: a column `volume` with scans below SOURCE, `report` (docs/data.md)"
+    )
 
 
 def answer(work: Callable[[], str]) -> int:

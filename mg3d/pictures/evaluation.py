@@ -33,7 +33,8 @@ def cosines_figure(rows: Sequence[Mapping[str, Any]], *, same_above: float, diff
             axes.stairs([count / sum(counts) for count in counts], edges, label=f"{name}: {sum(counts):,} pairs")
     for threshold, name in ((differ_below, "different up to"), (same_above, "same from")):
         axes.axvline(threshold, color="black", linestyle=":")
-        axes.text(threshold, 0.98, f"{name} {threshold:g} ", transform=axes.get_xaxis_transform(), va="top", ha="right", fontsize=8)
+        place = {"transform": axes.get_xaxis_transform(), "va": "top", "ha": "right"}
+        axes.text(threshold, 0.98, f"{name} {threshold:g} ", fontsize=8, **place)
     axes.set_xlabel("cosine of the text sides of two sentences of different patients")
     axes.set_ylabel("share of the kind's pairs")
     axes.legend(fontsize=8, loc="upper left")

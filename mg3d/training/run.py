@@ -153,8 +153,8 @@ def start_from(
     for name, ours in recipes.items():
         if other := differing_steps(theirs, ours, SEEN):
             say(
-                f"the volumes of {name} were prepared otherwise ({', '.join(other)}) than those that {settings.run.load_path} was "
-                "trained on, so it has seen chests at another scale or place; prepare them as those were, if that is not meant"
+                f"the volumes of {name} were prepared otherwise ({', '.join(other)}) than those that {settings.run.load_path} "
+                "was trained on, so it has seen chests at another scale or place; prepare them as those were, if not meant"
             )
     if settings.optim.learning_rate > FINE_RATE:
         say(f"learning_rate={settings.optim.learning_rate:g} suits a start from scratch; weights that continue usually want 1e-5")
@@ -322,8 +322,8 @@ def refuse_other_data(path: Path, origin: dict[str, Any] | None, recipes: Mappin
     for name, theirs in identity.get("recipes", {}).items():
         if other := differing_steps(theirs, recipes.get(name)):
             raise ValueError(
-                f"{path} was trained on volumes of {name} that were prepared otherwise ({', '.join(other)}) than those of data_root "
-                "now; give the data it was trained on, or run_name=... for a new run"
+                f"{path} was trained on volumes of {name} that were prepared otherwise ({', '.join(other)}) than those of "
+                "data_root now; give the data it was trained on, or run_name=... for a new run"
             )
     theirs = identity.get("tokenizer", origin)
     if theirs != origin:

@@ -273,5 +273,5 @@ def test_a_folder_of_nothing_and_a_table_that_is_not_there(tmp_path):
     (tmp_path / "clinic").mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither files \.nii, \.nii\.gz nor DICOM series"):
         scan(tmp_path / "clinic")
-    with pytest.raises(FileNotFoundError, match="there is no table .*; name a CSV or JSON file"):
+    with pytest.raises(FileNotFoundError, match=r"there is no table .*; name a CSV or JSON file"):
         scan(tmp_path / "clinic", tmp_path / "none.csv")
