@@ -10,6 +10,11 @@ CLIP_HU = (-1024, 3071)
 AIR_HU = (-1100, -900)
 PADDING_HU = -3000
 """What lies at or below is no measurement but a scanner's filling outside the field of view (-8192, -3024)."""
+FILLING_SHARE, FILLING_GAP_HU, FILLING_EDGE = 0.01, 300, 0.1
+"""Other filling (-2048, -2000) is told by its share of the voxels, at least, and by how few lie less than the gap above it: beside
+each ten voxels of it one at most, which a resampled volume has at its edge."""
+TISSUE_HU, TISSUE_SHARE = -500, 0.03
+"""Of any CT of a body at least this share lies above; of one whose intercept was added twice only dense bone does."""
 AIR_SHARE = 0.30
 _SAMPLE = 1 << 17
 
@@ -25,12 +30,31 @@ class HuRule(NamedTuple):
 
 def air_peak(values_hu: np.ndarray) -> float:
     """The most frequent value below the 30th percentile, padding left out; nan for nothing but padding."""
-    values = values_hu[values_hu > PADDING_HU]
+    values = without_filling(values_hu)
     if not values.size:
         return float("nan")
     edge = np.partition(values, int(AIR_SHARE * (values.size - 1)))[int(AIR_SHARE * (values.size - 1))]
     lowest, counts = np.unique(np.rint(values[values <= edge]), return_counts=True)
     return float(lowest[counts.argmax()])
+
+
+def without_filling(values_hu: np.ndarray) -> np.ndarray:
+    """The values that are measurements, flat: none of `PADDING_HU` and below, nor of another filling below air.
+
+    Air that an intercept was added to twice is no filling: nothing is left above as tissue.
+    """
+    values = values_hu[values_hu > PADDING_HU]
+    if values.min(initial=AIR_HU[0]) < AIR_HU[0] and _lowest_stands_apart(values):
+        rest = values[values > values.min()]
+        return rest if (rest > TISSUE_HU).mean() >= TISSUE_SHARE else values
+    return values
+
+
+def _lowest_stands_apart(values: np.ndarray) -> bool:
+    """Whether the lowest value is one that a program wrote: many voxels have just it, next to none one a little above."""
+    lowest = values.min()
+    same, near = int((values == lowest).sum()), int((values < lowest + FILLING_GAP_HU).sum())
+    return FILLING_SHARE * values.size <= same < values.size and near - same <= FILLING_EDGE * same
 
 
 def choose_rule(stored: np.ndarray, table: tuple[float, float] | None) -> HuRule:
@@ -50,11 +74,14 @@ def choose_rule(stored: np.ndarray, table: tuple[float, float] | None) -> HuRule
     if sample.min() == sample.max():
         raise Refusal("constant_image", f"every voxel is {sample[0]:g}")
     peak = air_peak(sample)
-    if AIR_HU[0] <= peak <= AIR_HU[1]:
+    has_table = table is not None and np.isfinite(table).all() and table[0] != 0
+    shifted = air_peak(sample * np.float32(table[0]) + np.float32(table[1])) if has_table else float("nan")
+    is_air, is_air_shifted = (AIR_HU[0] <= found <= AIR_HU[1] for found in (peak, shifted))
+    # Filling of -1024 in numbers that are no HU yet looks like air; the air itself then lies where the table says.
+    if is_air and not (is_air_shifted and _lowest_stands_apart(sample)):
         return HuRule("baked", 1.0, 0.0)
-    if table is None or not np.isfinite(table).all() or table[0] == 0:
-        raise Refusal("hu_ambiguous", f"air at {peak:g}, and no slope and intercept in the metadata")
-    shifted = air_peak(sample * np.float32(table[0]) + np.float32(table[1]))
-    if AIR_HU[0] <= shifted <= AIR_HU[1]:
+    if is_air_shifted:
         return HuRule("csv", *table)
+    if not has_table:
+        raise Refusal("hu_ambiguous", f"air at {peak:g}, and no slope and intercept in the metadata")
     raise Refusal("hu_ambiguous", f"air at {peak:g} as stored and at {shifted:g} with the metadata's intercept")

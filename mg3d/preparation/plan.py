@@ -46,9 +46,10 @@ def pending_tasks(
     """The tasks that are to be done, and the ids of all volumes that are stored; fills `sidecars` with those of the rest.
 
     Raises:
-        ValueError: stored volumes would be lost, for their raw files are gone and other voxels are asked for.
+        ValueError: stored volumes would be lost, for their raw files are gone and other voxels are asked for, or the list of
+            volumes has changed so that another shard should hold them.
     """
-    pending, stored, stranded = [], set(), set()
+    pending, stored, stranded = [], set(), _moved_without_files(tasks)
     for task in tasks:
         old = read_sidecar(task)
         sidecar = finished(task, old)
@@ -67,9 +68,19 @@ def pending_tasks(
     if stranded:
         raise ValueError(
             f"{len(stranded)} volumes of {tasks[0].dataset} are stored, but their raw files are gone, so that they cannot be "
-            "made anew as asked; keep the settings of before, bring the files back, or use another --out"
+            "made anew as asked; keep the settings and tables of before, bring the files back, or use another --out"
         )
     return pending, stored
+
+
+def _moved_without_files(tasks: Sequence[ShardTask]) -> set[str]:
+    """Ids of volumes without raw files that are stored in another shard than the plan has them in: rows do not move."""
+    stored: dict[str, str] = {}
+    for path in sorted(tasks[0].path.parent.glob("shard-*.json")):
+        sidecar = read_sidecar(replace(tasks[0], path=path.with_suffix(tasks[0].path.suffix))) or {}
+        stored |= {name: path.stem for name, facts in sidecar.get("volumes", {}).items() if "row" in facts}
+    absent = ((record.volume_id, task.path.stem) for task in tasks for record in task.records if not record.files)
+    return {name for name, shard in absent if stored.get(name, shard) != shard}
 
 
 def _plan(tasks: Sequence[ShardTask]) -> dict[str, Any]:

@@ -181,11 +181,8 @@ def _go_on(path: str, delivery: Delivery, stopped: threading.Event) -> None:
     place, size = delivery.cache / path, delivery.sizes[path]
     partial = place.with_name(f"{place.name}.{delivery.revision[:12]}{PARTIAL}")  # another revision's part is another file
     place.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("ab") as stream, closing(delivery.hub.chunks(path, stream.tell(), delivery.revision)) as chunks:
-        for chunk in chunks:
-            stream.write(chunk)
-            if stopped.is_set() or stream.tell() > size:
-                break
+    if not partial.exists() or partial.stat().st_size < size:  # else a run was killed just before it gave the file its name
+        _append(partial, path, delivery, stopped)
     if stopped.is_set():
         return
     found = partial.stat().st_size
@@ -194,3 +191,11 @@ def _go_on(path: str, delivery: Delivery, stopped: threading.Event) -> None:
     if found != size:
         raise ConnectionError(f"{found} bytes came, {size} are listed")
     partial.replace(place)
+
+
+def _append(partial: Path, path: str, delivery: Delivery, stopped: threading.Event) -> None:
+    with partial.open("ab") as stream, closing(delivery.hub.chunks(path, stream.tell(), delivery.revision)) as chunks:
+        for chunk in chunks:
+            stream.write(chunk)
+            if stopped.is_set() or stream.tell() > delivery.sizes[path]:
+                return

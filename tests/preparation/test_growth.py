@@ -194,6 +194,31 @@ def test_a_longer_list_is_told_and_keeps_what_stays_in_its_shard(large_tree, tmp
     assert (summary.built, read) == (1, ["ct_rate/valid_9_a_1"])
 
 
+def test_a_list_that_would_move_rows_whose_raw_files_are_gone_is_refused(large_tree, tmp_path):
+    out = tmp_path / "out"
+    prepare(options(large_tree.root, out))
+    before = volumes(out)
+    take_away(large_tree, range(13, 20), tmp_path / "away")
+    large_tree.add("train_12_b_1")  # 15 and 18 would move into the next shard
+    large_tree.write()
+    with pytest.raises(ValueError, match="2 volumes of ct_rate are stored, but their raw files are gone.*tables of before"):
+        prepare(options(large_tree.root, out))
+    del large_tree.rows["train_12_b_1"]
+    prepare(options(large_tree.write(), out))
+    assert volumes(out).keys() == before.keys()
+
+
+def test_tables_alone_are_enough_when_all_is_prepared(large_tree, tmp_path, read):
+    out = tmp_path / "out"
+    prepare(options(large_tree.root, out))
+    before = content(out)
+    read.clear()
+    for folder in ("train_fixed", "valid_fixed"):
+        shutil.rmtree(large_tree.root / "dataset" / folder)
+    assert prepare(options(large_tree.root, out)).built == 0
+    assert (content(out), read) == (before, [])
+
+
 def test_a_missing_file_of_a_downloaded_patient_counts_and_an_absent_patient_does_not(large_tree, tmp_path):
     large_tree.add("train_2_a_2", file=False)
     large_tree.write()

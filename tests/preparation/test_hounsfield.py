@@ -16,7 +16,7 @@ def test_raw_numbers_take_the_intercept_of_the_table(intercept):
     assert choose_rule(chest().astype(np.int32) - intercept, (1.0, float(intercept))) == ("csv", 1.0, intercept)
 
 
-@pytest.mark.parametrize("padding", [-8192, -3024])
+@pytest.mark.parametrize("padding", [-8192, -3024, -2048, -2000])
 def test_padding_outside_the_field_of_view_decides_nothing(padding):
     volume = chest()
     volume[:, :6] = padding
@@ -24,6 +24,29 @@ def test_padding_outside_the_field_of_view_decides_nothing(padding):
     assert choose_rule(volume, (1.0, -1024.0)).name == "baked"
     raw = volume.astype(np.int32) + 1024
     assert choose_rule(raw, (1.0, -1024.0)).name == "csv"
+
+
+@pytest.mark.parametrize("filling", [None, -2048, -2000])
+def test_an_intercept_that_was_added_twice_is_refused_whatever_fills_the_corners(filling):
+    volume = chest()
+    if filling:
+        volume[:, :6] = filling
+    for table in (None, (1.0, -1024.0)):
+        with pytest.raises(Refusal, match="hu_ambiguous"):
+            choose_rule(volume - 1024, table)
+
+
+def test_filling_of_raw_numbers_that_looks_like_air_is_not_taken_for_it():
+    volume = chest()
+    volume[:, :6] = -2048
+    assert choose_rule(volume + 1024, (1.0, -1024.0)).name == "csv"  # stored filling: -1024; stored air: 24
+
+
+def test_filling_of_a_resampled_volume_decides_nothing():
+    volume = np.repeat(np.repeat(chest(), 4, axis=1), 4, axis=2)
+    volume[:, :20] = -2048
+    volume[:, 20] = np.linspace(-2000, -1050, volume.shape[2])  # half filling, half air
+    assert choose_rule(volume, None).name == "baked"
 
 
 def test_air_peak_is_the_mode_of_the_lowest_voxels():

@@ -8,17 +8,14 @@ import numpy as np
 from numpy.lib import format as npy
 
 from mg3d.preparation.geometry import MAX_LENGTH_MM, MIN_SLICES
-from mg3d.preparation.hounsfield import choose_rule
+from mg3d.preparation.hounsfield import TISSUE_HU, TISSUE_SHARE, choose_rule
 from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.readers.nifti import MAX_BYTES
 from mg3d.preparation.records import RawVolume, VolumeRecord
 
 RAD_CHESTCT_MM = (0.8, 0.8, 0.8)
 CT_CLIP_MM = (1.5, 0.75, 0.75)
 """z y x."""
-_LARGEST = 1 << 31
-"""Voxels."""
-_TISSUE_HU, _TISSUE_SHARE = -500, 0.03
-"""Of any chest CT at least this share lies above; of one whose intercept was added twice only dense bone does."""
 
 
 def read_rad_chestct(record: VolumeRecord, root: Path) -> RawVolume:
@@ -45,11 +42,11 @@ def read_ct_clip(record: VolumeRecord, root: Path) -> RawVolume:
     low, high = float(stored.min()), float(stored.max())
     if not (low >= -1.001 and high <= 1.001):
         raise Refusal("hu_ambiguous", f"{low:g} to {high:g}, where -1 to 1 is expected")
-    tissue = float((stored[::4, ::4, ::4] > _TISSUE_HU / 1000).mean())
+    tissue = float((stored[::4, ::4, ::4] > TISSUE_HU / 1000).mean())
     if low == high:
         raise Refusal("constant_image", f"every voxel is {low:g}")
-    if tissue < _TISSUE_SHARE:
-        raise Refusal("hu_ambiguous", f"{tissue:.1%} of the voxels above {_TISSUE_HU} HU: the intercept was added twice")
+    if tissue < TISSUE_SHARE:
+        raise Refusal("hu_ambiguous", f"{tissue:.1%} of the voxels above {TISSUE_HU} HU: the intercept was added twice")
     choose_rule(stored[::2] * np.float32(1000), None)
     return RawVolume(stored.transpose(0, 2, 1), CT_CLIP_MM, "ctclip", (1000.0, 0.0))
 
@@ -87,7 +84,7 @@ def _check(shape: tuple[int, ...], kind: np.dtype, kinds: str) -> None:
         raise Refusal("array_damaged", f"numbers of type {kind}")
     if len(shape) != 3 or not all(shape):
         raise Refusal("not_3d", f"shape {'x'.join(map(str, shape))}")
-    if int(np.prod(shape, dtype=object)) > _LARGEST:
+    if int(np.prod(shape, dtype=object)) * kind.itemsize > MAX_BYTES:
         raise Refusal("too_large", f"shape {'x'.join(map(str, shape))}")
 
 

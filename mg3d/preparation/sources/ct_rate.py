@@ -61,7 +61,8 @@ def scan_ct_rate(
     outside = root
     root = root / "dataset" if (root / "dataset").is_dir() else root
     paths = _below(root, outside) if listing is None else [path.removeprefix("dataset/") for path in listing]
-    splits = [split for split in ("train", "valid") if any(_tree_of(path, split) for path in paths)]
+    listed = {split for split in _TABLE_WORD if _reports(root, split).is_file()}  # its volumes may have gone, once prepared
+    splits = [split for split in _TABLE_WORD if split in listed or any(_tree_of(path, split) for path in paths)]
     if not splits:
         names = ", ".join(tree.format(split=split) for tree in _TREES for split in ("train", "valid"))
         raise FileNotFoundError(f"{root} holds none of {names}; give CT-RATE's folder")
@@ -173,10 +174,13 @@ def _files(paths: Sequence[str], split: str) -> tuple[dict[str, str], set[str], 
     return files, patients, notes
 
 
+def _reports(root: Path, split: str) -> Path:
+    return root / "radiology_text_reports" / f"{_TABLE_WORD[split]}_reports.csv"
+
+
 def _tables(root: Path, split: str, notes: list[str]) -> _Tables:
-    word = _TABLE_WORD[split]
-    reports, twice = _table(root / "radiology_text_reports" / f"{word}_reports.csv", _TEXTS, notes)
-    metadata_path = root / "metadata" / f"{word}_metadata.csv"
+    reports, twice = _table(_reports(root, split), _TEXTS, notes)
+    metadata_path = root / "metadata" / f"{_TABLE_WORD[split]}_metadata.csv"
     labels_path = root / "multi_abnormality_labels" / f"{split}_predicted_labels.csv"
     metadata, labels, unsure = {}, {}, set()
     if metadata_path.is_file():
