@@ -33,13 +33,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes (%(default)s)")
     parser.add_argument("--lists", type=Path, nargs="+", default=[], metavar="FILE", help="evaluation lists: one id a line")
-    parser.add_argument("--prepared", type=Path, metavar="FOLDER", help="raw CTRG: prepared folder whose ids are to be used")
+    parser.add_argument("--prepared", type=Path, metavar="FOLDER", help="raw CTRG or own: prepared folder whose ids are used")
+    parser.add_argument("--own-table", type=Path, metavar="FILE", help="--kind own: table of its reports, as the preparation's")
     parser.add_argument("--val-patients", type=int, default=500, help="as given to the preparation (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="as given to the preparation (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
     parser.add_argument("--fail-on", choices=("blocking", "warning"), default="blocking", help="what makes the exit code 1")
     given = parser.parse_args(arguments)
+    if given.own_table and given.kind != "own":
+        parser.error("--own-table describes a raw folder of --kind own; give that too")
     if given.workers < 1 or (given.sample or 0) < 0 or given.val_patients < 0:
         parser.error("--workers starts at 1, --sample and --val-patients at 0")
     return given
@@ -55,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         workers=given.workers,
         lists=tuple(given.lists),
         prepared=given.prepared,
+        own_table=given.own_table,
         val_patients=given.val_patients,
         seed=given.seed,
     )

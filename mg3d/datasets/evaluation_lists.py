@@ -120,7 +120,7 @@ def read_volumes(folder: Path) -> list[ListedVolume]:
     paths = [path for path in paths if path.is_file()]
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no Arrow file; make it with `python prepro/prepro_pretraining_data.py --out {folder}`"
+            f"{folder} holds no Arrow file; make it with `python prepro/prepro_pretraining_data.py --ct-rate ROOT --out {folder}`"
         )
     rows = [row for path in paths for row in VolumeIndex(path).table.select(_COLUMNS).to_pylist()]
     stored = [ListedVolume(**row) for row in rows]

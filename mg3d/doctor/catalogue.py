@@ -109,15 +109,25 @@ def is_synthetic(path: Path) -> bool:
     return any((folder / mark).exists() for folder in (absolute, *absolute.parents[:2]) for mark in PHANTOM_MARKS)
 
 
-def read_raw(path: Path, roots: Mapping[str, Path], *, prepared: Path | None, val_patients: int, seed: int) -> Catalogue:
+def read_raw(
+    path: Path,
+    roots: Mapping[str, Path],
+    *,
+    prepared: Path | None,
+    own_table: Path | None = None,
+    val_patients: int,
+    seed: int,
+) -> Catalogue:
     """The catalogue of raw folders. A data set that cannot be scanned is a failure of the catalogue, not an error.
 
-    prepared: the folder whose salt gives CTRG's ids; without one the ids hold for this catalogue only.
+    prepared: the folder whose salt gives the ids of CTRG and of an own folder; without one they hold for this catalogue only.
+    own_table: see `ScanChoice`.
     """
     scans, failures = {}, []
     with tempfile.TemporaryDirectory() as empty:
         for name, root in roots.items():
-            choice = ScanChoice(out=prepared or Path(empty), val_patients=val_patients, seed=seed, split="own", limit=None)
+            draw = {"val_patients": val_patients, "seed": seed, "split": "own", "limit": None}
+            choice = ScanChoice(out=prepared or Path(empty), own_table=own_table, **draw)
             try:
                 scans[name] = SCANS[name](root, choice)
             except OSError as error:
@@ -189,7 +199,7 @@ def read_arrow(path: Path) -> Catalogue:
         parts.append(part)
         places += [ArrowPlace(file, row, unit) for row, unit in enumerate(table["unit"].to_pylist())]
         flat = table["labels"].combine_chunks()
-        labels.append(np.asarray(flat.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1))
+        labels.append(np.asarray(flat.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), flat.type.list_size))
     rows = pd.concat(parts, ignore_index=True)
     refused = read_quarantine(folder / "quarantine.jsonl")
     return Catalogue(path, "arrow", is_synthetic(folder), rows, np.concatenate(labels), places, refused)

@@ -33,7 +33,9 @@ class Options:
     workers: int = 1
     lists: tuple[Path, ...] = ()
     prepared: Path | None = None
-    """Folder of Arrow files whose salt gives CTRG's ids."""
+    """Folder of Arrow files whose salt gives the ids of CTRG and of an own folder."""
+    own_table: Path | None = None
+    """Of an own raw folder: its table of volumes and reports."""
     val_patients: int = 500
     seed: int = 0
 
@@ -78,8 +80,8 @@ def examine(options: Options, progress: Progress) -> Examination:
     lists = {path.name: splits.read_list(path) for path in options.lists}
     roots = recognise(options.path, options.kind)
     if roots:
-        choice = {"prepared": options.prepared, "val_patients": options.val_patients, "seed": options.seed}
-        catalogue = read_raw(options.path, roots, **choice)
+        draw = {"val_patients": options.val_patients, "seed": options.seed}
+        catalogue = read_raw(options.path, roots, prepared=options.prepared, own_table=options.own_table, **draw)
     else:
         catalogue = read_arrow(options.path)
     found = [_failed(failure) for failure in catalogue.failures]

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from small_arrow import write_split
 from small_doctor import SETTINGS, RawSet
+from small_raw import LPS, chest, write_nifti
 
 from mg3d.phantom.generate import generate
 from mg3d.preparation.sources.ctrg import read_annotation
@@ -169,6 +170,25 @@ def test_voxels_that_were_rescaled_twice_block(arrows):
     write_split(arrows, "ct_rate", "train", patients=7, shape=(32, 24, 32), voxels=air)
     edit(arrows, "train", lambda rows: [{**row, "report_sha256": row["study_id"]} for row in rows])
     assert codes(arrows)[1] == {"double_rescaled"}
+
+
+def test_a_prepared_folder_without_a_val_is_examined(arrows):
+    edit(arrows, "val", lambda rows: [])
+    assert codes(arrows)[0] == 0
+
+
+def test_reports_of_an_own_folder_come_from_its_table(tmp_path, capsys):
+    for number in range(2):
+        write_nifti(tmp_path / "own" / f"p{number}.nii.gz", chest(number).transpose(2, 1, 0), LPS)
+    table = tmp_path / "reports.csv"
+    table.write_text("volume,report,split\np0,Both lungs are clear of any nodule.,train\np1,Not given.,test\n")
+    words = [str(tmp_path / "own"), "--kind", "own", "--workers", "1"]
+    TOOL.main([*words, "--own-table", str(table), "--json", str(tmp_path / "d.json")])
+    found = {finding["code"]: finding["count"] for finding in json.loads((tmp_path / "d.json").read_text())["findings"]}
+    assert found["no_report"] == 1
+    with pytest.raises(SystemExit):
+        TOOL.main([str(tmp_path / "own"), "--own-table", str(table)])
+    assert "--kind own" in capsys.readouterr().err
 
 
 def test_what_is_set_aside_is_summed_up_by_reason(arrows):
