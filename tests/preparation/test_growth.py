@@ -201,7 +201,7 @@ def test_a_list_that_would_move_rows_whose_raw_files_are_gone_is_refused(large_t
     take_away(large_tree, range(13, 20), tmp_path / "away")
     large_tree.add("train_12_b_1")  # 15 and 18 would move into the next shard
     large_tree.write()
-    with pytest.raises(ValueError, match="2 volumes of ct_rate are stored, but their raw files are gone.*tables of before"):
+    with pytest.raises(ValueError, match=r"2 volumes of ct_rate are stored, but their raw files are gone.*tables of before"):
         prepare(options(large_tree.root, out))
     del large_tree.rows["train_12_b_1"]
     prepare(options(large_tree.write(), out))

@@ -95,7 +95,7 @@ def test_a_rad_chestct_array_that_cannot_be_used_says_why(tmp_path, change, code
         (lambda v: v * 1000, "hu_ambiguous"),
         (lambda v: (v - 1.024).clip(-1, 1), "hu_ambiguous"),
         (lambda v: np.where(v > 0.2, np.nan, v), "hu_ambiguous"),
-        (lambda v: (v / 2 + 0.5), "hu_ambiguous"),
+        (lambda v: v / 2 + 0.5, "hu_ambiguous"),
         (lambda v: v * 0, "constant_image"),
         (lambda v: v[:19], "too_few_slices"),
         (lambda v: v.astype(np.int16), "array_damaged"),
@@ -111,7 +111,9 @@ def test_a_file_that_is_not_there_or_holds_another_array(tmp_path):
     assert refusal(read_rad_chestct, tmp_path, arr_0=as_rad_chestct(chest(7))) == "array_damaged"
 
 
-@pytest.mark.parametrize(("shape", "code"), [((20_000,) * 3, "too_large"), ((1300, 1200, 1000), "too_large"), ((1200, 500, 600), "array_damaged")])
+@pytest.mark.parametrize(
+    ("shape", "code"), [((20_000,) * 3, "too_large"), ((1300, 1200, 1000), "too_large"), ((1200, 500, 600), "array_damaged")]
+)
 def test_a_header_that_says_more_than_there_is_costs_nothing(tmp_path, shape, code):
     told = {"descr": "<i2", "fortran_order": False, "shape": shape}
     with zipfile.ZipFile(tmp_path / "Muster.npz", "w") as archive, archive.open("ct.npy", "w") as stream:
