@@ -11,7 +11,7 @@ AIR_HU = (-1100, -900)
 PADDING_HU = -3000
 """What lies at or below is no measurement but a scanner's filling outside the field of view (-8192, -3024)."""
 FILLING_SHARE, FILLING_GAP_HU, FILLING_EDGE = 0.01, 300, 0.1
-"""Other filling (-2048, -2000) is told by its share of the voxels, at least, and by how few lie less than the gap above it: beside
+"""Other filling (-2048, -2000) is told by its share of the voxels, at least, and by how few lie less than that above it: beside
 each ten voxels of it one at most, which a resampled volume has at its edge."""
 TISSUE_HU, TISSUE_SHARE = -500, 0.03
 """Of any CT of a body at least this share lies above; of one whose intercept was added twice only dense bone does."""
