@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sentences", type=int, help="of a report (32)")
     parser.add_argument("--workers", type=int, nargs="+", help="loader: numbers of loader processes (1 2 4 8)")
     parser.add_argument("--step-ms", type=float, help="loader: how long the step takes for which batches are loaded (250)")
+    parser.add_argument("--compile", action="store_true", help="encoder: also ours with torch.compile, beside ours without")
     return parser
 
 

@@ -1,5 +1,6 @@
 """Swin-B alone, beside MONAI's code over the same weights: forward, backward and memory, each side in processes of its own."""
 
+import time
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from mg3d.benchmarks.stock import StockSwin, largest_difference
 from mg3d.benchmarks.timing import Comparison, Options, median, seconds_of
 from mg3d.models.vision.swin import SwinEncoder
 
-OURS, STOCK, FUSED = "mg3d", "MONAI", "MONAI, fused"
+OURS, STOCK, FUSED, COMPILED = "mg3d", "MONAI", "MONAI, fused", "mg3d, compiled"
 QUICK = {"size": (32, 24, 32), "repeats": 1}
 TRAINING_GOAL, MEMORY_GOAL, INFERENCE_GOAL = 2.0, 4.0, 1.0
 
@@ -27,47 +28,70 @@ class Measured(NamedTuple):
     training_bytes: float
     last: list[list[float]]
     """The last map [B, places], for the comparison."""
+    compile_s: float
+    """Until the first passes were done, with and without a graph; 0 where nothing is compiled."""
 
 
 def run(options: Options) -> list[Comparison]:
-    """Inference beside both of MONAI's paths, training beside the one it has; costs are medians over the processes."""
+    """Inference beside both of MONAI's paths, training beside the one it has, and ours compiled beside ours if that is asked for;
+    costs are medians over the processes."""
     options = options._replace(**QUICK) if options.quick else options
-    found = alternate(measure, (OURS, STOCK, FUSED), options)
+    found = alternate(measure, (OURS, STOCK, FUSED, *([COMPILED] if options.compile else [])), options)
     told = f"{'x'.join(map(str, options.size))}, batch {options.batch}, {options.precision}, {options.device}"
-    if found[STOCK]:
-        gap = largest_difference(torch.tensor(found[OURS][0].last), torch.tensor(found[STOCK][0].last))
-        told += f"; outputs differ by {gap:.1e} deviations"
-    rows = (
-        ("inference", STOCK, "inference_s", INFERENCE_GOAL),
-        ("inference", FUSED, "inference_s", INFERENCE_GOAL),
-        ("inference memory", FUSED, "inference_bytes", None),
-        ("forward of training", STOCK, "forward_s", None),
-        ("forward + backward", STOCK, "training_s", TRAINING_GOAL),
-        ("training memory", STOCK, "training_bytes", MEMORY_GOAL),
-    )
+    rows = [
+        ("inference", OURS, STOCK, "inference_s", INFERENCE_GOAL),
+        ("inference", OURS, FUSED, "inference_s", INFERENCE_GOAL),
+        ("inference memory", OURS, FUSED, "inference_bytes", None),
+        ("forward of training", OURS, STOCK, "forward_s", None),
+        ("forward + backward", OURS, STOCK, "training_s", TRAINING_GOAL),
+        ("training memory", OURS, STOCK, "training_bytes", MEMORY_GOAL),
+    ]
+    if options.compile:
+        rows += [
+            ("inference", COMPILED, OURS, "inference_s", None),
+            ("inference memory", COMPILED, OURS, "inference_bytes", None),
+            ("forward of training", COMPILED, OURS, "forward_s", None),
+            ("forward + backward", COMPILED, OURS, "training_s", None),
+            ("training memory", COMPILED, OURS, "training_bytes", None),
+        ]
     return [
         Comparison(
-            name, OURS, theirs,
-            *(median(found[side], field) / (1e9 if field.endswith("bytes") else 1) for side in (OURS, theirs)),
+            name, ours, theirs,
+            *(median(found[side], field) / (1e9 if field.endswith("bytes") else 1) for side in (ours, theirs)),
             goal=None if options.quick else goal, unit="GB" if field.endswith("bytes") else "s",
-            note=told,
+            note=told + _seen(found, COMPILED if ours == COMPILED else STOCK),
         )
-        for name, theirs, field, goal in rows
+        for name, ours, theirs, field, goal in rows
     ]  # fmt: skip
 
 
+def _seen(found: dict[str, list[Measured]], side: str) -> str:
+    """How far the outputs of `side` are from ours, and how long it was compiled."""
+    if not found[side]:
+        return ""
+    gap = largest_difference(torch.tensor(found[OURS][0].last), torch.tensor(found[side][0].last))
+    longest = max(one.compile_s for one in found[side])
+    return f"; outputs differ by {gap:.1e} deviations" + (f"; up to {longest:.0f} s to compile, not counted" if longest else "")
+
+
 def measure(side: str, options: Options) -> Measured:
-    """In this process; memory is over what the process held when the model and its volume were there."""
+    """In this process; memory is over what the process held when the model and its volume were there, and all was compiled."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     encoder = SwinEncoder()
-    model = (encoder if side == OURS else StockSwin(encoder, fused=side == FUSED)).to(options.device)
+    model = (StockSwin(encoder, fused=side == FUSED) if side in (STOCK, FUSED) else encoder).to(options.device)
     volume = torch.rand(options.batch, 1, *options.size).to(options.device)
-    settle, memory = settler(options), Memory(options)
+    settle, compile_s = settler(options), 0.0
+
+    def last_map(volume: Tensor) -> Tensor:
+        return model(volume)[-1]
+
+    if side == COMPILED:
+        last_map = torch.compile(last_map, fullgraph=True, dynamic=False)
 
     def forward() -> Tensor:
         with autocast(options):
-            return model(volume)[-1]
+            return last_map(volume)
 
     @torch.no_grad()
     def infer() -> Tensor:
@@ -77,6 +101,12 @@ def measure(side: str, options: Options) -> Measured:
         forward().float().square().mean().backward()
         model.zero_grad(set_to_none=True)
 
+    if side == COMPILED:
+        begin = time.perf_counter()
+        infer(), train()
+        settle()
+        compile_s = time.perf_counter() - begin
+    memory = Memory(options)
     memory.restart()
     inference_s = seconds_of(infer, settle=settle)
     inference_bytes, last = memory.peak(), infer()
@@ -84,4 +114,5 @@ def measure(side: str, options: Options) -> Measured:
     training_s = seconds_of(train, settle=settle)
     training_bytes = memory.peak()
     forward_s = seconds_of(forward, settle=settle)
-    return Measured(inference_s, inference_bytes, forward_s, training_s, training_bytes, last.flatten(1).float().tolist())
+    shown = last.flatten(1).float().tolist()
+    return Measured(inference_s, inference_bytes, forward_s, training_s, training_bytes, shown, compile_s)

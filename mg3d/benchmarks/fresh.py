@@ -1,5 +1,6 @@
 """Measurements in processes of their own, where no other's memory, caches or threads are in the way."""
 
+import ctypes
 import gc
 import multiprocessing
 import re
@@ -59,6 +60,8 @@ class Memory:
     def __init__(self, options: Options) -> None:
         self.on_gpu = options.device == "cuda"
         gc.collect()
+        if not self.on_gpu:
+            ctypes.CDLL(None).malloc_trim(0)  # what is free but not given back would be used first, and not be counted
         self.before = torch.cuda.memory_allocated() if self.on_gpu else _resident("VmRSS")
 
     def restart(self) -> None:

@@ -31,6 +31,8 @@ class Options(NamedTuple):
     """Numbers of loader processes."""
     step_ms: float = 250.0
     """How long a step takes for which a loader has to have a batch ready."""
+    compile: bool = False
+    """The encoder compiled as well."""
 
 
 class Comparison(NamedTuple):

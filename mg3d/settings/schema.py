@@ -239,6 +239,9 @@ class RunSettings:
     """Nodes."""
     precision: Literal["auto", "32-true", "64-true", "16-mixed", "bf16-mixed"] = "auto"
     """auto: bf16 where the GPU has it, fp16 on other GPUs, 32 bits on CPU."""
+    compile: bool = False
+    """Train with the volume encoder compiled (`torch.compile`), forward and backward; its first passes wait for that. Validation
+    and what reads the checkpoint are not compiled."""
     seed: int = 0
     """Seed of initialisation, order of data, masks and dropout."""
     log_dir: str = "result/pretrain"

@@ -25,6 +25,7 @@ from mg3d.models.mg3d import MG3D
 from mg3d.settings.parse import defaults, flatten
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
+from mg3d.training.compiled import compile_encode, require_compiler
 from mg3d.training.evidence import held_out_studies, show_evidence, write_evidence
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
@@ -35,7 +36,7 @@ from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_bat
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
     "evidence", "max_minutes", "truth_root", "log_dir", "run_name", "data_root", "cache_dir", "per_gpu_batchsize", "precision",
-    "gradient_checkpointing", "contrast_chunk", "text_cache",
+    "gradient_checkpointing", "contrast_chunk", "text_cache", "compile",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the run that goes on from it."""
 
@@ -79,8 +80,7 @@ def pretrain(settings: Settings) -> None:
         show_evidence(run_dir)
         return
     plan = plan_batches(settings)
-    if settings.run.load_path and not checkpoint:
-        load(settings, build_vision(settings))  # refused now rather than after the reports have been read
+    refuse_now(settings, starts=checkpoint is None)
     if is_first_rank():
         for note in require_sound(settings.data.data_root, settings.data.datasets):
             say(note)
@@ -110,6 +110,8 @@ def pretrain(settings: Settings) -> None:
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin, "recipes": data.recipes},
     )
     trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
+    if settings.run.compile:
+        compile_encode(model.vision)
     if trainer.is_global_zero:
         remove_partial(run_dir / "checkpoints")
         write_json(run_dir / "settings.json", flatten(settings))
@@ -128,6 +130,14 @@ def pretrain(settings: Settings) -> None:
         raise ToldToStop(f"stopped at step {trainer.global_step} by a signal; resume_from=auto goes on from there")
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
+
+
+def refuse_now(settings: Settings, *, starts: bool) -> None:
+    """Raises ValueError for what would fail after the reports have been read: weights to start from, or nothing that compiles."""
+    if settings.run.load_path and starts:
+        load(settings, build_vision(settings))
+    if settings.run.compile and is_first_rank():
+        require_compiler("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
 
 
 def _queue(settings: Settings, weights: Mapping[str, float]) -> FeatureQueue | None:
