@@ -80,7 +80,10 @@ def graphs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("more", "kinds"), [((), 2), (("contrast_chunk=3", "gradient_checkpointing=True"), 4)])
+@pytest.mark.parametrize(
+    ("more", "kinds"),
+    [((), 2), (("contrast_chunk=3", "gradient_checkpointing=True", "precision=bf16-mixed"), 4)],
+)
 def test_a_compiled_run_is_the_eager_one(arrows, tmp_path, without_machine_code, more, kinds):
     """One graph for each kind of pass: hidden cubes or none, and chunks of three and of one; and one of the compiler's trial."""
     eager, before = run_of(arrows, tmp_path / "eager", *more), graphs()
@@ -135,4 +138,4 @@ def assert_near(ours, theirs):
     ours, theirs = (checkpoint(folder)["state_dict"] for folder in (ours, theirs))
     assert list(ours) == list(theirs)
     for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, msg=name)
+        torch.testing.assert_close(ours[name], tensor, msg=lambda difference, name=name: f"{name}: {difference}")
