@@ -11,7 +11,8 @@ Statistic = Callable[[np.ndarray], float]
 Statistics = Callable[[np.ndarray], Mapping[str, float]]
 """Several of them by name."""
 FEWEST, FEW = 6, 12
-"""Below so many patients no p can lie below 0.05; up to so many it is of every turn of signs, above of drawn patients."""
+"""Below so many patients no p can lie below 0.05; up to so many it is also of every turn of signs, above of drawn patients
+alone."""
 
 
 class Comparison(NamedTuple):
@@ -76,7 +77,8 @@ def paired_comparisons(
 ) -> dict[str, Comparison]:
     """`Comparison` of every statistic that both have. known: bool [n] by name, the cases that it rests on (default: all).
 
-    p is `sign_flip_p` of every patient's part up to `FEW` patients, else `two_sided_p` of the draws.
+    p is `two_sided_p` of the draws; up to `FEW` patients the larger of it and `sign_flip_p` of every patient's part, for either
+    alone can be too small: the draws of so few, the parts of what is no mean.
 
     Raises:
         ValueError: there is no case.
@@ -96,7 +98,8 @@ def paired_comparisons(
             p, least = float("nan"), 2.0 ** (1 - len(patients))
         elif len(patients) <= FEW:
             lacking = np.array([values[0][name] - values[1][name] for values in map(without, patients)])
-            p, least = sign_flip_p(len(patients) * difference - (len(patients) - 1) * lacking), 2.0 ** (1 - len(patients))
+            flipped = sign_flip_p(len(patients) * difference - (len(patients) - 1) * lacking)
+            p, least = float(np.maximum(flipped, p)), max(2.0 ** (1 - len(patients)), least)
         found[name] = Comparison(float(difference), *_interval(draws, level), p, len(patients), least)
     return found
 
@@ -115,8 +118,8 @@ def sign_flip_p(parts: np.ndarray) -> float:
     """p for no difference, of patients' parts in it [n]: the share of the 2^n turns of signs with a sum as far from 0 or further.
 
     A part is n times the difference minus n - 1 times that without the patient (jackknife), for a mean the patient's own
-    difference: there the p is exact. For an AUROC it is approximate, for what jumps when one patient leaves (calibration error,
-    medians) rough: believe the interval. Its least value is 1 / 2^(n - 1); nan where a part is.
+    difference: there the p is exact. For an AUROC it is approximate; for what jumps when one patient leaves (calibration error,
+    medians) it can be too small. Its least value is 1 / 2^(n - 1); nan where a part is.
     """
     if np.isnan(parts).any():
         return float("nan")
