@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mg3d.finetune.ranks import first_does
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
-from mg3d.phantom.downstream.registry import MARK, SETS, write_set
+from mg3d.phantom.downstream.registry import MARK, SETS, set_facts, stored_facts, write_set
 
 NO_ROOT = ("", "phantom")
 """Values of `data_root` that ask for a synthetic set."""
@@ -21,7 +22,7 @@ def is_synthetic(data_root: str) -> bool:
 
 
 def read_root(task: Task, settings: FinetuneSettings, *, synthetic: bool, say: Callable[[str], None]) -> Path:
-    """The data root; where none is, a synthetic set is made, by the first process alone.
+    """The data root; where none is, a synthetic set is made, by the first process alone. One of other settings gives way to it.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -30,10 +31,13 @@ def read_root(task: Task, settings: FinetuneSettings, *, synthetic: bool, say: C
         asked = f"data_root={settings.data_root}" if settings.data_root else "no data_root given"
         say(f"{asked}: training on a synthetic set in the layout of {task.folder}; no real patients, and no result for a paper")
         cases, voxels = SETS[task.folder].usual
-        workers = min(4, os.cpu_count() or 1)
         made = SYNTHETIC_ROOT / task.folder
-        named = {"cases": cases, "voxels_in_plane": voxels, "workers": workers, **task.synthetic}
-        first_does(lambda: write_set(task.folder, SYNTHETIC_ROOT, **named), done=made.is_dir, what=str(made))
+        named = {"cases": cases, "voxels_in_plane": voxels, **task.synthetic}
+        wanted, workers = set_facts(**named), min(4, os.cpu_count() or 1)
+        if stored_facts(made) not in (None, wanted):
+            say(f"{made} holds a synthetic set of an earlier version or of other settings; it is made anew")
+        work = partial(write_set, task.folder, SYNTHETIC_ROOT, renew=True, workers=workers, **named)
+        first_does(work, done=lambda: stored_facts(made) == wanted, what=str(made))
         return made
     root = Path(settings.data_root)
     if not root.exists():
