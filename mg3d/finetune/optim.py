@@ -12,20 +12,14 @@ from mg3d.finetune.settings import FinetuneSettings
 
 
 def stage_names(encoder: nn.Module) -> list[str]:
-    """Parts of an encoder from the volume to the last map: its children, those of a list one by one."""
+    """Parts of an encoder from the volume to the last map: its children, those of a list, or of a wrapped encoder, one by one."""
     names = []
     for name, child in encoder.named_children():
-        if not any(True for _ in child.parameters()):
-            continue
-        lists = isinstance(child, nn.ModuleList)
-        inner = [f"{name}.{place}" for place in range(len(child))] if lists else [name]
-        names += stage_names_below(child, name) if name == "encoder" and not lists else inner
+        if isinstance(child, nn.ModuleList):
+            names += [f"{name}.{place}" for place in range(len(child))]
+        elif any(True for _ in child.parameters()):
+            names += [f"{name}.{inner}" for inner in stage_names(child)] if name == "encoder" else [name]
     return names
-
-
-def stage_names_below(child: nn.Module, name: str) -> list[str]:
-    """Parts of an encoder that is wrapped in another module."""
-    return [f"{name}.{inner}" for inner in stage_names(child)]
 
 
 def parameter_groups(network: nn.Module, settings: FinetuneSettings) -> list[dict[str, object]]:

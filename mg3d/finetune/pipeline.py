@@ -15,8 +15,6 @@ from mg3d.finetune.task import Augment, Preprocess
 
 OURS = "SPL"
 """MONAI's letters for array axes z, y, x with +z superior, +y posterior, +x left."""
-_NATIVE_IS_NEAR = 1e-3
-"""Spacings that differ by less, as share, are not resampled."""
 Sample = dict[str, Any]
 Ticket = int
 """epoch * (number of cases) + place of the case. A draw depends on it and on nothing else, such as a worker or rank."""
@@ -123,8 +121,6 @@ def random_steps(changes: Augment, *, keys: Sequence[str], axes: str = OURS) -> 
     letters = [axes.index(letter) for letter in (_one_of(axes, "SI"), _one_of(axes, "AP"), _one_of(axes, "LR"))]
     fine = ["bilinear" if key == "image" else "nearest" for key in keys]
     made: list[mt.Transform] = []
-    if changes.shift_crop:
-        made.append(ShiftCrop(keys, reordered(changes.shift_crop, axes)))
     if changes.zoom:
         low, high = changes.zoom_range
         modes = ["area" if key == "image" else "nearest" for key in keys]
@@ -152,24 +148,6 @@ def random_steps(changes: Augment, *, keys: Sequence[str], axes: str = OURS) -> 
 
 def _one_of(axes: str, letters: str) -> str:
     return next(letter for letter in axes if letter in letters)
-
-
-class ShiftCrop(mt.RandomizableTransform, mt.MapTransform):
-    """Keeps a box of a share of each array axis, somewhere."""
-
-    def __init__(self, keys: Sequence[str], shares: Sequence[float]) -> None:
-        mt.RandomizableTransform.__init__(self)
-        mt.MapTransform.__init__(self, keys)
-        self.shares = tuple(shares)
-
-    def __call__(self, sample: Sample) -> Sample:
-        """Crops every key to the same box."""
-        sample = dict(sample)
-        sides = sample["image"].shape[1:]
-        kept = [max(1, round(side * share)) for side, share in zip(sides, self.shares, strict=True)]
-        starts = [int(self.R.randint(side - keep + 1)) for side, keep in zip(sides, kept, strict=True)]
-        crop = mt.SpatialCrop(roi_start=starts, roi_end=[start + keep for start, keep in zip(starts, kept, strict=True)])
-        return sample | {key: crop(sample[key]) for key in self.key_iterator(sample)}
 
 
 @contextmanager

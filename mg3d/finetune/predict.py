@@ -48,7 +48,7 @@ def find_scans(path: Path) -> list[Case]:
 def _with_ending(case: Case) -> Case:
     """Of files that differ in their ending alone, such as a.nii.gz and a.mha, each keeps its own."""
     file = case.image[0].parent if isinstance(case.image, tuple) else case.image
-    name = f"{case.case_id}{file.name[len(_stem(file)):].replace('.', '_')}"
+    name = f"{case.case_id}{file.name[len(_stem(file)) :].replace('.', '_')}"
     return dataclasses.replace(case, case_id=name, patient_id=name)
 
 

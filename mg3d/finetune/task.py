@@ -67,8 +67,6 @@ class Augment:
     intensity_shift: float = 0.0
     """Chance of intensities +- `intensity_factor`."""
     intensity_factor: float = 0.1
-    shift_crop: Triple | None = None
-    """Central share of each axis that a random box keeps, somewhere; None = none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,8 +107,8 @@ class Task:
     variant: str = ""
     """Which of a folder's several data sets this is; results go into a folder of its own."""
     adapt: Callable[["Task", Mapping[str, Any]], "Task"] | None = None
-    """The declaration that these options, and the `data_root` and `pretrained` (or the file that `encoder` names) among them, ask
-    for."""
+    """The declaration that these options ask for; among them `data_root`, `pretrained` (or the file that `encoder` names) and
+    `synthetic`, whether the set is."""
     original_axes: str = "RAS"
     """Order and directions of the array axes in the original's code, for `axes=original`."""
     negatives: float = 1.0

@@ -135,11 +135,13 @@ class Classification(Kind):
         return (asked != UNKNOWN if side is None else asked == side).any(1)
 
     def thresholds(self, dev: pd.DataFrame) -> np.ndarray:
-        """[outputs]: those of largest sensitivity + specificity on `dev`; nan where it has one class. Kept for the next draw."""
+        """[outputs]: those that `rule` chooses on `dev`; nan where it has one class. Kept for the next draw."""
         if self._chosen is None or self._chosen[0] is not dev:
-            self._chosen = (dev, choose_thresholds(*self.matrices(dev), rule="youden"))
+            self._chosen = (dev, choose_thresholds(*self.matrices(dev), rule=self.rule))
         return self._chosen[1]
 
+    rule = "youden"
+    """One of `mg3d.metrics.thresholds.RULES`."""
     _chosen: tuple[pd.DataFrame, np.ndarray] | None = None
 
     @staticmethod

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, diags
-from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import Case, Parts
 from mg3d.finetune.kinds.base import Row
 from mg3d.finetune.kinds.labels import Labels
+from mg3d.finetune.kinds.probe import fit_planes, set_values
 from mg3d.finetune.pipeline import CaseDataset, Sample
 from mg3d.metrics.classification import auroc, mean_of_defined, per_label
 from mg3d.metrics.thresholds import choose_thresholds
@@ -61,6 +61,11 @@ class TextPlanes(nn.Module):
         """Probabilities float64 [n, outputs] of counts of terms [n, terms]."""
         weights, offsets = (part.detach().cpu().numpy() for part in (self.head.weight, self.head.bias))
         return 1 / (1 + np.exp(-(weighted(counts, self.idf.cpu().numpy()) @ weights.T + offsets)))
+
+    def place(self, weights: np.ndarray, offsets: np.ndarray) -> None:
+        """Takes the planes of `fit_planes`."""
+        set_values(self.head.weight, weights)
+        set_values(self.head.bias, offsets)
 
 
 def counted(reports: Sequence[str], place_of: Mapping[str, int]) -> csr_matrix:
@@ -128,21 +133,18 @@ class Labeller(Labels):
         counts, wanted = self._data(parts.train)
         val_counts, val_wanted = self._data(parts.val)
         idf = np.log((1 + counts.shape[0]) / (1 + np.diff(counts.tocsc().indptr))) + 1
-        inputs, best = weighted(counts, idf), -1.0
+        inputs, best = weighted(counts, idf), (-1.0, 0.0, None)
         set_values(network.idf, idf)
         for strength in STRENGTHS:
-            weights, offsets = fit_text_planes(inputs, wanted, strength)
-            before = [part.clone() for part in (network.head.weight.data, network.head.bias.data)]
-            set_values(network.head.weight, weights)
-            set_values(network.head.bias, offsets)
+            planes = fit_planes(inputs, wanted, strength, solver="liblinear")
+            network.place(*planes)
             score = float(np.nan_to_num(mean_of_defined(per_label(auroc, val_wanted, network.scores(val_counts)))))
-            if score <= best:
-                network.head.weight.data, network.head.bias.data = before
-                continue
-            best, chosen = score, strength
+            best = max(best, (score, strength, planes), key=lambda found: found[0])
+        score, chosen, planes = best
+        network.place(*planes)
         thresholds = choose_thresholds(val_wanted, network.scores(val_counts), rule=self.rule)
         set_values(network.thresholds, np.nan_to_num(thresholds, nan=0.5))
-        say(f"labeller: {len(self.words)} terms, C={chosen} has the best macro AUROC in val, {best:.3f}")
+        say(f"labeller: {len(self.words)} terms, C={chosen} has the best macro AUROC in val, {score:.3f}")
 
     def _data(self, cases: Sequence[Case]) -> tuple[csr_matrix, np.ndarray]:
         return counted([case.report for case in cases], self.place_of), np.array([case.target for case in cases])
@@ -157,20 +159,3 @@ def _sample(case: Case) -> Sample:
         raise ValueError(f"{case.case_id} has no report; texts are labelled by mg3d.finetune.labeller.load_labeller(...).labels")
     names = {"case_id": case.case_id, "patient_id": case.patient_id}
     return names | {"text": case.report, "target": torch.tensor(case.target)}
-
-
-def set_values(place: Tensor, values: np.ndarray) -> None:
-    """Copies numbers into a tensor."""
-    with torch.no_grad():
-        place.copy_(torch.as_tensor(values, dtype=place.dtype))
-
-
-def fit_text_planes(inputs: csr_matrix, targets: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [L, terms] and offsets [L] of one logistic regression per column of targets [n, L]; unknown places are left out."""
-    weights, offsets = np.zeros((targets.shape[1], inputs.shape[1])), np.zeros(targets.shape[1])
-    for place in range(targets.shape[1]):
-        known = np.flatnonzero(targets[:, place] >= 0)
-        if len(np.unique(targets[known, place])) == 2:
-            model = LogisticRegression(C=strength, solver="liblinear").fit(inputs[known], targets[known, place])
-            weights[place], offsets[place] = model.coef_[0], model.intercept_[0]
-    return weights, offsets

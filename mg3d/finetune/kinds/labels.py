@@ -12,14 +12,13 @@ from mg3d.finetune.cases import Case, RawScan
 from mg3d.finetune.kinds.classification import Classification
 from mg3d.finetune.pipeline import Sample
 from mg3d.metrics.classification import auprc, auroc, count_decisions, decision_scores, mean_of_defined, per_label
-from mg3d.metrics.thresholds import choose_thresholds, decide
+from mg3d.metrics.thresholds import decide
 
 
 class Labels(Classification):
     """Findings that may be there together; see `Classification` for columns, loss and unknown labels."""
 
-    rule = "corner"
-    """How a threshold is chosen, as CT-CLIP does; but on validation cases."""
+    rule = "corner"  # as CT-CLIP does, but on validation cases
 
     def fixed(self, *, masks: bool) -> Callable[[Case], Sample]:
         """As of any kind; a scan's own file is prepared first, as the stored volumes were."""
@@ -35,8 +34,7 @@ class Labels(Classification):
         precise = np.where(np.isnan(each), np.nan, per_label(auprc, targets, scores))
         found = {"auroc": mean_of_defined(each), "auprc": mean_of_defined(precise)}
         if dev is not None:
-            decided = decide(scores, choose_thresholds(*self.matrices(dev), rule=self.rule))
-            made = decision_scores(count_decisions(targets, decided))
+            made = decision_scores(count_decisions(targets, decide(scores, self.thresholds(dev))))
             for name in ("f1", "balanced_accuracy", "accuracy", "precision", "sensitivity", "specificity"):
                 found[f"macro_{name}"] = mean_of_defined(np.asarray(made[name]))
         return found | {f"auroc/{name}": float(value) for name, value in zip(self.task.outputs, each, strict=True)}

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mg3d.files import write_bytes
-from mg3d.finetune.cases import Case, Parts
+from mg3d.finetune.cases import Case, Parts, PreparedRow
 from mg3d.finetune.fit import evaluation_loader
 from mg3d.finetune.kinds.labels import Labels
 from mg3d.metrics.classification import auroc, mean_of_defined, per_label
@@ -70,15 +71,16 @@ class Probe(Labels):
             if score > best:
                 best, chosen = score, (strength, planes)
         say(f"linear probe: C={chosen[0]} of {', '.join(map(str, STRENGTHS))} has the best macro AUROC in val, {best:.3f}")
-        with torch.no_grad():
-            for place, values in ((network.mean, mean), (network.deviation, deviation), (network.head.weight, chosen[1][0]),
-                                  (network.head.bias, chosen[1][1])):  # fmt: skip
-                place.copy_(torch.as_tensor(values, dtype=place.dtype))
+        places = (network.mean, network.deviation, network.head.weight, network.head.bias)
+        for place, values in zip(places, (mean, deviation, *chosen[1]), strict=True):
+            set_values(place, values)
 
     @torch.no_grad()
     def features(self, network: FrozenProbe, cases: Sequence[Case], *, keep: Path) -> np.ndarray:
         """[cases, channels] float64, from the file below `keep` where it is there."""
         told = [f"{case.case_id} {case.image}" for case in cases] + [f"{self.task.preprocess} {self.axes}"]
+        indexes = sorted({case.image.index for case in cases if isinstance(case.image, PreparedRow)})
+        told += [str(index.stat().st_size) for index in indexes]
         path = keep.with_name(f"{keep.name}-{hashlib.sha256(chr(10).join(told).encode()).hexdigest()[:16]}.npy")
         if path.is_file():
             return np.load(path, allow_pickle=False)
@@ -92,6 +94,12 @@ class Probe(Labels):
         return np.concatenate(found)
 
 
+def set_values(place: Tensor, values: np.ndarray) -> None:
+    """Copies numbers into a tensor."""
+    with torch.no_grad():
+        place.copy_(torch.as_tensor(values, dtype=place.dtype))
+
+
 def digest(module: nn.Module) -> str:
     """A word that is equal for equal weights."""
     total = hashlib.sha256()
@@ -100,12 +108,15 @@ def digest(module: nn.Module) -> str:
     return total.hexdigest()[:16]
 
 
-def fit_planes(features: np.ndarray, targets: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+def fit_planes(
+    features: np.ndarray | csr_matrix, targets: np.ndarray, strength: float, *, solver: str = "lbfgs"
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights [L, F] and offsets [L] of one logistic regression per column of targets [n, L]; unknown places are left out."""
     weights, offsets = np.zeros((targets.shape[1], features.shape[1])), np.zeros(targets.shape[1])
     for place in range(targets.shape[1]):
-        known = targets[:, place] >= 0
+        known = np.flatnonzero(targets[:, place] >= 0)
         if len(np.unique(targets[known, place])) == 2:
-            model = LogisticRegression(C=strength, max_iter=_MOST_STEPS).fit(features[known], targets[known, place])
+            model = LogisticRegression(C=strength, max_iter=_MOST_STEPS, solver=solver)
+            model.fit(features[known], targets[known, place])
             weights[place], offsets[place] = model.coef_[0], model.intercept_[0]
     return weights, offsets
