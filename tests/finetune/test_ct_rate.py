@@ -191,6 +191,10 @@ def test_ranks_by_hand(arrows, pretrained):
     assert found["report_to_volume/recall@1"] == pytest.approx(1 / 3)
     assert found["report_to_volume/chance@1"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
     assert found["volume_to_volume/jaccard@1"] == 0.25
+    silent = kind.statistics(table.iloc[[1]])  # a draw in which no report is asked for
+    assert silent.keys() == found.keys()
+    assert np.isnan(silent["report_to_volume/recall@1"])
+    assert np.isnan(silent["report_to_volume/median_rank"])
     names = ("report_to_volume/recall@1", "volume_to_report/recall@1", "volume_to_volume/jaccard@1")
     assert [int(kind.rests_on(table, name).sum()) for name in names] == [3, 4, 4]
 
@@ -234,7 +238,6 @@ def test_kept_features_are_of_one_preparation(arrows, tmp_path):
         kind.task = dataclasses.replace(kind.task, preprocess=dataclasses.replace(kind.task.preprocess, window=window))
         found.append(kind.features(network, cases[:2], keep=tmp_path / "same"))
     assert not np.allclose(*found)
-
 
 
 def test_planes_leave_unknown_labels_out():

@@ -29,8 +29,8 @@ _VECTORS = ("volume", "report")
 class Retrieval(Prompts):
     """Each report once in the gallery of reports; every volume with a report's text is right for it.
 
-    Columns: for both directions `rank/`, `right/` (how many of the gallery are right) and `gallery/` (how many there are), nan in
-    rows whose report has been asked for already; `jaccard@<k>` of the k most similar other volumes.
+    Columns: for both directions `rank/` and `right/` (how many of the gallery are right), nan in rows whose report has been asked
+    for already, and `gallery/` (how many there are); `jaccard@<k>` of the k most similar other volumes.
     """
 
     def check(self, cases: Sequence[Case]) -> None:
@@ -76,10 +76,10 @@ class Retrieval(Prompts):
         found = table[["case_id", "patient_id"]].copy()
         for way in directions(volumes, reports, report_keys=table["text"].tolist()):
             name, right = way.name.replace(" ", "_"), way.right
-            columns = {"rank": first_rank(way.similarity, right), "right": right.sum(1), "gallery": right.shape[1]}
-            for column, values in columns.items():
+            for column, values in {"rank": first_rank(way.similarity, right), "right": right.sum(1)}.items():
                 found[f"{column}/{name}"] = np.nan
                 found.loc[way.queries, f"{column}/{name}"] = values
+            found[f"gallery/{name}"] = right.shape[1]
         labels = np.stack(table["target"])
         others = int((labels == 1).any(1).sum()) - 1
         ks = [k for k in JACCARD_AT if k <= others]
@@ -106,13 +106,14 @@ class Retrieval(Prompts):
         found = {}
         for name in DIRECTIONS:
             asked = table[table[f"rank/{name}"].notna()]
-            ranks, gallery = asked[f"rank/{name}"].to_numpy(), int(asked[f"gallery/{name}"].max())
+            ranks, gallery = asked[f"rank/{name}"].to_numpy(), int(table[f"gallery/{name}"].max())
             relevant = np.arange(gallery) < asked[f"right/{name}"].to_numpy()[:, None]
             ks = [k for k in RECALL_AT if k < gallery]
-            chance = chance_recall_at(relevant, ks)
-            for k, recall in recall_at(ranks, ks).items():
-                found |= {f"{name}/recall@{k}": recall, f"{name}/chance@{k}": chance[k]}
-            found[f"{name}/median_rank"] = float(np.median(ranks))
+            nothing = dict.fromkeys(ks, float("nan"))  # of a draw in which none is asked for
+            recall, chance = (recall_at(ranks, ks), chance_recall_at(relevant, ks)) if len(ranks) else (nothing, nothing)
+            for k in ks:
+                found |= {f"{name}/recall@{k}": recall[k], f"{name}/chance@{k}": chance[k]}
+            found[f"{name}/median_rank"] = float(np.median(ranks)) if len(ranks) else float("nan")
         jaccards = [column for column in table if column.startswith("jaccard@")]
         return found | {f"volume_to_volume/{column}": float(table[column].mean()) for column in jaccards}
 
