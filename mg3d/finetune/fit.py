@@ -126,11 +126,13 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    patience = trainer.early_stopping_callback
+    ended = trainer.current_epoch >= settings.epochs or (patience is not None and patience.stopped_epoch > 0)
     return {
         **spent.state_dict(),
         "processes": ranks,
         "epochs": trainer.current_epoch,
-        "finished": not settings.max_minutes or trainer.current_epoch >= settings.epochs,
+        "finished": not settings.max_minutes or ended,
         "cases": {name: len(part) for name, part in parts._asdict().items()},
         "parameters": trained,
     }
