@@ -25,6 +25,7 @@ from mg3d.finetune.settings import read_words
 from mg3d.finetune.task import Task
 
 DOWNSTREAM = Path(__file__).parents[1] / "downstream"
+KINDS = ("classification", "segmentation", "report")
 PLAIN = ("case_id", "patient_id", "image", "mask", "report", "part", "fold", "target")
 
 
@@ -110,6 +111,8 @@ def make(table: Path, given: dict[str, Any]) -> Path:
     task, file = load_task(DOWNSTREAM, str(given["folder"])), Path(str(given["out"]))
     if file.suffix != ".arrow":
         raise ValueError(f"out={file}: the name must end in .arrow")
+    if task.kind not in KINDS:
+        raise ValueError(f"folder={task.folder} reads more than a table can tell; its README.md says how its data are prepared")
     cases = read_table(table, task, Path(str(given.get("root", table.parent))))
     facts = {
         "folder": task.folder, "split": "ours", "fold": 0, "options": {}, "declared": {"expected": {}}, "synthetic": False,

@@ -11,6 +11,7 @@ from mg3d.checkpoints.inspect import inspect_checkpoint
 from mg3d.finetune.cases import Case
 from mg3d.finetune.language import has_language, read_language_cases, write_language
 from mg3d.finetune.prepared import Order, is_prepared, prepared, prepared_shape, read_prepared_cases
+from mg3d.finetune.ranks import first_does
 from mg3d.finetune.run import run, say
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.sources import NO_ROOT, is_synthetic
@@ -82,14 +83,18 @@ def read_reports(root: Path, val_patients: int) -> list[Case]:
     if has_language(root, "ct_rate"):
         return read_language_cases(root, "ct_rate")
     out = root / "finetune_language_arrows" if is_synthetic(str(root)) else LANGUAGE_ARROWS
-    counts = write_language(root, "ct_rate", out, val_patients=val_patients)
-    say(f"wrote {out}: {', '.join(f'{count} rows of {name}' for name, count in counts.items())}")
+
+    def write() -> None:
+        counts = write_language(root, "ct_rate", out, val_patients=val_patients)
+        say(f"wrote {out}: {', '.join(f'{count} rows of {name}' for name, count in counts.items())}")
+
+    first_does(write, done=lambda: has_language(out, "ct_rate", every=True), what=str(out))
     return read_language_cases(out, "ct_rate")
 
 
-def volume_of(options: Mapping[str, Any], *, synthetic: bool) -> tuple[tuple[int, int, int], tuple[float, float]]:
+def volume_of(options: Mapping[str, Any]) -> tuple[tuple[int, int, int], tuple[float, float]]:
     """Voxels z, y, x and the window in HU: what the user says, else the Arrow files, else the weights; else the paper's."""
-    shape, window = volume_shape(SYNTHETIC_SIZE if synthetic else USUAL_SIZE), (-1000.0, 1000.0)
+    shape, window = volume_shape(SYNTHETIC_SIZE if options["synthetic"] else USUAL_SIZE), (-1000.0, 1000.0)
     if options["pretrained"] != "none" and (stated := inspect_checkpoint(options["pretrained"]).preprocessing):
         shape, window = tuple(stated["shape"]), tuple(stated["window_hu"])
     asked, root = int(options["image_size"]), Path(options["data_root"])
@@ -110,20 +115,18 @@ def adapt(task: Task, options: Mapping[str, Any]) -> Task:
         if options[name] < least and options[name] != unless:
             raise ValueError(f"{name}={options[name]}: must be at least {least}{'' if unless else ', or 0 for the usual one'}")
     variant = VARIANTS[options["task"]]
-    synthetic = options["data_root"] in NO_ROOT or is_synthetic(options["data_root"])
-    shape, window = volume_of(options, synthetic=synthetic)
-    chosen = {**options, "synthetic": synthetic}
+    shape, window = volume_of(options)
     return dataclasses.replace(
         task,
         kind=variant.kind,
         title=f"CT-RATE: {variant.title}",
         variant=options["task"],
         metric=variant.metric,
-        read_cases=partial(read_cases, options=chosen, shape=shape),
+        read_cases=partial(read_cases, options=options, shape=shape),
         preprocess=dataclasses.replace(task.preprocess, window=window, size=shape),
         defaults={**task.defaults, **variant.defaults},
         phantom={**task.phantom, **variant.phantom},
-        options=chosen,
+        options=options,
     )
 
 

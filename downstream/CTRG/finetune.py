@@ -15,7 +15,6 @@ from mg3d.finetune.kinds.report import OPTIONS
 from mg3d.finetune.prepared import is_prepared, read_prepared_cases
 from mg3d.finetune.run import run, say
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.sources import NO_ROOT, is_synthetic
 from mg3d.finetune.task import Preprocess, Task
 from mg3d.metrics.captions import tokenize
 from mg3d.preparation.sources.ctrg import case_folder, find_annotation, find_case, is_nifti, read_annotation, slice_names
@@ -113,8 +112,7 @@ def read_labels(path: Path) -> dict[str, tuple[int, ...]]:
 
 def adapt(task: Task, options: Mapping[str, Any]) -> Task:
     """The declaration with its options; a decoder for synthetic reports is small."""
-    synthetic = options["data_root"] in NO_ROOT or is_synthetic(options["data_root"])
-    small = {"width": 96, "heads": 4, "layers": 2} if synthetic else {"width": 512, "heads": 8, "layers": 3}
+    small = {"width": 96, "heads": 4, "layers": 2} if options["synthetic"] else {"width": 512, "heads": 8, "layers": 3}
     return dataclasses.replace(task, options={**options, **{name: options[name] or value for name, value in small.items()}})
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
@@ -88,7 +89,7 @@ LABELLERS: dict[str, Offered] = {
 
 
 def open_labeller(word: str) -> tuple[LabelsReports, tuple[str, ...]]:
-    """A labeller by `name` or `name:path`, and the names of its columns.
+    """A labeller by `name` or `name:path`, or by the path of our own alone, and the names of its columns.
 
     Raises:
         ValueError: there is no such labeller, or it needs a path.
@@ -96,8 +97,10 @@ def open_labeller(word: str) -> tuple[LabelsReports, tuple[str, ...]]:
         ModuleNotFoundError: it needs a package.
     """
     name, _, path = word.partition(":")
+    if name not in LABELLERS and Path(word).exists():
+        name, path = "own", word
     if name not in LABELLERS:
-        raise ValueError(f"there is no labeller {name!r}; there are {', '.join(LABELLERS)}")
+        raise ValueError(f"there is no labeller {word!r}; there are {', '.join(LABELLERS)}, or give the folder of a run")
     return LABELLERS[name].load(path), LABELLERS[name].names
 
 

@@ -46,9 +46,9 @@ def language_path(folder: Path, dataset: str, kind: str, split: str) -> Path:
     return folder / f"{DATASETS[dataset].stem}_{kind}_{split}.arrow"
 
 
-def has_language(folder: Path, dataset: str) -> bool:
-    """Whether a folder holds report files of a data set."""
-    return any(language_path(folder, dataset, "reports", split).is_file() for split in SPLITS)
+def has_language(folder: Path, dataset: str, *, every: bool = False) -> bool:
+    """Whether a folder holds report files of a data set; every: those of all splits."""
+    return (all if every else any)(language_path(folder, dataset, "reports", split).is_file() for split in SPLITS)
 
 
 def studies(root: Path, dataset: str, *, val_patients: int = 500, seed: int = 0) -> Iterator[Study]:

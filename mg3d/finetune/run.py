@@ -23,7 +23,7 @@ from mg3d.finetune.fit import evaluate_checkpoint, fit, refuse_other_settings
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.kinds.registry import build_kind
 from mg3d.finetune.results import predictions_file, read_facts, read_scores, read_table, show_scores, write_results, write_table
-from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings, parse_settings, read_words, usage
+from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings, parse_settings, read_words, refuse_missing, usage
 from mg3d.finetune.settle import settle
 from mg3d.finetune.sources import is_synthetic, read_root
 from mg3d.finetune.task import Task
@@ -65,7 +65,7 @@ def run(task: Task, arguments: Sequence[str]) -> int:
         return 0
     try:
         command(task, read_words([word for word in arguments if word != "with"]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"mg3d: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -91,6 +91,7 @@ def command(task: Task, given: Mapping[str, Any]) -> None:
         task, small = on_phantom(task)
         of_task |= small
     settings = parse_settings(given, defaults=of_task, options=task.options)
+    refuse_missing(settings, options)
     kind = build_kind(task, settings)
     folder = run_folder(task, settings, synthetic=synthetic)
     if settings.mode == "predict":
@@ -134,14 +135,15 @@ def declaration(task: Task, given: Mapping[str, Any]) -> Declaration:
     if prepared:
         given = arrows.with_stored(given, facts, prepared)
     options = {name: option_value(name, given.get(name, value), value) for name, value in task.options.items()}
+    synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
+    synthetic = facts.get("synthetic", synthetic)
     if task.adapt:
         file = network_file(str(given.get("encoder", "auto")), str(given.get("pretrained", "none")))
-        where = {"data_root": "" if prepared else data_root, "pretrained": file}
+        where = {"data_root": "" if prepared else data_root, "pretrained": file, "synthetic": synthetic}
         task = task.adapt(task, options | where)
     if prepared:
         task = arrows.with_declared(task, facts)
-    synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
-    return Declaration(task, given, options, facts.get("synthetic", synthetic), prepared)
+    return Declaration(task, given, options, synthetic, prepared)
 
 
 def option_value(name: str, value: Any, usual: Any) -> Any:
@@ -176,8 +178,10 @@ def without_bad_files(cases: Sequence[Case], folder: Path) -> list[Case]:
 
 
 def limited(parts: Parts, most: int) -> Parts:
-    """At most so many cases of each part; all for 0."""
-    return Parts(*(part[:most] if most else part for part in parts))
+    """At most so many cases of each part, spread over it, as a part may list one class after another; all for 0."""
+    return Parts(
+        *([part[place * len(part) // most] for place in range(most)] if 0 < most < len(part) else part for part in parts)
+    )
 
 
 def warn_of_counts(task: Task, cases: Sequence[Any], *, synthetic: bool) -> None:

@@ -22,7 +22,7 @@ class FinetuneSettings:
     data_root: str = ""
     """The data set as its authors publish it, or a folder of Arrow files made from it; empty or `phantom` = a synthetic set."""
     pretrained: str = "none"
-    """Weights to start from: a file, a folder of ours or a hub id; `none` = from scratch the network that `encoder` names."""
+    """Weights to start from: a file or a folder of ours; `none` = from scratch the network that `encoder` names."""
     encoder: str = "auto"
     """auto, swin_b, swin_l, swin_l_unprojected, unet, nnunet, tiny, or a file that `pretrained` takes: the very network of that
     file, without its weights. auto: the encoder of the weights; without weights swin_b, or tiny on a synthetic set."""
@@ -188,6 +188,15 @@ def _check(settings: FinetuneSettings) -> None:
         raise ValueError("mode=predict needs input=..., a scan or a folder of scans")
     if settings.mode == "compare" and not settings.other:
         raise ValueError("mode=compare needs other=..., the results' folder of the run to compare with")
+
+
+def refuse_missing(settings: FinetuneSettings, options: Mapping[str, Any]) -> None:
+    """Raises FileNotFoundError for a file that is read and not there: before data are prepared, which may take hours."""
+    read = {"train": ("pretrained", "folds_file"), "evaluate": ("checkpoint", "folds_file")}.get(settings.mode, ())
+    for name in read:
+        path = str(getattr(settings, name, options.get(name, "")))
+        if path not in ("", "none") and not Path(path).exists():
+            raise FileNotFoundError(f"{name}={path}: there is no file or folder of this name")
 
 
 def usage(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:

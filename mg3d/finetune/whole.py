@@ -53,7 +53,7 @@ class Whole(NamedTuple):
 def start_whole(
     settings: FinetuneSettings, *, text_encoder: str, shape: tuple[int, int, int], reports: Iterable[str], synthetic: bool
 ) -> Whole:
-    """The model that `pretrained` asks for: a folder of ours or its id on the hub, a run's checkpoint, or a released file.
+    """The model that `pretrained` asks for: a folder of ours, a run's checkpoint, or a released file.
 
     Args:
         text_encoder: a BERT (folder or id on the hub, or `tiny`) for files without one; empty = the file's own.
@@ -70,7 +70,7 @@ def start_whole(
         of_file = dataclasses.replace(settings, pretrained=settings.encoder, encoder="auto")
         return _forgotten(start_whole(of_file, text_encoder=text_encoder, shape=shape, reports=reports, synthetic=synthetic))
     path = Path(settings.pretrained)
-    if path.is_dir() or not path.exists():
+    if path.is_dir():
         return _ours(path, shape)
     passport = inspect_checkpoint(path, prefix=settings.load_prefix or None)
     if "settings" in passport.provenance:

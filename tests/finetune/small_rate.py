@@ -9,6 +9,7 @@ from mg3d.checkpoints.export import save_pretrained
 from mg3d.config import resolve
 from mg3d.finetune.kinds.registry import build_kind
 from mg3d.finetune.settings import parse_settings
+from mg3d.finetune.sources import is_synthetic
 from mg3d.models.build import build_untrained
 
 SHAPE = (32, 24, 32)
@@ -42,7 +43,8 @@ def kind_and_cases(root, **given):
     module = load("CT-RATE")
     given = {"data_root": str(root), "pretrained": "none", "num_workers": 0, "accelerator": "cpu", "batch_size": 3} | given
     options = {name: given.get(name, value) for name, value in module.TASK.options.items()}
-    task = module.TASK.adapt(module.TASK, options | {name: str(given[name]) for name in ("data_root", "pretrained")})
+    where = {"data_root": str(root), "pretrained": str(given["pretrained"]), "synthetic": is_synthetic(str(root))}
+    task = module.TASK.adapt(module.TASK, options | where)
     settings = parse_settings(given, defaults={**task.defaults}, options=task.options)
     return build_kind(task, settings), task.read_cases(root, settings)
 

@@ -172,8 +172,8 @@ class FakeLabeller:
 
 
 def test_a_labeller_compares_what_is_found_by_hand_and_sees_a_text_once():
-    kind = kind_of({"labeller": "somewhere"})
-    kind.labeller = FakeLabeller()
+    kind = kind_of()
+    kind.labeller, kind.label_names = FakeLabeller(), LABELS
     kind.fit(TRAINING)
     table = table_of(kind, ["Effusion.", "Large effusion.", "Clear."], ["effusion .", "clear .", "effusion ."])
     found = kind.statistics(table)

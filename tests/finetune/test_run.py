@@ -8,11 +8,12 @@ import pytest
 import torch
 from downstream.folders import load
 
+from mg3d.finetune.cases import Parts
 from mg3d.finetune.compare import differences, table_lines
 from mg3d.finetune.encoder import TINY, build_encoder, start_encoder
 from mg3d.finetune.predict import find_scans
 from mg3d.finetune.results import read_facts, read_table
-from mg3d.finetune.run import run
+from mg3d.finetune.run import limited, run
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.glossary import LABELS
 from mg3d.metrics.bootstrap import Comparison
@@ -259,6 +260,20 @@ def test_mistakes_are_one_sentence(trained, tmp_path, capsys, words, told):
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_fewer_cases_are_spread_over_each_part():
+    parts = Parts(list("aaabbbccc"), list("ab"), [])
+    assert limited(parts, 3) == (list("abc"), list("ab"), [])
+    assert limited(parts, 0) == parts
+
+
+def test_a_run_whose_patience_ended_is_finished_also_with_a_limit_of_time(trained, tmp_path):
+    root, *_ = trained
+    words = [*SMALL, "epochs=4", "learning_rate=0", "patience=1", "max_minutes=60", "run_name=p"]
+    assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *words]) == 0
+    facts = read_facts(tmp_path / "stoic2021" / "p" / "fold0")
+    assert (facts["finished"], facts["epochs"]) == (True, 2)
 
 
 def test_help_names_every_setting(capsys):

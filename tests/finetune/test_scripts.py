@@ -74,6 +74,12 @@ def test_exclusive_targets_and_masks_come_from_their_columns(script, tmp_path):
     assert np.array_equal(read_image(one.mask), read_image(two.image))
 
 
+@pytest.mark.parametrize("folder", ["CT-RATE", "Luna16"])
+def test_a_folder_that_a_table_cannot_tell_of_is_refused(script, tmp_path, capsys, folder):
+    assert script("make_arrow").main([str(own_set(tmp_path)), f"folder={folder}", f"out={tmp_path / 't.arrow'}"]) == 2
+    assert f"folder={folder} reads more than a table can tell" in capsys.readouterr().err
+
+
 def test_pictures_are_stacked_by_the_numbers_in_their_names(script, tmp_path):
     for grey, name in enumerate(("s2.png", "s10.png", "s010.png", "s100.PNG")):
         Image.fromarray(np.full((3, 4), 10 * grey, np.uint8)).save(tmp_path / name)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from mg3d.datasets.tokenizer import pad_reports
+from mg3d.datasets.tokenizer import load_tokenizer, pad_reports
 from mg3d.evaluation.zero_shot import zero_shot_scores
 from mg3d.finetune.cases import UNKNOWN, Case
 from mg3d.finetune.kinds.base import Row
@@ -89,6 +89,8 @@ class Prompts(Labels):
             raise ValueError(f"loss={self.options['loss']!r}: expected one of {', '.join(LOSSES)}")
         if self.options["wording"] not in PROMPTS:
             raise ValueError(f"wording={self.options['wording']!r}: expected one of {', '.join(PROMPTS)}")
+        if self.options["text_encoder"] not in ("", "tiny"):
+            load_tokenizer(self.options["text_encoder"])  # a misspelt one is refused before volumes are prepared
 
     def fit(self, cases: Sequence[Case]) -> None:
         """Keeps the reports, from which a tiny text encoder takes its words."""

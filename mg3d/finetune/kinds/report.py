@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from mg3d.datasets.report_words import M2KT_TOKENS, FaithfulWords, M2KTWords, ReportWords
 from mg3d.finetune.cases import Case, PreparedRow
 from mg3d.finetune.kinds.base import Kind, Plain, Row
+from mg3d.finetune.labellers import open_labeller
 from mg3d.finetune.pictures import StateTopFirst, upwards
 from mg3d.finetune.pipeline import ReadCase, Sample, fixed_steps
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
-from mg3d.glossary import LABELS
 from mg3d.losses.captioning import NOT_ASKED, CaptionLoss
 from mg3d.metrics.captions import caption_counts, scores_of_counts, tokenize
 from mg3d.metrics.clinical import clinical_efficacy
@@ -86,7 +86,6 @@ class ReportGeneration(Kind):
                 raise ValueError(f"{name}={options[name]!r}: expected a whole number of at least {value}")
         if settings.flips:
             raise ValueError("flips=true: reports on mirror images cannot be averaged; leave it out")
-        self.labeller_path = str(options["labeller"])
         self.search = {"beams": options["beams"], "no_repeat": options["no_repeat"]}
         longest = options["most_tokens"] or MOST_TOKENS[self.style]
         self.decoder = {name: options[name] for name in ("width", "layers", "heads")} | {"longest": longest}
@@ -94,14 +93,14 @@ class ReportGeneration(Kind):
         self.constant = ""
         self.caption_loss = CaptionLoss()
         self.labelled: dict[str, np.ndarray] = {}
+        word = str(options["labeller"])  # what cannot be opened is refused before scans are read
+        self.labeller, self.label_names = open_labeller(word) if word else (None, ())
 
     def check(self, cases: Sequence[Case]) -> None:
-        """Refuses cases without a word, and a labeller that cannot be read."""
+        """Refuses cases without a word."""
         mute = [case.case_id for case in cases if not tokenize(case.report)]
         if mute:
             raise ValueError(f"{len(mute)} cases have a report without a word, such as {mute[:3]}; leave them out")
-        if self.labeller_path:
-            self.labeller.labels(["No finding."])
 
     def fit(self, cases: Sequence[Case]) -> None:
         """Takes the vocabulary and the constant report from training reports."""
@@ -195,21 +194,13 @@ class ReportGeneration(Kind):
         counts = {name: caption_counts([split(text) for text in table[name]], target) for name in names}
         counts["raw"] = caption_counts([tokenize(text) for text in table["generated"]], [tokenize(t) for t in table["reference"]])
         found = {f"{who}/{name}": values for who, each in counts.items() for name, values in each.items()}
-        if self.labeller_path:
-            for name in ("reference", *names):
-                labels = self._labels(table[name].tolist())
-                found |= {f"{name}/{label}": labels[:, place] for place, label in enumerate(LABELS)}
+        for name in ("reference", *names) if self.labeller else ():
+            labels = self._labels(table[name].tolist())
+            found |= {f"{name}/{label}": labels[:, place] for place, label in enumerate(self.label_names)}
         return pd.concat([table, pd.DataFrame(found, index=table.index)], axis=1)
 
-    @cached_property
-    def labeller(self) -> Any:
-        """What `load_labeller` gives; it is of a kind of its own, so it is imported where it is asked for."""
-        from mg3d.finetune.labeller import load_labeller
-
-        return load_labeller(Path(self.labeller_path))
-
     def _labels(self, reports: Sequence[str]) -> np.ndarray:
-        """int8 [n, 18]; what was labelled before is kept, for references come again after every epoch."""
+        """int8 [n, names]; what was labelled before is kept, for references come again after every epoch."""
         new = [report for report in dict.fromkeys(reports) if report not in self.labelled]
         if new:
             self.labelled |= dict(zip(new, self.labeller.labels(new), strict=True))
@@ -219,14 +210,15 @@ class ReportGeneration(Kind):
         """`bleu1` to `bleu4`, `rouge_l`, `cider` against targets; `raw/...` against references; of `constant/...` and
         `template/...`; with a labeller `clinical/...`, agreement with the labels of references."""
         found: dict[str, float] = {}
+        labels = [name.removeprefix("reference/") for name in table if name.startswith("reference/")]
         for who in ("generated", "raw", *TRIVIAL):
             start = "" if who == "generated" else f"{who}/"
             if f"{who}/length" in table:
                 names = [name.removeprefix(f"{who}/") for name in table if name.startswith(f"{who}/")]
                 scores = scores_of_counts({name: table[f"{who}/{name}"].to_numpy() for name in names})
                 found |= {start + name: value for name, value in scores.items()}
-            if f"{who}/{LABELS[0]}" in table:
-                told, made = (table[[f"{name}/{label}" for label in LABELS]].to_numpy() for name in ("reference", who))
+            if labels and f"{who}/{labels[0]}" in table:
+                told, made = (table[[f"{name}/{label}" for label in labels]].to_numpy() for name in ("reference", who))
                 efficacy = clinical_efficacy(told, made)
                 found |= {f"{start}clinical/{name}": float(efficacy[name]) for name in EFFICACY}
         return found
