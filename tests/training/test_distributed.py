@@ -79,8 +79,8 @@ def loss_and_gradients(case, size, rows=slice(None)):
 
 
 def pushed(size, rows=slice(None)):
-    """The state of a queue that took these patients of each rank, more than it holds; of sentences, nothing is kept."""
-    model, queue = build(objectives=("cml",)).eval(), FeatureQueue(4, with_cml=True, with_ssm=False)
+    """The state of a queue that took these patients of each rank twice, more than it holds; of sentences, nothing is kept."""
+    model, queue = build(objectives=("cml",)).eval(), FeatureQueue(7, with_cml=True, with_ssm=False)
     for _ in range(2):
         queue.push(queue.take(model(share_of(random_batch(size), rows, "mg3d"))))
     return queue.state()
