@@ -64,9 +64,9 @@ def gather_rows(rows: Tensor) -> Tensor:
     sizes = torch.tensor([len(rows), rows.shape[1] if rows.ndim > 1 else 0], device=rows.device)
     everyone = [torch.empty_like(sizes) for _ in range(world_size())]
     dist.all_gather(everyone, sizes)
-    counts = [int(size[0]) for size in everyone]
+    counts, seconds = zip(*torch.stack(everyone).tolist(), strict=True)  # one wait for the device, not one per number
     pad_rows = max(counts) - len(rows)
-    pad_second = max(int(size[1]) for size in everyone) - int(sizes[1])
+    pad_second = max(seconds) - (rows.shape[1] if rows.ndim > 1 else 0)
     if rows.ndim > 1:
         rows = F.pad(rows, (0, 0) * (rows.ndim - 2) + (0, pad_second, 0, pad_rows))
     else:
@@ -85,4 +85,4 @@ def first_own_row(count: int, device: torch.device) -> int:
         return 0
     counts = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([count], device=device))
-    return int(sum(int(c) for c in counts[: rank()]))
+    return sum(torch.cat(counts).tolist()[: rank()])

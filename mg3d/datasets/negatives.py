@@ -44,8 +44,8 @@ class TextNegatives:
         places = [(self.parts[part], int(study - self.first[part])) for part, study in zip(parts, chosen, strict=True)]
         reports = [part.report(study) for part, study in places]
         encoded = [encode_report(self.tokenizer, *report, self.max_text_len) for report in reports]
-        features = self.features([one.ids for one in encoded])
-        means = [sentence_means_of(one, row) for one, row in zip(encoded, features, strict=True)]
+        # One by one: the features of all tokens at once are hundreds of times as large as their means.
+        means = [sentence_means_of(one, self.features([one.ids])[0]) for one in encoded]
         counts = torch.tensor([len(one) for one in means])
         stacked = pad_sequence(means, batch_first=True)
 

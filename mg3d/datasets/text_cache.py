@@ -44,6 +44,10 @@ class TextCache:
         self.index = np.load(self.folder / INDEX, mmap_mode="r")
         self.features = np.load(self.folder / FEATURES, mmap_mode="r")
 
+    def __reduce__(self) -> tuple[type["TextCache"], tuple[Path]]:
+        """Another process opens the files itself; a pickled map would be a copy of all features."""
+        return TextCache, (self.folder,)
+
     def require_encoder(self, fingerprint: str) -> None:
         """Raises ValueError when the features are those of another text encoder."""
         if self.origin["encoder"] != fingerprint:

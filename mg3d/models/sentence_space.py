@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from mg3d.models.pooling import sentence_means, sentence_membership
 from mg3d.models.text.encoder import TextEncoder
+from mg3d.precision import without_autocast
 
 _REPORTS_AT_ONCE = 128
 _SMALLEST_WEIGHT = 1e-3
@@ -27,7 +28,8 @@ class CentredSentenceSpace(nn.Module):
     def forward(self, ids: Tensor, sentence_index: Tensor, sentences: int) -> Tensor:
         """[B, S, text width], S = `sentences`, for ids and sentence_index int64 [B, T]; a sentence without tokens is zero."""
         weights = self.word_weight[ids]
-        means = sentence_means(self.word_vectors[ids], sentence_index, sentences, weights=weights)
+        with without_autocast(ids.device.type):  # what is left of a mean without the common one is small
+            means = sentence_means(self.word_vectors[ids], sentence_index, sentences, weights=weights)
         real = sentence_membership(sentence_index, sentences).any(1)
         return (means - self.mean) * real[..., None]
 

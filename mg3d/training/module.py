@@ -70,7 +70,7 @@ class PretrainModule(pl.LightningModule):
         features = features_in_chunks(self.model, batch, self.chunk)
         if self.queue is not None:
             self._for_queue = self.queue.take(features)
-            features = features._replace(queue=self.queue.kept)
+            features = features._replace(queue=self.queue.rows(self.device))
         terms = self._terms(features)
         self.latest_terms = {name: term.detach() for name, term in terms.items()}
         self._log("train", terms, batch)
@@ -115,7 +115,7 @@ class PretrainModule(pl.LightningModule):
         steps, the pass index also fits when the run goes on with another number of ranks.
         """
         if self.queue is not None:
-            self.queue.restore(checkpoint["contrast_queue"], self.device)
+            self.queue.restore(checkpoint["contrast_queue"])
         steps = checkpoint["global_step"]
         passes = steps * self.trainer.accumulate_grad_batches
         loop = checkpoint["loops"]["fit_loop"]

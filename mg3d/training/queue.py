@@ -31,7 +31,13 @@ class FeatureQueue:
         self.begin = 0
         """Where the next study goes."""
         self.kept: QueueRows | None = None
-        """What the losses of the next step read; None before the first."""
+        """None before the first study; of a checkpoint on the CPU, until `rows`."""
+
+    def rows(self, device: torch.device) -> QueueRows | None:
+        """What the losses of the next step read, on `device`; None before the first."""
+        if self.kept is not None:
+            self.kept = QueueRows(*(part.to(device) for part in self.kept))
+        return self.kept
 
     def push(self, rows: QueueRows) -> None:
         """Takes the rows of a step of all ranks; after the backward pass, which still reads what was there."""
@@ -73,10 +79,10 @@ class FeatureQueue:
         kept = {} if self.kept is None else self.kept._asdict()
         return {"begin": self.begin, **{name: part.cpu() for name, part in kept.items()}}
 
-    def restore(self, state: Mapping[str, Tensor | int], device: torch.device) -> None:
-        """Goes on from `state`."""
+    def restore(self, state: Mapping[str, Tensor | int]) -> None:
+        """Goes on from a copy of `state`. Checkpoints are read before the model has its device, so `rows` brings it there."""
         self.begin = int(state["begin"])
-        kept = {name: state[name].to(device) for name in QueueRows._fields if name in state}
+        kept = {name: state[name].clone() for name in QueueRows._fields if name in state}
         self.kept = QueueRows(**kept) if kept else None
 
 

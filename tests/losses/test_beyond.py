@@ -5,7 +5,7 @@ import torch
 from slow_losses import slow_ssm
 from torch.nn import functional as F
 
-from mg3d.losses.cml import CMLLoss
+from mg3d.losses.cml import CMLLoss, _is_first_of_its_text
 from mg3d.losses.contrastive import More, Others, contrast
 from mg3d.losses.ssm import SSMLoss
 from mg3d.types import QueueRows
@@ -52,6 +52,42 @@ def test_further_vectors_are_wrong_answers_but_for_the_rows_own(bias):
     found = contrast(first, second, scale, offset, keys=keys, more=more)
     torch.testing.assert_close(found, expected)
     assert found > contrast(first, second, scale, offset, keys=keys)
+
+
+def test_of_equal_keys_the_first_counts():
+    for keys in (torch.randint(5, (40,), generator=torch.Generator().manual_seed(0)), torch.arange(3), torch.empty(0)):
+        expected = [key not in keys[:place].tolist() for place, key in enumerate(keys.tolist())]
+        assert _is_first_of_its_text(keys).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_contrasts_keep_full_precision_under_autocast(dtype):
+    """At a scale of 100, logits in bfloat16 are off by up to .25."""
+    batch = in_type(batch_of_cml(), torch.float32)
+    image = unit(ROWS, WIDTH, seed=5).float().requires_grad_()
+    batch |= {"cml_first_embedding": image, "cml_logit_scale": torch.tensor(100.0)}
+    queue = QueueRows(*(part.float() if part.is_floating_point() else part for part in queue_rows([9] * 5)))
+    sides = (unit(ROWS, 4, 8, seed=1).float(), unit(ROWS, 4, 3, seed=2).float(), torch.ones(ROWS, 4, dtype=torch.bool))
+    found = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", dtype=dtype, enabled=mixed):
+            total = CMLLoss()(**batch, queue=queue)
+            alike = SSMLoss()(*sides, torch.ones(ROWS, 4, dtype=torch.int8), torch.arange(ROWS), queue=queue)
+        found.append((total, alike, *torch.autograd.grad(total, image)))
+    for plain, mixed in zip(*found, strict=True):
+        assert torch.equal(plain, mixed)
+
+
+def test_embeddings_of_half_precision_are_compared_in_full():
+    half = in_type(batch_of_cml(), torch.bfloat16)
+    value = CMLLoss()(**half)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, CMLLoss()(**in_type(half, torch.float32)))
+
+
+def in_type(fields, dtype):
+    """Numbers in this type, keys as they are."""
+    return {name: value.to(dtype) if value is not None and value.is_floating_point() else value for name, value in fields.items()}
 
 
 def batch_of_cml():

@@ -141,3 +141,11 @@ def test_the_fitted_sentence_space_is_centred(batch):
 def test_projecting_twice_needs_equal_widths():
     with pytest.raises(ValueError, match="project_twice"):
         build("mg3d_released", width=48)
+
+
+def test_the_text_side_of_ssm_is_computed_in_full_under_autocast():
+    space, batch = build(objectives=("ssm",)).sentence_space.float(), random_batch(3)
+    space.mean.fill_(0.9)
+    plain = space(batch.report_ids, batch.sentence_index, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(space(batch.report_ids, batch.sentence_index, 4), plain)

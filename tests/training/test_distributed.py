@@ -78,6 +78,14 @@ def loss_and_gradients(case, size, rows=slice(None)):
     return value.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
 
 
+def pushed(size, rows=slice(None)):
+    """The state of a queue that took these patients of each rank twice, more than it holds; of sentences, nothing is kept."""
+    model, queue = build(objectives=("cml",)).eval(), FeatureQueue(7, with_cml=True, with_ssm=False)
+    for _ in range(2):
+        queue.push(queue.take(model(share_of(random_batch(size), rows, "mg3d"))))
+    return queue.state()
+
+
 def one_rank(rank, shares, port, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -89,6 +97,7 @@ def one_rank(rank, shares, port, folder):
             dist.all_reduce(tensor)
             tensor /= len(shares)  # what DistributedDataParallel does
         results[case] = (value, gradients)
+    torch.save(pushed(shares[-1].stop, shares[rank]), folder / f"queue{rank}.pt")
     if rank == 0:
         torch.save(results, folder / "results.pt")
     dist.destroy_process_group()
@@ -124,6 +133,16 @@ def assert_joined(case, name, folder):
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_give_loss_and_gradients_of_the_joined_batch(case, folder):
     assert_joined(case, "two uneven", folder)
+
+
+def test_the_queue_is_the_same_on_every_rank(folder):
+    over_ranks("two uneven", folder / "two uneven")
+    expected = pushed(5)
+    for rank in range(2):
+        found = torch.load(folder / "two uneven" / f"queue{rank}.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, msg=name)
 
 
 @pytest.mark.slow

@@ -32,9 +32,19 @@ def test_the_oldest_are_overwritten_first_and_nothing_kept_has_a_graph():
     torch.testing.assert_close(queue.kept.text.norm(dim=-1)[1, 0].item(), 1.0, rtol=1e-6, atol=0)
     assert not any(part.requires_grad for part in queue.kept)
     again = FeatureQueue(5, with_cml=True, with_ssm=True)
-    again.restore(queue.state(), torch.device("cpu"))
+    again.restore(queue.state())
     assert again.begin == queue.begin == 3
     assert_same(again.state(), queue.state())
+    again.push(again.take(features[0]))
+    assert queue.kept.patient_key.tolist() == [5, 6, 7, 3, 4]
+
+
+def test_what_a_checkpoint_kept_follows_to_the_device_of_the_step():
+    queue, again = (FeatureQueue(4, with_cml=True, with_ssm=False) for _ in range(2))
+    assert queue.rows(torch.device("meta")) is None
+    queue.push(queue.take(build(objectives=("cml",))(random_batch(3))))
+    again.restore(queue.state())
+    assert {part.device.type for part in again.rows(torch.device("meta"))} == {"meta"}
 
 
 def test_more_than_it_holds_leaves_the_newest():

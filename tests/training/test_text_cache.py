@@ -1,5 +1,7 @@
 """Training with the text encoder's features from a cache."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -46,5 +48,9 @@ def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp
         real = batch.attention_mask[row]
         torch.testing.assert_close(features[real], text(batch.report_ids[row : row + 1, real], real[real][None])[0])
         assert not features[~real].any()
+    pickled = pickle.dumps(data.collator_options["text_features"])
+    assert len(pickled) < 1000
+    ids = [row[real].numpy() for row, real in zip(batch.report_ids, batch.attention_mask, strict=True)]
+    assert torch.equal(pickle.loads(pickled)(ids), batch.text_features)
     with pytest.raises(ValueError, match="does not hold a report of 3 tokens"):
         TextCache(cache)([np.array([2, 5, 3])])

@@ -171,3 +171,28 @@ def test_mixed_precision_stays_near_full_precision():
     half.float().square().sum().backward()
     assert torch.allclose(full, half.float(), atol=0.15)
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.dtype == p.dtype for p in encoder.parameters())
+
+
+def test_a_backward_pass_within_autocast_gives_the_gradients_of_one_after_it(monkeypatch):
+    monkeypatch.setitem(recompute.CHUNK_BYTES, "cpu", 1 << 14)  # several parts
+    torch.manual_seed(3)
+    encoder, found = SwinEncoder(depths=(2,), heads=(2,), embed_width=16, window_size=4), []
+    volume = torch.rand(1, 1, 16, 24, 12)
+    for within in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total = encoder.encode(volume).float().square().sum()
+            if within:
+                total.backward()
+        if not within:
+            total.backward()
+        found.append([parameter.grad for parameter in encoder.parameters()])
+        encoder.zero_grad()
+    for after, inside in zip(*found, strict=True):
+        torch.testing.assert_close(inside, after, rtol=0.05, atol=0.05 * float(after.abs().max()))
+
+
+def test_the_gradient_of_a_gradient_is_refused():
+    encoder, volume = SwinEncoder(depths=(1,), heads=(2,), embed_width=8, window_size=4), torch.rand(1, 1, 8, 8, 8)
+    first = torch.autograd.grad(encoder.encode(volume.requires_grad_()).square().sum(), volume, create_graph=True)
+    with pytest.raises(RuntimeError):
+        first[0].square().sum().backward()
