@@ -193,16 +193,20 @@ def _work_through(part: Sequence[ShardTask], job: _Job, engine: Engine, summary:
 
 
 def _wait(jobs: Mapping[str, _Job], engine: Engine, summary: Summary, *, patient: bool) -> list[str]:
-    """Shards that other processes have in hand; when `patient`, waits until there is none and takes up what they leave."""
-    while True:
-        busy = [(job, task) for job in jobs.values() for task in _undone(job)]
-        if not busy or not patient:
-            return [f"{task.path.name}: {holder(task.lock) or 'just let go'}" for _, task in busy]
+    """Shards that other processes have in hand; when `patient`, waits until there is none.
+
+    What nobody holds is taken up: it was left undone, or somebody finished it after this run passed by. A run looks only when it
+    holds nothing itself, so of several that end together the last finds everything done.
+    """
+    while busy := [(job, task) for job in jobs.values() for task in _undone(job)]:
         free = [(job, task) for job, task in busy if holder(task.lock) is None]
         for job, task in free:
             _work_through([task], job, engine, summary)
+        if not free and not patient:
+            return [f"{task.path.name}: {holder(task.lock) or 'just let go'}" for _, task in busy]
         if not free:
             time.sleep(POLL_S)
+    return []
 
 
 def _undone(job: _Job) -> list[ShardTask]:

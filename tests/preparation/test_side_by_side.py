@@ -86,6 +86,26 @@ def test_a_worker_leaves_what_others_hold_and_says_so(small_tree, tmp_path, held
     assert content(out) == content(tmp_path / "single")
 
 
+def test_a_worker_sees_what_another_finished_after_it_had_passed_by(small_tree, tmp_path, held):
+    root, out = small_tree.write(), tmp_path / "out"
+    process, index, parts = held(out, 3), index_path(out, "ct_rate", "train"), []
+    inner = local_engine(1, new_tally(multiprocessing.get_context("spawn")))
+
+    def engine(work, tasks):
+        yield from inner(work, tasks)
+        parts.append(len(tasks))
+        if len(parts) == 2:  # this run has been through all shards, and the other now does the one it held
+            process.kill()
+            process.wait()
+            assert prepare(options(root, out, worker=(1, 2))).built == 1
+            index.unlink()
+
+    summary = prepare(options(root, out, worker=(0, 2)), engine=engine)
+    assert (summary.built, summary.waiting) == (4, [])
+    assert parts == [3, 2, 1]
+    assert index.exists()
+
+
 def test_a_run_without_a_share_waits_for_the_others_and_takes_up_what_they_leave(small_tree, tmp_path, held, monkeypatch):
     monkeypatch.setattr(run, "POLL_S", 0.01)
     root, out = small_tree.write(), tmp_path / "out"
