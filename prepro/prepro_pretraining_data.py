@@ -56,8 +56,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("give a folder: --ct-rate, --ctrg, --rad-chestct or --own ROOT, or --stream SOURCE")
     if values.own_table and "own" not in values.roots:
         parser.error("--own-table describes the folder of --own ROOT; give that too")
-    if min(values.workers, values.val_patients + 1, values.limit or 1) < 1:
+    if min(values.workers, values.val_patients + 1, 1 if values.limit is None else values.limit) < 1:
         parser.error("--workers and --limit start at 1, --val-patients at 0")
+    if not 0 <= values.max_quarantine <= 1:
+        parser.error(f"--max-quarantine {values.max_quarantine:g}: a share from 0 to 1 is expected, such as 0.02")
+    if values.ray_address and values.engine != "ray":
+        parser.error("--ray-address is for --engine ray; give that too")
     try:
         values.recipe = _recipe(values)
     except ValueError as error:

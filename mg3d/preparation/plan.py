@@ -32,6 +32,8 @@ def settle_plan(tasks: Sequence[ShardTask]) -> tuple[list[ShardTask], str | None
             "until it has ended, or use another --out"
         )
     write_json(folder / PLAN, plan)
+    if before and before.get("preproc") != plan["preproc"]:
+        return bound, f"{tasks[0].dataset}: voxels are asked for otherwise than by the last run; all shards are written anew"
     if before and before["ids"] != plan["ids"]:
         return bound, (
             f"{tasks[0].dataset}: the list of volumes is not the last run's ({before['volumes']} then, {plan['volumes']} now); "

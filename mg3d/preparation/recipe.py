@@ -43,18 +43,19 @@ class Recipe:
     """Type of voxels in HU; uint8 are 256 steps of `store_window`. Grey volumes are uint8 anyway."""
     store_window: tuple[float, float] = (-1000.0, 1000.0)
     """HU that a uint8 of 0 and of 255 stands for."""
+    compression: Literal["none", "zstd"] = "none"
+    """Of the shards' buffers. Changes their bytes and no voxel, so that neither provenance nor digest know of it."""
 
     def __post_init__(self) -> None:
         if (self.crop == "mm") != (self.crop_mm is not None):
-            raise ValueError(f"crop {self.crop!r} with crop_mm {self.crop_mm}; the kind 'mm' takes three lengths, others none")
+            raise ValueError(
+                f"crop {self.crop!r}, crop_mm {self.crop_mm}: the kind 'mm' takes three lengths (--crop-mm Z Y X), others none"
+            )
         if self.crop_mm and not all(_MM[0] <= length <= _MM[1] for length in self.crop_mm):
             raise ValueError(f"crop_mm {self.crop_mm}: every side must be {_MM[0]:g} to {_MM[1]:g} mm")
         low, high = self.store_window
         if not CLIP_HU[0] <= low < high <= CLIP_HU[1]:
             raise ValueError(f"store_window {low:g} to {high:g} HU must rise and lie within {CLIP_HU[0]} to {CLIP_HU[1]}")
-
-    compression: Literal["none", "zstd"] = "none"
-    """Of the shards' buffers. Changes their bytes and no voxel, so that neither provenance nor digest know of it."""
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Recipe":

@@ -255,6 +255,10 @@ def test_a_folder_is_streamed_from_the_command_line(small_tree, tmp_path, capsys
         (["--stream", ".", "--stream-budget", "much"], "'much' is no number"),
         (["--stream", ".", "--ct-rate", "."], "--stream takes the place of --ct-rate"),
         ([], "--stream SOURCE"),
+        (["--ct-rate", ".", "--limit", "0"], "--limit start at 1"),
+        (["--ct-rate", ".", "--max-quarantine", "3"], "--max-quarantine 3: a share from 0 to 1"),
+        (["--ct-rate", ".", "--ray-address", "auto"], "--ray-address is for --engine ray"),
+        (["--ct-rate", ".", "--crop", "mm"], "three lengths (--crop-mm Z Y X)"),
     ],
 )
 def test_wrong_words_are_told_with_what_would_be_right(arguments, words, capsys):

@@ -15,6 +15,7 @@ from mg3d.datasets.schema import index_path
 from mg3d.preparation import locks, run
 from mg3d.preparation.engines import local_engine
 from mg3d.preparation.progress import new_tally
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import Options, prepare
 from mg3d.preparation.shards import PlanChangedError
 
@@ -136,6 +137,14 @@ def test_four_runs_at_once_build_every_shard_once(small_tree, tmp_path, monkeypa
     assert sum(summary.built for summary in summaries) == 5
     prepare(options(root, tmp_path / "single"))
     assert content(out) == content(tmp_path / "single")
+
+
+def test_other_voxels_in_the_same_folder_are_said_to_be_made_anew(small_tree, tmp_path):
+    root, out = small_tree.write(), tmp_path / "out"
+    assert not any("otherwise" in line for line in prepare(options(root, out)).lines())
+    again = prepare(options(root, out, recipe=Recipe(shape=(32, 24, 32), store="uint8")))
+    assert again.built == 5
+    assert any("voxels are asked for otherwise than by the last run" in line for line in again.lines())
 
 
 @pytest.mark.parametrize(
