@@ -209,7 +209,7 @@ def test_faults_are_told_before_training(fault, sentence, tiny_set, tmp_path, ca
     [
         ("fold=7", "there are 5 folds, 0 to 4"),
         ("data_root=nowhere", "there is no such folder"),
-        ("folds_file=x", "no file of folds"),
+        ("folds_file=x", "there is no file or folder of this name"),
         ("channel=1", "Task06_Lung has 1 image(s)"),
         ("channel=x", "channel='x'"),
     ],
