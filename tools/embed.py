@@ -25,10 +25,11 @@ def main(arguments: Sequence[str]) -> int:
 def run(options: argparse.Namespace) -> str:
     """Embeds and says what was done; errors as `list_scans` and `embed_all`."""
     from mg3d.inference.many import embed_all
-    from mg3d.inference.sources import list_scans
+    from mg3d.inference.sources import list_scans, remember_source
 
     model = load_model(options)
     items = list_scans(model, options.source, table=options.table)
+    remember_source(options.out / "made_from.json", options.source)
     outcome, entries = embed_all(model, items, options.out, workers=options.workers, track=track)
     return f"mg3d: {outcome}; {options.out} holds {entries:,} embeddings"
 

@@ -26,16 +26,18 @@ def main(arguments: Sequence[str]) -> int:
 def run(options: argparse.Namespace) -> str:
     """Writes and says what was done; errors as `ScanModel.generate` and `answer_all`."""
     from mg3d.inference.many import answer_all
-    from mg3d.inference.sources import list_scans
+    from mg3d.inference.sources import list_scans, remember_source
 
     model = load_model(options)
     model.require_writer()
     how = {"beams": options.beams, "no_repeat": options.no_repeat}
     if options.out is None:
         return str(model.generate(model.read(options.source), **how))
+    items = list_scans(model, options.source, table=options.table)
+    remember_source(options.out.with_name(f"{options.out.name}.made_from.json"), options.source)
     outcome = answer_all(
         model,
-        list_scans(model, options.source, table=options.table),
+        items,
         options.out,
         columns=["report"],
         ask=lambda scans: [[report.text] for report in model.generate(scans, **how)],

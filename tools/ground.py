@@ -24,6 +24,10 @@ def run(options: argparse.Namespace) -> str:
     """Grounds, writes and says where the map is strongest; errors as `ScanModel.ground` and `write_nifti`."""
     from mg3d.inference.scans import write_nifti
 
+    if options.out.exists():
+        raise ValueError(f"{options.out} exists, and may be a scan; name a new file or remove it")
+    if options.against == options.sentence:
+        raise ValueError("--against is the sentence itself: nothing speaks for it rather than for itself")
     model = load_model(options)
     region = model.ground(model.read(options.scan), options.sentence, against=options.against, by=options.by)
     write_nifti(options.out, region.in_file())

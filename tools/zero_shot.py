@@ -28,15 +28,17 @@ def main(arguments: Sequence[str]) -> int:
 def run(options: argparse.Namespace) -> str:
     """Asks and says what was found; errors as `ScanModel.classify` and `answer_all`."""
     from mg3d.inference.many import answer_all, numbers
-    from mg3d.inference.sources import list_scans
+    from mg3d.inference.sources import list_scans, remember_source
 
     model = load_model(options)
     if options.out is None:
         return str(model.classify(model.read(options.source), options.findings, wording=options.wording))
     prompts = model.prompts(options.findings, wording=options.wording)
+    items = list_scans(model, options.source, table=options.table)
+    remember_source(options.out.with_name(f"{options.out.name}.made_from.json"), options.source)
     outcome = answer_all(
         model,
-        list_scans(model, options.source, table=options.table),
+        items,
         options.out,
         columns=[present for present, _ in prompts],
         ask=lambda scans: [

@@ -1,5 +1,6 @@
 """The scans of a folder, of a table of an own folder, or of prepared Arrow files, one after the other."""
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from mg3d.datasets.schema import SEEN, differing_steps
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.window import intensities
+from mg3d.files import write_json
 from mg3d.inference.model import ScanModel
 from mg3d.inference.scans import READER_OF, Scan
 from mg3d.preparation.quarantine import REASONS
@@ -39,6 +41,24 @@ class SetAside(NamedTuple):
 
     key: str
     reason: str
+
+
+def remember_source(note: Path, source: str | Path) -> None:
+    """Writes into the file `note` where scans come from whose keys, paths below that place, stand in what lies beside it.
+
+    Raises:
+        ValueError: what lies there is of another place: equal keys there may be other patients' scans.
+    """
+    place = str(Path(source).resolve())
+    before = json.loads(note.read_text(encoding="utf-8"))["source"] if note.is_file() else place
+    if before != place:
+        raise ValueError(
+            f"{note.parent} goes on with scans of {before}, and these are of {place}, where equal names may be other scans; name "
+            f"another --out, or remove {note} if they are the same scans, moved"
+        )
+    if not note.is_file():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"source": place})
 
 
 def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None = None) -> list[Item]:

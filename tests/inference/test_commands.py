@@ -124,6 +124,9 @@ def test_zero_shot_gives_python_s_numbers_printed_and_as_a_table(tree, folder, m
     assert len(read_rows(out)) == 4
     assert command("zero_shot", *about, tree, "--findings", "Effusion", "--out", out) == 2
     assert "holds answers of another model or to other questions" in capsys.readouterr().err
+    assert command("zero_shot", *about, tree / "two", "--findings", *names, "--out", out) == 2
+    assert "where equal names may be other scans" in capsys.readouterr().err
+    assert len(read_rows(out)) == 4
 
 
 def test_ground_writes_python_s_map_over_the_scan(tree, folder, model, tmp_path, capsys):
@@ -134,6 +137,10 @@ def test_ground_writes_python_s_map_over_the_scan(tree, folder, model, tmp_path,
     np.testing.assert_allclose(image.affine, nib.load(scan).affine)
     expected = model.ground(model.read(scan), REPORTS[0]).in_file().get_fdata()
     np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-4)
+    before = scan.read_bytes()
+    assert command("ground", "--model", folder, "--device", "cpu", scan, REPORTS[0], "--out", scan) == 2
+    assert "exists, and may be a scan" in capsys.readouterr().err
+    assert scan.read_bytes() == before
 
 
 @pytest.mark.slow
@@ -178,6 +185,7 @@ BAD = {
     "empty folder": (["embed", "--model", "M", "{}", "--out", "{}/index"], "holds no scan"),
     "no words": (["ground", "--model", "M", "{}/scan.nii", " ", "--out", "{}/map.nii"], "there is no"),
     "cannot write": (["generate", "--model", "M", "{}/scan.nii"], "without a captioning head"),
+    "against itself": (["ground", "--model", "M", "s.nii", "A.", "--against", "A.", "--out", "{}/map.nii"], "the sentence itself"),
     "ending": (["export_encoder", "--model", "M", "{}/encoder.pt"], r"ends in .pt2"),
 }
 
