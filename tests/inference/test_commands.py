@@ -185,7 +185,7 @@ BAD = {
     "empty folder": (["embed", "--model", "M", "{}", "--out", "{}/index"], "holds no scan"),
     "no words": (["ground", "--model", "M", "{}/scan.nii", " ", "--out", "{}/map.nii"], "there is no"),
     "cannot write": (["generate", "--model", "M", "{}/scan.nii"], "without a captioning head"),
-    "against itself": (["ground", "--model", "M", "s.nii", "A.", "--against", "A.", "--out", "{}/map.nii"], "the sentence itself"),
+    "itself": (["ground", "--model", "M", "s.nii", "A.", "--against", "A.", "--out", "{}/m.nii"], "the sentence itself"),
     "ending": (["export_encoder", "--model", "M", "{}/encoder.pt"], r"ends in .pt2"),
 }
 
