@@ -112,6 +112,8 @@ def _refuse_entry(path: Path, entry: str | None) -> None:
 def _read_folder(path: Path) -> CheckpointFile:
     weights, config = path / WEIGHTS, path / CONFIG
     if not weights.is_file() or not config.is_file():
+        if (last := path / "checkpoints" / "last.ckpt").is_file():
+            raise ValueError(f"{path} is the folder of a run; name its checkpoint, {last}")
         held = few(sorted(entry.name for entry in path.iterdir()))
         raise ValueError(
             f"{path} is a directory without {CONFIG} and {WEIGHTS}; name the file of weights in it (it holds {held or 'nothing'})"

@@ -143,6 +143,13 @@ def test_what_is_no_file_of_weights_is_named(kind, sentence, tmp_path, capfd):
     assert "must never run" not in capfd.readouterr().out
 
 
+def test_of_a_run_s_folder_the_checkpoint_is_named(tmp_path):
+    (tmp_path / "tiny" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "tiny" / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(ValueError, match=r"tiny is the folder of a run; name its checkpoint, \S+tiny/checkpoints/last\.ckpt$"):
+        read_checkpoint(tmp_path / "tiny")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere.ckpt"):
         read_checkpoint(tmp_path / "nowhere.ckpt")
