@@ -129,7 +129,8 @@ def pa_bytes():
 
 def test_conversion_changes_the_volume_alone_and_only_once(kinds):
     stored = stack([kinds["hu"].sample(0)])
-    batch = Batch(stored, *(torch.zeros(1) for _ in Batch._fields[1:-2]), ["one"])
+    others = dict.fromkeys(set(Batch._fields) - set(Batch._field_defaults) - {"volume", "study_id"}, torch.zeros(1))
+    batch = Batch(volume=stored, study_id=["one"], **others)
     moved = on_device(batch, torch.device("cpu"))
     assert isinstance(moved.volume, StoredVolumes)
     model_batch = convert(moved, dtype=torch.float64)

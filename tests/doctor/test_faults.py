@@ -122,7 +122,8 @@ def head_scan(tree):
     def head(stored):
         x, y, z = np.meshgrid(*(np.linspace(-1, 1, side) for side in stored.shape), indexing="ij")
         radius = np.sqrt((x / 0.4) ** 2 + (y / 0.5) ** 2 + (z / 0.7) ** 2)
-        return np.select([radius < 0.85, radius < 1], [30, 900], -1000).astype(np.int16)
+        noise = np.random.default_rng(0).normal(0, 10, stored.shape)  # without it air would be one value, as filling is
+        return (np.select([radius < 0.85, radius < 1], [30, 900], -1000) + noise).astype(np.int16)
 
     rewrite(tree.path("train_2_a_1"), head)
 
