@@ -230,7 +230,8 @@ def test_stopping_it_is_one_sentence_and_leaves_no_process(raw):
 
 
 SLOW_EXAMINATION = """
-import importlib.util, sys, time
+import importlib.util, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program started in the background lacks
 spec = importlib.util.spec_from_file_location("doctor", "tools/doctor.py")
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)
