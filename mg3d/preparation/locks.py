@@ -52,8 +52,7 @@ def holding(path: Path) -> Iterator[bool]:
     finally:
         done.set()
         beat.join()
-        if _content(path) == _me():
-            path.unlink(missing_ok=True)
+        _release(path)
 
 
 @contextmanager
@@ -70,15 +69,18 @@ def waiting_for(path: Path) -> Iterator[None]:
 def holder(path: Path) -> Holder | None:
     """Who holds a lock; None when nobody does who may be alive."""
     found = _content(path)
-    if found is None or not _alive(path, found):
-        return None
-    return found
+    with suppress(FileNotFoundError):
+        if found is not None and _alive(path, found):
+            return found
+    return None
 
 
 def clear(path: Path) -> None:
     """Removes a lock whose holder is dead."""
-    if path.exists() and holder(path) is None:
-        _set_aside(path)
+    found = _content(path)
+    with suppress(FileNotFoundError):  # let go meanwhile: what lies there now is another's
+        if found is not None and not _alive(path, found):
+            _set_aside(path, found)
 
 
 def _take(path: Path) -> bool:
@@ -101,9 +103,19 @@ def _renew(path: Path, done: threading.Event) -> None:
             os.utime(path)
 
 
-def _set_aside(path: Path) -> None:
+def _release(path: Path) -> None:
+    """Removes this process's lock, also one that another has in hand just now, takes for a stale one and will give back."""
+    for _ in range(100):
+        if _content(path) == _me():
+            path.unlink(missing_ok=True)
+            return
+        if not any(path.parent.glob(f"{path.name}.tmp-*")) and _content(path) != _me():
+            return
+        time.sleep(0.01)
+
+
+def _set_aside(path: Path, stale: Holder) -> None:
     """Removes a stale lock; one that was made anew by another in between is given back."""
-    stale = _content(path)
     grave = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
     with suppress(FileNotFoundError):
         path.rename(grave)
@@ -126,11 +138,8 @@ def _content(path: Path) -> Holder | None:
 def _alive(path: Path, found: Holder) -> bool:
     if found.host == _me().host:
         return _started(found.pid) == found.started
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as probe:  # its time is the disk's, as the lock's; ours may differ
-            age = os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime
-    except FileNotFoundError:
-        return False
+    with tempfile.TemporaryFile(dir=path.parent) as probe:  # its time is the disk's, as the lock's; ours may differ
+        age = os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime
     return age < (STALE_S if found.host else UNWRITTEN_S)
 
 

@@ -110,10 +110,10 @@ def test_a_holder_renews_its_lock(tmp_path, monkeypatch):
 def test_a_lock_that_was_made_anew_meanwhile_is_given_back(tmp_path, monkeypatch):
     path = lock_of(tmp_path / "a.lock", 1, host="elsewhere", started="1")
     stale, new = Holder("elsewhere", 1, "1"), Holder("elsewhere", 2, "2")
-    contents = iter([stale, new])
+    contents = iter([new])
     monkeypatch.setattr(locks, "_content", lambda path: next(contents))
     path.write_text(json.dumps(new._asdict()))
-    locks._set_aside(path)
+    locks._set_aside(path, stale)
     assert json.loads(path.read_text())["pid"] == 2
     assert [found.name for found in tmp_path.iterdir()] == ["a.lock"]
 
