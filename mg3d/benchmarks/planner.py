@@ -123,7 +123,7 @@ def calibrate(settings: Settings, *, device: str, threads: int, sentences: int =
 def verdict(needed_gb: float, there_gb: float) -> str:
     """Whether it fits, in words."""
     if needed_gb > there_gb:
-        return f"does not fit into {there_gb:g} GB: lower per_gpu_batchsize or set gradient_checkpointing=True"
+        return f"does not fit into {there_gb:.3g} GB: lower per_gpu_batchsize or set gradient_checkpointing=True"
     if needed_gb > ROOMY * there_gb:
-        return f"close to the {there_gb:g} GB there are, and buffers come on top: measure it with --calibrate on such a device"
-    return f"fits into {there_gb:g} GB"
+        return f"close to the {there_gb:.3g} GB there are, and buffers come on top: measure it with --calibrate on such a device"
+    return f"fits into {there_gb:.3g} GB"
