@@ -28,8 +28,7 @@ class PerToken(torch.autograd.Function):
         ctx.save_for_backward(tokens, *parameters)
         kind = tokens.device.type
         mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        # Without the cache: what it holds from here has no graph, and a backward pass within autocast would find it.
-        ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind), "cache_enabled": False} if mixed else None
+        ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind)} if mixed else None
         return torch.cat([_through(layers, part) for part in _parts(tokens, widest)])
 
     @staticmethod
