@@ -1,7 +1,6 @@
 """Stops a training whose numbers are no numbers any more, before they reach a checkpoint, and keeps which studies were read."""
 
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,40 +14,49 @@ from mg3d.types import Batch
 
 
 class StopAtNotFinite(Callback):
-    """Raises ValueError at the first loss or gradient that is not finite, on all ranks alike, after writing one file per rank.
+    """Raises ValueError before the first step whose losses or gradient are not finite, on all ranks alike, after writing one file
+    per rank. Waits for the device once a step.
 
-    The file holds the ids of the studies of this optimiser step and the loss terms, no text. With fp16 the scaler looks after
-    gradients itself, and steps over those that overflow; losses are looked at all the same.
+    The file holds, of this rank's passes of this optimiser step, the ids of the studies and the loss terms, no text. With fp16
+    the scaler looks after gradients itself, and steps over those that overflow; losses are looked at all the same.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.passes: list[list[str]] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self.studies: list[list[str]] = []
+        self.losses: list[Tensor] = []
+        self.terms: list[dict[str, Tensor]] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, batch_index: int) -> None:
         """Remembers what is read."""
         if batch_index % trainer.accumulate_grad_batches == 0:
-            self.passes = []
-        self.passes.append(list(batch.study_id))
+            self._forget()
+        self.studies.append(list(batch.study_id))
 
     def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
-        """Looks at the loss of this pass."""
-        self._require_finite(trainer, module, loss.detach(), "the loss")
+        """Remembers the loss of this pass, without waiting for it."""
+        self.losses.append(loss.detach())
+        self.terms.append(module.latest_terms)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        """Looks at the gradients of this step."""
+        """Looks at the losses and the gradient of this step."""
+        numbers = {"the loss": torch.stack(self.losses)}
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            self._require_finite(trainer, module, get_total_norm(gradients), "the gradient")
+            numbers["the gradient"] = get_total_norm(gradients)
+        are_bad = torch.stack([(~values.isfinite()).any() for values in numbers.values()])
+        for what, is_bad in zip(numbers, sum_over_ranks(are_bad.float()).tolist(), strict=True):
+            if is_bad:
+                self._stop(trainer.global_step, what)
 
-    def _require_finite(self, trainer: pl.Trainer, module: pl.LightningModule, value: Tensor, what: str) -> None:
-        if not sum_over_ranks((~value.isfinite()).float()):
-            return
-        terms = {name: str(float(term)) for name, term in module.latest_terms.items()}
-        told: dict[str, Any] = {"step": trainer.global_step, "not_finite": what, "terms": terms, "studies_by_pass": self.passes}
-        path = self.folder / f"not_finite_step{trainer.global_step}_rank{rank()}.json"
-        write_json(path, told)
+    def _stop(self, step: int, what: str) -> None:
+        terms = [{name: str(float(term)) for name, term in of_pass.items()} for of_pass in self.terms]
+        path = self.folder / f"not_finite_step{step}_rank{rank()}.json"
+        write_json(path, {"step": step, "not_finite": what, "terms_by_pass": terms, "studies_by_pass": self.studies})
         raise ValueError(
-            f"{what} of step {trainer.global_step} is not finite; {path} names its studies. Look at their volumes, or lower "
+            f"{what} of step {step} is not finite; {path} names its studies. Look at their volumes, or lower "
             "learning_rate; resume_from=last goes on from the newest checkpoint, which is whole"
         )

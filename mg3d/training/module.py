@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.datasets.window import convert
-from mg3d.distributed import rank
+from mg3d.distributed import rank, sum_over_ranks, world_size
 from mg3d.settings.schema import OptimSettings
 from mg3d.training.chunks import features_in_chunks
 from mg3d.training.optim import build_optimizer, parameter_groups
@@ -55,7 +55,7 @@ class PretrainModule(pl.LightningModule):
         self.queue = queue
         self._for_queue: QueueRows | None = None
         self.latest_terms: dict[str, Tensor] = {}
-        """Of the last training pass, without a graph."""
+        """Of the last training pass, this rank's share, without a graph."""
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Every active objective's value (this rank's share of the global mean) and, last, their weighted `total`."""
@@ -73,7 +73,7 @@ class PretrainModule(pl.LightningModule):
             features = features._replace(queue=self.queue.rows(self.device))
         terms = self._terms(features)
         self.latest_terms = {name: term.detach() for name, term in terms.items()}
-        self._log("train", terms, batch)
+        self._log("train", _means_over_ranks(self.latest_terms), batch)
         return terms["total"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -81,10 +81,10 @@ class PretrainModule(pl.LightningModule):
         self._log("val", self.terms(batch), batch)
 
     def _log(self, phase: str, terms: Mapping[str, Tensor], batch: Batch) -> None:
-        values = {f"{phase}/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(values, batch_size=len(batch.volume), sync_dist=True, on_step=phase == "train", on_epoch=phase == "val")
-        self.log(f"{phase}/loss", values[f"{phase}/total"], batch_size=len(batch.volume), prog_bar=True, logger=False,
-                 sync_dist=True, on_step=phase == "train", on_epoch=phase == "val")  # fmt: skip
+        trains = phase == "train"
+        how = {"batch_size": len(batch.volume), "sync_dist": not trains, "on_step": trains, "on_epoch": not trains}
+        self.log_dict({f"{phase}/{name}": value for name, value in terms.items()}, **how)
+        self.log(f"{phase}/loss", terms["total"], prog_bar=True, logger=False, **how)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_index: int) -> Batch:
         """The batch as the model reads it: its stored voxels become intensities here, on the device."""
@@ -130,3 +130,9 @@ class PretrainModule(pl.LightningModule):
         """AdamW and a per-step schedule."""
         optimizer, schedule = build_optimizer(parameter_groups(self.model, self.optim_settings), self.optim_settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _means_over_ranks(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All in one sum; Lightning's own `sync_dist` lets the ranks wait for one another, and for the device, term by term."""
+    means = sum_over_ranks(torch.stack(list(terms.values()))) / world_size()
+    return dict(zip(terms, means.unbind(), strict=True))

@@ -17,6 +17,7 @@ from small_run import assert_same_training, checkpoint, words, write_arrows
 
 from mg3d.config import command_line, sentence
 from mg3d.settings.schema import Settings
+from mg3d.training import finite
 from mg3d.training.finite import StopAtNotFinite
 
 SHARD = "shards/ct_rate/train.arrow"
@@ -63,7 +64,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_studies(arrows, tm
     assert re.search(r"the (loss|gradient) of step \d is not finite; \S+_rank0.json names its studies", error)
     (path,) = (tmp_path / "run").glob("not_finite_*.json")
     told = json.loads(path.read_text())
-    assert not all(math.isfinite(float(term)) for term in told["terms"].values()) or told["not_finite"] == "the gradient"
+    terms = [float(term) for of_pass in told["terms_by_pass"] for term in of_pass.values()]
+    assert not all(math.isfinite(term) for term in terms) or told["not_finite"] == "the gradient"
+    assert len(told["terms_by_pass"]) == len(told["studies_by_pass"])
     assert 1 <= len(told["studies_by_pass"]) <= 2
     assert all(len(studies) == 4 for studies in told["studies_by_pass"])
     saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -71,25 +74,31 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_studies(arrows, tm
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_both_losses_and_gradients_are_looked_at(tmp_path, bad):
+def test_losses_of_all_passes_and_the_gradient_are_looked_at_once_a_step(tmp_path, monkeypatch, bad):
     trainer = SimpleNamespace(global_step=3, accumulate_grad_batches=2, precision_plugin=SimpleNamespace())
-    module, guard = SimpleNamespace(latest_terms={"mlm": torch.tensor(1.5)}), StopAtNotFinite(tmp_path)
+    guard, looks = StopAtNotFinite(tmp_path), []
+    monkeypatch.setattr(finite, "sum_over_ranks", lambda value: looks.append(1) or value)
     parameter = torch.nn.Parameter(torch.zeros(2))
-    optimizer, fine = torch.optim.SGD([parameter]), torch.tensor(1.5)
-    for number in range(5):
+    optimizer = torch.optim.SGD([parameter])
+
+    def train(number, loss):
+        module = SimpleNamespace(latest_terms={"mlm": torch.tensor(loss)})
         guard.on_train_batch_start(trainer, module, SimpleNamespace(study_id=[f"study {number}"]), number)
+        guard.on_before_backward(trainer, module, module.latest_terms["mlm"])
+
     parameter.grad = torch.ones(2)
-    guard.on_before_backward(trainer, module, fine)
-    guard.on_before_optimizer_step(trainer, module, optimizer)
-    parameter.grad[1] = torch.nan
-    look = {
-        "loss": lambda: guard.on_before_backward(trainer, module, fine / 0),
-        "gradient": lambda: guard.on_before_optimizer_step(trainer, module, optimizer),
-    }[bad]
+    train(0, 1.5), train(1, 1.5)
+    guard.on_before_optimizer_step(trainer, None, optimizer)
+    assert len(looks) == 1
+    if bad == "gradient":
+        parameter.grad[1] = torch.nan
+    train(2, 0.5 if bad == "gradient" else math.inf), train(3, 2.5)
     with pytest.raises(ValueError, match=f"the {bad} of step 3 is not finite"):
-        look()
+        guard.on_before_optimizer_step(trainer, None, optimizer)
+    first = "0.5" if bad == "gradient" else "inf"
     assert json.loads((tmp_path / "not_finite_step3_rank0.json").read_text()) == {
-        "step": 3, "not_finite": f"the {bad}", "terms": {"mlm": "1.5"}, "studies_by_pass": [["study 4"]],
+        "step": 3, "not_finite": f"the {bad}", "terms_by_pass": [{"mlm": first}, {"mlm": "2.5"}],
+        "studies_by_pass": [["study 2"], ["study 3"]],
     }  # fmt: skip
 
 
