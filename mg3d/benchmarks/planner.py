@@ -85,7 +85,8 @@ def predict(
     """
     model, data = stand_in(settings), settings.data
     shape = volume_shape(data.image_size, data.volume_size)
-    report = ReportShape(data.max_text_len, sentences, data.sentence_views, min(VIEW_TOKENS, data.max_text_len), MASKED_WORDS)
+    views, is_cached = (data.sentence_views, min(VIEW_TOKENS, data.max_text_len)), bool(settings.text.text_cache)
+    report = ReportShape(data.max_text_len, sentences, *views, MASKED_WORDS, is_cached=is_cached)
     parts = count_step(model, shape, report)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained

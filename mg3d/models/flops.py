@@ -26,6 +26,8 @@ class ReportShape(NamedTuple):
     view_tokens: int
     asked_share: float
     """Share of tokens that masked report modelling asks for."""
+    is_cached: bool = False
+    """The text encoder's features of the unmasked report are read from a file."""
 
 
 class Part(NamedTuple):
@@ -119,10 +121,10 @@ def _parts(
     mask = torch.ones(1, count, dtype=torch.bool, device="meta")
     passes = bool(wants({"mlm", "sal", "cml", "dcl", "ssm"})) + bool(wants({"mim"}))
     yield "volume encoder", passes, True, lambda: model.encode_volume(volume)
-    passes = bool(wants({"mim", "cml", "dcl", "ssm"})) + bool(wants({"mlm", "sal"}))
+    passes = (model.reads_unmasked_text() and not report.is_cached) + bool(wants({"mlm", "sal"}))
     learns = not model.text.frozen
     yield "report encoder", passes, learns, text(report.tokens)
-    if model.sal_head is not None and not model.sal_head.reads_transformed_tokens:
+    if model.target_text is not None:
         yield "report encoder, target", 1, False, text(report.tokens)
     if isinstance(model.contrast, ImageReportContrast):
         yield "report encoder, views", report.views, learns, text(report.view_tokens)

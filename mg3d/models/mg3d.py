@@ -230,7 +230,7 @@ class MG3D(nn.Module):
         image = report = text = None
         if wanted & {"mlm", "sal", "cml", "dcl", "ssm", "cap"}:
             image = self.encode_volume(batch.volume)
-        if wanted & {"mim", "cml", "dcl", "ssm"} or (self._sal_reads_text() and "sal" in wanted):
+        if self.reads_unmasked_text(wanted):
             text = self._unmasked_text(batch)
         if wanted & {"mim", "cml", "dcl", "ssm"}:
             report = self._project_report(text)
@@ -275,9 +275,11 @@ class MG3D(nn.Module):
             return batch.text_features.to(self.project_report.weight.dtype)
         return self.text(batch.report_ids, batch.attention_mask)
 
-    def _sal_reads_text(self) -> bool:
-        """Whether SAL asks for the features of the text encoder itself: frozen, it is its own unmoving copy."""
-        return isinstance(self.sal_head, ContextualSalHead) and self.target_text is None
+    def reads_unmasked_text(self, objectives: frozenset[str] | None = None) -> bool:
+        """Whether `objectives` (default: all) ask for the text encoder's features of the unmasked report; SAL's target if frozen."""
+        wanted = self.objectives if objectives is None else objectives
+        sal_does = isinstance(self.sal_head, ContextualSalHead) and self.target_text is None
+        return bool(wanted & {"mim", "cml", "dcl", "ssm"}) or (sal_does and "sal" in wanted)
 
     @torch.no_grad()
     def _true_text(self, batch: Batch, text: Tensor | None) -> Tensor:

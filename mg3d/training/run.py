@@ -226,8 +226,9 @@ def volume_flops(settings: Settings, model: MG3D) -> float:
     """FLOPs that a step needs for one volume, with a report of the longest length and views of a quarter of it."""
     data = settings.data
     report = ReportShape(
-        data.max_text_len, SENTENCES, data.sentence_views, -(-data.max_text_len // 4), settings.model.mlm_probability
-    )
+        data.max_text_len, SENTENCES, data.sentence_views, -(-data.max_text_len // 4), settings.model.mlm_probability,
+        is_cached=bool(settings.text.text_cache),
+    )  # fmt: skip
     return needed_flops(count_step(model, volume_shape(data.image_size, data.volume_size), report))
 
 

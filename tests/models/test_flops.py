@@ -31,8 +31,11 @@ def test_parts_cost_what_their_formulas_say(frozen):
     assert parts["report encoder, views"].forward_flops == 2 * bert_flops(5)
     assert parts["volume encoder"].passes == 2
     assert parts["report encoder"].learns != frozen
+    assert ("report encoder, target" in parts) != frozen  # a frozen encoder's features are there already
     assert parts["report encoder"].needed_flops == parts["report encoder"].forward_flops * (1 if frozen else 3)
     assert needed_flops(list(parts.values())) == sum(part.needed_flops for part in parts.values())
+    cached = {part.name: part for part in count_step(model, SHAPE, REPORT._replace(is_cached=True))}
+    assert cached["report encoder"].forward_flops == bert_flops(TOKENS)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
