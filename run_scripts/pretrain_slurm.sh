@@ -21,16 +21,22 @@ else
     words=$("$PYTHON" tools/choose_preset.py "$@")                       # 2. what to run
     source run_scripts/synthetic_data.sh                                 # 3. data: made once, then a no-op
 fi
-printf -v train '%q' "exec \"$PYTHON\" main.py with $words resume_from=auto devices=$gpus num_nodes=$nodes"
-run="srun --nodes=$nodes --ntasks-per-node=$gpus --kill-on-bad-exit=1 bash -c 'export RANK=\$SLURM_PROCID; '$train"
 again="scontrol requeue ${SLURM_JOB_ID:-JOB}"
+told="$PWD/mg3d-${SLURM_JOB_ID:-JOB}.told"                              # is there when the signal has stopped the run
+# A task that the signal stopped (75), also before or after training (138), ends with 0: any other code would let srun kill the tasks
+# that are still ending, and give theirs.
+printf -v train '%q' "\"$PYTHON\" main.py with $words resume_from=auto devices=$gpus num_nodes=$nodes || code=\$?
+case \${code:-0} in 75 | 138) : > $(printf %q "$told") ;; *) exit \${code:-0} ;; esac"
+run="srun --nodes=$nodes --ntasks-per-node=$gpus --kill-on-bad-exit=1 bash -c 'trap : USR1; export RANK=\$SLURM_PROCID; '$train"
 if [ -n "$dry" ]; then
-    printf '%s\n' "$run" "$again    # when srun ends with 75: stopped by the signal, checkpoint written"
+    printf '%s\n' "$run" "$again    # when the signal has stopped the run"
     exit 0
 fi
+rm -f "$told"
 code=0
 eval "$run" || code=$?                                                   # 4. train
-if [ "$code" -eq 75 ]; then
+if [ -e "$told" ]; then
+    rm -f "$told"
     $again
     exit 0
 fi

@@ -17,18 +17,34 @@ ROOT = Path(__file__).parents[2]
 PASSES = ("per_gpu_batchsize=2", "batch_size=4", "max_steps=4")
 FAKES = {
     "srun": """#!{python}
-import os, subprocess, sys
-if os.environ.get("FAKE_CODE"):
-    open("{folder}/srun", "a").write("\\n".join(sys.argv[1:]))
-    sys.exit(int(os.environ["FAKE_CODE"]))
+import os, subprocess, sys, time
 command = sys.argv[sys.argv.index("bash"):]
-ranks = [subprocess.Popen(command, env=os.environ | {{"SLURM_PROCID": str(r), "SLURM_LOCALID": str(r), "SLURM_NTASKS": "2",
-         "SLURM_NODEID": "0", "SLURM_JOB_NAME": "mg3d", "SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS_PER_NODE": "2",
-         "MASTER_ADDR": "127.0.0.1"}}) for r in range(2)]
-sys.exit(max(rank.wait() for rank in ranks))
+if os.environ.get("FAKE_CODES"):
+    command[-1] = command[-1].replace("main.py", "{folder}/main.py")
+ranks = [subprocess.Popen(command, start_new_session=True, env=os.environ | {{"SLURM_PROCID": str(r), "SLURM_LOCALID": str(r),
+         "SLURM_NTASKS": "2", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "mg3d", "SLURM_NODELIST": "127.0.0.1",
+         "SLURM_NTASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"}}) for r in range(2)]
+while any(rank.poll() is None for rank in ranks):  # --kill-on-bad-exit
+    time.sleep(0.01)
+    if any(rank.poll() for rank in ranks):
+        for rank in ranks:
+            if rank.poll() is None:
+                os.killpg(rank.pid, 15)
+                rank.wait()
+sys.exit(max(code if code >= 0 else 128 - code for code in (rank.returncode for rank in ranks)))
 """,
     "scontrol": '#!/bin/sh\necho "$@" >> {folder}/scontrol\n',
 }  # fmt: skip
+ENDS = """import os, sys, time
+rank = int(os.environ["RANK"])
+time.sleep(rank)
+code = int(os.environ["FAKE_CODES"].split()[rank])
+if code > 128:
+    os.killpg(0, code - 128)
+    time.sleep(60)
+sys.exit(code)
+"""
+"""Stands for the training: one process ends a second after the other; above 128 their group gets a signal."""
 
 
 class Signal(Callback):
@@ -59,6 +75,7 @@ def cluster(tmp_path):
         (tmp_path / name).write_text(text.format(python=sys.executable, folder=tmp_path / "told"))
         (tmp_path / name).chmod(0o755)
     (tmp_path / "told").mkdir()
+    (tmp_path / "told" / "main.py").write_text(ENDS)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_SUBMIT_DIR": str(ROOT)}
     return os.environ | job | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -78,12 +95,15 @@ def test_a_dry_run_prints_one_process_per_gpu_on_every_node(cluster):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("code", "ends", "again"), [(75, 0, True), (1, 1, False), (0, 0, False)])
-def test_only_a_run_stopped_by_the_signal_is_queued_again(cluster, arrows, tmp_path, code, ends, again):
-    done = submit(cluster | {"FAKE_CODE": str(code)}, *words(arrows, tmp_path)[1:])
+@pytest.mark.parametrize(
+    ("codes", "ends", "again"), [("75 75", 0, True), ("138 138", 0, True), ("1 0", 143, False), ("0 1", 1, False), ("0 0", 0, False)]
+)
+def test_only_a_run_stopped_by_the_signal_is_queued_again(cluster, arrows, tmp_path, codes, ends, again):
+    done = submit(cluster | {"FAKE_CODES": codes}, *words(arrows, tmp_path)[1:])
     assert done.returncode == ends, done.stderr
     told = tmp_path / "told" / "scontrol"
     assert (told.read_text() == "requeue 7\n") if again else not told.exists()
+    assert not list(ROOT.glob("*.told"))
 
 
 @pytest.mark.slow
