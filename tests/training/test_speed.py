@@ -59,6 +59,10 @@ def test_only_the_wait_for_training_batches_is_added_up(clock):
     assert wait.seconds == 0.5
 
 
-def test_the_ceiling_is_what_a_product_of_large_matrices_reaches(clock):
-    side = speed.CEILING_SIDE["cpu"]
+def test_the_ceiling_is_what_a_product_of_large_random_matrices_reaches(clock, monkeypatch):
+    side, made, draws = speed.CEILING_SIDE["cpu"], [], torch.get_rng_state()
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, **how: made.append(randn(*shape, **how)) or made[-1])
     assert speed.matrix_ceiling(torch.device("cpu"), "32-true") == 2 * side**3 / 0.5
+    assert made[0].unique().numel() > side
+    assert torch.equal(torch.get_rng_state(), draws)
