@@ -96,6 +96,8 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, out_dir: Path) -> 
 
 def lower(text: str) -> str:
     """Lower case of equal length, so that character offsets stay true (the dotted capital I would become two characters)."""
+    if text.isascii():
+        return text.lower()
     return "".join(small if len(small := letter.lower()) == 1 else letter for letter in text)
 
 

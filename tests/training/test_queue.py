@@ -8,6 +8,7 @@ from small_run import assert_same, assert_same_training, checkpoint, words
 from small_text_cache import cache_text, save_bert, told
 
 from mg3d.config import command_line, read_words
+from mg3d.datasets import negatives
 from mg3d.models.contrast import embed_further_reports
 from mg3d.models.text.encoder import load_text_encoder
 from mg3d.settings.parse import parse
@@ -75,6 +76,21 @@ def test_a_run_with_queue_and_further_reports_goes_on_bit_by_bit(arrows, tmp_pat
     assert any(not torch.equal(state[name], value) for name, value in theirs["state_dict"].items())
     assert command_line([*cut, "resume_from=last", "contrast_queue=12"]) == 2
     assert "contrast_queue" in capsys.readouterr().err
+
+
+def test_a_report_is_tokenised_when_it_is_first_drawn_alone(arrows, tmp_path, monkeypatch):
+    bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
+    arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
+    assert cache_text.main(arguments) == 0
+    data, asked = build_data(read_words(arguments[1:]), small_tokenizer(tmp_path / "again"), with_text_cache=True), []
+    encode = negatives.encode_report
+    monkeypatch.setattr(negatives, "encode_report", lambda *of: asked.append(of[1]) or encode(*of))
+    draw = data._negatives()
+    samples = [data.train_parts[0].sample(study, (0, 0, study)) for study in range(8)]
+    first, studies = draw(samples), len(draw.known)
+    again = draw(samples)
+    assert len(asked) == studies <= sum(len(part) for part in data.train_parts)
+    assert all(torch.equal(again[name], value) for name, value in first.items())
 
 
 def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arrows, tmp_path):
