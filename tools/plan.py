@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _show(settings: Settings, given: argparse.Namespace) -> None:
     device, here = DEVICES.get(given.device), "cuda" if torch.cuda.is_available() else "cpu"
-    measured = calibrate(settings, device=here, threads=given.threads) if given.calibrate else None
+    measured = calibrate(settings, devices=given.devices, device=here, threads=given.threads) if given.calibrate else None
     peak = None
     if device is not None:
         peak = device.float32_flops if settings.run.precision == "32-true" else device.bf16_flops

@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     step_flops: float
     """Needed for all volumes of an optimiser step."""
     memory_gb: float
-    """At least, on one device at `per_gpu_batchsize`: weights, gradients, Adam, what passes keep."""
+    """At least, on one device: weights, gradients, Adam, what a pass keeps, or with `contrast_chunk` a chunk of it."""
     checkpoint_gb: float
     volume_mb: float
     """One volume on disk, int16."""
@@ -80,7 +80,7 @@ def predict(
 ) -> Plan:  # fmt: skip
     """The plan for `devices` devices.
 
-    A step's time is that of `measured` (a pass of `per_gpu_batchsize` volumes on one device), or else what `utilisation` of
+    A step's time is that of `measured` (a pass on one device, as `calibrate` takes it), or else what `utilisation` of
     `peak_flops` gives; more devices are taken to be as fast each.
     """
     model, data = stand_in(settings), settings.data
@@ -90,8 +90,9 @@ def predict(
     parts = count_step(model, shape, report)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    per_device = min(settings.optim.per_gpu_batchsize, math.ceil(settings.optim.batch_size / devices))
-    kept = sum(part.kept_bytes for part in parts) * per_device / (2 if "bf16" in settings.run.precision else 1)
+    per_device = volumes_of_pass(settings, devices)
+    held = min(per_device, settings.optim.contrast_chunk or per_device)
+    kept = sum(part.kept_bytes for part in parts) * held / (2 if "bf16" in settings.run.precision else 1)
     flops, step_s = float(needed_flops(parts) * settings.optim.batch_size), None
     if measured is not None:
         step_s = measured.seconds * settings.optim.batch_size / (per_device * devices)
@@ -107,12 +108,17 @@ def predict(
     )  # fmt: skip
 
 
-def calibrate(settings: Settings, *, device: str, threads: int, sentences: int = 12) -> Measured:
-    """Takes steps of this configuration here, each a pass of `per_gpu_batchsize` random volumes."""
+def volumes_of_pass(settings: Settings, devices: int) -> int:
+    """Of one of so many devices."""
+    return min(settings.optim.per_gpu_batchsize, math.ceil(settings.optim.batch_size / devices))
+
+
+def calibrate(settings: Settings, *, devices: int, device: str, threads: int, sentences: int = 12) -> Measured:
+    """Takes steps of this configuration here, each a pass of random volumes as one of `devices` devices takes it."""
     torch.set_num_threads(threads)
     data, precision = settings.data, "bf16" if "bf16" in settings.run.precision else "32"
     options = Options(
-        size=volume_shape(data.image_size, data.volume_size), batch=settings.optim.per_gpu_batchsize, device=device,
+        size=volume_shape(data.image_size, data.volume_size), batch=volumes_of_pass(settings, devices), device=device,
         precision=precision, tokens=data.max_text_len, sentences=sentences, threads=threads,
     )  # fmt: skip
     model = stand_in(settings).train()
@@ -124,7 +130,7 @@ def calibrate(settings: Settings, *, device: str, threads: int, sentences: int =
 def verdict(needed_gb: float, there_gb: float) -> str:
     """Whether it fits, in words."""
     if needed_gb > there_gb:
-        return f"does not fit into {there_gb:.3g} GB: lower per_gpu_batchsize or set gradient_checkpointing=True"
+        return f"does not fit into {there_gb:.3g} GB: lower per_gpu_batchsize or set contrast_chunk or gradient_checkpointing"
     if needed_gb > ROOMY * there_gb:
         return f"close to the {there_gb:.3g} GB there are, and buffers come on top: measure it with --calibrate on such a device"
     return f"fits into {there_gb:.3g} GB"

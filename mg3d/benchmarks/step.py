@@ -13,6 +13,7 @@ from mg3d.benchmarks.stock import StockSwin
 from mg3d.benchmarks.timing import Comparison, Options, median, seconds_of
 from mg3d.models.mg3d import MG3D
 from mg3d.settings.schema import Settings
+from mg3d.training.chunks import features_in_chunks
 from mg3d.types import Batch
 
 OURS, STOCK = "mg3d", "around MONAI's Swin"
@@ -69,7 +70,7 @@ def measure_step(
 
     def step() -> None:
         with autocast(options):
-            features = model(batch)
+            features = features_in_chunks(model, batch, settings.optim.contrast_chunk)
             values = {name: loss(**{key: getattr(features, key) for key in loss.inputs}) for name, loss in losses.items()}
             total = sum(getattr(settings.loss, f"weight_{name}") * value for name, value in values.items())
         total.backward()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mg3d.benchmarks.planner import predict, stand_in, verdict
+from mg3d.benchmarks.planner import predict, stand_in, verdict, volumes_of_pass
 from mg3d.benchmarks.step import Measured
 from mg3d.config import read_words
 
@@ -23,6 +23,16 @@ def test_a_step_takes_as_long_as_its_flops_or_as_the_measured_passes():
     measured = predict(settings, devices=2, peak_flops=None, utilisation=None, measured=Measured(3.0, 1e9, 0.0))
     assert measured.step_s == pytest.approx(6.0)  # two passes of two volumes on each of two devices
     assert predict(settings, devices=1, peak_flops=None, utilisation=None, measured=None).step_s is None
+
+
+def test_memory_and_measured_passes_are_those_of_a_device():
+    def memory(*words, devices=1):
+        settings = read_words([*WORDS, *words])
+        return predict(settings, devices=devices, peak_flops=None, utilisation=None, measured=None).memory_gb
+
+    assert memory("per_gpu_batchsize=8", "contrast_chunk=2") == memory() == memory("per_gpu_batchsize=8", devices=4)
+    assert memory("per_gpu_batchsize=8") > memory()
+    assert [volumes_of_pass(read_words([*WORDS, "per_gpu_batchsize=3"]), devices) for devices in (1, 4)] == [3, 2]
 
 
 def test_parameters_and_disk_are_exact():
@@ -50,5 +60,5 @@ def test_the_tool_prints_cost_and_refuses_a_typo(capsys):
 
 @pytest.mark.slow
 def test_a_calibration_takes_steps_here(capsys):
-    assert plan_tool.main(["--calibrate", "--threads", "1", "with", *WORDS]) == 0
+    assert plan_tool.main(["--calibrate", "--threads", "1", "with", *WORDS, "contrast_chunk=1"]) == 0
     assert "measured here" in capsys.readouterr().out
