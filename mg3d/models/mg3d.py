@@ -276,7 +276,7 @@ class MG3D(nn.Module):
         return self.text(batch.report_ids, batch.attention_mask)
 
     def reads_unmasked_text(self, objectives: frozenset[str] | None = None) -> bool:
-        """Whether `objectives` (default: all) want the text encoder's features of the unmasked report; SAL does if it is frozen."""
+        """Whether `objectives` (default: all) want the text encoder's features of the unmasked report; SAL does if frozen."""
         wanted = self.objectives if objectives is None else objectives
         sal_does = isinstance(self.sal_head, ContextualSalHead) and self.target_text is None
         return bool(wanted & {"mim", "cml", "dcl", "ssm"}) or (sal_does and "sal" in wanted)
