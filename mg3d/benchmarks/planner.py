@@ -15,6 +15,7 @@ from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder, tiny_text_encoder
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.objectives import build_losses
+from mg3d.training.trainer import share_batch
 
 ROOMY = 0.8
 """Share of a device's memory up to which what is counted is said to fit: buffers for the moment are not counted."""
@@ -82,14 +83,17 @@ def predict(
 
     A step's time is that of `measured` (a pass of `per_gpu_batchsize` volumes on one device), or else what `utilisation` of
     `peak_flops` gives; more devices are taken to be as fast each.
+
+    Raises:
+        ValueError: the devices cannot share `batch_size` evenly.
     """
+    per_device = share_batch(settings, devices).per_rank
     model, data = stand_in(settings), settings.data
     shape = volume_shape(data.image_size, data.volume_size)
     report = ReportShape(data.max_text_len, sentences, data.sentence_views, min(VIEW_TOKENS, data.max_text_len), MASKED_WORDS)
     parts = count_step(model, shape, report)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    per_device = min(settings.optim.per_gpu_batchsize, math.ceil(settings.optim.batch_size / devices))
     kept = sum(part.kept_bytes for part in parts) * per_device / (2 if "bf16" in settings.run.precision else 1)
     flops, step_s = float(needed_flops(parts) * settings.optim.batch_size), None
     if measured is not None:

@@ -48,6 +48,23 @@ def test_the_tool_prints_cost_and_refuses_a_typo(capsys):
     assert plan_tool.main([*given, "--calibrate", "with", *WORDS]) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--devices", "0", "with", *WORDS], "--devices 0: must be at least 1"),
+        (["--price", "-2.5", "with", *WORDS], "--price -2.5: must be at least 0"),
+        (["--utilisation", "40", "with", *WORDS], "--utilisation 40: a share above 0 and up to 1"),
+        (["--devices", "3", "with", *WORDS], "batch_size=8 cannot be shared evenly by 3 processes; use batch_size=12"),
+        (WORDS, "unknown option 'tiny' (--help lists them); settings come after the word `with`"),
+    ],
+)
+def test_what_no_run_could_have_is_not_planned(arguments, sentence, capsys):
+    assert plan_tool.main(arguments) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert sentence in told.err
+
+
 @pytest.mark.slow
 def test_a_calibration_takes_steps_here(capsys):
     assert plan_tool.main(["--calibrate", "--threads", "1", "with", *WORDS]) == 0
