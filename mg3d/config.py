@@ -6,6 +6,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 with warnings.catch_warnings():
@@ -106,17 +107,34 @@ def command_line(arguments: Sequence[str]) -> int:
         print(f"mg3d: {sentence(error, settings)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mg3d: stopped; `resume_from=last` goes on from the newest checkpoint", file=sys.stderr)
+        print(f"mg3d: stopped; {what_goes_on(settings)}", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        if not re.match(r"DataLoader worker .* (killed by signal|exited unexpectedly)", str(error)):
+        told = broken_by_machine(error)
+        if not told:
             raise
-        print(
-            "mg3d: a loader process was ended from outside (a stop of the whole job, or a lack of memory: then lower "
-            "num_workers); `resume_from=last` goes on from the newest checkpoint",
-            file=sys.stderr,
-        )
+        print(f"mg3d: {told}; {what_goes_on(settings)}", file=sys.stderr)
         return 1
+
+
+def broken_by_machine(error: RuntimeError) -> str:
+    """What was wrong with the machine, in words, when that ended the run; empty for a fault of the program."""
+    text = str(error)
+    if re.match(r"DataLoader worker .* (killed by signal|exited unexpectedly)", text):
+        return "a loader process was ended from outside (a stop of the whole job, or a lack of memory: then lower num_workers)"
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in text:
+        return (
+            "the memory of the device is used up; contrast_chunk=1 to 8 or gradient_checkpointing=True need less for equal "
+            "gradients, a smaller per_gpu_batchsize or contrast_queue too, and tools/plan.py predicts how much"
+        )
+    return ""
+
+
+def what_goes_on(settings: Settings) -> str:
+    """How a run that ended early is taken up again."""
+    if not (Path(settings.run.log_dir) / settings.run.run_name / "checkpoints" / "last.ckpt").is_file():
+        return "no checkpoint had been written yet, so the same command starts anew"
+    return "`resume_from=last` goes on from the newest checkpoint"
 
 
 def sentence(error: ValueError | OSError, settings: Settings) -> str:
@@ -130,8 +148,8 @@ def sentence(error: ValueError | OSError, settings: Settings) -> str:
     where = error.filename or settings.run.log_dir
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"the disk of {where} is full; make room or set log_dir to another disk. The newest whole checkpoint is kept, "
-            "and resume_from=last goes on from it"
+            f"the disk of {where} is full; make room or set log_dir to another disk. What was whole is kept; "
+            f"{what_goes_on(settings)}"
         )
     return (
         f"{where}: {error.strerror.lower()}; log_dir={settings.run.log_dir!r} must be a directory that can be written, "
@@ -149,7 +167,8 @@ def _run(command: str, settings: Settings) -> int:
         try:
             function(settings)
         except run.ToldToStop as stopped:
-            told.append(str(stopped))
+            if run.is_first_rank():  # a process that starts others takes an end of theirs that is not 0 for a failure
+                told.append(str(stopped))
 
     experiment.command(body, unobserved=True)
     experiment.run("body", config_updates=flatten(settings), info={"command": command}, options=QUIET)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def is_full_disk(error: BaseException) -> bool:
+def is_full_disk(error: BaseException | None) -> bool:
     """Whether there was no room to write."""
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
@@ -34,8 +34,10 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
             if durable:
                 os.fsync(stream.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and is_full_disk(error.__context__):  # torch.save hides it: its archive cannot end
+            raise error.__context__ from error
         raise
 
 

@@ -10,4 +10,4 @@ words=$("$PYTHON" tools/choose_preset.py "$@")                           # 2. wh
 source run_scripts/synthetic_data.sh                                     # 3. data: made once, then a no-op
 devices=$(printf '%s\n' "$@" | sed -n 's/^devices=//p' | tail -n 1)      # 4. processes: devices=N, or every GPU
 devices=${devices:-$("$PYTHON" -c 'import torch; print(max(torch.cuda.device_count(), 1))')}
-eval "exec \"\$PYTHON\" -m torch.distributed.run --standalone --nproc-per-node $devices main.py with $words devices=$devices"
+eval "exec \"\$PYTHON\" main.py with $words devices=$devices"

@@ -10,12 +10,24 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"                             # SLURM runs a copy of this file from elsewhere
 [ -f run_scripts/setup.sh ] || { echo "mg3d: submit this from the folder that holds run_scripts" >&2; exit 2; }
 dry=
-if [ "${1:-}" = --dry-run ]; then dry=1; shift; fi
+given=()
+for word in "$@"; do
+    case "$word" in
+        --dry-run) dry=1 ;;
+        --help | -h) given+=("$word") ;;
+        -*) echo "mg3d: unknown option $word; options of sbatch come before the script" >&2; exit 2 ;;
+        devices=* | num_nodes=*) echo "mg3d: $word: devices and num_nodes come from the job; ask sbatch for other nodes or GPUs" >&2; exit 2 ;;
+        *) given+=("$word") ;;
+    esac
+done
+set -- ${given[@]+"${given[@]}"}
 nodes=${SLURM_NNODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:-8}
 if [ -n "$dry" ]; then
-    PYTHON=${PYTHON:-python}
-    printf -v words '%q ' "$@"
+    if [ -z "${PYTHON:-}" ]; then PYTHON=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python); fi
+    if "$PYTHON" -c 'import sacred' 2>/dev/null; then "$PYTHON" main.py print_config with "$@" >/dev/null || exit 2; fi    # typos
+    words=
+    if [ $# -gt 0 ]; then printf -v words ' %q' "$@"; fi
 else
     source run_scripts/setup.sh                                          # 1. packages
     words=$("$PYTHON" tools/choose_preset.py "$@")                       # 2. what to run
@@ -25,10 +37,11 @@ again="scontrol requeue ${SLURM_JOB_ID:-JOB}"
 told="$PWD/mg3d-${SLURM_JOB_ID:-JOB}.told"                              # is there when the signal has stopped the run
 # A task that the signal stopped (75), also before or after training (138), ends with 0: any other code would let srun kill the tasks
 # that are still ending, and give theirs.
-printf -v train '%q' "\"$PYTHON\" main.py with $words resume_from=auto devices=$gpus num_nodes=$nodes || code=\$?
+printf -v train '%q' "\"$PYTHON\" main.py with ${words# } resume_from=auto devices=$gpus num_nodes=$nodes || code=\$?
 case \${code:-0} in 75 | 138) : > $(printf %q "$told") ;; *) exit \${code:-0} ;; esac"
 run="srun --nodes=$nodes --ntasks-per-node=$gpus --kill-on-bad-exit=1 bash -c 'trap : USR1; export RANK=\$SLURM_PROCID; '$train"
 if [ -n "$dry" ]; then
+    echo "# tools/choose_preset.py adds words to these in the job, by the data and GPUs that are found there"
     printf '%s\n' "$run" "$again    # when the signal has stopped the run"
     exit 0
 fi

@@ -4,7 +4,7 @@
 # The other scripts print what stands at their head for --help, here, before anything is made.
 case " $* " in
     *" --help "* | *" -h "*)
-        sed -n '2,/^set -/{s/^# \{0,1\}//p}' "$0"
+        sed -n '2,/^set -/{/^#SBATCH/d;s/^# \{0,1\}//p}' "$0"
         echo "Settings and their values:   python main.py print_config"
         exit 0
         ;;

@@ -3,9 +3,11 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     unknown = [part for part in parts if part not in TOPICS[topic]]
     if unknown:
         parser.error(f"{topic} has no part {unknown[0]!r}, only {', '.join(TOPICS[topic])}")
+    _refuse_early(parser, given, json)
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
     options = Options(**SHAPES.get(topic, {}) | chosen)
     found: list[Comparison] = []
@@ -45,21 +48,35 @@ def main(arguments: Sequence[str]) -> int:
     return int(any(comparison.goal is not None and comparison.ratio < comparison.goal for comparison in found))
 
 
+def _refuse_early(parser: argparse.ArgumentParser, given: Mapping[str, Any], json: Path | None) -> None:
+    """Ends with a sentence what would fail after it has measured."""
+    if given["device"] == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    if json and (json.is_dir() or next(folder for folder in json.absolute().parents if folder.exists()).is_file()):
+        parser.error(f"--json {json}: a file in a folder is expected")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on is expected")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("topic", choices=TOPICS, help="what to measure")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these parts, of {TOPICS}; all without")
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers too")
-    parser.add_argument("--size", type=int, nargs=3, metavar="VOXELS", help="of a volume, z y x (128 96 128)")
-    parser.add_argument("--batch", type=int, help="volumes or reports")
-    parser.add_argument("--threads", type=int, help="CPU threads of a measured process (2)")
+    parser.add_argument("--size", type=_count, nargs=3, metavar="VOXELS", help="of a volume, z y x (128 96 128)")
+    parser.add_argument("--batch", type=_count, help="volumes or reports")
+    parser.add_argument("--threads", type=_count, help="CPU threads of a measured process (2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (cpu)")
     parser.add_argument("--precision", choices=("32", "bf16"), help="bf16: autocast (32)")
-    parser.add_argument("--repeats", type=int, help="rounds, of which the median is shown (3)")
-    parser.add_argument("--tokens", type=int, help="of a report (250)")
-    parser.add_argument("--sentences", type=int, help="of a report (32)")
-    parser.add_argument("--workers", type=int, nargs="+", help="loader: numbers of loader processes (1 2 4 8)")
+    parser.add_argument("--repeats", type=_count, help="rounds, of which the median is shown (3)")
+    parser.add_argument("--tokens", type=_count, help="of a report (250)")
+    parser.add_argument("--sentences", type=_count, help="of a report (32)")
+    parser.add_argument("--workers", type=_count, nargs="+", help="loader: numbers of loader processes (1 2 4 8)")
     parser.add_argument("--step-ms", type=float, help="loader: how long the step takes for which batches are loaded (250)")
     parser.add_argument("--compile", action="store_true", help="encoder: also ours with torch.compile, beside ours without")
     return parser

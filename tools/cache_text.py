@@ -11,10 +11,12 @@ from mg3d.config import read_words
 
 def main(arguments: Sequence[str]) -> int:
     """Makes the cache; returns the exit code."""
-    if not arguments or arguments[0] != "with":
+    if not arguments or any(word in ("-h", "--help") for word in arguments):
         print(__doc__)
-        return int(bool(arguments) and arguments[0] not in ("-h", "--help"))
+        return 0
     try:
+        if arguments[0] != "with":
+            raise ValueError("settings come after the word `with`: python tools/cache_text.py with WORD text_cache=FOLDER")
         settings = read_words(arguments[1:])
         if not settings.text.text_cache:
             raise ValueError("text_cache=FOLDER says where the features go; it is not set")

@@ -26,8 +26,11 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the plan; returns the exit code: 2 for a mistake of the user's."""
     arguments = list(arguments)
     at = arguments.index("with") if "with" in arguments else len(arguments)
-    given = _parser().parse_args(arguments[:at])
+    given, others = _parser().parse_known_args(arguments[:at])
     try:
+        if others:
+            raise ValueError(f"unknown option {others[0]!r} (--help lists them); settings come after the word `with`")
+        _require_sensible(given)
         settings = read_words(arguments[at + 1 :])
         if given.calibrate and given.device:
             raise ValueError("--calibrate measures the device that is here, --device takes a published one; give one of them")
@@ -36,6 +39,14 @@ def main(arguments: Sequence[str]) -> int:
         print(f"mg3d: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _require_sensible(given: argparse.Namespace) -> None:
+    for name, least in {"devices": 1, "threads": 1, "studies": 0, "volumes": 0, "price": 0}.items():
+        if not getattr(given, name) >= least:
+            raise ValueError(f"--{name} {getattr(given, name)}: must be at least {least}")
+    if not 0 < given.utilisation <= 1:
+        raise ValueError(f"--utilisation {given.utilisation:g}: a share above 0 and up to 1 is expected")
 
 
 def _show(settings: Settings, given: argparse.Namespace) -> None:

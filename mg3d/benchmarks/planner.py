@@ -15,6 +15,7 @@ from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder, tiny_text_encoder
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.objectives import build_losses
+from mg3d.training.trainer import share_batch
 
 ROOMY = 0.8
 """Share of a device's memory up to which what is counted is said to fit: buffers for the moment are not counted."""
@@ -82,7 +83,11 @@ def predict(
 
     A step's time is that of `measured` (a pass on one device, as `calibrate` takes it), or else what `utilisation` of
     `peak_flops` gives; more devices are taken to be as fast each.
+
+    Raises:
+        ValueError: the devices cannot share `batch_size` evenly.
     """
+    per_device = share_batch(settings, devices).per_rank
     model, data = stand_in(settings), settings.data
     shape = volume_shape(data.image_size, data.volume_size)
     views, is_cached = (data.sentence_views, min(VIEW_TOKENS, data.max_text_len)), bool(settings.text.text_cache)
@@ -90,7 +95,6 @@ def predict(
     parts = count_step(model, shape, report)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    per_device = volumes_of_pass(settings, devices)
     held = min(per_device, settings.optim.contrast_chunk or per_device)
     kept = sum(part.kept_bytes for part in parts) * held / (2 if "bf16" in settings.run.precision else 1)
     flops, step_s = float(needed_flops(parts) * settings.optim.batch_size), None
@@ -108,17 +112,12 @@ def predict(
     )  # fmt: skip
 
 
-def volumes_of_pass(settings: Settings, devices: int) -> int:
-    """Of one of so many devices."""
-    return min(settings.optim.per_gpu_batchsize, math.ceil(settings.optim.batch_size / devices))
-
-
 def calibrate(settings: Settings, *, devices: int, device: str, threads: int, sentences: int = 12) -> Measured:
     """Takes steps of this configuration here, each a pass of random volumes as one of `devices` devices takes it."""
     torch.set_num_threads(threads)
     data, precision = settings.data, "bf16" if "bf16" in settings.run.precision else "32"
     options = Options(
-        size=volume_shape(data.image_size, data.volume_size), batch=volumes_of_pass(settings, devices), device=device,
+        size=volume_shape(data.image_size, data.volume_size), batch=share_batch(settings, devices).per_rank, device=device,
         precision=precision, tokens=data.max_text_len, sentences=sentences, threads=threads,
     )  # fmt: skip
     model = stand_in(settings).train()

@@ -48,12 +48,17 @@ class TextCache:
         """Another process opens the files itself; a pickled map would be a copy of all features."""
         return TextCache, (self.folder,)
 
-    def require_encoder(self, fingerprint: str) -> None:
-        """Raises ValueError when the features are those of another text encoder."""
+    def require_made_for(self, fingerprint: str, max_text_len: int) -> None:
+        """Raises ValueError when the features are those of another text encoder, or of reports cut at another length."""
         if self.origin["encoder"] != fingerprint:
             raise ValueError(
                 f"text_cache={self.folder} holds features of another text encoder ({self.origin['encoder'][:12]}..., this one is "
                 f"{fingerprint[:12]}...); {HOW}"
+            )
+        theirs = self.origin.get("max_text_len", max_text_len)  # older caches do not tell; a report that is not there is refused
+        if theirs != max_text_len:
+            raise ValueError(
+                f"text_cache={self.folder} was made with another max_text_len, {theirs} instead of {max_text_len}; {HOW}"
             )
 
     def __call__(self, rows: Iterable[np.ndarray]) -> Tensor:

@@ -1,6 +1,7 @@
 """From a flat mapping of words and values to `Settings`, with every mistake told in one sentence."""
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -83,6 +84,8 @@ def convert_value(name: str, value: Any, hint: Any) -> Any:
         return tuple(convert_value(name, item, kind) for item, kind in zip(value, kinds, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value}: a finite number is expected")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         kind = hint.__name__ if isinstance(hint, (type, types.GenericAlias)) else hint
         raise ValueError(f"{name}={value!r}: expected {kind}, found {type(value).__name__}")
@@ -118,6 +121,11 @@ def _check_ranges(settings: Settings) -> None:
         raise ValueError(f"volume_size={size}: three multiples of 32 are expected, voxels along z, y, x; or none at all")
     if settings.augment.augment_width == 1:
         raise ValueError("augment_width=1.0: must be smaller than 1, or no window would be left")
+    if any(not 0 <= beta < 1 for beta in settings.optim.betas):
+        raise ValueError(f"betas={settings.optim.betas}: both must be at least 0 and smaller than 1")
+    shares = settings.data.dataset_weights
+    if shares and (min(shares) < 0 or sum(shares) == 0):
+        raise ValueError(f"dataset_weights={shares}: none may be negative, and one must be more than 0")
     if not 0 < least <= most <= 1:
         raise ValueError(f"augment_crop={settings.augment.augment_crop}: 0 < smallest <= largest <= 1 is expected")
     for name in _SHARES:

@@ -249,7 +249,8 @@ class RunSettings:
     run_name: str = ""
     """Sub-folder of log_dir; empty = log_dir itself."""
     resume_from: str = ""
-    """A checkpoint of this run to go on from; `last` = the newest of the run folder; empty = start anew."""
+    """A checkpoint of this run to go on from; `last` = the newest of the run folder; `auto` = that where there is
+    one, else start anew; empty = start anew."""
     load_path: str = ""
     """Weights to start from (not to resume): a released file, one of this package or of another. docs/checkpoints.md."""
     load_merging: Literal["", "legacy", "monai"] = ""

@@ -57,6 +57,7 @@ class StopAtNotFinite(Callback):
         path = self.folder / f"not_finite_step{step}_rank{rank()}.json"
         write_json(path, {"step": step, "not_finite": what, "terms_by_pass": terms, "studies_by_pass": self.studies})
         raise ValueError(
-            f"{what} of step {step} is not finite; {path} names its studies. Look at their volumes, or lower "
-            "learning_rate; resume_from=last goes on from the newest checkpoint, which is whole"
+            f"{what} of step {step} is not finite; {path} names its studies. Look at their volumes, or take a "
+            "smaller learning_rate: in a new run (run_name=...), which load_path=<checkpoint of this one> lets start from its "
+            "weights. A checkpoint that was written is whole"
         )

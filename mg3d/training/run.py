@@ -93,7 +93,7 @@ def pretrain(settings: Settings) -> None:
         refuse_other_data(checkpoint, origin, data.recipes)
     data.tokenizer = build_tokenizer(settings, run_dir, data, origin=origin)
     model = build_untrained(settings, len(data.tokenizer))
-    refuse_other_text(model, data)
+    refuse_other_text(model, data, settings.data.max_text_len)
     fit_voxels(model, data)
     if settings.run.load_path and not checkpoint:
         start_from(settings, model, origin, data.recipes)
@@ -317,11 +317,11 @@ def refuse_other_settings(path: Path, settings: Settings) -> None:
         raise ValueError(f"{path} belongs to another configuration: {shown}; use its settings, or run_name=... for a new run")
 
 
-def refuse_other_text(model: MG3D, data: MultiTaskDataModule) -> None:
-    """Raises ValueError when the data's cached text features are those of another text encoder than the model's."""
+def refuse_other_text(model: MG3D, data: MultiTaskDataModule, max_text_len: int) -> None:
+    """Raises ValueError when the data's cached text features are of another text encoder than the model's, or another length."""
     cache = data.collator_options["text_features"]
     if cache is not None:
-        cache.require_encoder(model.text.fingerprint())
+        cache.require_made_for(model.text.fingerprint(), max_text_len)
 
 
 def refuse_other_data(path: Path, origin: dict[str, Any] | None, recipes: Mapping[str, dict[str, Any] | None]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mg3d.datasets.text_cache import FEATURES, ORIGIN, ids_key, write_index
+from mg3d.datasets.text_cache import FEATURES, INDEX, ORIGIN, ids_key, write_index
 from mg3d.datasets.tokenizer import encode_report
 from mg3d.files import replacing_folder, write_json
 from mg3d.models.build import build_text_encoder
@@ -22,8 +22,12 @@ def cache_text(settings: Settings) -> dict[str, Any]:
     """Writes the folder that `text_cache` names, whole or not at all; returns what it was made from.
 
     Computed in float32, on the GPU where there is one. Masked reports and views are drawn anew each time and are not in it.
+
+    Raises:
+        ValueError: the folder holds something else than a cache, which would be lost.
     """
     folder = Path(settings.text.text_cache)
+    _refuse_to_replace(folder)
     data = build_data(settings)
     tokenizer = build_tokenizer(settings, folder, data)
     device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
@@ -33,7 +37,10 @@ def cache_text(settings: Settings) -> dict[str, Any]:
     encoded = (encode_report(tokenizer, *report, settings.data.max_text_len).ids for report in reports)
     distinct = sorted({ids_key(ids): ids for ids in encoded}.items(), key=lambda item: len(item[1]))
     lengths = [len(ids) for _, ids in distinct]
-    origin = {"encoder": text.fingerprint(), "reports": len(distinct), "tokens": sum(lengths), "width": text.width}
+    origin = {
+        "encoder": text.fingerprint(), "max_text_len": settings.data.max_text_len,
+        "reports": len(distinct), "tokens": sum(lengths), "width": text.width,
+    }  # fmt: skip
     with replacing_folder(folder) as beside:
         shape = (origin["tokens"], text.width)
         features = np.lib.format.open_memmap(beside / FEATURES, mode="w+", dtype=np.float32, shape=shape)
@@ -49,3 +56,8 @@ def cache_text(settings: Settings) -> dict[str, Any]:
         write_index(beside, [key for key, _ in distinct], lengths)
         write_json(beside / ORIGIN, origin)
     return origin
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {FEATURES, INDEX, ORIGIN}):
+        raise ValueError(f"text_cache={folder} is there and holds other things than a cache; name a new or an empty folder")

@@ -32,6 +32,12 @@ class RichBar(RichProgressBar):
 class PlainBar(TQDMProgressBar):
     """The bar of a log file, without the logger's version number."""
 
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Ends the bars' lines, so that what is said next has one of its own."""
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
+
     def get_metrics(self, *arguments: Any) -> dict[str, Any]:
         """What stands behind the bar."""
         return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
@@ -139,13 +145,17 @@ class BatchPlan(NamedTuple):
 
 
 def plan_batches(settings: Settings) -> BatchPlan:
-    """Shares `batch_size` among the ranks, in passes of at most `per_gpu_batchsize` volumes.
+    """How the ranks of this machine, and of the other nodes, share `batch_size`; see `share_batch`."""
+    return share_batch(settings, resolve_devices(settings.run) * settings.run.num_nodes)
+
+
+def share_batch(settings: Settings, ranks: int) -> BatchPlan:
+    """Shares `batch_size` among so many ranks, in passes of at most `per_gpu_batchsize` volumes.
 
     Raises:
         ValueError: it cannot be shared evenly; the sentence names a value that works.
     """
     asked, most = settings.optim.batch_size, settings.optim.per_gpu_batchsize
-    ranks = resolve_devices(settings.run) * settings.run.num_nodes
     share = asked // ranks
     if asked % ranks == 0 and (share <= most or share % most == 0):
         plan = BatchPlan(ranks, min(share, most), share // min(share, most))

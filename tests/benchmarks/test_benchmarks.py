@@ -60,3 +60,20 @@ def test_every_topic_runs_and_both_sides_agree(topic, tmp_path):
     assert topic not in ("step", "losses") or any(values)
     for found in filter(None, values):
         assert float(found[1]) == pytest.approx(float(found[2]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["losses", "--batch", "0"], "0: a whole number from 1 on"),
+        (["loader", "--workers", "2", "0"], "0: a whole number from 1 on"),
+        (["encoder", "--threads", "two"], "two: a whole number from 1 on"),
+        (["text", "--device", "cuda"], "torch sees no GPU here"),
+        (["text", "--json", __file__ + "/numbers.json"], "a file in a folder is expected"),
+    ],
+)
+def test_what_could_not_be_measured_or_kept_is_refused_before(arguments, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(arguments)
+    assert sentence in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import math
 from dataclasses import fields
 from typing import get_args
 
@@ -80,6 +81,10 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"weight_cap": -1.0}, "weight_cap=-1.0: must be at least 0"),
         ({"caption_layers": 0}, "must be at least 1"),
         ({"caption_smoothing": 1.5}, "between 0 and 1"),
+        ({"learning_rate": math.inf}, "learning_rate=inf: a finite number"),
+        ({"betas": [0.9, 1.0]}, "at least 0 and smaller than 1"),
+        ({"dataset_weights": [-1.0, 2.0]}, "none may be negative"),
+        ({"dataset_weights": [0.0, 0.0]}, "one must be more than 0"),
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(update, words):

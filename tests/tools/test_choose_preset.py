@@ -93,6 +93,14 @@ def test_help_of_a_script_is_its_head_and_makes_nothing(script, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run_scripts"]
 
 
+def test_help_of_the_script_for_slurm_leaves_its_options_out():
+    script = Path(__file__).parents[2] / "run_scripts" / "pretrain_slurm.sh"
+    ran = subprocess.run(["bash", script, "--help"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("Pre-train on the nodes of a SLURM job")
+    assert "#SBATCH" in script.read_text()
+    assert "SBATCH" not in ran.stdout
+
+
 def test_a_forbidden_gpu_is_no_gpu(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(TOOL.torch.cuda, "is_available", lambda: True)
     (tmp_path / "clm_ct_rate_train.arrow").touch()

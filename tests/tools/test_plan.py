@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mg3d.benchmarks.planner import predict, stand_in, verdict, volumes_of_pass
+from mg3d.benchmarks.planner import predict, stand_in, verdict
 from mg3d.benchmarks.step import Measured
 from mg3d.config import read_words
 
@@ -32,7 +32,6 @@ def test_memory_and_measured_passes_are_those_of_a_device():
 
     assert memory("per_gpu_batchsize=8", "contrast_chunk=2") == memory() == memory("per_gpu_batchsize=8", devices=4)
     assert memory("per_gpu_batchsize=8") > memory()
-    assert [volumes_of_pass(read_words([*WORDS, "per_gpu_batchsize=3"]), devices) for devices in (1, 4)] == [3, 2]
 
 
 def test_parameters_and_disk_are_exact():
@@ -56,6 +55,23 @@ def test_the_tool_prints_cost_and_refuses_a_typo(capsys):
     assert all(word in shown for word in ("parameters", "epoch", "device-hours", "cost", "fits into 80 GB"))
     assert plan_tool.main([*given, "with", "tinny"]) == 2
     assert plan_tool.main([*given, "--calibrate", "with", *WORDS]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--devices", "0", "with", *WORDS], "--devices 0: must be at least 1"),
+        (["--price", "-2.5", "with", *WORDS], "--price -2.5: must be at least 0"),
+        (["--utilisation", "40", "with", *WORDS], "--utilisation 40: a share above 0 and up to 1"),
+        (["--devices", "3", "with", *WORDS], "batch_size=8 cannot be shared evenly by 3 processes; use batch_size=12"),
+        (WORDS, "unknown option 'tiny' (--help lists them); settings come after the word `with`"),
+    ],
+)
+def test_what_no_run_could_have_is_not_planned(arguments, sentence, capsys):
+    assert plan_tool.main(arguments) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert sentence in told.err
 
 
 @pytest.mark.slow

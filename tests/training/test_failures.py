@@ -117,10 +117,10 @@ def test_a_full_disk_keeps_the_newest_checkpoint(arrows, tmp_path, monkeypatch, 
     save = torch.save
 
     def save_until_full(content, stream):
-        save(content, stream)
         if content["global_step"] == 4:
             with open("/dev/full", "wb", buffering=0) as disk:  # noqa: PTH123
-                disk.write(b"more")
+                save(content, disk)
+        save(content, stream)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save_until_full)
@@ -166,3 +166,25 @@ def test_other_errors_of_the_program_keep_their_trace(monkeypatch):
     monkeypatch.setattr(run, "pretrain", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         command_line(["with", "tiny"])
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), None], ids=["device", "processor"]
+)
+def test_a_lack_of_memory_is_told_and_what_helps(monkeypatch, capsys, tmp_path, error):
+    from mg3d.training import run
+
+    def full(settings):
+        if error:
+            raise error
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(run, "pretrain", full)
+    assert command_line(["with", "tiny", f"log_dir={tmp_path}"]) == 1
+    told = only_sentence(capsys)
+    assert "the memory of the device is used up; contrast_chunk=1 to 8" in told
+    assert told.endswith("no checkpoint had been written yet, so the same command starts anew\n")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert command_line(["with", "tiny", f"log_dir={tmp_path}"]) == 1
+    assert only_sentence(capsys).endswith("`resume_from=last` goes on from the newest checkpoint\n")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,15 +89,36 @@ def submit(environment, *arguments):
 
 def test_a_dry_run_prints_one_process_per_gpu_on_every_node(cluster):
     done = submit(cluster | {"SLURM_NNODES": "4"}, "--dry-run", "swin_b", 'datasets=["ct_rate"]')
-    train, again = done.stdout.splitlines()
+    note, train, again = done.stdout.splitlines()
+    assert note.startswith("# tools/choose_preset.py adds words")
     assert "srun --nodes=4 --ntasks-per-node=2" in train
     assert all(word in train for word in ("resume_from=auto", "devices=2", "num_nodes=4", "swin_b"))
     assert again.startswith("scontrol requeue 7")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--dryrun", "tiny"], "unknown option --dryrun; options of sbatch come before the script"),
+        (["--dry-run", "tiny", "devices=4"], "devices=4: devices and num_nodes come from the job"),
+        (["swin_q", "--dry-run"], "unknown word 'swin_q'; did you mean"),
+    ],
+)
+def test_words_that_a_job_would_not_heed_are_refused_before_it(cluster, arguments, sentence):
+    done = submit(cluster, *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_dry_run_without_words_gives_none(cluster):
+    assert "main.py with  resume_from=auto" in submit(cluster, "--dry-run").stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("codes", "ends", "again"), [("75 75", 0, True), ("138 138", 0, True), ("1 0", 143, False), ("0 1", 1, False), ("0 0", 0, False)]
+    ("codes", "ends", "again"),
+    [("75 75", 0, True), ("138 138", 0, True), ("1 0", 143, False), ("0 1", 1, False), ("0 0", 0, False)],
 )
 def test_only_a_run_stopped_by_the_signal_is_queued_again(cluster, arrows, tmp_path, codes, ends, again):
     done = submit(cluster | {"FAKE_CODES": codes}, *words(arrows, tmp_path)[1:])
@@ -112,3 +134,16 @@ def test_two_processes_that_srun_starts_train_together(cluster, arrows, tmp_path
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("4 steps of 4 volumes: 2 cpu process(es) x 2 volumes x 1 pass(es)") == 1
     assert checkpoint(tmp_path / "run")["global_step"] == 4
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_script_for_several_gpus_ends_all_its_processes(cluster, arrows, tmp_path):
+    lasting = ("max_steps=100000", "val_interval=1", "devices=2", "num_workers=0")
+    command = ["bash", "run_scripts/pretrain_multi_gpus.sh", *words(arrows, tmp_path, *PASSES)[1:], *lasting]
+    started = subprocess.Popen(command, env=cluster, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while started.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
+        time.sleep(0.2)
+    started.send_signal(signal.SIGUSR1)
+    told = started.communicate(timeout=120)[1]
+    assert started.returncode == GO_ON, told
+    assert told.count("by a signal; resume_from=auto goes on from there") == 1

@@ -8,6 +8,7 @@ import torch
 from small_arrow import small_tokenizer
 from small_run import checkpoint
 from small_text_cache import cache_text, save_bert, told
+from transformers import BertConfig, BertModel
 
 from mg3d.config import command_line, read_words
 from mg3d.datasets.text_cache import TextCache
@@ -33,7 +34,7 @@ def test_a_run_with_cached_text_is_the_run_without(arrows, tmp_path, capsys):
     assert command_line(other) == 2
     assert "holds features of another text encoder" in capsys.readouterr().err
     assert command_line(told(arrows, tmp_path / "cut", f"text_encoder={bert}", f"text_cache={cache}", "max_text_len=12")) == 2
-    assert "with another max_text_len" in capsys.readouterr().err
+    assert "with another max_text_len, 250 instead of 12" in capsys.readouterr().err
 
 
 def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp_path):
@@ -54,3 +55,26 @@ def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp
     assert torch.equal(pickle.loads(pickled)(ids), batch.text_features)
     with pytest.raises(ValueError, match="does not hold a report of 3 tokens"):
         TextCache(cache)([np.array([2, 5, 3])])
+
+
+def test_a_folder_of_other_things_is_not_replaced_by_a_cache(arrows, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    for place in ("mine", "mine/thesis.txt"):
+        assert cache_text.main(told(arrows, tmp_path, "text_encoder=nowhere", f"text_cache={tmp_path / place}")) == 2
+        assert f"text_cache={tmp_path / place} is there and holds other things" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_a_forgotten_with_is_told(capsys):
+    assert cache_text.main(["tiny"]) == 2
+    assert "settings come after the word `with`" in capsys.readouterr().err
+
+
+def test_an_encoder_with_a_pooler_is_read_without_the_librarys_table(tmp_path, capfd):
+    tokenizer = small_tokenizer(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    capfd.readouterr()
+    load_text_encoder(tmp_path)
+    assert capfd.readouterr() == ("", "")

@@ -1,11 +1,14 @@
 """The BERT that reads reports: frozen (always deterministic, no gradient) or trained along."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertModel
+from transformers.utils import logging as library_logging
 
 from mg3d.hub import loading_error
 
@@ -99,6 +102,20 @@ class TextEncoder(nn.Module):
             )
 
 
+@contextmanager
+def _silent_library() -> Iterator[None]:
+    """Without bar and table of the library, which warns of a pooler that is not wanted; what matters is in the loading report."""
+    before, had_bar = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(before)
+        if had_bar:
+            library_logging.enable_progress_bar()
+
+
 def load_text_encoder(name_or_dir: str | Path, *, frozen: bool = True, tokenizer_size: int | None = None) -> TextEncoder:
     """A pre-trained BERT of any size, from a local directory or by its name on the hub.
 
@@ -111,7 +128,8 @@ def load_text_encoder(name_or_dir: str | Path, *, frozen: bool = True, tokenizer
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type == "bert":
-            bert, report = BertModel.from_pretrained(name, **loading)
+            with _silent_library():
+                bert, report = BertModel.from_pretrained(name, **loading)
     except Exception as error:  # damaged files give SafetensorError, UnpicklingError, EOFError and others
         raise loading_error("text encoder", name, error, expected="config.json and model.safetensors") from error
     if config.model_type != "bert":
