@@ -84,8 +84,8 @@ def recognise(path: Path, kind: str | None = None) -> dict[str, Path]:
     found = {} if not path.is_dir() else {name: root for name in ("ct_rate", "ctrg") if (root := _root(path, name))}
     if not found and path.is_dir() and next(volumes_below(path, most_folders=LOOKED_INTO), None):
         raise ValueError(
-            f"{path} holds NIfTI files or DICOM series in no layout that is known; say --kind own (and --own-table FILE, if there "
-            "are reports), or --kind with the name of the data set"
+            f"{path} holds NIfTI files or DICOM series in no layout that is known; say --kind own (and --own-table FILE, if "
+            "there are reports), or --kind with the name of the data set"
         )
     if not found:
         raise ValueError(

@@ -62,7 +62,7 @@ def _lowest_stands_apart(values: np.ndarray) -> bool:
 
 
 def _may_be_filling(stored: np.ndarray, table: tuple[float, float]) -> bool:
-    """Whether a lowest value that looks like air is filling of numbers that are no HU yet: the air then lies where the table says.
+    """Whether a lowest value that looks like air is filling of numbers that are no HU yet; air then lies where the table says.
 
     Air without noise stands apart as well. At just `VACUUM_HU` it is air, unless the table makes a known filling of it.
     """

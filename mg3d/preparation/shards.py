@@ -118,7 +118,8 @@ def finished(task: ShardTask, sidecar: dict[str, Any] | None = None) -> dict[str
     """The sidecar (read if it is not given) of a shard that is whole and up to date, else None.
 
     Up to date: no volume whose files are there is unknown to the shard, came from another row of the table or from other files,
-    be it at the same paths. Raw files that were removed since take nothing away. A shard of which nothing is there yet has a sidecar, in memory, of nothing.
+    be it at the same paths. Raw files that were removed since take nothing away. A shard of which nothing is there yet has a
+    sidecar, in memory, of nothing.
     """
     sidecar = sidecar or read_sidecar(task)
     if sidecar is None:
