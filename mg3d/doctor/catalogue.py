@@ -17,9 +17,12 @@ from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import Scan, VolumeRecord
 from mg3d.preparation.sources.ctrg import ANNOTATIONS
+from mg3d.preparation.sources.own import volumes_below
 from mg3d.preparation.sources.registry import SCANS, ScanChoice
 from mg3d.text_units import normalise
 
+LOOKED_INTO = 1000
+"""Folders, at most, in which a volume is looked for before a folder is said to hold none."""
 PHANTOM_MARKS = ("phantom.json", "truth")
 _TREES = ("train_fixed", "valid_fixed", "train", "valid", "radiology_text_reports")
 
@@ -79,6 +82,11 @@ def recognise(path: Path, kind: str | None = None) -> dict[str, Path]:
     if kind is not None:
         return {kind: path}
     found = {} if not path.is_dir() else {name: root for name in ("ct_rate", "ctrg") if (root := _root(path, name))}
+    if not found and path.is_dir() and next(volumes_below(path, most_folders=LOOKED_INTO), None):
+        raise ValueError(
+            f"{path} holds NIfTI files or DICOM series in no layout that is known; say --kind own (and --own-table FILE, if "
+            "there are reports), or --kind with the name of the data set"
+        )
     if not found:
         raise ValueError(
             f"{path} looks like none of {', '.join(SCANS)} and holds no index file ({index_path(Path(), 'ct_rate', 'train')}); "

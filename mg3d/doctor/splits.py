@@ -13,26 +13,33 @@ from mg3d.doctor.catalogue import Catalogue, index_files
 from mg3d.doctor.findings import Finding, examples, number
 from mg3d.doctor.published import COUNTS, Counts
 
+UNTOLD = "not told"
+"""In the place of an official split, of volumes that are left out and whose ids do not tell it."""
+
 
 def counts(catalogue: Catalogue) -> list[dict[str, object]]:
     """Rows of a table: data set, official split, patients, studies, volumes, left out, published volumes.
 
-    What is left out is counted where its id tells its split, as CT-RATE's do.
+    What is left out is counted where its id tells its split, as CT-RATE's do, else in a row of its own, `UNTOLD`, so that the
+    splits' volumes add up to those of `all`. A case of CTRG is a patient and a study; of an own volume that is left out neither
+    is known.
     """
     table, rows = [], catalogue.rows
     for dataset in catalogue.datasets:
         mine = rows[rows["dataset"] == dataset]
         refused = [entry.volume_id for entry in catalogue.refused if entry.dataset == dataset]
-        for split in dict.fromkeys([*COUNTS.get(dataset, {}), *mine["official_split"]]):
+        splits = list(dict.fromkeys([*COUNTS.get(dataset, {}), *mine["official_split"]]))
+        told = {name: split for name in refused for split in splits if name.startswith(f"{dataset}/{split}_")}
+        for split in [*splits, *([UNTOLD] if told.keys() < set(refused) else [])]:
             part = mine if split == "all" else mine[mine["official_split"] == split]
-            lost = [name for name in refused if split == "all" or name.startswith(f"{dataset}/{split}_")]
+            lost = [name for name in refused if split in {"all", told.get(name, UNTOLD)}]
             table.append(
                 {
                     "data set": DATASETS[dataset].title if dataset in DATASETS else dataset,
                     "dataset": dataset,
                     "official split": split,
-                    "patients": len({*part["patient_id"], *(_above(name, 2) for name in lost if dataset == "ct_rate")}),
-                    "studies": len({*part["study_id"], *(_above(name, 1) for name in lost if dataset == "ct_rate")}),
+                    "patients": len({*part["patient_id"], *_owners(lost, dataset, 2)}),
+                    "studies": len({*part["study_id"], *_owners(lost, dataset, 1)}),
                     "volumes": len({*part["volume_id"], *lost}),
                     "left out": len(lost),
                 }
@@ -40,15 +47,18 @@ def counts(catalogue: Catalogue) -> list[dict[str, object]]:
     return table
 
 
-def _above(volume_id: str, levels: int) -> str:
-    return volume_id.rsplit("_", levels)[0]
+def _owners(lost: Sequence[str], dataset: str, levels: int) -> list[str]:
+    """Studies (levels 1) or patients (2) of volumes that are left out, where their ids tell them."""
+    if dataset == "ctrg":
+        return list(lost)
+    return [name.rsplit("_", levels)[0] for name in lost if dataset == "ct_rate"]
 
 
 def check_counts(catalogue: Catalogue) -> list[Finding]:
     """Each data set's counts against the published ones; a synthetic set is only told to be one."""
     table = counts(catalogue)
     own = [row for row in table if catalogue.synthetic or row["dataset"] not in COUNTS]
-    findings = [_told(row) for row in own if row["official split"] != "all"]
+    findings = [_told(row) for row in own if row["official split"] not in {"all", UNTOLD}]
     if catalogue.synthetic:
         told = "a synthetic set: nothing is compared with published counts and shares"
         return [*findings, Finding(code="synthetic", severity="fact", found=told)]

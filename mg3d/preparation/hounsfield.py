@@ -10,6 +10,10 @@ CLIP_HU = (-1024, 3071)
 AIR_HU = (-1100, -900)
 PADDING_HU = -3000
 """What lies at or below is no measurement but a scanner's filling outside the field of view (-8192, -3024)."""
+VACUUM_HU = -1000
+"""Air by the definition of the unit; what a program writes around a body that it cut out."""
+FILLINGS_HU = (-2000, -2048)
+"""Filling above `PADDING_HU` that scanners are known to write."""
 FILLING_SHARE, FILLING_GAP_HU, FILLING_EDGE = 0.01, 300, 0.1
 """Other filling (-2048, -2000) is told by its share of the voxels, at least, and by how few lie less than that above it: beside
 each ten voxels of it one at most, which a resampled volume has at its edge."""
@@ -57,6 +61,17 @@ def _lowest_stands_apart(values: np.ndarray) -> bool:
     return FILLING_SHARE * values.size <= same < values.size and near - same <= FILLING_EDGE * same
 
 
+def _may_be_filling(stored: np.ndarray, table: tuple[float, float]) -> bool:
+    """Whether a lowest value that looks like air is filling of numbers that are no HU yet; air then lies where the table says.
+
+    Air without noise stands apart as well. At just `VACUUM_HU` it is air, unless the table makes a known filling of it.
+    """
+    lowest = float(stored.min())
+    if lowest == VACUUM_HU and lowest * table[0] + table[1] not in FILLINGS_HU:
+        return False
+    return _lowest_stands_apart(stored)
+
+
 def choose_rule(stored: np.ndarray, table: tuple[float, float] | None) -> HuRule:
     """The rule of a volume, from where its air lies; the folder a file lies in decides nothing.
 
@@ -77,8 +92,7 @@ def choose_rule(stored: np.ndarray, table: tuple[float, float] | None) -> HuRule
     has_table = table is not None and np.isfinite(table).all() and table[0] != 0
     shifted = air_peak(sample * np.float32(table[0]) + np.float32(table[1])) if has_table else float("nan")
     is_air, is_air_shifted = (AIR_HU[0] <= found <= AIR_HU[1] for found in (peak, shifted))
-    # Filling of -1024 in numbers that are no HU yet looks like air; the air itself then lies where the table says.
-    if is_air and not (is_air_shifted and _lowest_stands_apart(sample)):
+    if is_air and not (is_air_shifted and _may_be_filling(sample, table)):
         return HuRule("baked", 1.0, 0.0)
     if is_air_shifted:
         return HuRule("csv", *table)

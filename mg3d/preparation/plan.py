@@ -10,7 +10,7 @@ from mg3d.files import write_json
 from mg3d.preparation.locks import holder
 from mg3d.preparation.quarantine import TRIED_AGAIN
 from mg3d.preparation.recipe import digest
-from mg3d.preparation.shards import PLAN, PlanChangedError, ShardTask, finished, read_sidecar, sidecar_time
+from mg3d.preparation.shards import PLAN, PlanChangedError, ShardTask, anew, finished, read_sidecar, sidecar_time
 
 
 def settle_plan(tasks: Sequence[ShardTask]) -> tuple[list[ShardTask], str | None]:
@@ -44,14 +44,16 @@ def settle_plan(tasks: Sequence[ShardTask]) -> tuple[list[ShardTask], str | None
 
 def pending_tasks(
     tasks: Sequence[ShardTask], sidecars: dict[str, dict[str, Any]], *, retry: bool, verify: bool
-) -> tuple[list[ShardTask], set[str]]:
-    """The tasks that are to be done, and the ids of all volumes that are stored; fills `sidecars` with those of the rest.
+) -> tuple[list[ShardTask], set[str], int]:
+    """The tasks that are to be done, the ids of all volumes that are stored, and how many have other raw files than before.
+
+    Fills `sidecars` with those of the tasks that are done.
 
     Raises:
         ValueError: stored volumes would be lost, for their raw files are gone and other voxels are asked for, or the list of
             volumes has changed so that another shard should hold them.
     """
-    pending, stored, stranded = [], set(), _moved_without_files(tasks)
+    pending, stored, stranded, others = [], set(), _moved_without_files(tasks), 0
     for task in tasks:
         old = read_sidecar(task)
         sidecar = finished(task, old)
@@ -63,6 +65,7 @@ def pending_tasks(
         stored |= here
         codes = {facts.get("refused") for facts in (sidecar or {}).get("volumes", {}).values()}
         again = bool(codes & TRIED_AGAIN) or (retry and bool(codes - {None, "not_downloaded"}))
+        others += len(anew(task, old)) if old and sidecar is None and old["preproc_hash"] == task.preproc_hash else 0
         if sidecar is None or again or (verify and sidecar["rows"]):
             pending.append(replace(task, known=sidecar_time(task), again=again, verify=verify))
         else:
@@ -72,15 +75,36 @@ def pending_tasks(
             f"{len(stranded)} volumes of {tasks[0].dataset} are stored, but their raw files are gone, so that they cannot be "
             "made anew as asked; keep the settings and tables of before, bring the files back, or use another --out"
         )
-    return pending, stored
+    return pending, stored, others
+
+
+def check_limit(tasks: Sequence[ShardTask], limit: int) -> None:
+    """Looks whether the tasks, made with `limit`, have all volumes that are stored.
+
+    Raises:
+        ValueError: they have not; shards would be written anew without the rest.
+    """
+    stored = _stored_in(tasks[0])
+    left = len(stored.keys() - {record.volume_id for task in tasks for record in task.records})
+    if left:
+        raise ValueError(
+            f"{tasks[0].path.parent} holds {len(stored)} volumes of {tasks[0].dataset}, and --limit {limit} would take {left} of "
+            "them away; use another --out, or leave --limit out"
+        )
+
+
+def _stored_in(task: ShardTask) -> dict[str, str]:
+    """Volume id -> name of the shard that holds it, by all sidecars beside the task's."""
+    stored: dict[str, str] = {}
+    for path in sorted(task.path.parent.glob("shard-*.json")):
+        sidecar = read_sidecar(replace(task, path=path.with_suffix(task.path.suffix))) or {}
+        stored |= {name: path.stem for name, facts in sidecar.get("volumes", {}).items() if "row" in facts}
+    return stored
 
 
 def _moved_without_files(tasks: Sequence[ShardTask]) -> set[str]:
     """Ids of volumes without raw files that are stored in another shard than the plan has them in: rows do not move."""
-    stored: dict[str, str] = {}
-    for path in sorted(tasks[0].path.parent.glob("shard-*.json")):
-        sidecar = read_sidecar(replace(tasks[0], path=path.with_suffix(tasks[0].path.suffix))) or {}
-        stored |= {name: path.stem for name, facts in sidecar.get("volumes", {}).items() if "row" in facts}
+    stored = _stored_in(tasks[0])
     absent = ((record.volume_id, task.path.stem) for task in tasks for record in task.records if not record.files)
     return {name for name, shard in absent if stored.get(name, shard) != shard}
 

@@ -19,7 +19,7 @@ from mg3d.preparation.engines import Engine, local_engine
 from mg3d.preparation.index import join, remove_index, write_index, write_manifest
 from mg3d.preparation.leaks import LeakError, find_leaks
 from mg3d.preparation.locks import POLL_S, clear, holder, waiting_for
-from mg3d.preparation.plan import pending_tasks, settle_plan
+from mg3d.preparation.plan import check_limit, pending_tasks, settle_plan
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Scan
@@ -125,15 +125,19 @@ def _jobs(options: Options, summary: Summary) -> dict[str, _Job]:
     for dataset, scan in scans.items():
         if not scan.records:
             _check_splits(dataset, scan, set(), options.out / "quarantine.jsonl")
-        tasks, note = settle_plan(
-            plan_shards(scan.records, root=scan.root, out=options.out, recipe=options.resolved, rows=options.shard_rows)
-        )
+        tasks = plan_shards(scan.records, root=scan.root, out=options.out, recipe=options.resolved, rows=options.shard_rows)
+        if options.limit is not None:
+            check_limit(tasks, options.limit)
+        tasks, note = settle_plan(tasks)
         sidecars: dict[str, dict[str, Any]] = {}
-        pending, stored = pending_tasks(tasks, sidecars, retry=options.retry_quarantine, verify=options.verify)
+        pending, stored, others = pending_tasks(tasks, sidecars, retry=options.retry_quarantine, verify=options.verify)
         _check_splits(dataset, scan, stored, options.out / "quarantine.jsonl")
         if dataset in streams:
             pending = hand_out(streams[dataset], pending, options.stream_budget, options.workers)
         summary.notes += [*scan.notes, *([note] if note else [])]
+        if others:
+            told = f"{dataset}: the raw files of {others} volumes are not those of the last run; these volumes are prepared anew"
+            summary.notes.append(told)
         summary.skipped += len(tasks) - len(pending)
         jobs[dataset] = _Job(scan, tasks, pending, sidecars)
     return jobs

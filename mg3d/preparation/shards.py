@@ -5,7 +5,7 @@ import json
 import resource
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from mg3d.preparation import progress
 from mg3d.preparation.kept import KeptRows, encode_facts
 from mg3d.preparation.locks import clear, holder, holding
 from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.raw_files import exchanged, fingerprint
 from mg3d.preparation.recipe import Recipe, digest
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.stream import Delivery, deliver
@@ -116,8 +117,9 @@ def read_sidecar(task: ShardTask) -> dict[str, Any] | None:
 def finished(task: ShardTask, sidecar: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The sidecar (read if it is not given) of a shard that is whole and up to date, else None.
 
-    Up to date: no volume whose files are there is unknown to the shard or came from other files or another row of the table. Raw
-    files that were removed since take nothing away. A shard of which nothing is there yet has a sidecar, in memory, of nothing.
+    Up to date: no volume whose files are there is unknown to the shard, came from another row of the table or from other files,
+    be it at the same paths. Raw files that were removed since take nothing away. A shard of which nothing is there yet has a
+    sidecar, in memory, of nothing.
     """
     sidecar = sidecar or read_sidecar(task)
     if sidecar is None:
@@ -132,7 +134,17 @@ def finished(task: ShardTask, sidecar: dict[str, Any] | None = None) -> dict[str
     if any(sidecar.get(name) != value for name, value in expected.items()):
         return None
     known = (sidecar["volumes"][record.volume_id].get("key") == record.image_key for record in task.records if record.files)
-    return sidecar if all(known) else None
+    return sidecar if all(known) and not anew(task, sidecar) else None
+
+
+def anew(task: ShardTask, sidecar: dict[str, Any]) -> list[str]:
+    """Ids of volumes that the sidecar knows, whose raw files were exchanged for others at the same paths since it was written."""
+    found, since_ns = [], sidecar_time(task)
+    for record in task.records:
+        facts = sidecar["volumes"].get(record.volume_id, {})
+        if facts.get("key") == record.image_key and exchanged(record, task.root, facts.get("raw"), since_ns):
+            found.append(record.volume_id)
+    return found
 
 
 def work(task: ShardTask) -> Outcome:
@@ -269,14 +281,20 @@ def _rows(task: ShardTask) -> Iterator[tuple[VolumeRecord, np.ndarray | None, di
 
 def _stored(task: ShardTask) -> dict[str, KeptRows]:
     """Volume id -> the earlier file that has its row, for every row that is still right."""
-    keys = {record.volume_id: record.image_key if record.files else None for record in task.records}
+    records = {record.volume_id: record for record in task.records}
     stored: dict[str, KeptRows] = {}
     for path in [task.path, *sorted(task.path.parent.glob(f"{task.path.name}.tmp-*"))]:
         kept = KeptRows(path, task.preproc_hash)
         for volume_id, (_, facts) in kept.facts.items():
-            if volume_id in keys and keys[volume_id] in {None, facts["key"]}:
-                stored.setdefault(volume_id, kept)
+            if volume_id not in stored and volume_id in records and _is_of(facts, records[volume_id], task):
+                stored[volume_id] = kept
     return stored
+
+
+def _is_of(facts: Mapping[str, Any], record: VolumeRecord, task: ShardTask) -> bool:
+    if not record.files:
+        return True
+    return facts["key"] == record.image_key and not exchanged(record, task.root, facts.get("raw"))
 
 
 def _at_hand(records: Sequence[VolumeRecord]) -> Iterator[tuple[VolumeRecord, None]]:
@@ -286,7 +304,8 @@ def _at_hand(records: Sequence[VolumeRecord]) -> Iterator[tuple[VolumeRecord, No
 def _try_volume(
     record: VolumeRecord, task: ShardTask, failure: Refusal | None = None
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
-    same = {"key": record.image_key, "source": record.source}
+    raw = fingerprint(record, task.root)
+    same = {"key": record.image_key, "source": record.source} | ({"raw": raw} if raw else {})
     try:
         if failure is not None:
             raise failure

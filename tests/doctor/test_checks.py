@@ -121,6 +121,19 @@ def test_counts_are_held_against_the_published_ones(tmp_path, monkeypatch, publi
     assert ("10.0% there" in finding.found) == (code == "partial")
 
 
+def test_counts_of_ctrgs_splits_add_up_to_those_of_all(tmp_path):
+    here = catalogue(tmp_path, ["train_1_a_1", "train_2_a_1", "valid_1_a_1"])
+    for column in ("volume_id", "study_id", "patient_id"):
+        here.rows[column] = ["ctrg/aa", "ctrg/bb", "ctrg/cc"]
+    here.rows["dataset"] = "ctrg"
+    here.refused += [Quarantined(f"ctrg/{name}", "ctrg", "scan", "missing_slices") for name in ("dd", "ee")]
+    found = {row["official split"]: [row[name] for name in ("patients", "studies", "volumes", "left out")]
+             for row in splits.counts(here)}  # fmt: skip
+    assert found == {"all": [5, 5, 5, 2], "train": [2, 2, 2, 0], "valid": [1, 1, 1, 0], "not told": [2, 2, 2, 2]}
+    here.refused.clear()
+    assert [row["official split"] for row in splits.counts(here)] == ["all", "train", "valid"]
+
+
 def test_lists_name_volumes_studies_and_patients_in_any_spelling(tmp_path):
     here = catalogue(tmp_path, [f"train_{k}_a_1" for k in range(1, 7)] + ["valid_1_a_1"])
     here.rows.loc[4, "split"] = "val"

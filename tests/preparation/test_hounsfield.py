@@ -70,3 +70,26 @@ def test_constant_and_not_finite_volumes_are_refused():
 
 def test_a_large_volume_is_sampled_to_the_same_rule():
     assert choose_rule(np.tile(chest(), (4, 8, 8)), (1.0, -1024.0)).name == "baked"
+
+
+def head(air=-1000):
+    """HU [z, y, x] of a shell of bone around a brain; no lung and no fat lie between air and tissue."""
+    rng = np.random.default_rng(3)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, length) for length in (26, 22, 24)), indexing="ij")
+    radius = np.sqrt(z**2 + y**2 + x**2)
+    volume = np.full(radius.shape, air)
+    volume[radius < 0.9] = rng.normal(1000, 200, radius.shape).astype(int)[radius < 0.9]
+    volume[radius < 0.75] = rng.normal(40, 8, radius.shape).astype(int)[radius < 0.75]
+    return volume
+
+
+@pytest.mark.parametrize("intercept", [-1024.0, -8192.0])
+def test_air_without_noise_around_a_head_is_no_filling(intercept):
+    assert choose_rule(head(), (1.0, intercept)).name == "baked"
+    assert choose_rule(head().astype(np.int32) - int(intercept), (1.0, intercept)).name == "csv"
+
+
+def test_a_known_filling_that_is_stored_where_air_lies_is_not_taken_for_it():
+    volume = chest()
+    volume[:, :6] = -2000
+    assert choose_rule(volume + 1000, (1.0, -1000.0)).name == "csv"  # stored filling: -1000; stored air: 0

@@ -9,8 +9,9 @@ from small_raw import write_ctrg
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import index_path
 from mg3d.preparation import shards
-from mg3d.preparation.quarantine import Quarantined, write_quarantine
+from mg3d.preparation.quarantine import Quarantined, Refusal, write_quarantine
 from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.voxels import make_volume
 
 
 def options(root, out, others=(), **more):
@@ -84,19 +85,38 @@ def test_a_seed_moves_patients_without_touching_voxels(small_tree, tmp_path):
     assert {prepare(options(root, out, seed=seed)).built for seed in range(3)} == {0}
 
 
-def test_quarantined_volumes_are_tried_again_on_demand(small_tree, tmp_path):
-    path = small_tree.add("train_8_a_1")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:400])
+def test_quarantined_volumes_are_tried_again_on_demand(small_tree, tmp_path, monkeypatch):
+    def too_little_memory(record, root, recipe):
+        if record.volume_id == "ct_rate/train_8_a_1":
+            raise Refusal("oom")
+        return make_volume(record, root, recipe)
+
+    small_tree.add("train_8_a_1")
     root, out = small_tree.write(), tmp_path / "out"
+    monkeypatch.setattr(shards, "make_volume", too_little_memory)
     first = prepare(options(root, out))
-    assert [entry.code for entry in first.quarantined] == ["gzip_truncated"]
+    assert [entry.code for entry in first.quarantined] == ["oom"]
     assert first.share == pytest.approx(1 / 11)
-    path.write_bytes(whole)
+    monkeypatch.undo()
     assert prepare(options(root, out)).built == 0
     retried = prepare(options(root, out, retry_quarantine=True))
     assert (retried.built, retried.quarantined) == (1, [])
     assert (out / "quarantine.jsonl").read_text() == ""
+
+
+def test_ids_of_cases_hang_on_the_salt_alone_so_that_its_copy_gives_the_same_bytes(tmp_path):
+    def prepared(name):
+        prepare(Options(out=tmp_path / name, roots={"ctrg": root}, image_size=32, val_patients=1))
+        return {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+
+    root = write_ctrg(tmp_path / "ctrg", 6)
+    first, other = prepared("first"), prepared("other")
+    assert first.keys() == other.keys()
+    assert first["plan.json"] != other["plan.json"]  # a guessed name cannot be looked up with another salt
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "first" / "ctrg_salt.txt", tmp_path / "copy")
+    assert prepared("copy") == first
+    assert not any(b"Person" in content for content in first.values())
 
 
 def test_quarantine_keeps_other_data_sets_and_drops_a_torn_line(tmp_path):

@@ -191,6 +191,17 @@ def test_reports_of_an_own_folder_come_from_its_table(tmp_path, capsys):
     assert "--kind own" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["patient 1/series/0001.dcm", "scans/one.nii.gz"])
+def test_a_folder_of_other_scans_is_told_to_be_of_kind_own_and_no_name_is_said(tmp_path, capsys, name):
+    path = tmp_path / "clinic" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(128) + b"DICM")
+    assert TOOL.main([str(tmp_path / "clinic")]) == 2
+    told = capsys.readouterr().err
+    assert "say --kind own (and --own-table FILE" in told
+    assert "patient 1" not in told
+
+
 def test_what_is_set_aside_is_summed_up_by_reason(arrows):
     line = {"volume_id": "ct_rate/train_9_a_1", "dataset": "ct_rate", "stage": "volume", "code": "gzip_truncated", "detail": ""}
     (arrows / "quarantine.jsonl").write_text(json.dumps(line) + '\n{"torn')

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -154,9 +155,14 @@ def list_own(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = _SUF
     return Listing(volumes, [note], labelled=False)
 
 
-def volumes_below(root: Path, suffixes: tuple[str, ...] = _SUFFIXES) -> Iterator[PurePosixPath]:
-    """Files that end in one of `suffixes` and folders of DICOM slices below `root`, relative to it, folder by folder."""
-    for folder, inside, names in os.walk(root):
+def volumes_below(
+    root: Path, suffixes: tuple[str, ...] = _SUFFIXES, most_folders: int | None = None
+) -> Iterator[PurePosixPath]:
+    """Files that end in one of `suffixes` and folders of DICOM slices below `root`, relative to it, folder by folder.
+
+    most_folders: look into so many and no more.
+    """
+    for folder, inside, names in islice(os.walk(root), most_folders):
         inside.sort()
         here = Path(folder)
         names = sorted(name for name in names if not name.startswith(".") and name != "DICOMDIR")
