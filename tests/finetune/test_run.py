@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from downstream.folders import load
+from monai.networks.nets.swin_unetr import SwinTransformer
 
 from mg3d.finetune.cases import Parts
 from mg3d.finetune.compare import differences, table_lines
@@ -14,7 +15,7 @@ from mg3d.finetune.encoder import TINY, build_encoder, start_encoder
 from mg3d.finetune.predict import find_scans
 from mg3d.finetune.results import read_facts, read_table
 from mg3d.finetune.run import limited, run
-from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.settings import FinetuneSettings, parse_settings
 from mg3d.glossary import LABELS
 from mg3d.metrics.bootstrap import Comparison
 from mg3d.settings.parse import defaults
@@ -199,6 +200,20 @@ def test_scratch_can_be_the_very_network_of_a_file(trained, tmp_path, capsys):
     assert run(load("stoic2021").TASK, words) == 0
     assert "last.ckpt from scratch, none of its weights" in capsys.readouterr().out
     assert (tmp_path / "stoic2021" / "as-last-scratch-phantom" / "fold0" / "scores.json").is_file()
+
+
+@pytest.mark.parametrize(("word", "merging"), [("merging", "monai"), ("mergingv2", "monai_v2")])
+def test_an_encoder_of_monai_starts_with_the_merging_that_is_named(tmp_path, word, merging):
+    torch.manual_seed(0)
+    theirs = SwinTransformer(1, 48, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), downsample=word).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"monai_v2.*load_merging=..."):
+        start_encoder(FinetuneSettings(pretrained=str(tmp_path / "weights.pt")))
+    words = parse_settings({"pretrained": str(tmp_path / "weights.pt"), "load_merging": merging}, defaults={}, options={})
+    started, volume = start_encoder(words), torch.rand(1, 1, 32, 32, 64)
+    assert (started.report.merging, started.vision["patch_merging"]) == (merging, merging)
+    with torch.no_grad():
+        assert torch.allclose(started.encoder.eval()(volume)[-1], theirs(volume)[-1], atol=1e-4)
 
 
 def test_training_goes_on_where_it_was_cut_off(trained, tmp_path):
