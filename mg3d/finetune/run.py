@@ -61,7 +61,7 @@ def say(sentence: str) -> None:
 def run(task: Task, arguments: Sequence[str]) -> int:
     """The command line of a folder; returns the exit code. A user's mistake is one sentence on stderr."""
     if any(word in ("-h", "--help", "help") for word in arguments):
-        print(USAGE.format(title=task.title, folder=task.folder, settings=usage(task.defaults, task.options)))
+        print(USAGE.format(title=task.title, folder=task.folder, settings=usage(task.defaults, task.options, task.phantom)))
         return 0
     try:
         command(task, read_words([word for word in arguments if word != "with"]))
@@ -202,6 +202,7 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
         refuse_other_cases(folder, read_facts(folder).get("divided"), divided(parts))
         if read_facts(folder).get("finished", True):
             say(f"{folder} holds this run, finished; run_name=... starts another")
+            tell_of_no_test_part(kind, parts)
             show_scores(console, task.title, read_scores(folder))
             return {part: read_table(predictions_file(folder, part)) for part in read_facts(folder)["scores"]}
     shared = shared_patients(parts)
@@ -247,13 +248,18 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     others = settings.checkpoint and settings.mode == "evaluate"
     out = folder / f"of-{Path(settings.checkpoint).stem}" if others else folder
     scores = write_results(out, kind, tables, facts=facts | found, dev=tables.get("val"))
-    if kind.by_steps and not parts.test:
-        say("there is no test part: the best epoch was chosen on the cases that are reported, so scores are somewhat too high")
+    tell_of_no_test_part(kind, parts)
     show_scores(console, f"{task.title} ({found['trained']['settings']['pretrained']}, fold {folder.name[4:]})", scores)
     if not facts.get("finished", True):
         say("stopped at max_minutes before the last epoch; the same command goes on")
     say(f"wrote {out}")
     return tables
+
+
+def tell_of_no_test_part(kind: Kind, parts: Parts) -> None:
+    """Says that scores are of the cases that the epoch was chosen by, where they are."""
+    if kind.by_steps and not parts.test:
+        say("there is no test part: the best epoch was chosen on the cases that are reported, so scores are somewhat too high")
 
 
 OF_TRAINING = ("minutes", "peak_memory_gb", "processes", "epochs", "finished", "cases", "parameters", "encoder_coverage")

@@ -200,8 +200,14 @@ def refuse_missing(settings: FinetuneSettings, options: Mapping[str, Any]) -> No
             raise FileNotFoundError(f"{name}={path}: there is no file or folder of this name")
 
 
-def usage(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Every setting with its value in this folder, and its meaning; those of this folder alone first."""
+def usage(defaults: Mapping[str, Any], options: Mapping[str, Any], phantom: Mapping[str, Any]) -> str:
+    """Every setting with its value in this folder, and its meaning; those of this folder alone first.
+
+    phantom: values that are others on the synthetic set, told beside them.
+    """
     plain = dict(options) | dataclasses.asdict(FinetuneSettings()) | dict(defaults)
     width, told = max(map(len, plain)), meanings(FinetuneSettings)
-    return "\n".join(listed(name, value, told.get(name, ""), width=width) for name, value in plain.items())
+    notes = {name: f"  (data_root=phantom: {phantom[name]!r})" for name in plain if phantom.get(name, plain[name]) != plain[name]}
+    return "\n".join(
+        listed(name, value, told.get(name, ""), width=width, note=notes.get(name, "")) for name, value in plain.items()
+    )

@@ -64,7 +64,9 @@ def test_a_finished_run_is_shown_and_not_trained_again(trained, capsys):
     _, folder, words = trained
     before = (folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns
     assert run(load("stoic2021").TASK, words) == 0
-    assert "finished" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "finished" in told
+    assert "the best epoch was chosen on the cases that are reported" in told
     assert (folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns == before
 
 
