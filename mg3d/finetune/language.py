@@ -1,5 +1,6 @@
 """Arrow files of reports and of sentences, for what learns from text alone; volumes are not opened."""
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,11 +104,17 @@ def write_language(root: Path, dataset: str, out: Path, *, val_patients: int = 5
         for kind, rows, schema in (("reports", reports, REPORT_SCHEMA), ("sentences", sentences, SENTENCE_SCHEMA)):
             path = language_path(out, dataset, kind, split)
             table = pa.Table.from_pylist(rows, schema=schema)
-            if not (path.is_file() and _read(path).equals(table)):
-                with replacing(path) as stream, pa.ipc.new_file(stream, schema) as writer:
-                    writer.write_table(table)
+            _write(path, table)
             counts[path.name] = len(table)
     return counts
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with contextlib.suppress(ValueError):  # none is there, or one that was cut off
+        if _read(path).equals(table):
+            return
+    with replacing(path) as stream, pa.ipc.new_file(stream, table.schema) as writer:
+        writer.write_table(table)
 
 
 def _read(path: Path) -> pa.Table:

@@ -59,7 +59,7 @@ def test_reports_come_from_tables_and_from_arrow_files_alike(tiny_set, tmp_path)
     assert row["labels"] == sentence_labels(row["sentence"]).tolist()
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.arrow")}
     changed = tmp_path / "clm_ct_rate_reports_val.arrow"
-    changed.write_bytes((tmp_path / "clm_ct_rate_reports_train.arrow").read_bytes())
+    changed.write_bytes(changed.read_bytes()[:-9])
     assert write_language(raw, "ct_rate", tmp_path) == counts
     assert {path for path, time in files.items() if path.stat().st_mtime_ns != time} == {changed}
     assert [(case.case_id, case.part) for case in read_language_cases(tmp_path, "ct_rate")] == [
