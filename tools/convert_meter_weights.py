@@ -19,6 +19,7 @@ from mg3d.checkpoints.command import answer
 from mg3d.checkpoints.convert import Conversion, Program, convert
 from mg3d.checkpoints.read import read_checkpoint
 from mg3d.files import write_bytes
+from mg3d.settings.schema import PatchMerging
 
 
 def write(conversion: Conversion, out: Path) -> None:
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("file", metavar="IN", help="a file of weights, or a folder that mg3d saved")
     parser.add_argument("out", metavar="OUT", help="file to write")
     parser.add_argument("--to", required=True, choices=get_args(Program), help="whose names OUT has")
-    parser.add_argument("--merging", choices=("legacy", "monai"), help="patch merging of IN, where the file does not tell")
+    parser.add_argument("--merging", choices=get_args(PatchMerging), help="patch merging of IN, where the file does not tell")
     parser.add_argument("--prefix", default="", help="what stands before the names, where it is none of the usual words")
     parser.add_argument("--keep-unused", action="store_true", help="carry along what the released code builds and never reads")
     options = parser.parse_args(arguments)

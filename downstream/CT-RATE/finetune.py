@@ -86,7 +86,7 @@ def read_reports(root: Path, val_patients: int) -> list[Case]:
 
     def write() -> None:
         counts = write_language(root, "ct_rate", out, val_patients=val_patients)
-        say(f"wrote {out}: {', '.join(f'{count} rows of {name}' for name, count in counts.items())}")
+        say(f"{out} holds {', '.join(f'{count} rows of {name}' for name, count in counts.items())}")
 
     first_does(write, done=lambda: has_language(out, "ct_rate", every=True), what=str(out))
     return read_language_cases(out, "ct_rate")

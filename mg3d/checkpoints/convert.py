@@ -64,7 +64,7 @@ class Conversion(NamedTuple):
     tensors: dict[str, Tensor]
     rows: tuple[Row, ...]
     merging: str
-    """Patch merging of the image encoder among them: `legacy`, `monai`, or `none` where there is none."""
+    """Patch merging of the image encoder among them; `none` where there is none."""
 
     def table(self) -> str:
         """One line per tensor, then the counts."""
@@ -104,7 +104,7 @@ def convert(
     Args:
         keep_unused: between MG-3D and ours, carry along what no objective reads, so that the way back gives the same file.
         prefix: what stands before the names, where it is none of the usual words; what lies elsewhere is left out.
-        merging: `legacy` or `monai`, the patch merging the weights were trained with, where the file does not tell.
+        merging: `legacy`, `monai` or `monai_v2`, the patch merging the weights were trained with, where the file does not tell.
 
     Raises:
         ValueError: the names are of none of the four programs, `to` is none, nothing corresponds, no name begins with `prefix`,
@@ -141,12 +141,12 @@ def _agree_on_merging(file: CheckpointFile, to: Program, users: str | None) -> s
     if files == "unknown" and not users:
         raise ValueError(
             f"{file.path} does not tell its patch merging, and a wrong guess gives other features without any error: ask whoever "
-            "trained it and say --merging legacy (MG-3D, early MONAI) or --merging monai (present MONAI)"
+            "trained it and say --merging legacy (MG-3D, early MONAI), monai (present MONAI) or monai_v2 (its mergingv2)"
         )
     known = users or files
-    if to == "released" and known == "monai":
+    if to == "released" and known != "legacy":
         raise ValueError(
-            f"{file.path} was trained with MONAI's present patch merging, which MG-3D's code does not compute: there its "
+            f"{file.path} was trained with MONAI's patch merging {known!r}, which MG-3D's code does not compute: there its "
             "features would be others, without any error; train with patch_merging=legacy for weights that go back"
         )
     return known

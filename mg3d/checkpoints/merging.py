@@ -12,10 +12,9 @@ from torch import nn
 from mg3d.checkpoints.families import EncoderShape, is_released
 from mg3d.checkpoints.read import CheckpointFile
 from mg3d.checkpoints.styles import Named, vision_shapes
+from mg3d.settings.schema import PatchMerging
 
-Computed = Literal["legacy", "monai", "monai_v2"]
-"""MG-3D's and early MONAI's; MONAI's present default `merging`; its `mergingv2` (the same neighbours in another order)."""
-Merging = Literal[Computed, "unknown", "none"]
+Merging = Literal[PatchMerging, "unknown", "none"]
 
 
 def identity_of(file: CheckpointFile) -> dict[str, Any]:
@@ -43,44 +42,46 @@ def merging_of_file(file: CheckpointFile, named: Named, shape: EncoderShape | No
     stored = {entry for entry in entries if isinstance(entry, str)} - {"", "none"}
     if len(stored) > 1:
         return "unknown", f"the file contradicts itself: {' and '.join(sorted(map(repr, stored)))} are stored in it"
-    if stored and (told := stored.pop()) in get_args(Computed):
+    if stored and (told := stored.pop()) in get_args(PatchMerging):
         return told, "stored in the file"
     if holds_released_encoder(named):
         return "legacy", "true of all released MG-3D weights"
     return "unknown", "MONAI computed several under one name, and the tensors are alike; ask whoever trained it"
 
 
-def merging_of(model: nn.Module) -> Computed | None:
+def merging_of(model: nn.Module) -> PatchMerging | None:
     """Patch merging that a model or encoder computes; None without a Swin.
 
     Raises:
         ValueError: it mixes several, or has one that is not known here.
     """
-    from monai.networks.nets.swin_unetr import PatchMerging, PatchMergingV2  # a passport needs no network: not at the top
+    from monai.networks.nets import swin_unetr  # a passport needs no network: not at the top
 
     from mg3d.models.vision.swin import LegacyPatchMerging
 
-    known: dict[type, Computed] = {LegacyPatchMerging: "legacy", PatchMerging: "monai", PatchMergingV2: "monai_v2"}
+    known: dict[type, PatchMerging] = {
+        LegacyPatchMerging: "legacy", swin_unetr.PatchMerging: "monai", swin_unetr.PatchMergingV2: "monai_v2",
+    }  # fmt: skip
     merges = [module for name, module in model.named_modules() if name.endswith(".downsample") and hasattr(module, "reduction")]
     found = {type(module) for module in merges}
     strange = sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in found - known.keys())
     if strange or len(found) > 1:
         told = strange or sorted(known[kind] for kind in found)
         raise ValueError(
-            f"the model's patch merging is {' and '.join(told)}; build it with one of {', '.join(get_args(Computed))} alone"
+            f"the model's patch merging is {' and '.join(told)}; build it with one of {', '.join(get_args(PatchMerging))} alone"
         )
     return known[found.pop()] if found else None
 
 
-def agree_on_merging(path: str, files: tuple[Merging, str], models: Computed | None, users: str | None) -> Merging:
+def agree_on_merging(path: str, files: tuple[Merging, str], models: PatchMerging | None, users: str | None) -> Merging:
     """The one patch merging of file, model and the user's word.
 
     Raises:
         ValueError: they differ, or nobody knows the file's.
     """
     known, source = files
-    if users and users not in get_args(Computed):
-        raise ValueError(f"merging={users!r}: expected {' or '.join(get_args(Computed))}")
+    if users and users not in get_args(PatchMerging):
+        raise ValueError(f"merging={users!r}: expected {' or '.join(get_args(PatchMerging))}")
     if known == "none" or models is None:
         return "none"
     if known == "unknown" and not users:

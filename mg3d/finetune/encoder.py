@@ -1,7 +1,7 @@
 """The image encoder of a fine-tuned network: as the weights need it, with an account of what of them was used."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from mg3d.models.vision.registry import VisionEncoder
 from mg3d.settings.encoders import ENCODERS
 from mg3d.settings.parse import defaults, parse
 from mg3d.settings.presets import PRESETS
-from mg3d.settings.schema import VisionSettings
+from mg3d.settings.schema import PatchMerging, VisionSettings
 
 TINY = {"vision_encoder": "swin", "embed_dim": 48, "patch_size": 4, "window_size": 4, "depths": (2,), "num_heads": (3,)}
 """A Swin of one stage for synthetic sets on a CPU."""
@@ -162,4 +162,4 @@ def settings_of(passport: Passport, settings: FinetuneSettings) -> dict[str, Any
             f"({', '.join(ENCODERS)} by preset); tools/inspect_checkpoint.py shows what it is, encoder=... names one to try"
         )
     merging = settings.load_merging or passport.merging
-    return flat | ({"patch_merging": merging} if merging in ("legacy", "monai") else {})
+    return flat | ({"patch_merging": merging} if merging in get_args(PatchMerging) else {})

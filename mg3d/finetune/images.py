@@ -38,6 +38,13 @@ def read_image(source: Source, *, channel: int | None = None) -> MetaTensor:
         FileNotFoundError: it is not there.
         ValueError: it cannot be read, or holds no volume of one channel, or not this channel.
     """
+    array, affine = read_volume(source, channel=channel)
+    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
+    return MetaTensor(tensor, affine=torch.as_tensor(affine, dtype=torch.float64))
+
+
+def read_volume(source: Source, *, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_image`, but [i, j, k], and numbers as `read_array` gives them."""
     array, affine = read_array(source)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
@@ -45,7 +52,7 @@ def read_image(source: Source, *, channel: int | None = None) -> MetaTensor:
         array = array[..., channel]
     if array.ndim != 3 or min(array.shape) < 2:
         raise ValueError(f"{source} holds an array of shape {array.shape}; one volume of three axes is expected")
-    return _meta(array, affine)
+    return array, affine
 
 
 def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -69,38 +76,17 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
         if name.endswith((".nii", ".nii.gz")):
             array, affine = _from_nifti(source)
         elif name.endswith((".mha", ".mhd")):
-            array, affine = _from_itk(sitk.ReadImage(str(source)))
+            array, affine = _from_itk(source)
         elif name.endswith((".npy", ".npz")):
             array, affine = _bare(source), _bare_affine()
         else:
             raise ValueError(f"its name ends in none of {', '.join(VOLUME_SUFFIXES)}")
         if array.dtype.kind not in "biuf":
             raise ValueError(f"its values are of type {array.dtype}; plain numbers are expected")
-    except (OSError, EOFError, RuntimeError, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except Exception as error:  # libraries raise what they like of a damaged file, such as zlib.error
         short = str(error).strip().split("\n")[-1][:160]
         raise ValueError(f"{source} cannot be read as a scan ({type(error).__name__}: {short})") from error
     return array, affine
-
-
-def read_grid(source: Source) -> tuple[tuple[int, ...], np.ndarray]:
-    """Voxels along the first three axes of a scan's file and its affine (RAS, mm); of NIfTI the header alone is read.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_image`.
-    """
-    if isinstance(source, Path) and source.is_file() and source.name.lower().endswith((".nii", ".nii.gz")):
-        try:
-            image = nib.load(source)
-        except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-            raise ValueError(f"{source} cannot be read as a scan ({type(error).__name__})") from error
-        return image.shape[:3], image.affine
-    image = read_image(source)
-    return tuple(image.shape[1:]), np.asarray(image.affine)
-
-
-def _meta(array: np.ndarray, affine: np.ndarray) -> MetaTensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
-    return MetaTensor(tensor, affine=torch.as_tensor(affine, dtype=torch.float64))
 
 
 def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +95,11 @@ def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj, dtype=np.float32 if scaled else None), image.affine
 
 
-def _from_itk(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+def _from_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:  # whose last line is of another call's errno
+        raise ValueError("cut off, or its voxels are not where its header says") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"{image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} channels, not one volume")
     affine = np.eye(4)
@@ -139,7 +129,7 @@ def _slices(files: tuple[Path, ...]) -> np.ndarray:
         try:
             with Image.open(file) as picture:
                 planes.append(np.asarray(picture.convert("L")))
-        except (OSError, SyntaxError) as error:
+        except Exception as error:
             raise ValueError(f"{file} cannot be read as a picture ({type(error).__name__})") from error
     sizes = {plane.shape for plane in planes}
     if len(sizes) != 1:

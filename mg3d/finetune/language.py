@@ -1,5 +1,6 @@
 """Arrow files of reports and of sentences, for what learns from text alone; volumes are not opened."""
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def _raw(root: Path, dataset: str, val_patients: int, seed: int) -> Iterator[Stu
 
 
 def write_language(root: Path, dataset: str, out: Path, *, val_patients: int = 500, seed: int = 0) -> dict[str, int]:
-    """Writes six files into `out`, each whole or not at all; returns rows by file name.
+    """Writes six files into `out`, each whole or not at all, and leaves those that hold these rows; returns rows by file name.
 
     Raises:
         FileNotFoundError, ValueError: as `studies`; or the data set has no report.
@@ -103,10 +104,25 @@ def write_language(root: Path, dataset: str, out: Path, *, val_patients: int = 5
         for kind, rows, schema in (("reports", reports, REPORT_SCHEMA), ("sentences", sentences, SENTENCE_SCHEMA)):
             path = language_path(out, dataset, kind, split)
             table = pa.Table.from_pylist(rows, schema=schema)
-            with replacing(path) as stream, pa.ipc.new_file(stream, schema) as writer:
-                writer.write_table(table)
+            _write(path, table)
             counts[path.name] = len(table)
     return counts
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with contextlib.suppress(ValueError):  # none is there, or one that was cut off
+        if _read(path).equals(table):
+            return
+    with replacing(path) as stream, pa.ipc.new_file(stream, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        with pa.memory_map(str(path)) as stream:
+            return pa.ipc.open_file(stream).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an Arrow file ({type(error).__name__}); remove it and run again") from error
 
 
 def read_language_cases(folder: Path, dataset: str) -> list[Case]:
@@ -120,8 +136,7 @@ def read_language_cases(folder: Path, dataset: str) -> list[Case]:
         path = language_path(folder, dataset, "reports", split)
         if not path.is_file():
             raise FileNotFoundError(f"{folder} lacks {path.name}; make it with prepro/prepro_finetuning_language_data.py")
-        with pa.memory_map(str(path)) as stream:
-            rows = pa.ipc.open_file(stream).read_all().to_pylist()
+        rows = _read(path).to_pylist()
         part, fold = ("test" if split == "test" else "train"), int(split == "train")
         cases += [
             Case(case_id=row["study_id"], patient_id=row["patient_id"], image=PreparedRow(path, place), report=row["report"],

@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mg3d.finetune import arrows
 from mg3d.finetune import predict as prediction
-from mg3d.finetune.cases import Case, Parts, assign_folds, check_cases, divide, divided, refuse_other_cases, shared_patients
+from mg3d.finetune.cases import Parts, assign_folds, check_cases, divide, divided, refuse_other_cases, shared_patients
 from mg3d.finetune.compare import compare
 from mg3d.finetune.encoder import ScaledInput, network_file, start_encoder, told_from_scratch
 from mg3d.finetune.fit import evaluate_checkpoint, fit, refuse_other_settings
@@ -61,7 +61,7 @@ def say(sentence: str) -> None:
 def run(task: Task, arguments: Sequence[str]) -> int:
     """The command line of a folder; returns the exit code. A user's mistake is one sentence on stderr."""
     if any(word in ("-h", "--help", "help") for word in arguments):
-        print(USAGE.format(title=task.title, folder=task.folder, settings=usage(task.defaults, task.options)))
+        print(USAGE.format(title=task.title, folder=task.folder, settings=usage(task.defaults, task.options, task.phantom)))
         return 0
     try:
         command(task, read_words([word for word in arguments if word != "with"]))
@@ -103,14 +103,15 @@ def command(task: Task, given: Mapping[str, Any]) -> None:
     root = read_root(task, settings, synthetic=synthetic, say=say)
     cases = arrows.read_cases(prepared) if prepared else task.read_cases(root, settings)
     check_cases(cases, where=root)
-    cases = without_bad_files(cases, folder)
-    warn_of_counts(task, cases, synthetic=synthetic)
     cases = assign_folds(cases, task.folds, seed=settings.seed)
     wanted = range(task.folds) if settings.folds == "all" else [settings.fold]
+    divisions = [limited(divide(cases, fold=fold, folds=task.folds), settings.max_cases) for fold in wanted]
+    refused = bad_cases(kind, divisions, folder)
+    warn_of_counts(task, [case for case in cases if case.case_id not in refused], synthetic=synthetic)
     tables: list[dict[str, pd.DataFrame]] = []
-    for fold in wanted:
-        parts = limited(divide(cases, fold=fold, folds=task.folds), settings.max_cases)
-        tables.append(run_fold(build_kind(task, settings), parts, folder / f"fold{fold}", synthetic=synthetic, options=options))
+    for fold, parts in zip(wanted, divisions, strict=True):
+        usable = usable_parts(parts, refused, fold)
+        tables.append(run_fold(build_kind(task, settings), usable, folder / f"fold{fold}", synthetic=synthetic, options=options))
     if settings.folds == "all":
         pool(kind, tables, folder / "all", folds=len(tables))
 
@@ -168,13 +169,26 @@ def run_folder(task: Task, settings: FinetuneSettings, *, synthetic: bool) -> Pa
     return Path(settings.log_dir) / task.name / name
 
 
-def without_bad_files(cases: Sequence[Case], folder: Path) -> list[Case]:
-    """Cases whose files look whole; the others are named in `set_aside.csv`."""
-    usable, refused = set_aside(cases)
+def bad_cases(kind: Kind, divisions: Sequence[Parts], folder: Path) -> set[str]:
+    """Names of the cases that cannot be read, which `set_aside.csv` tells with their reasons."""
+    cases = list({case.case_id: case for parts in divisions for part in parts for case in part}.values())
+    refused = set_aside(cases, kind.memory, channel=kind.task.preprocess.channel)
     if refused and is_first_rank():
         write_table(folder / "set_aside.csv", pd.DataFrame(refused))
         say(f"{len(refused)} of {len(cases)} cases are set aside: {folder / 'set_aside.csv'}; the first: {refused[0]['reason']}")
-    return usable
+    return {row["case_id"] for row in refused}
+
+
+def usable_parts(parts: Parts, refused: Collection[str], fold: int) -> Parts:
+    """Parts without those cases; says how many of a part are left, ValueError when nothing is left to learn from or choose by."""
+    kept = Parts(*([case for case in part if case.case_id not in refused] for part in parts))
+    told = [f"{len(there)} of {len(part)} {name}" for name, part, there in zip(Parts._fields, parts, kept, strict=True)
+            if len(there) < len(part)]  # fmt: skip
+    if told:
+        say(f"fold {fold} goes on with {', '.join(told)} cases; no score counts the others")
+    if not (kept.train and kept.val) or (parts.test and not kept.test):
+        raise ValueError(f"fold {fold} is left without a case of a part: {', '.join(told)} can be used; mend their files")
+    return kept
 
 
 def limited(parts: Parts, most: int) -> Parts:
@@ -202,6 +216,7 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
         refuse_other_cases(folder, read_facts(folder).get("divided"), divided(parts))
         if read_facts(folder).get("finished", True):
             say(f"{folder} holds this run, finished; run_name=... starts another")
+            tell_of_no_test_part(kind, parts)
             show_scores(console, task.title, read_scores(folder))
             return {part: read_table(predictions_file(folder, part)) for part in read_facts(folder)["scores"]}
     shared = shared_patients(parts)
@@ -247,13 +262,18 @@ def run_fold(kind: Kind, parts: Parts, folder: Path, *, synthetic: bool, options
     others = settings.checkpoint and settings.mode == "evaluate"
     out = folder / f"of-{Path(settings.checkpoint).stem}" if others else folder
     scores = write_results(out, kind, tables, facts=facts | found, dev=tables.get("val"))
-    if kind.by_steps and not parts.test:
-        say("there is no test part: the best epoch was chosen on the cases that are reported, so scores are somewhat too high")
+    tell_of_no_test_part(kind, parts)
     show_scores(console, f"{task.title} ({found['trained']['settings']['pretrained']}, fold {folder.name[4:]})", scores)
     if not facts.get("finished", True):
         say("stopped at max_minutes before the last epoch; the same command goes on")
     say(f"wrote {out}")
     return tables
+
+
+def tell_of_no_test_part(kind: Kind, parts: Parts) -> None:
+    """Says that scores are of the cases that the epoch was chosen by, where they are."""
+    if kind.by_steps and not parts.test:
+        say("there is no test part: the best epoch was chosen on the cases that are reported, so scores are somewhat too high")
 
 
 OF_TRAINING = ("minutes", "peak_memory_gb", "processes", "epochs", "finished", "cases", "parameters", "encoder_coverage")

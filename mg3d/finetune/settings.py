@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from mg3d.settings.describe import listed, meanings
 from mg3d.settings.parse import convert_value, refuse_unknown
+from mg3d.settings.schema import PatchMerging
 
 ENCODER_WORDS = ("auto", "swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet", "tiny")
 
@@ -26,7 +27,7 @@ class FinetuneSettings:
     encoder: str = "auto"
     """auto, swin_b, swin_l, swin_l_unprojected, unet, nnunet, tiny, or a file that `pretrained` takes: the very network of that
     file, without its weights. auto: the encoder of the weights; without weights swin_b, or tiny on a synthetic set."""
-    load_merging: Literal["", "legacy", "monai"] = ""
+    load_merging: Literal["", PatchMerging] = ""
     """Patch merging that the weights were trained with, where the file does not tell."""
     load_prefix: str = ""
     """What stands before the encoder's names in the file, where it is none of the usual words."""
@@ -199,8 +200,14 @@ def refuse_missing(settings: FinetuneSettings, options: Mapping[str, Any]) -> No
             raise FileNotFoundError(f"{name}={path}: there is no file or folder of this name")
 
 
-def usage(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Every setting with its value in this folder, and its meaning; those of this folder alone first."""
+def usage(defaults: Mapping[str, Any], options: Mapping[str, Any], phantom: Mapping[str, Any]) -> str:
+    """Every setting with its value in this folder, and its meaning; those of this folder alone first.
+
+    phantom: values that are others on the synthetic set, told beside them.
+    """
     plain = dict(options) | dataclasses.asdict(FinetuneSettings()) | dict(defaults)
     width, told = max(map(len, plain)), meanings(FinetuneSettings)
-    return "\n".join(listed(name, value, told.get(name, ""), width=width) for name, value in plain.items())
+    notes = {name: f"  (data_root=phantom: {phantom[name]!r})" for name in plain if phantom.get(name, plain[name]) != plain[name]}
+    return "\n".join(
+        listed(name, value, told.get(name, ""), width=width, note=notes.get(name, "")) for name, value in plain.items()
+    )

@@ -1,92 +1,92 @@
-"""Cases whose files cannot be used, found before an epoch is spent and set aside with a reason."""
+"""Every file of a set, read once: cases that cannot be used are found before an epoch is spent and set aside with a reason."""
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
-from PIL import Image
 from tqdm import tqdm
 
-from mg3d.finetune.cases import ArrowRow, Case, PreparedRow, RawScan, Source
+from mg3d.files import write_json
+from mg3d.finetune.cases import ArrowRow, Case, PreparedRow, RawScan
+from mg3d.finetune.images import read_image, read_volume
+from mg3d.finetune.ranks import first_does
 
-_ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9"}
-"""Last bytes of a whole picture."""
-_TAIL = 64
-_ITK_BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
+_AT_ONCE = 4
+"""Scans that are read at the same time; each lies in memory whole."""
 
 
-def set_aside(cases: Sequence[Case]) -> tuple[list[Case], list[dict[str, str]]]:
-    """Usable cases in their order, and `case_id` and `reason` of the others. Headers, sizes and ends are read, not voxels.
+def set_aside(cases: Sequence[Case], memory: Path, *, channel: int | None = None) -> list[dict[str, str]]:
+    """`case_id` and `reason` of cases of which a file cannot be used; arguments as of `survey`.
 
     Raises:
         ValueError: none is usable.
     """
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        faults = list(tqdm(pool.map(_fault, cases), "looking at files", len(cases), disable=None, leave=False))
-    refused = [{"case_id": case.case_id, "reason": fault} for case, fault in zip(cases, faults, strict=True) if fault]
+    found = survey(cases, memory, channel=channel)
+    refused = [{"case_id": name, "reason": facts["fault"]} for name, facts in found.items() if "fault" in facts]
     if cases and len(refused) == len(cases):
         raise ValueError(f"none of the {len(cases)} cases can be used; the first: {refused[0]['reason']}")
-    return [case for case, fault in zip(cases, faults, strict=True) if not fault], refused
+    return refused
 
 
-def _fault(case: Case) -> str:
+def survey(cases: Sequence[Case], memory: Path, *, channel: int | None = None) -> dict[str, dict[str, Any]]:
+    """Case -> `fault`, why it cannot be used; else the grid [voxels, affine] of its `image` and `mask`, and the mask's `values`.
+
+    What the preparation of pre-training stored was looked at there and is left out.
+
+    Args:
+        memory: a JSON file of what was read before; a file of equal name, size and time is not read again. The first process
+            writes it.
+        channel: as of `read_image`.
+    """
+    keys = {case.case_id: _key(case, channel) for case in cases if not isinstance(case.image, (PreparedRow, RawScan))}
+
+    def remember() -> None:
+        known = _known(memory)
+        unread = [case for case in cases if case.case_id in keys and keys[case.case_id] not in known]
+        if unread:
+            with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+                read = tqdm(pool.map(lambda case: _read(case, channel), unread), "reading files", len(unread), disable=None)
+                known |= {keys[case.case_id]: facts for case, facts in zip(unread, read, strict=True)}
+            write_json(memory, known)
+
+    first_does(remember, done=lambda: set(keys.values()) <= set(_known(memory)), what=str(memory))
+    known = _known(memory)
+    return {name: known[key] for name, key in keys.items()}
+
+
+def _known(memory: Path) -> Mapping[str, dict[str, Any]]:
+    return json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
+
+
+def _key(case: Case, channel: int | None) -> str:
+    parts: list[Any] = [channel]
+    for source in (case.mask, case.image):
+        files = [] if source is None else [source] if isinstance(source, Path) else source
+        for path in files[:1] if isinstance(source, ArrowRow) else files:
+            stat = path.stat() if path.exists() else None
+            parts.append([str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else [str(path)])
+        parts.append(source[1:] if isinstance(source, ArrowRow) else [])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read(case: Case, channel: int | None) -> dict[str, Any]:
     try:
-        return fault_of(case.image) or (fault_of(case.mask) if case.mask is not None else "")
-    except (OSError, ValueError, SyntaxError, RuntimeError) as error:
-        return f"a file of {case.case_id} cannot be opened ({type(error).__name__})"
+        image, affine = read_volume(case.image, channel=channel)
+        facts: dict[str, Any] = {"image": [list(image.shape), np.asarray(affine).tolist()]}
+        return facts if case.mask is None else facts | _of_mask(case)
+    except (ValueError, OSError) as error:
+        return {"fault": str(error).split("\n")[0]}
 
 
-def fault_of(source: Source) -> str:
-    """What is wrong with the files of a scan, in a sentence; empty when nothing was found."""
-    if isinstance(source, (ArrowRow, PreparedRow, RawScan)):
-        return ""
-    files = source if isinstance(source, tuple) else (source,)
-    for file in files:
-        if not file.is_file():
-            return f"there is no file {file}"
-        if file.stat().st_size == 0:
-            return f"{file} is empty"
-    if isinstance(source, tuple):
-        return _fault_of_slices(source)
-    checks = {".mhd": _fault_of_raw, ".npy": _fault_of_array}
-    return checks[source.suffix.lower()](source) if source.suffix.lower() in checks else ""
-
-
-def _fault_of_slices(files: tuple[Path, ...]) -> str:
-    sizes: dict[tuple[int, int], Path] = {}
-    for file in files:
-        with file.open("rb") as stream:
-            stream.seek(-min(_TAIL, file.stat().st_size), os.SEEK_END)
-            if _ENDS[file.suffix.lower()] not in stream.read():
-                return f"{file} ends before the picture does"
-        with Image.open(file) as picture:
-            sizes.setdefault(picture.size, file)
-    if len(sizes) > 1:
-        told = " and ".join(map(str, list(sizes)[:2]))
-        return f"pictures of {len(sizes)} sizes in {files[0].parent}, such as {told}; one is expected"
-    return f"{files[0].parent} holds one picture; a scan needs two at least" if len(files) < 2 else ""
-
-
-def _fault_of_raw(header: Path) -> str:
-    """Of a .mhd: voxels that lie beside it, uncompressed."""
-    lines = dict(line.split("=", 1) for line in header.read_text(encoding="latin-1").splitlines() if "=" in line)
-    fields = {name.strip(): value.strip() for name, value in lines.items()}
-    raw = header.parent / fields.get("ElementDataFile", "")
-    if not raw.is_file():
-        return f"there is no {raw}, which {header.name} names"
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(header))
-    reader.ReadImageInformation()
-    bits = "".join(filter(str.isdigit, sitk.GetPixelIDValueAsString(reader.GetPixelID())))
-    wanted = int(np.prod(reader.GetSize())) * _ITK_BYTES.get(bits, 0)
-    if fields.get("CompressedData", "False") == "False" and raw.stat().st_size < wanted:
-        return f"{raw} has {raw.stat().st_size} bytes; {header.name} tells of {wanted}"
-    return ""
-
-
-def _fault_of_array(file: Path) -> str:
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-    return "" if array.ndim == 3 else f"{file} holds an array of shape {array.shape}; three axes are expected"
+def _of_mask(case: Case) -> dict[str, Any]:
+    mask = read_image(case.mask)
+    array = mask.numpy()
+    whole = array.astype(np.int32)
+    held = np.flatnonzero(np.bincount(whole.ravel())) if whole.min() >= 0 and (whole == array).all() else np.unique(array)
+    values = [int(value) if value == int(value) else float(value) for value in held[:100]]
+    return {"values": values, "mask": [list(array.shape[1:]), np.asarray(mask.affine).tolist()]}

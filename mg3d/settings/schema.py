@@ -10,6 +10,8 @@ from typing import Literal
 
 DatasetName = Literal["ct_rate", "ctrg", "rad_chestct", "own"]
 """Data sets that the preparation writes."""
+PatchMerging = Literal["legacy", "monai", "monai_v2"]
+"""MG-3D's and early MONAI's; MONAI's present default `merging`; its `mergingv2` (the same neighbours in another order)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class VisionSettings:
     standardise_voxels: bool = False
     """The encoder sees every voxel minus its mean over training volumes, divided by its deviation; what sets a patient apart is
     then not drowned in what all chests share. The released weights want volumes in [0, 1] as they are."""
-    patch_merging: Literal["legacy", "monai"] = "legacy"
+    patch_merging: PatchMerging = "legacy"
     """legacy: the merging the released weights were trained with. Equal keys and shapes, other features: never mix."""
     token_projection: bool = False
     """Swin: three layers bring the last map to hidden_size channels (Swin-L: 1536 -> 768), as the original pre-trained Swin-L."""
@@ -253,7 +255,7 @@ class RunSettings:
     one, else start anew; empty = start anew."""
     load_path: str = ""
     """Weights to start from (not to resume): a released file, one of this package or of another. docs/checkpoints.md."""
-    load_merging: Literal["", "legacy", "monai"] = ""
+    load_merging: Literal["", PatchMerging] = ""
     """Patch merging that the weights of load_path were trained with, where the file does not tell."""
     load_entry: str = ""
     """Where in the file of load_path the tensors lie, such as `teacher`; empty = found by itself."""

@@ -1,8 +1,12 @@
+import gzip
+import re
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from downstream.folders import load
 from PIL import Image
 
@@ -11,7 +15,7 @@ from mg3d.finetune.kinds.registry import build_kind
 from mg3d.finetune.predict import find_scans
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.usable import fault_of, set_aside
+from mg3d.finetune.usable import set_aside
 
 MODULE = load("cc-ccii")
 SMALL = ["epochs=1", "accelerator=cpu", "resamples=2"]
@@ -87,59 +91,48 @@ def test_the_original_crop_is_the_middle_of_a_slice(tmp_path):
     assert float(image.min()) == pytest.approx(1, abs=1e-3)
 
 
-def test_broken_scans_are_set_aside_with_a_reason(tiny_set):
-    cases = read(tiny_set("cc-ccii", broken=True))
-    usable, refused = set_aside(cases)
-    assert len(refused) == 2
-    assert len(usable) == len(cases) - 2
-    reasons = " / ".join(row["reason"] for row in refused)
-    assert "ends before the picture does" in reasons
-    assert "pictures of 2 sizes" in reasons
-
-
 def test_a_run_goes_on_without_broken_scans(tiny_set, tmp_path, capsys):
     root = tiny_set("cc-ccii", broken=True)
     assert run(MODULE.TASK, [f"data_root={root}", f"log_dir={tmp_path}", "run_name=r", "crop=original", *SMALL]) == 0
     assert "2 of 11 cases are set aside" in capsys.readouterr().out
-    assert len(pd.read_csv(tmp_path / "cc-ccii" / "r" / "set_aside.csv")) == 2
-
-
-def whole_meta(folder):
-    import SimpleITK as sitk
-
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(folder / "a.mhd"))
-    return folder / "a.mhd"
+    reasons = " / ".join(pd.read_csv(tmp_path / "cc-ccii" / "r" / "set_aside.csv")["reason"])
+    assert "cannot be read as a picture" in reasons
+    assert "have sizes" in reasons
 
 
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda folder: None, ""),
-        (lambda folder: (folder / "a.raw").unlink(), "there is no .*a.raw, which a.mhd names"),
-        (lambda folder: (folder / "a.raw").write_bytes(bytes(119)), "a.raw has 119 bytes; a.mhd tells of 120"),
+        (lambda folder: None, None),
+        (lambda folder: (folder / "a.raw").unlink(), "a.mhd .* its voxels are not where"),
+        (lambda folder: (folder / "a.raw").write_bytes(bytes(119)), "a.mhd .* cut off"),
         (lambda folder: (folder / "a.mhd").unlink(), "there is no file"),
-        (lambda folder: (folder / "a.mhd").write_bytes(b""), "is empty"),
+        (lambda folder: (folder / "d.mha").write_bytes((folder / "d.mha").read_bytes()[:-1]), "d.mha .* cut off"),
+        (lambda folder: (folder / "a.mhd").write_bytes(b""), "a.mhd cannot be read as a scan"),
+        (lambda folder: (folder / "b.nii.gz").write_bytes((folder / "b.nii.gz").read_bytes()[:200]), "b.nii.gz cannot be read"),
+        (lambda folder: (folder / "b.nii.gz").write_bytes(gzip.compress(bytes(400))), "b.nii.gz cannot be read"),
+        (lambda folder: (folder / "c.npy").write_bytes((folder / "c.npy").read_bytes()[:-1]), "c.npy cannot be read as a scan"),
+        (lambda folder: np.save(folder / "c.npy", np.zeros((3, 4))), r"c.npy holds an array of shape \(3, 4\)"),
+        (lambda folder: (folder / "2.jpg").unlink(), "2.jpg cannot be read as a picture"),
+        (lambda folder: (folder / "2.jpg").write_bytes((folder / "1.jpg").read_bytes()[:-200]), "2.jpg cannot be read as a pic"),
+        (lambda folder: Image.new("L", (4, 4)).save(folder / "2.jpg"), "have sizes"),
     ],
 )
-def test_faults_of_meta_images_are_told(tmp_path, spoil, told):
-    import re
-
-    path = whole_meta(tmp_path)
+def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path, spoil, told):
+    noise = np.random.default_rng(0).integers(0, 255, (3, 40, 50)).astype(np.uint8)
+    for name in ("a.mhd", "d.mha"):
+        sitk.WriteImage(sitk.GetImageFromArray(noise[:2, :6, :10].copy()), str(tmp_path / name))
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "b.nii.gz")
+    np.save(tmp_path / "c.npy", noise)
+    for place in (1, 2):
+        Image.fromarray(noise[place]).save(tmp_path / f"{place}.jpg")
+    sources = [*(tmp_path / name for name in ("a.mhd", "b.nii.gz", "c.npy", "d.mha")), (tmp_path / "1.jpg", tmp_path / "2.jpg")]
     spoil(tmp_path)
-    assert re.search(told, fault_of(path)) if told else fault_of(path) == ""
-
-
-def test_cut_arrays_and_single_pictures_are_told(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((3, 4, 5)))
-    assert fault_of(tmp_path / "a.npy") == ""
-    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
-    Image.new("L", (4, 4)).save(tmp_path / "1.jpg")
-    cases = [
-        Case(case_id=str(n), patient_id="p", image=source) for n, source in enumerate([tmp_path / "a.npy", (tmp_path / "1.jpg",)])
-    ]
-    with pytest.raises(ValueError, match="none of the 2 cases can be used; the first: a file of 0 cannot be opened"):
-        set_aside(cases)
-    assert "holds one picture" in fault_of(cases[1].image)
+    cases = [Case(case_id=str(place), patient_id="p", image=source) for place, source in enumerate(sources)]
+    refused = set_aside(cases, tmp_path / "files.json")
+    assert len(refused) == (told is not None)
+    if told:
+        assert re.search(told, refused[0]["reason"])
 
 
 @pytest.mark.parametrize(

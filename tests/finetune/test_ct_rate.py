@@ -143,7 +143,7 @@ def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, t
     table = tmp_path / "CT-RATE" / "prompts" / "run" / "fold0" / "predictions_test.csv"
     before = pd.read_csv(table)
     assert len(before) == 10
-    kind, cases = kind_and_cases(arrows, task="prompts")
+    kind, cases = kind_and_cases(arrows, task="prompts", mode="evaluate")
     network, _ = load_network(kind, table.parent / "checkpoints" / "best.ckpt")
     test = [case for case in cases if case.part == "test"]
     again = pd.DataFrame(kind.rows(network, batch_of(kind, test)))
@@ -263,7 +263,8 @@ def test_planes_leave_unknown_labels_out():
         (["task=prompts", "train=head"], "train='head': expected all, or some of vision"),
         (["task=prompts", "loss=mse"], "loss='mse': expected one of bce"),
         (["task=prompts", "wording=is"], "wording='is': expected one of there_is"),
-        (["task=zero_shot", "encoder=tiny", "text_encoder=tiny"], "everything would be random"),
+        (["task=zero_shot", "encoder=tiny", "text_encoder=tiny"], "task=zero_shot needs pretrained=..., a file or folder"),
+        (["task=prompts"], "task=prompts needs pretrained=..., a file or folder"),
     ],
 )
 def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, words, told):

@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 from downstream.folders import ROOT
 
-from mg3d.finetune import masks, ranks
+from mg3d.finetune import ranks, usable
 from mg3d.finetune.cases import Case
 
 
@@ -41,17 +41,17 @@ def test_they_do_not_wait_for_ever(second, monkeypatch):
         ranks.first_does(lambda: None, done=lambda: False, what="the set")
 
 
-def test_masks_are_read_by_the_first_alone(second, monkeypatch, tmp_path):
+def test_files_are_read_by_the_first_alone(second, monkeypatch, tmp_path):
     for name in ("image", "mask"):
         nib.save(nib.Nifti1Image(np.ones((2, 3, 4), np.uint8), np.eye(4)), tmp_path / f"{name}.nii")
     cases = [Case(case_id="a", patient_id="a", image=tmp_path / "image.nii", mask=tmp_path / "mask.nii")]
     monkeypatch.setattr(ranks, "LONGEST_WAIT_S", 0.05)
-    with pytest.raises(ValueError, match=r"masks\.json is not there"):
-        masks.survey(cases, tmp_path / "masks.json")
+    with pytest.raises(ValueError, match=r"files\.json is not there"):
+        usable.survey(cases, tmp_path / "files.json")
     monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 0)
-    found = masks.survey(cases, tmp_path / "masks.json")
+    found = usable.survey(cases, tmp_path / "files.json")
     monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 1)
-    assert masks.survey(cases, tmp_path / "masks.json") == found
+    assert usable.survey(cases, tmp_path / "files.json") == found
 
 
 @pytest.mark.slow

@@ -57,6 +57,14 @@ def test_reports_come_from_tables_and_from_arrow_files_alike(tiny_set, tmp_path)
     with pa.memory_map(str(tmp_path / "clm_ct_rate_sentences_train.arrow")) as stream:
         row = pa.ipc.open_file(stream).read_all().slice(0, 1).to_pylist()[0]
     assert row["labels"] == sentence_labels(row["sentence"]).tolist()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.arrow")}
+    changed = tmp_path / "clm_ct_rate_reports_val.arrow"
+    changed.write_bytes(changed.read_bytes()[:-9])
+    assert write_language(raw, "ct_rate", tmp_path) == counts
+    assert {path for path, time in files.items() if path.stat().st_mtime_ns != time} == {changed}
+    assert [(case.case_id, case.part) for case in read_language_cases(tmp_path, "ct_rate")] == [
+        (case.case_id, case.part) for case in cases
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-import mg3d.finetune.masks as masks_module
+from mg3d.finetune import usable
 from mg3d.finetune.cases import Case
 from mg3d.finetune.fit import predict_cases
 from mg3d.finetune.kinds.segmentation import LOSSES, Segmentation
@@ -189,34 +189,41 @@ def test_figures_show_every_case_and_the_extremes(tmp_path):
 
 def test_masks_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
     cases = [write_case(tmp_path, AFFINES["RAS"], few_voxels(), name=name) for name in "ab"]
-    read, kept = [], masks_module._read
-    monkeypatch.setattr(masks_module, "_read", lambda case: read.append(case.case_id) or kept(case))
-    memory = tmp_path / "deep" / "masks.json"
+    read, kept = [], usable._read
+    monkeypatch.setattr(usable, "_read", lambda case, channel: read.append(case.case_id) or kept(case, channel))
+    memory = tmp_path / "deep" / "files.json"
     for _ in range(2):
-        refuse_bad_masks(cases, memory, structures=1)
+        refuse_bad_masks(cases, usable.survey(cases, memory), structures=1)
     assert sorted(read) == ["a", "b"]
     write_case(tmp_path, AFFINES["RAS"], 3 * few_voxels(), name="b")
+    found = usable.survey(cases, memory)
     with pytest.raises(ValueError, match=r"1 of 2 masks hold values that are not declared, such as b: \[0, 3\]; .* from 0 to 1"):
-        refuse_bad_masks(cases, memory, structures=1)
+        refuse_bad_masks(cases, found, structures=1)
     assert read[2:] == ["b"]
     assert json.loads(memory.read_text())
 
 
 def test_bad_masks_are_refused_in_one_sentence(tmp_path):
     good = write_case(tmp_path, AFFINES["RAS"], few_voxels(), name="good")
-    memory = tmp_path / "masks.json"
+
+    def refuse(*cases):
+        refuse_bad_masks(cases, usable.survey(cases, tmp_path / "files.json"), structures=1)
+
+    def refuse_empty(*cases):
+        refuse_empty_masks(usable.survey(cases, tmp_path / "files.json"), ["lesion"])
+
     with pytest.raises(ValueError, match=r"1 of 2 cases have no mask, such as \['x'\]"):
-        refuse_bad_masks([good, Case(case_id="x", patient_id="x", image=good.image)], memory, structures=1)
+        refuse(good, Case(case_id="x", patient_id="x", image=good.image))
     moved = write_case(tmp_path, AFFINES["LPS"], few_voxels(), name="moved")
     with pytest.raises(ValueError, match="not on their scan's grid, such as that of moved"):
-        refuse_bad_masks([good, dataclasses.replace(moved, mask=good.mask)], memory, structures=1)
+        refuse(good, dataclasses.replace(moved, mask=good.mask))
     fractions = dataclasses.replace(good, mask=good.image)
     with pytest.raises(ValueError, match="hold values that are not declared"):
-        refuse_bad_masks([fractions], memory, structures=1)
+        refuse(fractions)
     empty = write_case(tmp_path, AFFINES["RAS"], 0 * few_voxels(), name="empty")
     with pytest.raises(ValueError, match="none of the 1 training cases has a voxel of lesion"):
-        refuse_empty_masks([empty], memory, ["lesion"])
-    refuse_empty_masks([empty, good], memory, ["lesion"])
+        refuse_empty(empty)
+    refuse_empty(empty, good)
 
 
 def test_a_task_without_a_way_back_is_refused():

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from mg3d.finetune.settings import FinetuneSettings, parse_settings, read_words, usage
@@ -47,4 +49,7 @@ def test_a_word_without_a_value_is_named():
 
 def test_options_of_a_folder_are_known_and_listed():
     assert parsed(task="probe").epochs == 7
-    assert "task" in usage({}, {"task": "probe"})
+    told = usage({"val_epochs": 5}, {"task": "probe"}, {"val_epochs": 2, "preprocess.size": (8, 8, 8), "epochs": 100})
+    assert re.search(r"^  task +=", told, re.MULTILINE)
+    assert re.search(r"^  val_epochs += 5  \(data_root=phantom: 2\)$", told, re.MULTILINE)
+    assert told.count("phantom:") == 1

@@ -2,6 +2,7 @@ import runpy
 
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from downstream.folders import ROOT, load
 
 from mg3d.finetune.cases import assign_folds
@@ -73,8 +74,7 @@ def test_scans_that_are_not_there_are_set_aside_by_name(tmp_path):
     (tmp_path / "data" / "mha").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="none of the 3 scans"):
         load("stoic2021").read_cases(tmp_path, FinetuneSettings())
-    (tmp_path / "data" / "mha" / "12.mha").write_bytes(b"some")
-    usable, refused = set_aside(load("stoic2021").read_cases(tmp_path, FinetuneSettings()))
-    assert [case.case_id for case in usable] == ["12"]
+    sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkInt16), str(tmp_path / "data" / "mha" / "12.mha"))
+    refused = set_aside(load("stoic2021").read_cases(tmp_path, FinetuneSettings()), tmp_path / "files.json")
     assert [row["case_id"] for row in refused] == ["3", "40"]
     assert refused[0]["reason"] == f"there is no file {tmp_path / 'data' / 'mha' / '3.mha'}"

@@ -56,6 +56,7 @@ class Kind(abc.ABC):
 
     def __init__(self, task: Task, settings: FinetuneSettings) -> None:
         self.task, self.settings = task, settings
+        self.memory = Path(settings.log_dir) / task.name / "files.json"  # what was found in files when they were first read
         self.notes: list[str] = []  # what `network` has to tell the user
         self.axes = OURS if settings.axes == "ours" else task.original_axes
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import UNKNOWN, Candidate, Case, Finding
-from mg3d.finetune.images import LPS_TO_RAS, read_array
+from mg3d.finetune.images import LPS_TO_RAS, read_volume
 from mg3d.finetune.kinds.base import Draw, Plain, Row
 from mg3d.finetune.kinds.classification import Classification
 from mg3d.finetune.pipeline import ReadCase, Sample, Ticket, fixed_steps, own_words, random_steps, reordered
@@ -301,7 +301,7 @@ class Candidates(Classification):
 
 
 def _read_native(case: Case, *, axes: str, sides: Sequence[int], low: float) -> Scan:
-    return padded(turned(Scan(*read_array(case.image)), axes), sides, low)
+    return padded(turned(Scan(*read_volume(case.image)), axes), sides, low)
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -89,6 +89,12 @@ class Prompts(Labels):
             raise ValueError(f"loss={self.options['loss']!r}: expected one of {', '.join(LOSSES)}")
         if self.options["wording"] not in PROMPTS:
             raise ValueError(f"wording={self.options['wording']!r}: expected one of {', '.join(PROMPTS)}")
+        untrained = settings.mode == "train" and settings.pretrained == "none"
+        if untrained and (not self.by_steps or (settings.encoder == "auto" and not self.options["synthetic"])):
+            raise ValueError(
+                f"task={self.options['task']} needs pretrained=..., a file or folder of a model that was pre-trained to compare "
+                "volumes with reports (objective preset mg3d)" + self.by_steps * "; encoder=... alone learns from random weights"
+            )
         if self.options["text_encoder"] not in ("", "tiny"):
             load_tokenizer(self.options["text_encoder"])  # a misspelt one is refused before volumes are prepared
 

@@ -25,6 +25,7 @@ from mg3d.finetune.masks import refuse_bad_masks, refuse_empty_masks
 from mg3d.finetune.pipeline import OURS, ReadCase, Sample, fixed_steps, reordered
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
+from mg3d.finetune.usable import survey
 from mg3d.metrics.segmentation import case_scores
 from mg3d.models.segmentation import PyramidSegmenter
 from mg3d.models.vision.registry import VisionEncoder
@@ -77,17 +78,19 @@ class Segmentation(Kind):
         self.criterion = LOSSES[name](include_background=task.background)
         self.patch = reordered(steps.patch, self.axes)
         self.steps = mt.Compose(fixed_steps(steps, keys=["image"], axes=self.axes))
-        self.memory = Path(settings.log_dir) / task.name / "masks.json"
         self.images: dict[str, Case] = {}
         self.written: dict[str, Path] = {}
 
     def check(self, cases: Sequence[Case]) -> None:
-        """Every mask is read once: its grid and its values."""
-        refuse_bad_masks(cases, self.memory, structures=len(self.task.outputs))
+        """By their grids and values."""
+        refuse_bad_masks(cases, self._survey(cases), structures=len(self.task.outputs))
 
     def fit(self, cases: Sequence[Case]) -> None:
         """Every structure must be in some training case."""
-        refuse_empty_masks(cases, self.memory, self.task.outputs)
+        refuse_empty_masks(self._survey(cases), self.task.outputs)
+
+    def _survey(self, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
+        return survey(cases, self.memory, channel=self.task.preprocess.channel)
 
     def network(self, encoder: VisionEncoder) -> nn.Module:
         """A `PyramidSegmenter` with one map per structure and one for the background."""

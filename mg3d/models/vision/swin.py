@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer, SwinTransformerBlock
@@ -41,6 +40,10 @@ class LegacyPatchMerging(nn.Module):
         return per_token((self.norm, self.reduction), torch.cat(neighbours, -1), widest=self.reduction.in_features)
 
 
+MERGINGS: dict[str, type[LegacyPatchMerging] | str] = {"legacy": LegacyPatchMerging, "monai": "merging", "monai_v2": "mergingv2"}
+"""`settings.schema.PatchMerging` -> what MONAI's Swin is built with."""
+
+
 class TokenProjection(nn.Module):
     """Three linear layers that bring the tokens of Swin-L to the width of the rest (1536 -> 768 -> 768 -> 768).
 
@@ -70,7 +73,7 @@ class SwinEncoder(SwinTransformer):
         window_size: patches of an attention window, one number or (z, y, x).
         depths: attention blocks of each stage, one to four stages; every stage ends in a patch merging.
         heads: attention heads of each stage.
-        patch_merging: "legacy" for released weights, "monai" for the one that takes each neighbour once.
+        patch_merging: a name of `MERGINGS`.
         mask_token: learn a vector that stands for a hidden patch.
         projection_width: adds the three-layer `proj_head` to `encode`, as the released Swin-L has (768).
         gradient_checkpointing: compute each block again in the backward pass, of which its input is kept; attention maps,
@@ -90,15 +93,15 @@ class SwinEncoder(SwinTransformer):
         window_size: int | Sequence[int] = 7,
         depths: Sequence[int] = (2, 2, 2, 2),
         heads: Sequence[int] = (3, 6, 12, 24),
-        patch_merging: Literal["legacy", "monai"] = "legacy",
+        patch_merging: str = "legacy",
         mask_token: bool = False,
         projection_width: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         if not 1 <= len(depths) <= 4 or len(depths) != len(heads):
             raise ValueError(f"depths={tuple(depths)} and heads={tuple(heads)} must have one entry for each of 1 to 4 stages")
-        if patch_merging not in ("legacy", "monai"):
-            raise ValueError(f"patch_merging={patch_merging!r} is not known; choose 'legacy' or 'monai'")
+        if patch_merging not in MERGINGS:
+            raise ValueError(f"patch_merging={patch_merging!r} is not known; choose one of {', '.join(MERGINGS)}")
         super().__init__(
             in_chans=in_channels,
             embed_dim=embed_width,
@@ -106,7 +109,7 @@ class SwinEncoder(SwinTransformer):
             patch_size=_triple(patch_size),
             depths=depths,
             num_heads=heads,
-            downsample=LegacyPatchMerging if patch_merging == "legacy" else "merging",
+            downsample=MERGINGS[patch_merging],
         )
         self.mask_token = nn.Parameter(trunc_normal_(torch.empty(embed_width), std=0.02)) if mask_token else None
         self.proj_head = TokenProjection(self.pyramid_channels[-1], projection_width) if projection_width else None
