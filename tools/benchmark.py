@@ -4,12 +4,12 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from mg3d.benchmarks.timing import Comparison, Options
+from mg3d.checkpoints.command import Parser, new_file
 from mg3d.files import write_json
 
 TOPICS = {
@@ -46,11 +46,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("topic", choices=TOPICS, help="what to measure")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these parts, of {TOPICS}; all without")
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, not how fast")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers too")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the numbers too")
     parser.add_argument("--size", type=int, nargs=3, metavar="VOXELS", help="of a volume, z y x (128 96 128)")
     parser.add_argument("--batch", type=int, help="volumes or reports")
     parser.add_argument("--threads", type=int, help="CPU threads of a measured process (2)")
