@@ -4,7 +4,6 @@ import argparse
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mg3d.benchmarks.timing import Comparison, Options
+from mg3d.checkpoints.command import Parser, new_file
 from mg3d.files import write_json
 
 TOPICS = {
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     unknown = [part for part in parts if part not in TOPICS[topic]]
     if unknown:
         parser.error(f"{topic} has no part {unknown[0]!r}, only {', '.join(TOPICS[topic])}")
-    _refuse_early(parser, given, json)
+    _refuse_early(parser, given)
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
     options = Options(**SHAPES.get(topic, {}) | chosen)
     found: list[Comparison] = []
@@ -48,12 +48,10 @@ def main(arguments: Sequence[str]) -> int:
     return int(any(comparison.goal is not None and comparison.ratio < comparison.goal for comparison in found))
 
 
-def _refuse_early(parser: argparse.ArgumentParser, given: Mapping[str, Any], json: Path | None) -> None:
+def _refuse_early(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> None:
     """Ends with a sentence what would fail after it has measured."""
     if given["device"] == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
-    if json and (json.is_dir() or next(folder for folder in json.absolute().parents if folder.exists()).is_file()):
-        parser.error(f"--json {json}: a file in a folder is expected")
 
 
 def _count(text: str) -> int:
@@ -63,11 +61,11 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("topic", choices=TOPICS, help="what to measure")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these parts, of {TOPICS}; all without")
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, not how fast")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers too")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the numbers too")
     parser.add_argument("--size", type=_count, nargs=3, metavar="VOXELS", help="of a volume, z y x (128 96 128)")
     parser.add_argument("--batch", type=_count, help="volumes or reports")
     parser.add_argument("--threads", type=_count, help="CPU threads of a measured process (2)")

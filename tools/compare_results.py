@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.checkpoints.command import answer
+from mg3d.checkpoints.command import Parser, answer, count
 
 
 def comparison(given: argparse.Namespace) -> str:
@@ -18,10 +18,10 @@ def comparison(given: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the comparison; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
-    parser.add_argument("--resamples", type=int, default=2000, help="draws of patients; p is at least 2 / (draws + 1)")
+    parser.add_argument("--resamples", type=count, default=2000, help="draws of patients; p is at least 2 / (draws + 1)")
     given = parser.parse_args(arguments)
     return answer(lambda: comparison(given))
 

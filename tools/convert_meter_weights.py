@@ -15,7 +15,7 @@ from typing import get_args
 import torch
 from safetensors.torch import save
 
-from mg3d.checkpoints.command import answer
+from mg3d.checkpoints.command import Parser, answer
 from mg3d.checkpoints.convert import Conversion, Program, convert
 from mg3d.checkpoints.read import read_checkpoint
 from mg3d.files import write_bytes
@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> Conversion:
         raise ValueError(f"OUT={out}: expected a name that ends in .safetensors, .ckpt, .pt or .pth")
     if Path(options.file).resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"OUT={out} is IN or lies in it; name another file")
+    if not out.parent.is_dir():
+        raise ValueError(f"OUT={out}: there is no folder {out.parent}; make it, or name a file in a folder that is there")
     file = read_checkpoint(options.file)
     conversion = convert(file, options.to, keep_unused=options.keep_unused, prefix=options.prefix, merging=options.merging)
     write(conversion, out)
@@ -53,10 +55,10 @@ def run(options: argparse.Namespace) -> Conversion:
 
 def main(arguments: Sequence[str]) -> int:
     """Converts and prints the table; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="convert_meter_weights.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", metavar="IN", help="a file of weights, or a folder that mg3d saved")
+    parser.add_argument("file", metavar="IN", help="a file of weights, a run (its last checkpoint), or a folder that mg3d saved")
     parser.add_argument("out", metavar="OUT", help="file to write")
     parser.add_argument("--to", required=True, choices=get_args(Program), help="whose names OUT has")
     parser.add_argument("--merging", choices=get_args(PatchMerging), help="patch merging of IN, where the file does not tell")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.inference.command import add_many, answer, load_model, new_parser, track
+from mg3d.inference.command import add_many, answer, check_early, load_model, new_parser, track
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,6 +27,7 @@ def run(options: argparse.Namespace) -> str:
     from mg3d.inference.many import embed_all
     from mg3d.inference.sources import list_scans, remember_source
 
+    check_early(options, options.source)
     model = load_model(options)
     items = list_scans(model, options.source, table=options.table)
     remember_source(options.out / "made_from.json", options.source)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mg3d.checkpoints.command import answer
+from mg3d.checkpoints.command import Parser, answer, new_file
 from mg3d.datasets.schema import SEEN, differing_steps
 from mg3d.evaluation.cards import CARDS, find_card
 from mg3d.settings.schema import Settings, volume_shape
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 
 def load(checkpoint: str, tokenizer: Path | None) -> "Pretrained":
-    """A saved folder, an id on the hub, or a checkpoint of a run."""
+    """A saved folder, an id on the hub, a run, or a checkpoint of one."""
     from mg3d.checkpoints.export import from_pretrained, from_run
+    from mg3d.checkpoints.places import find_weights
 
-    return from_run(checkpoint, tokenizer=tokenizer) if Path(checkpoint).is_file() else from_pretrained(checkpoint)
+    found = find_weights(checkpoint)
+    return from_run(found, tokenizer=tokenizer) if found and found.is_file() else from_pretrained(checkpoint)
 
 
 def evaluate(given: argparse.Namespace) -> tuple["Result", Settings]:
@@ -75,16 +77,16 @@ def report(given: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints every table; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("card", help=", ".join(f"{card.name} ({card.revision})" for card in CARDS.values()))
-    parser.add_argument("--checkpoint", required=True, help="folder or hub id of a saved model, or a .ckpt of a run")
+    parser.add_argument("--checkpoint", required=True, help="folder or hub id of a saved model, or a run or .ckpt of it")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of Arrow files")
     parser.add_argument("--partial", action="store_true", help="go on with other data than the card's, and say so in every table")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer, where the checkpoint has none beside it")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: a GPU where there is one")
     parser.add_argument("--batch", type=int, default=8, help="volumes at once")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, for tools/compare_results.py")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write tables and plots there as one page")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there, for tools/compare_results.py")
+    parser.add_argument("--html", type=new_file, metavar="FILE", help="write tables and plots there as one page")
     parser.add_argument("--stress", action="store_true", help="also what is lost under flips, turns, HU offsets, wrong spacings")
     parser.add_argument("--truth-root", type=Path, help="folder of a synthetic set, for grounding, sides and sentence truth")
     parser.add_argument("--reports", type=Path, metavar="FILE", help="JSON of study id -> generated report; needs --truth-root")

@@ -4,14 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mg3d.checkpoints.command import answer
+from mg3d.checkpoints.command import Parser, answer
 from mg3d.checkpoints.export import TOKENIZER, export_run
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exports; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="export_checkpoint.py", description=__doc__)
-    parser.add_argument("checkpoint", help="a file such as result/tiny/.../checkpoints/last.ckpt")
+    parser = Parser(prog="export_checkpoint.py", description=__doc__)
+    parser.add_argument("checkpoint", help="a run, such as result/tiny (its last checkpoint), or a checkpoint of it")
     parser.add_argument("out", help="folder to write; a model saved there before is replaced")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="stored with the model; found by itself beside a run's checkpoints")
     parser.add_argument("--note", action="append", default=[], metavar="NAME=TEXT", help="told on the model card")

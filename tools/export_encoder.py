@@ -7,15 +7,15 @@ mg3d; docs/inference.md tells how a scan becomes a volume.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mg3d.inference.command import answer, load_model, new_parser
+from mg3d.checkpoints.command import new_file
+from mg3d.inference.command import answer, check_early, load_model, new_parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exports; returns the exit code."""
     parser = new_parser("export_encoder.py", __doc__)
-    parser.add_argument("out", type=Path, metavar="FILE.pt2", help="file to write")
+    parser.add_argument("out", type=new_file, metavar="FILE.pt2", help="file to write")
     parser.add_argument("--tolerance", type=float, help="largest difference allowed, where the usual one does not do")
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))
@@ -23,6 +23,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """Exports and says what the program is worth; errors as `export_encoder`."""
+    if options.out.suffix != ".pt2":
+        raise ValueError(f"{options.out}: expected a name that ends in .pt2, which torch.export.load reads")
+    check_early(options)
     from mg3d.inference.export_encoder import TOLERANCE, export_encoder
 
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance

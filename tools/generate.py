@@ -6,17 +6,17 @@ A report that a model wrote is not a finding: read docs/inference.md before anyo
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mg3d.inference.command import add_many, answer, load_model, new_parser, track
+from mg3d.checkpoints.command import count, new_file
+from mg3d.inference.command import add_many, answer, check_early, load_model, new_parser, track
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints or writes reports; returns the exit code."""
     parser = new_parser("generate.py", __doc__)
     parser.add_argument("source", help="a scan, or with --out a folder of scans or an .arrow index of prepared files")
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="one row per scan")
-    parser.add_argument("--beams", type=int, default=1, help="hypotheses kept in search (%(default)s: always the likeliest word)")
+    parser.add_argument("--out", type=new_file, metavar="FILE.csv", help="one row per scan")
+    parser.add_argument("--beams", type=count, default=1, help="hypotheses kept (%(default)s: always the likeliest word)")
     parser.add_argument("--no-repeat", type=int, default=0, metavar="N", help="no run of N words comes twice (0: it may)")
     add_many(parser)
     options = parser.parse_args(arguments)
@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> str:
     from mg3d.inference.many import answer_all
     from mg3d.inference.sources import list_scans, remember_source
 
+    check_early(options, options.source)
     model = load_model(options)
     model.require_writer()
     how = {"beams": options.beams, "no_repeat": options.no_repeat}

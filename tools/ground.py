@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mg3d.inference.command import answer, load_model, new_parser
+from mg3d.checkpoints.command import new_file
+from mg3d.inference.command import answer, check_early, load_model, new_parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("sentence", help='such as "A small effusion on the left."')
     parser.add_argument("--against", metavar="TEXT", help='what it stands against, such as "There is no effusion."')
     parser.add_argument("--by", default="contrast", help="contrast, or attention for models with DCL or SSM (%(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.nii.gz", help="the map")
+    parser.add_argument("--out", type=new_file, required=True, metavar="FILE.nii.gz", help="the map")
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))
 
@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> str:
         raise ValueError(f"{options.out} exists, and may be a scan; name a new file or remove it")
     if options.against == options.sentence:
         raise ValueError("--against is the sentence itself: nothing speaks for it rather than for itself")
+    check_early(options, options.scan)
     model = load_model(options)
     region = model.ground(model.read(options.scan), options.sentence, against=options.against, by=options.by)
     write_nifti(options.out, region.in_file())

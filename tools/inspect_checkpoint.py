@@ -4,12 +4,11 @@ Reads torch files (.ckpt .pt .pth .bin), safetensors and folders that mg3d saved
 code is 1 where nothing in the file is known, or so little of its image encoder is there that loading it would be refused.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
-from mg3d.checkpoints.command import answer
+from mg3d.checkpoints.command import Parser, answer
 from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
 from mg3d.settings.schema import RunSettings
 
@@ -19,8 +18,8 @@ FOREIGN = "elsewhere (not of ours)"
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the passport; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="inspect_checkpoint.py", description=__doc__)
-    parser.add_argument("file", help="a file of weights, or a folder that mg3d saved")
+    parser = Parser(prog="inspect_checkpoint.py", description=__doc__)
+    parser.add_argument("file", help="a file of weights, a run (its last checkpoint), or a folder that mg3d saved")
     parser.add_argument("--json", action="store_true", help="as JSON, with all that the file says about itself")
     parser.add_argument("--prefix", help="what stands before the image encoder's names, where it is none of the usual words")
     parser.add_argument("--entry", help="where in the file the tensors lie, such as teacher")

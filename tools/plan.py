@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mg3d.benchmarks.planner import DEVICES, Plan, calibrate, predict, verdict
+from mg3d.checkpoints.command import Parser
 from mg3d.config import read_words
 from mg3d.settings.schema import Settings
 
@@ -103,7 +104,7 @@ def _memory_here_gb(device: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=DEVICES, help="a device by its published numbers")
     parser.add_argument("--calibrate", action="store_true", help="take some steps on the device that is here")
     parser.add_argument("--devices", type=int, default=1, help="how many of them (1)")

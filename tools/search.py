@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mg3d.inference.command import answer, load_model, new_parser
+from mg3d.checkpoints.command import count
+from mg3d.inference.command import answer, check_early, load_model, new_parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -14,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--text", help="a report, a sentence, or a few words")
     asked.add_argument("--scan", metavar="FILE", help="NIfTI, .mha, .mhd, .npz or a folder of DICOM slices")
-    parser.add_argument("-k", type=int, default=10, help="how many (%(default)s)")
+    parser.add_argument("-k", type=count, default=10, help="how many (%(default)s)")
     parser.add_argument("--kind", metavar="KIND", help="only entries of this kind: scan, report or sentence")
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))
@@ -22,9 +23,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """The nearest entries as a table; errors as `ScanModel.read` and `ScanModel.retrieve`."""
+    check_early(options, options.index, options.scan)
+    from mg3d.inference.index import SearchIndex
+
+    index = SearchIndex.load(options.index)
+    index.require_kind(options.kind)
     model = load_model(options)
     query = options.text if options.scan is None else model.read(options.scan)
-    return str(model.retrieve(query, options.index, k=options.k, kind=options.kind))
+    return str(model.retrieve(query, index, k=options.k, kind=options.kind))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.glossary import LABELS, PROMPTS
-from mg3d.inference.command import answer, load_model, new_parser
+from mg3d.inference.command import answer, check_early, load_model, new_parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,15 +39,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> str:
     """Serves until it is stopped from the keyboard; errors as `Cases`, `SearchIndex.load` and `Viewer`."""
+    check_early(options, options.source, options.index, *options.also)
     from mg3d.inference.index import SearchIndex
     from mg3d.inference.viewer.cases import Cases
     from mg3d.inference.viewer.server import Viewer
 
+    index = SearchIndex.load(options.index) if options.index else None
     cases = Cases(
         load_model(options),
         options.source,
         table=options.table,
-        index=SearchIndex.load(options.index) if options.index else None,
+        index=index,
         findings=options.findings,
         wording=options.wording,
         also=options.also,

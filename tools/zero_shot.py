@@ -7,10 +7,10 @@ Probabilities are not calibrated: compare them between scans, not with 0.5.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from mg3d.checkpoints.command import new_file
 from mg3d.glossary import LABELS, PROMPTS
-from mg3d.inference.command import add_many, answer, load_model, new_parser, track
+from mg3d.inference.command import add_many, answer, check_early, load_model, new_parser, track
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("source", help="a scan, or with --out a folder of scans or an .arrow index of prepared files")
     parser.add_argument("--findings", nargs="+", default=list(LABELS), metavar="WORDS", help="any; CT-RATE's 18 without")
     parser.add_argument("--wording", choices=PROMPTS, default="there_is", help="of the prompts (%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="one row per scan")
+    parser.add_argument("--out", type=new_file, metavar="FILE.csv", help="one row per scan")
     add_many(parser)
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))
@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> str:
     from mg3d.inference.many import answer_all, numbers
     from mg3d.inference.sources import list_scans, remember_source
 
+    check_early(options, options.source)
     model = load_model(options)
     if options.out is None:
         return str(model.classify(model.read(options.source), options.findings, wording=options.wording))

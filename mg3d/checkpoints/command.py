@@ -1,10 +1,38 @@
-"""What the tools share: they print an answer, or one line about what went wrong and exit code 2, never a stack trace."""
+"""What the tools share: they print an answer, or a line or two about what went wrong and exit code 2, never a stack trace."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 from mg3d.files import is_full_disk
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong beneath one line of usage, where argparse prints every option first."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2."""
+        self.exit(2, f"usage: {self.prog} --help tells all options\n{self.prog}: error: {message}\n")
+
+
+def new_file(text: str) -> Path:
+    """The type of an option that names a file to write: its folder must be there, so that a typo makes no folders."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}; make it, or name a file in a folder that is there")
+    return path
+
+
+def count(text: str) -> int:
+    """The type of an option that starts at 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; it starts at 1")
+    return int(text)
 
 
 def answer(work: Callable[[], str]) -> int:

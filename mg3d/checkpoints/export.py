@@ -16,7 +16,8 @@ from mg3d import __version__
 from mg3d.checkpoints.card import model_card
 from mg3d.checkpoints.inspect import identity_of, preprocessing_of, training_recipe, vision_shape
 from mg3d.checkpoints.load import merging_of
-from mg3d.checkpoints.read import CONFIG, WEIGHTS, CheckpointFile, read_checkpoint
+from mg3d.checkpoints.places import CONFIG, WEIGHTS, find_weights, weights_at
+from mg3d.checkpoints.read import CheckpointFile, read_checkpoint
 from mg3d.checkpoints.rebuild import outline, rebuild, require_fit
 from mg3d.checkpoints.styles import bring_to_our_names
 from mg3d.datasets.tokenizer import load_tokenizer
@@ -171,13 +172,15 @@ def _without_places(bert: Mapping[str, Any]) -> dict[str, Any]:
 def from_pretrained(folder_or_hub_id: str | Path, *, revision: str | None = None) -> Pretrained:
     """The model that `save_pretrained` wrote, from a folder or by its id on the hub; the text encoder is rebuilt, not fetched.
 
+    Of a run, or a checkpoint of one, as `from_run`.
+
     Raises:
         FileNotFoundError: there is no such folder, and the hub does not have it or cannot be reached.
         ValueError: the folder holds no model of this package, or a damaged one, or one whose parts contradict one another.
     """
-    folder = Path(folder_or_hub_id)
-    if not folder.is_dir():
-        folder = _from_hub(str(folder_or_hub_id), revision)
+    folder = find_weights(folder_or_hub_id) or _from_hub(str(folder_or_hub_id), revision)
+    if folder.is_file():
+        return from_run(folder)
     file = read_checkpoint(folder)
     config = identity_of(file)
     try:
@@ -238,8 +241,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except Exception as error:  # of the network, the hub, or a name that is none: the way out is the same
         raise FileNotFoundError(
-            f"{name!r} is no folder here and could not be fetched from the hub ({type(error).__name__}); download it where there "
-            "is a network and pass the local folder"
+            f"there is no folder {name} here, and no model of that name came from the hub ({type(error).__name__}); correct the "
+            "path, or download the model where there is a network and name its folder"
         ) from error
 
 
@@ -259,7 +262,7 @@ def export_run(
         FileNotFoundError, ValueError: as `read_checkpoint`, `load_tokenizer` and `save_pretrained`; or it is no checkpoint of a
             run of this package, or lies in `folder`.
     """
-    checkpoint, folder = Path(checkpoint), Path(folder)
+    checkpoint, folder = weights_at(checkpoint), Path(folder)
     if folder.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
         raise ValueError(f"{checkpoint} lies in {folder}, which would be replaced; name another folder")
     file, identity = _read_run(checkpoint)
@@ -280,7 +283,7 @@ def from_run(checkpoint: str | Path, *, tokenizer: str | Path | None = None) -> 
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint` and `load_tokenizer`; or it is no checkpoint of a run of this package.
     """
-    checkpoint = Path(checkpoint)
+    checkpoint = weights_at(checkpoint)
     file, identity = _read_run(checkpoint)
     settings, bert = parse(identity["settings"]), identity["text_config"]
     tensors = bring_to_our_names(file.tensors).tensors

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-"""Files of a folder in our own format."""
+from mg3d.checkpoints.places import CONFIG, WEIGHTS, weights_at
+
 ENTRIES = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network_weights", "student", "teacher", "weights",
 )  # fmt: skip
@@ -69,7 +69,7 @@ def few(names: Iterable[str], most: int = _NAMED) -> str:
 
 
 def read_checkpoint(path: str | Path, *, entry: str | None = None) -> CheckpointFile:
-    """The tensors of a torch file, a safetensors file or a folder of ours.
+    """The tensors of a torch file, a safetensors file, a folder of ours, or of what `weights_at` finds in a run.
 
     entry: where in a torch file the tensors lie, such as `teacher`; found by itself when left out. Every byte of a zipped torch
     file is read once, to compare its checksums: torch itself does not.
@@ -78,7 +78,7 @@ def read_checkpoint(path: str | Path, *, entry: str | None = None) -> Checkpoint
         FileNotFoundError: there is no such file.
         ValueError: it is something else, cut off, needs code of another program, or holds no tensors.
     """
-    path = Path(path)
+    path = weights_at(path)
     if path.is_dir():
         _refuse_entry(path, entry)
         return _read_folder(path)
@@ -112,8 +112,6 @@ def _refuse_entry(path: Path, entry: str | None) -> None:
 def _read_folder(path: Path) -> CheckpointFile:
     weights, config = path / WEIGHTS, path / CONFIG
     if not weights.is_file() or not config.is_file():
-        if (last := path / "checkpoints" / "last.ckpt").is_file():
-            raise ValueError(f"{path} is the folder of a run; name its checkpoint, {last}")
         held = few(sorted(entry.name for entry in path.iterdir()))
         raise ValueError(
             f"{path} is a directory without {CONFIG} and {WEIGHTS}; name the file of weights in it (it holds {held or 'nothing'})"

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import expit
@@ -13,6 +13,7 @@ from mg3d.evaluation.cards import Card
 from mg3d.evaluation.results import Rows, measured
 from mg3d.evaluation.zero_shot import zero_shot_logits
 from mg3d.glossary import ENSEMBLE, LABELS, prompts
+from mg3d.metrics.bootstrap import too_few
 from mg3d.metrics.calibration import brier, calibration_error, fit_temperature, reliability_table
 from mg3d.metrics.classification import auprc, auroc, count_decisions, decision_scores, macro_auroc, mean_of_defined, per_label
 from mg3d.metrics.thresholds import choose_thresholds, decide
@@ -74,23 +75,25 @@ def finding_rows(card: Card, scores: Scores) -> Rows:
     rows = []
     for place, name in enumerate(LABELS):
         label, score = labels[:, place], main[:, place]
+        lacking = too_few(label, scores.patients)
         rows.append(
             {
                 "finding": name,
                 "cases": int(known[:, place].sum()),
                 "prevalence": mean_of_defined(np.where(known[:, place], label == 1, np.nan)),
-                "auroc": measured(lambda r, a=label, s=score: auroc(a[r], s[r]), scores.patients, **settings),
-                "auprc": measured(lambda r, a=label, s=score: auprc(a[r], s[r]), scores.patients, **settings),
+                "auroc": measured(lambda r, a=label, s=score: auroc(a[r], s[r]), scores.patients, **settings, lacking=lacking),
+                "auprc": measured(lambda r, a=label, s=score: auprc(a[r], s[r]), scores.patients, **settings, lacking=lacking),
                 "auroc over prompts": _range(spread[:, place]),
             }
         )
     mean_auprc = lambda r: mean_of_defined(per_label(auprc, labels[r], main[r]))  # noqa: E731
+    lacking = too_few(labels, scores.patients)
     mean = {
         "finding": MEAN,
         "cases": len(labels),
         "prevalence": mean_of_defined(np.array([row["prevalence"] for row in rows])),
-        "auroc": measured(lambda r: macro_auroc(labels[r], main[r]), scores.patients, **settings),
-        "auprc": measured(mean_auprc, scores.patients, **settings),
+        "auroc": measured(lambda r: macro_auroc(labels[r], main[r]), scores.patients, **settings, lacking=lacking),
+        "auprc": measured(mean_auprc, scores.patients, **settings, lacking=lacking),
         "auroc over prompts": _range(np.array([mean_of_defined(row) for row in spread])),
     }
     return [*rows, mean]
@@ -98,9 +101,9 @@ def finding_rows(card: Card, scores: Scores) -> Rows:
 
 def wording_rows(card: Card, scores: Scores) -> Rows:
     """Mean AUROC by wording; the last row is the spread over the single wordings: their mean and standard deviation."""
-    rows = []
+    rows, settings = [], _settings(card) | {"lacking": too_few(scores.labels, scores.patients)}
     for name, logits in scores.by_wording.items():
-        cell = measured(lambda r, s=logits: macro_auroc(scores.labels[r], s[r]), scores.patients, **_settings(card))
+        cell = measured(lambda r, s=logits: macro_auroc(scores.labels[r], s[r]), scores.patients, **settings)
         rows.append({"prompts": name + (" (main)" if name == card.wording else ""), "auroc": cell})
     values = np.array([macro_auroc(scores.labels, scores.by_wording[name]) for name in card.wordings])
     told = f"{values.mean():.3f} ± {values.std():.3f}, {_range(values)}"
@@ -120,11 +123,12 @@ def decided_tables(card: Card, scores: Scores) -> dict[str, Rows]:
     rest, patients, settings = labels[~dev], scores.patients[~dev], _settings(card)
     decided = decide(logits[~dev], thresholds)
 
-    def value(name: str, columns: slice) -> dict[str, float]:
+    def value(name: str, columns: slice) -> dict[str, Any]:
         return measured(
             lambda r: mean_of_defined(decision_scores(count_decisions(rest[r, columns], decided[r, columns]))[name]),
             patients,
             **settings,
+            lacking=too_few(rest[:, columns], patients, classes=(0,) if name == "specificity" else (1,)),
         )
 
     names = ("f1", "sensitivity", "specificity")
@@ -162,7 +166,7 @@ def _calibration(card: Card, labels: np.ndarray, logits: np.ndarray, patients: n
     return {"Calibration, all findings": rows, RELIABILITY: reliable}
 
 
-def _settings(card: Card) -> dict[str, int]:
+def _settings(card: Card) -> dict[str, Any]:
     return {"resamples": card.resamples, "seed": card.seed}
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mg3d.evaluation.results import Rows, measured
 from mg3d.glossary import LABELS, prompts
+from mg3d.metrics.bootstrap import too_few
 from mg3d.metrics.classification import auroc, macro_auroc, mean_of_defined
 
 SIDES = ("left", "right")
@@ -37,14 +38,16 @@ def negation_rows(
         for what, values in shares.items():
             row[what] = measured(lambda r, v=values[:, place]: mean_of_defined(v[r]), patients, **settings)
         label = labels[:, place]
+        lacking = too_few(label, patients)
         for what, part in (("AUROC of X alone", alone[:, place]), ("AUROC of the pair", pair[:, place])):
-            row[what] = measured(lambda r, a=label, s=part: auroc(a[r], s[r]), patients, **settings)
+            row[what] = measured(lambda r, a=label, s=part: auroc(a[r], s[r]), patients, **settings, lacking=lacking)
         rows.append(row)
+    lacking = too_few(labels, patients)
     mean = {"finding": "mean", "cosine of X and no X": float(cosine.mean())}
     for what, values in shares.items():
         mean[what] = measured(lambda r, v=values: _mean_of_columns(v[r]), patients, **settings)
     for what, part in (("AUROC of X alone", alone), ("AUROC of the pair", pair)):
-        mean[what] = measured(lambda r, s=part: macro_auroc(labels[r], s[r]), patients, **settings)
+        mean[what] = measured(lambda r, s=part: macro_auroc(labels[r], s[r]), patients, **settings, lacking=lacking)
     return [*rows, mean]
 
 
@@ -116,6 +119,8 @@ def side_rows(
             continue
         row = {"finding": name, "left": int((side == 1).sum()), "right": int((side == 0).sum())}
         for what, truth, score in (("volumes", side, seen), ("mirrored volumes", other[:, place], turned)):
-            row[f"AUROC, {what}"] = measured(lambda r, t=truth, s=score[:, place]: auroc(t[r], s[r]), patients, **settings)
+            row[f"AUROC, {what}"] = measured(
+                lambda r, t=truth, s=score[:, place]: auroc(t[r], s[r]), patients, **settings, lacking=too_few(truth, patients)
+            )
         rows.append(row)
     return rows

@@ -14,7 +14,7 @@ from rich.table import Table
 from scipy.stats import false_discovery_control
 
 from mg3d.files import write_json
-from mg3d.metrics.bootstrap import FEWEST, Comparison, bootstrap_interval, paired_comparison
+from mg3d.metrics.bootstrap import FEWEST, Comparison, bootstrap_interval, paired_comparison, too_few
 from mg3d.metrics.classification import auroc, macro_auroc
 from mg3d.metrics.retrieval import recall_at
 
@@ -44,16 +44,22 @@ class Result(NamedTuple):
 
 
 def measured(
-    statistic: Callable[[np.ndarray], float], groups: np.ndarray, *, resamples: int, seed: int, digits: int = 6
-) -> dict[str, float]:
-    """A cell: `statistic(rows)` of all rows, with `low` and `high` of its bootstrap over groups (patients)."""
-    low, high = bootstrap_interval(statistic, groups, resamples=resamples, seed=seed)
+    statistic: Callable[[np.ndarray], float], groups: np.ndarray, *, resamples: int, seed: int, digits: int = 6, lacking: str = ""
+) -> dict[str, Any]:
+    """A cell: `statistic(rows)` of all rows, with `low` and `high` of its bootstrap over groups (patients).
+
+    lacking: why there is no interval (`too_few`); the cell holds it as `why`.
+    """
+    low, high = (np.nan, np.nan) if lacking else bootstrap_interval(statistic, groups, resamples=resamples, seed=seed)
     value = statistic(np.arange(len(groups)))
-    return {name: round(float(number), digits) for name, number in (("value", value), ("low", low), ("high", high))}
+    told = {name: round(float(number), digits) for name, number in (("value", value), ("low", low), ("high", high))}
+    return told | ({"why": lacking} if lacking else {})
 
 
 def shown(cell: Any) -> str:
-    """A cell as text: value [low, high], numbers with three decimals."""
+    """A cell as text: value [low, high], or why there is no interval; numbers with three decimals."""
+    if isinstance(cell, Mapping) and cell.get("why"):
+        return f"{shown(cell['value'])} [{cell['why']}]"
     if isinstance(cell, Mapping):
         low, high = shown(cell["low"]), shown(cell["high"])
         return f"{shown(cell['value'])} [{low}, {high}]"
@@ -141,7 +147,7 @@ def compare(first: Result, second: Result, *, resamples: int = 2000) -> dict[str
     scores = [np.array(result.cases["scores"], dtype=float) for result in (first, second)]
     settings = {"resamples": resamples, "seed": first.card["seed"]}
     pair = [partial(_macro, labels, part) for part in scores]
-    rows = [_difference("zero-shot AUROC, mean", pair, patients, settings)]
+    rows = [_difference("zero-shot AUROC, mean", pair, patients, settings, lacking=too_few(labels, patients))]
     studies = np.array(first.cases["study_patients"])
     for direction in first.cases["ranks"]:
         if direction not in second.cases["ranks"]:
@@ -154,7 +160,8 @@ def compare(first: Result, second: Result, *, resamples: int = 2000) -> dict[str
     findings = []
     for place, name in enumerate(first.cases["findings"]):
         pair = [partial(_auroc, labels[:, place], part[:, place]) for part in scores]
-        findings.append(_difference(name, pair, patients, settings))
+        lacking = too_few(labels[:, place], patients)
+        findings.append(_difference(name, pair, patients, settings, lacking=lacking))
     return {"Main numbers, first minus second": rows, "AUROC by finding, first minus second": _with_q(findings)}
 
 
@@ -171,12 +178,19 @@ def _recall(ranks: np.ndarray, k: int, rows: np.ndarray) -> float:
 
 
 def _difference(
-    name: str, pair: Sequence[Callable[[np.ndarray], float]], groups: np.ndarray, settings: Mapping[str, int]
+    name: str,
+    pair: Sequence[Callable[[np.ndarray], float]],
+    groups: np.ndarray,
+    settings: Mapping[str, int],
+    *,
+    lacking: str = "",
 ) -> dict[str, Any]:
     everything = np.arange(len(groups))
     found: Comparison = paired_comparison(*pair, groups, **settings)
-    difference = {"value": found.difference, "low": found.low, "high": found.high}
-    p = found.p if found.patients >= FEWEST else f"too few cases ({found.patients}) to tell"
+    difference: dict[str, Any] = {"value": found.difference, "low": found.low, "high": found.high}
+    if lacking:
+        difference |= {"low": np.nan, "high": np.nan, "why": lacking}
+    p = lacking or found.p if found.patients >= FEWEST else f"too few cases ({found.patients}) to tell"
     return {"number": name, "first": pair[0](everything), "second": pair[1](everything), "difference": difference, "p": p}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.evaluation.results import Rows, measured
-from mg3d.metrics.bootstrap import paired_comparison
+from mg3d.metrics.bootstrap import paired_comparison, too_few
 from mg3d.metrics.classification import macro_auroc
 from mg3d.metrics.retrieval import recall_at
 
@@ -127,10 +127,11 @@ def stress_rows(
     settings = {"resamples": resamples, "seed": seed}
     auroc = {name: partial(_macro, labels, part) for name, part in scores.items()}
     recall = {name: partial(_recall, part, K) for name, part in (ranks or {}).items()}
-    rows = []
+    rows, lacking = [], too_few(labels, patients)
+    without = {"low": np.nan, "high": np.nan, "why": lacking} if lacking else {}
     for name in scores:
-        row = {"change": name, "auroc": measured(auroc[name], patients, **settings)}
-        row["lost"] = "" if name == AS_IT_IS else _lost(auroc, name, patients, settings)
+        row = {"change": name, "auroc": measured(auroc[name], patients, **settings, lacking=lacking)}
+        row["lost"] = "" if name == AS_IT_IS else _lost(auroc, name, patients, settings) | without
         if recall:
             row[f"volume to report, R@{K}"] = measured(recall[name], patients, **settings)
             row["lost of it"] = "" if name == AS_IT_IS else _lost(recall, name, patients, settings)

@@ -68,7 +68,7 @@ def show_scores(console: Console, title: str, scores: Mapping[str, Sequence[Scor
         for name in ("score", "value", "95 % interval", "cases", "patients"):
             table.add_column(name, justify="left" if name == "score" else "right")
         for score in found:
-            interval = "" if np.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
+            interval = "not known" if np.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
             table.add_row(score.name, f"{score.value:.3f}", interval, str(score.cases), str(score.patients))
         console.print(table)
 

@@ -23,7 +23,7 @@ class FinetuneSettings:
     data_root: str = ""
     """The data set as its authors publish it, or a folder of Arrow files made from it; empty or `phantom` = a synthetic set."""
     pretrained: str = "none"
-    """Weights to start from: a file or a folder of ours; `none` = from scratch the network that `encoder` names."""
+    """Weights to start from: a file, a folder of ours, or a run (its last checkpoint); `none` = from scratch."""
     encoder: str = "auto"
     """auto, swin_b, swin_l, swin_l_unprojected, unet, nnunet, tiny, or a file that `pretrained` takes: the very network of that
     file, without its weights. auto: the encoder of the weights; without weights swin_b, or tiny on a synthetic set."""

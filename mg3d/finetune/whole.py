@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrai
 from mg3d.checkpoints.export import export_run, from_pretrained, text_config
 from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
 from mg3d.checkpoints.load import load_weights
+from mg3d.checkpoints.places import weights_at
 from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
 from mg3d.finetune.encoder import TINY, preset_of, settings_of
 from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings
@@ -69,7 +70,7 @@ def start_whole(
     if settings.pretrained == "none":
         of_file = dataclasses.replace(settings, pretrained=settings.encoder, encoder="auto")
         return _forgotten(start_whole(of_file, text_encoder=text_encoder, shape=shape, reports=reports, synthetic=synthetic))
-    path = Path(settings.pretrained)
+    path = weights_at(settings.pretrained)
     if path.is_dir():
         return _ours(path, shape)
     passport = inspect_checkpoint(path, prefix=settings.load_prefix or None)

@@ -4,14 +4,19 @@ Neither this nor the tools import a network before the options were read: that t
 """
 
 import argparse
+import difflib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mg3d.checkpoints.command import Parser, count
 from mg3d.checkpoints.command import answer as print_answer
+from mg3d.checkpoints.places import find_weights
+from mg3d.glossary import LABELS
 
 if TYPE_CHECKING:
     from mg3d.inference.model import ScanModel
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 
 def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
     """A parser with the options of every tool."""
-    parser = argparse.ArgumentParser(prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="saved folder, run (result/tiny), checkpoint, released file or hub id")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="where it is not found with the model")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes the GPU where there is one")
@@ -28,8 +33,8 @@ def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
 
 def add_many(parser: argparse.ArgumentParser) -> None:
     """Options of tools that go over many scans."""
-    parser.add_argument("--batch", type=_count, default=4, help="scans in one pass (%(default)s)")
-    parser.add_argument("--workers", type=_count, default=2, help="threads that read scans (%(default)s)")
+    parser.add_argument("--batch", type=count, default=4, help="scans in one pass (%(default)s)")
+    parser.add_argument("--workers", type=count, default=2, help="threads that read scans (%(default)s)")
     parser.add_argument(
         "--table", metavar="FILE", help="CSV or JSON: a column `volume` with scans below SOURCE, `report` (docs/data.md)"
     )
@@ -42,6 +47,38 @@ def answer(work: Callable[[], str]) -> int:
     except KeyboardInterrupt:
         print("mg3d: stopped; what was done is kept, and the same command goes on", file=sys.stderr)
         return 130
+
+
+def check_early(options: argparse.Namespace, *reads: str | Path | None) -> None:
+    """Refuses in a moment what would else be told when the model is there; says which findings look misspelt.
+
+    Raises:
+        FileNotFoundError: one of `reads`, the table or the model is not there.
+        ValueError: the model's folder holds none, or a finding has no word.
+    """
+    find_weights(options.model)
+    for path in (*reads, getattr(options, "table", None)):
+        if path is not None and not Path(path).exists():
+            raise FileNotFoundError(f"there is no {path}; correct the path")
+    for sentence in doubts(getattr(options, "findings", ())):
+        print(f"mg3d: {sentence}", file=sys.stderr)
+
+
+def doubts(findings: Sequence[str]) -> list[str]:
+    """A sentence for each name that is nearly, and not, one of CT-RATE's 18. Any words may be asked for, so it is no error.
+
+    Raises:
+        ValueError: a name has no letter.
+    """
+    if not all(any(map(str.isalpha, name)) for name in findings):
+        raise ValueError("--findings: a finding without a word cannot be asked for; give words such as 'Pleural effusion'")
+    known = {label.lower(): label for label in LABELS}
+    near = {name: difflib.get_close_matches(name.strip().lower(), known, n=1, cutoff=0.8) for name in findings}
+    return [
+        f"{name!r} is none of CT-RATE's 18 findings and is asked as it stands; did you mean {known[match[0]]!r}?"
+        for name, match in near.items()
+        if match and name.strip().lower() not in known
+    ]
 
 
 def load_model(options: argparse.Namespace) -> "ScanModel":
@@ -59,8 +96,3 @@ def track(items: Iterable, total: int) -> Iterator:
     with Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal) as bar:
         yield from bar.track(items, total=total)
 
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; it starts at 1")
-    return int(text)

@@ -58,7 +58,9 @@ class SearchIndex:
         """
         table, fingerprint = _read(Path(folder))
         if table is None:
-            raise FileNotFoundError(f"{folder} holds no search index; make one with `python tools/embed.py SCANS --out {folder}`")
+            raise FileNotFoundError(
+                f"{folder} holds no search index; make one with `python tools/embed.py SCANS --model MODEL --out {folder}`"
+            )
         column = table["vector"].combine_chunks()
         width = column.type.list_size
         vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
@@ -72,6 +74,12 @@ class SearchIndex:
                 "anew with tools/embed.py, or load the model that made it"
             )
 
+    def require_kind(self, kind: str | None) -> None:
+        """Refuses (ValueError) a kind that no entry has; None stands for all."""
+        if kind is not None and not len(self.rows_of.get(kind, ())):
+            there = ", ".join(name for name, rows in self.rows_of.items() if len(rows))
+            raise ValueError(f"the index has no entry of kind {kind!r}, only {there or 'nothing'}")
+
     def search(self, queries: np.ndarray, *, k: int = 10, kind: str | None = None) -> list[Neighbours]:
         """The `k` nearest entries of each row of queries [q, E], or all where there are fewer; ties in the order of the index.
 
@@ -82,9 +90,7 @@ class SearchIndex:
             raise ValueError(f"k is {k}, expected at least 1")
         if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1] or not np.isfinite(queries).all():
             raise ValueError(f"expected finite queries [q, {self.vectors.shape[1]}], found an array {list(queries.shape)}")
-        if kind is not None and not len(self.rows_of.get(kind, ())):
-            there = ", ".join(name for name, rows in self.rows_of.items() if len(rows))
-            raise ValueError(f"the index has no entry of kind {kind!r}, only {there or 'nothing'}")
+        self.require_kind(kind)
         similarity = queries.astype(np.float32) @ self.vectors.T
         rows = self.rows_of[kind] if kind else np.arange(len(self))
         return [self._nearest(row[rows], rows, k) for row in similarity]

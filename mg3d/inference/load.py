@@ -9,17 +9,14 @@ from mg3d.checkpoints.export import Pretrained, from_pretrained, from_run
 from mg3d.checkpoints.inspect import RELEASED_PREPROCESSING, Passport, passport
 from mg3d.checkpoints.load import load_weights
 from mg3d.checkpoints.merging import identity_of
-from mg3d.checkpoints.read import CONFIG, read_checkpoint
+from mg3d.checkpoints.places import CONFIG, find_weights
+from mg3d.checkpoints.read import read_checkpoint
 from mg3d.checkpoints.styles import bring_to_our_names
 from mg3d.datasets.tokenizer import load_tokenizer
 from mg3d.inference.model import ScanModel
 from mg3d.models.build import build_vision
 from mg3d.settings.parse import parse
 from mg3d.settings.presets import PRESETS
-
-_NEWEST = ("last", "best")
-_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-"""Endings that no name on the hub has."""
 
 
 def load(
@@ -40,7 +37,7 @@ def load(
         ValueError: it is something else, or lacks a part; says which.
     """
     where = _device(device)
-    found = _find(Path(path))
+    found = find_weights(path)
     if found is None:
         pretrained = from_pretrained(path, revision=revision)
     elif (found / CONFIG).is_file():
@@ -59,23 +56,6 @@ def _told(model: ScanModel) -> ScanModel:
     if model.preprocessing.note:
         print(f"mg3d: {model.preprocessing.note}", file=sys.stderr)
     return model
-
-
-def _find(path: Path) -> Path | None:
-    """The folder or file that is meant; None where nothing lies there, so that it may be a name on the hub."""
-    places = [path / "checkpoints" / f"{name}.ckpt" for name in _NEWEST] if path.is_dir() else []
-    if path.name in _NEWEST:
-        places.append(path.parent / "checkpoints" / f"{path.name}.ckpt")
-    there = next((place for place in places if place.is_file()), None)
-    if there is None and path.is_dir() and not (path / CONFIG).is_file():
-        raise ValueError(
-            f"{path} holds neither a saved model (config.json, model.safetensors) nor a run (checkpoints/last.ckpt); name one of "
-            "these, or a file of weights"
-        )
-    is_place = path.is_absolute() or path.suffix in _FILES or len(path.parts) > 2 or path.name in _NEWEST
-    if there is None and not path.exists() and is_place:
-        raise FileNotFoundError(f"there is no {path}; name a saved folder, a run, a file of weights, or a hub id")
-    return there or (path if path.exists() else None)
 
 
 def _whole(pretrained: Pretrained, device: torch.device, batch: int) -> ScanModel:

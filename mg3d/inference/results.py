@@ -123,5 +123,5 @@ class Region:
         share = self.cells.max() / self.cells.sum()
         return (
             f"cosine {self.similarity:+.3f}; the strongest of {self.cells.size} places has {share:.1%} and lies at "
-            f"R {right:.0f}, A {anterior:.0f}, S {superior:.0f} mm"
+            f"R {right:.0f}, A {anterior:.0f}, S {superior:.0f} {'mm' if self.scan.spacing_mm else 'voxels'}"
         )

@@ -1,6 +1,6 @@
 """Intervals by drawing patients again, of one system and of the difference between two."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -13,6 +13,10 @@ Statistics = Callable[[np.ndarray], Mapping[str, float]]
 FEWEST, FEW = 6, 12
 """Below so many patients no p can lie below 0.05; up to so many it is also of every turn of signs, above of drawn patients
 alone."""
+
+FEWEST_OF_A_CLASS = 5
+"""Below so many patients with, or without, what is ranked an interval is not known: more than one draw in a hundred (exp -5) then
+lacks the class, and of one positive every draw that has a value has much the same."""
 
 
 class Comparison(NamedTuple):
@@ -38,6 +42,20 @@ class Comparison(NamedTuple):
         if self.p < 0.001:
             return "< 0.001"
         return f"<= {self.p:.3f}" if self.patients > FEW and self.p <= self.least else f"{self.p:.3f}"
+
+
+def too_few(labels: np.ndarray, groups: np.ndarray, *, classes: Sequence[int] = (1, 0)) -> str:
+    """Why a score of these labels has no interval, such as `too few positives (1)`; empty where it has one, or no value.
+
+    labels [n] or [n, L] (for a mean over columns, of which one with enough suffices): 1 positive, 0 negative; groups [n]: the
+    patients, who are counted. classes: those that the score needs.
+    """
+    columns = labels.reshape(len(labels), -1).T
+    counts = [[len(np.unique(groups[column == one])) for one in classes] for column in columns]
+    best = max((row for row in counts if min(row) > 0), key=min, default=[FEWEST_OF_A_CLASS])
+    if min(best) >= FEWEST_OF_A_CLASS:
+        return ""
+    return f"too few {'positives' if classes[best.index(min(best))] == 1 else 'negatives'} ({min(best)})"
 
 
 def bootstrap_interval(

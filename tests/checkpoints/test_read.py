@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mg3d.checkpoints.places import find_weights
 from mg3d.checkpoints.read import read_checkpoint
 
 WEIGHTS = {"first.weight": torch.arange(6.0).reshape(2, 3), "first.bias": torch.ones(2, dtype=torch.float16)}
@@ -143,11 +144,26 @@ def test_what_is_no_file_of_weights_is_named(kind, sentence, tmp_path, capfd):
     assert "must never run" not in capfd.readouterr().out
 
 
-def test_of_a_run_s_folder_the_checkpoint_is_named(tmp_path):
-    (tmp_path / "tiny" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "tiny" / "checkpoints" / "last.ckpt").touch()
-    with pytest.raises(ValueError, match=r"tiny is the folder of a run; name its checkpoint, \S+tiny/checkpoints/last\.ckpt$"):
-        read_checkpoint(tmp_path / "tiny")
+@pytest.mark.parametrize(("name", "taken"), [("tiny", "last"), ("tiny/last", "last"), ("tiny/best", "best"), ("short", "best")])
+def test_of_a_run_the_checkpoint_is_read_and_named(name, taken, tmp_path, capsys):
+    for place, stored in (("tiny/checkpoints/last", 1.0), ("tiny/checkpoints/best", 2.0), ("short/checkpoints/best", 2.0)):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": {"a": torch.tensor([stored])}}, tmp_path / f"{place}.ckpt")
+    for _ in range(2):
+        file = read_checkpoint(tmp_path / name)
+    assert (file.path.stem, file.tensors["a"].item()) == (taken, {"last": 1.0, "best": 2.0}[taken])
+    assert capsys.readouterr().err == f"mg3d: {tmp_path / name} is a run; its checkpoint {file.path} is taken\n"
+
+
+def test_only_owner_and_name_can_be_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "result").mkdir()
+    assert find_weights("owner/name-1.0") is None
+    for name in ("result/tniy", "tniy", "./owner/name", "a/b/c", "owner/name.ckpt", "/nowhere", "owner/last"):
+        with pytest.raises(FileNotFoundError, match=f"^there is no {name}; name a saved folder"):
+            find_weights(name)
+    with pytest.raises(ValueError, match=r"neither a saved model .* nor a run"):
+        find_weights("result")
 
 
 def test_a_missing_file_is_named(tmp_path):

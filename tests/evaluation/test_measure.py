@@ -16,6 +16,7 @@ from mg3d.evaluation.measure import (
     logits_by_wording,
     wording_rows,
 )
+from mg3d.evaluation.results import shown
 from mg3d.evaluation.retrieval import ALIKE, directions, jaccard_rows, recall_rows
 from mg3d.glossary import ENSEMBLE, LABELS, PROMPTS, prompts
 from mg3d.metrics.classification import auroc
@@ -49,6 +50,17 @@ def test_prompts_are_those_of_ct_clip_and_of_the_original():
     assert prompts("Pleural effusion", wording="ct_clip") == ("Pleural effusion is present.", "Pleural effusion is not present.")
     assert prompts("Pleural effusion", wording="original") == ("Pleural effusion.", "not Pleural effusion.")
     assert {*ENSEMBLE} < {*PROMPTS}
+
+
+def test_one_positive_has_a_number_and_no_interval():
+    scores = known_scores()
+    scores.labels[:, 0] = 0
+    scores.labels[1, 0] = 1
+    scores.by_wording["there_is"][1, 0] = 9.0
+    row = finding_rows(CARD, scores)[0]
+    assert row["auroc"]["value"] == 1
+    assert np.isnan([row["auroc"]["low"], row["auroc"]["high"]]).all()
+    assert shown(row["auroc"]) == "1.000 [too few positives (1)]"
 
 
 def test_findings_have_their_own_numbers_and_the_range_over_prompts():

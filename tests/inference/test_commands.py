@@ -17,6 +17,7 @@ from small_raw import chest
 
 from mg3d.datasets.arrow import open_index
 from mg3d.datasets.storage import Storage
+from mg3d.inference.command import doubts
 from mg3d.inference.index import SearchIndex
 from mg3d.inference.many import answer_all, embed_all
 from mg3d.inference.sources import Item, list_scans
@@ -184,7 +185,7 @@ BAD = {
     "no scan": (["zero_shot", "--model", "M", "{}/none.nii"], "there is no"),
     "empty folder": (["embed", "--model", "M", "{}", "--out", "{}/index"], "holds no scan"),
     "no words": (["ground", "--model", "M", "{}/scan.nii", " ", "--out", "{}/map.nii"], "there is no"),
-    "cannot write": (["generate", "--model", "M", "{}/scan.nii"], "without a captioning head"),
+    "cannot write": (["generate", "--model", "M", "{}"], "without a captioning head"),
     "itself": (["ground", "--model", "M", "s.nii", "A.", "--against", "A.", "--out", "{}/m.nii"], "the sentence itself"),
     "ending": (["export_encoder", "--model", "M", "{}/encoder.pt"], r"ends in .pt2"),
 }
@@ -199,6 +200,60 @@ def test_what_is_wrong_is_said_in_one_line(case, folder, tmp_path, capsys):
     assert expected in said.err
     assert said.err.count("\n") == 1
     assert said.out == ""
+
+
+EARLY = {
+    "embed": ["{}/none", "--out", "{}/index"],
+    "search": ["{}/none", "--text", "a"],
+    "zero_shot": ["{}/none.nii"],
+    "generate": ["{}/none.nii"],
+    "ground": ["{}/none.nii", "A.", "--out", "{}/map.nii"],
+    "viewer": ["{}/none"],
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_a_path_that_is_not_there_is_told_before_a_model_is_read(name, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mg3d.inference.load.load", None)
+    arguments = [word.format(tmp_path) for word in EARLY[name]]
+    assert command(name, *arguments, "--model", folder) == 2
+    assert capsys.readouterr().err == f"mg3d: there is no {arguments[0]}; correct the path\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("zero_shot", ["s.nii", "--out", "{}/no/x.csv"], "argument --out: there is no folder {}/no; make it"),
+        ("ground", ["s.nii", "A.", "--out", "{}"], "argument --out: {} is a folder; name a file"),
+        ("search", ["i", "--text", "a", "-k", "0"], "argument -k: '0' is no count; it starts at 1"),
+    ],
+)
+def test_a_wrong_option_is_told_in_two_lines_and_makes_nothing(name, words, told, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(name, *(word.format(tmp_path) for word in words), "--model", "m")
+    assert stopped.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage == f"usage: {name}.py --help tells all options"
+    assert told.format(tmp_path) in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finding_that_is_nearly_a_known_one_is_asked_and_doubted():
+    (told,) = doubts(["Cardiomegally", "cardiomegaly", "Lung nodule", "Rib fracture"])
+    assert told.startswith("'Cardiomegally' is none of CT-RATE's 18 findings")
+    assert told.endswith("did you mean 'Cardiomegaly'?")
+    with pytest.raises(ValueError, match="a finding without a word"):
+        doubts(["Effusion", " "])
+
+
+def test_a_viewer_of_one_scan_that_is_none_does_not_start(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mg3d.inference.viewer.server.Viewer.serve_forever", None)
+    for name in ("notes.txt", "notes.nii.gz"):
+        (tmp_path / name).write_text("not a scan")
+        assert command("viewer", tmp_path / name, "--model", folder, "--device", "cpu") == 2
+        said = capsys.readouterr()
+        assert f"{tmp_path / name} holds no scan that can be shown: " in said.err
+        assert said.out == ""
 
 
 @pytest.mark.parametrize("name", ["embed", "search", "zero_shot", "generate", "ground", "export_encoder", "viewer"])

@@ -155,13 +155,13 @@ def test_a_run_s_checkpoint_and_what_is_saved_of_it_tell_its_recipe(tmp_path, ca
     for place in (run, once, twice):
         assert mg3d.load(place, device="cpu").preprocessing.recipe == Recipe(shape=(32, 24, 32), crop="body")
         assert inspect_checkpoint(place / "checkpoints" / "last.ckpt" if place == run else place).preprocessing["recipe"] == BODY
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.splitlines() == [f"mg3d: {run} is a run; its checkpoint {run}/checkpoints/last.ckpt is taken"]
     assert "kept_share" not in from_pretrained(once).config["preprocessing"]
     assert "box of the largest body" in (once / "README.md").read_text()
 
 
 def test_a_model_that_tells_no_recipe_says_so_in_one_line(tmp_path, capsys):
-    mg3d.load(run_checkpoint(tmp_path / "run"), device="cpu")
+    mg3d.load(run_checkpoint(tmp_path / "run") / "checkpoints" / "last.ckpt", device="cpu")
     said = capsys.readouterr().err
     assert said.startswith("mg3d: the model does not tell how its training volumes were prepared")
     assert said.count("\n") == 1
@@ -238,7 +238,7 @@ def test_every_bad_question_is_one_sentence(model, scans, tmp_path):
         (lambda: mg3d.load(tmp_path), "holds neither a saved model"),
         (lambda: mg3d.load(tmp_path / "nothing.ckpt"), "there is no"),
         (lambda: mg3d.load(tmp_path / "run" / "last"), "there is no"),
-        (lambda: mg3d.load("nobody/no-such-model-v1.0", device="cpu"), "could not be fetched from the hub"),
+        (lambda: mg3d.load("nobody/no-such-model-v1.0", device="cpu"), "no model of that name came from the hub"),
         (lambda: mg3d.load("nobody/no-such-model", device="tpu9"), "cannot be used here"),
     ]
     for ask, expected in bad:

@@ -294,6 +294,13 @@ def test_prepared_volumes_are_shown_in_hu_with_their_reports(model, tmp_path):
     assert cases.case(1)["report"] == index.table["report"][1].as_py()
 
 
+def test_places_of_a_prepared_volume_are_told_as_its_own(model, tmp_path):
+    write_split(tmp_path, "ct_rate", "test", patients=1, shape=model.preprocessing.recipe.shape)
+    told = Cases(model, tmp_path / "clm_ct_rate_test.arrow").case(0)
+    assert told["frame"]["of"] == "of the prepared volume, from its corner"
+    assert told["frame"]["unit"] == ("voxels" if "no known spacing" in told["scan"] else "mm")
+
+
 def test_without_index_and_table_the_page_says_what_is_missing(place, model):
     cases = Cases(model, place / "scans" / "b.nii")
     found = cases.case(0)
@@ -337,7 +344,7 @@ def test_a_browser_shows_planes_words_neighbours_and_maps(server, tmp_path):
         browser.click("#question button")
         browser.wait("document.getElementById('map').textContent.startsWith('cosine')")
         assert coloured(browser.picture("#canvas")) > coloured(plain) + 0.05
-        assert re.match(r"R -?\d+, A -?\d+, S -?\d+ mm: -?\d+ HU, map \d", browser.run("return at('place').textContent"))
+        assert re.match(r"R -?\d+, A -?\d+, S -?\d+ mm of the file: -?\d+ HU, map", browser.run("return at('place').textContent"))
         browser.click("#clear")
         assert coloured(browser.picture("#canvas")) == pytest.approx(coloured(plain), abs=0.01)
         browser.click("button.case")

@@ -10,6 +10,7 @@ from mg3d.metrics.bootstrap import (
     paired_comparison,
     paired_comparisons,
     sign_flip_p,
+    too_few,
     two_sided_p,
 )
 from mg3d.metrics.classification import auroc
@@ -62,6 +63,19 @@ def test_draws_without_a_value_are_left_out():
     groups, turns = np.arange(3), iter([np.nan, 1.0, np.nan, 3.0])
     assert bootstrap_interval(lambda rows: next(turns), groups, resamples=4, level=1.0) == (1.0, 3.0)
     assert np.isnan(bootstrap_interval(lambda rows: float("nan"), groups)).all()
+
+
+def test_too_few_of_a_class_are_told_by_patient():
+    patients = np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    labels = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0, -1])  # positives of 4 patients, negatives of 5
+    assert too_few(labels, patients) == "too few positives (4)"
+    assert too_few(np.where(labels < 0, -1, 1 - labels), patients, classes=(0,)) == "too few negatives (4)"
+    assert too_few(labels, patients, classes=(0,)) == ""
+    assert too_few(np.zeros(11), patients) == ""  # there is no value either
+    enough = np.array([1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
+    assert too_few(enough, patients) == ""
+    assert too_few(np.stack([labels, enough], 1), patients) == ""  # a mean of which one part has enough
+    assert too_few(np.stack([labels, labels], 1), patients) == "too few positives (4)"
 
 
 def test_no_case_is_refused():

@@ -89,7 +89,7 @@ class Structure(HTMLParser):
 
 
 def test_table_json_and_page_say_the_same_and_no_word_of_a_report(raw, tmp_path, capsys):
-    out = tmp_path / "new"
+    out = tmp_path
     words = [str(raw), "--workers", "1", "--json", str(out / "d.json"), "--html", str(out / "d.html")]
     assert TOOL.main(words) == 1
     said = capsys.readouterr().out

@@ -106,6 +106,16 @@ def test_a_synthetic_set_without_masks_is_refused_before_anything_is_computed(mo
     assert "add them with `python tools/make_phantom.py --out" in capsys.readouterr().err
 
 
+def test_no_draw_and_a_folder_that_is_not_there_are_refused_at_once(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        COMPARE.main(["a", "b", "--resamples", "0"])
+    assert "argument --resamples: '0' is no count; it starts at 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate("model", tmp_path, "--json", tmp_path / "no" / "x.json")
+    assert "there is no folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_is_no_result_is_told(tmp_path, capsys):
     (tmp_path / "other.json").write_text("[]")
     assert COMPARE.main([str(tmp_path / "other.json")] * 2) == 2

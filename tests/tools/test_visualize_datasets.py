@@ -192,7 +192,7 @@ def test_a_ctrg_folder_that_may_not_be_read_is_not_named(ctrg_case, monkeypatch,
 
 
 def test_the_picture_is_written_where_it_is_asked_for(ct_rate, tmp_path, capsys):
-    out = tmp_path / "new" / "picture.png"
+    out = tmp_path / "picture.png"
     assert TOOL.main([str(ct_rate), "--case", NAME, "--out", str(out)]) == 0
     assert Image.open(out).size[0] > 1000
     assert str(out) in capsys.readouterr().out

@@ -34,7 +34,7 @@ class Score(NamedTuple):
     value: float
     low: float
     high: float
-    """95 % bootstrap interval over patients."""
+    """95 % bootstrap interval over patients; nan where too few have what the score needs (`metrics.bootstrap.too_few`)."""
     cases: int
     """Cases (candidates, scans) that it rests on: those whose truth is known, and whom it is asked of."""
     patients: int
@@ -146,12 +146,18 @@ class Kind(abc.ABC):
         found = []
         for name, value in self.statistics(table, dev).items():
             known, interval = self.rests_on(table, name), intervals.get(name, (float("nan"), float("nan")))
+            if self.lacks(table, name):
+                interval = (float("nan"), float("nan"))
             found.append(Score(name, value, *interval, int(known.sum()), len(set(patients[known]))))
         return found
 
     def rests_on(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """bool [rows]: what of a table a score rests on."""
         return np.ones(len(table), dtype=bool)
+
+    def lacks(self, table: pd.DataFrame, score: str) -> str:
+        """Why a score of a table has no interval, as `too_few`; empty where it has one."""
+        return ""
 
     def for_prediction(self, cases: Sequence[Case], where: Path) -> list[Case]:
         """New scans with what else a prediction needs, read at the path that holds them; ValueError or FileNotFoundError."""

@@ -294,6 +294,10 @@ class Candidates(Classification):
         """`auroc`: candidates that are known; FROC: scans, by their first row."""
         return super().rests_on(table, score) if score == "auroc" else table["place"].to_numpy() <= 0
 
+    def lacks(self, table: pd.DataFrame, score: str) -> str:
+        """`auroc` alone: sensitivities here are of nodules, at a rate of false positives."""
+        return super().lacks(table, score) if score == "auroc" else ""
+
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
         """The FROC curve and what a classification shows."""
         curve = self.curve(table)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mg3d.finetune.cases import UNKNOWN
 from mg3d.finetune.kinds.base import Kind, Row
 from mg3d.finetune.pipeline import Sample
+from mg3d.metrics.bootstrap import too_few
 from mg3d.metrics.calibration import brier, calibration_error
 from mg3d.metrics.classification import (
     auprc,
@@ -133,6 +134,16 @@ class Classification(Kind):
         asked = targets[:, self.task.outputs.index(output)][:, None] if output else targets
         side = {"sensitivity": 1, "specificity": 0}.get(measure.partition("@")[0].removeprefix("macro_"))
         return (asked != UNKNOWN if side is None else asked == side).any(1)
+
+    def lacks(self, table: pd.DataFrame, score: str) -> str:
+        """For what ranks or counts positives and negatives; those of `accuracy`, `brier` and `ece` are of all cases."""
+        targets, (measure, _, output) = self.matrices(table)[0], score.partition("/")
+        measure = measure.partition("@")[0].removeprefix("macro_")
+        needed = {"sensitivity": (1,), "specificity": (0,), "auroc": (1, 0), "auprc": (1, 0), "f1": (1,)}.get(measure)
+        if needed is None:
+            return ""
+        asked = targets[:, self.task.outputs.index(output)] if output else targets
+        return too_few(asked, table["patient_id"].to_numpy(), classes=needed)
 
     def thresholds(self, dev: pd.DataFrame) -> np.ndarray:
         """[outputs]: those that `rule` chooses on `dev`; nan where it has one class. Kept for the next draw."""

@@ -40,7 +40,7 @@ class Cases:
         also: further folders in which the targets of links may lie.
 
     Raises:
-        FileNotFoundError, ValueError: there is nothing to show, or the index is another model's.
+        FileNotFoundError, ValueError: there is nothing to show, the only scan cannot be read, or the index is another model's.
     """
 
     def __init__(
@@ -74,6 +74,14 @@ class Cases:
         self._lock = threading.Lock()
         self._scan = lru_cache(_KEPT_SCANS)(self._read)
         self._vector = lru_cache(None)(lambda case: model.embed(self._scan(case)))
+        if len(self.items) == 1:
+            self._read_the_only_one(source)
+
+    def _read_the_only_one(self, source: Path) -> None:
+        try:
+            self._read(0)  # and not kept: what is a file now may be a link when it is asked for
+        except Unusable as error:
+            raise ValueError(f"{source} holds no scan that can be shown: {error}") from None
 
     def overview(self) -> dict[str, Any]:
         """What the page shows before a case is chosen."""
@@ -95,7 +103,8 @@ class Cases:
         """
         with self._lock:
             item, scan = self._item(case), self._scan(case)
-            told = {"id": case, "name": item.key, "scan": str(scan), "report": self._report(case), "warning": ""}
+            told = {"id": case, "name": item.key, "report": self._report(case), "warning": ""}
+            told |= {"scan": str(scan), "frame": self._frame(scan)}
             if item.key in self._indexed and not self._is_indexed(case):
                 told["warning"] = "the index holds another scan under this name: is it of another folder, or older than the scan?"
             return told | _or_why("scores", lambda: self._scores(case)) | _or_why("neighbours", lambda: self._neighbours(case))
@@ -129,6 +138,11 @@ class Cases:
             if name not in self._maps:
                 raise Unusable("this map is no longer kept; ask for it again")
             return self._maps[name]
+
+    def _frame(self, scan: Scan) -> dict[str, str]:
+        """What the places on the page are measured in."""
+        unit = "mm" if scan.spacing_mm else "voxels"
+        return {"unit": unit, "of": "of the prepared volume, from its corner" if self._prepared else "of the file"}
 
     def _item(self, case: int) -> Item:
         if not 0 <= case < len(self.items):

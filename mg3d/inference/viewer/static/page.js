@@ -18,6 +18,7 @@ const viewer = new niivue.Niivue({
   crosshairColor: [1, 0.8, 0.2, 0.6],
   logLevel: "error",
 });
+let frame = { unit: "mm", of: "" }; // what places of the case that is shown are measured in
 let current = null; // the case that is shown
 let wanted = null; // the case that was chosen last
 let queue = Promise.resolve(); // one thing after the other, so that no plane stands beside another case's report
@@ -86,7 +87,7 @@ function showPlace(place) {
   const [right, anterior, superior] = Array.from(place.mm, (mm) => mm.toFixed(0));
   const [scan, map] = place.values.map((found) => found.value);
   at("place").textContent =
-    `R ${right}, A ${anterior}, S ${superior} mm: ${Math.round(scan)} HU` + (map === undefined ? "" : `, map ${map.toFixed(2)}`);
+    `R ${right}, A ${anterior}, S ${superior} ${frame.unit} ${frame.of}: ${Math.round(scan)} HU` + (map === undefined ? "" : `, map ${map.toFixed(2)}`);
 }
 
 function showWindow() {
@@ -116,6 +117,7 @@ async function showCase(id) {
   const told = await ask(`api/case/${id}`);
   at("report").textContent = told.report || "none known";
   at("scan").textContent = told.scan;
+  frame = told.frame;
   fill(at("scores"), told.scores.map(scoreRow), told.scores_missing);
   fill(at("neighbours"), told.neighbours.map(neighbourRow), told.neighbours_missing);
   await viewer.loadVolumes([{ url: `scan/${id}.nii`, headers, colormap: "gray" }]);
