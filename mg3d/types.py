@@ -52,8 +52,8 @@ class Batch(NamedTuple):
 
     volume: Tensor | StoredVolumes
     """float32 [B, 1, D, H, W] in [0, 1]; from the collator to the device StoredVolumes, a quarter or half of the bytes."""
-    cube_mask: Tensor
-    """bool [B, D/c, H/c, W/c], c = `mim_cube` voxels; True = hidden from the encoder in masked volume modelling."""
+    patch_mask: Tensor
+    """bool [B, D/c, H/c, W/c], c = `mim_patch_size` voxels; True = hidden from the encoder in masked volume modelling."""
     report_ids: Tensor
     """int64 [B, T]: [CLS] report [SEP] padding, nothing masked."""
     attention_mask: Tensor
@@ -124,7 +124,7 @@ class Features(NamedTuple):
     Every `*_embedding` is L2-normalised.
     """
 
-    mlm_surprise: Tensor | None = None
+    mlm_token_loss: Tensor | None = None
     """[M], cross entropy at each labelled token."""
     sal_prediction: Tensor | None = None
     """[B, S, d'], sentence features recovered from the masked report with the volume's help."""
@@ -138,7 +138,7 @@ class Features(NamedTuple):
     """[B, 1, D, H, W]."""
     mim_target: Tensor | None = None
     """[B, 1, D, H, W] in [0, 1]."""
-    cube_mask: Tensor | None = None
+    patch_mask: Tensor | None = None
     """bool [B, D/c, H/c, W/c]; True = was hidden."""
     cml_first_embedding: Tensor | None = None
     """[B, E]; preset mg3d: the image, unfused."""

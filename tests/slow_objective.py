@@ -112,11 +112,11 @@ class SlowMG3D:
     def image(self, b, *, masked=False):
         model, volume, hidden = self.model, self.batch.volume[b : b + 1], None
         if masked and model.mim_fill == "token":
-            hidden = self.batch.cube_mask[b : b + 1]
+            hidden = self.batch.patch_mask[b : b + 1]
         elif masked:
             volume = volume.clone()
-            side = [have // cubes for have, cubes in zip(volume.shape[2:], self.batch.cube_mask.shape[1:])]
-            for corner in self.batch.cube_mask[b].nonzero().tolist():
+            side = [have // cubes for have, cubes in zip(volume.shape[2:], self.batch.patch_mask.shape[1:])]
+            for corner in self.batch.patch_mask[b].nonzero().tolist():
                 volume[(0, 0, *(slice(at * step, (at + 1) * step) for at, step in zip(corner, side)))] = 0
         features = model.vision.encode(volume, hidden)[0]
         tokens = self.typed_image(features.flatten(1).T)
@@ -190,8 +190,8 @@ class SlowMG3D:
             else:
                 image = fuse(self.model.fusion_volume, image, self.sentences(b))[0]
             predictions.append(self.model.mim_head(image.T.unflatten(1, self.model.grid)[None]))
-        side = [have // cubes for have, cubes in zip(self.batch.volume.shape[2:], self.batch.cube_mask.shape[1:])]
-        return slow_mim(torch.cat(predictions), self.batch.volume, self.batch.cube_mask, side)
+        side = [have // cubes for have, cubes in zip(self.batch.volume.shape[2:], self.batch.patch_mask.shape[1:])]
+        return slow_mim(torch.cat(predictions), self.batch.volume, self.batch.patch_mask, side)
 
     def keys(self):
         """What makes two patients no wrong answers for one another."""

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from mg3d.datasets.schema import INDEX_SCHEMA, encode_metadata, index_path, shard_schema, volume_batch
 from mg3d.datasets.tokenizer import train_wordpiece
-from mg3d.text_units import normalise, report_units
+from mg3d.sentence_spans import normalise, report_units
 
 SHAPE = (16, 12, 8)
 OFFSET = {"train": 0, "val": 80, "test": 160}

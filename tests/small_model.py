@@ -53,7 +53,7 @@ def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
     rows = [
         {
             "volume": torch.rand(1, *shape, generator=generator, dtype=torch.float64),
-            "cube_mask": torch.rand(*(side // cube for side in shape), generator=generator) < 0.5,
+            "patch_mask": torch.rand(*(side // cube for side in shape), generator=generator) < 0.5,
             "ids": torch.randint(5, 40, (tokens,), generator=generator),
             "mlm": torch.rand(tokens, generator=generator) < 0.4,
         }
@@ -67,7 +67,7 @@ def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
     views["attention"][..., 0] = True
     sentences = torch.arange(most) <= index.max(1, keepdim=True).values
     return Batch(
-        volume=stack["volume"], cube_mask=stack["cube_mask"], report_ids=ids, attention_mask=attention, sentence_index=index,
+        volume=stack["volume"], patch_mask=stack["patch_mask"], report_ids=ids, attention_mask=attention, sentence_index=index,
         sentence_mask=sentences, sentence_polarity=torch.where(sentences, 1, 0).to(torch.int8),
         mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
         view_ids=views["ids"], view_attention_mask=views["attention"], view_sentence_index=views["index"],

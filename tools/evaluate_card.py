@@ -46,8 +46,8 @@ def evaluate(given: argparse.Namespace) -> tuple["Result", Settings]:
         raise ValueError(
             f"{given.data_root} holds volumes of {stored} voxels (z, y, x), the model reads {asked}; prepare them anew"
         )
-    if given.truth_root:
-        require_masks(cases, given.truth_root)
+    if given.ground_truth_root:
+        require_masks(cases, given.ground_truth_root)
     recipe = loaded.config["preprocessing"].get("recipe")
     if other := differing_steps(recipe, cases.metadata.get("preproc"), SEEN):
         told = f"{given.data_root} was prepared otherwise ({', '.join(other)}) than the volumes that the model was trained on"
@@ -56,7 +56,7 @@ def evaluate(given: argparse.Namespace) -> tuple["Result", Settings]:
     embedder = ModelEmbedder(loaded.model.to(device), loaded.tokenizer, max_text_len=data.max_text_len)
     model = {"checkpoint": Path(given.checkpoint).name, "preprocessing": loaded.config["preprocessing"]}
     written = json.loads(given.reports.read_text(encoding="utf-8")) if given.reports else None
-    parts = chosen_parts(embedder, loaded.settings, with_stress=given.stress, truth_root=given.truth_root, written=written)
+    parts = chosen_parts(embedder, loaded.settings, with_stress=given.stress, ground_truth_root=given.ground_truth_root, written=written)
     result = run_card(card, cases, embedder, model=model, partial=given.partial, batch=given.batch, parts=parts)
     return result, loaded.settings
 
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--truth-root", type=Path, help="folder of a synthetic set, for grounding, sides and sentence truth")
     parser.add_argument("--reports", type=Path, metavar="FILE", help="JSON of study id -> generated report; needs --truth-root")
     given = parser.parse_args(arguments)
-    if given.reports and not given.truth_root:
+    if given.reports and not given.ground_truth_root:
         parser.error("--reports needs --truth-root")
     return answer(lambda: report(given))
 

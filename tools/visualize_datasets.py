@@ -28,7 +28,7 @@ from mg3d.preparation.readers.nifti import is_blank
 from mg3d.preparation.records import TableGeometry
 from mg3d.preparation.sources.ct_rate import table_geometry
 from mg3d.preparation.sources.ctrg import ANNOTATIONS, case_folder, natural_key, read_annotation, slice_names
-from mg3d.text_units import clean_section, report_units
+from mg3d.sentence_spans import clean_section, report_units
 
 CHEST_WINDOW_HU = (-1000.0, 400.0)
 PICTURES = Path("result/pictures")

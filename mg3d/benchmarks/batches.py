@@ -60,7 +60,7 @@ def random_batch(options: Options, *, vocabulary: int = VOCABULARY, cube: int = 
     keys = torch.arange(size)
     return Batch(
         volume=torch.rand(size, 1, *options.size, generator=generator),
-        cube_mask=torch.rand(size, *cubes, generator=generator).argsort(dim=-1) < math.ceil(cubes[-1] / 2),
+        patch_mask=torch.rand(size, *cubes, generator=generator).argsort(dim=-1) < math.ceil(cubes[-1] / 2),
         report_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool), sentence_index=index,
         sentence_mask=torch.ones(size, options.sentences, dtype=torch.bool),
         sentence_polarity=torch.randint(0, 2, (size, options.sentences), generator=generator).mul(2).sub(1).to(torch.int8),

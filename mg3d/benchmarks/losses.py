@@ -89,7 +89,7 @@ def build_inputs(options: Options) -> Inputs:
     features = {
         "mlm_logits": leaf(len(targets), VOCABULARY), "mlm_targets": targets,
         "sal_prediction": leaf(patients, sentences, WIDTH), "sal_target": torch.randn(patients, sentences, WIDTH, device=device),
-        "mim_prediction": leaf(*batch.volume.shape), "mim_target": batch.volume, "cube_mask": batch.cube_mask,
+        "mim_prediction": leaf(*batch.volume.shape), "mim_target": batch.volume, "patch_mask": batch.patch_mask,
         "cml_first_embedding": unit(patients, WIDTH), "cml_second_embedding": unit(patients, WIDTH),
         "cml_view_embedding": unit(patients, 2, WIDTH), "cml_logit_scale": scale, "cml_logit_bias": None,
         **dict.fromkeys(("negative_embedding", "negative_patient_key", "negative_report_key", "queue")),
@@ -142,7 +142,7 @@ def looped(parts: Parts, inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
         "pooling": lambda: sum(_pooled_alone(parts, inputs, b) for b in patients) / len(patients),
         "mlm": lambda: slow.slow_mlm(f["mlm_logits"], f["mlm_targets"]),
         "sal": lambda: slow.slow_sal(f["sal_prediction"], f["sal_target"], lengths, per="sentence"),
-        "mim": lambda: slow.slow_mim(f["mim_prediction"], f["mim_target"], f["cube_mask"], (CUBE,) * 3),
+        "mim": lambda: slow.slow_mim(f["mim_prediction"], f["mim_target"], f["patch_mask"], (CUBE,) * 3),
         "cml": lambda: slow.slow_cml(f["cml_first_embedding"], f["cml_second_embedding"], views, f["cml_logit_scale"], *keys,
                                      view_keys=batch.view_key.T.tolist()),
         "dcl": lambda: slow.slow_info_nce(f["dcl_image_embedding"], f["dcl_aggregate_embedding"], f["dcl_logit_scale"], *keys),

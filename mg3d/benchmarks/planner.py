@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     step_flops: float
     """Needed for all volumes of an optimiser step."""
     memory_gb: float
-    """At least, on one device: weights, gradients, Adam, what a pass keeps, or with `contrast_chunk` a chunk of it."""
+    """At least, on one device: weights, gradients, Adam, what a pass keeps, or with `grad_cache_chunk` a chunk of it."""
     checkpoint_gb: float
     volume_mb: float
     """One volume on disk, int16."""
@@ -95,7 +95,7 @@ def predict(
     parts = count_step(model, shape, report)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    held = min(per_device, settings.optim.contrast_chunk or per_device)
+    held = min(per_device, settings.optim.grad_cache_chunk or per_device)
     kept = sum(part.kept_bytes for part in parts) * held / (2 if "bf16" in settings.run.precision else 1)
     flops, step_s = float(needed_flops(parts) * settings.optim.batch_size), None
     if measured is not None:
@@ -122,14 +122,14 @@ def calibrate(settings: Settings, *, devices: int, device: str, threads: int, se
     )  # fmt: skip
     model = stand_in(settings).train()
     losses = build_losses(settings.model, list(objective_weights(settings.loss)))
-    batch = random_batch(options, vocabulary=model.text.vocabulary_size, cube=settings.model.mim_cube)
+    batch = random_batch(options, vocabulary=model.text.vocabulary_size, cube=settings.model.mim_patch_size)
     return measure_step(model, losses, settings, batch, options)
 
 
 def verdict(needed_gb: float, there_gb: float) -> str:
     """Whether it fits, in words."""
     if needed_gb > there_gb:
-        return f"does not fit into {there_gb:.3g} GB: lower per_gpu_batchsize or set contrast_chunk or gradient_checkpointing"
+        return f"does not fit into {there_gb:.3g} GB: lower per_gpu_batchsize or set grad_cache_chunk or gradient_checkpointing"
     if needed_gb > ROOMY * there_gb:
         return f"close to the {there_gb:.3g} GB there are, and buffers come on top: measure it with --calibrate on such a device"
     return f"fits into {there_gb:.3g} GB"

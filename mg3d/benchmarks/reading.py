@@ -29,7 +29,7 @@ from mg3d.datasets.window import convert, stack
 from mg3d.files import replacing
 from mg3d.glossary import LABELS
 from mg3d.settings.schema import CROP, volume_shape
-from mg3d.text_units import report_units
+from mg3d.sentence_spans import report_units
 from mg3d.types import Batch, Sample
 
 WINDOW_HU = (-1000.0, 1000.0)
@@ -244,9 +244,9 @@ def make_collator(root: Path, studies: Studies) -> Collator:
     return Collator(
         train_wordpiece(texts, vocab_size=1500, out_dir=root / "tokenizer"),
         max_text_len=250,
-        mim_cube=8,
+        mim_patch_size=8,
         mim_mask_ratio=0.5,
         mlm_probability=0.15,
         sentence_views=2,
-        denying_view_share=0.25,
+        negated_view_fraction=0.25,
     )

@@ -70,7 +70,7 @@ def measure_step(
 
     def step() -> None:
         with autocast(options):
-            features = features_in_chunks(model, batch, settings.optim.contrast_chunk)
+            features = features_in_chunks(model, batch, settings.optim.grad_cache_chunk)
             values = {name: loss(**{key: getattr(features, key) for key in loss.inputs}) for name, loss in losses.items()}
             total = sum(getattr(settings.loss, f"weight_{name}") * value for name, value in values.items())
         total.backward()

@@ -88,7 +88,7 @@ def agree_on_merging(path: str, files: tuple[Merging, str], models: PatchMerging
         raise ValueError(
             f"{path} does not tell its patch merging ({source}), and a wrong guess gives other features without any error: find "
             "out and say merging='legacy' (MG-3D, early MONAI), 'monai' (MONAI's default) or 'monai_v2' (its mergingv2) "
-            "(load_merging=... on the command line)"
+            "(load_patch_merging=... on the command line)"
         )
     if users and known not in ("unknown", users):
         raise ValueError(f"{path} has patch merging {known!r} ({source}), not merging={users!r}")

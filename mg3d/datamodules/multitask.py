@@ -19,7 +19,7 @@ from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.window import intensities
 from mg3d.distributed import rank, world_size
 from mg3d.settings.schema import AugmentSettings, volume_shape
-from mg3d.text_units import UnitKind
+from mg3d.sentence_spans import UnitKind
 from mg3d.types import Batch, Sample
 
 
@@ -68,11 +68,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
         needs_reports: bool = True,
         tokenizer: PreTrainedTokenizerBase | None,
         max_text_len: int,
-        mim_cube: int,
+        mim_patch_size: int,
         mim_mask_ratio: float,
         mlm_probability: float,
         sentence_views: int,
-        denying_view_share: float,
+        negated_view_fraction: float,
         pad_to_most: bool = False,
         text_features: TextCache | None = None,
         text_negatives: int = 0,
@@ -90,11 +90,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.weights = tuple(dataset_weights)
         self.collator_options = {
             "max_text_len": max_text_len,
-            "mim_cube": mim_cube,
+            "mim_patch_size": mim_patch_size,
             "mim_mask_ratio": mim_mask_ratio,
             "mlm_probability": mlm_probability,
             "sentence_views": sentence_views,
-            "denying_view_share": denying_view_share,
+            "negated_view_fraction": negated_view_fraction,
             "pad_to_most": pad_to_most,
             "text_features": text_features,
         }

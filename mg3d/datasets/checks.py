@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import DATASETS, SPLITS, decode_metadata, index_path
 from mg3d.files import write_json
-from mg3d.text_units import UNITS_VERSION
+from mg3d.sentence_spans import UNITS_VERSION
 
 BLOCKING = ("patient_id", "study_id", "image_sha256")
 WARNING = ("report_sha256",)

@@ -16,7 +16,7 @@ from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report
 from mg3d.datasets.window import stack
 from mg3d.settings.schema import AugmentSettings
-from mg3d.text_units import normalise, polarity, text_key
+from mg3d.sentence_spans import normalise, polarity, text_key
 from mg3d.types import Batch, Sample, StoredVolumes
 
 NO_TOKEN = -2
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     view_keys: list[int]
     polarity: np.ndarray
     """int8 [S]."""
-    cube_mask: np.ndarray
+    patch_mask: np.ndarray
 
 
 class Collator:
@@ -46,11 +46,11 @@ class Collator:
     Args:
         tokenizer: a fast tokenizer with [CLS], [SEP], [MASK] and [PAD].
         max_text_len: most tokens of a report.
-        mim_cube: voxels per side of a hidden cube.
+        mim_patch_size: voxels per side of a hidden cube.
         mim_mask_ratio: share of cubes hidden.
         mlm_probability: share of words asked for.
         sentence_views: views of one to three sentences that the contrast sees beside each report.
-        denying_view_share: share of views that begin with a denial, see `masking.choose_view`.
+        negated_view_fraction: share of views that begin with a denial, see `masking.choose_view`.
         pad_to_most: pad every report to `max_text_len`, for the released gates, which count padding as words; else to the longest
             of the batch.
         text_features: from token ids of reports to the text encoder's features; None = the model makes them.
@@ -63,11 +63,11 @@ class Collator:
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_text_len: int,
-        mim_cube: int,
+        mim_patch_size: int,
         mim_mask_ratio: float,
         mlm_probability: float,
         sentence_views: int,
-        denying_view_share: float,
+        negated_view_fraction: float,
         pad_to_most: bool = False,
         text_features: TextCache | None = None,
         changes: AugmentSettings | None = None,
@@ -75,8 +75,8 @@ class Collator:
     ) -> None:
         self.tokenizer, self.max_text_len = tokenizer, max_text_len
         self.least_length = max_text_len if pad_to_most else 1
-        self.mim_cube, self.mim_mask_ratio = mim_cube, mim_mask_ratio
-        self.sentence_views, self.denying_view_share = sentence_views, denying_view_share
+        self.mim_patch_size, self.mim_mask_ratio = mim_patch_size, mim_mask_ratio
+        self.sentence_views, self.negated_view_fraction = sentence_views, negated_view_fraction
         self.text_features, self.negatives = text_features, negatives
         self.mask_words = WordMasker(tokenizer, mlm_probability)
         self.changes = changes if changes is not None and augment.is_on(changes) else None
@@ -92,7 +92,7 @@ class Collator:
         polarities = _stack([row.polarity for row in rows], 0)
         return Batch(
             volume=self._volumes(samples),
-            cube_mask=torch.from_numpy(np.stack([row.cube_mask for row in rows])),
+            patch_mask=torch.from_numpy(np.stack([row.patch_mask for row in rows])),
             report_ids=ids,
             attention_mask=torch.arange(ids.shape[1]) < lengths[:, None],
             sentence_index=_stack([row.sentence_index for row in rows], -1, least),
@@ -137,10 +137,10 @@ class Collator:
         encoded = self.encode(sample)
         sentences = [sample.report[start:end] for start, end in encoded.units]
         polarities = np.array([polarity(sentence) for sentence in sentences], dtype=np.int8)
-        chosen = [choose_view(polarities, self.denying_view_share, view) for _ in range(self.sentence_views)]
+        chosen = [choose_view(polarities, self.negated_view_fraction, view) for _ in range(self.sentence_views)]
         views = [view_tokens(encoded, sentences_of_view) for sentences_of_view in chosen]
         mlm_ids, mlm_labels = self.mask_words(encoded.ids, words)
-        grid = [side // self.mim_cube for side in sample.volume.shape[1:]]
+        grid = [side // self.mim_patch_size for side in sample.volume.shape[1:]]
         return Row(
             ids=encoded.ids,
             sentence_index=encoded.sentence_index,
@@ -150,7 +150,7 @@ class Collator:
             view_sentence_index=[index for _, index in views],
             view_keys=[text_key(" ".join(normalise(sentences[place]) for place in those)) for those in chosen],
             polarity=polarities,
-            cube_mask=hidden_cubes(grid, self.mim_mask_ratio, cubes),
+            patch_mask=hidden_cubes(grid, self.mim_mask_ratio, cubes),
         )
 
     def _stack_views(self, rows: Sequence[Sequence[np.ndarray]], padding: int) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import encode_report
-from mg3d.text_units import normalise, text_key
+from mg3d.sentence_spans import normalise, text_key
 from mg3d.types import Sample
 
 NEGATIVES = 5

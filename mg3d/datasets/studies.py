@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import CLAUSE, SENTENCE
 from mg3d.datasets.window import stored_window
-from mg3d.text_units import UnitKind
+from mg3d.sentence_spans import UnitKind
 from mg3d.types import Sample
 
 RECONSTRUCTION = 3

@@ -19,7 +19,7 @@ from mg3d.preparation.records import Scan, VolumeRecord
 from mg3d.preparation.sources.ctrg import ANNOTATIONS
 from mg3d.preparation.sources.own import volumes_below
 from mg3d.preparation.sources.registry import SCANS, ScanChoice
-from mg3d.text_units import normalise
+from mg3d.sentence_spans import normalise
 
 LOOKED_INTO = 1000
 """Folders, at most, in which a volume is looked for before a folder is said to hold none."""

@@ -11,7 +11,7 @@ from mg3d.doctor.catalogue import Catalogue
 from mg3d.doctor.findings import Finding, examples, number
 from mg3d.doctor.published import PRECISION, PREVALENCES
 from mg3d.glossary import LABELS
-from mg3d.text_units import polarity, split_clauses
+from mg3d.sentence_spans import polarity, split_clauses
 
 DEVIATIONS = 3.5
 """Standard errors by which a share may differ from the published one; 18 labels differ by that in one set of hundred."""

@@ -13,7 +13,7 @@ from mg3d.doctor.findings import Finding, Severity, examples, number
 from mg3d.preparation.geometry import MAX_LENGTH_MM, SPACING_MM
 from mg3d.preparation.records import TableGeometry
 from mg3d.preparation.sources.ct_rate import table_geometry
-from mg3d.text_units import clean_section
+from mg3d.sentence_spans import clean_section
 
 TABLES = {
     "reports": "radiology_text_reports/{long}_reports.csv",

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mg3d.doctor.catalogue import Catalogue
 from mg3d.doctor.findings import Finding, examples, number
-from mg3d.text_units import normalise, split_sentences
+from mg3d.sentence_spans import normalise, split_sentences
 
 DAMAGE = re.compile("\ufffd|&(?:[a-z]{2,6}|#\\d{1,5});|\u00c3[\u0080-\u00bf]|\u00e2\u20ac|\u00c2[\u00a0-\u00bf]")
 """Replacement characters, HTML entities, and UTF-8 that was read as Latin-1."""

@@ -16,7 +16,7 @@ from mg3d.datasets.schema import CLAUSE, SENTENCE, SPLITS, decode_metadata, inde
 from mg3d.datasets.studies import ReportText
 from mg3d.datasets.window import stored_window
 from mg3d.evaluation.cards import Card
-from mg3d.text_units import UnitKind
+from mg3d.sentence_spans import UnitKind
 
 
 class Cases:

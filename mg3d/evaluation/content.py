@@ -15,7 +15,7 @@ from mg3d.evaluation.results import Rows, measured
 from mg3d.glossary import LABELS
 from mg3d.metrics.clinical import clinical_efficacy
 from mg3d.phantom.wording import WORDS
-from mg3d.text_units import polarity, split_clauses
+from mg3d.sentence_spans import polarity, split_clauses
 
 _SIDE = re.compile(r"\b(left|right|both sides|bilateral)\b")
 _MM = re.compile(r"(\d+(?:\.\d+)?) mm")

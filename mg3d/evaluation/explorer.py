@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mg3d.evaluation.results import Rows, measured
 from mg3d.metrics.classification import mean_of_defined
-from mg3d.text_units import normalise
+from mg3d.sentence_spans import normalise
 
 UNKNOWN = -1
 _REPEATS = 25

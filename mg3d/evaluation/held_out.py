@@ -15,7 +15,7 @@ from mg3d.datasets.window import convert, intensities, on_device
 from mg3d.evaluation.reconstruction import ReconstructionError
 from mg3d.glossary import LABELS, prompts
 from mg3d.models.mg3d import MG3D
-from mg3d.models.vision.masking import spread_cubes
+from mg3d.models.vision.masking import upsample_mask
 from mg3d.types import Batch
 
 
@@ -68,7 +68,7 @@ def reconstruct(model: MG3D, loader: Iterator[Batch], mean_image: Tensor) -> dic
     error = ReconstructionError(mean_image)
     for batch in loader:
         features = model(batch, frozenset({"mim"}))
-        hidden = spread_cubes(batch.cube_mask, batch.volume.shape[2:])[:, None]
+        hidden = upsample_mask(batch.patch_mask, batch.volume.shape[2:])[:, None]
         error.update(features.mim_prediction.float().cpu(), batch.volume.cpu(), hidden.cpu())
     return error.result()
 

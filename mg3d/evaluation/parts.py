@@ -19,7 +19,7 @@ from mg3d.evaluation.run_card import Setting
 from mg3d.glossary import ENSEMBLE, LABELS, prompts
 from mg3d.metrics.retrieval import first_rank
 from mg3d.settings.schema import Settings
-from mg3d.text_units import normalise, polarity
+from mg3d.sentence_spans import normalise, polarity
 
 CONSTANT = "No acute finding in the thorax. The heart is of normal size. Both lungs are clear of consolidation."
 COSINES = "Sentences: pairs by cosine"
@@ -223,7 +223,7 @@ def chosen_parts(
     settings: Settings,
     *,
     with_stress: bool = False,
-    truth_root: Path | None = None,
+    ground_truth_root: Path | None = None,
     written: Mapping[str, str] | None = None,
 ) -> list[Callable[[Setting], dict[str, Rows]]]:
     """Probes and sentence pairs, and where asked for stress; with the folder of a synthetic set also what its truth tells.
@@ -233,12 +233,12 @@ def chosen_parts(
     truths: list[Mapping[str, Any]] = []
 
     def known(setting: Setting) -> Sequence[Mapping[str, Any]] | None:
-        if truth_root is not None and not truths:
+        if ground_truth_root is not None and not truths:
             ids = [setting.cases.study_ids[place] for place in setting.told_volumes]
-            found = truth.read_truths(truth_root, ids, [text.report for text in setting.report_texts])
+            found = truth.read_truths(ground_truth_root, ids, [text.report for text in setting.report_texts])
             if found is None:
                 raise ValueError(
-                    f"{truth_root} does not hold the truth of these studies; name the folder of the very synthetic set"
+                    f"{ground_truth_root} does not hold the truth of these studies; name the folder of the very synthetic set"
                 )
             truths.extend(found)
         return truths or None
@@ -254,7 +254,7 @@ def chosen_parts(
     parts: list[Callable[[Setting], dict[str, Rows]]] = [lambda setting: probes_part(setting, known(setting))]
     if "ssm" in model.model.objectives:
         parts.append(matching)
-    if truth_root is not None:
-        parts.append(lambda setting: grounding_part(setting, model, truth_root))
+    if ground_truth_root is not None:
+        parts.append(lambda setting: grounding_part(setting, model, ground_truth_root))
         parts.append(lambda setting: content_part(setting, known(setting) or [], written) if setting.report_texts else {})
     return [*parts, stress_part] if with_stress else parts

@@ -15,7 +15,7 @@ from mg3d.evaluation.measure import Scores, logits_by_wording, prompt_texts, zer
 from mg3d.evaluation.results import Result, Rows
 from mg3d.evaluation.retrieval import directions, jaccard_rows, recall_rows
 from mg3d.glossary import LABELS
-from mg3d.text_units import normalise
+from mg3d.sentence_spans import normalise
 
 RECALL = "Retrieval between volumes and reports, by study"
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mg3d.glossary import LABELS
 from mg3d.settings.schema import CROP
-from mg3d.text_units import clean_section, normalise, report_units
+from mg3d.sentence_spans import clean_section, normalise, report_units
 
 _SIDES = {"left": 1, "right": 0}
 

@@ -14,7 +14,7 @@ from mg3d.finetune.results import predictions_file, read_facts, read_table
 from mg3d.metrics.bootstrap import FEWEST, Comparison, paired_comparisons
 from mg3d.settings.encoders import ENCODERS
 
-_MAY_DIFFER = (*FREE, "pretrained", "encoder", "load_merging", "load_prefix", "minimum_coverage", "resamples")
+_MAY_DIFFER = (*FREE, "pretrained", "encoder", "load_patch_merging", "load_prefix", "minimum_coverage", "resamples")
 """Settings that say where a run starts, or nothing about it; the network is compared as it was built."""
 _FACTS = {
     "parameters_in_all": "parameters", "parameters": "parameters to train", "processes": "processes", "epochs": "epochs trained",

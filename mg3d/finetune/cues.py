@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mg3d.glossary import FINDING_CUES, LABELS
-from mg3d.text_units import polarity, split_clauses
+from mg3d.sentence_spans import polarity, split_clauses
 
 _CUES = [re.compile(r"\b(?:" + "|".join(map(re.escape, FINDING_CUES[name])) + ")", re.IGNORECASE) for name in LABELS]
 NOT_NAMED = -1

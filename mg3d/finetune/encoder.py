@@ -101,7 +101,7 @@ def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Sta
             encoder.encoder if isinstance(encoder, ScaledInput) else encoder,
             settings.pretrained,
             minimum_coverage=settings.minimum_coverage,
-            merging=settings.load_merging or None,
+            merging=settings.load_patch_merging or None,
             prefix=settings.load_prefix or None,
         )
     if isinstance(encoder, ScaledInput) and file != "none":
@@ -161,5 +161,5 @@ def settings_of(passport: Passport, settings: FinetuneSettings) -> dict[str, Any
             f"{passport.path} holds {passport.encoder!r} ({passport.family}), not one of the encoders here "
             f"({', '.join(ENCODERS)} by preset); tools/inspect_checkpoint.py shows what it is, encoder=... names one to try"
         )
-    merging = settings.load_merging or passport.merging
+    merging = settings.load_patch_merging or passport.merging
     return flat | ({"patch_merging": merging} if merging in get_args(PatchMerging) else {})

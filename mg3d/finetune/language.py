@@ -16,7 +16,7 @@ from mg3d.finetune.cues import sentence_labels
 from mg3d.finetune.prepared import is_prepared
 from mg3d.glossary import LABELS
 from mg3d.preparation.sources.registry import SCANS, ScanChoice
-from mg3d.text_units import polarity, report_units, split_sentences
+from mg3d.sentence_spans import polarity, report_units, split_sentences
 
 _LABELS = pa.list_(pa.int8(), len(LABELS))
 _IDS = [pa.field(name, pa.string(), nullable=False) for name in ("study_id", "patient_id")]

@@ -27,7 +27,7 @@ class FinetuneSettings:
     encoder: str = "auto"
     """auto, swin_b, swin_l, swin_l_unprojected, unet, nnunet, tiny, or a file that `pretrained` takes: the very network of that
     file, without its weights. auto: the encoder of the weights; without weights swin_b, or tiny on a synthetic set."""
-    load_merging: Literal["", PatchMerging] = ""
+    load_patch_merging: Literal["", PatchMerging] = ""
     """Patch merging that the weights were trained with, where the file does not tell."""
     load_prefix: str = ""
     """What stands before the encoder's names in the file, where it is none of the usual words."""

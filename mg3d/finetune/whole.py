@@ -27,7 +27,7 @@ from mg3d.settings.schema import Settings, volume_shape
 
 _ONLY_CONTRAST = {
     "weight_mlm": 0.0, "weight_sal": 0.0, "weight_mim": 0.0, "weight_dcl": 0.0, "weight_ssm": 0.0, "weight_cml": 1.0,
-    "cml_pair": "image_report", "fusion": "cross_attention", "project_twice": False, "mim_cube": 8,
+    "cml_pair": "image_report", "fusion": "cross_attention", "project_twice": False, "mim_patch_size": 8,
 }  # fmt: skip
 """What a model needs that compares volumes with texts; the parts of the other objectives are left out."""
 _SMALL = TINY | {
@@ -132,7 +132,7 @@ def _released(passport: Passport, settings: FinetuneSettings, text_encoder: str,
     typed = _with(settings_of(passport, settings), shape, text_encoder=text_encoder, freeze_text=True)
     model = build_model(typed, build_text_encoder(typed, len(tokenizer)))
     report = load_weights(
-        model, passport.path, minimum_coverage=settings.minimum_coverage, merging=settings.load_merging or None,
+        model, passport.path, minimum_coverage=settings.minimum_coverage, merging=settings.load_patch_merging or None,
         prefix=settings.load_prefix or None,
     )  # fmt: skip
     missing = [name for name in report.missing if not name.startswith("text.")]

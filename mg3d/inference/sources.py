@@ -20,7 +20,7 @@ from mg3d.inference.model import ScanModel
 from mg3d.inference.scans import READER_OF, Scan
 from mg3d.preparation.quarantine import REASONS
 from mg3d.preparation.sources.own import ListedVolume, list_own, volumes_below
-from mg3d.text_units import report_units
+from mg3d.sentence_spans import report_units
 
 _SUFFIXES = (*READER_OF, ".npz")
 

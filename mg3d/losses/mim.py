@@ -10,9 +10,9 @@ from mg3d.losses.base import Objective
 class MIMLoss(Objective):
     """Mean squared error over hidden voxels (paper: context-guided volume reconstruction)."""
 
-    def forward(self, mim_prediction: Tensor, mim_target: Tensor, cube_mask: Tensor) -> Tensor:
-        """Prediction and target [B, 1, D, H, W], cube_mask bool [B, D/c, H/c, W/c], True = was hidden."""
-        depth, height, width = (side // cubes for side, cubes in zip(mim_target.shape[2:], cube_mask.shape[1:], strict=True))
-        hidden = repeat(cube_mask, "b z y x -> b 1 (z d) (y h) (x w)", d=depth, h=height, w=width)
+    def forward(self, mim_prediction: Tensor, mim_target: Tensor, patch_mask: Tensor) -> Tensor:
+        """Prediction and target [B, 1, D, H, W], patch_mask bool [B, D/c, H/c, W/c], True = was hidden."""
+        depth, height, width = (side // cubes for side, cubes in zip(mim_target.shape[2:], patch_mask.shape[1:], strict=True))
+        hidden = repeat(patch_mask, "b z y x -> b 1 (z d) (y h) (x w)", d=depth, h=height, w=width)
         squares = (mim_prediction.to(mim_target.dtype) - mim_target).square()
         return global_mean((squares * hidden).sum(), hidden.sum())

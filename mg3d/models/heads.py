@@ -40,7 +40,7 @@ class MLMHead(nn.Module):
         asked = labels != -100
         return self.decoder(transformed[asked]) + self.bias, labels[asked]
 
-    def surprise(self, transformed: Tensor, labels: Tensor, *, at_once: int = WORDS_AT_ONCE) -> Tensor:
+    def token_loss(self, transformed: Tensor, labels: Tensor, *, at_once: int = WORDS_AT_ONCE) -> Tensor:
         """Cross entropy [M] of the M asked words of `labels` int64 [B, T], by `at_once` words: no [M, V] is ever held.
 
         Where there are more, the scores of each part are computed again in the backward pass.
@@ -48,11 +48,11 @@ class MLMHead(nn.Module):
         asked = labels != -100
         words, targets = transformed[asked], labels[asked]
         if len(words) <= at_once:
-            return self._surprise(words, targets)
+            return self._token_loss(words, targets)
         parts = zip(words.split(at_once), targets.split(at_once), strict=True)
-        return torch.cat([checkpoint(self._surprise, *part, use_reentrant=False) for part in parts])
+        return torch.cat([checkpoint(self._token_loss, *part, use_reentrant=False) for part in parts])
 
-    def _surprise(self, words: Tensor, targets: Tensor) -> Tensor:
+    def _token_loss(self, words: Tensor, targets: Tensor) -> Tensor:
         logits, targets = self.decode(words, targets)
         return F.cross_entropy(logits, targets, reduction="none")
 

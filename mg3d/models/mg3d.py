@@ -30,7 +30,7 @@ from mg3d.models.sentence_space import CentredSentenceSpace, plain_sentences, ra
 from mg3d.models.standardise import VoxelStandardiser
 from mg3d.models.text.decoder import ReportDecoder
 from mg3d.models.text.encoder import TextEncoder
-from mg3d.models.vision.masking import spread_cubes
+from mg3d.models.vision.masking import upsample_mask
 from mg3d.models.vision.registry import VisionEncoder
 from mg3d.types import Batch, Features
 
@@ -176,12 +176,12 @@ class MG3D(nn.Module):
 
     # --- encoders
 
-    def encode_volume(self, volume: Tensor, cube_mask: Tensor | None = None) -> Tensor:
-        """Image tokens [B, N, d], z-major, of volumes [B, 1, D, H, W] in [0, 1]; cube_mask bool [B, a, b, c], True = hidden."""
-        if cube_mask is not None and self.mim_fill == "zero":
-            volume = volume.masked_fill(spread_cubes(cube_mask, volume.shape[2:])[:, None], 0.0)
-            cube_mask = None
-        features = self.vision.encode(volume if self.voxels is None else self.voxels(volume), cube_mask)
+    def encode_volume(self, volume: Tensor, patch_mask: Tensor | None = None) -> Tensor:
+        """Image tokens [B, N, d], z-major, of volumes [B, 1, D, H, W] in [0, 1]; patch_mask bool [B, a, b, c], True = hidden."""
+        if patch_mask is not None and self.mim_fill == "zero":
+            volume = volume.masked_fill(upsample_mask(patch_mask, volume.shape[2:])[:, None], 0.0)
+            patch_mask = None
+        features = self.vision.encode(volume if self.voxels is None else self.voxels(volume), patch_mask)
         tokens = self._project_image(rearrange(features, "b c d h w -> b (d h w) c"))
         return tokens if self.position is None else tokens + self.position(features.shape[2:])
 
@@ -261,7 +261,7 @@ class MG3D(nn.Module):
         fields = {}
         transformed = self.mlm_head.transform(fused) if self.mlm_head is not None else None
         if "mlm" in wanted:
-            fields["mlm_surprise"] = self.mlm_head.surprise(transformed, batch.mlm_labels)
+            fields["mlm_token_loss"] = self.mlm_head.token_loss(transformed, batch.mlm_labels)
         if "sal" in wanted:
             count = batch.sentence_mask.shape[1]
             tokens = transformed if self.sal_head.reads_transformed_tokens else fused
@@ -289,7 +289,7 @@ class MG3D(nn.Module):
         return text if self.target_text is None else self.target_text(batch.report_ids, batch.attention_mask)
 
     def _reconstruct_volume(self, batch: Batch, report: Tensor) -> Mapping[str, Tensor]:
-        image = self.encode_volume(batch.volume, batch.cube_mask)
+        image = self.encode_volume(batch.volume, batch.patch_mask)
         if self.mim_reads_tokens:
             report_mask = None if self.is_gated else batch.attention_mask
             _, image = self.fusion_report(report, image, first_mask=report_mask)
@@ -298,7 +298,7 @@ class MG3D(nn.Module):
             image, _ = self.fusion_volume(image, sentences, second_mask=batch.sentence_mask)
         depth, height, width = self.grid
         features = rearrange(image, "b (d h w) c -> b c d h w", d=depth, h=height, w=width)
-        return {"mim_prediction": self.mim_head(features), "mim_target": batch.volume, "cube_mask": batch.cube_mask}
+        return {"mim_prediction": self.mim_head(features), "mim_target": batch.volume, "patch_mask": batch.patch_mask}
 
     def _sentences(self, report: Tensor, batch: Batch) -> Tensor:
         sentences = sentence_means(report, batch.sentence_index, batch.sentence_mask.shape[1])

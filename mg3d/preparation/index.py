@@ -16,7 +16,7 @@ from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.shards import PLAN, ShardTask
-from mg3d.text_units import UNITS_VERSION, normalise, report_units
+from mg3d.sentence_spans import UNITS_VERSION, normalise, report_units
 
 _SPLIT_AND_ROW = pa.schema([pa.field("split", pa.string(), nullable=False), *INDEX_SCHEMA])
 

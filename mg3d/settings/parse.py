@@ -95,18 +95,18 @@ def convert_value(name: str, value: Any, hint: Any) -> Any:
 _AT_LEAST: dict[str, float] = {
     "image_size": 32, "max_text_len": 8, "num_workers": 0, "sentence_views": 0,
     "embed_dim": 1, "patch_size": 1, "window_size": 1, "hidden_size": 1,
-    "embedding_size": 1, "fusion_layers": 1, "fusion_heads": 1, "mim_cube": 1, "learning_rate": 0, "head_multiplier": 0,
+    "embedding_size": 1, "fusion_layers": 1, "fusion_heads": 1, "mim_patch_size": 1, "learning_rate": 0, "head_lr_multiplier": 0,
     "weight_decay": 0, "warmup_steps": 0, "max_steps": 1, "grad_clip": 0, "per_gpu_batchsize": 1, "batch_size": 1, "devices": 0,
     "num_nodes": 1, "val_interval": 1, "val_batches": 0, "log_interval": 1, "max_minutes": 0, "seed": 0, "tiny_vocabulary": 50,
     "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
-    "augment_rotation_deg": 0, "contrast_chunk": 0,
+    "augment_rotation_deg": 0, "grad_cache_chunk": 0,
     "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
     "weight_cap": 0, "caption_layers": 1,
 }  # fmt: skip
 RELEASED_HEADS = 8
 """Heads of the released report pooler, `SentenceAttentionPool`."""
 _SHARES = (
-    "denying_view_share", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below", "caption_smoothing",
+    "negated_view_fraction", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below", "caption_label_smoothing",
     "augment_shift", "augment_width", "augment_noise", "load_minimum_coverage",
 )  # fmt: skip
 
@@ -149,9 +149,9 @@ def _check_together(settings: Settings) -> None:
         (all(side % stride == 0 for side in sides),
          f"{asked}: the volume's sides {sides} must be multiples of {stride} voxels, the stride of this "
          f"{kind} encoder; {fits}"),
-        (all(side % model.mim_cube == 0 for side in sides), f"mim_cube={model.mim_cube} does not divide the volume {sides}"),
-        (model.mim_cube % patch_size == 0,
-         f"mim_cube={model.mim_cube} must be a multiple of patch_size={patch_size}"),
+        (all(side % model.mim_patch_size == 0 for side in sides), f"mim_patch_size={model.mim_patch_size} does not divide the volume {sides}"),
+        (model.mim_patch_size % patch_size == 0,
+         f"mim_patch_size={model.mim_patch_size} must be a multiple of patch_size={patch_size}"),
         (kind != "nnunet" or vision.embed_dim % 2 == 0,
          f"embed_dim={vision.embed_dim} must be even: the first block of nnunet has half as many channels"),
         (not has_stages or len(vision.depths) == len(vision.num_heads),
@@ -182,8 +182,8 @@ def _check_together(settings: Settings) -> None:
          f"dataset_weights={data.dataset_weights} needs one weight for each of datasets={data.datasets}"),
         (any(getattr(settings.loss, entry.name) > 0 for entry in fields(settings.loss)),
          "every loss weight is 0: nothing to learn"),
-        (run.load_path or not (run.load_merging or run.load_entry or run.load_prefix),
-         "load_merging, load_entry and load_prefix say how load_path is read, which is not set"),
+        (run.load_path or not (run.load_patch_merging or run.load_entry or run.load_prefix),
+         "load_patch_merging, load_entry and load_prefix say how load_path is read, which is not set"),
         (model.ssm_differ_below < model.ssm_same_above,
          f"ssm_differ_below={model.ssm_differ_below} must be smaller than ssm_same_above={model.ssm_same_above}"),
         (text.text_encoder != "tiny" or not text.freeze_text,
@@ -199,8 +199,8 @@ def _check_contrast_and_cache(settings: Settings) -> None:
         (model.contrast != "sigmoid" or model.cml_pair == "image_report",
          "contrast=sigmoid learns scale and bias, which the released contrast (cml_pair=multimodal_unimodal) keeps constant; use "
          "cml_pair=image_report or contrast=infonce"),
-        (optim.contrast_chunk == 0 or vision.vision_encoder != "unet" or vision.norm_statistics == "instance",
-         "contrast_chunk would change what norm_statistics=batch measures; use norm_statistics=instance or contrast_chunk=0"),
+        (optim.grad_cache_chunk == 0 or vision.vision_encoder != "unet" or vision.norm_statistics == "instance",
+         "grad_cache_chunk would change what norm_statistics=batch measures; use norm_statistics=instance or grad_cache_chunk=0"),
         (not text.text_cache or text.freeze_text,
          f"text_cache={text.text_cache!r} holds features that do not change; use freeze_text=True or no cache"),
         (not text.text_cache or model.fusion != "gate",

@@ -38,7 +38,7 @@ class DataSettings:
     """What counts as one sentence in SAL, DCL and SSM. The original cuts at commas too: clause."""
     sentence_views: int = 2
     """Views of each report, of one to three sentences, that the image-text contrast sees beside the whole; 0 = none."""
-    denying_view_share: float = 0.25
+    negated_view_fraction: float = 0.25
     """Share of views that begin with a sentence that denies a finding; the others begin with one that states something."""
     pairs: Literal["true", "shuffled"] = "true"
     """shuffled: every volume is paired with another patient's report in training. A control that must learn nothing."""
@@ -146,7 +146,7 @@ class ModelSettings:
     """How hidden cubes look to the encoder: a learned token at the patch embedding, or air (released)."""
     mim_decoder: Literal["conv", "linear"] = "conv"
     """conv: the released up-sampling decoder. linear: one layer per token, for small models."""
-    mim_cube: int = 16
+    mim_patch_size: int = 16
     """Voxels per side of a hidden cube."""
     mim_mask_ratio: float = 0.5
     """Share of cubes hidden."""
@@ -172,7 +172,7 @@ class ModelSettings:
     """Text cosine up to which two sentences differ."""
     caption_layers: int = 2
     """Layers of the decoder that writes reports (weight_cap), which has hidden_size and fusion_heads."""
-    caption_smoothing: float = 0.0
+    caption_label_smoothing: float = 0.0
     """Share of every asked word that is spread over all words."""
 
 
@@ -202,7 +202,7 @@ class OptimSettings:
 
     learning_rate: float = 1e-4
     """Peak rate of encoder and fusion. Continue released weights with 1e-5."""
-    head_multiplier: float = 5.0
+    head_lr_multiplier: float = 5.0
     """Heads and projections learn this many times faster."""
     weight_decay: float = 1e-8
     """Decoupled decay; none on biases, norms and one-dimensional parameters."""
@@ -214,9 +214,9 @@ class OptimSettings:
     """Optimiser steps in all."""
     grad_clip: float = 1.0
     """Largest gradient norm; 0 does not clip."""
-    contrast_chunk: int = 0
+    grad_cache_chunk: int = 0
     """Volumes of a pass whose graph is held at a time; each is computed again in the backward pass, and all are contrasted with
-    one another: per_gpu_batchsize=256 contrast_chunk=8. Equal gradients, one more forward pass. 0 = all at once."""
+    one another: per_gpu_batchsize=256 grad_cache_chunk=8. Equal gradients, one more forward pass. 0 = all at once."""
     text_negatives: int = 0
     """Reports of other training studies that are drawn for every volume of a step, as further wrong answers of CML to all volumes
     of the step; read from text_cache, so they cost no encoder. 0 = none."""
@@ -255,7 +255,7 @@ class RunSettings:
     one, else start anew; empty = start anew."""
     load_path: str = ""
     """Weights to start from (not to resume): a released file, one of this package or of another. docs/checkpoints.md."""
-    load_merging: Literal["", PatchMerging] = ""
+    load_patch_merging: Literal["", PatchMerging] = ""
     """Patch merging that the weights of load_path were trained with, where the file does not tell."""
     load_entry: str = ""
     """Where in the file of load_path the tensors lie, such as `teacher`; empty = found by itself."""
@@ -271,7 +271,7 @@ class RunSettings:
     """Optimiser steps between two logged points."""
     evidence: bool = True
     """After training: zero-shot and retrieval on the held-out studies, trained beside untrained, and a page of them."""
-    truth_root: str = ""
+    ground_truth_root: str = ""
     """Folder of a synthetic set's truth files; adds what only known truth can tell."""
     max_minutes: float = 0.0
     """Stop (with a checkpoint) after this many minutes of training, counted anew when a run goes on; 0 = no limit."""

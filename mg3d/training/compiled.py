@@ -25,7 +25,7 @@ def compile_encode(vision: VisionEncoder) -> None:
     """Puts compiled code in the place of `vision.encode`, where a gradient is wanted; names of parameters stay.
 
     Each size of batch and each kind of pass, with hidden cubes or without, is compiled for itself when it first comes; training
-    has one size, two with contrast_chunk, and torch's limit is eight graphs (64-true needs them: it computes chunks again with
+    has one size, two with grad_cache_chunk, and torch's limit is eight graphs (64-true needs them: it computes chunks again with
     another default type). Without a gradient the encoder computes as before: the last batch of a validation has a size of its
     own, and would be waited for. A copy of the encoder that is made afterwards would call this one's parameters.
     """

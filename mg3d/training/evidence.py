@@ -33,7 +33,7 @@ from mg3d.pictures.curves import curves_figure
 from mg3d.pictures.page import png, write_page
 from mg3d.pictures.planes import case_figure
 from mg3d.settings.schema import Settings
-from mg3d.text_units import normalise
+from mg3d.sentence_spans import normalise
 from mg3d.training.build import build_data, build_tokenizer
 from mg3d.training.trainer import resolve_accelerator
 
@@ -113,18 +113,18 @@ def set_scene(settings: Settings, run_dir: Path, *, say: Callable[[str], None]) 
     present = np.array(test.index.table["labels"].take(test.first_rows).to_pylist(), np.int8)
     device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
     truths = read_truths(settings, test)
-    if settings.run.truth_root and truths is None:
-        say(f"truth_root={settings.run.truth_root} does not hold the truth of these studies; going on without it")
+    if settings.run.ground_truth_root and truths is None:
+        say(f"ground_truth_root={settings.run.ground_truth_root} does not hold the truth of these studies; going on without it")
     return Scene(settings, device, tokenizer, data.collator(), data.train_parts[0], test, present, truths)
 
 
 def read_truths(settings: Settings, studies: Studies) -> list[dict[str, Any]] | None:
-    """See `evaluation.truth.read_truths`; None without `truth_root`."""
-    if not settings.run.truth_root:
+    """See `evaluation.truth.read_truths`; None without `ground_truth_root`."""
+    if not settings.run.ground_truth_root:
         return None
     ids = studies.index.table["study_id"].take(studies.first_rows).to_pylist()
     reports = (studies.report(study).report for study in range(len(studies)))
-    return truth.read_truths(Path(settings.run.truth_root), ids, reports)
+    return truth.read_truths(Path(settings.run.ground_truth_root), ids, reports)
 
 
 def model_weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ OBJECTIVES: dict[str, Callable[[ModelSettings], Objective]] = {
         form=model.ssm_form,
         use_polarity=model.ssm_form == "two_means",
     ),
-    "cap": lambda model: CaptionLoss(smoothing=model.caption_smoothing),
+    "cap": lambda model: CaptionLoss(smoothing=model.caption_label_smoothing),
 }
 """Order = order of the log. The weight of NAME is the setting `weight_NAME`."""
 

@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
         {
             "name": ("heads" if head else "encoders") + ("" if decays else "_no_decay"),
             "params": parameters,
-            "lr": settings.learning_rate * (settings.head_multiplier if head else 1.0),
+            "lr": settings.learning_rate * (settings.head_lr_multiplier if head else 1.0),
             "weight_decay": settings.weight_decay if decays else 0.0,
         }
         for (head, decays), parameters in sorted(members.items(), key=lambda item: item[0])

@@ -35,8 +35,8 @@ from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_bat
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
-    "evidence", "max_minutes", "truth_root", "log_dir", "run_name", "data_root", "cache_dir", "per_gpu_batchsize", "precision",
-    "gradient_checkpointing", "contrast_chunk", "text_cache", "compile",
+    "evidence", "max_minutes", "ground_truth_root", "log_dir", "run_name", "data_root", "cache_dir", "per_gpu_batchsize", "precision",
+    "gradient_checkpointing", "grad_cache_chunk", "text_cache", "compile",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the run that goes on from it."""
 
@@ -105,7 +105,7 @@ def pretrain(settings: Settings) -> None:
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,
-        chunk=settings.optim.contrast_chunk,
+        chunk=settings.optim.grad_cache_chunk,
         queue=_queue(settings, weights),
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin, "recipes": data.recipes},
     )
@@ -180,7 +180,7 @@ def load(settings: Settings, model: torch.nn.Module, *, tokenizer: dict[str, Any
         model,
         run.load_path,
         minimum_coverage=run.load_minimum_coverage,
-        merging=run.load_merging or None,
+        merging=run.load_patch_merging or None,
         prefix=run.load_prefix or None,
         entry=run.load_entry or None,
         tokenizer=tokenizer,

@@ -162,7 +162,7 @@ def share_batch(settings: Settings, ranks: int) -> BatchPlan:
         if settings.optim.contrast_queue and plan.passes > 1:
             raise ValueError(
                 f"contrast_queue follows steps of one pass, and batch_size={asked} takes {plan.passes}; use "
-                f"per_gpu_batchsize={share} contrast_chunk={most}, which needs no more memory"
+                f"per_gpu_batchsize={share} grad_cache_chunk={most}, which needs no more memory"
             )
         return plan
     step = ranks if asked <= ranks * most else ranks * most

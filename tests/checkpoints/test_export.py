@@ -24,7 +24,7 @@ from mg3d.models.build import build_model
 from mg3d.models.text.encoder import load_text_encoder
 
 SIZES = {
-    "image_size": 32, "mim_cube": 8, "embed_dim": 12, "patch_size": 4, "window_size": 3, "depths": [2], "num_heads": [2],
+    "image_size": 32, "mim_patch_size": 8, "embed_dim": 12, "patch_size": 4, "window_size": 3, "depths": [2], "num_heads": [2],
     "hidden_size": 24, "embedding_size": 16, "fusion_heads": 3, "pool_queries": 2, "freeze_text": True, "max_text_len": 40,
     "text_encoder": "nobody/no-such-bert", "data_root": "/a/place/of/mine", "log_dir": "/another",
 }  # fmt: skip

@@ -23,8 +23,8 @@ from mg3d.training.build import build_data
 
 OPTIONS = {
     "shape": SHAPE, "window_hu": (-1000.0, 1000.0), "text_unit": "clause", "shuffle_pairs": False, "max_text_len": 64,
-    "mim_cube": 4,
-    "mim_mask_ratio": 0.5, "mlm_probability": 0.3, "sentence_views": 2, "denying_view_share": 0.25,
+    "mim_patch_size": 4,
+    "mim_mask_ratio": 0.5, "mlm_probability": 0.3, "sentence_views": 2, "negated_view_fraction": 0.25,
     "per_gpu_batchsize": 4, "num_workers": 0,
     "seed": 0,
 }  # fmt: skip
@@ -153,7 +153,7 @@ def test_presets_whose_gates_count_padding_pad_every_report_to_the_same_length(t
         "datasets": ["ct_rate"],
         "image_size": 32,
         "patch_size": 4,
-        "mim_cube": 8,
+        "mim_patch_size": 8,
         "max_text_len": 64,
         "num_workers": 0,
     }

@@ -15,8 +15,8 @@ ALL = AugmentSettings(
     augment_crop=(0.6, 0.9), augment_rotation_deg=20.0, augment_shift=0.1, augment_width=0.2, augment_noise=0.05
 )
 OPTIONS = {
-    "max_text_len": 64, "mim_cube": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3,
-    "sentence_views": 3, "denying_view_share": 0.25,
+    "max_text_len": 64, "mim_patch_size": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3,
+    "sentence_views": 3, "negated_view_fraction": 0.25,
 }  # fmt: skip
 
 

@@ -11,12 +11,12 @@ from mg3d.datasets.masking import WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import encode_report, load_tokenizer, lower
 from mg3d.datasets.window import intensities
-from mg3d.text_units import polarity, text_key
+from mg3d.sentence_spans import polarity, text_key
 
 READING = {"text_unit": "clause", "window_hu": (-1000.0, 1000.0)}
 OPTIONS = {
-    "max_text_len": 64, "mim_cube": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3,
-    "sentence_views": 3, "denying_view_share": 0.25,
+    "max_text_len": 64, "mim_patch_size": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3,
+    "sentence_views": 3, "negated_view_fraction": 0.25,
 }  # fmt: skip
 
 
@@ -186,8 +186,8 @@ def test_a_batch_holds_what_its_types_say(tokenizer, index_file):
     assert batch.volume.voxels.shape == (3, 1, *SHAPE)
     assert batch.volume.voxels.dtype == torch.int16
     assert batch.volume.window.tolist() == [[-1000, 1000]] * 3
-    assert batch.cube_mask.shape == (3, 4, 3, 2)
-    assert (batch.cube_mask.flatten(1).sum(1) == 12).all()
+    assert batch.patch_mask.shape == (3, 4, 3, 2)
+    assert (batch.patch_mask.flatten(1).sum(1) == 12).all()
     assert batch.attention_mask.shape == batch.report_ids.shape == batch.mlm_ids.shape == batch.sentence_index.shape
     assert batch.sentence_mask.sum(1).tolist() == [len(studies.report(study).units) for study in (0, 3, 9)]
     for row, sample in enumerate(samples):
@@ -235,11 +235,11 @@ def test_a_sample_is_masked_alike_in_any_batch(tokenizer, index_file):
     together = collate([studies.sample(study, (5, 1, study)) for study in (8, 2, 6)])
     alone = collate([studies.sample(2, (5, 1, 2))])
     length = alone.report_ids.shape[1]
-    assert (together.cube_mask[1] == alone.cube_mask[0]).all()
+    assert (together.patch_mask[1] == alone.patch_mask[0]).all()
     assert (together.mlm_ids[1, :length] == alone.mlm_ids[0]).all()
     assert together.report_key[1] == alone.report_key[0]
     other = collate([studies.sample(2, (5, 2, 2))])
-    assert (other.cube_mask != alone.cube_mask).any()
+    assert (other.patch_mask != alone.patch_mask).any()
 
 
 def test_equal_reports_have_one_report_key_whatever_the_contrast_sees(tokenizer, index_file):

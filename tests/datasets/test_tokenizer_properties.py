@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mg3d.datasets.tokenizer import SPECIAL, encode_report, train_wordpiece
-from mg3d.text_units import report_units
+from mg3d.sentence_spans import report_units
 
 CORPUS = ["The heart is large. No effusion, no mass. A nodule of 0.8 cm.", "Emphysema  Hernia\n- şüpheli nodül; İzlenmedi."] * 3
 PARTS = [

@@ -19,7 +19,7 @@ from mg3d.glossary import LABELS
 from mg3d.phantom.case import make_case
 from mg3d.phantom.generate import PhantomSettings, draw, generate, plan, read_truth
 from mg3d.settings.schema import CROP
-from mg3d.text_units import report_units
+from mg3d.sentence_spans import report_units
 
 SETTINGS = {"resamples": 20, "seed": 0}
 

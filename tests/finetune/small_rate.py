@@ -14,7 +14,7 @@ from mg3d.models.build import build_untrained
 
 SHAPE = (32, 24, 32)
 SIZES = {
-    "image_size": 32, "mim_cube": 8, "embed_dim": 12, "patch_size": 4, "window_size": 4, "depths": [2], "num_heads": [2],
+    "image_size": 32, "mim_patch_size": 8, "embed_dim": 12, "patch_size": 4, "window_size": 4, "depths": [2], "num_heads": [2],
     "hidden_size": 24, "embedding_size": 16, "fusion_heads": 4, "pool_queries": 2, "tiny_text_width": 16, "tiny_text_heads": 2,
 }  # fmt: skip
 

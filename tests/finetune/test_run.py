@@ -209,9 +209,9 @@ def test_an_encoder_of_monai_starts_with_the_merging_that_is_named(tmp_path, wor
     torch.manual_seed(0)
     theirs = SwinTransformer(1, 48, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), downsample=word).eval()
     torch.save(theirs.state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"monai_v2.*load_merging=..."):
+    with pytest.raises(ValueError, match=r"monai_v2.*load_patch_merging=..."):
         start_encoder(FinetuneSettings(pretrained=str(tmp_path / "weights.pt")))
-    words = parse_settings({"pretrained": str(tmp_path / "weights.pt"), "load_merging": merging}, defaults={}, options={})
+    words = parse_settings({"pretrained": str(tmp_path / "weights.pt"), "load_patch_merging": merging}, defaults={}, options={})
     started, volume = start_encoder(words), torch.rand(1, 1, 32, 32, 64)
     assert (started.report.merging, started.vision["patch_merging"]) == (merging, merging)
     with torch.no_grad():

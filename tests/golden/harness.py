@@ -92,7 +92,7 @@ def batch(dtype):
     volumes = torch.stack([torch.from_numpy(recipe.volume(patient)).to(dtype) for patient in range(count)])
     return Batch(
         volume=volumes[:, None],
-        cube_mask=torch.from_numpy(recipe.hidden_cubes()).expand(count, -1, -1, -1),
+        patch_mask=torch.from_numpy(recipe.hidden_cubes()).expand(count, -1, -1, -1),
         report_ids=text["ids"], attention_mask=real, sentence_index=index,
         sentence_mask=sentences, sentence_polarity=sentences.to(torch.int8),
         mlm_ids=text["masked_ids"], mlm_labels=text["labels"],

@@ -37,7 +37,7 @@ class Step:
         self.features = features._replace(
             mim_prediction=torch.cat([one.mim_prediction for one in alone]),
             mim_target=torch.cat([one.mim_target for one in alone]),
-            cube_mask=torch.cat([one.cube_mask for one in alone]),
+            patch_mask=torch.cat([one.patch_mask for one in alone]),
         )
         losses = build_losses(self.settings.model, list(self.weights))
         self.losses = {

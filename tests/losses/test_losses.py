@@ -37,16 +37,16 @@ def test_every_loss_reads_fields_of_features_and_has_no_parameters(loss):
 def test_mlm_is_the_mean_over_asked_words():
     logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]], dtype=torch.float64)
     by_hand = (math.log(3) + math.log(math.exp(2) + 2) - 2) / 2
-    surprise = F.cross_entropy(logits, torch.tensor([1, 0]), reduction="none")
-    assert MLMLoss()(surprise).item() == pytest.approx(by_hand, abs=1e-12)
+    token_loss = F.cross_entropy(logits, torch.tensor([1, 0]), reduction="none")
+    assert MLMLoss()(token_loss).item() == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_without_anything_asked_mlm_is_zero_with_a_graph():
-    surprise = torch.zeros(0, requires_grad=True)
-    loss = MLMLoss()(surprise)
+    token_loss = torch.zeros(0, requires_grad=True)
+    loss = MLMLoss()(token_loss)
     loss.backward()
     assert loss == 0
-    assert surprise.grad.shape == (0,)
+    assert token_loss.grad.shape == (0,)
 
 
 @pytest.mark.parametrize("per", ["sentence", "patient"])

@@ -20,7 +20,7 @@ def test_words_in_parts_surprise_as_all_together_in_value_and_gradient(at_once):
     plain = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")[labels.flatten() >= 0]
     weighted = torch.rand(11, dtype=torch.float64)
     expected = torch.autograd.grad((plain * weighted).sum(), (words, head.decoder.weight, head.bias))
-    parts = head.surprise(words, labels, at_once=at_once)
+    parts = head.token_loss(words, labels, at_once=at_once)
     torch.testing.assert_close(parts, plain)
     found = torch.autograd.grad((parts * weighted).sum(), (words, head.decoder.weight, head.bias))
     for ours, theirs in zip(found, expected):
@@ -31,14 +31,14 @@ def test_what_is_kept_for_the_gradient_does_not_grow_with_words_times_vocabulary
     kept = []
     head, words, labels = head_and_words(asked=16, vocabulary=5000)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
-        head.surprise(words, labels, at_once=4)
+        head.token_loss(words, labels, at_once=4)
         in_parts, kept = sum(size for size in kept if size != head.decoder.weight.numel()), []
-        head.surprise(words, labels)
+        head.token_loss(words, labels)
     assert in_parts < 1000
     assert sum(kept) > 16 * 5000
 
 
 def test_no_asked_word_gives_nothing_with_a_graph():
     head, words, labels = head_and_words(asked=0)
-    head.surprise(words, labels).sum().backward()
+    head.token_loss(words, labels).sum().backward()
     assert words.grad.abs().max() == 0

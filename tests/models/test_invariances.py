@@ -117,7 +117,7 @@ def test_one_patient_among_others_reconstructs_as_alone(wiring):
     together, names = random_batch(3), ("mlm", "mim")
     model = with_everything(wiring, together)
     alone = [together._replace(**{k: v[b : b + 1] for k, v in together._asdict().items()}) for b in range(3)]
-    for name, asked in (("mlm", together.mlm_labels != -100), ("mim", together.cube_mask)):
+    for name, asked in (("mlm", together.mlm_labels != -100), ("mim", together.patch_mask)):
         share = asked.flatten(1).sum(1) / asked.sum()
         mean = sum(part * judge(wiring, model, one, (name,))[0][name] for part, one in zip(share, alone))
         torch.testing.assert_close(judge(wiring, model, together, names)[0][name], mean)

@@ -71,7 +71,7 @@ def test_padding_a_batch_does_not_change_a_patient(wiring, batch):
 def test_only_what_the_objectives_need_is_built_and_computed(batch):
     model = build(objectives=("cml",))
     features = model(batch)
-    assert features.mlm_surprise is None
+    assert features.mlm_token_loss is None
     assert features.mim_prediction is None
     assert features.cml_first_embedding.shape == (3, 20)
     assert not any(name.startswith(("mlm", "mim", "dcl", "aggregation", "fusion")) for name, _ in model.named_parameters())
@@ -82,7 +82,7 @@ def test_only_what_the_objectives_need_is_built_and_computed(batch):
 def test_hidden_voxels_do_not_reach_the_masked_encoder(batch):
     for wiring in ("mg3d", "mg3d_intended"):
         model = build(wiring).eval()
-        hidden = batch.cube_mask.repeat_interleave(4, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)[:, None]
+        hidden = batch.patch_mask.repeat_interleave(4, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)[:, None]
         changed = batch._replace(volume=torch.where(hidden, 0.123, batch.volume))
         predictions = [model(one, frozenset({"mim"})).mim_prediction for one in (batch, changed)]
         torch.testing.assert_close(*predictions)

@@ -15,7 +15,7 @@ from mg3d.models.mg3d import MG3D
 from mg3d.models.sentence_space import CentredSentenceSpace, plain_sentences, random_pair_cosines, sentence_membership
 from mg3d.models.text.encoder import tiny_text_encoder
 from mg3d.settings.presets import PRESETS
-from mg3d.text_units import report_units
+from mg3d.sentence_spans import report_units
 
 EVERY = ("mg3d", "mg3d_intended", "mg3d_released")
 ONE = torch.tensor(1.0, dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_what_is_hidden_is_told_from_air(preset):
     model, batch = model_of(preset), random_batch()
     air = torch.zeros_like(batch.volume)
     with torch.no_grad():
-        assert differ(model.encode_volume(air, batch.cube_mask), model.encode_volume(air)) == (preset == "mg3d")
+        assert differ(model.encode_volume(air, batch.patch_mask), model.encode_volume(air)) == (preset == "mg3d")
 
 
 @pytest.mark.parametrize("preset", EVERY)

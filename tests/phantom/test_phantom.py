@@ -17,7 +17,7 @@ from mg3d.phantom.pathology import DRAWERS, Hand, lobe_of
 from mg3d.phantom.report import write_report
 from mg3d.phantom.sampling import sample_findings, sample_patient
 from mg3d.phantom.wording import CONNECTIVES, NEGATIVE, NORMAL, NOTHING_FOUND, POSITIVE, UNCERTAIN, WORDS
-from mg3d.text_units import clean_section, normalise, polarity, report_units
+from mg3d.sentence_spans import clean_section, normalise, polarity, report_units
 
 SMALL = PhantomSettings(
     train_patients=5, valid_patients=3, ctrg_cases=2, grid=32, seed=4, second_reconstructions=0.5, raw_tree=True

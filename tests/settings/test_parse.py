@@ -70,8 +70,8 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"tiny_text_heads": 0}, "must be at least 1"),
         ({"contrast": "softmax"}, "expected one of infonce, sigmoid"),
         ({"contrast": "sigmoid", "cml_pair": "multimodal_unimodal"}, "use cml_pair=image_report or contrast=infonce"),
-        ({"contrast_chunk": -1}, "must be at least 0"),
-        ({"contrast_chunk": 4, "vision_encoder": "unet"}, "use norm_statistics=instance or contrast_chunk=0"),
+        ({"grad_cache_chunk": -1}, "must be at least 0"),
+        ({"grad_cache_chunk": 4, "vision_encoder": "unet"}, "use norm_statistics=instance or grad_cache_chunk=0"),
         ({"text_cache": "there", "freeze_text": False}, "use freeze_text=True or no cache"),
         ({"text_cache": "there", "fusion": "gate"}, "leave text_cache empty"),
         ({"warmup_steps": 10, "max_steps": 10}, "smaller than max_steps"),
@@ -80,7 +80,7 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({f"weight_{name}": 0.0 for name in ("mlm", "sal", "mim", "cml", "dcl", "ssm")}, "nothing to learn"),
         ({"weight_cap": -1.0}, "weight_cap=-1.0: must be at least 0"),
         ({"caption_layers": 0}, "must be at least 1"),
-        ({"caption_smoothing": 1.5}, "between 0 and 1"),
+        ({"caption_label_smoothing": 1.5}, "between 0 and 1"),
         ({"learning_rate": math.inf}, "learning_rate=inf: a finite number"),
         ({"betas": [0.9, 1.0]}, "at least 0 and smaller than 1"),
         ({"dataset_weights": [-1.0, 2.0]}, "none may be negative"),
@@ -146,7 +146,7 @@ def test_what_the_rules_let_through_can_be_built(word):
 
     edge = {
         "image_size": 64, "patch_size": 4, "depths": [1, 2], "embed_dim": 10, "num_heads": [5, 4], "hidden_size": 8,
-        "fusion_heads": 2, "mim_decoder": "conv", "mim_cube": 8, "tiny_text_width": 6, "tiny_text_heads": 3,
+        "fusion_heads": 2, "mim_decoder": "conv", "mim_patch_size": 8, "tiny_text_width": 6, "tiny_text_heads": 3,
     }  # fmt: skip
     model = build_untrained(resolve(["tiny", word], edge), 60)
     assert model.vision.channels == 40
@@ -176,7 +176,7 @@ def test_a_named_setting_that_the_encoder_does_not_read_is_refused_and_a_words_l
         (["nnunet"], {"embed_dim": 15}, "embed_dim=15 must be even"),
         (["swin_b"], {"depths": [2]}, "differ in length"),
         (["swin_b"], {"volume_size": [64, 96, 32], "patch_size": 4}, r"volume_size=\(64, 96, 32\): .* multiples of 64 fit"),
-        (["swin_b"], {"mim_cube": 1}, "must be a multiple of patch_size=2"),
+        (["swin_b"], {"mim_patch_size": 1}, "must be a multiple of patch_size=2"),
     ],
 )
 def test_an_encoder_that_does_not_fit_the_volume_is_refused(words, update, sentence):
@@ -185,7 +185,7 @@ def test_an_encoder_that_does_not_fit_the_volume_is_refused(words, update, sente
 
 
 def test_cubes_of_one_voxel_fit_encoders_that_read_voxels():
-    assert resolve(["unet"], {"mim_cube": 1}).model.mim_cube == 1
+    assert resolve(["unet"], {"mim_patch_size": 1}).model.mim_patch_size == 1
 
 
 def test_the_last_encoder_word_wins_whatever_stood_before():

@@ -30,7 +30,7 @@ def test_memory_and_measured_passes_are_those_of_a_device():
         settings = read_words([*WORDS, *words])
         return predict(settings, devices=devices, peak_flops=None, utilisation=None, measured=None).memory_gb
 
-    assert memory("per_gpu_batchsize=8", "contrast_chunk=2") == memory() == memory("per_gpu_batchsize=8", devices=4)
+    assert memory("per_gpu_batchsize=8", "grad_cache_chunk=2") == memory() == memory("per_gpu_batchsize=8", devices=4)
     assert memory("per_gpu_batchsize=8") > memory()
 
 
@@ -76,5 +76,5 @@ def test_what_no_run_could_have_is_not_planned(arguments, sentence, capsys):
 
 @pytest.mark.slow
 def test_a_calibration_takes_steps_here(capsys):
-    assert plan_tool.main(["--calibrate", "--threads", "1", "with", *WORDS, "contrast_chunk=1"]) == 0
+    assert plan_tool.main(["--calibrate", "--threads", "1", "with", *WORDS, "grad_cache_chunk=1"]) == 0
     assert "measured here" in capsys.readouterr().out

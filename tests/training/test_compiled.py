@@ -82,7 +82,7 @@ def graphs():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "kinds"),
-    [((), 2), (("contrast_chunk=3", "gradient_checkpointing=True", "precision=bf16-mixed"), 4)],
+    [((), 2), (("grad_cache_chunk=3", "gradient_checkpointing=True", "precision=bf16-mixed"), 4)],
 )
 def test_a_compiled_run_is_the_eager_one(arrows, tmp_path, without_machine_code, more, kinds):
     """One graph for each kind of pass: hidden cubes or none, and chunks of three and of one; and one of the compiler's trial."""

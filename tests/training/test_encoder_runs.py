@@ -17,7 +17,7 @@ def test_an_encoder_word_trains_from_the_command_line(word, tmp_path):
         "tiny", word, "embed_dim=2", "image_size=128", "hidden_size=24", "embedding_size=16", "mim_decoder=conv",
         "tiny_text_width=16", "tiny_text_heads=2", "per_gpu_batchsize=2", "batch_size=2", "warmup_steps=1", "max_steps=2",
         "val_interval=2", "val_batches=1", "log_interval=1", "num_workers=0", "evidence=False", "accelerator=cpu",
-        "truth_root=''", "gradient_checkpointing=True", f"data_root={tmp_path}", f"log_dir={tmp_path}", "run_name=run",
+        "ground_truth_root=''", "gradient_checkpointing=True", f"data_root={tmp_path}", f"log_dir={tmp_path}", "run_name=run",
     ]  # fmt: skip
     assert command_line(["with", *small]) == 0
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)

@@ -10,7 +10,7 @@ from mg3d.training.evidence import held_out_studies, read_truths, show_evidence
 @pytest.fixture
 def settings(tmp_path):
     write_split(tmp_path, "ct_rate", "test", patients=4)
-    return resolve(["tiny"], {"data_root": str(tmp_path), "truth_root": str(tmp_path)})
+    return resolve(["tiny"], {"data_root": str(tmp_path), "ground_truth_root": str(tmp_path)})
 
 
 def write_truths(root, *, numbers):

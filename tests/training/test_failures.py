@@ -182,7 +182,7 @@ def test_a_lack_of_memory_is_told_and_what_helps(monkeypatch, capsys, tmp_path, 
     monkeypatch.setattr(run, "pretrain", full)
     assert command_line(["with", "tiny", f"log_dir={tmp_path}"]) == 1
     told = only_sentence(capsys)
-    assert "the memory of the device is used up; contrast_chunk=1 to 8" in told
+    assert "the memory of the device is used up; grad_cache_chunk=1 to 8" in told
     assert told.endswith("no checkpoint had been written yet, so the same command starts anew\n")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()

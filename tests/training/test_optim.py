@@ -16,7 +16,7 @@ class Small(nn.Module):
 
 def test_groups_hold_every_trained_parameter_once_with_its_rate_and_decay():
     model = Small()
-    settings = OptimSettings(learning_rate=0.01, head_multiplier=5.0, weight_decay=0.1)
+    settings = OptimSettings(learning_rate=0.01, head_lr_multiplier=5.0, weight_decay=0.1)
     groups = {group["name"]: group for group in parameter_groups(model, settings)}
     expected = {
         "encoders": ([model.vision[0].weight], 0.01, 0.1),
@@ -39,7 +39,7 @@ def test_the_schedule_rises_to_one_and_falls_to_zero():
 
 
 def test_the_schedule_scales_every_group():
-    settings = OptimSettings(learning_rate=0.01, head_multiplier=5.0, warmup_steps=2, max_steps=10)
+    settings = OptimSettings(learning_rate=0.01, head_lr_multiplier=5.0, warmup_steps=2, max_steps=10)
     optimizer, schedule = build_optimizer(parameter_groups(Small(), settings), settings)
     rates = [[group["lr"] for group in optimizer.param_groups]]
     optimizer.step()

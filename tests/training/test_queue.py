@@ -12,7 +12,7 @@ from mg3d.datasets import negatives
 from mg3d.models.contrast import embed_further_reports
 from mg3d.models.text.encoder import load_text_encoder
 from mg3d.settings.parse import parse
-from mg3d.text_units import text_key
+from mg3d.sentence_spans import text_key
 from mg3d.training.build import build_data
 from mg3d.training.queue import SENTENCES, FeatureQueue
 
@@ -58,7 +58,7 @@ def test_more_than_it_holds_leaves_the_newest():
 
 def test_a_run_with_queue_and_further_reports_goes_on_bit_by_bit(arrows, tmp_path, capsys):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
-    settings = (f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=3", "contrast_queue=10", "contrast_chunk=2")
+    settings = (f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=3", "contrast_queue=10", "grad_cache_chunk=2")
     whole, cut = (told(arrows, tmp_path / name, *settings, "precision=32-true") for name in ("whole", "cut"))
     assert cache_text.main(whole) == 0
     assert command_line(whole) == 0
@@ -142,4 +142,4 @@ def test_what_does_not_go_together_is_refused(changes, said):
 
 def test_a_queue_wants_steps_of_one_pass(arrows, tmp_path, capsys):
     assert command_line(words(arrows, tmp_path, "contrast_queue=8", "per_gpu_batchsize=2")) == 2
-    assert "per_gpu_batchsize=4 contrast_chunk=2" in capsys.readouterr().err
+    assert "per_gpu_batchsize=4 grad_cache_chunk=2" in capsys.readouterr().err

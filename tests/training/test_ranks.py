@@ -41,7 +41,7 @@ def test_two_processes_train_as_one_and_go_on_from_its_checkpoint(arrows, tmp_pa
     assert command_line(words(arrows, tmp_path / "one", *JOINED)) == 0
     one = losses(tmp_path / "one" / "run")
     assert sum(phase == "train" for phase, _ in one) == 4
-    halved = [*JOINED, "per_gpu_batchsize=2", "contrast_chunk=1"]
+    halved = [*JOINED, "per_gpu_batchsize=2", "grad_cache_chunk=1"]
 
     shown = torchrun(*words(arrows, tmp_path / "two", *halved))
     assert shown.count("4 steps of 8 volumes: 2 cpu process(es) x 2 volumes x 2 pass(es)") == 1

@@ -86,7 +86,7 @@ def test_a_run_without_validation_keeps_last_and_goes_on(tmp_path, capsys):
 
 def test_a_tokenizer_of_an_earlier_attempt_is_not_taken_over(arrows, tmp_path):
     def settings(vocabulary):
-        small = {"image_size": 32, "mim_cube": 8, "patch_size": 4, "tiny_vocabulary": vocabulary}
+        small = {"image_size": 32, "mim_patch_size": 8, "patch_size": 4, "tiny_vocabulary": vocabulary}
         return resolve(["tiny"], small | {"data_root": str(arrows)})
 
     data = build_data(settings(60))
@@ -147,7 +147,7 @@ def test_data_sets_of_one_run_that_show_other_parts_of_the_chest_are_told():
         (("resume_from=last", "learning_rate=0.5"), "belongs to another configuration: learning_rate"),
         (("resume_from=nowhere.ckpt",), "there is no nowhere.ckpt"),
         (("run_name=other", "accelerator=gpu"), "sees no GPU"),
-        (("run_name=other", "image_size=64", "mim_cube=16"), "set image_size=32"),
+        (("run_name=other", "image_size=64", "mim_patch_size=16"), "set image_size=32"),
         (("run_name=other", "data_root=nowhere"), "prepro_pretraining_data.py"),
         (("run_name=other", "text_encoder=nobody/has-this"), "text_encoder=<local directory>"),
     ],

@@ -14,9 +14,9 @@ from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "image_size=32", "mim_cube=8", "embed_dim=12", "num_heads=[2]", "hidden_size=24", "embedding_size=16", "tiny_text_width=16",
+    "image_size=32", "mim_patch_size=8", "embed_dim=12", "num_heads=[2]", "hidden_size=24", "embedding_size=16", "tiny_text_width=16",
     "tiny_text_layers=1", "tiny_text_heads=2", "per_gpu_batchsize=4", "batch_size=4", "warmup_steps=0", "max_steps=1",
-    "val_interval=1", "val_batches=1", "log_interval=1", "num_workers=0", "patch_size=4", "depths=[2]", "truth_root=''",
+    "val_interval=1", "val_batches=1", "log_interval=1", "num_workers=0", "patch_size=4", "depths=[2]", "ground_truth_root=''",
     "evidence=False", "accelerator=cpu",
 ]  # fmt: skip
 
@@ -79,7 +79,7 @@ def test_a_large_rate_is_told(begin, capsys):
         (("load_path=nowhere.ckpt",), "there is no file nowhere.ckpt"),
         (("embed_dim=24",), "embed_dim=12"),
         (("patch_merging=monai",), "patch_merging=legacy"),
-        (("load_merging=new",), "load_merging='new': expected one of"),
+        (("load_patch_merging=new",), "load_patch_merging='new': expected one of"),
         (("load_prefix=theirs",), "no image encoder stands behind prefix='theirs.'"),
         (("load_entry=teacher",), "has no entry 'teacher'"),
     ],
@@ -95,7 +95,7 @@ def test_weights_are_looked_at_before_any_data(begin, tmp_path, capsys):
     state = last(root, "first")["state_dict"]
     theirs = {name.replace("model.vision.", "theirs.core."): tensor for name, tensor in state.items() if ".vision." in name}
     torch.save({"teacher": theirs}, tmp_path / "w.pt")
-    words = [f"load_path={tmp_path / 'w.pt'}", "load_merging=legacy", "load_entry=teacher"]
+    words = [f"load_path={tmp_path / 'w.pt'}", "load_patch_merging=legacy", "load_entry=teacher"]
     assert run("seventh", *words, "data_root=nowhere") == 2
     assert "pass prefix='theirs.core.'" in capsys.readouterr().err
     assert run("seventh", *words, "load_prefix=theirs.core", "data_root=nowhere") == 2
@@ -108,7 +108,7 @@ def test_what_holds_too_little_of_an_encoder_is_taken_when_that_is_asked_for(beg
     run, root = begin
     state = {name.removeprefix("model."): tensor for name, tensor in last(root, "first")["state_dict"].items()}
     torch.save({name: tensor for name, tensor in state.items() if not name.startswith("vision.layers1.")}, tmp_path / "w.pt")
-    words = [f"load_path={tmp_path / 'w.pt'}", "load_merging=legacy"]
+    words = [f"load_path={tmp_path / 'w.pt'}", "load_patch_merging=legacy"]
     assert run("sixth", *words) == 2
     assert "at least 90% are asked for" in capsys.readouterr().err
     assert run("sixth", *words, "load_minimum_coverage=0.0") == 0

@@ -50,7 +50,7 @@ def test_guidance_by_a_report_without_a_sentence_is_finite(wiring):
     )  # fmt: skip
     model = build(wiring, objectives=("mim",))
     features = model(empty)
-    MIMLoss()(features.mim_prediction, features.mim_target, features.cube_mask).backward()
+    MIMLoss()(features.mim_prediction, features.mim_target, features.patch_mask).backward()
     assert torch.isfinite(features.mim_prediction).all()
     gradients = {name: part.grad for name, part in model.named_parameters() if part.grad is not None}
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())

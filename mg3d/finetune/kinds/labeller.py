@@ -22,7 +22,7 @@ from mg3d.finetune.pipeline import CaseDataset, Sample
 from mg3d.metrics.classification import auroc, mean_of_defined, per_label
 from mg3d.metrics.thresholds import choose_thresholds
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.text_units import normalise, polarity, split_clauses
+from mg3d.sentence_spans import normalise, polarity, split_clauses
 
 MOST_TERMS = 20_000
 FEWEST_REPORTS = 2

@@ -18,7 +18,7 @@ from mg3d.finetune.kinds.prompts import PromptNetwork, Prompts
 from mg3d.finetune.pipeline import Sample
 from mg3d.metrics.retrieval import chance_recall_at, first_rank, nearest_jaccards, recall_at
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.text_units import normalise, split_clauses, split_sentences
+from mg3d.sentence_spans import normalise, split_clauses, split_sentences
 
 RECALL_AT = (1, 5, 10, 50, 100)
 JACCARD_AT = (1, 5, 10, 50)

@@ -7,16 +7,16 @@ from einops import repeat
 from torch import Tensor
 
 
-def spread_cubes(cube_mask: Tensor, size: Sequence[int]) -> Tensor:
+def upsample_mask(patch_mask: Tensor, size: Sequence[int]) -> Tensor:
     """The mask of cubes [B, a, b, c] on a finer grid, [B, *size]; `size` holds a multiple of cells per cube on each axis."""
-    cubes = tuple(cube_mask.shape[1:])
+    cubes = tuple(patch_mask.shape[1:])
     if any(side % count for side, count in zip(size, cubes)):
         raise ValueError(
             f"a mask of {cubes} cubes does not divide a grid of {tuple(size)} cells; choose a cube whose side is a multiple "
             "of the patch size and a divisor of the volume"
         )
     depth, height, width = (side // count for side, count in zip(size, cubes))
-    return repeat(cube_mask, "b z y x -> b (z d) (y h) (x w)", d=depth, h=height, w=width)
+    return repeat(patch_mask, "b z y x -> b (z d) (y h) (x w)", d=depth, h=height, w=width)
 
 
 def hide(features: Tensor, hidden: Tensor | None, token: Tensor | None) -> Tensor:
@@ -29,5 +29,5 @@ def hide(features: Tensor, hidden: Tensor | None, token: Tensor | None) -> Tenso
         return features
     if token is None:
         raise ValueError("this encoder has no token for hidden cubes; build it with mask_token=True")
-    cells = spread_cubes(hidden, features.shape[2:])
+    cells = upsample_mask(hidden, features.shape[2:])
     return torch.where(cells[:, None], token.to(features.dtype)[:, None, None, None], features)

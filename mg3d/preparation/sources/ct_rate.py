@@ -11,7 +11,7 @@ from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import Scan, TableGeometry, VolumeRecord, carve_val
 from mg3d.preparation.sources.tables import by_key, decode, flag, read_table
-from mg3d.text_units import clean_section
+from mg3d.sentence_spans import clean_section
 
 DATASET = "ct_rate"
 _NAME = re.compile(r"(?P<study>(?P<patient>(?P<split>train|valid)_[1-9]\d*)_[a-z]+)_(?P<reconstruction>[1-9]\d*)\.nii\.gz")

@@ -13,7 +13,7 @@ import numpy as np
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import Scan, VolumeRecord, carve_val
 from mg3d.preparation.sources.pseudonyms import pseudonym
-from mg3d.text_units import clean_section
+from mg3d.sentence_spans import clean_section
 
 DATASET = "ctrg"
 ANNOTATIONS = ("chest_ctrg_jpg.json", "annotation.json", "chest_ctrg_nitfy_ori_split.json")

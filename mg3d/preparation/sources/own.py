@@ -14,7 +14,7 @@ from mg3d.preparation.readers.dicom_headers import is_dicom, load_pydicom
 from mg3d.preparation.records import Scan, VolumeRecord, carve_val
 from mg3d.preparation.sources.pseudonyms import pseudonym
 from mg3d.preparation.sources.tables import Table, flag, read_table
-from mg3d.text_units import clean_section
+from mg3d.sentence_spans import clean_section
 
 DATASET = "own"
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,7 @@ from small_vision import SHAPE, SMALL, small_encoder, volumes_and_cubes
 
 from mg3d.config import resolve
 from mg3d.models.build import build_vision
-from mg3d.models.vision.masking import spread_cubes
+from mg3d.models.vision.masking import upsample_mask
 from mg3d.models.vision.registry import VISION_ENCODERS, build_vision_encoder
 from mg3d.settings.encoders import ENCODERS, unread
 from mg3d.settings.schema import volume_shape
@@ -104,7 +104,7 @@ def test_every_kind_has_a_row_in_the_settings_and_every_setting_a_reader():
 def test_hidden_voxels_are_not_seen_and_visible_ones_are(name):
     encoder = small_encoder(name).eval()
     volume, cubes = volumes_and_cubes(1)
-    hidden = spread_cubes(cubes, SHAPE)[:, None]
+    hidden = upsample_mask(cubes, SHAPE)[:, None]
     inside, outside = (torch.where(where, 1 - volume, volume) for where in (hidden, ~hidden))
     with torch.no_grad():
         true, same, other = (encoder(one, cubes) for one in (volume, inside, outside))

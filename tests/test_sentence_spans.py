@@ -3,7 +3,7 @@ import pytest
 
 from mg3d.glossary import LABELS
 from mg3d.phantom.report import write_report
-from mg3d.text_units import clean_section, normalise, original_clauses, polarity, report_units, split_clauses, split_sentences
+from mg3d.sentence_spans import clean_section, normalise, original_clauses, polarity, report_units, split_clauses, split_sentences
 
 
 def pieces(text, split):

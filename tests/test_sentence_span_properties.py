@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mg3d.text_units import clean_section, original_clauses, report_units, split_clauses, split_sentences
+from mg3d.sentence_spans import clean_section, original_clauses, report_units, split_clauses, split_sentences
 
 SIGNS = list(".,;:!?()[]-–*•●…\"' \n\t\u00a0") + [
     "  ",
