@@ -18,8 +18,8 @@ from mg3d.evaluation.retrieval import directions
 from mg3d.evaluation.run_card import Setting
 from mg3d.glossary import ENSEMBLE, LABELS, prompts
 from mg3d.metrics.retrieval import first_rank
-from mg3d.settings.schema import Settings
 from mg3d.sentence_spans import normalise, polarity
+from mg3d.settings.schema import Settings
 
 CONSTANT = "No acute finding in the thorax. The heart is of normal size. Both lungs are clear of consolidation."
 COSINES = "Sentences: pairs by cosine"
