@@ -35,18 +35,18 @@ class DatasetFacts(NamedTuple):
 
 DATASETS = {
     "ct_rate": DatasetFacts("CT-RATE", "clm_ct_rate", "hu", "CC-BY-NC-SA-4.0"),
-    "ctrg": DatasetFacts("CTRG-Chest-548K", "clm_chest_ctrg", "grey8", "see its authors"),
+    "ctrg": DatasetFacts("CTRG-Chest-548K", "clm_chest_ctrg", "uint8_unknown_window", "see its authors"),
     "rad_chestct": DatasetFacts("Rad-ChestCT", "clm_rad_chestct", "hu", "see its authors", has_reports=False, needs=("test",)),
-    "own": DatasetFacts("your own", "clm_own", "hu", "your own", has_reports=False, needs=()),
+    "custom": DatasetFacts("custom", "clm_custom", "hu", "your own", has_reports=False, needs=()),
 }
 """Name in settings, ids and folders -> facts."""
 SPLITS = ("train", "val", "test")
 SENTENCE, CLAUSE = 0, 1
 """Values of `units.kind`."""
 
-INTENSITIES = {"hu": pa.int16(), "hu8": pa.uint8(), "grey8": pa.uint8()}
+INTENSITIES = {"hu": pa.int16(), "hu8": pa.uint8(), "uint8_unknown_window": pa.uint8()}
 """Unit of stored voxels -> their type. hu: Hounsfield units; hu8: 0-255 of the window of HU in the index's metadata
-`intensity.window`; grey8: 0-255 of a window that nobody documented (CTRG)."""
+`intensity.window`; uint8_unknown_window: 0-255 of a window that nobody documented (CTRG)."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -74,7 +74,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # raw file below the data set's root; an id where names may be people's
         pa.field("source_shape", pa.list_(pa.int32(), 3), nullable=False),  # z y x
         pa.field("source_spacing_mm", pa.list_(pa.float32(), 3)),  # z y x
-        pa.field("hu_rule", pa.string(), nullable=False),  # a `RawVolume.rule`: baked, csv, header, ctclip, grey8
+        pa.field("hu_source", pa.string(), nullable=False),  # see `RawVolume.hu_source`
         pa.field("image_sha256", pa.string(), nullable=False),  # of the stored voxels
     ]
 )

@@ -22,13 +22,13 @@ def stored_window(
 ) -> tuple[float, float]:
     """The stored numbers that become 0 and 1.
 
-    `hu`: the ends of `window_hu`. `grey8`: 0 and 255, for its window is not documented. `hu8`: the ends of `window_hu` on the
+    `hu`: the ends of `window_hu`. `uint8_unknown_window`: 0 and 255. `hu8`: the ends of `window_hu` on the
     scale whose 0 and 255 are the ends of `stored_window_hu`; HU beyond it were cut when they were stored.
 
     Raises:
         ValueError: another unit, or `hu8` without the window it was stored with.
     """
-    if unit == "grey8":
+    if unit == "uint8_unknown_window":
         return 0.0, GREATEST
     if unit == "hu":
         return float(window_hu[0]), float(window_hu[1])
@@ -37,7 +37,7 @@ def stored_window(
         return (window_hu[0] - low) / (high - low) * GREATEST, (window_hu[1] - low) / (high - low) * GREATEST
     if unit == "hu8":
         raise ValueError("the index says of its 8-bit voxels no `intensity.window`, the HU of 0 and 255; prepare the data anew")
-    raise ValueError(f"voxels in unit {unit!r} are not known; the preparation writes 'hu', 'hu8' or 'grey8'")
+    raise ValueError(f"voxels in unit {unit!r} are not known; the preparation writes 'hu', 'hu8' or 'uint8_unknown_window'")
 
 
 def to_unit_range(voxels: Tensor, window: Tensor) -> Tensor:

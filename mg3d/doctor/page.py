@@ -17,7 +17,7 @@ from mg3d.preparation.quarantine import Refusal
 
 ORDINARY = 3
 MOST_OF_A_CODE, MOST_PICTURES = 3, 30
-WINDOWS = {"hu": (-1000.0, 400.0), "grey8": (0.0, 255.0)}
+WINDOWS = {"hu": (-1000.0, 400.0), "uint8_unknown_window": (0.0, 255.0)}
 SHOWN_VOXELS = 160
 """Most voxels of a picture along an axis."""
 LOOKED_AT = (
@@ -64,7 +64,7 @@ def histograms(examination: Examination) -> Iterator[Picture]:
     for place, fact in examination.facts.items():
         if fact.histogram is not None:
             groups.setdefault((fact.unit, examination.catalogue.rows["group"][place]), []).append(fact.histogram)
-    for unit, edges, label in (("hu", HU_EDGES, "HU"), ("grey8", GREY_EDGES, "grey value")):
+    for unit, edges, label in (("hu", HU_EDGES, "HU"), ("uint8_unknown_window", GREY_EDGES, "grey value")):
         mine = {group: parts for (its, group), parts in sorted(groups.items()) if its == unit}
         if not mine:
             continue

@@ -99,7 +99,7 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
         "shard_row": facts["row"],
         "unit": unit,
         "source": facts["source"],
-        **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_rule", "image_sha256")},
+        **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_source", "image_sha256")},
     }
 
 

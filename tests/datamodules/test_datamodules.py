@@ -35,8 +35,8 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("arrows")
     write_split(root, "ct_rate", "train", patients=9, reconstructions=2)
     write_split(root, "ct_rate", "val", patients=5)
-    write_split(root, "ctrg", "train", patients=3, unit="grey8")
-    write_split(root, "ctrg", "val", patients=2, unit="grey8")
+    write_split(root, "ctrg", "train", patients=3, unit="uint8_unknown_window")
+    write_split(root, "ctrg", "val", patients=2, unit="uint8_unknown_window")
     return root
 
 

@@ -63,7 +63,7 @@ def test_a_value_in_two_splits_is_told_with_the_volumes_that_have_it(arrows, col
 
 def test_leaks_between_data_sets_count_too(arrows):
     for split in ("train", "val"):
-        write_split(arrows, "ctrg", split, patients=2, first=50 if split == "train" else 60, unit="grey8")
+        write_split(arrows, "ctrg", split, patients=2, first=50 if split == "train" else 60, unit="uint8_unknown_window")
     image = read(arrows, "val")[0]["image_sha256"]
     path = arrows / "clm_chest_ctrg_train.arrow"
     with pa.memory_map(str(path)) as source:
@@ -94,7 +94,7 @@ def test_shared_values_agree_with_a_slow_count():
     ("split", "change", "metadata", "code"),
     [
         ("train", lambda rows: [], None, "empty_train"),
-        ("val", copied("unit", "grey8"), None, "mixed_units"),
+        ("val", copied("unit", "uint8_unknown_window"), None, "mixed_units"),
         ("val", lambda rows: rows, {b"mg3d.shape": b"[16, 12, 9]"}, "shape_disagreement"),
         ("test", lambda rows: rows, {b"mg3d.preproc_hash": b'"other"'}, "recipe_disagreement"),
         ("train", lambda rows: [*rows, rows[2]], None, "duplicate_ids"),

@@ -32,7 +32,7 @@ def test_hounsfield_units_become_bit_by_bit_what_the_plain_formula_gives(window)
 
 def test_grey_values_become_bit_by_bit_a_255th():
     voxels = np.arange(256, dtype=np.uint8).reshape(1, 1, 4, 8, 8)
-    ours = to_unit_range(torch.from_numpy(voxels), torch.tensor([stored_window("grey8", (-3.0, 5.0))]))
+    ours = to_unit_range(torch.from_numpy(voxels), torch.tensor([stored_window("uint8_unknown_window", (-3.0, 5.0))]))
     assert (bits(ours.numpy()) == bits(voxels.astype(np.float32) / 255.0)).all()
 
 
@@ -59,7 +59,8 @@ def test_eight_bits_of_a_window_are_read_as_the_hounsfield_units_they_stand_for(
 def kinds(tmp_path_factory):
     """Studies in HU, in grey values and in 8-bit HU, all noise."""
     root, made = tmp_path_factory.mktemp("kinds"), {}
-    for unit, low, high, window in (("hu", -1024, 3071, None), ("grey8", 0, 255, None), ("hu8", 0, 255, [-1100.0, 940.0])):
+    grey, hu8 = ("uint8_unknown_window", 0, 255, None), ("hu8", 0, 255, [-1100.0, 940.0])
+    for unit, low, high, window in (("hu", -1024, 3071, None), grey, hu8):
         rng = np.random.default_rng(len(made))
 
         def noise(number, shape, low=low, high=high, unit=unit, rng=rng):
@@ -71,7 +72,7 @@ def kinds(tmp_path_factory):
 
 
 def test_a_batch_of_mixed_kinds_holds_each_volume_in_its_own_window(kinds):
-    samples = [kinds[unit].sample(study) for study, unit in enumerate(("grey8", "hu", "hu8"))]
+    samples = [kinds[unit].sample(study) for study, unit in enumerate(("uint8_unknown_window", "hu", "hu8"))]
     stored = stack(samples)
     assert stored.voxels.dtype == torch.int16
     assert stored.voxels.shape == (3, 1, *SHAPE)
@@ -85,7 +86,7 @@ def test_a_batch_of_mixed_kinds_holds_each_volume_in_its_own_window(kinds):
 
 
 def test_a_batch_of_eight_bit_volumes_stays_at_eight_bits(kinds):
-    assert stack([kinds["grey8"].sample(0), kinds["hu8"].sample(1)]).voxels.dtype == torch.uint8
+    assert stack([kinds["uint8_unknown_window"].sample(0), kinds["hu8"].sample(1)]).voxels.dtype == torch.uint8
 
 
 def test_a_sample_is_a_read_only_view_of_the_mapped_file(kinds):
@@ -113,7 +114,7 @@ def test_a_batch_that_is_still_used_keeps_its_numbers_while_others_are_made(kind
 
 
 def test_a_loader_process_hands_over_the_same_numbers_as_this_one(kinds):
-    studies = [kinds["grey8"], kinds["hu"]]
+    studies = [kinds["uint8_unknown_window"], kinds["hu"]]
     samples = [part.sample(study) for study in range(2) for part in studies]
     (there,) = DataLoader(samples, batch_size=4, collate_fn=stack, num_workers=1)
     assert there.voxels.is_shared()
