@@ -18,7 +18,7 @@ from mg3d.datamodules.sampler import Stream
 from mg3d.datasets.arrow import open_index
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import on_device, stack, volumes
+from mg3d.datasets.windowing import on_device, stack, volumes
 from mg3d.files import write_json
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import auroc
