@@ -65,7 +65,7 @@ class Voxels(Dataset[Sample]):
         self.index = studies.index
 
     def __getitem__(self, draw: Draw) -> Sample:
-        return Sample(self.index.volume(draw.study)[None], WINDOW_HU, "", (), np.empty(0), "", "", draw.words)
+        return Sample(self.index.volume(draw.study)[None], WINDOW_HU, "", (), np.empty(0), "", "", draw.seed)
 
 
 def run(options: Options) -> list[Comparison]:
@@ -184,7 +184,8 @@ def _memory(root: Path, sizes: Sizes) -> str:
     for rows in ROWS:
         studies = prepare(root / f"rows{rows}", noise(sizes.shape, 12), rows=rows)
         order = np.random.default_rng(1).integers(0, rows, (sizes.loader_batches, BATCH))
-        weighed = [size for _, size in make_loader(MixtureDataset([studies]), order, Weighing(make_collator(root, studies)), workers=1)]
+        weighing = Weighing(make_collator(root, studies))
+        weighed = [size for _, size in make_loader(MixtureDataset([studies]), order, weighing, workers=1)]
         told.append(f"{weighed[-1] / 1e6:.0f} MB over {rows:,} rows")
     return f"private memory of a loader process {' and '.join(told)}"
 

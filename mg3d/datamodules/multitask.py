@@ -30,7 +30,7 @@ class MixtureDataset(Dataset[Sample]):
         self.parts = tuple(parts)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        return self.parts[draw.dataset].sample(draw.study, draw.words)
+        return self.parts[draw.dataset].sample(draw.study, draw.seed)
 
 
 class MultiTaskDataModule(pl.LightningDataModule):
@@ -144,7 +144,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """An endless loader of this rank's batches, from pass `start_step` on."""
         stream = Stream([len(part) for part in self.train_parts], weights=self.weights, seed=self.seed)
-        batches = TrainBatchSampler(stream, batch_size=self.batch_size, rank=rank(), world_size=world_size(), start=self.start_step)
+        share = {"batch_size": self.batch_size, "rank": rank(), "world_size": world_size()}
+        batches = TrainBatchSampler(stream, start=self.start_step, **share)
         return self._loader(self.train_parts, batches, self.collator(self.changes, negatives=self._negatives()))
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -19,7 +19,7 @@ class Draw(NamedTuple):
 
     dataset: int
     study: int
-    words: tuple[int, ...]
+    seed: tuple[int, ...]
     """Seed words of everything random about it: (seed, epoch of its data set, position)."""
 
 

@@ -51,8 +51,8 @@ class Collator:
         mlm_probability: share of words asked for.
         sentence_views: views of one to three sentences that the contrast sees beside each report.
         negated_view_fraction: share of views that begin with a denial, see `masking.choose_view`.
-        pad_to_max_length: pad every report to `max_text_len`, for the released gates, which count padding as words; else to the longest
-            of the batch.
+        pad_to_max_length: pad every report to `max_text_len`, for the released gates, which count padding as words; else to the
+            longest of the batch.
         text_features: from token ids of reports to the text encoder's features; None = the model makes them.
         changes: how volumes are changed at random; None = not at all.
         negatives: what draws further reports for the contrast; None = nothing.
@@ -121,7 +121,7 @@ class Collator:
         if self.changes is None:
             return stored
         drawn = [
-            augment.draw(self.changes, sample.volume.shape[1:], sample.window, np.random.default_rng([*sample.draw, CHANGES]))
+            augment.draw(self.changes, sample.volume.shape[1:], sample.window, np.random.default_rng([*sample.seed, CHANGES]))
             for sample in samples
         ]
         stored = stored._replace(window=torch.tensor([one.window for one in drawn], dtype=torch.float32))
@@ -133,7 +133,7 @@ class Collator:
         return stored
 
     def _row(self, sample: Sample) -> Row:
-        cubes, words, view = (np.random.default_rng([*sample.draw, purpose]) for purpose in (CUBES, WORDS, VIEW))
+        cubes, words, view = (np.random.default_rng([*sample.seed, purpose]) for purpose in (CUBES, WORDS, VIEW))
         encoded = self.encode(sample)
         sentences = [sample.report[start:end] for start, end in encoded.sentence_spans]
         polarities = np.array([polarity(sentence) for sentence in sentences], dtype=np.int8)

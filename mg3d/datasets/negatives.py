@@ -82,7 +82,7 @@ class TextNegatives:
         return self.known[study]
 
     def _draw(self, sample: Sample) -> np.ndarray:
-        return np.random.default_rng([*sample.draw, NEGATIVES]).choice(int(self.first[-1]), self.count, replace=False)
+        return np.random.default_rng([*sample.seed, NEGATIVES]).choice(int(self.first[-1]), self.count, replace=False)
 
 
 def sentence_means_of(report: Known, features: Tensor) -> Tensor:

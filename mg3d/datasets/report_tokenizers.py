@@ -94,7 +94,7 @@ class M2KTTokenizer:
         return clean_m2kt(text)
 
     def encode(self, text: str, most_tokens: int = M2KT_TOKENS) -> np.ndarray:
-        """See `ReportTokenizer`. A cut report keeps its end; the original's loses it, and its model does not learn to stop there."""
+        """See `ReportTokenizer`. A truncated report keeps its end token; the original drops it."""
         unknown = self._ids[UNKNOWN]
         inner = [self._ids.get(word, unknown) for word in clean_m2kt(text).split()][: most_tokens - 2]
         return np.array([0, *inner, 0], dtype=np.int64)

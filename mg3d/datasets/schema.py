@@ -74,7 +74,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # raw file below the data set's root; an id where names may be people's
         pa.field("source_shape", pa.list_(pa.int32(), 3), nullable=False),  # z y x
         pa.field("source_spacing_mm", pa.list_(pa.float32(), 3)),  # z y x
-        pa.field("hu_source", pa.string(), nullable=False),  # a `RawVolume.rule`: baked, csv, header, ctclip, uint8_unknown_window
+        pa.field("hu_source", pa.string(), nullable=False),  # a `RawVolume.rule`: baked, csv, header, ctclip, ...
         pa.field("image_sha256", pa.string(), nullable=False),  # of the stored voxels
     ]
 )

@@ -115,7 +115,7 @@ class Studies:
             labels=np.asarray(table["labels"][row].as_py(), dtype=np.int8),
             study_id=table["study_id"][row].as_py(),
             patient_id=table["patient_id"][row].as_py(),
-            draw=draw if draw is not None else (0, 0, study),
+            seed=draw if draw is not None else (0, 0, study),
         )
 
     @cached_property

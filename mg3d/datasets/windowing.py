@@ -22,8 +22,8 @@ def window_bounds(
 ) -> tuple[float, float]:
     """The stored numbers that become 0 and 1.
 
-    `hu`: the ends of `window_hu`. `uint8_unknown_window`: 0 and 255, for its window is not documented. `hu8`: the ends of `window_hu` on the
-    scale whose 0 and 255 are the ends of `stored_window_hu`; HU beyond it were cut when they were stored.
+    `hu`: the ends of `window_hu`. `uint8_unknown_window`: 0 and 255. `hu8`: the ends of `window_hu` on the scale whose 0 and 255
+    are the ends of `stored_window_hu`; HU outside it were clipped when they were stored.
 
     Raises:
         ValueError: another unit, or `hu8` without the window it was stored with.

@@ -202,7 +202,8 @@ def read_arrow(path: Path) -> Catalogue:
         part["has_findings"] = table["findings"].is_valid().to_numpy()
         part["has_impression"] = table["impression"].is_valid().to_numpy()
         part["group"] = [
-            f"{DATASETS[name].title if name in DATASETS else name} {rule}" for name, rule in zip(part["dataset"], part["hu_source"])
+            f"{DATASETS[name].title if name in DATASETS else name} {rule}"
+            for name, rule in zip(part["dataset"], part["hu_source"])
         ]
         parts.append(part)
         places += [ArrowPlace(file, row, unit) for row, unit in enumerate(table["intensity_unit"].to_pylist())]

@@ -81,7 +81,8 @@ def load(place: RawPlace | ArrowPlace) -> Voxels:
         scale, unit = _scale(index, place.unit)
         return Voxels(index.volume(place.row), scale, unit, rule, tuple(spacing))
     raw = READERS[place.record.reader](place.record, place.root)
-    return Voxels(raw.voxels, raw.scale, "uint8_unknown_window" if raw.rule == "uint8_unknown_window" else "hu", raw.rule, tuple(raw.spacing_mm or ()))
+    unit = raw.rule if raw.rule == "uint8_unknown_window" else "hu"
+    return Voxels(raw.voxels, raw.scale, unit, raw.rule, tuple(raw.spacing_mm or ()))
 
 
 def _scale(index: VolumeIndex, unit: str) -> tuple[tuple[float, float], str]:

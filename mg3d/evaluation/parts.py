@@ -100,7 +100,8 @@ def _cut_again(original: ReportText, swapped: str) -> ReportText:
     """The swapped text with the units of the original, moved by what the exchanged words before each edge have grown."""
     edges = sorted({edge for span in original.sentence_spans for edge in span})
     moved = {edge: len(probes.swap_sides(original.report[:edge])) for edge in edges}
-    return original._replace(report=swapped, sentence_spans=tuple((moved[start], moved[end]) for start, end in original.sentence_spans))
+    spans = tuple((moved[start], moved[end]) for start, end in original.sentence_spans)
+    return original._replace(report=swapped, sentence_spans=spans)
 
 
 def grounding_part(setting: Setting, model: Looking, root: Path) -> dict[str, Rows]:

@@ -63,7 +63,8 @@ class RawVolume(NamedTuple):
     spacing_mm: tuple[float, float, float] | None
     """z y x; None = not documented."""
     rule: str
-    """Where HU come from: baked (stored so), csv (table), header (DICOM), ctclip (arrays cut to -1000..1000); uint8_unknown_window = no HU."""
+    """Where HU come from: baked (stored so), csv (table), header (DICOM), ctclip (arrays cut to -1000..1000);
+    uint8_unknown_window = no HU."""
     scale: tuple[float, float] = (1.0, 0.0)
     """Slope and intercept from stored numbers to HU."""
     note: str = ""

@@ -95,7 +95,7 @@ def _training_batches(settings: Settings) -> Iterator[list[Sample]]:
     while True:
         draws = [stream[position + place] for place in range(size)]
         position += size
-        yield [studies.sample(draw.study, draw.words) for draw in draws]
+        yield [studies.sample(draw.study, draw.seed) for draw in draws]
 
 
 def _on(device: torch.device, samples: list[Sample]) -> tuple[Tensor, Tensor]:

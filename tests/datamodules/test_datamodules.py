@@ -52,7 +52,7 @@ def test_every_study_comes_once_per_epoch_in_a_new_order():
         assert Counter((draw.dataset, draw.study) for draw in draws) == Counter(
             [(0, s) for s in range(5)] + [(1, s) for s in range(3)]
         )
-    assert [draw.words[1] for draw in epochs[2]] == [2] * 8
+    assert [draw.seed[1] for draw in epochs[2]] == [2] * 8
     assert len({tuple(draw[:2] for draw in draws) for draws in epochs}) == 3
 
 

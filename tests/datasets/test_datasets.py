@@ -246,7 +246,7 @@ def test_equal_reports_have_one_report_key_whatever_the_contrast_sees(tokenizer,
     studies = Studies(VolumeIndex(index_file), **READING)
     collate = Collator(tokenizer, **OPTIONS)
     sample = studies.sample(2)
-    twins = collate([sample._replace(patient_id=str(place), draw=(5, 1, place)) for place in range(6)])
+    twins = collate([sample._replace(patient_id=str(place), seed=(5, 1, place)) for place in range(6)])
     assert len(set(twins.report_key.tolist())) == 1
     assert len(set(twins.view_key.flatten().tolist())) > 1
     assert len(set(twins.patient_key.tolist())) == 6

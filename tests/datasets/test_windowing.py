@@ -59,7 +59,8 @@ def test_eight_bits_of_a_window_are_read_as_the_hounsfield_units_they_stand_for(
 def kinds(tmp_path_factory):
     """Studies in HU, in grey values and in 8-bit HU, all noise."""
     root, made = tmp_path_factory.mktemp("kinds"), {}
-    for unit, low, high, window in (("hu", -1024, 3071, None), ("uint8_unknown_window", 0, 255, None), ("hu8", 0, 255, [-1100.0, 940.0])):
+    rows = (("hu", -1024, 3071, None), ("uint8_unknown_window", 0, 255, None), ("hu8", 0, 255, [-1100.0, 940.0]))
+    for unit, low, high, window in rows:
         rng = np.random.default_rng(len(made))
 
         def noise(number, shape, low=low, high=high, unit=unit, rng=rng):
