@@ -28,8 +28,8 @@ from mg3d.datasets.tokenizer import train_wordpiece
 from mg3d.datasets.window import convert, stack
 from mg3d.files import replacing
 from mg3d.glossary import LABELS
-from mg3d.settings.schema import CROP, volume_shape
 from mg3d.sentence_spans import report_units
+from mg3d.settings.schema import CROP, volume_shape
 from mg3d.types import Batch, Sample
 
 WINDOW_HU = (-1000.0, 1000.0)

@@ -18,8 +18,8 @@ from mg3d.datasets.studies import ReportText, Studies
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.window import intensities
 from mg3d.distributed import rank, world_size
-from mg3d.settings.schema import AugmentSettings, volume_shape
 from mg3d.sentence_spans import UnitKind
+from mg3d.settings.schema import AugmentSettings, volume_shape
 from mg3d.types import Batch, Sample
 
 

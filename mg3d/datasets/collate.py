@@ -15,8 +15,8 @@ from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report
 from mg3d.datasets.window import stack
-from mg3d.settings.schema import AugmentSettings
 from mg3d.sentence_spans import normalise, polarity, text_key
+from mg3d.settings.schema import AugmentSettings
 from mg3d.types import Batch, Sample, StoredVolumes
 
 NO_TOKEN = -2

@@ -18,8 +18,8 @@ from mg3d.evaluation.retrieval import directions
 from mg3d.evaluation.run_card import Setting
 from mg3d.glossary import ENSEMBLE, LABELS, prompts
 from mg3d.metrics.retrieval import first_rank
-from mg3d.settings.schema import Settings
 from mg3d.sentence_spans import normalise, polarity
+from mg3d.settings.schema import Settings
 
 CONSTANT = "No acute finding in the thorax. The heart is of normal size. Both lungs are clear of consolidation."
 COSINES = "Sentences: pairs by cosine"
@@ -43,7 +43,7 @@ class Speaking(Protocol):
 
 
 def _settings(setting: Setting) -> dict[str, int]:
-    return {"resamples": setting.card.resamples, "seed": setting.card.seed}
+    return {"n_bootstrap": setting.card.n_bootstrap, "seed": setting.card.seed}
 
 
 def stress_part(setting: Setting) -> dict[str, Rows]:

@@ -32,8 +32,8 @@ from mg3d.models.mg3d import MG3D
 from mg3d.pictures.curves import curves_figure
 from mg3d.pictures.page import png, write_page
 from mg3d.pictures.planes import case_figure
-from mg3d.settings.schema import Settings
 from mg3d.sentence_spans import normalise
+from mg3d.settings.schema import Settings
 from mg3d.training.build import build_data, build_tokenizer
 from mg3d.training.trainer import resolve_accelerator
 

@@ -128,7 +128,8 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained):
     studies = Studies(VolumeIndex(arrows / "clm_ct_rate_test.arrow"), text_unit="clause", window_hu=(-1000.0, 1000.0))
     from mg3d.datasets.collate import Collator
 
-    collator = Collator(found.tokenizer, max_text_len=60, mim_patch_size=8, mim_mask_ratio=0.5, mlm_probability=0.15, sentence_views=0,
+    collator = Collator(found.tokenizer, max_text_len=60, mim_patch_size=8, mim_mask_ratio=0.5, mlm_probability=0.15,
+    sentence_views=0,
                         negated_view_fraction=0.0)  # fmt: skip
     loader = held_out.batches(studies, collator, size=2, device=torch.device("cpu"))
     embedded = held_out.embed(found.model, loader, found.tokenizer)
@@ -138,7 +139,7 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained):
 
 def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, tmp_path):
     words = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=prompts", "epochs=1",
-             "resamples=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
+             "n_bootstrap=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
     assert run(load("CT-RATE").TASK, words) == 0
     table = tmp_path / "CT-RATE" / "prompts" / "run" / "fold0" / "predictions_test.csv"
     before = pd.read_csv(table)
