@@ -56,9 +56,8 @@ def evaluate(given: argparse.Namespace) -> tuple["Result", Settings]:
     embedder = ModelEmbedder(loaded.model.to(device), loaded.tokenizer, max_text_len=data.max_text_len)
     model = {"checkpoint": Path(given.checkpoint).name, "preprocessing": loaded.config["preprocessing"]}
     written = json.loads(given.reports.read_text(encoding="utf-8")) if given.reports else None
-    parts = chosen_parts(
-        embedder, loaded.settings, with_stress=given.stress, ground_truth_root=given.ground_truth_root, written=written
-    )
+    parts = chosen_parts(embedder, loaded.settings, with_stress=given.stress,
+                         ground_truth_root=given.ground_truth_root, written=written)
     result = run_card(card, cases, embedder, model=model, partial=given.partial, batch=given.batch, parts=parts)
     return result, loaded.settings
 

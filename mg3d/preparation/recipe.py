@@ -95,7 +95,11 @@ class Recipe:
         """
         steps = {
             "version": 1,
-            "read": {"order": "LPS", "tilt": "nearest upright grid"},
+            "read": {
+                "order": "LPS",
+                "max_shear_degrees": geometry.MAX_SHEAR_DEGREES,
+                "max_rotation_degrees": geometry.MAX_ROTATION_DEGREES,
+            },
             "crop": self._crop(dataset),
             "resize": {"zyx": list(self.shape), "kernel": _KERNELS[self.resize], "rounding": "to nearest even"},
             "clip": list(self.limits(dataset)),

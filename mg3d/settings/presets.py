@@ -50,7 +50,9 @@ PRESETS: dict[str, dict[str, object]] = {
         "per_gpu_batchsize": 16, "batch_size": 16, "num_workers": 1, "val_interval": 100, "val_batches": 8, "log_interval": 20,
     },
     # --- the paper's encoder on the synthetic set, for a machine with a GPU
-    "full": {"data_root": "data/synthetic_full/pretrain_arrows", "ground_truth_root": "data/synthetic_full",
-             "log_dir": "result/full", "max_steps": 20_000, "warmup_steps": 500},
+    "full": {
+        "data_root": "data/synthetic_full/pretrain_arrows", "ground_truth_root": "data/synthetic_full", "log_dir": "result/full",
+        "max_steps": 20_000, "warmup_steps": 500,
+    },
 }  # fmt: skip
 """Word -> settings it gives."""

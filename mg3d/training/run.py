@@ -35,8 +35,8 @@ from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_bat
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
-    "evidence", "max_minutes", "ground_truth_root", "log_dir", "run_name", "data_root", "cache_dir", "per_gpu_batchsize",
-    "precision",
+    "evidence", "max_minutes", "ground_truth_root", "log_dir", "run_name", "data_root", "cache_dir",
+    "per_gpu_batchsize", "precision",
     "gradient_checkpointing", "grad_cache_chunk", "text_cache", "compile",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the run that goes on from it."""
