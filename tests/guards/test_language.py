@@ -48,6 +48,6 @@ def test_no_covered_file_contains_a_rejected_phrase(pattern):
 
 
 def test_the_patterns_find_what_they_reject():
-    bad = "told; asked; wrong answer; it is no mask; said aloud; of its own; in turn; so many; goes on from; sets aside; by itself; drawn anew"
-    assert sum(bool(re.search(pattern, bad)) for pattern in REJECTED) == 12
+    bad = "told; asked; wrong answer; it is no mask; said aloud; of its own; in turn; so many; goes on from; sets aside"
+    assert sum(bool(re.search(pattern, bad)) for pattern in REJECTED) == 10
     assert not any(re.search(pattern, "there is no mask; is no longer read; replaced in place") for pattern in REJECTED)
