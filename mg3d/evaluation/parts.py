@@ -43,7 +43,7 @@ class Speaking(Protocol):
 
 
 def _settings(setting: Setting) -> dict[str, int]:
-    return {"resamples": setting.card.resamples, "seed": setting.card.seed}
+    return {"n_bootstrap": setting.card.n_bootstrap, "seed": setting.card.seed}
 
 
 def stress_part(setting: Setting) -> dict[str, Rows]:

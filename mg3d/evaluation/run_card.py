@@ -101,7 +101,7 @@ def run_card(
 def retrieval_tables(setting: Setting) -> tuple[dict[str, Rows], dict[str, list[int]], dict[str, list[int]]]:
     """Tables, and by direction the rank and the study of every query."""
     card, cases, tables = setting.card, setting.cases, {}
-    settings = {"resamples": card.resamples, "seed": card.seed}
+    settings = {"n_bootstrap": card.n_bootstrap, "seed": card.seed}
     ranks, queries = {}, {}
     if setting.reports is not None:
         chosen = setting.told_volumes

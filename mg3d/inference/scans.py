@@ -28,7 +28,7 @@ T = TypeVar("T")
 READER_OF = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha"}
 """End of a file's name, lower case -> reader. `.npz` is told by its arrays, a folder is a DICOM series."""
 _NPZ = {"ct": "rad_chestct", "arr_0": "ctclip"}
-_KINDS = ".nii, .nii.gz, .mha, .mhd, .npz or a folder of DICOM slices"
+_KINDS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
 
 
 @dataclass(frozen=True)
@@ -213,9 +213,10 @@ def _reader(path: Path) -> str:
     found = next((reader for ending, reader in READER_OF.items() if name.endswith(ending)), None)
     if found is None and name.endswith(".npz"):
         found = _reader_of_arrays(path)
+    if found is None and is_dicom(path):
+        found = "dicom"
     if found is None:
-        one = " (this file is one DICOM slice: name its folder)" if is_dicom(path) else ""
-        raise ValueError(f"{path} is no scan that is read here; expected {_KINDS}{one}")
+        raise ValueError(f"{path} is not a format that is read here; expected {_KINDS}")
     return found
 
 
