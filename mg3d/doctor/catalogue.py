@@ -206,7 +206,7 @@ def read_arrow(path: Path) -> Catalogue:
             for name, rule in zip(part["dataset"], part["hu_source"])
         ]
         parts.append(part)
-        places += [ArrowPlace(file, row, unit) for row, unit in enumerate(table["unit"].to_pylist())]
+        places += [ArrowPlace(file, row, unit) for row, unit in enumerate(table["intensity_unit"].to_pylist())]
         flat = table["labels"].combine_chunks()
         labels.append(np.asarray(flat.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), flat.type.list_size))
     rows = pd.concat(parts, ignore_index=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mg3d.datasets.schema import differing_steps
-from mg3d.datasets.window import stored_window, to_unit_range
+from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
 from mg3d.preparation import geometry
 from mg3d.preparation.hounsfield import choose_hu_rescale
@@ -193,8 +193,8 @@ def told(refusal: Refusal) -> str:
 def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
     recipe = preprocessing.recipe
     stored, box = shape_volume(raw, recipe, DATASET)
-    window = torch.tensor([stored_window(recipe.unit(DATASET), preprocessing.window_hu, recipe.store_window)])
-    volume: Tensor = to_unit_range(torch.from_numpy(stored)[None, None], window)[0, 0]
+    window = torch.tensor([window_bounds(recipe.unit(DATASET), preprocessing.window_hu, recipe.store_window)])
+    volume: Tensor = apply_window(torch.from_numpy(stored)[None, None], window)[0, 0]
     return Scan(
         volume=volume.numpy(),
         source_shape=raw.voxels.shape,

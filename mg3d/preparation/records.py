@@ -36,7 +36,7 @@ class VolumeRecord:
     reconstruction: int
     findings: str | None = field(repr=False)
     impression: str | None = field(repr=False)
-    """None = not given; both None = an image alone, where `DatasetFacts.has_reports` is False."""
+    """None = not given; both None = an image alone, where `DatasetInfo.has_reports` is False."""
     files: tuple[str, ...] = field(repr=False)
     """Relative to the data set's root: one file, slices from superior to inferior, or the folder of a DICOM series.
     None = listed, but not downloaded yet."""

@@ -17,13 +17,13 @@ GREATEST = 255.0
 """Of a stored uint8."""
 
 
-def stored_window(
+def window_bounds(
     unit: str, window_hu: tuple[float, float], stored_window_hu: Sequence[float] | None = None
 ) -> tuple[float, float]:
     """The stored numbers that become 0 and 1.
 
-    `hu`: the ends of `window_hu`. `uint8_unknown_window`: 0 and 255. `hu8`: the ends of `window_hu` on the
-    scale whose 0 and 255 are the ends of `stored_window_hu`; HU beyond it were cut when they were stored.
+    `hu`: the ends of `window_hu`. `uint8_unknown_window`: 0 and 255. `hu8`: the ends of `window_hu` on the scale whose 0 and 255
+    are the ends of `stored_window_hu`; HU outside it were clipped when they were stored.
 
     Raises:
         ValueError: another unit, or `hu8` without the window it was stored with.
@@ -40,7 +40,7 @@ def stored_window(
     raise ValueError(f"voxels in unit {unit!r} are not known; the preparation writes 'hu', 'hu8' or 'uint8_unknown_window'")
 
 
-def to_unit_range(voxels: Tensor, window: Tensor) -> Tensor:
+def apply_window(voxels: Tensor, window: Tensor) -> Tensor:
     """float32 [B, 1, D, H, W] in [0, 1] of stored voxels [B, 1, D, H, W] of any type; beyond the window [B, 2] it is cut."""
     low, high = window.float()[:, :, None, None, None, None].unbind(1)
     return torch.sub(voxels, low).div_(high - low).clamp_(0.0, 1.0)
@@ -49,7 +49,7 @@ def to_unit_range(voxels: Tensor, window: Tensor) -> Tensor:
 def volumes(stored: StoredVolumes) -> Tensor:
     """float32 [B, 1, D, H, W] in [0, 1], on the device of `stored`: moved, windowed, noise added, as the collator has drawn."""
     voxels = resample(stored.voxels, stored.affine) if stored.affine.shape[1] else stored.voxels
-    scaled = to_unit_range(voxels, stored.window)
+    scaled = apply_window(voxels, stored.window)
     return add_noise(scaled, stored.noise[:, 0], stored.noise_seed) if stored.noise.shape[1] else scaled
 
 
