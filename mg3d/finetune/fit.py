@@ -34,7 +34,7 @@ from mg3d.settings.schema import RunSettings
 from mg3d.training.trainer import (
     PlainBar,
     RichBar,
-    StopEarly,
+    TimeLimit,
     WholeCheckpoints,
     checkpoints,
     csv_part,
@@ -224,7 +224,7 @@ def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
     if settings.patience:
         callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
     if settings.max_minutes:
-        callbacks.append(StopEarly(settings.max_minutes))
+        callbacks.append(TimeLimit(folder / "checkpoints" / "last.ckpt", settings.max_minutes))
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=resolve_devices(run),
