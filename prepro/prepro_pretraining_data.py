@@ -71,8 +71,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
-    """Options of docs/scaling.md."""
-    group = parser.add_argument_group("at scale (docs/scaling.md)", MEMORY)
+    """Options of docs/prepare.md."""
+    group = parser.add_argument_group("at scale (docs/prepare.md)", MEMORY)
     group.add_argument("--worker", type=_share, metavar="I/N", help="this is one of N runs side by side, I = 0 to N - 1")
     group.add_argument("--engine", choices=("local", "ray"), default="local", help="what runs the --workers (%(default)s)")
     group.add_argument("--ray-address", metavar="ADDRESS", help="ray: the cluster, e.g. auto; default: this machine")

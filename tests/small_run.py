@@ -4,7 +4,8 @@ import torch
 from small_arrow import write_split
 
 SMALL = [
-    "image_size=32", "mim_patch_size=8", "embed_dim=12", "num_heads=[2]", "hidden_size=24", "embedding_size=16", "tiny_text_width=16",
+    "image_size=32", "mim_patch_size=8", "embed_dim=12", "num_heads=[2]", "hidden_size=24", "embedding_size=16",
+    "tiny_text_width=16",
     "tiny_text_layers=1", "tiny_text_heads=2", "per_gpu_batchsize=4", "batch_size=4", "warmup_steps=2", "max_steps=6",
     "val_interval=2", "val_batches=2", "log_interval=1", "num_workers=0", "patch_size=4", "depths=[2]", "ground_truth_root=''",
     "evidence=False", "accelerator=cpu",
@@ -13,7 +14,7 @@ SMALL = [
 
 def write_arrows(root, *, val=8):
     for split, patients in (("train", 14), ("val", val), ("test", 9)):
-        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "grey8")):
+        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "uint8_unknown_window")):
             write_split(root, dataset, split, patients=patients, shape=(32, 24, 32), unit=unit)
     return root
 

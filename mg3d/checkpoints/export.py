@@ -29,7 +29,8 @@ from mg3d.settings.schema import Settings
 TOKENIZER = "tokenizer"
 FORMAT = 1
 _LOCAL = (
-    "data_root", "cache_dir", "log_dir", "run_name", "resume_from", "ground_truth_root", "load_path", "load_patch_merging", "load_entry",
+    "data_root", "cache_dir", "log_dir", "run_name", "resume_from", "ground_truth_root", "load_path",
+    "load_patch_merging", "load_entry",
     "load_prefix",
 )  # fmt: skip
 """Settings that name places of the machine that trained, or what lay there; they stay there."""

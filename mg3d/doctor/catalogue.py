@@ -195,17 +195,18 @@ def read_arrow(path: Path) -> Catalogue:
     parts, places, labels = [], [], []
     for (_, split), file in files.items():
         table = VolumeIndex(file).table
-        names = ["volume_id", "study_id", "patient_id", "dataset", "official_split", "report", "image_sha256", "hu_rule"]
+        names = ["volume_id", "study_id", "patient_id", "dataset", "official_split", "report", "image_sha256", "hu_source"]
         part = table.select(names).to_pandas().astype(object)
         part["report"] = part["report"].fillna("")
         part["split"], part["report_key"] = split, table["report_sha256"].to_pandas()
         part["has_findings"] = table["findings"].is_valid().to_numpy()
         part["has_impression"] = table["impression"].is_valid().to_numpy()
         part["group"] = [
-            f"{DATASETS[name].title if name in DATASETS else name} {rule}" for name, rule in zip(part["dataset"], part["hu_rule"])
+            f"{DATASETS[name].title if name in DATASETS else name} {rule}"
+            for name, rule in zip(part["dataset"], part["hu_source"])
         ]
         parts.append(part)
-        places += [ArrowPlace(file, row, unit) for row, unit in enumerate(table["unit"].to_pylist())]
+        places += [ArrowPlace(file, row, unit) for row, unit in enumerate(table["intensity_unit"].to_pylist())]
         flat = table["labels"].combine_chunks()
         labels.append(np.asarray(flat.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), flat.type.list_size))
     rows = pd.concat(parts, ignore_index=True)

@@ -40,7 +40,7 @@ class VolumeFacts(NamedTuple):
     """z y x; empty = not documented."""
     rule: str = ""
     unit: str = ""
-    """hu or grey8."""
+    """hu or uint8_unknown_window."""
     padding: float = 0.0
     """Share of voxels that are a scanner's filling."""
     air_peak: float = float("nan")
@@ -77,20 +77,21 @@ def load(place: RawPlace | ArrowPlace) -> Voxels:
     if isinstance(place, ArrowPlace):
         index = _index(place.index)
         spacing = index.table["spacing_mm"][place.row].as_py() or ()
-        rule = index.table["hu_rule"][place.row].as_py()
+        rule = index.table["hu_source"][place.row].as_py()
         scale, unit = _scale(index, place.unit)
         return Voxels(index.volume(place.row), scale, unit, rule, tuple(spacing))
     raw = READERS[place.record.reader](place.record, place.root)
-    return Voxels(raw.voxels, raw.scale, "grey8" if raw.rule == "grey8" else "hu", raw.rule, tuple(raw.spacing_mm or ()))
+    unit = raw.rule if raw.rule == "uint8_unknown_window" else "hu"
+    return Voxels(raw.voxels, raw.scale, unit, raw.rule, tuple(raw.spacing_mm or ()))
 
 
 def _scale(index: VolumeIndex, unit: str) -> tuple[tuple[float, float], str]:
     """Slope and intercept to HU, and the unit that this gives; an 8-bit window of HU that leaves out air counts as grey."""
     window = decode_metadata(index.table.schema).get("intensity", {}).get("window")
-    if window is None or unit in {"hu", "grey8"}:
+    if window is None or unit in {"hu", "uint8_unknown_window"}:
         return (1.0, 0.0), unit
     low, high = window
-    return (((high - low) / 255, low), "hu") if low <= AIR_HU[1] else ((1.0, 0.0), "grey8")
+    return (((high - low) / 255, low), "hu") if low <= AIR_HU[1] else ((1.0, 0.0), "uint8_unknown_window")
 
 
 @lru_cache(maxsize=8)

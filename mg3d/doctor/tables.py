@@ -181,7 +181,7 @@ def check_geometry(tables: Tables) -> list[Finding]:
         "nan_spacing": ("whose metadata have no spacing", "nothing: the preparation leaves them out"),
         "spacing_outlier": (f"with a spacing beyond {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm", "compare with their headers"),
         "length_outlier": (f"shorter than {SHORTEST_MM:g} or longer than {MAX_LENGTH_MM:g} mm", "look at their pictures"),
-        "oblique": ("with slices that are not axial", "look at their pictures; they are taken as the nearest upright grid"),
+        "oblique": ("with slices that are not axial", "resample them to axial slices: more than 5 degrees are refused"),
     }
     return [_finding(code, "warning", names, *told[code]) for code, names in found.items() if names]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.glossary import LABELS
-from mg3d.settings.schema import CROP
 from mg3d.sentence_spans import clean_section, normalise, report_units
+from mg3d.settings.schema import CROP
 
 _SIDES = {"left": 1, "right": 0}
 

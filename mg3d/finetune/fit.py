@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mg3d.finetune.module import FinetuneModule, gathered
 from mg3d.finetune.pipeline import TicketSampler, in_order
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.settings.schema import RunSettings
+from mg3d.training.finite import StopAtNotFinite
 from mg3d.training.trainer import (
     PlainBar,
     RichBar,
@@ -212,6 +214,9 @@ def read_finetuned(path: Path) -> dict[str, Any]:
     return stored
 
 
+NOT_FINITE = "Lower learning_rate or set grad_clip=1, and start a new run (run_name=...)"
+
+
 def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
     """The Trainer of one fold, writing into `folder`."""
     settings, run = kind.settings, machine(kind.settings)
@@ -220,6 +225,7 @@ def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
         *checkpoints(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),
         RichBar() if sys.stdout.isatty() else PlainBar(refresh_rate=20),
+        StopAtNotFinite(folder, names=itemgetter("case_id"), advice=NOT_FINITE),
     ]  # fmt: skip
     if settings.patience:
         callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))

@@ -23,8 +23,8 @@ from mg3d.models.contrast import ImageReportContrast
 from mg3d.models.grounding import Texts, attended_shares, decisive_shares
 from mg3d.models.mg3d import MG3D
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.settings.schema import Settings
 from mg3d.sentence_spans import clean_section, report_units
+from mg3d.settings.schema import Settings
 
 JOINT, IMAGE_ALONE = "image and report", "image alone"
 """Values of `ScanModel.space`."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mg3d.datasets.schema import differing_steps
-from mg3d.datasets.window import stored_window, to_unit_range
+from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
 from mg3d.preparation import geometry
 from mg3d.preparation.hounsfield import choose_rule
@@ -28,7 +28,7 @@ T = TypeVar("T")
 READER_OF = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha"}
 """End of a file's name, lower case -> reader. `.npz` is told by its arrays, a folder is a DICOM series."""
 _NPZ = {"ct": "rad_chestct", "arr_0": "ctclip"}
-_KINDS = ".nii, .nii.gz, .mha, .mhd, .npz or a folder of DICOM slices"
+_KINDS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ def told(refusal: Refusal) -> str:
 def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
     recipe = preprocessing.recipe
     stored, box = shape_volume(raw, recipe, DATASET)
-    window = torch.tensor([stored_window(recipe.unit(DATASET), preprocessing.window_hu, recipe.store_window)])
-    volume: Tensor = to_unit_range(torch.from_numpy(stored)[None, None], window)[0, 0]
+    window = torch.tensor([window_bounds(recipe.unit(DATASET), preprocessing.window_hu, recipe.store_window)])
+    volume: Tensor = apply_window(torch.from_numpy(stored)[None, None], window)[0, 0]
     return Scan(
         volume=volume.numpy(),
         source_shape=raw.voxels.shape,
@@ -213,9 +213,10 @@ def _reader(path: Path) -> str:
     found = next((reader for ending, reader in READER_OF.items() if name.endswith(ending)), None)
     if found is None and name.endswith(".npz"):
         found = _reader_of_arrays(path)
+    if found is None and is_dicom(path):
+        found = "dicom"
     if found is None:
-        one = " (this file is one DICOM slice: name its folder)" if is_dicom(path) else ""
-        raise ValueError(f"{path} is no scan that is read here; expected {_KINDS}{one}")
+        raise ValueError(f"{path} is not a format that is read here; expected {_KINDS}")
     return found
 
 

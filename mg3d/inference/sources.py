@@ -14,7 +14,7 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import SEEN, differing_steps
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import intensities
+from mg3d.datasets.windowing import intensities
 from mg3d.files import write_json
 from mg3d.inference.model import ScanModel
 from mg3d.inference.scans import READER_OF, Scan

@@ -1,4 +1,4 @@
-"""The shards of a plan as tasks of a Ray cluster whose machines share the disk; see docs/scaling.md."""
+"""The shards of a plan as tasks of a Ray cluster whose machines share the disk; see docs/prepare.md."""
 
 import importlib
 from collections.abc import Callable, Generator, Iterable, Sequence

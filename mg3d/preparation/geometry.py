@@ -21,8 +21,10 @@ AIR_HU = -1000
 """Of voxels that a crop adds around a volume."""
 BODY_HU = -300
 COARSE_MM = 4.0
+MAX_SHEAR_DEGREES = 1.0
+MAX_ROTATION_DEGREES = 5.0
+"""Largest angle between a voxel axis and the patient axis nearest to it."""
 _SLAB = 16
-_LEAST_DETERMINANT = 0.5
 
 Spacing = tuple[float, float, float]
 """z y x in mm."""
@@ -50,18 +52,17 @@ def table_affine(table: TableGeometry | None) -> np.ndarray:
 def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
     """A view [z, y, x] (+z superior, +y posterior, +x left) of an array [i, j, k], and its spacing z y x in mm.
 
-    A tilted grid is taken as the nearest upright one.
+    A rotation of up to `MAX_ROTATION_DEGREES` from the patient axes is ignored.
 
     Raises:
-        Refusal: nan_spacing, spacing_out_of_range, nifti_header (a sheared grid), too_few_slices, too_long.
+        Refusal: nan_spacing, spacing_out_of_range, gantry_tilt (sheared axes), oblique, too_few_slices, too_long.
     """
     if not np.isfinite(affine).all():
         raise Refusal("nan_spacing", "the header's geometry is not a number")
     sizes = nib.affines.voxel_sizes(affine)
     if not all(SPACING_MM[0] <= size <= SPACING_MM[1] for size in sizes):
         raise Refusal("spacing_out_of_range", f"{' x '.join(f'{size:.4g}' for size in sizes)} mm")
-    if abs(np.linalg.det(affine[:3, :3] / sizes)) < _LEAST_DETERMINANT:
-        raise Refusal("nifti_header", "axes that are not nearly at right angles")
+    _check_axes(affine[:3, :3] / sizes)
     change = _turn_to_lps(affine)
     view = orientations.apply_orientation(array, change).transpose(2, 1, 0)
     spacing = np.empty(3)
@@ -72,6 +73,17 @@ def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[flo
     if len(view) * spacing_zyx[0] > MAX_LENGTH_MM:
         raise Refusal("too_long", f"{len(view) * spacing_zyx[0]:.0f} mm")
     return view, spacing_zyx
+
+
+def _check_axes(directions: np.ndarray) -> None:
+    """Refuses unit axes (columns) that are sheared or rotated away from the patient axes."""
+    cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
+    shear = float(np.degrees(np.arcsin(cosines.max().clip(max=1))))
+    if shear > MAX_SHEAR_DEGREES:
+        raise Refusal("gantry_tilt", f"{shear:.1f} degrees of shear, {MAX_SHEAR_DEGREES:g} allowed")
+    rotation = float(np.degrees(np.arccos(np.abs(directions).max(0).min().clip(max=1))))
+    if rotation > MAX_ROTATION_DEGREES:
+        raise Refusal("oblique", f"{rotation:.1f} degrees, {MAX_ROTATION_DEGREES:g} allowed; resample to axial slices")
 
 
 def from_lps(upright: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ CROPS = {
     "fraction": "fraction of each axis, centred", "body": "box of the largest body", "mm": "mm around the body's middle",
 }  # fmt: skip
 """Kind of crop -> how index files tell it."""
-_CLIP = {"hu": CLIP_HU, "grey8": (0, 255)}
+_CLIP = {"hu": CLIP_HU, "uint8_unknown_window": (0, 255)}
 _KERNELS = {"antialias": "triangle, antialiased, separable", "compat": "linear, not antialiased, edges aligned"}
 MARGIN_MM = 10.0
 """Of the crop kind `body`."""
@@ -95,7 +95,11 @@ class Recipe:
         """
         steps = {
             "version": 1,
-            "read": {"order": "LPS", "tilt": "nearest upright grid"},
+            "read": {
+                "order": "LPS",
+                "max_shear_degrees": geometry.MAX_SHEAR_DEGREES,
+                "max_rotation_degrees": geometry.MAX_ROTATION_DEGREES,
+            },
             "crop": self._crop(dataset),
             "resize": {"zyx": list(self.shape), "kernel": _KERNELS[self.resize], "rounding": "to nearest even"},
             "clip": list(self.limits(dataset)),

@@ -37,7 +37,7 @@ class VolumeRecord:
     reconstruction: int
     findings: str | None = field(repr=False)
     impression: str | None = field(repr=False)
-    """None = not given; both None = an image alone, where `DatasetFacts.has_reports` is False."""
+    """None = not given; both None = an image alone, where `DatasetInfo.has_reports` is False."""
     files: tuple[str, ...] = field(repr=False)
     """Relative to the data set's root: one file, slices from superior to inferior, or the folder of a DICOM series.
     None = listed, but not downloaded yet."""
@@ -63,7 +63,8 @@ class RawVolume(NamedTuple):
     spacing_mm: tuple[float, float, float] | None
     """z y x; None = not documented."""
     rule: str
-    """Where HU come from: baked (stored so), csv (table), header (DICOM), ctclip (arrays cut to -1000..1000); grey8 = no HU."""
+    """Where HU come from: baked (stored so), csv (table), header (DICOM), ctclip (arrays cut to -1000..1000);
+    uint8_unknown_window = no HU."""
     scale: tuple[float, float] = (1.0, 0.0)
     """Slope and intercept from stored numbers to HU."""
     note: str = ""

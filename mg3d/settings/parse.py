@@ -149,7 +149,8 @@ def _check_together(settings: Settings) -> None:
         (all(side % stride == 0 for side in sides),
          f"{asked}: the volume's sides {sides} must be multiples of {stride} voxels, the stride of this "
          f"{kind} encoder; {fits}"),
-        (all(side % model.mim_patch_size == 0 for side in sides), f"mim_patch_size={model.mim_patch_size} does not divide the volume {sides}"),
+        (all(side % model.mim_patch_size == 0 for side in sides),
+         f"mim_patch_size={model.mim_patch_size} does not divide the volume {sides}"),
         (model.mim_patch_size % patch_size == 0,
          f"mim_patch_size={model.mim_patch_size} must be a multiple of patch_size={patch_size}"),
         (kind != "nnunet" or vision.embed_dim % 2 == 0,

@@ -44,12 +44,15 @@ PRESETS: dict[str, dict[str, object]] = {
         "text_encoder": "tiny", "freeze_text": False, "tiny_text_layers": 1,
         "embed_dim": 48, "patch_size": 8, "window_size": 4, "depths": (2,), "num_heads": (3,),
         "standardise_voxels": True, "pool_queries": 8,
-        "hidden_size": 96, "embedding_size": 96, "fusion_layers": 1, "fusion_heads": 4, "mim_decoder": "linear", "mim_patch_size": 16,
+        "hidden_size": 96, "embedding_size": 96, "fusion_layers": 1, "fusion_heads": 4, "mim_decoder": "linear",
+        "mim_patch_size": 16,
         "learning_rate": 1e-3, "head_lr_multiplier": 1.0, "weight_decay": 1e-2, "warmup_steps": 50, "max_steps": 900,
         "per_gpu_batchsize": 16, "batch_size": 16, "num_workers": 1, "val_interval": 100, "val_batches": 8, "log_interval": 20,
     },
     # --- the paper's encoder on the synthetic set, for a machine with a GPU
-    "full": {"data_root": "data/synthetic_full/pretrain_arrows", "ground_truth_root": "data/synthetic_full", "log_dir": "result/full",
-             "max_steps": 20_000, "warmup_steps": 500},
+    "full": {
+        "data_root": "data/synthetic_full/pretrain_arrows", "ground_truth_root": "data/synthetic_full", "log_dir": "result/full",
+        "max_steps": 20_000, "warmup_steps": 500,
+    },
 }  # fmt: skip
 """Word -> settings it gives."""

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from mg3d.datasets.window import convert
+from mg3d.datasets.windowing import convert
 from mg3d.distributed import rank, sum_over_ranks, world_size
 from mg3d.settings.schema import OptimSettings
 from mg3d.training.chunks import features_in_chunks

@@ -15,7 +15,7 @@ from rich.console import Console
 from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.datamodules.multitask import MultiTaskDataModule
-from mg3d.datasets.checks import require_sound
+from mg3d.datasets.integrity import require_valid
 from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
 from mg3d.distributed import rank
 from mg3d.files import remove_partial, write_json
@@ -35,7 +35,8 @@ from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batc
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
-    "evidence", "max_minutes", "ground_truth_root", "log_dir", "run_name", "data_root", "cache_dir", "per_gpu_batchsize", "precision",
+    "evidence", "max_minutes", "ground_truth_root", "log_dir", "run_name", "data_root", "cache_dir",
+    "per_gpu_batchsize", "precision",
     "gradient_checkpointing", "grad_cache_chunk", "text_cache", "compile",
 )  # fmt: skip
 """Settings that may differ between a checkpoint and the run that goes on from it."""
@@ -82,7 +83,7 @@ def pretrain(settings: Settings) -> None:
     plan = plan_batches(settings)
     refuse_now(settings, starts=checkpoint is None)
     if is_first_rank():
-        for note in require_sound(settings.data.data_root, settings.data.datasets):
+        for note in require_valid(settings.data.data_root, settings.data.datasets):
             say(note)
     if settings.run.evidence:
         held_out_studies(settings)  # refused now rather than after the training

@@ -261,7 +261,8 @@ def test_wrong_hu_of_many_volumes_block_and_of_few_warn(tmp_path, odd, code, wro
 
 def test_little_air_is_no_chest_and_grey_values_are_not_judged(tmp_path):
     here = catalogue(tmp_path, ["train_1_a_1", "train_2_a_1", "train_3_a_1"])
-    facts = {0: flat(0)._replace(inside_air=0.049), 1: flat(1)._replace(inside_air=0.051), 2: flat(2, "grey8", air_peak=0.0)}
+    facts = {0: flat(0)._replace(inside_air=0.049), 1: flat(1)._replace(inside_air=0.051)}
+    facts[2] = flat(2, "uint8_unknown_window", air_peak=0.0)
     (finding,) = volumes.check_chest(here, facts)
     assert finding.volumes == ("ct_rate/train_1_a_1",)
 
@@ -297,7 +298,7 @@ def test_near_copies_need_both_the_hash_and_the_means():
     means = np.stack([base, base + 2, base * 1.2, generator.normal(0, 100, 512).astype(np.float32)])
     assert near(means, 3.0) == {(0, 1)}
     assert near(means, 1.0) == set()
-    grey = {0: VolumeFacts(unit="hu", blocks=base), 1: VolumeFacts(unit="grey8", blocks=base)}
+    grey = {0: VolumeFacts(unit="hu", blocks=base), 1: VolumeFacts(unit="uint8_unknown_window", blocks=base)}
     assert find_copies(grey) == set()
 
 

@@ -18,10 +18,10 @@ from mg3d.evaluation.truth import mask_path, meanings_of, read_masks, sides_of
 from mg3d.glossary import LABELS
 from mg3d.phantom.case import make_case
 from mg3d.phantom.generate import PhantomSettings, draw, generate, plan, read_truth
-from mg3d.settings.schema import CROP
 from mg3d.sentence_spans import report_units
+from mg3d.settings.schema import CROP
 
-SETTINGS = {"resamples": 20, "seed": 0}
+SETTINGS = {"n_bootstrap": 20, "seed": 0}
 
 
 def test_pointing_mass_and_dice_are_those_computed_by_hand():

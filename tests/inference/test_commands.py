@@ -291,7 +291,7 @@ def test_volumes_prepared_otherwise_than_the_model_s_are_refused(model, tmp_path
     with pytest.raises(ValueError, match=r"was prepared otherwise \(crop\) than the model's training volumes"):
         list_scans(model, tmp_path / "clm_ct_rate_test.arrow")
     recipe = Recipe(shape=grid).provenance("ctrg")
-    write_split(tmp_path, "ctrg", "test", patients=1, shape=grid, unit="grey8", recipe=recipe)
+    write_split(tmp_path, "ctrg", "test", patients=1, shape=grid, unit="uint8_unknown_window", recipe=recipe)
     assert len(list_scans(model, tmp_path / "clm_chest_ctrg_test.arrow")) == 1
 
 

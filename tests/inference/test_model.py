@@ -15,8 +15,8 @@ from mg3d.datasets.tokenizer import encode_report, train_wordpiece
 from mg3d.glossary import LABELS
 from mg3d.inference.model import IMAGE_ALONE, JOINT
 from mg3d.preparation.recipe import Recipe
-from mg3d.settings.parse import flatten
 from mg3d.sentence_spans import split_clauses
+from mg3d.settings.parse import flatten
 
 
 def by_hand(folder, text, units):

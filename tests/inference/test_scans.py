@@ -23,7 +23,7 @@ RECIPES = {
 ASKED = Preprocessing(RECIPES["fraction"], (-1000.0, 3000.0))
 LESION = (15, 12, 9)
 """z, y, x of the upright chest."""
-TURN = np.radians(12)
+TURN = np.radians(4)
 TILT = np.array([[np.cos(TURN), -np.sin(TURN), 0], [np.sin(TURN), np.cos(TURN), 0], [0, 0, 1.0]])
 
 
@@ -179,7 +179,7 @@ def test_any_scan_becomes_nifti_with_its_hu_where_they_were(tmp_path, kind):
 
 
 BAD = {
-    "text.txt": (b"words", "is no scan that is read here; expected .nii"),
+    "text.txt": (b"words", "is not a format that is read here; expected .nii"),
     "cut.nii.gz": (b"\x1f\x8b\x08\x00", "ends early or is damaged"),
     "head.nii": (b"1" * 400, "the header cannot be read"),
     "other.npz": (b"PK", "the .npz file is damaged"),
@@ -189,7 +189,7 @@ BAD = {
     "away.mhd": (b"NDims = 3\nElementDataFile = ../secret.raw\n", "voxels in another folder"),
     "list.mhd": (b"NDims = 3\nElementDataFile = LIST\na\nb\n", "voxels in another folder or in several files"),
     "broken.mha": (b"ObjectType = Image\nNDims = 3\nElementDataFile = LOCAL\n", "MetaImage file is damaged"),
-    "slice.dcm": (bytes(128) + b"DICM", "this file is one DICOM slice: name its folder"),
+    "slice.dcm": (bytes(128) + b"DICM", "not a DICOM file with a SeriesInstanceUID"),
 }
 
 

@@ -14,8 +14,8 @@ from mg3d.models.fusion import build_fusion
 from mg3d.models.mg3d import MG3D
 from mg3d.models.sentence_space import CentredSentenceSpace, plain_sentences, random_pair_cosines, sentence_membership
 from mg3d.models.text.encoder import tiny_text_encoder
-from mg3d.settings.presets import PRESETS
 from mg3d.sentence_spans import report_units
+from mg3d.settings.presets import PRESETS
 
 EVERY = ("mg3d", "mg3d_intended", "mg3d_released")
 ONE = torch.tensor(1.0, dtype=torch.float64)

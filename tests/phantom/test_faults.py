@@ -157,7 +157,7 @@ def test_a_fault_becomes_what_the_table_says(name, spoilt, without):
     assert expected.note in spoilt.notes
     if expected.rule:
         for volume in ids:
-            assert spoilt.rows[volume][0]["hu_rule"] == expected.rule
+            assert spoilt.rows[volume][0]["hu_source"] == expected.rule
             np.testing.assert_array_equal(spoilt.rows[volume][1], without.rows[volume][1])
             np.testing.assert_allclose(spoilt.rows[volume][0]["spacing_mm"], without.rows[volume][0]["spacing_mm"], rtol=1e-5)
 
@@ -175,7 +175,7 @@ def test_nothing_else_changes(spoilt, without):
 def test_padding_is_cut_off_and_leaves_the_body_alone(spoilt, without):
     (volume,) = spoilt.ids("padding_8192")
     row, voxels = spoilt.rows[volume]
-    assert row["hu_rule"] == "csv"
+    assert row["hu_source"] == "csv"
     before = without.rows[volume][1].astype(int)
     middle = slice(None), slice(8, -8), slice(8, -8)
     np.testing.assert_array_equal(voxels[middle], before[middle])

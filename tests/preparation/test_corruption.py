@@ -147,7 +147,7 @@ LIES = {
     "voxels in another file": (with_field, (344, "4s", b"ni1"), "nifti_header"),
     "affine nan": (with_field, (280, "<f", float("nan")), "nan_spacing"),
     "affine of zeros": (with_field, (280, "<12f", *[0.0] * 12), "spacing_out_of_range"),
-    "singular affine": (with_field, (280, "<12f", -3, -3, 0, 0, 0, 0, 1, 0, 0, 0, 5, 0), "nifti_header"),
+    "singular affine": (with_field, (280, "<12f", -3, -3, 0, 0, 0, 0, 1, 0, 0, 0, 5, 0), "gantry_tilt"),
 }
 
 

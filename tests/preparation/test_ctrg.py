@@ -28,7 +28,7 @@ def test_slices_are_stacked_from_inferior_to_superior(tmp_path, as_list):
     volume, spacing, rule, *_ = read_slices(record, tmp_path)
     assert volume.shape == (20, *SHAPE[1:])
     np.testing.assert_allclose(volume[:, 10, 10], np.arange(190, -1, -10), atol=2)
-    assert (spacing, rule) == (None, "grey8")
+    assert (spacing, rule) == (None, "uint8_unknown_window")
     image, facts = make_volume(record, tmp_path, Recipe(shape=(32, 24, 32)))
     assert image.dtype == np.uint8
     assert image[0].mean() > image[-1].mean()
@@ -294,7 +294,7 @@ def test_ctrg_as_nifti_has_the_axes_of_the_pictures(tmp_path, form):
     ]
     raw = read_grey_nifti(found.records[1], tmp_path)
     np.testing.assert_array_equal(raw.voxels, grey(1))
-    assert (raw.rule, raw.spacing_mm) == ("grey8", None if form == "blank" else pytest.approx(SPACING))
+    assert (raw.rule, raw.spacing_mm) == ("uint8_unknown_window", None if form == "blank" else pytest.approx(SPACING))
 
 
 @pytest.mark.parametrize(("factor", "code"), [(0, "constant_image"), (2, "grey_range"), (-1, "grey_range")])

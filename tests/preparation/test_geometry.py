@@ -196,6 +196,33 @@ def test_a_crop_without_body_or_spacing_is_refused(volume, spacing, code):
     assert caught.value.code == code
 
 
-def test_a_sheared_grid_is_refused():
-    with pytest.raises(Refusal, match="nifti_header"):
-        geometry.to_lps(np.zeros((24, 25, 30)), np.array([[3.0, 2.9, 0, 0], [0, 1.0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]]))
+def rotation(degrees, axis):
+    """A rotation around axis 0, 1 or 2."""
+    turned = np.eye(4)
+    first, second = [other for other in range(3) if other != axis]
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned[[first, first, second, second], [first, second, first, second]] = cosine, -sine, sine, cosine
+    return turned
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "SPL"])
+def test_an_oblique_grid_is_refused_with_its_angle(codes, axis):
+    change = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(codes), (24, 25, 30))
+    grid = np.diag([3.0, 2.0, 5.0, 1.0]) @ change
+    for degrees in (-4.5, 4.5):
+        volume, _ = geometry.to_lps(np.zeros((24, 25, 30)), rotation(degrees, axis) @ grid)
+        assert volume.shape == geometry.to_lps(np.zeros((24, 25, 30)), grid)[0].shape
+    with pytest.raises(Refusal) as caught:
+        geometry.to_lps(np.zeros((24, 25, 30)), rotation(7.3, axis) @ grid)
+    assert (caught.value.code, caught.value.detail.split(",")[0]) == ("oblique", "7.3 degrees")
+
+
+@pytest.mark.parametrize(("pair", "degrees"), [((0, 1), 2.0), ((1, 2), -15.0), ((0, 2), 45.0)])
+def test_a_sheared_grid_is_refused_with_its_angle(pair, degrees):
+    """A tilted gantry shifts each slice sideways: z runs along (0, tan, 1)."""
+    affine = np.diag([3.0, 3.0, 5.0, 1.0])
+    affine[pair] = affine[pair[1], pair[1]] * np.tan(np.radians(degrees))
+    with pytest.raises(Refusal) as caught:
+        geometry.to_lps(np.zeros((24, 25, 30)), affine)
+    assert (caught.value.code, caught.value.detail.split(",")[0]) == ("gantry_tilt", f"{abs(degrees):.1f} degrees of shear")

@@ -53,7 +53,7 @@ def test_a_clinics_folder_of_nifti_and_dicom(tmp_path):
     (row, voxels) = next((row, voxels) for row, voxels in found.values() if row["split"] == "test")
     assert row["report"] == "Muster has a nodule, no effusion."
     assert row["labels"][LABELS.index("Lung nodule")] == 1
-    assert (row["hu_rule"], voxels.shape, row["source_shape"]) == ("header", RECIPE.shape, list(chest().shape))
+    assert (row["hu_source"], voxels.shape, row["source_shape"]) == ("header", RECIPE.shape, list(chest().shape))
     assert np.ptp(voxels) > 500
     assert sum(not row["report"] for row, _ in found.values()) == 1
     kept = b"".join(path.read_bytes() for path in options.out.rglob("*") if path.is_file())

@@ -44,7 +44,7 @@ def test_indices_hold_every_volume_with_its_report_and_voxels(small_tree, tmp_pa
     assert not patients[0] & patients[1]
     assert not patients[1] & patients[2]
     for row in table.to_pylist():
-        clauses = [row["report"][unit["start"] : unit["end"]] for unit in row["units"] if unit["kind"] == 1]
+        clauses = [row["report"][unit["start"] : unit["end"]] for unit in row["sentence_spans"] if unit["kind"] == 1]
         assert clauses == [
             "The heart is normal.",
             "No effusion,",

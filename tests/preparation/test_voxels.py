@@ -47,7 +47,7 @@ def test_every_form_of_a_volume_gives_the_same_voxels(tree, kind, rule):
     expected, _ = make(tree, "train_2_a_1", hu=chest(7))
     np.testing.assert_array_equal(image, expected)
     assert image.dtype == np.int16
-    assert facts["hu_rule"] == rule
+    assert facts["hu_source"] == rule
     assert facts["source_shape"] == list(SHAPE)
     # 0.88 * 26 = 23 slices, 0.65625 * 22 = 14 rows, 0.875 * 24 = 21 columns are kept
     kept = np.array([23, 14, 21]) * SPACING / STORED

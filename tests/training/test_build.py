@@ -6,7 +6,8 @@ from mg3d.models.build import build_untrained
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space
 
 SMALL = {
-    "image_size": 32, "mim_patch_size": 8, "patch_size": 4, "embed_dim": 12, "num_heads": [2], "hidden_size": 24, "embedding_size": 16,
+    "image_size": 32, "mim_patch_size": 8, "patch_size": 4, "embed_dim": 12, "num_heads": [2], "hidden_size": 24,
+    "embedding_size": 16,
 }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from mg3d.config import command_line, read_words
 from mg3d.datasets import negatives
 from mg3d.models.contrast import embed_further_reports
 from mg3d.models.text.encoder import load_text_encoder
-from mg3d.settings.parse import parse
 from mg3d.sentence_spans import text_key
+from mg3d.settings.parse import parse
 from mg3d.training.build import build_data
 from mg3d.training.queue import SENTENCES, FeatureQueue
 

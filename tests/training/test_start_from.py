@@ -14,7 +14,8 @@ from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "image_size=32", "mim_patch_size=8", "embed_dim=12", "num_heads=[2]", "hidden_size=24", "embedding_size=16", "tiny_text_width=16",
+    "image_size=32", "mim_patch_size=8", "embed_dim=12", "num_heads=[2]", "hidden_size=24", "embedding_size=16",
+    "tiny_text_width=16",
     "tiny_text_layers=1", "tiny_text_heads=2", "per_gpu_batchsize=4", "batch_size=4", "warmup_steps=0", "max_steps=1",
     "val_interval=1", "val_batches=1", "log_interval=1", "num_workers=0", "patch_size=4", "depths=[2]", "ground_truth_root=''",
     "evidence=False", "accelerator=cpu",
@@ -25,7 +26,7 @@ SMALL = [
 def begin(tmp_path_factory):
     root = tmp_path_factory.mktemp("start")
     for split in ("train", "val"):
-        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "grey8")):
+        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "uint8_unknown_window")):
             write_split(root / "arrows", dataset, split, patients=8, shape=(32, 24, 32), unit=unit)
 
     def run(name, *more):

@@ -18,7 +18,9 @@ _INT16 = np.iinfo(np.int16)
 
 
 def read_dicom(record: VolumeRecord, root: Path) -> RawVolume:
-    """The chest's series of a folder in HU: by each slice's slope and intercept, filling outside the field of view as padding.
+    """The series of a named slice, or the chest series of a folder, in HU by each slice's slope and intercept.
+
+    Padding outside the field of view becomes `PADDING_HU`.
 
     Raises:
         Refusal: as `read_headers`, `choose_series`, `stack_series`, `geometry.to_lps`; codec_missing, dicom_damaged,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined, Refusal
-from mg3d.preparation.readers.dicom_headers import is_dicom, load_pydicom
+from mg3d.preparation.readers.dicom_headers import is_dicom, load_pydicom, read_series_uid
 from mg3d.preparation.records import Scan, VolumeRecord, carve_val
 from mg3d.preparation.sources.pseudonyms import pseudonym
 from mg3d.preparation.sources.tables import Table, flag, read_table
@@ -135,7 +135,7 @@ def scan_own(root: Path, listing: Listing, *, naming: Naming, val_patients: int,
 def list_own(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = _SUFFIXES) -> Listing:
     """The volumes of a folder: those that the table names, or without one all that lie there, each top folder a patient.
 
-    suffixes: ends of files that are volumes; a file of another end is a slice, and its folder the volume.
+    suffixes: endings of files that are volumes. Of the other files a row may name a DICOM slice, which stands for its series.
 
     Raises:
         FileNotFoundError: there is no volume, or no table.
@@ -185,14 +185,15 @@ def _list_table(root: Path, path: Path, suffixes: tuple[str, ...]) -> Listing:
         raise FileNotFoundError(f"there is no table {path}; name a CSV or JSON file")
     table = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE, title="own")
     rows = [dict(zip(table.names, cells)) for cells in table.rows]
-    places = [_place(root, row["volume"], suffixes) for row in rows]
+    places = _one_name_a_series(root, [_place(root, row["volume"], suffixes) for row in rows], suffixes)
     _check_found(root, path, table, [place is not None for place in places])
     notes, volumes = list(table.notes), {}
     rejected = []
     for number, (row, place) in enumerate(zip(rows, places), start=1):
         volume = _volume(row, place or PurePosixPath(f"row {number}"), number)
-        if place is None:
-            rejected.append(_with_fault(volume, "missing_file"))
+        fault = "missing_file" if place is None else _fault_of_file(root, place, suffixes)
+        if fault:
+            rejected.append(_with_fault(volume, fault))
             continue
         first = volumes.setdefault(place, volume)
         if first != volume:
@@ -201,7 +202,8 @@ def _list_table(root: Path, path: Path, suffixes: tuple[str, ...]) -> Listing:
     notes += [f"own: {again} rows name a volume once more; equal ones count once, others are set aside"] if again else []
     strange = sum(bool(row.get(label)) and flag(row[label]) < 0 for row in rows for label in LABELS)
     notes += [f"own: {strange} cells of labels are neither 1, 0 nor empty; they count as not known"] if strange else []
-    left = sum(not volumes.keys() & {path, *path.parents} for path in volumes_below(root, suffixes))
+    named = volumes.keys() | {place.parent for place in volumes if (root / place).is_file() and not place.name.endswith(suffixes)}
+    left = sum(not named & {path, *path.parents} for path in volumes_below(root, suffixes))
     notes += [f"own: {left} volumes of the folder are not in the table; left out"] if left else []
     if "patient" not in table.names:
         notes.append("own: the table has no column `patient`; each folder at the top, or each file there, counts as one")
@@ -238,7 +240,7 @@ def _need_pydicom() -> None:
 
 
 def _place(root: Path, cell: str, suffixes: tuple[str, ...]) -> PurePosixPath | None:
-    """The file or folder below root that a cell names, its ending left out or not; None when there is none."""
+    """The file or folder below root that a cell names, with or without its suffix; None if it does not exist."""
     written = PurePosixPath(cell.replace("\\", "/"))
     if written.is_absolute() and written.is_relative_to(root.absolute().as_posix()):
         written = written.relative_to(root.absolute().as_posix())
@@ -247,13 +249,36 @@ def _place(root: Path, cell: str, suffixes: tuple[str, ...]) -> PurePosixPath | 
     try:
         for name in (f"{written}{suffix}" for suffix in ("", *reversed(_SUFFIXES), *suffixes)):
             path = root / name
-            if path.is_dir() or (path.is_file() and name.endswith(suffixes)):
+            if path.exists():
                 return PurePosixPath(name)
-            if path.is_file():
-                return PurePosixPath(name).parent  # one slice of a series
     except OSError:  # longer than a name may be, or not to be looked at; its message repeats the cell
         return None
     return None
+
+
+def _fault_of_file(root: Path, place: PurePosixPath, suffixes: tuple[str, ...]) -> str | None:
+    """Reason code if `place` is a file in a format that is not read here; a DICOM slice names its series."""
+    path = root / place
+    if path.is_dir() or place.name.endswith(suffixes) or _may_be_dicom(path):
+        return None
+    return "unknown_format"
+
+
+def _one_name_a_series(root: Path, places: list[PurePosixPath | None], suffixes: tuple[str, ...]) -> list[PurePosixPath | None]:
+    """The same places, where all slices of one series are replaced by the first of them in the table."""
+    first: dict[tuple[PurePosixPath, str], PurePosixPath] = {}
+
+    def canonical(place: PurePosixPath | None) -> PurePosixPath | None:
+        if place is None or place.name.endswith(suffixes) or not (root / place).is_file() or not _may_be_dicom(root / place):
+            return place
+        try:
+            return first.setdefault((place.parent, read_series_uid(root / place)), place)
+        except Refusal as refusal:
+            if refusal.code == "codec_missing":
+                _need_pydicom()
+            return place  # its reader will say what is wrong
+
+    return [canonical(place) for place in places]
 
 
 def _check_found(root: Path, path: Path, table: Table, found: list[bool]) -> None:

@@ -223,15 +223,20 @@ def test_a_tilted_gantry_is_refused(tmp_path, degrees, code):
         assert refusal(folder) == (code, f"{abs(degrees):.1f} degrees")
 
 
-def test_an_oblique_but_upright_grid_is_no_tilt(tmp_path):
-    radians = np.radians(8)
+@pytest.mark.parametrize("degrees", [4, 8])
+def test_slices_rotated_by_more_than_five_degrees_are_refused(tmp_path, degrees):
+    radians = np.radians(degrees)
     column = np.array([0.0, np.cos(radians), np.sin(radians)])
     normal = np.cross([1, 0, 0], column)
 
     def each(place):
         return {"position": tuple(np.array(CORNER_MM) + place * SPACING[0] * normal)}
 
-    found = read(write_series(tmp_path / "Muster", orientation=(1, 0, 0, *map(float, column)), each=each))
+    folder = write_series(tmp_path / "Muster", orientation=(1, 0, 0, *map(float, column)), each=each)
+    if degrees > 5:
+        assert refusal(folder) == ("oblique", "8.0 degrees, 5 allowed; resample to axial slices")
+        return
+    found = read(folder)
     np.testing.assert_array_equal(found.voxels, chest(7))
     assert found.spacing_mm == pytest.approx(SPACING)
 

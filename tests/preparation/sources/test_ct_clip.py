@@ -43,7 +43,7 @@ def test_both_spellings_of_folders_and_of_names_are_found(tree, folder, name, be
     assert (record.reader, record.table) == ("ctclip", None)
     assert record.source == f"train_preprocessed/train_2/{folder}/{name}"
     image, facts = make_volume(record, found.root, Recipe(shape=(32, 24, 16)))
-    assert (facts["source_shape"], facts["hu_rule"]) == (list(SHAPE), "ctclip")
+    assert (facts["source_shape"], facts["hu_source"]) == (list(SHAPE), "ctclip")
     assert any("1 volumes of train are CT-CLIP's arrays" in note for note in found.notes)
     tree.add("train_3_a_1", hu=HU)
     tree.write()

@@ -13,6 +13,7 @@ from small_dicom import write_series
 from small_raw import LPS, chest, write_nifti
 
 from mg3d.glossary import LABELS
+from mg3d.preparation.readers.dicom import read_dicom
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.sources.own import Naming, list_own, scan_own
 from mg3d.preparation.voxels import make_volume
@@ -245,9 +246,42 @@ def test_dicom_folders_are_found_with_and_without_a_table(tmp_path):
     one_slice = sorted((root / "Anna" / "2").iterdir())[3].relative_to(root)
     rows = [{"volume": "Anna/1", "report": "Clear."}, {"volume": one_slice.as_posix(), "report": "Two."}]
     records = scan(root, table(root, rows)).records
-    assert [(r.files, r.findings) for r in records] == [(("Anna/1",), "Clear."), (("Anna/2",), "Two.")]
+    assert [(r.files, r.findings) for r in records] == [(("Anna/1",), "Clear."), ((one_slice.as_posix(),), "Two.")]
     recipe = Recipe(shape=(32, 24, 16))
     np.testing.assert_array_equal(*(make_volume(r, root, recipe)[0] for r in (found.records[1], records[1])))
+
+
+@pytest.mark.parametrize("name", ["p1.mha", "C.NII.GZ", "p3.nrrd", "notes.txt"])
+def test_row_naming_a_file_of_another_format_is_refused_and_never_stores_its_neighbour(tmp_path, name):
+    root = tmp_path / "clinic"
+    write_series(root, chest(5), PatientName="Somebody^Else")
+    (root / name).write_bytes(b"ObjectType = Image")
+    found = scan(root, table(root, [{"volume": name, "report": "Of another patient."}, {"volume": ".", "report": "Clear."}]))
+    assert [(entry.code, entry.detail) for entry in found.refused] == [("unknown_format", "row 1")]
+    assert [record.findings for record in found.records] == ["Clear."]
+
+
+def test_row_naming_a_slice_reads_the_series_of_that_slice(tmp_path):
+    root = tmp_path / "clinic"
+    write_series(root / "Anna", chest(5), SeriesInstanceUID="1.2.3.1", start="A")
+    write_series(root / "Anna", chest(9)[:22], SeriesInstanceUID="1.2.3.2", start="B")  # a folder row would read series 1
+    write_series(root / "Anna" / "deeper", chest(11), SeriesInstanceUID="1.2.3.2", start="C")
+    by_series = {start: sorted((root / "Anna").glob(f"{start}*.dcm")) for start in "AB"}
+    names = [path.relative_to(root).as_posix() for path in (*by_series["B"][3:5], by_series["A"][8])]
+    found = scan(root, table(root, [{"volume": name, "report": "Clear."} for name in names]))
+    assert [record.files for record in found.records] == [(names[2],), (names[0],)]
+    assert any("1 rows name a volume once more" in note for note in found.notes)
+    assert not any("are not in the table" in note for note in found.notes)
+    volumes_read = [read_dicom(record, root).voxels for record in found.records]
+    np.testing.assert_array_equal(volumes_read[0], chest(5))
+    np.testing.assert_array_equal(volumes_read[1], chest(9)[:22])
+
+
+def test_slices_of_one_series_with_different_reports_are_refused_as_duplicate_rows(tmp_path):
+    root = tmp_path / "clinic"
+    names = [path.relative_to(root).as_posix() for path in sorted(write_series(root / "Anna", chest(5)).iterdir())[:2]]
+    found = scan(root, table(root, [{"volume": name, "report": f"Report {name[-5]}."} for name in names]))
+    assert [(entry.code, entry.detail) for entry in found.refused] == [("duplicate_row", "row 1")]
 
 
 def test_a_folder_whose_files_may_not_be_read_is_a_volume_that_is_set_aside_later(tmp_path, monkeypatch):
