@@ -61,7 +61,7 @@ class Preempted(Exception):
 
 
 class TimeLimit(Callback):
-    """Saves a checkpoint and stops training between two optimiser steps after `minutes`, counted from the start of this process."""
+    """Saves a checkpoint and stops training between two optimiser steps after `minutes`, counted from the start of the process."""
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.seconds, self.deadline = path, minutes * 60, float("inf")
@@ -93,7 +93,7 @@ class PreemptionHandler(Callback):
         self._previous_handler: Any = None
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Installs the signal handler before loader processes start; they inherit it, and would be killed by the signal otherwise."""
+        """Installs the handler before loader processes start; they inherit it, and would be killed by the signal otherwise."""
         if threading.current_thread() is threading.main_thread():
             self._previous_handler = signal.signal(signal.SIGUSR1, self._on_signal)
 

@@ -50,7 +50,7 @@ sys.exit(code)
 
 
 class SignalWithin(Callback):
-    """Sends SIGUSR1 within the second training step (third micro-batch) or the first validation, and counts validation batches."""
+    """Sends SIGUSR1 within the second training step or the first validation, and counts validation batches."""
 
     def __init__(self, phase):
         self.phase, self.validation_batches = phase, 0
