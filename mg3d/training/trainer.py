@@ -61,7 +61,7 @@ class Preempted(Exception):
 
 
 class TimeLimit(Callback):
-    """Saves a checkpoint and stops training between two optimiser steps after `minutes`, counted from the start of the process."""
+    """Saves a checkpoint and stops training between two optimiser steps, `minutes` after training starts in this process."""
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.seconds, self.deadline = path, minutes * 60, float("inf")
