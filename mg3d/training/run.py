@@ -31,7 +31,7 @@ from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
 from mg3d.training.queue import FeatureQueue
-from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_batches, resolve_accelerator
+from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
@@ -126,9 +126,9 @@ def pretrain(settings: Settings) -> None:
     begin = time.monotonic()
     fit(trainer, module, data, checkpoint)
     say(f"trained {trainer.global_step} steps in {(time.monotonic() - begin) / 60:.1f} minutes")
+    if trainer.global_step < settings.optim.max_steps and any(getattr(one, "preempted", False) for one in trainer.callbacks):
+        raise Preempted(trainer.global_step)
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
-    if trainer.global_step < settings.optim.max_steps and any(getattr(one, "was_told", False) for one in trainer.callbacks):
-        raise ToldToStop(f"stopped at step {trainer.global_step} by a signal; resume_from=auto goes on from there")
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
 
