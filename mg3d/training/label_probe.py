@@ -18,7 +18,7 @@ from mg3d.datamodules.sampler import Stream
 from mg3d.datasets.arrow import open_index
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.windowing import on_device, stack, volumes
+from mg3d.datasets.windowing import move_to_device, stack_volumes, to_intensities
 from mg3d.files import write_json
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import auroc
@@ -100,7 +100,7 @@ def _training_batches(settings: Settings) -> Iterator[list[Sample]]:
 
 def _on(device: torch.device, samples: list[Sample]) -> tuple[Tensor, Tensor]:
     labels = torch.from_numpy(np.stack([sample.labels for sample in samples]))
-    return volumes(on_device(stack(samples), device)), labels.to(device)
+    return to_intensities(move_to_device(stack_volumes(samples), device)), labels.to(device)
 
 
 @torch.no_grad()
