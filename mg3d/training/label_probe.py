@@ -50,7 +50,7 @@ def build_probe(settings: Settings) -> LabelProbe:
     """The untrained probe. No report is read, so the smallest report encoder stands in for the run's own."""
     text = dataclasses.replace(settings.text, text_encoder="tiny", freeze_text=False)
     only_cml = LossSettings(weight_mlm=0, weight_sal=0, weight_mim=0, weight_dcl=0, weight_ssm=0)
-    model = dataclasses.replace(settings.model, cml_pair="image_report")
+    model = dataclasses.replace(settings.model, wiring="paper")
     return LabelProbe(build_untrained(dataclasses.replace(settings, text=text, loss=only_cml, model=model), _FEWEST_WORDS))
 
 

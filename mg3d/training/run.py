@@ -30,7 +30,6 @@ from mg3d.training.evidence import held_out_studies, show_evidence, write_eviden
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
-from mg3d.training.queue import FeatureQueue
 from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
@@ -107,7 +106,6 @@ def pretrain(settings: Settings) -> None:
         optim=settings.optim,
         seed=settings.run.seed,
         chunk=settings.optim.grad_cache_chunk,
-        queue=_queue(settings, weights),
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin, "recipes": data.recipes},
     )
     trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
@@ -139,11 +137,6 @@ def refuse_now(settings: Settings, *, starts: bool) -> None:
         load(settings, build_vision(settings))
     if settings.run.compile and is_first_rank():
         require_compiler("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-
-
-def _queue(settings: Settings, weights: Mapping[str, float]) -> FeatureQueue | None:
-    size = settings.optim.contrast_queue
-    return FeatureQueue(size, with_cml="cml" in weights, with_ssm="ssm" in weights) if size else None
 
 
 def identity(settings: Settings, model: MG3D) -> dict[str, Any]:
