@@ -16,7 +16,7 @@ class Card:
     revision: str
     """Of the data, in words."""
     rule: str
-    """A key of `datasets.evaluation_lists.RULES`: which volumes."""
+    """A key of `datasets.evaluation_sets.RULES`: which volumes."""
     volumes: int
     studies: int | None
     """None = not published; so too of patients."""

@@ -51,7 +51,7 @@ def set_up(card: Card, cases: Cases, embedder: Embedder, *, batch: int) -> Setti
     prompts = embedder.texts(texts).unflatten(0, (len(card.wordings), len(LABELS), 2))
     volumes = embed_batches(embedder, cases.batches(range(len(cases)), size=batch))
     reports = cases.reports()
-    told = np.array([place for place, row in enumerate(reports) if row.units], dtype=int)
+    told = np.array([place for place, row in enumerate(reports) if row.sentence_spans], dtype=int)
     texts = [reports[place] for place in told]
     return Setting(card, cases, embedder, batch, prompts, volumes, told, texts, embedder.texts(texts) if texts else None)
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mg3d.settings.objectives import OBJECTIVES
 
-DatasetName = Literal["ct_rate", "ctrg", "rad_chestct", "own"]
+DatasetName = Literal["ct_rate", "ctrg", "rad_chestct", "custom"]
 """Data sets that the preparation writes."""
 Wiring = Literal["paper", "intended", "released"]
 """See `ModelSettings.wiring`."""
