@@ -46,7 +46,7 @@ def build_probe(settings: Settings) -> LabelProbe:
     """The untrained probe, with the smallest report encoder: it reads no reports."""
     text = dataclasses.replace(settings.text, text_encoder="tiny", freeze_text=False)
     only_cml = LossSettings(weight_mlm=0, weight_sal=0, weight_mim=0, weight_dcl=0, weight_ssm=0)
-    model = dataclasses.replace(settings.model, cml_pair="image_report")
+    model = dataclasses.replace(settings.model, wiring="paper")
     return LabelProbe(build_untrained(dataclasses.replace(settings, text=text, loss=only_cml, model=model), _MIN_VOCABULARY))
 
 

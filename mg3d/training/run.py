@@ -31,7 +31,6 @@ from mg3d.training.compiled import compile_encode, require_compiler
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
 from mg3d.training.optim import build_optimizer
-from mg3d.training.queue import FeatureQueue
 from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
@@ -108,7 +107,6 @@ def pretrain(settings: Settings) -> None:
         optim=settings.optim,
         seed=settings.run.seed,
         chunk=settings.optim.grad_cache_chunk,
-        queue=_queue(settings, weights),
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin, "recipes": data.recipes},
     )
     trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
@@ -140,11 +138,6 @@ def refuse_now(settings: Settings, *, starts: bool) -> None:
         load(settings, build_vision(settings))
     if settings.run.compile and is_first_rank():
         require_compiler("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-
-
-def _queue(settings: Settings, weights: Mapping[str, float]) -> FeatureQueue | None:
-    size = settings.optim.contrast_queue
-    return FeatureQueue(size, with_cml="cml" in weights, with_ssm="ssm" in weights) if size else None
 
 
 def identity(settings: Settings, model: MG3D) -> dict[str, Any]:

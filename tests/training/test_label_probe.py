@@ -10,7 +10,7 @@ SMALL = {
     "image_size": 32, "mim_patch_size": 8, "embed_dim": 12, "num_heads": [2], "hidden_size": 24,
     "embedding_size": 16, "patch_size": 4,
     "depths": [2], "batch_size": 8, "per_gpu_batchsize": 8, "accelerator": "cpu", "datasets": ["ct_rate"],
-    "image_pool": "place",
+    "image_pool": "positional",
 }  # fmt: skip
 
 
