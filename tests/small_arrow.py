@@ -69,7 +69,7 @@ def write_split(
                             "source": f"{study}.nii.gz",
                             "source_shape": list(shape),
                             "source_spacing_mm": [1.0, 2.0, 3.0],
-                            "hu_source": "baked",
+                            "hu_source": "already_hu",
                             "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
                         }
                     )

@@ -20,7 +20,7 @@ from mg3d.files import write_bytes
 from mg3d.glossary import LABELS
 from mg3d.phantom.ct_rate import REPORTS_NAME, volume_path
 from mg3d.preparation.geometry import table_affine
-from mg3d.preparation.hounsfield import choose_rule
+from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.nifti import is_blank
 from mg3d.preparation.records import TableGeometry
@@ -127,8 +127,8 @@ def read_nifti(path: Path) -> Case:
     table = table_geometry(metadata) if metadata else None
     volume, spacing_mm = _upright(stored, image, table)
     try:
-        rule = choose_rule(stored, table and (table.slope, table.intercept))
-        volume, window = volume * rule.slope + rule.intercept, CHEST_WINDOW_HU
+        rescale = choose_hu_rescale(stored, table and (table.slope, table.intercept))
+        volume, window = volume * rescale.slope + rescale.intercept, CHEST_WINDOW_HU
     except Refusal:  # a label map, or scanner values without a table: shown as they are
         low, high = np.nanpercentile(stored, (1, 99))
         window = (float(low), float(high))

@@ -37,7 +37,7 @@ DATASETS = {
     "ct_rate": DatasetInfo("CT-RATE", "clm_ct_rate", "hu", "CC-BY-NC-SA-4.0"),
     "ctrg": DatasetInfo("CTRG-Chest-548K", "clm_chest_ctrg", "uint8_unknown_window", "see its authors"),
     "rad_chestct": DatasetInfo("Rad-ChestCT", "clm_rad_chestct", "hu", "see its authors", has_reports=False, needs=("test",)),
-    "own": DatasetInfo("your own", "clm_own", "hu", "your own", has_reports=False, needs=()),
+    "custom": DatasetInfo("custom", "clm_custom", "hu", "your own", has_reports=False, needs=()),
 }
 """Name in settings, ids and folders -> facts."""
 SPLITS = ("train", "val", "test")
@@ -74,7 +74,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # raw file below the data set's root; an id where names may be people's
         pa.field("source_shape", pa.list_(pa.int32(), 3), nullable=False),  # z y x
         pa.field("source_spacing_mm", pa.list_(pa.float32(), 3)),  # z y x
-        pa.field("hu_source", pa.string(), nullable=False),  # a `RawVolume.rule`: baked, csv, header, ctclip, ...
+        pa.field("hu_source", pa.string(), nullable=False),  # see `RawVolume.hu_source`
         pa.field("image_sha256", pa.string(), nullable=False),  # of the stored voxels
     ]
 )

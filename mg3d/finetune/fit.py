@@ -36,7 +36,7 @@ from mg3d.training.finite import StopAtNotFinite
 from mg3d.training.trainer import (
     PlainBar,
     RichBar,
-    StopEarly,
+    TimeLimit,
     WholeCheckpoints,
     checkpoints,
     csv_part,
@@ -230,7 +230,7 @@ def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
     if settings.patience:
         callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
     if settings.max_minutes:
-        callbacks.append(StopEarly(settings.max_minutes))
+        callbacks.append(TimeLimit(folder / "checkpoints" / "last.ckpt", settings.max_minutes))
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=resolve_devices(run),

@@ -15,19 +15,19 @@ from mg3d.datasets.schema import differing_steps
 from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import choose_rule
+from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers.dicom_headers import is_dicom
 from mg3d.preparation.readers.registry import READERS
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import RawVolume, VolumeRecord
-from mg3d.preparation.sources.own import DATASET
+from mg3d.preparation.sources.custom import DATASET
 from mg3d.preparation.voxels import shape_volume
 
 T = TypeVar("T")
 READER_OF = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha"}
 """End of a file's name, lower case -> reader. `.npz` is told by its arrays, a folder is a DICOM series."""
-_NPZ = {"ct": "rad_chestct", "arr_0": "ctclip"}
+_NPZ = {"ct": "rad_chestct", "arr_0": "ct_clip"}
 _KINDS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
 
 
@@ -179,8 +179,8 @@ def scan_of_array(
     if voxels_hu.ndim != 3:
         raise ValueError(f"expected HU [z, y, x], found an array of shape {list(voxels_hu.shape)}")
     try:
-        choose_rule(voxels_hu, None)
-        return _scan(RawVolume(voxels_hu, spacing_mm, "baked"), preprocessing, "")
+        choose_hu_rescale(voxels_hu, None)
+        return _scan(RawVolume(voxels_hu, spacing_mm, "already_hu"), preprocessing, "")
     except Refusal as refusal:
         raise ValueError(f"the array cannot be used: {told(refusal)}") from None
 

@@ -135,7 +135,7 @@ def test_what_is_not_known_of_the_training_volumes_is_told():
     assert usual.recipe == Recipe(shape=GRID)
     assert "does not tell how its training volumes were prepared" in usual.note
     assert usual.note.endswith("the central 88% x 66% x 88% of z, y, x")
-    newer = RECIPES["mm"].provenance("own")
+    newer = RECIPES["mm"].provenance("custom")
     other = Preprocessing.of(told | {"recipe": newer | {"limits": {"slices": 3}}})
     assert other.recipe == RECIPES["mm"]
     assert other.note.endswith("another version of the step(s) limits")

@@ -115,7 +115,7 @@ def test_an_image_in_two_splits_stops_the_preparation(small_tree, tmp_path, caps
 
 def test_ctrg_is_prepared_without_names(tmp_path, capsys):
     root, out = write_ctrg(tmp_path / "ctrg", 12), tmp_path / "out"
-    arguments = ["--ctrg", str(root), "--out", str(out), "--image-size", "32", "--val-patients", "1", "--split", "original"]
+    arguments = ["--ctrg", str(root), "--out", str(out), "--image-size", "32", "--val-patients", "1", "--ctrg-split", "original"]
     assert script.main(arguments) == 0
     sizes = [len(index(out, split, "ctrg")) for split in ("train", "val", "test")]
     assert sizes == [10, 1, 1]  # i <= int(.8 n), i <= int(.9 n), rest

@@ -1,8 +1,7 @@
-"""The evidence after training: held-out numbers of the trained model beside the untrained one, chance and baselines; a page."""
+"""Evaluation after training: trained model on held-out studies against untrained model, chance and baselines; HTML page."""
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +30,6 @@ from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
 from mg3d.sentence_spans import normalise
 from mg3d.settings.schema import Settings
-from mg3d.training.build import build_data, build_tokenizer
-from mg3d.training.trainer import resolve_accelerator
 from mg3d.visualize.curves import curves_figure
 from mg3d.visualize.page import png, write_page
 from mg3d.visualize.planes import case_figure
@@ -70,22 +67,18 @@ class Scene(NamedTuple):
         return everything if most is None else (batch for place, batch in enumerate(everything) if place * size < most)
 
 
-def write_evidence(settings: Settings, run_dir: Path, checkpoint: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """Judges a checkpoint; writes `evidence.json`, `evidence.html` and pictures into `run_dir`."""
-    scene = set_scene(settings, run_dir, say=say)
-    say(f"evidence: {len(scene.test)} held-out studies of {len(np.unique(scene.test.patients))} patients unseen in training")
-    untrained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
-    trained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
+def write_evidence(scene: Scene, run_dir: Path, checkpoint: Path) -> dict[str, Any]:
+    """Evaluates a checkpoint; writes `evidence.json`, `evidence.html` and figures into `run_dir`."""
+    untrained, trained = (build_untrained(scene.settings, len(scene.tokenizer)).to(scene.device) for _ in range(2))
     trained.load_state_dict(model_weights(checkpoint))
-    measured = dict(trained.named_buffers())
+    statistics = dict(trained.named_buffers())
     for name, buffer in untrained.named_buffers():
-        buffer.copy_(measured[name])  # statistics of the training data, taken before the first step
+        buffer.copy_(statistics[name])  # statistics of the training data, computed before the first step
     result: dict[str, Any] = {"studies": len(scene.test), "objective": sorted(trained.objectives)}
     mean_image = held_out.mean_volume(scene.train, most=300)
     similarity = None
     for name, model in (("untrained", untrained), ("trained", trained)):
-        judged, similarity = judge(model, scene, mean_image)
-        result[name] = judged
+        result[name], similarity = judge(model, scene, mean_image)
     result["baselines"] = baselines(scene)
     if "ssm" in trained.objectives:
         result["sentence_pairs"] = matched_sentences(trained, scene)
@@ -105,17 +98,17 @@ def held_out_studies(settings: Settings) -> Studies:
     return test
 
 
-def set_scene(settings: Settings, run_dir: Path, *, say: Callable[[str], None]) -> Scene:
-    """Opens what a model is judged on; errors as `held_out_studies`."""
-    data = build_data(settings)
-    tokenizer = data.tokenizer = build_tokenizer(settings, run_dir, data)
+def open_scene(
+    settings: Settings, *, train: Studies, tokenizer: PreTrainedTokenizerBase, collator: Collator, device: torch.device
+) -> Scene:
+    """The held-out studies with their labels and ground truth.
+
+    Raises:
+        FileNotFoundError, ValueError: the test split is missing or empty.
+    """
     test = held_out_studies(settings)
     present = np.array(test.index.table["labels"].take(test.first_rows).to_pylist(), np.int8)
-    device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-    truths = read_truths(settings, test)
-    if settings.run.ground_truth_root and truths is None:
-        say(f"ground_truth_root={settings.run.ground_truth_root} does not hold the truth of these studies; going on without it")
-    return Scene(settings, device, tokenizer, data.collator(), data.train_parts[0], test, present, truths)
+    return Scene(settings, device, tokenizer, collator, train, test, present, read_truths(settings, test))
 
 
 def read_truths(settings: Settings, studies: Studies) -> list[dict[str, Any]] | None:
