@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import pickle
 import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -120,7 +121,7 @@ def test_a_truncated_download_is_never_used(remote, tmp_path, monkeypatch):
 
     def truncated(self, path, target, **options):
         download(self, path, target, **options)
-        with open(target, "r+b") as stream:
+        with Path(target).open("r+b") as stream:
             stream.truncate(100)
 
     monkeypatch.setattr(LocalFileSystem, "get_file", truncated)
