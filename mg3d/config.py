@@ -125,7 +125,7 @@ def broken_by_machine(error: RuntimeError) -> str:
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in text:
         return (
             "the memory of the device is used up; grad_cache_chunk=1 to 8 or gradient_checkpointing=True need less for equal "
-            "gradients, a smaller per_gpu_batchsize or contrast_queue too, and tools/plan.py predicts how much"
+            "gradients, a smaller per_gpu_batchsize too, and tools/plan.py predicts how much"
         )
     return ""
 
