@@ -17,7 +17,7 @@ from mg3d.datasets.arrow import open_index
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.windowing import intensities
+from mg3d.datasets.windowing import sample_intensities
 from mg3d.evaluation import held_out, truth
 from mg3d.evaluation.baselines import logistic_scores, pooled_volume
 from mg3d.evaluation.matching import pair_shares
@@ -162,8 +162,8 @@ def baselines(scene: Scene) -> dict[str, Any]:
     """Supervised logistic regression on the pooled volume (how easy the data are), and what an eye for visibility could reach."""
     count = min(len(scene.train), MOST_TRAINING_STUDIES)
     samples = (scene.train.sample(study) for study in range(count))
-    features, labels = zip(*((pooled_volume(intensities(sample)), sample.labels) for sample in samples), strict=True)
-    test = np.stack([pooled_volume(intensities(scene.test.sample(study))) for study in range(len(scene.test))])
+    features, labels = zip(*((pooled_volume(sample_intensities(sample)), sample.labels) for sample in samples), strict=True)
+    test = np.stack([pooled_volume(sample_intensities(scene.test.sample(study))) for study in range(len(scene.test))])
     scores = logistic_scores(np.stack(features), np.stack(labels), test)
     result = {"logistic_regression": macro(scores, scene)}
     result["logistic_regression"]["findings"] = [macro_auroc(scene.present, scores, of=[place]) for place in range(len(LABELS))]
@@ -287,7 +287,7 @@ def examples(scene: Scene, similarity: Tensor) -> list[str | Figure | list[dict[
         order = similarity[study].argsort(descending=True)
         rank = int((order == study).nonzero()[0, 0]) + 1
         title = f"{sample.study_id}: its own report comes {rank}. of {len(order)}"
-        pieces.append(case_figure(intensities(sample)[0], report=sample.report, title=title, window=(0.0, 0.75)))
+        pieces.append(case_figure(sample_intensities(sample)[0], report=sample.report, title=title, window=(0.0, 0.75)))
         nearest = [scene.test.report(int(place)).report for place in order[:3]]
         pieces.append([{"rank": place + 1, "nearest report": text} for place, text in enumerate(nearest)])
     return pieces

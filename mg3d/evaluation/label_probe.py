@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mg3d.datasets.arrow import open_index
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.windowing import on_device, stack, volumes
+from mg3d.datasets.windowing import move_to_device, stack_volumes, to_intensities
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import auroc
 from mg3d.models.build import build_untrained
@@ -83,7 +83,7 @@ def _draws(studies: Studies, seed: int) -> Iterator[tuple[int, tuple[int, ...]]]
 
 def _to_device(device: torch.device, samples: list[Sample]) -> tuple[Tensor, Tensor]:
     labels = torch.from_numpy(np.stack([sample.labels for sample in samples]))
-    return volumes(on_device(stack(samples), device)), labels.to(device)
+    return to_intensities(move_to_device(stack_volumes(samples), device)), labels.to(device)
 
 
 @torch.no_grad()
