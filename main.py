@@ -5,7 +5,7 @@ import sys
 try:
     from mg3d.config import command_line
 except ModuleNotFoundError as error:
-    sys.exit(f"mg3d: no module named {error.name}; activate the environment that run_scripts/pretrain.sh creates: source .venv/bin/activate")
+    sys.exit(f"mg3d: no module named {error.name}; run_scripts/pretrain.sh creates the environment: source .venv/bin/activate")
 
 if __name__ == "__main__":
     sys.exit(command_line(sys.argv[1:]))

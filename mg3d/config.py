@@ -18,6 +18,8 @@ from mg3d.settings.schema import Settings
 if TYPE_CHECKING:
     from sacred import Experiment
 
+warnings.filterwarnings("ignore", ".*pkg_resources is deprecated.*")  # Sacred imports it
+
 PREEMPTED = 75
 """Exit code of a run that was stopped by a scheduler's signal (EX_TEMPFAIL): run the same command again to resume."""
 FILE_STORAGE = "--file_storage="
@@ -109,7 +111,7 @@ def _run(command: str, settings: Settings, storage: str) -> int:
     if storage and run.is_first_rank():
         options["--file_storage"] = storage
     try:
-        build_experiment(getattr(run, command)).run(command, config_updates=flatten(settings), options=options)
+        build_experiment(command, getattr(run, command)).run(command, config_updates=flatten(settings), options=options)
     except run.Preempted as stop:
         if run.is_first_rank():  # a launcher takes any other exit code than 0 of its child processes for a failure
             print(f"mg3d: {stop}", file=sys.stderr)
@@ -117,11 +119,10 @@ def _run(command: str, settings: Settings, storage: str) -> int:
     return 0
 
 
-def build_experiment(function: Any) -> "Experiment":
+def build_experiment(command: str, function: Any) -> "Experiment":
     """The Sacred experiment that runs one command of `mg3d.training.run` with typed settings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Sacred imports the deprecated pkg_resources
-        from sacred import SETTINGS, Experiment
+    from sacred import SETTINGS, Experiment
+
     SETTINGS.CAPTURE_MODE = "no"  # Lightning writes to the terminal
     SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False
     SETTINGS.DISCOVER_SOURCES = "none"
@@ -131,7 +132,7 @@ def build_experiment(function: Any) -> "Experiment":
     def run(_config: dict[str, Any]) -> None:
         function(parse(_config))
 
-    run.__name__ = function.__name__
+    run.__name__ = command
     experiment.command(run)
     return experiment
 

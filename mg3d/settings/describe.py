@@ -7,7 +7,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 def descriptions(group: type) -> dict[str, str]:
     """Setting -> allowed values, where they are listed, and description, for a class decorated with `settings_group`."""
     types = get_type_hints(group)
-    return {name: _choices(types[name]) + field.description for name, field in group.__pydantic_fields__.items() if field.description}
+    described = {name: field.description for name, field in group.__pydantic_fields__.items() if field.description}
+    return {name: _choices(types[name]) + text for name, text in described.items()}
 
 
 def _choices(kind: object) -> str:

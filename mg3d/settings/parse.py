@@ -53,9 +53,10 @@ def parse(flat: Mapping[str, Any]) -> Settings:
         except ValidationError as error:
             raise ValueError(first_sentence(error, given)) from error
     settings = Settings(**groups)
-    for is_valid, sentence in (*_value_rules(settings), *_encoder_rules(settings), *_model_rules(settings)):
-        if not is_valid:
-            raise ValueError(sentence)
+    for rules in (_value_rules, _encoder_rules, _model_rules):
+        for is_valid, sentence in rules(settings):
+            if not is_valid:
+                raise ValueError(sentence)
     return settings
 
 
@@ -70,7 +71,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str = "sett
 
 
 def _refuse_unread(names: Iterable[str], settings: Settings) -> None:
-    """Raises ValueError for a setting by name that the chosen encoder ignores; ignored values of presets are fine (`tiny unet`)."""
+    """Raises ValueError for a setting by name that the chosen encoder ignores; presets may set those (`tiny unet`)."""
     kind = settings.vision.vision_encoder
     for name in names:
         if name in unread(settings.vision):
@@ -137,7 +138,7 @@ def _encoder_rules(settings: Settings) -> Rules:
     suggestion = f"multiples of {stride}" if data.volume_size else f"a multiple of {4 * stride}"
     return [
         (all(side % stride == 0 for side in shape),
-         f"{given}: the volume {shape} must be divisible by {stride} voxels, the stride of this {kind} encoder; use {suggestion}"),
+         f"{given}: volume {shape} must be divisible by {stride} voxels, the stride of this {kind} encoder; use {suggestion}"),
         (all(side % model.mim_patch_size == 0 for side in shape),
          f"mim_patch_size={model.mim_patch_size} does not divide the volume {shape}"),
         (model.mim_patch_size % patch_size == 0,

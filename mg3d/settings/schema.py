@@ -64,7 +64,7 @@ class AugmentSettings:
     """Random augmentation of training volumes, drawn per study and epoch. Off by default, as in the paper."""
 
     augment_crop: tuple[float, float] = (1.0, 1.0)
-    """Random resized crop: minimum and maximum side as fraction of the volume's side. Reports still mention findings outside it."""
+    """Random resized crop: minimum and maximum side as fraction of the volume's side. Reports may describe what it cuts off."""
     augment_rotation_deg: NonNegativeFloat = 0.0
     """Maximum rotation in the axial plane, in degrees. Assumes equal voxel size along y and x."""
     augment_flip: bool = False

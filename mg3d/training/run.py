@@ -15,8 +15,10 @@ from rich.console import Console
 from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.datamodules.multitask import MultiTaskDataModule
+from mg3d.datasets.arrow import open_index
 from mg3d.datasets.integrity import require_valid
 from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
+from mg3d.datasets.storage import Storage
 from mg3d.distributed import rank
 from mg3d.evaluation.evidence import held_out_studies, open_scene, show_evidence, write_evidence
 from mg3d.evaluation.label_probe import build_probe, train_probe
@@ -75,6 +77,8 @@ def run_folder(settings: Settings) -> Path:
 def pretrain(settings: Settings) -> None:
     """Trains (or goes on), validates, and shows the evidence; a finished run is only shown again."""
     run_dir = run_folder(settings)
+    if not settings.run.resume_from:
+        require_data(settings)  # before an existing run is reported: a typo in data_root is the likelier mistake
     checkpoint = find_checkpoint(settings, run_dir)
     if checkpoint and is_finished(checkpoint, settings) and (run_dir / "evidence.json").is_file():
         say(f"{run_dir} holds this run, finished; nothing to train (run_name=... starts another)")
@@ -130,6 +134,12 @@ def pretrain(settings: Settings) -> None:
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
+
+
+def require_data(settings: Settings) -> None:
+    """Raises FileNotFoundError for a training index that is missing in data_root."""
+    for dataset in settings.data.datasets:
+        open_index(Storage(settings.data.data_root, settings.data.cache_dir), dataset, "train")
 
 
 def refuse_now(settings: Settings, *, starts: bool) -> None:
