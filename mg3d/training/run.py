@@ -20,7 +20,7 @@ from mg3d.datasets.integrity import require_valid
 from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
 from mg3d.datasets.storage import Storage
 from mg3d.distributed import rank
-from mg3d.evaluation.evidence import held_out_studies, open_scene, show_evidence, write_evidence
+from mg3d.evaluation.evidence import held_out_studies, open_held_out, show_evidence, write_evidence
 from mg3d.evaluation.label_probe import build_probe, train_probe
 from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained, build_vision
@@ -217,13 +217,13 @@ def evaluate(settings: Settings) -> None:
     data = build_data(settings)
     data.tokenizer = build_tokenizer(settings, run_dir, data)
     device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-    scene = open_scene(
+    held_out = open_held_out(
         settings, train=data.train_parts[0], tokenizer=data.tokenizer, collator=data.collator(), device=device
     )
-    say(f"evidence: {len(scene.test)} held-out studies of {len(set(scene.test.patients))} patients unseen in training")
-    if settings.run.ground_truth_root and scene.truths is None:
+    say(f"evidence: {len(held_out.test)} held-out studies of {len(set(held_out.test.patients))} patients unseen in training")
+    if settings.run.ground_truth_root and held_out.truths is None:
         say(f"ground_truth_root={settings.run.ground_truth_root} has no ground truth of these studies; continuing without it")
-    write_evidence(scene, run_dir, checkpoint)
+    write_evidence(held_out, run_dir, checkpoint)
     show_evidence(run_dir)
 
 

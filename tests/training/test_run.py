@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_told(unbroken, arrows, tmp_path, capsys):
     assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_judged_on_held_out_studies(unbroken, arrows, capsys):
+def test_a_finished_run_is_evaluated_on_held_out_studies(unbroken, arrows, capsys):
     assert command_line(["evaluate", *words(arrows, unbroken.parent)]) == 0
     result = json.loads((unbroken / "evidence.json").read_text())
     assert result["studies"] == 9
