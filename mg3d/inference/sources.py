@@ -17,12 +17,13 @@ from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import sample_intensities
 from mg3d.files import write_json
 from mg3d.inference.model import ScanModel
-from mg3d.inference.scans import READER_OF, Scan
+from mg3d.inference.scans import Scan
 from mg3d.preparation.quarantine import REASONS
+from mg3d.preparation.readers.registry import READER_OF_SUFFIX
 from mg3d.preparation.sources.custom import ListedVolume, read_listing, volumes_below
 from mg3d.sentence_spans import report_units
 
-_SUFFIXES = (*READER_OF, ".npz")
+_SUFFIXES = (*READER_OF_SUFFIX, ".npz")
 
 
 class Item(NamedTuple):
