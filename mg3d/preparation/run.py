@@ -24,8 +24,8 @@ from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Inventory
 from mg3d.preparation.shards import ShardTask, plan_shards, tidy, work
-from mg3d.preparation.sources.ctrg import CtrgSplit
-from mg3d.preparation.sources.registry import SOURCES, SourceOptions
+from mg3d.preparation.sources.options import CtrgSplit, SourceOptions
+from mg3d.preparation.sources.registry import SOURCES
 from mg3d.preparation.stream_hubs import Hub
 from mg3d.preparation.stream_source import Stream, hand_out, open_stream, remove_left
 from mg3d.preparation.summary import Summary
