@@ -10,9 +10,9 @@ import planted_faults as f
 import pytest
 
 from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import SPLITS, index_path
 from mg3d.phantom.generate import PhantomSettings, generate
-from mg3d.preparation.leaks import LeakError
 from mg3d.preparation.run import Options, prepare
 from mg3d.preparation.sources.pseudonyms import pseudonym
 
@@ -50,8 +50,8 @@ UNHARMED = {
 STORED = (f.padding_8192, f.duplicate_report, f.latin1_table, f.flipped_labels)
 TOGETHER = (*QUARANTINED, *UNHARMED, *STORED, f.orphan_label)
 STOPPING = {
-    f.patient_in_two_splits: "image_sha256",
-    f.duplicate_voxels: "image_sha256",
+    f.patient_in_two_splits: "images in more than one split",
+    f.duplicate_voxels: "images in more than one split",
     f.swapped_columns: "seem swapped",
 }
 """Fault -> error message."""
@@ -149,7 +149,7 @@ def test_padding_is_removed_and_the_body_is_unchanged(faulty, clean):
 
 
 def test_duplicate_reports_and_encodings_are_noted_and_orphan_labels_ignored(faulty, clean):
-    assert "report_sha256" in faulty.notes
+    assert "reports in more than one split" in faulty.notes
     assert "was read as" in faulty.notes
     assert faulty.rows.keys() >= {volume for fault in STORED for volume in faulty.ids(fault)}
     assert not (faulty.rows.keys() | faulty.codes.keys()) & set(faulty.ids(f.orphan_label))
