@@ -161,7 +161,7 @@ def _check_splits(dataset: str, scan: Inventory, stored: set[str], listed: Path)
     stored: ids of volumes that shards hold, whether their raw files are there or not.
     """
     found = Counter(record.split for record in scan.records if record.files or record.volume_id in stored)
-    empty = [split for split in DATASETS[dataset].needs if not found[split]]
+    empty = [split for split in DATASETS[dataset].required_splits if not found[split]]
     if found and not empty:
         return
     write_quarantine(listed, scan.refused, {dataset})
