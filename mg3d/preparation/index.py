@@ -1,7 +1,6 @@
 """The index files: records and sidecars, joined to the rows of INDEX_SCHEMA."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mg3d.datasets.schema import DATASETS, INDEX_SCHEMA, SPLITS, encode_metadata, index_path
-from mg3d.files import replacing, write_json
+from mg3d.files import replacing
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.shards import PLAN, ShardTask
+from mg3d.preparation.shards import ShardTask
 from mg3d.sentence_spans import UNITS_VERSION, normalise, report_units
 
 _SPLIT_AND_ROW = pa.schema([pa.field("split", pa.string(), nullable=False), *INDEX_SCHEMA])
@@ -59,18 +58,6 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None
         schema = INDEX_SCHEMA.with_metadata(encode_metadata({**metadata, "split": split}))
         with replacing(index_path(out, dataset, split)) as stream, pa.ipc.new_file(stream, schema) as writer:
             writer.write_table(chosen.cast(schema))
-
-
-def write_manifest(folder: Path, sidecars: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `manifest.json` into the shards' folder: what whole shards there are, with sizes and sums, and by which plan."""
-    named = ("shard", "rows", "bytes", "sha256")
-    shards = [{name: sidecar[name] for name in named} for sidecar in sidecars if "sha256" in sidecar]
-    manifest = {
-        "plan_hash": json.loads((folder / PLAN).read_text(encoding="utf-8"))["hash"],
-        **{name: sum(shard[name] for shard in shards) for name in ("rows", "bytes")},
-        "shards": shards,
-    }
-    write_json(folder / "manifest.json", manifest)
 
 
 def remove_index(out: Path, dataset: str) -> None:

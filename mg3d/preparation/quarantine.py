@@ -47,7 +47,7 @@ REASONS: dict[str, str] = {
 """Code -> meaning."""
 NOT_COUNTED = {"no_chest", "not_downloaded"}
 """Codes that are expected and do not count towards the allowed share."""
-TRIED_AGAIN = {"download_failed"}
+RETRIED = {"download_failed"}
 """Codes that the next run does not take as final."""
 
 
