@@ -166,7 +166,7 @@ def _run(command: str, settings: Settings) -> int:
     def body() -> None:
         try:
             function(settings)
-        except run.ToldToStop as stopped:
+        except run.Preempted as stopped:
             if run.is_first_rank():  # a process that starts others takes an end of theirs that is not 0 for a failure
                 told.append(str(stopped))
 

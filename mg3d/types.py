@@ -21,18 +21,18 @@ class Sample(NamedTuple):
     window: tuple[float, float]
     """The stored numbers that become 0 and 1."""
     report: str
-    units: tuple[tuple[int, int], ...]
+    sentence_spans: tuple[tuple[int, int], ...]
     """Character offsets (start, end) of each sentence (or clause) in `report`, in order."""
     labels: np.ndarray
     """int8 [18]: 1 present, 0 absent, -1 not known; order of `glossary.LABELS`."""
     study_id: str
     patient_id: str
-    draw: tuple[int, ...]
-    """Seed words of everything random about this sample: (seed, epoch, position); equal for any number of workers and ranks."""
+    seed: tuple[int, ...]
+    """Seed of every random draw for this sample, (run seed, epoch, position); the same for any number of workers and ranks."""
 
 
 class StoredVolumes(NamedTuple):
-    """The volumes of a batch as they lie on disk, and what is drawn for them; `datasets.window` makes of it what a model sees."""
+    """Stored voxels of a batch and the random transforms drawn for them; `datasets.windowing` turns them into model input."""
 
     voxels: Tensor
     """[B, 1, D, H, W] stored numbers: uint8 when all volumes of the batch are, else int16."""
@@ -48,7 +48,7 @@ class StoredVolumes(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the collator gives, and, once its volumes are converted on the device (`datasets.window.convert`), the model reads."""
+    """Output of the collator; input of the model after `datasets.windowing.convert` has converted the volumes on the device."""
 
     volume: Tensor | StoredVolumes
     """float32 [B, 1, D, H, W] in [0, 1]; from the collator to the device StoredVolumes, a quarter or half of the bytes."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import pad_reports
-from mg3d.datasets.window import convert, intensities, on_device
+from mg3d.datasets.windowing import convert, intensities, on_device
 from mg3d.evaluation.reconstruction import ReconstructionError
 from mg3d.glossary import LABELS, prompts
 from mg3d.models.mg3d import MG3D

@@ -11,10 +11,10 @@ import pandas as pd
 from mg3d.finetune.fit import FREE
 from mg3d.finetune.kinds.base import Kind
 from mg3d.finetune.results import predictions_file, read_facts, read_table
-from mg3d.metrics.bootstrap import FEWEST, Comparison, paired_comparisons
+from mg3d.metrics.bootstrap import MIN_PATIENTS, PairedDifference, paired_comparisons
 from mg3d.settings.encoders import ENCODERS
 
-_MAY_DIFFER = (*FREE, "pretrained", "encoder", "load_patch_merging", "load_prefix", "minimum_coverage", "resamples")
+_MAY_DIFFER = (*FREE, "pretrained", "encoder", "load_patch_merging", "load_prefix", "minimum_coverage", "n_bootstrap")
 """Settings that say where a run starts, or nothing about it; the network is compared as it was built."""
 _FACTS = {
     "parameters_in_all": "parameters", "parameters": "parameters to train", "processes": "processes", "epochs": "epochs trained",
@@ -49,9 +49,11 @@ def compare(kind: Kind, first: Path, second: Path, *, say: Callable[[str], None]
     part = "test" if all(has_test) else "val"
     found = compare_tables(kind, first, second, part=part)
     say("\n".join([f"scores in {part}; difference: second - first [95 % interval over patients]", *table_lines(found)]))
-    few = sorted({row.patients for _, _, row in found.values() if row.patients < FEWEST})
+    few = sorted({row.patients for _, _, row in found.values() if row.patients < MIN_PATIENTS})
     if few:
-        say(f"too few cases ({', '.join(map(str, few))}) to tell: with fewer than {FEWEST} patients no p can lie below 0.05")
+        say(
+            f"too few cases ({', '.join(map(str, few))}) to tell: with fewer than {MIN_PATIENTS} patients no p can lie below 0.05"
+        )
 
 
 def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
@@ -79,7 +81,7 @@ def _other(what: str, one: Mapping[str, Any], two: Mapping[str, Any], names: Ite
     return [f"{what}{name} {one.get(name)} and {two.get(name)}" for name in sorted(names) if one.get(name) != two.get(name)]
 
 
-def compare_tables(kind: Kind, first: Path, second: Path, *, part: str) -> dict[str, tuple[float, float, Comparison]]:
+def compare_tables(kind: Kind, first: Path, second: Path, *, part: str) -> dict[str, tuple[float, float, PairedDifference]]:
     """Score -> its value in both runs, and `paired_comparisons` of second - first; thresholds are of each run's own val.
 
     Raises:
@@ -96,8 +98,8 @@ def compare_tables(kind: Kind, first: Path, second: Path, *, part: str) -> dict[
     systems = [partial(_scores, kind, table, of) for table, of in zip((one, two), dev, strict=True)]
     values = [system(np.arange(len(one))) for system in systems]
     known = {name: kind.rests_on(one, name) for name in values[0]}
-    named = {"resamples": kind.settings.resamples, "seed": kind.settings.seed}
-    found = paired_comparisons(*reversed(systems), one["patient_id"].to_numpy(), known=known, **named)
+    named = {"n_bootstrap": kind.settings.n_bootstrap, "seed": kind.settings.seed}
+    found = paired_comparisons(*reversed(systems), one["patient_id"].to_numpy(), support_masks=known, **named)
     return {name: (values[0][name], values[1][name], row) for name, row in found.items()}
 
 
@@ -105,12 +107,12 @@ def _scores(kind: Kind, table: pd.DataFrame, dev: pd.DataFrame | None, rows: np.
     return kind.statistics(table.iloc[rows], dev)
 
 
-def table_lines(found: Mapping[str, tuple[float, float, Comparison]]) -> list[str]:
+def table_lines(found: Mapping[str, tuple[float, float, PairedDifference]]) -> list[str]:
     """The table as text, at most 100 columns wide for scores of names up to 40 letters."""
     width = max(map(len, found), default=0)
     lines = [f"{'score':{width}} {'first':>7} {'second':>7} {'difference':25} {'p':>8} {'patients':>8}"]
     for name, (first, second, row) in found.items():
         interval = "" if np.isnan(row.low) else f"[{row.low:.3f}, {row.high:.3f}]"
         difference = f"{row.difference:+8.3f} {interval:16}"
-        lines.append(f"{name:{width}} {first:7.3f} {second:7.3f} {difference} {row.told_p:>8} {row.patients:8}")
+        lines.append(f"{name:{width}} {first:7.3f} {second:7.3f} {difference} {row.p_text:>8} {row.patients:8}")
     return lines

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from mg3d.finetune.module import FinetuneModule, gathered
 from mg3d.finetune.pipeline import TicketSampler, in_order
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.settings.schema import RunSettings
+from mg3d.training.finite import StopAtNotFinite
 from mg3d.training.trainer import (
     PlainBar,
     RichBar,
-    StopEarly,
+    TimeLimit,
     WholeCheckpoints,
     checkpoints,
     csv_part,
@@ -212,6 +214,9 @@ def read_finetuned(path: Path) -> dict[str, Any]:
     return stored
 
 
+NOT_FINITE = "Lower learning_rate or set grad_clip=1, and start a new run (run_name=...)"
+
+
 def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
     """The Trainer of one fold, writing into `folder`."""
     settings, run = kind.settings, machine(kind.settings)
@@ -220,11 +225,12 @@ def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
         *checkpoints(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),
         RichBar() if sys.stdout.isatty() else PlainBar(refresh_rate=20),
+        StopAtNotFinite(folder, names=itemgetter("case_id"), advice=NOT_FINITE),
     ]  # fmt: skip
     if settings.patience:
         callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
     if settings.max_minutes:
-        callbacks.append(StopEarly(settings.max_minutes))
+        callbacks.append(TimeLimit(folder / "checkpoints" / "last.ckpt", settings.max_minutes))
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=resolve_devices(run),

@@ -52,6 +52,8 @@ def read_volume(source: Source, *, channel: int | None = None) -> tuple[np.ndarr
         array = array[..., channel]
     if array.ndim != 3 or min(array.shape) < 2:
         raise ValueError(f"{source} holds an array of shape {array.shape}; one volume of three axes is expected")
+    if array.dtype.kind == "f" and (count := int(array.size - np.isfinite(array).sum())):
+        raise ValueError(f"{source} holds {count} voxels that are NaN or Inf, of {array.size}; repair the file or leave it out")
     return array, affine
 
 

@@ -33,6 +33,7 @@ class FinetuneModule(pl.LightningModule):
         self.network, self.kind, self.identity = network, kind, dict(identity)
         self.steps_per_epoch, self.say = steps_per_epoch, say
         self.found: list[Row] = []
+        self.latest_terms: dict[str, Tensor] = {}  # read by `StopAtNotFinite`
         self.told = False  # that the metric is not defined
         if kind.settings.freeze_encoder:
             network.encoder.requires_grad_(False)
@@ -50,6 +51,7 @@ class FinetuneModule(pl.LightningModule):
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:
         """The loss of one batch."""
         loss = self.kind.loss(self.network, batch)
+        self.latest_terms = {"loss": loss.detach()}
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
         return loss
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.finetune.cases import Case, PreparedRow, RawScan
 from mg3d.finetune.ranks import first_does
-from mg3d.preparation.leaks import LeakError
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.voxels import make_volume
 
 ALLOWED_ASIDE = 0.02
@@ -57,7 +57,7 @@ def prepared(root: Path, order: Order, *, say: Callable[[str], None]) -> Path:
 
 def _prepare(root: Path, order: Order, say: Callable[[str], None]) -> None:
     say(f"preparing {root} into {order.out}; what was prepared before is kept, and a run that is cut off goes on")
-    options = Options(
+    options = PrepareOptions(
         out=order.out, roots={order.dataset: root}, recipe=Recipe(shape=order.shape), workers=order.workers,
         val_patients=order.val_patients, seed=order.seed,
     )  # fmt: skip
@@ -126,7 +126,7 @@ def read_prepared(source: PreparedRow | RawScan) -> tuple[np.ndarray, tuple[floa
         return _prepare_scan(source)
     index = _index(source.index)
     voxels, row = index.volume(source.row).astype(np.float32), index.table.slice(source.row, 1).to_pylist()[0]
-    if row["unit"] == "hu8":
+    if row["intensity_unit"] == "hu8":
         low, high = index.stored_window_hu
         voxels = low + voxels / 255.0 * (high - low)
     return voxels, tuple(row["spacing_mm"] or (1.0, 1.0, 1.0))

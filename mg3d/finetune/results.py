@@ -13,8 +13,8 @@ from rich.table import Table
 
 from mg3d.files import write_bytes, write_json
 from mg3d.finetune.kinds.base import Kind, Score
-from mg3d.pictures.curves import curves_figure
-from mg3d.pictures.page import Piece, write_page
+from mg3d.visualize.curves import curves_figure
+from mg3d.visualize.page import PageItem, write_page
 
 SCORES = "scores.json"
 _TEXTS = {"case_id": str, "patient_id": str}
@@ -42,11 +42,11 @@ def write_results(
 ) -> dict[str, list[Score]]:
     """Predictions, scores with intervals and a page of each part (`val`, `test`); scores.json is the last to appear."""
     scores = {}
-    sections: list[tuple[str, list[Piece]]] = []
+    sections: list[tuple[str, list[PageItem]]] = []
     for part, table in tables.items():
         write_table(predictions_file(folder, part), table)
         scores[part] = kind.scores(table, dev=dev if part == "test" else None)
-        pictures: list[Piece] = []
+        pictures: list[PageItem] = []
         for title, figure in kind.figures(table):
             pictures += [title, figure]
         sections.append((f"{part}: {len(table)} rows", [[score._asdict() for score in scores[part]], *pictures]))

@@ -85,7 +85,7 @@ class FinetuneSettings:
     """Share by which windows of a sliding-window segmentation overlap."""
     save_masks: bool = True
     """Write predicted masks as NIfTI on the grid of the scan's own file."""
-    resamples: int = 300
+    n_bootstrap: int = 300
     """Bootstrap draws behind every interval."""
     seed: int = 0
     """Seed of initialisation, order, folds and random changes."""
@@ -166,7 +166,7 @@ def parse_settings(given: Mapping[str, Any], *, defaults: Mapping[str, Any], opt
 
 _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "accumulate": 1, "learning_rate": 0, "encoder_rate": 0, "weight_decay": 0, "warmup_epochs": 0,
-    "grad_clip": 0, "val_epochs": 1, "patience": 0, "resamples": 0, "seed": 0, "devices": 0, "num_nodes": 1, "num_workers": 0,
+    "grad_clip": 0, "val_epochs": 1, "patience": 0, "n_bootstrap": 0, "seed": 0, "devices": 0, "num_nodes": 1, "num_workers": 0,
     "max_cases": 0, "max_minutes": 0,
 }  # fmt: skip
 _SHARES = ("minimum_coverage", "layer_decay", "step_factor", "dropout", "overlap")

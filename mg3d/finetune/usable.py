@@ -16,6 +16,8 @@ from mg3d.finetune.cases import ArrowRow, Case, PreparedRow, RawScan
 from mg3d.finetune.images import read_image, read_volume
 from mg3d.finetune.ranks import first_does
 
+_CHECKS = 2
+"""Version of the checks: results of another version are not reused."""
 _AT_ONCE = 4
 """Scans that are read at the same time; each lies in memory whole."""
 
@@ -64,7 +66,7 @@ def _known(memory: Path) -> Mapping[str, dict[str, Any]]:
 
 
 def _key(case: Case, channel: int | None) -> str:
-    parts: list[Any] = [channel]
+    parts: list[Any] = [_CHECKS, channel]
     for source in (case.mask, case.image):
         files = [] if source is None else [source] if isinstance(source, Path) else source
         for path in files[:1] if isinstance(source, ArrowRow) else files:

@@ -14,12 +14,12 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import SEEN, differing_steps
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import intensities
+from mg3d.datasets.windowing import intensities
 from mg3d.files import write_json
 from mg3d.inference.model import ScanModel
 from mg3d.inference.scans import READER_OF, Scan
 from mg3d.preparation.quarantine import REASONS
-from mg3d.preparation.sources.own import ListedVolume, list_own, volumes_below
+from mg3d.preparation.sources.custom import ListedVolume, read_listing, volumes_below
 from mg3d.sentence_spans import report_units
 
 _SUFFIXES = (*READER_OF, ".npz")
@@ -74,7 +74,7 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
     if source.suffix == ".arrow":
         return _prepared(model, source)
     if table is not None:
-        listing = list_own(source, Path(table), suffixes=_SUFFIXES)
+        listing = read_listing(source, Path(table), suffixes=_SUFFIXES)
         return [_listed(model, source, volume) for volume in listing.volumes]
     elif source.is_file():
         return [Item(source.name, "", partial(model.read, source))]

@@ -10,16 +10,16 @@ Statistic = Callable[[np.ndarray], float]
 """Of rows int64, the cases of a draw."""
 Statistics = Callable[[np.ndarray], Mapping[str, float]]
 """Several of them by name."""
-FEWEST, FEW = 6, 12
+MIN_PATIENTS, FEW = 6, 12
 """Below so many patients no p can lie below 0.05; up to so many it is also of every turn of signs, above of drawn patients
 alone."""
 
-FEWEST_OF_A_CLASS = 5
+MIN_PATIENTS_PER_CLASS = 5
 """Below so many patients with, or without, what is ranked an interval is not known: more than one draw in a hundred (exp -5) then
 lacks the class, and of one positive every draw that has a value has much the same."""
 
 
-class Comparison(NamedTuple):
+class PairedDifference(NamedTuple):
     """Of two systems on the same cases: first minus second, its interval, and a two-sided p for no difference."""
 
     difference: float
@@ -33,9 +33,9 @@ class Comparison(NamedTuple):
     """The smallest p that so many patients and draws can show."""
 
     @property
-    def told_p(self) -> str:
+    def p_text(self) -> str:
         """p as text, never 0."""
-        if self.patients < FEWEST:
+        if self.patients < MIN_PATIENTS:
             return "too few"
         if np.isnan(self.p):
             return "-"
@@ -44,7 +44,7 @@ class Comparison(NamedTuple):
         return f"<= {self.p:.3f}" if self.patients > FEW and self.p <= self.least else f"{self.p:.3f}"
 
 
-def too_few(labels: np.ndarray, groups: np.ndarray, *, classes: Sequence[int] = (1, 0)) -> str:
+def insufficient_reason(labels: np.ndarray, groups: np.ndarray, *, classes: Sequence[int] = (1, 0)) -> str:
     """Why a score of these labels has no interval, such as `too few positives (1)`; empty where it has one, or no value.
 
     labels [n] or [n, L] (for a mean over columns, of which one with enough suffices): 1 positive, 0 negative; groups [n]: the
@@ -52,14 +52,14 @@ def too_few(labels: np.ndarray, groups: np.ndarray, *, classes: Sequence[int] = 
     """
     columns = labels.reshape(len(labels), -1).T
     counts = [[len(np.unique(groups[column == one])) for one in classes] for column in columns]
-    best = max((row for row in counts if min(row) > 0), key=min, default=[FEWEST_OF_A_CLASS])
-    if min(best) >= FEWEST_OF_A_CLASS:
+    best = max((row for row in counts if min(row) > 0), key=min, default=[MIN_PATIENTS_PER_CLASS])
+    if min(best) >= MIN_PATIENTS_PER_CLASS:
         return ""
     return f"too few {'positives' if classes[best.index(min(best))] == 1 else 'negatives'} ({min(best)})"
 
 
 def bootstrap_interval(
-    statistic: Statistic, groups: np.ndarray, *, resamples: int = 300, level: float = 0.95, seed: int = 0
+    statistic: Statistic, groups: np.ndarray, *, n_bootstrap: int = 300, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of `statistic(rows)`, rows int64 being the cases of a draw of groups (patients) with replacement.
 
@@ -68,17 +68,17 @@ def bootstrap_interval(
     Raises:
         ValueError: there is no case.
     """
-    return bootstrap_intervals(_named(statistic), groups, resamples=resamples, level=level, seed=seed)[""]
+    return bootstrap_intervals(_named(statistic), groups, n_bootstrap=n_bootstrap, level=level, seed=seed)[""]
 
 
 def bootstrap_intervals(
-    statistics: Statistics, groups: np.ndarray, *, resamples: int = 300, level: float = 0.95, seed: int = 0
+    statistics: Statistics, groups: np.ndarray, *, n_bootstrap: int = 300, level: float = 0.95, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """`bootstrap_interval` of every statistic, of the same draws; nothing without a draw."""
-    return {name: _interval(values, level) for name, values in _drawn(statistics, groups, resamples, seed).items()}
+    return {name: _interval(values, level) for name, values in _drawn(statistics, groups, n_bootstrap, seed).items()}
 
 
-def paired_comparison(first: Statistic, second: Statistic, groups: np.ndarray, **named: int | float) -> Comparison:
+def paired_comparison(first: Statistic, second: Statistic, groups: np.ndarray, **named: int | float) -> PairedDifference:
     """Difference of two systems' statistics; both see the same rows of every draw of patients. See `paired_comparisons`."""
     return paired_comparisons(_named(first), _named(second), groups, **named)[""]
 
@@ -88,12 +88,14 @@ def paired_comparisons(
     second: Statistics,
     groups: np.ndarray,
     *,
-    known: Mapping[str, np.ndarray] | None = None,
-    resamples: int = 2000,
+    support_masks: Mapping[str, np.ndarray] | None = None,
+    n_bootstrap: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, Comparison]:
-    """`Comparison` of every statistic that both have. known: bool [n] by name, the cases that it rests on (default: all).
+) -> dict[str, PairedDifference]:
+    """`PairedDifference` of every statistic that both have.
+
+    support_masks: bool [n] by name, the cases that a statistic uses (default: all).
 
     p is `two_sided_p` of the draws; up to `FEW` patients the larger of it and `sign_flip_p` of every patient's part, for either
     alone can be too small: the draws of so few, the parts of what is no mean.
@@ -103,22 +105,22 @@ def paired_comparisons(
     """
     rows = np.arange(len(groups))
     values = [system(rows) for system in (first, second)]
-    drawn = [_drawn(system, groups, resamples, seed) for system in (first, second)]
+    drawn = [_drawn(system, groups, n_bootstrap, seed) for system in (first, second)]
     without = cache(lambda one: [system(np.flatnonzero(groups != one)) for system in (first, second)])
     found = {}
     for name in (name for name in values[0] if name in values[1]):
         difference = values[0][name] - values[1][name]
-        draws = drawn[0][name] - drawn[1][name] if resamples else np.empty(0)
+        draws = drawn[0][name] - drawn[1][name] if n_bootstrap else np.empty(0)
         draws = draws[~np.isnan(draws)]
-        patients = np.unique(groups[known[name]] if known else groups)
+        patients = np.unique(groups[support_masks[name]] if support_masks else groups)
         p, least = two_sided_p(draws), 2 / (len(draws) + 1)
-        if len(patients) < FEWEST:
+        if len(patients) < MIN_PATIENTS:
             p, least = float("nan"), 2.0 ** (1 - len(patients))
         elif len(patients) <= FEW:
             lacking = np.array([values[0][name] - values[1][name] for values in map(without, patients)])
             flipped = sign_flip_p(len(patients) * difference - (len(patients) - 1) * lacking)
             p, least = float(np.maximum(flipped, p)), max(2.0 ** (1 - len(patients)), least)
-        found[name] = Comparison(float(difference), *_interval(draws, level), p, len(patients), least)
+        found[name] = PairedDifference(float(difference), *_interval(draws, level), p, len(patients), least)
     return found
 
 
@@ -150,9 +152,9 @@ def _named(statistic: Statistic) -> Statistics:
     return lambda rows: {"": statistic(rows)}
 
 
-def _drawn(statistics: Statistics, groups: np.ndarray, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """[resamples] values of each."""
-    each = [statistics(rows) for rows in _draws(groups, resamples, seed)]
+def _drawn(statistics: Statistics, groups: np.ndarray, n_bootstrap: int, seed: int) -> dict[str, np.ndarray]:
+    """[n_bootstrap] values of each."""
+    each = [statistics(rows) for rows in _draws(groups, n_bootstrap, seed)]
     return {name: np.array([values[name] for values in each], dtype=float) for name in (each[0] if each else ())}
 
 
@@ -165,7 +167,7 @@ def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _draws(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _draws(groups: np.ndarray, n_bootstrap: int, seed: int) -> Iterator[np.ndarray]:
     """Rows of as many groups as there are, drawn with replacement."""
     if len(groups) == 0:
         raise ValueError("there is no case to draw from; at least one patient is needed for an interval")
@@ -173,7 +175,7 @@ def _draws(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray
     _, group = np.unique(groups, return_inverse=True)
     order, counts = np.argsort(group, kind="stable"), np.bincount(group)
     starts = np.cumsum(counts) - counts
-    for _ in range(resamples):
+    for _ in range(n_bootstrap):
         drawn = generator.integers(len(counts), size=len(counts))
         offset = np.repeat(starts[drawn] - np.cumsum(counts[drawn]) + counts[drawn], counts[drawn])
         yield order[offset + np.arange(len(offset))]

@@ -67,7 +67,7 @@ def macro_auroc(labels: np.ndarray, scores: np.ndarray, *, of: Sequence[int] | N
     return mean_of_defined(per_label(auroc, labels[:, columns], scores[:, columns]))
 
 
-class Counts(NamedTuple):
+class ConfusionCounts(NamedTuple):
     """Decisions counted against known labels, int64 arrays of one shape."""
 
     hits: np.ndarray
@@ -76,7 +76,7 @@ class Counts(NamedTuple):
     rejections: np.ndarray
 
 
-def count_decisions(labels: np.ndarray, decided: np.ndarray, *, axis: int | None = 0) -> Counts:
+def count_decisions(labels: np.ndarray, decided: np.ndarray, *, axis: int | None = 0) -> ConfusionCounts:
     """Decisions (1, 0) against labels along `axis` (None: all); places where either is neither 0 nor 1 are left out.
 
     Raises:
@@ -87,29 +87,29 @@ def count_decisions(labels: np.ndarray, decided: np.ndarray, *, axis: int | None
     present, absent = labels == 1, labels == 0
     called, denied = decided == 1, decided == 0
     pairs = ((present, called), (absent, called), (present, denied), (absent, denied))
-    return Counts(*(np.asarray((one & other).sum(axis)) for one, other in pairs))
+    return ConfusionCounts(*(np.asarray((one & other).sum(axis)) for one, other in pairs))
 
 
-def decision_scores(counts: Counts) -> dict[str, np.ndarray]:
+def decision_scores(counts: ConfusionCounts) -> dict[str, np.ndarray]:
     """Accuracy, balanced accuracy, sensitivity, specificity, precision and F1, each of the shape of the counts.
 
     nan where the denominator is empty: sensitivity and balanced accuracy need a positive, specificity a negative, precision a
     call. F1 = 2 hits / (2 hits + false alarms + misses) is 0 when nothing is called, nan only when nothing is there either.
     """
     hits, false_alarms, misses, rejections = counts
-    sensitivity = share(hits, hits + misses)
-    specificity = share(rejections, rejections + false_alarms)
+    sensitivity = safe_divide(hits, hits + misses)
+    specificity = safe_divide(rejections, rejections + false_alarms)
     return {
-        "accuracy": share(hits + rejections, hits + false_alarms + misses + rejections),
+        "accuracy": safe_divide(hits + rejections, hits + false_alarms + misses + rejections),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "precision": share(hits, hits + false_alarms),
-        "f1": share(2 * hits, 2 * hits + false_alarms + misses),
+        "precision": safe_divide(hits, hits + false_alarms),
+        "f1": safe_divide(2 * hits, 2 * hits + false_alarms + misses),
     }
 
 
-def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def safe_divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, nan where whole is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
 

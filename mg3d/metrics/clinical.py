@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mg3d.metrics.classification import Counts, count_decisions, mean_of_defined, share
+from mg3d.metrics.classification import ConfusionCounts, count_decisions, mean_of_defined, safe_divide
 
 
 def clinical_efficacy(reference: np.ndarray, generated: np.ndarray) -> dict[str, float | np.ndarray]:
@@ -30,11 +30,11 @@ def clinical_efficacy(reference: np.ndarray, generated: np.ndarray) -> dict[str,
     return found
 
 
-def _agreement(counts: Counts) -> dict[str, np.ndarray]:
+def _agreement(counts: ConfusionCounts) -> dict[str, np.ndarray]:
     hits, false_alarms, misses, _ = counts
     somewhere = hits + false_alarms + misses > 0
     return {
-        "precision": np.where(somewhere, np.nan_to_num(share(hits, hits + false_alarms)), np.nan),
-        "recall": np.where(somewhere, np.nan_to_num(share(hits, hits + misses)), np.nan),
-        "f1": share(2 * hits, 2 * hits + false_alarms + misses),
+        "precision": np.where(somewhere, np.nan_to_num(safe_divide(hits, hits + false_alarms)), np.nan),
+        "recall": np.where(somewhere, np.nan_to_num(safe_divide(hits, hits + misses)), np.nan),
+        "f1": safe_divide(2 * hits, 2 * hits + false_alarms + misses),
     }

@@ -47,7 +47,7 @@ def _start_worker(counter: Synchronized) -> None:
 
 
 def follow_parent() -> None:
-    """Initializer of worker processes: they ignore Ctrl-C, which the parent handles, and exit when the parent ends or is killed."""
+    """Initializer of worker processes: ignore Ctrl-C, which the parent handles, and exit when the parent ends or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""The index files: records and sidecars, joined to the rows of INDEX_SCHEMA."""
+"""Write the index files: records and sidecars joined to rows of INDEX_SCHEMA."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _SPLIT_AND_ROW = pa.schema([pa.field("split", pa.string(), nullable=False), *IND
 def join(
     tasks: Sequence[ShardTask], sidecars: Sequence[Mapping[str, Any]], out: Path
 ) -> tuple[pa.Table, list[Quarantined], list[str]]:
-    """Rows of every stored volume in the plan's order with a column `split`, what was refused, and ids of what is absent."""
+    """Index rows of all stored volumes with a column `split`, quarantined volumes, and ids of those not downloaded yet."""
     parts, refused, absent = [_SPLIT_AND_ROW.empty_table()], [], []
     for task, sidecar in zip(tasks, sidecars):
         shard, rows = task.path.relative_to(out).as_posix(), []
@@ -40,7 +40,7 @@ def join(
 
 
 def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None:
-    """Writes the three index files of a data set, empty where a split has no volume; without train only those with volumes."""
+    """Writes the index files of a data set: of all splits, or only of those with volumes if there is no training volume."""
     facts = DATASETS[dataset]
     metadata = {
         "shape": list(recipe.shape),
@@ -61,7 +61,7 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None
 
 
 def remove_index(out: Path, dataset: str) -> None:
-    """Removes the index files of a data set whose shards are about to change, so that nobody reads old rows of new shards."""
+    """Deletes the index files of a data set before its shards change."""
     for split in SPLITS:
         index_path(out, dataset, split).unlink(missing_ok=True)
 
@@ -78,20 +78,20 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
         "findings": record.findings,
         "impression": record.impression,
         "report": report,
-        "units": units,
+        "sentence_spans": units,
         "report_sha256": report_sha256,
         "labels": list(record.labels),
         "label_source": record.label_source,
         "shard": shard,
         "shard_row": facts["row"],
-        "unit": unit,
+        "intensity_unit": unit,
         "source": facts["source"],
-        **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_rule", "image_sha256")},
+        **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_source", "image_sha256")},
     }
 
 
 @lru_cache(maxsize=64)
 def _text(findings: str | None, impression: str | None) -> tuple[str, list[dict[str, int]], str]:
-    """Report, units and sum; the reconstructions of a scan, which follow one another, share them."""
+    """Report, sentence spans and hash. Cached, because consecutive reconstructions of a scan share the report."""
     report, units = report_units(findings, impression)
     return report, [unit._asdict() for unit in units], hashlib.sha256(normalise(report).encode()).hexdigest()

@@ -10,7 +10,14 @@ from mg3d.files import write_json
 from mg3d.preparation.quarantine import RETRIED
 from mg3d.preparation.recipe import digest
 from mg3d.preparation.shards import (
-    MANIFEST, PlanChangedError, ShardTask, changed_files, finished, is_locked, read_sidecar, sidecar_time,
+    MANIFEST,
+    PlanChangedError,
+    ShardTask,
+    changed_files,
+    finished,
+    is_locked,
+    read_sidecar,
+    sidecar_time,
 )  # fmt: skip
 
 

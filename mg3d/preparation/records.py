@@ -1,7 +1,6 @@
-"""What a scan of a raw data set yields: one record per volume, before any voxel is read."""
+"""Records of a raw data set: one per volume, before any voxel is read."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from mg3d.preparation.quarantine import Quarantined
 
 
 class TableGeometry(NamedTuple):
-    """What the metadata table says of a volume; nan = the cell is empty."""
+    """Geometry of a volume in the metadata table; nan = empty cell."""
 
     shape_zyx: tuple[float, float, float]
     spacing_zyx_mm: tuple[float, float, float]
@@ -25,7 +24,7 @@ class TableGeometry(NamedTuple):
 
 @dataclass(frozen=True)
 class VolumeRecord:
-    """One volume with its text. The repr holds no text and no file name."""
+    """One volume with its report. The repr contains no text and no file name."""
 
     volume_id: str
     study_id: str
@@ -33,81 +32,53 @@ class VolumeRecord:
     dataset: str
     official_split: str
     split: str
-    """Ours: train, val, test."""
+    """train, val or test."""
     reconstruction: int
     findings: str | None = field(repr=False)
     impression: str | None = field(repr=False)
-    """None = not given; both None = an image alone, where `DatasetFacts.has_reports` is False."""
+    """None = not given; both None = an image alone, where `DatasetInfo.has_reports` is False."""
     files: tuple[str, ...] = field(repr=False)
     """Relative to the data set's root: one file, slices from superior to inferior, or the folder of a DICOM series.
     None = listed, but not downloaded yet."""
     source: str
-    """What the index says of `files`; without personal names."""
+    """Origin of the volume for the index: the relative path, or an id where paths may contain names."""
     reader: str
-    """How `files` are read, a key of readers.registry.READERS."""
+    """A key of readers.registry.READERS."""
     labels: tuple[int, ...] = (-1,) * len(LABELS)
     label_source: str = "none"
     table: TableGeometry | None = None
 
     @property
     def image_key(self) -> str:
-        """Tells everything that decides the stored voxels, besides the preprocessing, in few letters."""
+        """Hash of everything but the preprocessing that determines the stored voxels."""
         return hashlib.sha256(repr((self.volume_id, self.reader, self.files, self.table)).encode()).hexdigest()[:32]
 
 
 class RawVolume(NamedTuple):
-    """What a reader gives."""
+    """A volume as read, before preprocessing."""
 
     voxels: np.ndarray
-    """Stored numbers [z, y, x]: +z superior, +y posterior, +x left."""
+    """Stored values [z, y, x]: +z superior, +y posterior, +x left."""
     spacing_mm: tuple[float, float, float] | None
     """z y x; None = not documented."""
-    rule: str
-    """Where HU come from: baked (stored so), csv (table), header (DICOM), ctclip (arrays cut to -1000..1000); grey8 = no HU."""
+    hu_source: str
+    """Where HU come from: already_hu (as stored), metadata_table, dicom_header, ct_clip (HU / 1000 clipped to -1..1);
+    uint8_unknown_window: no HU."""
     scale: tuple[float, float] = (1.0, 0.0)
-    """Slope and intercept from stored numbers to HU."""
+    """Slope and intercept from stored values to HU."""
     note: str = ""
-    """What a person should know of the reading, in words that are the same for all such volumes."""
+    """A remark for the summary, identical for all volumes that it applies to."""
     affine: np.ndarray | None = None
-    """Of the voxels [i, j, k] as the file has them to RAS mm, which `geometry.to_lps` turned; None = not documented."""
+    """From voxels [i, j, k] of the file, before `geometry.to_lps`, to RAS mm; None = not documented."""
 
 
 @dataclass
-class Scan:
-    """A scanned data set, its records in an order that does not depend on the machine."""
+class Inventory:
+    """The volumes found in a raw data set, in an order that does not depend on the machine."""
 
     root: Path
-    """What the records' files are relative to."""
+    """Folder that the records' files are relative to."""
     records: list[VolumeRecord] = field(default_factory=list)
     refused: list[Quarantined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """Sentences for the person who runs the preparation."""
-
-
-VAL_SHARE = 0.1
-"""Share of the training patients whose draw is low enough for val."""
-
-
-def carve_val(patients: Sequence[str], count: int, seed: int) -> tuple[set[str], str | None]:
-    """The patients of train that become val, drawn with `seed`, and a sentence when it is not `count` that was drawn.
-
-    Every patient has a number in [0, 1), a hash of seed and id. Val are the `count` lowest of those below a tenth; the lowest
-    of all when none is below, and all but one at most. So nobody moves from train to val when more patients arrive, and a
-    model that was trained on what was there before may be judged on val. A patient of val may move to train: as soon as
-    there are more than `count` below a tenth.
-
-    Args:
-        patients: training patients, in any order.
-        count: how many to draw. A small set has fewer: about a tenth of it.
-    """
-    if count == 0:
-        return set(), "no patient was carved out of train: val is empty"
-    draws = sorted((_val_draw(patient, seed), patient) for patient in set(patients))
-    below = sum(draw < VAL_SHARE for draw, _ in draws)
-    allowed = min(count, max(1, below), max(len(draws) - 1, 0))
-    note = f"val has {allowed} of {len(draws)} training patients, not {count}: about a tenth is taken at most"
-    return {patient for _, patient in draws[:allowed]}, note if allowed != count else None
-
-
-def _val_draw(patient: str, seed: int) -> float:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{patient}".encode(), digest_size=6).digest(), "big") / 256**6
+    """Remarks for the summary."""

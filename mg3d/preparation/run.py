@@ -1,4 +1,4 @@
-"""Run the preparation: list the raw data, write shards, check the splits, write the index files. Finished work is not repeated."""
+"""Run the preparation: list the raw data, write shards, check the splits, write the index files."""
 
 import multiprocessing
 import time
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from filelock import FileLock
 
-from mg3d.datasets.checks import BLOCKING, WARNING, LeakError, find_leaks
+from mg3d.datasets.integrity import LeakError, find_leaks
 from mg3d.datasets.schema import DATASETS, SPLITS
 from mg3d.files import remove_partial
 from mg3d.preparation.engine_ray import ray_engine
@@ -90,8 +90,8 @@ class _Job:
 def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSummary:
     """Writes index files, shards and quarantine.jsonl into `options.out`. Finished shards of earlier runs are kept.
 
-    Concurrent runs in one folder share the shards. A run with `options.worker` ends when other runs hold the remaining shards; one
-    without waits for them. The run that finds all shards finished writes the index.
+    Concurrent runs in one folder share the shards. A run with `options.worker` ends when other runs hold the remaining shards;
+    one without waits for them. The run that finds all shards finished writes the index.
 
     Raises:
         FileNotFoundError, ValueError: raw data are not as expected, a split is empty, or a run with other settings is at work.
@@ -141,7 +141,7 @@ def _plan_jobs(options: PrepareOptions, summary: PrepareSummary) -> dict[str, _J
         _check_splits(dataset, inventory, status.stored, options.out / "quarantine.jsonl")
         summary.notes += [*inventory.notes, *([note] if note else [])]
         if status.changed:
-            summary.notes.append(f"{dataset}: raw files of {status.changed} volumes have changed; these volumes are prepared again")
+            summary.notes.append(f"{dataset}: raw files of {status.changed} volumes have changed; they are prepared again")
         for task in status.pending:
             remove_partial_shard(task)
         summary.skipped += len(status.done)
@@ -188,8 +188,8 @@ def _check_splits(dataset: str, inventory: Inventory, stored: set[str], quaranti
     why = f"excluded: {codes}, see {quarantine}" if codes else "nothing was excluded, so the download is incomplete"
     found = ", ".join(f"{split} {number}" for split, number in usable.items()) or "none"
     raise ValueError(
-        f"{dataset} has no usable volume for {' and '.join(empty) or 'any split'} (usable: {found}); {why}; add at least one volume "
-        "(docs/data.md lists the splits), or raise --limit if it is set"
+        f"{dataset} has no usable volume for {' and '.join(empty) or 'any split'} (usable: {found}); {why}; add at least one "
+        "volume (docs/data.md lists the splits), or raise --limit if it is set"
     )
 
 
@@ -272,8 +272,7 @@ def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Tab
 
 
 def _check_leaks(tables: Mapping[str, pa.Table], out: Path, summary: PrepareSummary) -> None:
-    columns = ["split", "volume_id", *BLOCKING, *WARNING]
-    leaks = find_leaks(pa.concat_tables(table.select(columns) for table in tables.values()))
+    leaks = find_leaks(pa.concat_tables(tables.values()))
     summary.notes += leaks.lines()
     if leaks.blocking:
         for dataset in tables:

@@ -67,7 +67,7 @@ def open_hub(repo: str, cache: Path, tables: Sequence[str]) -> HubSource:
     """
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
         shown = "a URL" if "://" in repo or "@" in repo else repr(repo)
-        raise ValueError(f"--stream {shown}: expected owner/name of a data set on the Hugging Face Hub; for a folder use --ct-rate")
+        raise ValueError(f"--stream {shown}: expected owner/name of a data set on the Hugging Face Hub; use --ct-rate for a folder")
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "tables.lock"):
         try:

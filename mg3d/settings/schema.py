@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-DatasetName = Literal["ct_rate", "ctrg", "rad_chestct", "own"]
+DatasetName = Literal["ct_rate", "ctrg", "rad_chestct", "custom"]
 """Data sets that the preparation writes."""
 PatchMerging = Literal["legacy", "monai", "monai_v2"]
 """MG-3D's and early MONAI's; MONAI's present default `merging`; its `mergingv2` (the same neighbours in another order)."""

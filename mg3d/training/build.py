@@ -101,7 +101,7 @@ def build_data(
         mlm_probability=model.mlm_probability,
         sentence_views=data.sentence_views,
         negated_view_fraction=data.negated_view_fraction,
-        pad_to_most=model.fusion == "gate",
+        pad_to_max_length=model.fusion == "gate",
         text_features=TextCache(settings.text.text_cache) if with_text_cache and settings.text.text_cache else None,
         text_negatives=settings.optim.text_negatives if with_text_cache else 0,
         changes=settings.augment,

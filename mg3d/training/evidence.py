@@ -18,7 +18,7 @@ from mg3d.datasets.arrow import open_index
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import intensities
+from mg3d.datasets.windowing import intensities
 from mg3d.evaluation import held_out, truth
 from mg3d.evaluation.baselines import logistic_scores, pooled_volume
 from mg3d.evaluation.matching import pair_shares
@@ -29,13 +29,13 @@ from mg3d.glossary import LABELS
 from mg3d.metrics.classification import macro_auroc
 from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
-from mg3d.pictures.curves import curves_figure
-from mg3d.pictures.page import png, write_page
-from mg3d.pictures.planes import case_figure
 from mg3d.sentence_spans import normalise
 from mg3d.settings.schema import Settings
 from mg3d.training.build import build_data, build_tokenizer
 from mg3d.training.trainer import resolve_accelerator
+from mg3d.visualize.curves import curves_figure
+from mg3d.visualize.page import png, write_page
+from mg3d.visualize.planes import case_figure
 
 TARGETS = ("Cardiomegaly", "Pleural effusion", "Consolidation", "Emphysema", "Hiatal hernia")
 """The findings of the headline number."""
@@ -187,7 +187,7 @@ def matched_sentences(model: MG3D, scene: Scene) -> dict[str, float]:
     count = min(len(scene.test), -(-MOST_MATCHED_STUDIES // size) * size)
     for study in range(count):
         sample = scene.test.sample(study)
-        kept = scene.collator.encode(sample).units
+        kept = scene.collator.encode(sample).sentence_spans
         meanings += truth.meanings_of(scene.truths[study], sample.report, kept) if scene.truths else [None] * len(kept)
     thresholds = scene.settings.model
     return pair_shares(

@@ -1,6 +1,9 @@
 """Stops a training whose numbers are no numbers any more, before they reach a checkpoint, and keeps which studies were read."""
 
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -10,7 +13,6 @@ from torch.nn.utils import get_total_norm
 
 from mg3d.distributed import rank, sum_over_ranks
 from mg3d.files import write_json
-from mg3d.types import Batch
 
 
 class StopAtNotFinite(Callback):
@@ -21,8 +23,16 @@ class StopAtNotFinite(Callback):
     the scaler looks after gradients itself, and steps over those that overflow; losses are looked at all the same.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    ADVICE = (
+        "Check these volumes, or lower learning_rate in a new run (run_name=...) that starts from a checkpoint of this one "
+        "(load_path=...). The checkpoints that were written are intact"
+    )
+
+    def __init__(
+        self, folder: Path, *, names: Callable[[Any], Sequence[str]] = attrgetter("study_id"), advice: str = ADVICE
+    ) -> None:
+        """names: batch -> ids of its studies or cases. advice: ends the error message."""
+        self.folder, self.names, self.advice = folder, names, advice
         self._forget()
 
     def _forget(self) -> None:
@@ -30,11 +40,11 @@ class StopAtNotFinite(Callback):
         self.losses: list[Tensor] = []
         self.terms: list[dict[str, Tensor]] = []
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, batch_index: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_index: int) -> None:
         """Remembers what is read."""
         if batch_index % trainer.accumulate_grad_batches == 0:
             self._forget()
-        self.studies.append(list(batch.study_id))
+        self.studies.append(list(self.names(batch)))
 
     def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
         """Remembers the loss of this pass, without waiting for it."""
@@ -56,8 +66,4 @@ class StopAtNotFinite(Callback):
         terms = [{name: str(float(term)) for name, term in of_pass.items()} for of_pass in self.terms]
         path = self.folder / f"not_finite_step{step}_rank{rank()}.json"
         write_json(path, {"step": step, "not_finite": what, "terms_by_pass": terms, "studies_by_pass": self.studies})
-        raise ValueError(
-            f"{what} of step {step} is not finite; {path} names its studies. Look at their volumes, or take a "
-            "smaller learning_rate: in a new run (run_name=...), which load_path=<checkpoint of this one> lets start from its "
-            "weights. A checkpoint that was written is whole"
-        )
+        raise ValueError(f"{what} of step {step} is not finite; {path} names its studies. {self.advice}")

@@ -18,7 +18,7 @@ from mg3d.datamodules.sampler import Stream
 from mg3d.datasets.arrow import open_index
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import on_device, stack, volumes
+from mg3d.datasets.windowing import on_device, stack, volumes
 from mg3d.files import write_json
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import auroc
@@ -95,7 +95,7 @@ def _training_batches(settings: Settings) -> Iterator[list[Sample]]:
     while True:
         draws = [stream[position + place] for place in range(size)]
         position += size
-        yield [studies.sample(draw.study, draw.words) for draw in draws]
+        yield [studies.sample(draw.study, draw.seed) for draw in draws]
 
 
 def _on(device: torch.device, samples: list[Sample]) -> tuple[Tensor, Tensor]:

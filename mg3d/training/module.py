@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from mg3d.datasets.window import convert
+from mg3d.datasets.windowing import convert
 from mg3d.distributed import rank, sum_over_ranks, world_size
 from mg3d.settings.schema import OptimSettings
 from mg3d.training.chunks import features_in_chunks
@@ -123,8 +123,11 @@ class PretrainModule(pl.LightningModule):
             counters = loop["epoch_loop.batch_progress"][scope]
             counters.update(dict.fromkeys(counters, passes))
         # Where a validation is due, Lightning comes by once more without training, and counts the step then.
-        validated = self.trainer.enable_validation and passes % self.trainer.val_check_interval == 0
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - int(validated)
+        is_due = self.trainer.enable_validation and passes % self.trainer.val_check_interval == 0
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - int(is_due)
+        if is_due and not checkpoint["validated"]:  # one batch started and none done: Lightning validates before it trains on
+            for scope in ("total", "current"):
+                loop["epoch_loop.val_loop.batch_progress"][scope].update(ready=1, started=1, processed=0, completed=0)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and a per-step schedule."""

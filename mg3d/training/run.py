@@ -15,7 +15,7 @@ from rich.console import Console
 from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.datamodules.multitask import MultiTaskDataModule
-from mg3d.datasets.checks import require_sound
+from mg3d.datasets.integrity import require_valid
 from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
 from mg3d.distributed import rank
 from mg3d.files import remove_partial, write_json
@@ -31,7 +31,7 @@ from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
 from mg3d.training.queue import FeatureQueue
-from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_batches, resolve_accelerator
+from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
@@ -83,7 +83,7 @@ def pretrain(settings: Settings) -> None:
     plan = plan_batches(settings)
     refuse_now(settings, starts=checkpoint is None)
     if is_first_rank():
-        for note in require_sound(settings.data.data_root, settings.data.datasets):
+        for note in require_valid(settings.data.data_root, settings.data.datasets):
             say(note)
     if settings.run.evidence:
         held_out_studies(settings)  # refused now rather than after the training
@@ -126,9 +126,9 @@ def pretrain(settings: Settings) -> None:
     begin = time.monotonic()
     fit(trainer, module, data, checkpoint)
     say(f"trained {trainer.global_step} steps in {(time.monotonic() - begin) / 60:.1f} minutes")
+    if trainer.global_step < settings.optim.max_steps and any(getattr(one, "preempted", False) for one in trainer.callbacks):
+        raise Preempted(trainer.global_step)
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
-    if trainer.global_step < settings.optim.max_steps and any(getattr(one, "was_told", False) for one in trainer.callbacks):
-        raise ToldToStop(f"stopped at step {trainer.global_step} by a signal; resume_from=auto goes on from there")
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
 

@@ -7,7 +7,7 @@ from mg3d.datasets import augment
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import volumes
+from mg3d.datasets.windowing import volumes
 from mg3d.settings.schema import AugmentSettings
 
 WINDOW = (-1000.0, 1000.0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_card import WINDOW, small_card, write
 
-from mg3d.datasets.evaluation_lists import RULES
+from mg3d.datasets.evaluation_sets import RULES
 from mg3d.evaluation.cards import CARDS, find_card, partial_mark
 from mg3d.evaluation.cases import Cases, text_hash
 from mg3d.glossary import LABELS, PROMPTS
@@ -70,7 +70,7 @@ def test_changed_labels_are_refused_or_marked(tmp_path):
 
 
 def test_labels_of_another_source_and_another_crop_are_refused(tmp_path):
-    card = small_card(label_source="corrected", crop="box of the largest body")
+    card = small_card(label_source="corrected", crop="body")
     with pytest.raises(ValueError, match="labels by test instead of corrected; volumes cut by 'not told'"):
         partial_mark(card, facts_of(write(tmp_path), card), partial=False)
 

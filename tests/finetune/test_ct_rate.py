@@ -19,6 +19,7 @@ from mg3d.finetune.fit import load_network
 from mg3d.finetune.images import read_image
 from mg3d.finetune.kinds.probe import STRENGTHS, FrozenProbe, fit_planes
 from mg3d.finetune.kinds.prompts import pair_loss
+from mg3d.finetune.results import read_facts
 from mg3d.finetune.run import declaration, run
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.settle import settle
@@ -139,7 +140,7 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained):
 
 def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, tmp_path):
     words = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=prompts", "epochs=1",
-             "resamples=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
+             "n_bootstrap=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
     assert run(load("CT-RATE").TASK, words) == 0
     table = tmp_path / "CT-RATE" / "prompts" / "run" / "fold0" / "predictions_test.csv"
     before = pd.read_csv(table)
@@ -198,6 +199,15 @@ def test_ranks_by_hand(arrows, pretrained):
     assert np.isnan(silent["report_to_volume/median_rank"])
     names = ("report_to_volume/recall@1", "volume_to_report/recall@1", "volume_to_volume/jaccard@1")
     assert [int(kind.rests_on(table, name).sum()) for name in names] == [3, 4, 4]
+
+
+def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
+    words = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=retrieval",
+             "resamples=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
+    assert run(load("CT-RATE").TASK, words) == 0
+    scores = read_facts(tmp_path / "CT-RATE" / "retrieval" / "run" / "fold0")["scores"]["test"]
+    recall = next(score for score in scores if score["name"] == "report_to_volume/recall@1")
+    assert 0 <= recall["low"] <= recall["value"] <= recall["high"] <= 1
 
 
 # --- probe

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 import torch
 from downstream.folders import load
 from monai.networks.nets.swin_unetr import SwinTransformer
@@ -17,10 +18,10 @@ from mg3d.finetune.results import read_facts, read_table
 from mg3d.finetune.run import limited, run
 from mg3d.finetune.settings import FinetuneSettings, parse_settings
 from mg3d.glossary import LABELS
-from mg3d.metrics.bootstrap import Comparison
+from mg3d.metrics.bootstrap import PairedDifference
 from mg3d.settings.parse import defaults
 
-SMALL = ["epochs=2", "batch_size=3", "num_workers=0", "resamples=20", "accelerator=cpu"]
+SMALL = ["epochs=2", "batch_size=3", "num_workers=0", "n_bootstrap=20", "accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -350,9 +351,40 @@ def test_scans_that_turn_out_damaged_are_set_aside_and_the_others_scored(trained
 
 
 def test_a_table_of_long_names_fits_a_hundred_columns():
-    rows = {"auroc/" + max(LABELS, key=len): (0.5, 0.25, Comparison(-0.25, -0.523, -0.111, 2 / 301, 200, 2 / 301))}
+    rows = {"auroc/" + max(LABELS, key=len): (0.5, 0.25, PairedDifference(-0.25, -0.523, -0.111, 2 / 301, 200, 2 / 301))}
     header, line = table_lines(
-        rows | {"hd95/right ventricle": (110.5, 1.0, Comparison(-109.5, -120.123, -9.5, 0.0004, 20, 0.0001))}
+        rows | {"hd95/right ventricle": (110.5, 1.0, PairedDifference(-109.5, -120.123, -9.5, 0.0004, 20, 0.0001))}
     )[:2]
     assert max(len(header), len(line)) <= 100
     assert line.split()[-6:] == ["-0.250", "[-0.523,", "-0.111]", "<=", "0.007", "200"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_scan_with_nan_or_inf_voxels_is_excluded_from_training_and_prediction(trained, tmp_path, capsys, value):
+    root, folder, words = trained
+    shutil.copytree(root, tmp_path / "set")
+    scan = tmp_path / "set" / "data" / "mha" / f"{read_table(folder / 'predictions_val.csv')['case_id'][0]}.mha"
+    image = sitk.ReadImage(str(scan), sitk.sitkFloat32)
+    image[3, 2, 1] = value
+    sitk.WriteImage(image, str(scan))
+    asked = [f"data_root={tmp_path / 'set'}", f"log_dir={tmp_path}", "run_name=r", *SMALL, "epochs=1"]
+    assert run(load("stoic2021").TASK, asked) == 0
+    excluded = read_table(tmp_path / "stoic2021" / "r" / "set_aside.csv")
+    assert excluded["case_id"].tolist() == [scan.stem]
+    assert f"{scan.name} holds 1 voxels that are NaN or Inf" in excluded["reason"][0]
+    assert run(load("stoic2021").TASK, [*words, "mode=predict", f"input={scan}", f"output={tmp_path / 'out'}"]) == 2
+    assert f"{scan.name} holds 1 voxels that are NaN or Inf" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(trained, tmp_path, capsys):
+    root, *_ = trained
+    words = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=r", *SMALL, "learning_rate=1e30", "epochs=40"]
+    assert run(load("stoic2021").TASK, words) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"the (loss|gradient) of step \d+ is not finite; \S+ names its studies. Lower learning_rate", error)
+    (report,) = (tmp_path / "stoic2021" / "r" / "fold0").glob("not_finite_*.json")
+    assert json.loads(report.read_text())["studies_by_pass"][0]
+    saved = tmp_path / "stoic2021" / "r" / "fold0" / "checkpoints" / "last.ckpt"
+    if saved.exists():
+        weights = torch.load(saved, weights_only=True)["state_dict"].values()
+        assert all(value.isfinite().all() for value in weights)

@@ -14,15 +14,15 @@ import sys
 import time
 from pathlib import Path
 
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 
 
 def options(root, out, workers, budget):
     small = {"out": out, "image_size": 32, "val_patients": 1, "shard_rows": 2, "workers": workers}
     if not budget:
-        return Options(roots={"ct_rate": root}, **small)
+        return PrepareOptions(roots={"ct_rate": root}, **small)
     cache = out.parent / "cache"
-    return Options(roots={"ct_rate": cache}, stream={"ct_rate": str(root)}, stream_budget=budget, **small)
+    return PrepareOptions(roots={"ct_rate": cache}, stream={"ct_rate": str(root)}, stream_budget=budget, **small)
 
 
 def content(out):

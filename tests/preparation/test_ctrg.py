@@ -11,7 +11,7 @@ from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.grey_nifti import read_grey_nifti
 from mg3d.preparation.readers.slices import read_slices
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.sources.ctrg import _cases, left_out, natural_key, scan_ctrg
+from mg3d.preparation.sources.ctrg import _cases, left_out, list_ctrg, natural_key
 from mg3d.preparation.sources.pseudonyms import read_salt
 from mg3d.preparation.voxels import make_volume
 
@@ -19,7 +19,7 @@ SALT = b"salt"
 
 
 def scan(root, **choice):
-    return scan_ctrg(root, **{"salt": SALT, "val_patients": 2, "seed": 0, **choice})
+    return list_ctrg(root, **{"salt": SALT, "val_patients": 2, "seed": 0, **choice})
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -28,7 +28,7 @@ def test_slices_are_stacked_from_inferior_to_superior(tmp_path, as_list):
     volume, spacing, rule, *_ = read_slices(record, tmp_path)
     assert volume.shape == (20, *SHAPE[1:])
     np.testing.assert_allclose(volume[:, 10, 10], np.arange(190, -1, -10), atol=2)
-    assert (spacing, rule) == (None, "grey8")
+    assert (spacing, rule) == (None, "uint8_unknown_window")
     image, facts = make_volume(record, tmp_path, Recipe(shape=(32, 24, 32)))
     assert image.dtype == np.uint8
     assert image[0].mean() > image[-1].mean()
@@ -123,7 +123,7 @@ def test_a_dict_whose_val_repeats_test_is_read_by_own_and_refused_by_original(tm
     found = scan(tmp_path)
     assert Counter(record.split for record in found.records) == {"train": 9, "val": 1, "test": 2}
     assert any("val and test of the annotation are the same 2 cases" in note for note in found.notes)
-    with pytest.raises(ValueError, match="use --split own"):
+    with pytest.raises(ValueError, match="use --ctrg-split resplit"):
         scan(tmp_path, split="original")
 
 
@@ -294,7 +294,7 @@ def test_ctrg_as_nifti_has_the_axes_of_the_pictures(tmp_path, form):
     ]
     raw = read_grey_nifti(found.records[1], tmp_path)
     np.testing.assert_array_equal(raw.voxels, grey(1))
-    assert (raw.rule, raw.spacing_mm) == ("grey8", None if form == "blank" else pytest.approx(SPACING))
+    assert (raw.hu_source, raw.spacing_mm) == ("uint8_unknown_window", None if form == "blank" else pytest.approx(SPACING))
 
 
 @pytest.mark.parametrize(("factor", "code"), [(0, "constant_image"), (2, "grey_range"), (-1, "grey_range")])

@@ -11,12 +11,12 @@ from small_raw import CtRateTree
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import SPLITS, index_path
 from mg3d.preparation import shards
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.voxels import make_volume
 
 
 def options(root, out, **more):
-    return Options(out=out, roots={"ct_rate": root}, **{"image_size": 32, "val_patients": 2, "shard_rows": 3, **more})
+    return PrepareOptions(out=out, roots={"ct_rate": root}, **{"image_size": 32, "val_patients": 2, "shard_rows": 3, **more})
 
 
 def content(out):

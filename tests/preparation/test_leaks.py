@@ -1,5 +1,4 @@
 import pyarrow as pa
-
 from mg3d.preparation.leaks import find_leaks
 
 

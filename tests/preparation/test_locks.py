@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
+from mg3d.preparation.locks import Holder, clear, holder, holding, waiting_for
 
 from mg3d.preparation import locks
-from mg3d.preparation.locks import Holder, clear, holder, holding, waiting_for
 
 
 @pytest.fixture

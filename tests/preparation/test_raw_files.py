@@ -10,12 +10,12 @@ from small_raw import LPS, chest, write_ctrg, write_nifti
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import SPLITS, index_path
 from mg3d.preparation import shards
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.voxels import make_volume
 
 
 def options(root, out, **more):
-    return Options(out=out, **{"roots": {"ct_rate": root}, "image_size": 32, "val_patients": 1, "shard_rows": 3, **more})
+    return PrepareOptions(out=out, **{"roots": {"ct_rate": root}, "image_size": 32, "val_patients": 1, "shard_rows": 3, **more})
 
 
 def content(out):

@@ -9,8 +9,8 @@ import pytest
 from small_raw import LPS, SPACING, CtRateTree, chest
 
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.run import Options, prepare
-from mg3d.preparation.sources.ct_rate import scan_ct_rate
+from mg3d.preparation.run import PrepareOptions, prepare
+from mg3d.preparation.sources.ct_rate import list_ct_rate
 from mg3d.preparation.voxels import make_volume
 
 STORED = (32, 24, 16)
@@ -20,9 +20,9 @@ CHOICES = {
     "body": {"crop": "body"},
     "mm": {"crop": "mm", "crop_mm": (100.0, 60.0, 50.0)},
     "other mm": {"crop": "mm", "crop_mm": (100.0, 60.0, 51.0)},
-    "compat": {"resize": "compat"},
-    "uint8": {"store": "uint8"},
-    "other window": {"store": "uint8", "store_window": (-1000.0, 200.0)},
+    "trilinear": {"resize": "trilinear"},
+    "uint8": {"dtype": "uint8"},
+    "other window": {"dtype": "uint8", "uint8_window": (-1000.0, 200.0)},
 }
 
 
@@ -35,7 +35,7 @@ def volume(tree):
         unsaid = {"Rows": "", "Columns": "", "NumberofSlices": ""}
         shown = chest(7).transpose(2, 1, 0) if stored is None else stored
         tree.add("train_1_a_1", stored=shown, affine=affine, row=unsaid)
-        record = next(r for r in scan_ct_rate(tree.write(), val_patients=0, seed=0).records if r.split == "train")
+        record = next(r for r in list_ct_rate(tree.write(), val_patients=0, seed=0).records if r.split == "train")
         return make_volume(record, tree.root / "dataset", recipe)
 
     return make
@@ -44,24 +44,24 @@ def volume(tree):
 def test_every_choice_changes_the_hash_and_nothing_else_does():
     digests = {name: Recipe(**choice).digest("ct_rate") for name, choice in CHOICES.items()}
     assert len(set(digests.values())) == len(CHOICES)
-    assert Recipe(store_window=(-900.0, 900.0)).digest("ct_rate") == digests["default"]
-    assert Recipe(store="uint8").digest("ctrg") == Recipe().digest("ctrg")
+    assert Recipe(uint8_window=(-900.0, 900.0)).digest("ct_rate") == digests["default"]
+    assert Recipe(dtype="uint8").digest("ctrg") == Recipe().digest("ctrg")
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 def test_a_recipe_is_read_back_from_what_the_index_files_tell(choice):
     recipe = Recipe(**choice)
     told = json.loads(json.dumps(recipe.provenance("ct_rate")))
-    assert Recipe.of(told) == recipe
-    assert Recipe.of(told).provenance("own") == recipe.provenance("ct_rate")
+    assert Recipe.from_provenance(told) == recipe
+    assert Recipe.from_provenance(told).provenance("custom") == recipe.provenance("ct_rate")
 
 
 @pytest.mark.parametrize("step", ["crop", "resize"])
 def test_steps_of_another_program_are_not_taken_for_ours(step):
     with pytest.raises(ValueError, match="are not known here"):
-        Recipe.of(Recipe().provenance("own") | {step: {"kind": "by eye", "kernel": "by eye", "zyx": [1, 2, 3]}})
+        Recipe.from_provenance(Recipe().provenance("custom") | {step: {"kind": "by eye", "kernel": "by eye", "zyx": [1, 2, 3]}})
     with pytest.raises(ValueError, match="are not known here"):
-        Recipe.of({})
+        Recipe.from_provenance({})
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
@@ -83,14 +83,14 @@ def test_all_48_orientations_give_the_same_voxels(volume, choice):
 def test_uint8_is_the_window_in_256_steps(volume):
     low, high = -1000.0, 200.0
     hu, _ = volume(Recipe(shape=STORED))
-    stored, _ = volume(Recipe(shape=STORED, store="uint8", store_window=(low, high)))
+    stored, _ = volume(Recipe(shape=STORED, dtype="uint8", uint8_window=(low, high)))
     assert stored.dtype == np.uint8
     expected = (hu.clip(low, high) - low) / (high - low) * 255
     assert np.abs(stored - expected).max() <= 0.5 + 0.5 * 255 / (high - low) + 1e-3
     assert (stored.min(), stored.max()) == (0, 255)
     values = np.array([low, low + 1200 / 255 * 7.4, high])
     assert np.round((values - low) / (high - low) * 255).tolist() == [0, 7, 255]
-    assert Recipe(store="uint8", store_window=(low, high)).intensity("ct_rate") == {
+    assert Recipe(dtype="uint8", uint8_window=(low, high)).intensity("ct_rate") == {
         "unit": "hu8", "dtype": "uint8", "clip": [-1024, 3071], "window": [low, high],
     }  # fmt: skip
 
@@ -120,12 +120,12 @@ def test_a_body_crop_leaves_out_the_air_around(volume):
         {"crop_mm": (100.0, 100.0, 100.0)},
         {"crop": "mm", "crop_mm": (100.0, 100.0, 5.0)},
         {"crop": "mm", "crop_mm": (100.0, float("nan"), 50.0)},
-        {"store_window": (200.0, -1000.0)},
-        {"store_window": (-2000.0, 200.0)},
+        {"uint8_window": (200.0, -1000.0)},
+        {"uint8_window": (-2000.0, 200.0)},
     ],
 )
 def test_a_choice_that_no_volume_can_have_is_refused(choice):
-    with pytest.raises(ValueError, match=r"crop|store_window"):
+    with pytest.raises(ValueError, match=r"crop|uint8_window"):
         Recipe(**choice)
 
 
@@ -133,5 +133,5 @@ def test_grey_volumes_have_no_millimetres_to_crop(tmp_path):
     root = CtRateTree(tmp_path / "raw").root
     root.mkdir()
     with pytest.raises(ValueError, match=r"CTRG-Chest-548K has neither"):
-        prepare(Options(out=tmp_path / "out", roots={"ctrg": root}, recipe=Recipe(crop="body")))
+        prepare(PrepareOptions(out=tmp_path / "out", roots={"ctrg": root}, recipe=Recipe(crop="body")))
     assert not (tmp_path / "out").exists()

@@ -10,12 +10,12 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import index_path
 from mg3d.preparation import shards
 from mg3d.preparation.quarantine import Quarantined, Refusal, write_quarantine
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.voxels import make_volume
 
 
 def options(root, out, others=(), **more):
-    return Options(out=out, roots={"ct_rate": root, **dict(others)}, **{"image_size": 32, "val_patients": 1, **more})
+    return PrepareOptions(out=out, roots={"ct_rate": root, **dict(others)}, **{"image_size": 32, "val_patients": 1, **more})
 
 
 def content(out):
@@ -106,7 +106,7 @@ def test_quarantined_volumes_are_tried_again_on_demand(small_tree, tmp_path, mon
 
 def test_ids_of_cases_hang_on_the_salt_alone_so_that_its_copy_gives_the_same_bytes(tmp_path):
     def prepared(name):
-        prepare(Options(out=tmp_path / name, roots={"ctrg": root}, image_size=32, val_patients=1))
+        prepare(PrepareOptions(out=tmp_path / name, roots={"ctrg": root}, image_size=32, val_patients=1))
         return {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
 
     root = write_ctrg(tmp_path / "ctrg", 6)

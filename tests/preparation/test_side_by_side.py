@@ -16,14 +16,14 @@ from mg3d.preparation import locks, run
 from mg3d.preparation.engines import local_engine
 from mg3d.preparation.progress import new_tally
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.shards import PlanChangedError
 
 ROOT = Path(__file__).parents[2]
 
 
 def options(root, out, **more):
-    return Options(out=out, roots={"ct_rate": root}, **{"image_size": 32, "val_patients": 1, "shard_rows": 2, **more})
+    return PrepareOptions(out=out, roots={"ct_rate": root}, **{"image_size": 32, "val_patients": 1, "shard_rows": 2, **more})
 
 
 def content(out):
@@ -142,7 +142,7 @@ def test_four_runs_at_once_build_every_shard_once(small_tree, tmp_path, monkeypa
 def test_other_voxels_in_the_same_folder_are_said_to_be_made_anew(small_tree, tmp_path):
     root, out = small_tree.write(), tmp_path / "out"
     assert not any("otherwise" in line for line in prepare(options(root, out)).lines())
-    again = prepare(options(root, out, recipe=Recipe(shape=(32, 24, 32), store="uint8")))
+    again = prepare(options(root, out, recipe=Recipe(shape=(32, 24, 32), dtype="uint8")))
     assert again.built == 5
     assert any("voxels are asked for otherwise than by the last run" in line for line in again.lines())
 

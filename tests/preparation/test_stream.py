@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from mg3d.preparation.stream_hubs import CHUNK_BYTES, FolderHub, HubRefusedError, open_hub
+from mg3d.preparation.stream_source import MARK
 from small_raw import chest
 
 from mg3d.preparation import shards, stream
-from mg3d.preparation.run import Options, prepare
-from mg3d.preparation.stream_hubs import CHUNK_BYTES, FolderHub, HubRefusedError, open_hub
-from mg3d.preparation.stream_source import MARK
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.voxels import make_volume
 
 
@@ -68,7 +68,7 @@ def hub(small_tree, tmp_path):
 
 def options(hub, out, **more):
     small = {"image_size": 32, "val_patients": 1, "shard_rows": 4}
-    return Options(out=out, roots={"ct_rate": hub.cache}, stream={"ct_rate": hub}, **{**small, **more})
+    return PrepareOptions(out=out, roots={"ct_rate": hub.cache}, stream={"ct_rate": hub}, **{**small, **more})
 
 
 def content(out):
@@ -85,7 +85,7 @@ def volumes_asked(hub):
 
 def test_a_streamed_set_is_the_same_as_one_on_disk_and_leaves_no_volume(hub, tmp_path):
     summary = prepare(options(hub, tmp_path / "out"))
-    prepare(Options(out=tmp_path / "plain", roots={"ct_rate": hub.root}, image_size=32, val_patients=1, shard_rows=4))
+    prepare(PrepareOptions(out=tmp_path / "plain", roots={"ct_rate": hub.root}, image_size=32, val_patients=1, shard_rows=4))
     assert content(tmp_path / "out") == content(tmp_path / "plain")
     assert not list(hub.cache.rglob("*.nii.gz*"))
     assert sorted(volumes_asked(hub)) == sorted(path.name for path in hub.root.rglob("*.nii.gz"))
@@ -241,7 +241,7 @@ def test_the_cache_and_the_streamed_folder_lie_apart(small_tree, tmp_path, insid
     root = small_tree.write()
     cache = root / inside
     with pytest.raises(ValueError, match="lie in one another"):
-        prepare(Options(out=tmp_path / "out", roots={"ct_rate": cache}, stream={"ct_rate": str(root)}, image_size=32))
+        prepare(PrepareOptions(out=tmp_path / "out", roots={"ct_rate": cache}, stream={"ct_rate": str(root)}, image_size=32))
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_row_of_an_index_is_found_by_volume_or_study_with_or_without_the_data_
 
 
 def test_grey_volumes_are_shown_from_black_to_white(tmp_path):
-    path = write_split(tmp_path, "ctrg", "val", patients=1, unit="grey8")
+    path = write_split(tmp_path, "ctrg", "val", patients=1, unit="uint8_unknown_window")
     assert TOOL.read_case(path, None).window == (0.0, 255.0)
 
 

@@ -34,7 +34,7 @@ class Score(NamedTuple):
     value: float
     low: float
     high: float
-    """95 % bootstrap interval over patients; nan where too few have what the score needs (`metrics.bootstrap.too_few`)."""
+    """95 % bootstrap interval over patients; nan with too few positives or negatives (`insufficient_reason`)."""
     cases: int
     """Cases (candidates, scans) that it rests on: those whose truth is known, and whom it is asked of."""
     patients: int
@@ -141,7 +141,7 @@ class Kind(abc.ABC):
 
     def scores(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> list[Score]:
         """Every score with its interval."""
-        patients, named = table["patient_id"].to_numpy(), {"resamples": self.settings.resamples, "seed": self.settings.seed}
+        patients, named = table["patient_id"].to_numpy(), {"n_bootstrap": self.settings.n_bootstrap, "seed": self.settings.seed}
         intervals = bootstrap_intervals(lambda rows: self.statistics(table.iloc[rows], dev), patients, **named)
         found = []
         for name, value in self.statistics(table, dev).items():
@@ -156,7 +156,7 @@ class Kind(abc.ABC):
         return np.ones(len(table), dtype=bool)
 
     def lacks(self, table: pd.DataFrame, score: str) -> str:
-        """Why a score of a table has no interval, as `too_few`; empty where it has one."""
+        """Why a score of a table has no interval, as `insufficient_reason`; empty where it has one."""
         return ""
 
     def for_prediction(self, cases: Sequence[Case], where: Path) -> list[Case]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mg3d.finetune.cases import UNKNOWN
 from mg3d.finetune.kinds.base import Kind, Row
 from mg3d.finetune.pipeline import Sample
-from mg3d.metrics.bootstrap import too_few
+from mg3d.metrics.bootstrap import insufficient_reason
 from mg3d.metrics.calibration import brier, calibration_error
 from mg3d.metrics.classification import (
     auprc,
@@ -143,7 +143,7 @@ class Classification(Kind):
         if needed is None:
             return ""
         asked = targets[:, self.task.outputs.index(output)] if output else targets
-        return too_few(asked, table["patient_id"].to_numpy(), classes=needed)
+        return insufficient_reason(asked, table["patient_id"].to_numpy(), classes=needed)
 
     def thresholds(self, dev: pd.DataFrame) -> np.ndarray:
         """[outputs]: those that `rule` chooses on `dev`; nan where it has one class. Kept for the next draw."""

@@ -13,7 +13,7 @@ import torch
 from monai import transforms as mt
 from torch import Tensor, nn
 
-from mg3d.datasets.report_words import M2KT_TOKENS, FaithfulWords, M2KTWords, ReportWords
+from mg3d.datasets.report_tokenizers import M2KT_TOKENS, LosslessTokenizer, M2KTTokenizer, ReportTokenizer
 from mg3d.finetune.cases import Case, PreparedRow
 from mg3d.finetune.kinds.base import Kind, Plain, Row
 from mg3d.finetune.labellers import open_labeller
@@ -28,7 +28,7 @@ from mg3d.models.pyramid import PyramidTokens
 from mg3d.models.text.decoder import ReportDecoder
 from mg3d.models.vision.registry import VisionEncoder
 
-WORDS: dict[str, type[M2KTWords] | type[FaithfulWords]] = {"m2kt": M2KTWords, "faithful": FaithfulWords}
+WORDS: dict[str, type[M2KTTokenizer] | type[LosslessTokenizer]] = {"m2kt": M2KTTokenizer, "faithful": LosslessTokenizer}
 MOST_TOKENS = {"m2kt": M2KT_TOKENS, "faithful": 300}
 OPTIONS: dict[str, Any] = {
     "words": "m2kt", "most_tokens": 0, "width": 512, "layers": 3, "heads": 8, "beams": 3, "no_repeat": 3, "labeller": "",
@@ -89,7 +89,7 @@ class ReportGeneration(Kind):
         self.search = {"beams": options["beams"], "no_repeat": options["no_repeat"]}
         longest = options["most_tokens"] or MOST_TOKENS[self.style]
         self.decoder = {name: options[name] for name in ("width", "layers", "heads")} | {"longest": longest}
-        self.words: ReportWords | None = None
+        self.words: ReportTokenizer | None = None
         self.constant = ""
         self.caption_loss = CaptionLoss()
         self.labelled: dict[str, np.ndarray] = {}

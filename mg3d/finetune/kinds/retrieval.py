@@ -122,6 +122,10 @@ class Retrieval(Prompts):
         way, _, name = score.partition("/")
         return table[name if name.startswith("jaccard@") else f"rank/{way}"].notna().to_numpy()
 
+    def lacks(self, table: pd.DataFrame, score: str) -> str:
+        """Recall and Jaccard index need no positive and negative labels, so their interval is always reported."""
+        return ""
+
 
 def _with_text(case: Case, *, read: Callable[[Case], Sample]) -> Sample:
     if not case.report:

@@ -29,7 +29,7 @@ from mg3d.finetune.usable import survey
 from mg3d.metrics.segmentation import case_scores
 from mg3d.models.segmentation import PyramidSegmenter
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.pictures.planes import case_figure
+from mg3d.visualize.planes import case_figure
 
 _SOFTMAX = {"to_onehot_y": True, "softmax": True}
 LOSSES: dict[str, Callable[..., nn.Module]] = {

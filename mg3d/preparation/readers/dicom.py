@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import AIR_HU, PADDING_HU, choose_rule
+from mg3d.preparation.hounsfield import AIR_HU, PADDING_HU, choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.dicom_headers import Header, choose_series, load_pydicom, read_headers, stack_series
 from mg3d.preparation.records import RawVolume, VolumeRecord
@@ -18,7 +18,9 @@ _INT16 = np.iinfo(np.int16)
 
 
 def read_dicom(record: VolumeRecord, root: Path) -> RawVolume:
-    """The chest's series of a folder in HU: by each slice's slope and intercept, filling outside the field of view as padding.
+    """The series of a named slice, or the chest series of a folder, in HU by each slice's slope and intercept.
+
+    Padding outside the field of view becomes `PADDING_HU`.
 
     Raises:
         Refusal: as `read_headers`, `choose_series`, `stack_series`, `geometry.to_lps`; codec_missing, dicom_damaged,
@@ -34,10 +36,10 @@ def read_dicom(record: VolumeRecord, root: Path) -> RawVolume:
         if place and number == stack.places[place - 1] and not np.array_equal(plane, volume[number]):
             raise Refusal("duplicate_slices", f"at place {number} of {stack.places[-1] + 1}")
         volume[number] = plane
-    choose_rule(volume, None)
+    choose_hu_rescale(volume, None)
     upright, spacing = geometry.to_lps(volume.transpose(2, 1, 0), stack.affine)
     note = "other series in the folder" if others else ""
-    return RawVolume(upright, spacing, "header", note=note, affine=stack.affine)
+    return RawVolume(upright, spacing, "dicom_header", note=note, affine=stack.affine)
 
 
 def _plane(pydicom: ModuleType, header: Header) -> np.ndarray:

@@ -74,12 +74,36 @@ def load_pydicom() -> ModuleType:
     return package
 
 
-def read_headers(folder: Path) -> list[Header]:
-    """Headers of all DICOM files below `folder`, in the order of their paths; other files are passed over.
+def read_headers(path: Path) -> list[Header]:
+    """Headers of all DICOM files below the folder `path`, in path order, without files of other formats.
+
+    If `path` is one slice, only the slices of its series in the same folder are returned.
 
     Raises:
-        Refusal: missing_file, unreadable, dicom_damaged (none is DICOM), codec_missing.
+        Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM), codec_missing.
     """
+    if path.is_file():
+        series = read_series_uid(path)
+        return [header for header in read_headers(path.parent) if header.series == series and header.path.parent == path.parent]
+    return _headers_below(path)
+
+
+def read_series_uid(path: Path) -> str:
+    """SeriesInstanceUID of one DICOM file.
+
+    Raises:
+        Refusal: unreadable, dicom_damaged (not a DICOM file of a series), codec_missing.
+    """
+    try:
+        header = _header(load_pydicom(), path)
+    except OSError as error:
+        raise Refusal("unreadable", type(error).__name__) from None
+    if header is None or not header.series:
+        raise Refusal("dicom_damaged", "not a DICOM file with a SeriesInstanceUID")
+    return header.series
+
+
+def _headers_below(folder: Path) -> list[Header]:
     pydicom = load_pydicom()
     if not folder.is_dir():
         raise Refusal("missing_file", "no folder of a series")

@@ -24,7 +24,7 @@ def read_grey_nifti(record: VolumeRecord, root: Path) -> RawVolume:
         raise Refusal("grey_range", f"{low:g} to {high:g}")
     if affine is not None:
         volume, spacing = geometry.to_lps(stored, affine)
-        return RawVolume(volume, spacing, "grey8")
+        return RawVolume(volume, spacing, "uint8_unknown_window")
     if stored.shape[2] < geometry.MIN_SLICES:
         raise Refusal("too_few_slices", f"{stored.shape[2]} slices, at least {geometry.MIN_SLICES} expected")
-    return RawVolume(np.flip(stored.transpose(2, 1, 0), axis=0), None, "grey8")
+    return RawVolume(np.flip(stored.transpose(2, 1, 0), axis=0), None, "uint8_unknown_window")

@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as itk
 
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import choose_rule
+from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.nifti import MAX_AXIS, MAX_BYTES
 from mg3d.preparation.records import RawVolume, VolumeRecord
@@ -22,7 +22,7 @@ def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
     """The volume of one MetaImage file in HU.
 
     Raises:
-        Refusal: missing_file, unreadable, mha_damaged, not_3d, too_large, as `geometry.to_lps` and `choose_rule`.
+        Refusal: missing_file, unreadable, mha_damaged, not_3d, too_large, as `geometry.to_lps` and `choose_hu_rescale`.
     """
     path = root / record.files[0]
     _check_data_file(path)
@@ -40,8 +40,8 @@ def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
     directions = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine = _TO_RAS @ np.block([[directions, np.array(image.GetOrigin())[:, None]], [0, 0, 0, 1]])
     volume, spacing = geometry.to_lps(stored, affine)
-    rule = choose_rule(stored, None)
-    return RawVolume(volume, spacing, rule.name, (rule.slope, rule.intercept), affine=affine)
+    rescale = choose_hu_rescale(stored, None)
+    return RawVolume(volume, spacing, rescale.source, (rescale.slope, rescale.intercept), affine=affine)
 
 
 def _check_data_file(path: Path) -> None:

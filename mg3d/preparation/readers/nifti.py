@@ -14,7 +14,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import choose_rule
+from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import RawVolume, VolumeRecord
 
@@ -47,8 +47,8 @@ def read_ct(record: VolumeRecord, root: Path) -> RawVolume:
             raise Refusal("shape_mismatch", "{} voxels (z y x), {} in the metadata".format(*sizes))
     affine = geometry.table_affine(table) if affine is None else affine
     volume, spacing = geometry.to_lps(stored, affine)
-    rule = choose_rule(stored, table and (table.slope, table.intercept))
-    return RawVolume(volume, spacing, rule.name, (rule.slope, rule.intercept), affine=affine)
+    rescale = choose_hu_rescale(stored, table and (table.slope, table.intercept))
+    return RawVolume(volume, spacing, rescale.source, (rescale.slope, rescale.intercept), affine=affine)
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

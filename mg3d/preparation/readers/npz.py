@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from mg3d.preparation.geometry import MAX_LENGTH_MM, MIN_SLICES
-from mg3d.preparation.hounsfield import TISSUE_HU, TISSUE_SHARE, choose_rule
+from mg3d.preparation.hounsfield import MIN_TISSUE_FRACTION, TISSUE_HU, choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.nifti import MAX_BYTES
 from mg3d.preparation.records import RawVolume, VolumeRecord
@@ -27,8 +27,8 @@ def read_rad_chestct(record: VolumeRecord, root: Path) -> RawVolume:
     """
     stored = read_array(root / record.files[0], "ct", "iu")
     _check_length(len(stored), RAD_CHESTCT_MM[0])
-    rule = choose_rule(stored, None)
-    return RawVolume(stored[::-1], RAD_CHESTCT_MM, rule.name, (rule.slope, rule.intercept))
+    rescale = choose_hu_rescale(stored, None)
+    return RawVolume(stored[::-1], RAD_CHESTCT_MM, rescale.source, (rescale.slope, rescale.intercept))
 
 
 def read_ct_clip(record: VolumeRecord, root: Path) -> RawVolume:
@@ -45,10 +45,10 @@ def read_ct_clip(record: VolumeRecord, root: Path) -> RawVolume:
     tissue = float((stored[::4, ::4, ::4] > TISSUE_HU / 1000).mean())
     if low == high:
         raise Refusal("constant_image", f"every voxel is {low:g}")
-    if tissue < TISSUE_SHARE:
+    if tissue < MIN_TISSUE_FRACTION:
         raise Refusal("hu_ambiguous", f"{tissue:.1%} of the voxels above {TISSUE_HU} HU: the intercept was added twice")
-    choose_rule(stored[::2] * np.float32(1000), None)
-    return RawVolume(stored.transpose(0, 2, 1), CT_CLIP_MM, "ctclip", (1000.0, 0.0))
+    choose_hu_rescale(stored[::2] * np.float32(1000), None)
+    return RawVolume(stored.transpose(0, 2, 1), CT_CLIP_MM, "ct_clip", (1000.0, 0.0))
 
 
 def read_array(path: Path, key: str, kinds: str) -> np.ndarray:

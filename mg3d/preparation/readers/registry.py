@@ -13,7 +13,7 @@ from mg3d.preparation.records import RawVolume, VolumeRecord
 
 READERS: dict[str, Callable[[VolumeRecord, Path], RawVolume]] = {
     "nifti": read_ct,
-    "ctclip": read_ct_clip,
+    "ct_clip": read_ct_clip,
     "slices": read_slices,
     "grey_nifti": read_grey_nifti,
     "rad_chestct": read_rad_chestct,

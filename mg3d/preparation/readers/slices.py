@@ -34,4 +34,4 @@ def read_slices(record: VolumeRecord, root: Path) -> RawVolume:
     volume = np.stack(slices)
     if volume.min() == volume.max():
         raise Refusal("constant_image", f"every voxel is {volume.flat[0]}")
-    return RawVolume(volume, None, "grey8")
+    return RawVolume(volume, None, "uint8_unknown_window")

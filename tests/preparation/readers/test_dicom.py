@@ -24,7 +24,7 @@ SECOND = "1.2.3.2"
 
 def read(folder):
     told = {"findings": None, "impression": None, "official_split": "none", "split": "train", "reconstruction": 1}
-    ids = {"volume_id": "own/a", "study_id": "a", "patient_id": "a", "dataset": "own", "source": "own/a"}
+    ids = {"volume_id": "custom/a", "study_id": "a", "patient_id": "a", "dataset": "custom", "source": "custom/a"}
     return read_dicom(VolumeRecord(**ids, **told, files=(folder.name,), reader="dicom"), folder.parent)
 
 
@@ -58,7 +58,7 @@ def test_slices_are_sorted_by_position_not_by_name_or_number(tmp_path):
     np.testing.assert_array_equal(found.voxels, chest(7))
     assert found.voxels.dtype == np.int16
     assert found.spacing_mm == pytest.approx(SPACING)
-    assert (found.rule, found.scale, found.note) == ("header", (1.0, 0.0), "")
+    assert (found.hu_source, found.scale, found.note) == ("dicom_header", (1.0, 0.0), "")
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1, -1024), (2, -1024), (0.5, -1010)])
@@ -330,4 +330,3 @@ def test_without_pydicom_the_reader_says_what_to_install(tmp_path, monkeypatch):
     folder = write_series(tmp_path / "Muster")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     assert refusal(folder) == ("codec_missing", "pydicom is not installed")
-

@@ -46,7 +46,7 @@ def as_ct_clip(hu):
 def test_every_voxel_of_rad_chestct_ends_at_its_place(tmp_path, save, order):
     found = read(read_rad_chestct, tmp_path, save, ct=np.asarray(as_rad_chestct(chest(7)), order=order), extra=np.zeros(3))
     np.testing.assert_array_equal(found.voxels, chest(7).clip(-1000, 1000))
-    assert found[1:] == ((0.8, 0.8, 0.8), "baked", (1.0, 0.0), "", None)
+    assert found[1:] == ((0.8, 0.8, 0.8), "already_hu", (1.0, 0.0), "", None)
 
 
 def test_one_bright_voxel_of_rad_chestct_is_followed_by_hand(tmp_path):
@@ -62,7 +62,7 @@ def test_every_voxel_of_ct_clip_ends_at_its_place(tmp_path, save):
     found = read(read_ct_clip, tmp_path, save, arr_0=as_ct_clip(chest(7)))
     assert found.voxels.shape == SHAPE
     np.testing.assert_allclose(found.voxels * found.scale[0] + found.scale[1], chest(7).clip(-1000, 1000), atol=1e-3)
-    assert found[1:] == ((1.5, 0.75, 0.75), "ctclip", (1000.0, 0.0), "", None)
+    assert found[1:] == ((1.5, 0.75, 0.75), "ct_clip", (1000.0, 0.0), "", None)
 
 
 def test_one_bright_voxel_of_ct_clip_is_followed_by_hand(tmp_path):

@@ -17,18 +17,18 @@ GREATEST = 255.0
 """Of a stored uint8."""
 
 
-def stored_window(
+def window_bounds(
     unit: str, window_hu: tuple[float, float], stored_window_hu: Sequence[float] | None = None
 ) -> tuple[float, float]:
     """The stored numbers that become 0 and 1.
 
-    `hu`: the ends of `window_hu`. `grey8`: 0 and 255, for its window is not documented. `hu8`: the ends of `window_hu` on the
-    scale whose 0 and 255 are the ends of `stored_window_hu`; HU beyond it were cut when they were stored.
+    `hu`: the ends of `window_hu`. `uint8_unknown_window`: 0 and 255. `hu8`: the ends of `window_hu` on the scale whose 0 and 255
+    are the ends of `stored_window_hu`; HU outside it were clipped when they were stored.
 
     Raises:
         ValueError: another unit, or `hu8` without the window it was stored with.
     """
-    if unit == "grey8":
+    if unit == "uint8_unknown_window":
         return 0.0, GREATEST
     if unit == "hu":
         return float(window_hu[0]), float(window_hu[1])
@@ -37,10 +37,10 @@ def stored_window(
         return (window_hu[0] - low) / (high - low) * GREATEST, (window_hu[1] - low) / (high - low) * GREATEST
     if unit == "hu8":
         raise ValueError("the index says of its 8-bit voxels no `intensity.window`, the HU of 0 and 255; prepare the data anew")
-    raise ValueError(f"voxels in unit {unit!r} are not known; the preparation writes 'hu', 'hu8' or 'grey8'")
+    raise ValueError(f"voxels in unit {unit!r} are not known; the preparation writes 'hu', 'hu8' or 'uint8_unknown_window'")
 
 
-def to_unit_range(voxels: Tensor, window: Tensor) -> Tensor:
+def apply_window(voxels: Tensor, window: Tensor) -> Tensor:
     """float32 [B, 1, D, H, W] in [0, 1] of stored voxels [B, 1, D, H, W] of any type; beyond the window [B, 2] it is cut."""
     low, high = window.float()[:, :, None, None, None, None].unbind(1)
     return torch.sub(voxels, low).div_(high - low).clamp_(0.0, 1.0)
@@ -49,7 +49,7 @@ def to_unit_range(voxels: Tensor, window: Tensor) -> Tensor:
 def volumes(stored: StoredVolumes) -> Tensor:
     """float32 [B, 1, D, H, W] in [0, 1], on the device of `stored`: moved, windowed, noise added, as the collator has drawn."""
     voxels = resample(stored.voxels, stored.affine) if stored.affine.shape[1] else stored.voxels
-    scaled = to_unit_range(voxels, stored.window)
+    scaled = apply_window(voxels, stored.window)
     return add_noise(scaled, stored.noise[:, 0], stored.noise_seed) if stored.noise.shape[1] else scaled
 
 
