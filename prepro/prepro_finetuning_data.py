@@ -1,7 +1,7 @@
 """Convert raw CT-RATE and CTRG-Chest folders to Arrow files for fine-tuning.
 
-Options and files are those of prepro_pretraining_data.py, in a folder of their own. The official test set stays test; val is drawn
-from the training patients. Arrow files of pre-training can be used as well, unless other options are needed here.
+Takes the options of prepro_pretraining_data.py and writes the same kind of files. The official test set stays test; val is drawn
+from the training patients. Existing Arrow files of pre-training can be used as well, unless other options are needed.
 """
 
 import sys

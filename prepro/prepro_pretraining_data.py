@@ -1,4 +1,4 @@
-"""Convert raw chest CT data sets to Arrow files for pre-training. Run the same command again to resume; finished shards are kept."""
+"""Convert raw chest CT data sets to Arrow files for pre-training. Run the same command again to resume."""
 
 import argparse
 import sys
@@ -49,12 +49,14 @@ def parse(arguments: Sequence[str], *, description: str, out: Path) -> argparse.
 
 def _add_data(parser: argparse.ArgumentParser, out: Path) -> None:
     group = parser.add_argument_group("data (docs/data.md)")
-    group.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE: the folder that contains dataset/, or dataset/ itself")
-    group.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest: the folder of its JSON file and slices or NIfTI files")
+    group.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE: the folder with dataset/ in it, or dataset/ itself")
+    group.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest: the folder of its JSON file and its scans")
     group.add_argument("--rad-chestct", type=Path, metavar="ROOT", help="Rad-ChestCT: the folder of its .npz files and tables")
     group.add_argument("--custom", type=Path, metavar="ROOT", help="your own data: a folder of NIfTI files or DICOM series")
-    group.add_argument("--table", type=Path, metavar="FILE", help="reports and labels of --custom, CSV or JSON with a column `volume`")
-    group.add_argument("--keep-ids", action="store_true", help="keep file and patient names of --custom as ids; default: hashed")
+    group.add_argument(
+        "--table", type=Path, metavar="FILE", help="reports and labels for --custom: CSV or JSON, see docs/data.md"
+    )
+    group.add_argument("--keep-ids", action="store_true", help="use file and patient names of --custom as ids (default: hashes)")
     group.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="output folder (default: %(default)s)")
     group.add_argument(
         "--val-patients", type=int, default=500, metavar="N",
@@ -76,7 +78,9 @@ def _add_data(parser: argparse.ArgumentParser, out: Path) -> None:
 def _add_voxels(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("voxels (docs/data.md)")
     size = group.add_mutually_exclusive_group()
-    size.add_argument("--image-size", type=int, default=128, metavar="S", help="S x 3S/4 x S voxels, z y x (default: %(default)s)")
+    size.add_argument(
+        "--image-size", type=int, default=128, metavar="S", help="S x 3S/4 x S voxels, z y x (default: %(default)s)"
+    )
     size.add_argument("--size", type=int, nargs=3, metavar=("Z", "Y", "X"), help="any other size in voxels, multiples of 32")
     group.add_argument(
         "--crop", choices=("fraction", "body", "mm"), default="fraction",
@@ -101,7 +105,7 @@ def _add_voxels(parser: argparse.ArgumentParser) -> None:
 def _add_scale(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "large data sets (docs/prepare.md)",
-        "Each worker holds one volume at a time: the file, its voxels and the resized copy. Memory scales with the largest volume, "
+        "A worker holds one volume at a time: the file, its voxels and the resized copy. Memory scales with the largest volume and "
         "not with their number; the peak of a worker is printed at the end.",
     )
     group.add_argument("--workers", type=int, default=1, metavar="N", help="parallel processes (default: %(default)s)")
@@ -111,8 +115,9 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--engine", choices=("local", "ray"), default="local", help="what runs the workers (default: %(default)s)")
     group.add_argument("--ray-address", metavar="ADDRESS", help="address of a Ray cluster, e.g. auto (default: this machine)")
     group.add_argument(
-        "--stream", metavar="OWNER/NAME", help="download CT-RATE from the Hugging Face Hub while it is prepared, instead of --ct-rate"
-    )
+        "--stream", metavar="OWNER/NAME",
+        help="download CT-RATE from the Hugging Face Hub during the preparation, instead of --ct-rate",
+    )  # fmt: skip
     group.add_argument("--stream-cache", type=Path, metavar="FOLDER", help="folder of the downloads (default: stream/ in --out)")
     group.add_argument(
         "--stream-budget", type=_gigabytes, default=50 * 10**9, metavar="GB",

@@ -185,8 +185,8 @@ def resize(
     """Rescales (`volume * scale[0] + scale[1]`), clips to `limits` and resizes to `shape`: float32 [z, y, x].
 
     Axes are resized one after the other with the weights of `kernel`, in slabs of slices, as a float copy of a large volume would
-    take gigabytes. `padding` adds voxels of `AIR_HU` around the volume without allocating them: air is subtracted from all values,
-    so that padding contributes 0, and added again at the end. Voxels with zero weight are not read.
+    take gigabytes. `padding` adds voxels of `AIR_HU` around the volume without allocating them: air is subtracted from all
+    values, so that padding contributes 0, and added again at the end. Voxels with zero weight are not read.
     """
     axes = [_axis(length, pads, after, kernel) for length, pads, after in zip(volume.shape, padding, shape)]
     (along_z, rows_z), (along_y, rows_y), (along_x, rows_x) = axes

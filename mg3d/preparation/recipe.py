@@ -1,4 +1,4 @@
-"""The preprocessing recipe: all parameters that determine the stored voxels. Written to every file and hashed into every shard."""
+"""The preprocessing recipe: all parameters that determine the stored voxels, written to every index file."""
 
 import hashlib
 import json
@@ -29,8 +29,8 @@ class Recipe:
     shape: tuple[int, int, int] = volume_shape(128)
     """Voxels (z, y, x) of a stored volume."""
     crop: Literal["fraction", "body", "mm"] = "fraction"
-    """fraction: the central `CROP` of every axis, as in the original; body: the body's bounding box; mm: a box of `crop_mm` around
-    its center."""
+    """fraction: the central `CROP` of every axis, as in the original; body: the body's bounding box and a margin; mm: a box of
+    `crop_mm` around the body's center."""
     crop_mm: tuple[float, float, float] | None = None
     """z y x in mm."""
     resize: Literal["antialias", "trilinear"] = "antialias"

@@ -220,7 +220,7 @@ def _needs_rebuild(task: ShardTask, sidecar: Mapping[str, Any]) -> bool:
 
 
 def _file_state(record: VolumeRecord, task: ShardTask) -> dict[str, int] | None:
-    """Number, total size and newest modification time of a volume's raw files; None if they cannot be found."""
+    """Number, total size and sum of the modification times of a volume's raw files; None if they cannot be found."""
     if task.source is not None:
         return {"files": len(record.files), "bytes": task.source.bytes_of(record)}
     paths = [task.root / name for name in record.files]
@@ -235,7 +235,7 @@ def _file_state(record: VolumeRecord, task: ShardTask) -> dict[str, int] | None:
     return {
         "files": len(stats),
         "bytes": sum(stat.st_size for stat in stats),
-        "mtime_ns": max(stat.st_mtime_ns for stat in stats),
+        "mtime_ns": sum(stat.st_mtime_ns for stat in stats),
     }
 
 

@@ -67,22 +67,23 @@ def open_hub(repo: str, cache: Path, tables: Sequence[str]) -> HubSource:
     """
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
         shown = "a URL" if "://" in repo or "@" in repo else repr(repo)
-        raise ValueError(f"--stream {shown}: expected owner/name of a data set on the Hugging Face Hub; use --ct-rate for a folder")
+        raise ValueError(f"--stream {shown}: expected owner/name of a data set on the Hugging Face Hub (--ct-rate for a folder)")
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "tables.lock"):
         try:
             revision = HfApi().repo_info(repo, repo_type="dataset").sha or "main"
             sizes = _list_files(repo, revision, cache / "listing.json")
-            prefix = "dataset/" if any(path.startswith("dataset/") for path in sizes) else ""
-            source = HubSource(repo, revision, cache, sizes, prefix)
-            for path in sizes:
-                if any(fnmatch(path, prefix + pattern) for pattern in tables):
-                    _download(source, path, cache)
-        except Refusal as failure:
-            raise ConnectionError(f"a table of {repo} could not be downloaded ({failure.detail}); run again") from None
         except Exception as error:
             _raise_if_fatal(repo, error)
             raise ConnectionError(f"{repo}: no valid answer from the Hugging Face Hub ({type(error).__name__})") from None
+        prefix = "dataset/" if any(path.startswith("dataset/") for path in sizes) else ""
+        source = HubSource(repo, revision, cache, sizes, prefix)
+        for path in sizes:
+            if any(fnmatch(path, prefix + pattern) for pattern in tables):
+                try:
+                    _download(source, path, cache)
+                except Refusal as failure:
+                    raise ConnectionError(f"{path} of {repo} could not be downloaded ({failure.detail}); run again") from None
     return source
 
 

@@ -1,4 +1,4 @@
-"""What of the voxels can be chosen, and what is written of the choice."""
+"""Options of the preprocessing, and the provenance that is written to index files."""
 
 import itertools
 import json
@@ -49,18 +49,18 @@ def test_every_choice_changes_the_hash_and_nothing_else_does():
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
-def test_a_recipe_is_read_back_from_what_the_index_files_tell(choice):
+def test_a_recipe_is_restored_from_its_provenance(choice):
     recipe = Recipe(**choice)
-    told = json.loads(json.dumps(recipe.provenance("ct_rate")))
-    assert Recipe.from_provenance(told) == recipe
-    assert Recipe.from_provenance(told).provenance("custom") == recipe.provenance("ct_rate")
+    steps = json.loads(json.dumps(recipe.provenance("ct_rate")))
+    assert Recipe.from_provenance(steps) == recipe
+    assert Recipe.from_provenance(steps).provenance("custom") == recipe.provenance("ct_rate")
 
 
 @pytest.mark.parametrize("step", ["crop", "resize"])
-def test_steps_of_another_program_are_not_taken_for_ours(step):
-    with pytest.raises(ValueError, match="are not known here"):
+def test_unknown_steps_are_refused(step):
+    with pytest.raises(ValueError, match="unknown crop or resize"):
         Recipe.from_provenance(Recipe().provenance("custom") | {step: {"kind": "by eye", "kernel": "by eye", "zyx": [1, 2, 3]}})
-    with pytest.raises(ValueError, match="are not known here"):
+    with pytest.raises(ValueError, match="unknown crop or resize"):
         Recipe.from_provenance({})
 
 
@@ -80,7 +80,7 @@ def test_all_48_orientations_give_the_same_voxels(volume, choice):
         assert its_facts["spacing_mm"] == pytest.approx(facts["spacing_mm"])
 
 
-def test_uint8_is_the_window_in_256_steps(volume):
+def test_uint8_is_the_window_in_256_levels(volume):
     low, high = -1000.0, 200.0
     hu, _ = volume(Recipe(shape=STORED))
     stored, _ = volume(Recipe(shape=STORED, dtype="uint8", uint8_window=(low, high)))
@@ -95,7 +95,7 @@ def test_uint8_is_the_window_in_256_steps(volume):
     }  # fmt: skip
 
 
-def test_a_crop_in_mm_has_the_spacing_that_was_asked_for(volume):
+def test_a_crop_in_mm_has_the_expected_spacing(volume):
     image, facts = volume(Recipe(shape=STORED, crop="mm", crop_mm=(320.0, 144.0, 96.0)))
     assert facts["spacing_mm"] == pytest.approx([10.0, 6.0, 6.0])
     assert (image[:3] == -1000).all()  # the volume is 130 mm long
@@ -103,7 +103,7 @@ def test_a_crop_in_mm_has_the_spacing_that_was_asked_for(volume):
     assert image.max() > 0
 
 
-def test_a_body_crop_leaves_out_the_air_around(volume):
+def test_a_body_crop_excludes_the_air_around_it(volume):
     wide = np.pad(chest(7), ((6, 6), (20, 20), (25, 25)), constant_values=-1000)
     whole, _ = volume(Recipe(shape=STORED, crop="fraction"), wide.transpose(2, 1, 0))
     body, facts = volume(Recipe(shape=STORED, crop="body"), wide.transpose(2, 1, 0))
@@ -129,9 +129,9 @@ def test_a_choice_that_no_volume_can_have_is_refused(choice):
         Recipe(**choice)
 
 
-def test_grey_volumes_have_no_millimetres_to_crop(tmp_path):
+def test_crops_in_mm_are_refused_for_volumes_without_hu(tmp_path):
     root = CtRateTree(tmp_path / "raw").root
     root.mkdir()
-    with pytest.raises(ValueError, match=r"CTRG-Chest-548K has neither"):
+    with pytest.raises(ValueError, match=r"which CTRG-Chest-548K does not have"):
         prepare(PrepareOptions(out=tmp_path / "out", roots={"ctrg": root}, recipe=Recipe(crop="body")))
     assert not (tmp_path / "out").exists()
