@@ -105,8 +105,8 @@ def _add_voxels(parser: argparse.ArgumentParser) -> None:
 def _add_scale(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "large data sets (docs/prepare.md)",
-        "A worker holds one volume at a time: the file, its voxels and the resized copy. Memory scales with the largest volume and "
-        "not with their number; the peak of a worker is printed at the end.",
+        "A worker holds one volume at a time: the file, its voxels and the resized copy. Memory scales with the largest volume, "
+        "not with their number. The peak of a worker is printed at the end.",
     )
     group.add_argument("--workers", type=int, default=1, metavar="N", help="parallel processes (default: %(default)s)")
     group.add_argument(

@@ -15,9 +15,13 @@ from rich.console import Console
 from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.datamodules.multitask import MultiTaskDataModule
+from mg3d.datasets.arrow import open_index
 from mg3d.datasets.integrity import require_valid
 from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
+from mg3d.datasets.storage import Storage
 from mg3d.distributed import rank
+from mg3d.evaluation.evidence import held_out_studies, open_held_out, show_evidence, write_evidence
+from mg3d.evaluation.label_probe import build_probe, train_probe
 from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained, build_vision
 from mg3d.models.flops import ReportShape, count_step, needed_flops
@@ -26,11 +30,9 @@ from mg3d.settings.parse import defaults, flatten
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
 from mg3d.training.compiled import compile_encode, require_compiler
-from mg3d.training.evidence import held_out_studies, show_evidence, write_evidence
-from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
-from mg3d.training.queue import FeatureQueue
+from mg3d.training.optim import build_optimizer
 from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
@@ -75,6 +77,8 @@ def run_folder(settings: Settings) -> Path:
 def pretrain(settings: Settings) -> None:
     """Trains (or goes on), validates, and shows the evidence; a finished run is only shown again."""
     run_dir = run_folder(settings)
+    if not settings.run.resume_from:
+        require_data(settings)  # before an existing run is reported: a typo in data_root is the likelier mistake
     checkpoint = find_checkpoint(settings, run_dir)
     if checkpoint and is_finished(checkpoint, settings) and (run_dir / "evidence.json").is_file():
         say(f"{run_dir} holds this run, finished; nothing to train (run_name=... starts another)")
@@ -107,7 +111,6 @@ def pretrain(settings: Settings) -> None:
         optim=settings.optim,
         seed=settings.run.seed,
         chunk=settings.optim.grad_cache_chunk,
-        queue=_queue(settings, weights),
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin, "recipes": data.recipes},
     )
     trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
@@ -133,17 +136,18 @@ def pretrain(settings: Settings) -> None:
         evaluate(_resuming(settings, "last"))
 
 
+def require_data(settings: Settings) -> None:
+    """Raises FileNotFoundError for a training index that is missing in data_root."""
+    for dataset in settings.data.datasets:
+        open_index(Storage(settings.data.data_root, settings.data.cache_dir), dataset, "train")
+
+
 def refuse_now(settings: Settings, *, starts: bool) -> None:
     """Raises ValueError for what would fail after the reports have been read: weights to start from, or nothing that compiles."""
     if settings.run.load_path and starts:
         load(settings, build_vision(settings))
     if settings.run.compile and is_first_rank():
         require_compiler("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-
-
-def _queue(settings: Settings, weights: Mapping[str, float]) -> FeatureQueue | None:
-    size = settings.optim.contrast_queue
-    return FeatureQueue(size, with_cml="cml" in weights, with_ssm="ssm" in weights) if size else None
 
 
 def identity(settings: Settings, model: MG3D) -> dict[str, Any]:
@@ -210,7 +214,16 @@ def evaluate(settings: Settings) -> None:
         raise FileNotFoundError(
             f"no checkpoint in {run_dir / 'checkpoints'}; train first, or set resume_from to a checkpoint file"
         )
-    write_evidence(settings, run_dir, checkpoint, say=say)
+    data = build_data(settings)
+    data.tokenizer = build_tokenizer(settings, run_dir, data)
+    device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
+    held_out = open_held_out(
+        settings, train=data.train_parts[0], tokenizer=data.tokenizer, collator=data.collator(), device=device
+    )
+    say(f"evidence: {len(held_out.test)} held-out studies of {len(set(held_out.test.patients))} patients unseen in training")
+    if settings.run.ground_truth_root and held_out.truths is None:
+        say(f"ground_truth_root={settings.run.ground_truth_root} has no ground truth of these studies; continuing without it")
+    write_evidence(held_out, run_dir, checkpoint)
     show_evidence(run_dir)
 
 
@@ -219,8 +232,14 @@ def _resuming(settings: Settings, resume_from: str) -> Settings:
 
 
 def diagnose(settings: Settings) -> None:
-    """Learns the labels directly from the volumes, to see whether every finding can be seen at this grid."""
-    diagnose_labels(settings, run_folder(settings), say=say)
+    """Trains the volume encoder on the labels; logs the AUROC of each finding on val and writes `diagnosis.json`."""
+    probe = build_probe(settings)
+    fit_voxels(probe.model, build_data(settings))
+    probe = probe.to("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
+    result = train_probe(probe, settings, *build_optimizer([{"params": probe.parameters()}], settings.optim))
+    write_json(run_folder(settings) / "diagnosis.json", result)
+    for name, value in sorted(result.items(), key=lambda item: -item[1]):
+        say(f"{name:40s} {value:.3f}")
 
 
 def volume_flops(settings: Settings, model: MG3D) -> float:

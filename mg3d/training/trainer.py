@@ -198,13 +198,7 @@ def share_batch(settings: Settings, ranks: int) -> BatchPlan:
     asked, most = settings.optim.batch_size, settings.optim.per_gpu_batchsize
     share = asked // ranks
     if asked % ranks == 0 and (share <= most or share % most == 0):
-        plan = BatchPlan(ranks, min(share, most), share // min(share, most))
-        if settings.optim.contrast_queue and plan.passes > 1:
-            raise ValueError(
-                f"contrast_queue follows steps of one pass, and batch_size={asked} takes {plan.passes}; use "
-                f"per_gpu_batchsize={share} grad_cache_chunk={most}, which needs no more memory"
-            )
-        return plan
+        return BatchPlan(ranks, min(share, most), share // min(share, most))
     step = ranks if asked <= ranks * most else ranks * most
     works = f"batch_size={-(-asked // step) * step}"
     if asked % ranks:
@@ -236,7 +230,7 @@ def build_strategy(settings: Settings) -> DDPStrategy:
     off = any(weight == 0 for weight in vars(settings.loss).values())
     return DDPStrategy(
         process_group_backend="gloo" if resolve_accelerator(settings.run) == "cpu" else None,
-        find_unused_parameters=settings.model.fusion == "gate" or off,
+        find_unused_parameters=settings.model.wiring != "paper" or off,
     )
 
 

@@ -200,7 +200,7 @@ def test_a_released_encoder_embeds_scans_and_says_that_it_reads_no_text(tmp_path
 
 
 def test_what_the_released_objective_cannot_do_is_said(tmp_path):
-    loaded = mg3d.load(save(tmp_path / "model", cml_pair="multimodal_unimodal"), device="cpu")
+    loaded = mg3d.load(save(tmp_path / "model", wiring="intended"), device="cpu")
     assert loaded.space == IMAGE_ALONE
     scan = loaded.read(chest(0))
     assert loaded.embed(scan).shape == (loaded.vision.channels,)

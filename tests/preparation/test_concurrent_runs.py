@@ -20,7 +20,13 @@ from mg3d.preparation.run import prepare
 from mg3d.preparation.shards import PlanChangedError, try_lock
 
 ROOT = Path(__file__).parents[2]
-HOLD = "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time, filelock
+lock = filelock.FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 def options(root, out, **more):

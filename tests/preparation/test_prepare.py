@@ -279,8 +279,7 @@ def test_each_script_has_its_own_help_within_a_second(name, out):
 def test_the_fine_tuning_script_prepares_the_same_files(small_tree, tmp_path):
     root = small_tree.write()
     command = [sys.executable, SCRIPT.with_name("prepro_finetuning_data.py"), "--ct-rate", root, "--image-size", "32"]
-    subprocess.run(
-        [*command, "--val-patients", "1"], env={"PYTHONPATH": str(SCRIPT.parents[1])}, cwd=tmp_path, capture_output=True, check=True
-    )
+    environment = {"PYTHONPATH": str(SCRIPT.parents[1])}
+    subprocess.run([*command, "--val-patients", "1"], env=environment, cwd=tmp_path, capture_output=True, check=True)
     assert run(root, tmp_path / "out") == 0
     assert files(tmp_path / "data" / "finetune_arrows", "*.arrow") == files(tmp_path / "out", "*.arrow")

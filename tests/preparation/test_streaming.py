@@ -1,4 +1,4 @@
-"""Volumes that are downloaded while they are prepared: disk budget, failures, access, and the real client against a small server."""
+"""Volumes that are downloaded while they are prepared: disk budget, failures, access; the real client against a local server."""
 
 import json
 import os

@@ -10,7 +10,7 @@ from small_run import checkpoint
 from small_text_cache import cache_text, save_bert, told
 from transformers import BertConfig, BertModel
 
-from mg3d.config import command_line, read_words
+from mg3d.config import command_line, read_arguments
 from mg3d.datasets.text_cache import TextCache
 from mg3d.models.text.encoder import load_text_encoder
 from mg3d.training.build import build_data
@@ -41,7 +41,7 @@ def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
     arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}")
     assert cache_text.main(arguments) == 0
-    settings = read_words(arguments[1:])
+    settings = read_arguments(arguments[1:])
     data = build_data(settings, small_tokenizer(tmp_path / "again"), with_text_cache=True)
     batch = next(iter(data.train_dataloader()))
     text = load_text_encoder(bert)
