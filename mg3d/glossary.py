@@ -36,8 +36,8 @@ PROMPTS: dict[str, tuple[str, str]] = {
     "evidence": ("There is evidence of {finding}.", "There is no evidence of {finding}."),
     "noted": ("{Finding} is noted.", "{Finding} is not noted."),
 }
-"""Wording -> zero-shot prompt pair (present, absent). `there_is`: the default; `ct_clip`: from the CT-CLIP evaluation; `original`: from the
-original code's evaluation on CT-RATE; the others are paraphrases."""
+"""Wording -> zero-shot prompt pair (present, absent). `there_is`: the default; `ct_clip`: from the CT-CLIP evaluation;
+`original`: from the original code's evaluation on CT-RATE; the others are paraphrases."""
 
 ENSEMBLE: tuple[str, ...] = ("there_is", "ct_clip", "seen", "evidence", "noted")
 """Wordings whose embeddings are averaged; without `original`, because a bare name is not a report sentence."""
