@@ -24,8 +24,8 @@ from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Inventory
 from mg3d.preparation.shards import ShardTask, build_shard, is_locked, plan_shards, remove_partial_shard
-from mg3d.preparation.sources.ctrg import CtrgSplit
-from mg3d.preparation.sources.registry import SOURCES, STREAMED_TABLES, SourceOptions
+from mg3d.preparation.sources.options import CtrgSplit, SourceOptions
+from mg3d.preparation.sources.registry import SOURCES, STREAMED_TABLES
 from mg3d.preparation.streaming import HubSource, open_hub, prefetch_count
 from mg3d.preparation.summary import PrepareSummary
 from mg3d.settings.schema import volume_shape
@@ -180,7 +180,7 @@ def _check_splits(dataset: str, inventory: Inventory, stored: set[str], quaranti
     stored: ids of volumes that are in shards; these may have no raw files.
     """
     usable = Counter(record.split for record in inventory.records if record.files or record.volume_id in stored)
-    empty = [split for split in DATASETS[dataset].needs if not usable[split]]
+    empty = [split for split in DATASETS[dataset].required_splits if not usable[split]]
     if usable and not empty:
         return
     write_quarantine(quarantine, inventory.refused, {dataset})
@@ -273,8 +273,8 @@ def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Tab
 
 def _check_leaks(tables: Mapping[str, pa.Table], out: Path, summary: PrepareSummary) -> None:
     leaks = find_leaks(pa.concat_tables(tables.values()))
-    summary.notes += leaks.lines()
-    if leaks.blocking:
+    summary.notes += [leak.message for leak in leaks] or ["no leak between splits"]
+    if any(leak.is_error for leak in leaks):
         for dataset in tables:
             remove_index(out, dataset)
-        raise LeakError("; ".join(leaks.lines()) + ". Remove one of each pair from the raw folder or its tables")
+        raise LeakError("; ".join(f"{leak.message}. {leak.fix}" for leak in leaks if leak.is_error))
