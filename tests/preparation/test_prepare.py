@@ -39,7 +39,7 @@ def quarantined(out):
 def test_indices_hold_every_volume_with_its_report_and_voxels(small_tree, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(small_tree.write(), out) == 0
-    assert "no leak between splits" in capsys.readouterr().out
+    assert "excluded: none" in capsys.readouterr().out
     table = index(out, "test").table
     assert table.schema.names == INDEX_SCHEMA.names
     assert len(index(out, "train")) + len(index(out, "val")) == 8
