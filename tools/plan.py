@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mg3d.benchmarks.planner import DEVICES, Plan, calibrate, predict, verdict
+from mg3d.benchmarks.planner import DEVICES, Plan, calibrate, describe_fit, predict
 from mg3d.checkpoints.command import Parser
 from mg3d.config import read_arguments
 from mg3d.settings.schema import Settings
@@ -65,7 +65,7 @@ def _show(settings: Settings, given: argparse.Namespace) -> None:
     if measured is not None:
         table.add_row("memory of a step, measured", f"{measured.bytes / 1e9:.3g} GB beside the weights", f"steps on this {here}")
     there = device.memory_gb if device else _memory_here_gb(here)
-    table.add_row("room", verdict(plan.memory_gb, there), device.name if device else f"this {here}")
+    table.add_row("room", describe_fit(plan.memory_gb, there), device.name if device else f"this {here}")
     console.print(table)
 
 
