@@ -339,7 +339,7 @@ def refuse_other_settings(path: Path, settings: Settings) -> None:
 
 def refuse_other_text(model: MG3D, data: MultiTaskDataModule, max_text_len: int) -> None:
     """Raises ValueError when the data's cached text features are of another text encoder than the model's, or another length."""
-    cache = data.collator_options["text_features"]
+    cache = data.options.collator["text_features"]
     if cache is not None:
         cache.require_made_for(model.text.fingerprint(), max_text_len)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import SPLITS, index_path
 from mg3d.glossary import LABELS
 from mg3d.phantom import faults
 from mg3d.phantom.faults import ALL, FAULTS, plant
 from mg3d.phantom.generate import PhantomSettings, generate
-from mg3d.preparation.leaks import LeakError
 from mg3d.preparation.run import Options, prepare
 from mg3d.preparation.sources.pseudonyms import pseudonym
 
@@ -53,9 +53,9 @@ EXPECTED = {
     "blank_age": Outcome(rule="already_hu"),
     "not_given": Outcome(code="report_missing"),
     "empty_report": Outcome(code="report_missing"),
-    "patient_in_two_splits": Outcome(stop="image_sha256 lie in more than one split"),
-    "duplicate_pixels": Outcome(stop="image_sha256 lie in more than one split"),
-    "duplicate_report_other_patient": Outcome(note="report_sha256 lie in more than one split"),
+    "patient_in_two_splits": Outcome(stop="images in more than one split"),
+    "duplicate_pixels": Outcome(stop="images in more than one split"),
+    "duplicate_report_other_patient": Outcome(note="reports in more than one split"),
     "head_scan": Outcome(stored=True),
     "no_chest_listed": Outcome(code="no_chest"),
     "counterfactual_pair": Outcome(stored=True),

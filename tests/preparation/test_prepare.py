@@ -109,7 +109,7 @@ def test_an_image_in_two_splits_stops_the_preparation(small_tree, tmp_path, caps
     small_tree.add("valid_3_a_1", hu=chest(0))  # the same as train_1_a_1
     out = tmp_path / "out"
     assert run(small_tree.write(), out) == 1
-    assert "image_sha256" in capsys.readouterr().err
+    assert "images in more than one split" in capsys.readouterr().err
     assert not index_path(out, "ct_rate", "train").exists()
 
 

@@ -42,7 +42,7 @@ def test_a_missing_shard_is_told_before_training(tmp_path, capfd):
     root = write_arrows(tmp_path / "arrows")
     (root / SHARD).unlink()
     assert command_line(words(root, tmp_path, "num_workers=1")) == 2
-    assert f"{SHARD} is missing" in only_sentence(capfd)
+    assert f"{SHARD} is missing. Rerun prepro/prepro_pretraining_data.py" in only_sentence(capfd)
     assert not (tmp_path / "run").exists()
 
 
@@ -53,8 +53,8 @@ def test_a_run_does_not_start_on_data_that_leak(tmp_path, capfd):
     )
     assert command_line(words(root, tmp_path)) == 2
     error = only_sentence(capfd)
-    assert "1 images lie in more than one split, e.g. ct_rate/train_2_0_0 and ct_rate/val_0_0_0" in error
-    assert "take one of each pair out" in error
+    assert "images in more than one split: 1, e.g. ct_rate/train_2_0_0 and ct_rate/val_0_0_0" in error
+    assert "Remove one of each pair" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -109,7 +109,7 @@ def test_what_a_loader_process_refuses_is_told_as_if_there_were_none(tmp_path, c
     for workers in (0, 1):
         assert command_line(words(root, tmp_path / str(workers), f"num_workers={workers}")) == 2
         error = only_sentence(capfd)
-        assert f"row 0 of {root / SHARD} is not ct_rate/train_0_0_0" in error
+        assert f"{SHARD} is not ct_rate/train_0_0_0: the index is stale" in error
         assert "worker" not in error
 
 

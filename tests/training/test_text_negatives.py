@@ -43,7 +43,7 @@ def test_a_report_is_tokenised_when_it_is_first_drawn_alone(arrows, tmp_path, mo
     monkeypatch.setattr(negatives, "encode_report", lambda *of: asked.append(of[1]) or encode(*of))
     draw = data._negatives()
     samples = [data.train_parts[0].sample(study, (0, 0, study)) for study in range(8)]
-    first, studies = draw(samples), len(draw.known)
+    first, studies = draw(samples), len(draw.tokenized)
     again = draw(samples)
     assert len(asked) == studies <= sum(len(part) for part in data.train_parts)
     assert all(torch.equal(again[name], value) for name, value in first.items())
