@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from mg3d.checkpoints.command import Parser
+from mg3d.cli import ArgumentParser
 from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import DATASETS
 from mg3d.files import is_full_disk
@@ -26,7 +26,7 @@ PRIVATE = ("ctrg", "custom")
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line as values."""
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="folder that holds CT-RATE's dataset/, or is it")
     parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="folder of CTRG-Chest's JSON and its slices or NIfTI")
     parser.add_argument("--rad-chestct", type=Path, metavar="ROOT", help="folder of Rad-ChestCT's arrays (.npz) and its tables")

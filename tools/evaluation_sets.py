@@ -4,17 +4,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.checkpoints.command import Parser, new_file
+from mg3d.cli import ArgumentParser, output_file
 from mg3d.datasets.evaluation_sets import RULES, evaluation_set, read_volumes, told
 from mg3d.files import write_bytes
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints or writes a list; returns the exit code."""
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of Arrow files, as prepro/prepro_pretraining_data.py makes it")
     parser.add_argument("--list", metavar="NAME", help=", ".join(RULES))
-    parser.add_argument("--out", type=new_file, metavar="FILE", help="write the ids there, one a line, instead of printing them")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="write the ids to FILE, one per line")
     parser.add_argument("--stored", action="store_true", help="only volumes whose voxels are stored")
     given = parser.parse_args(arguments)
     if given.out and not given.list:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.checkpoints.command import Parser
+from mg3d.cli import ArgumentParser
 from mg3d.phantom.faults import ALL, FAULTS, LISTED, plant, wanted_faults
 from mg3d.phantom.generate import PhantomSettings, generate
 
@@ -21,7 +21,7 @@ def _share(text: str) -> float:
 def main(arguments: Sequence[str]) -> int:
     """Writes the set; returns the exit code."""
     defaults = PhantomSettings()
-    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for ct_rate/, ctrg/ and truth/")
     parser.add_argument(
         "--train-patients", type=int, default=defaults.train_patients, help="patients of CT-RATE's training split"

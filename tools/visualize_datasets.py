@@ -14,7 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from PIL import Image, UnidentifiedImageError
 
-from mg3d.checkpoints.command import Parser, new_file
+from mg3d.cli import ArgumentParser, output_file
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.files import write_bytes
 from mg3d.glossary import LABELS
@@ -253,10 +253,10 @@ def _ctrg_item(folder: Path) -> tuple[int, dict[str, Any]]:
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the picture; returns the exit code."""
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path, help="Arrow file or folder of them, NIfTI, slices, CT-RATE, CTRG or synthetic set")
     parser.add_argument("--case", help="volume or study, train_1_a_1; of CTRG the place in its JSON, ctrg_12; default: the first")
-    parser.add_argument("--out", type=new_file, help=f"the picture; default: {PICTURES}/<case>.png")
+    parser.add_argument("--out", type=output_file, help=f"the picture; default: {PICTURES}/<case>.png")
     given = parser.parse_args(arguments)
     try:
         if given.out is not None and given.out.suffix != ".png":
