@@ -30,7 +30,7 @@ def load(checkpoint: str, tokenizer: Path | None) -> "Pretrained":
 
 def open_data(options: argparse.Namespace, loaded: "Pretrained") -> "CardData":
     """The card's data; ValueError if their shape differs from the model's, a warning if their preprocessing does."""
-    from mg3d.datasets.schema import SEEN, differing_steps
+    from mg3d.datasets.schema import GEOMETRY_STEPS, differing_steps
     from mg3d.evaluation.card_data import CardData
     from mg3d.settings.schema import volume_shape
 
@@ -41,7 +41,7 @@ def open_data(options: argparse.Namespace, loaded: "Pretrained") -> "CardData":
         raise ValueError(
             f"{options.data_root} has volumes of {data.shape} voxels (z, y, x), but the model reads {expected}. Prepare it again."
         )
-    if steps := differing_steps(loaded.config["preprocessing"].get("recipe"), data.metadata.get("preproc"), SEEN):
+    if steps := differing_steps(loaded.config["preprocessing"].get("recipe"), data.metadata.get("preproc"), GEOMETRY_STEPS):
         print(
             f"mg3d: warning: {options.data_root} differs from the model's training data in preprocessing: {', '.join(steps)}",
             file=sys.stderr,

@@ -19,7 +19,7 @@ class Card:
     revision: str
     """Description of the data and their revision."""
     rule: str
-    """A key of `datasets.evaluation_sets.RULES`: which volumes."""
+    """A key of `datasets.evaluation_sets.EVALUATION_SETS`: which volumes."""
     volumes: int
     studies: int | None
     """Expected number; None if it has not been published."""

@@ -24,8 +24,8 @@ from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Inventory
 from mg3d.preparation.shards import ShardTask, plan_shards, tidy, work
-from mg3d.preparation.sources.ctrg import CtrgSplit
-from mg3d.preparation.sources.registry import SOURCES, SourceOptions
+from mg3d.preparation.sources.options import CtrgSplit, SourceOptions
+from mg3d.preparation.sources.registry import SOURCES
 from mg3d.preparation.stream_hubs import Hub
 from mg3d.preparation.stream_source import Stream, hand_out, open_stream, remove_left
 from mg3d.preparation.summary import Summary
@@ -161,7 +161,7 @@ def _check_splits(dataset: str, scan: Inventory, stored: set[str], listed: Path)
     stored: ids of volumes that shards hold, whether their raw files are there or not.
     """
     found = Counter(record.split for record in scan.records if record.files or record.volume_id in stored)
-    empty = [split for split in DATASETS[dataset].needs if not found[split]]
+    empty = [split for split in DATASETS[dataset].required_splits if not found[split]]
     if found and not empty:
         return
     write_quarantine(listed, scan.refused, {dataset})

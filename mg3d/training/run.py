@@ -17,7 +17,7 @@ from mg3d.checkpoints.pretrained import text_config
 from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.arrow import open_index
 from mg3d.datasets.integrity import require_valid
-from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
+from mg3d.datasets.schema import DATASETS, GEOMETRY_STEPS, differing_steps
 from mg3d.datasets.storage import Storage
 from mg3d.distributed import rank
 from mg3d.evaluation.evidence import held_out_studies, open_held_out, show_evidence, write_evidence
@@ -164,7 +164,7 @@ def start_from(
     say(str(report))
     theirs = (report.info.preprocessing or {}).get("recipe")
     for name, ours in recipes.items():
-        if other := differing_steps(theirs, ours, SEEN):
+        if other := differing_steps(theirs, ours, GEOMETRY_STEPS):
             say(
                 f"the volumes of {name} were prepared otherwise ({', '.join(other)}) than those that {settings.run.load_path} "
                 "was trained on, so it has seen chests at another scale or place; prepare them as those were, if not meant"
@@ -265,7 +265,7 @@ def mixed_recipes(recipes: Mapping[str, dict[str, Any] | None]) -> list[str]:
     return [
         f"{name} was prepared otherwise ({', '.join(other)}) than {known[0][0]}, as which scans will be read: prepare both alike"
         for name, recipe in known[1:]
-        if (other := differing_steps(known[0][1], recipe, SEEN))
+        if (other := differing_steps(known[0][1], recipe, GEOMETRY_STEPS))
     ]
 
 
