@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow
-from mg3d.checkpoints.command import Parser, count, new_file
+from mg3d.cli import ArgumentParser, output_file, positive_int
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,20 +58,20 @@ def _check_device(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("topic", choices=TOPICS, help="what to measure (see above)")
     parser.add_argument("parts", nargs="*", metavar="PART", help="data only: preparation or reading (default: both)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and one round: checks that it runs, times mean nothing")
-    parser.add_argument("--json", type=new_file, metavar="FILE", help="also write the results to FILE")
-    parser.add_argument("--size", type=count, nargs=3, metavar=("Z", "Y", "X"), help="volume in voxels (default: 128 96 128)")
-    parser.add_argument("--batch", type=count, metavar="N", help="volumes or reports in a batch (default 1; step 2; text, loader 4)")
-    parser.add_argument("--threads", type=count, metavar="N", help="CPU threads per measured process (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: checks that it runs; times mean nothing")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--size", type=positive_int, nargs=3, metavar=("Z", "Y", "X"), help="voxels (default: 128 96 128)")
+    parser.add_argument("--batch", type=positive_int, metavar="N", help="volumes or reports (default: 1; step 2; text, loader 4)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads per measured process (default: 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="device (default: cpu)")
     parser.add_argument("--precision", choices=("32", "bf16"), help="float32, or autocast to bfloat16 (default: 32)")
-    parser.add_argument("--repeats", type=count, metavar="N", help="rounds; medians are shown (default: 3)")
-    parser.add_argument("--tokens", type=count, metavar="N", help="step, text: tokens per report (default: 250)")
-    parser.add_argument("--sentences", type=count, metavar="N", help="step: sentences per report (default: 32)")
-    parser.add_argument("--workers", type=count, nargs="+", metavar="N", help="loader: numbers of workers (default: 1 2 4 8)")
+    parser.add_argument("--repeats", type=positive_int, metavar="N", help="rounds; medians are shown (default: 3)")
+    parser.add_argument("--tokens", type=positive_int, metavar="N", help="step, text: tokens per report (default: 250)")
+    parser.add_argument("--sentences", type=positive_int, metavar="N", help="step: sentences per report (default: 32)")
+    parser.add_argument("--workers", type=positive_int, nargs="+", metavar="N", help="loader: workers (default: 1 2 4 8)")
     parser.add_argument(
         "--step-ms", type=float, metavar="MS", help="loader: duration of the simulated training step in ms (default: 250)"
     )
