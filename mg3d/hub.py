@@ -24,8 +24,8 @@ def loading_error(what: str, name: str, error: Exception, *, expected: str) -> F
         )
     if isinstance(error, (OSError, ValueError)):
         return FileNotFoundError(
-            f"{what} {name!r} is not a local folder and could not be downloaded from the Hugging Face Hub ({kind}). Download it on "
-            "a machine with network access and set text_encoder=<local directory>"
+            f"{what} {name!r} is not a local folder and could not be downloaded from the Hugging Face Hub ({kind}). Download it "
+            "on a machine with network access and set text_encoder=<local directory>"
         )
     return ValueError(
         f"{what} {name!r}: the copy in the Hugging Face cache is damaged ({kind}: {message}). Delete it there, or set "
