@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mg3d.checkpoints.command import Parser
+from mg3d.cli import ArgumentParser
 
 if TYPE_CHECKING:
     from mg3d.preparation.recipe import Recipe
@@ -19,7 +19,7 @@ PRIVATE = ("ctrg", "custom")
 
 def parse(arguments: Sequence[str], *, description: str, out: Path) -> argparse.Namespace:
     """Parses the command line into fields of `PrepareOptions` and `max_quarantine`."""
-    parser = Parser(description=description)
+    parser = ArgumentParser(description=description)
     _add_data(parser, out)
     _add_voxels(parser)
     _add_scale(parser)

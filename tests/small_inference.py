@@ -6,7 +6,7 @@ import torch
 from released_files import small_bert
 from small_raw import LPS, chest
 
-from mg3d.checkpoints.export import save_pretrained
+from mg3d.checkpoints.pretrained import save_pretrained
 from mg3d.config import resolve
 from mg3d.datasets.tokenizer import train_wordpiece
 from mg3d.models.build import build_model

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from mg3d.checkpoints.command import Parser
+from mg3d.cli import ArgumentParser
 from mg3d.phantom.spec import PhantomSettings
 
 
@@ -18,8 +18,8 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _parser() -> Parser:
-    parser = Parser(description=__doc__)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__)
     defaults = PhantomSettings()
 
     def add(name: str, kind: Callable[[str], object], text: str, *, default: object, metavar: str = "N") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mg3d.checkpoints.command import Parser, new_file
+from mg3d.cli import ArgumentParser, output_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,12 +195,12 @@ def _read(record: "VolumeRecord", root: Path) -> ShownCase:
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the figure; returns the exit code."""
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("path", metavar="PATH", type=Path, help="data set, file or folder of a scan (see above)")
     parser.add_argument(
         "--case", help="volume or study, e.g. train_1_a_1; CTRG: 0-based position in its JSON, e.g. ctrg_12 (default: the first)"
     )
-    parser.add_argument("--out", type=new_file, metavar="FILE.png", help=f"output file (default: {OUT_FOLDER}/CASE.png)")
+    parser.add_argument("--out", type=output_file, metavar="FILE.png", help=f"output file (default: {OUT_FOLDER}/CASE.png)")
     options = parser.parse_args(arguments)
     try:
         if options.out is not None and options.out.suffix != ".png":
