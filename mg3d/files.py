@@ -25,7 +25,7 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
     A killed process leaves a `.tmp-` file, see `remove_partial`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(error, RuntimeError) and is_full_disk(error.__context__):  # as torch.save raises
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")  # unique across machines
     try:
         partial.touch(mode=mode, exist_ok=False)
         with partial.open("wb") as stream:
