@@ -157,7 +157,7 @@ def test_a_run_s_checkpoint_and_what_is_saved_of_it_tell_its_recipe(tmp_path, ca
         assert inspect_checkpoint(place / "checkpoints" / "last.ckpt" if place == run else place).preprocessing["recipe"] == BODY
     assert capsys.readouterr().err.splitlines() == [f"mg3d: using {run}/checkpoints/last.ckpt of the run {run}"]
     assert "crop_fraction" not in from_pretrained(once).config["preprocessing"]
-    assert '"kind": "body"' in (once / "README.md").read_text()
+    assert "'kind': 'body'" in (once / "README.md").read_text()
 
 
 def test_a_model_that_tells_no_recipe_says_so_in_one_line(tmp_path, capsys):
