@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
-from mg3d.checkpoints.command import Parser, new_file
+from mg3d.cli import ArgumentParser, output_file
 from mg3d.settings.schema import DatasetName
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line as values."""
-    parser = Parser(description=__doc__, epilog="exit code: 0 no errors, 1 errors (see --fail-on), 2 the data cannot be checked")
+    parser = ArgumentParser(description=__doc__, epilog="exit code: 0 no errors, 1 errors (see --fail-on), 2 the data cannot be checked")
     parser.add_argument("path", type=Path, help="raw folder, folder of Arrow files, or one index file")
     parser.add_argument(
         "--dataset", choices=get_args(DatasetName), help="data set of the raw folder; default: detect ct_rate and ctrg"
@@ -48,8 +48,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--val-patients", type=int, default=500, metavar="N", help="as passed to the preparation (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="as passed to the preparation (default: %(default)s)")
-    parser.add_argument("--json", type=new_file, metavar="FILE", help="write all results as JSON")
-    parser.add_argument("--html", type=new_file, metavar="FILE", help="write a page with histograms and images")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all results as JSON")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page with histograms and images")
     parser.add_argument(
         "--fail-on",
         choices=("error", "warning"),

@@ -14,7 +14,7 @@ import numpy as np
 from mg3d.evaluation.tables import Bootstrap, Rows
 from mg3d.glossary import LABELS
 from mg3d.metrics.clinical import clinical_efficacy
-from mg3d.phantom.wording import WORDS
+from mg3d.phantom.wording import PHRASES
 from mg3d.sentence_spans import polarity, split_clauses
 
 _SIDE = re.compile(r"\b(left|right|both sides|bilateral)\b")
@@ -47,7 +47,7 @@ def _patterns() -> tuple[tuple[re.Pattern[str], ...], ...]:
     """Per finding: patterns of its names, longest first, and of its own sentences."""
     found = []
     for label in LABELS:
-        words = WORDS[label]
+        words = PHRASES[label]
         names = [r"\b" + re.escape(name) + r"\b" for name in sorted(words.names, key=len, reverse=True)]
         found.append(tuple(re.compile(text) for text in (*names, *map(_template_pattern, words.positive))))
     return tuple(found)

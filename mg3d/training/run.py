@@ -12,12 +12,12 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
+from mg3d.checkpoints.pretrained import text_config
 from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.arrow import open_index
 from mg3d.datasets.integrity import require_valid
-from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
+from mg3d.datasets.schema import DATASETS, GEOMETRY_STEPS, differing_steps
 from mg3d.datasets.storage import Storage
 from mg3d.distributed import rank
 from mg3d.evaluation.evidence import held_out_studies, open_held_out, show_evidence, write_evidence
@@ -77,8 +77,6 @@ def run_folder(settings: Settings) -> Path:
 def pretrain(settings: Settings) -> None:
     """Trains (or goes on), validates, and shows the evidence; a finished run is only shown again."""
     run_dir = run_folder(settings)
-    if not settings.run.resume_from:
-        require_data(settings)  # before an existing run is reported: a typo in data_root is the likelier mistake
     checkpoint = find_checkpoint(settings, run_dir)
     if checkpoint and is_finished(checkpoint, settings) and (run_dir / "evidence.json").is_file():
         say(f"{run_dir} holds this run, finished; nothing to train (run_name=... starts another)")
@@ -164,9 +162,9 @@ def start_from(
     """
     report = load(settings, model, tokenizer=origin)
     say(str(report))
-    theirs = (report.passport.preprocessing or {}).get("recipe")
+    theirs = (report.info.preprocessing or {}).get("recipe")
     for name, ours in recipes.items():
-        if other := differing_steps(theirs, ours, SEEN):
+        if other := differing_steps(theirs, ours, GEOMETRY_STEPS):
             say(
                 f"the volumes of {name} were prepared otherwise ({', '.join(other)}) than those that {settings.run.load_path} "
                 "was trained on, so it has seen chests at another scale or place; prepare them as those were, if not meant"
@@ -267,7 +265,7 @@ def mixed_recipes(recipes: Mapping[str, dict[str, Any] | None]) -> list[str]:
     return [
         f"{name} was prepared otherwise ({', '.join(other)}) than {known[0][0]}, as which scans will be read: prepare both alike"
         for name, recipe in known[1:]
-        if (other := differing_steps(known[0][1], recipe, SEEN))
+        if (other := differing_steps(known[0][1], recipe, GEOMETRY_STEPS))
     ]
 
 
@@ -316,6 +314,7 @@ def find_checkpoint(settings: Settings, run_dir: Path) -> Path | None:
     last = run_dir / "checkpoints" / "last.ckpt"
     wanted = settings.run.resume_from
     if wanted == "" and last.is_file():
+        require_data(settings)  # a typo in data_root is the likelier mistake
         raise ValueError(
             f"{run_dir} holds a run already; resume_from=last goes on with it, run_name=... starts another beside it"
         )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_card import WINDOW, small_card, write
 
-from mg3d.datasets.evaluation_sets import RULES
+from mg3d.datasets.evaluation_sets import EVALUATION_SETS
 from mg3d.evaluation.card_data import CardData, hash_lines
 from mg3d.evaluation.cards import CARDS, check_card_data, find_card
 from mg3d.glossary import LABELS, PROMPTS
@@ -20,7 +20,7 @@ def facts_of(folder, card):
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 def test_cards_refer_to_existing_rules_and_prompts(card):
-    assert RULES[card.rule].expected in (None, card.volumes) or card.name == "phantom"
+    assert EVALUATION_SETS[card.rule].expected_size in (None, card.volumes) or card.name == "phantom"
     assert {*card.wordings} <= {*PROMPTS}
     assert card.wording in {"ensemble", *card.wordings}
     assert card.threshold_rule in THRESHOLD_RULES
@@ -38,7 +38,7 @@ def test_hashes_of_the_phantom_card_match_its_default_set():
     rows = {}
     for study in plan(Path(), PhantomSettings()):
         if study.group == VALID:
-            found, _ = sample_findings(np.random.default_rng(study.words), tempered=True)
+            found, _ = sample_findings(np.random.default_rng(study.seed_words), tempered=True)
             for number in range(1, 1 + len(kernels(study))):
                 rows[f"ct_rate/{study.name}_{number}"] = [int(found[label]) for label in LABELS]
     card = find_card("phantom")
@@ -74,7 +74,7 @@ def test_changed_labels_are_refused_or_marked(tmp_path):
 def test_other_label_sources_and_crops_and_more_volumes_are_refused(tmp_path):
     facts = facts_of(write(tmp_path), small_card())
     with pytest.raises(ValueError, match="labels from test instead of corrected; volumes cropped by 'unknown'"):
-        check_card_data(small_card(label_source="corrected", crop="box of the largest body"), facts, partial=False)
+        check_card_data(small_card(label_source="corrected", crop="body"), facts, partial=False)
     with pytest.raises(ValueError, match="found 12 volumes, but card phantom v1 lists 11"):
         check_card_data(small_card(volumes=11), facts, partial=True)
 

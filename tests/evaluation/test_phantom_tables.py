@@ -64,7 +64,7 @@ def test_phantom_reports_are_read_as_their_ground_truth():
         "true": [f"{case.report.findings}\n{case.report.impression}" for case in cases],
         "constant": ["The heart is of normal size."] * 40,
     }
-    true, constant = report_rows(systems, [case.truth() for case in cases], np.arange(40), BOOTSTRAP)
+    true, constant = report_rows(systems, [case.ground_truth() for case in cases], np.arange(40), BOOTSTRAP)
     assert true["precision"]["value"] > 0.97
     assert true["recall"]["value"] > 0.95
     assert true["side accuracy"]["value"] == 1.0

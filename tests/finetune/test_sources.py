@@ -52,7 +52,7 @@ def test_a_synthetic_set_of_another_task_or_version_is_made_anew(read):
 def test_what_is_not_synthetic_is_never_removed(read):
     MADE.mkdir(parents=True)
     (MADE / "tasks").write_text("of a user")
-    with pytest.raises(ValueError, match="was not written by this function"):
+    with pytest.raises(ValueError, match="holds no synthetic set"):
         read("Task06_Lung")
     assert (MADE / "tasks").read_text() == "of a user"
 
@@ -75,7 +75,7 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
         ("CTRG", ["labeller=/nowhere"], "there is no labeller '/nowhere'"),
         ("CTRG", ["labeller={}"], "holds no labeller"),
         ("CTRG", ["labeller=chexbert"], "needs the package f1chexbert"),
-        ("CT-RATE", ["task=prompts", "text_encoder=/nowhere"], "'/nowhere' is no local folder"),
+        ("CT-RATE", ["task=prompts", "text_encoder=/nowhere"], "'/nowhere' is not a local folder"),
     ],
 )
 def test_a_path_that_is_not_there_is_refused_before_data_are_made(monkeypatch, tmp_path, capsys, folder, words, told):

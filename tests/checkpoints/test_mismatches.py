@@ -1,0 +1,379 @@
+"""Encoders that nearly fit are refused with what differs, and the model is unchanged."""
+
+import pytest
+import torch
+from monai.networks.nets.swin_unetr import SwinTransformer
+from released_files import key_list, pretraining_model, small_bert, synthetic
+
+from mg3d.checkpoints.info import inspect_checkpoint
+from mg3d.checkpoints.load import load_weights
+from mg3d.checkpoints.patch_merging import merging_of
+from mg3d.config import resolve
+from mg3d.models.build import build_model
+from mg3d.models.vision.nnunet import NNUNetEncoder
+from mg3d.models.vision.swin import SwinEncoder
+from mg3d.models.vision.unet import UNetEncoder
+
+SMALL = {"embed_width": 12, "window_size": 3, "depths": (2, 1), "heads": (2, 3)}
+
+
+def small_swin(**changes):
+    return SwinEncoder(**(SMALL | changes))
+
+
+def monai_swin(**changes):
+    sizes = {"window_size": (3, 3, 3), "patch_size": (2, 2, 2), "depths": (2, 1), "num_heads": (2, 3)}
+    return SwinTransformer(**({"in_chans": 1, "embed_dim": 12} | sizes | changes))
+
+
+def saved(content, tmp_path):
+    torch.save(content, tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+def refuses(model, content, sentence, tmp_path, **options):
+    path = saved(content, tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=sentence):
+        load_weights(model, path, **options)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+# --- built in another way
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "sentence"),
+    [
+        (small_swin(depths=(4, 3)), small_swin(), r"depths=\[4, 3\]. .*not in the model .*vision.layers1.0.blocks.2"),
+        (small_swin(), small_swin(depths=(3, 1)), r"depths=\[2, 1\]. .*missing .*vision.layers1.0.blocks.2"),
+        (small_swin(depths=(2, 1, 1), heads=(2, 3, 2)), small_swin(), r"depths=\[2, 1, 1\].*not in the model .*layers3.0"),
+        (monai_swin(use_v2=True), small_swin(), r"another structure.*not in the model .*layers1c.0"),
+        (monai_swin(), monai_swin(use_v2=True), r"not in the file .*layers1c.0"),
+        (monai_swin(qkv_bias=False), small_swin(), r"not in the file 3: vision.layers1.0.blocks.0.attn.qkv.bias"),
+        (monai_swin(), monai_swin(qkv_bias=False), r"not in the model 3: vision.layers1.0.blocks.0.attn.qkv.bias"),
+        (monai_swin(patch_norm=True), small_swin(), r"not in the model 2: vision.patch_embed.norm.weight"),
+        (monai_swin(), monai_swin(patch_norm=True), r"not in the file 2: vision.patch_embed.norm.weight"),
+        (small_swin(in_channels=2), small_swin(), r"in_channels=2. .*patch_embed.proj.weight \[12, 2, 2, 2, 2\] \(model"),
+        (small_swin(window_size=(2, 3, 4)), small_swin(), r"has encoder tensors of another shape. wrong shape"),
+    ],
+)  # fmt: skip
+def test_an_encoder_that_is_built_in_another_way_is_refused_by_what_differs(file, model, sentence, tmp_path):
+    refuses(model, file.state_dict(), sentence, tmp_path, merging="legacy", minimum_coverage=0.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "arguments", "preset"),
+    [("keys_vision_swinl", {"projection_width": 768}, "swin_l_unprojected"), ("keys_vision_swinl_with_projhead", {}, "swin_l")],
+)
+def test_swin_l_with_and_without_its_projection_are_two_encoders(keys, arguments, preset, tmp_path):
+    model = SwinEncoder(embed_width=96, **arguments)
+    refuses(model, synthetic(key_list(keys), torch.bfloat16), f"set by the preset {preset}.*proj_head", tmp_path)
+
+
+@pytest.mark.parametrize("masked", ["file", "model"])
+def test_a_mask_token_and_running_statistics_are_no_difference(masked, tmp_path):
+    file, model = (UNetEncoder(embed_width=4, mask_token=side == masked) for side in ("file", "model"))
+    state = {name: tensor for name, tensor in file.state_dict().items() if "running" not in name}
+    report = load_weights(model, saved(state, tmp_path))
+    assert torch.equal(model.down_tr512.ops[1].conv1.weight, file.down_tr512.ops[1].conv1.weight)
+    assert (report.missing[:1] == ("vision.mask_token",)) == (masked == "model")
+
+
+def test_heads_beside_an_encoder_without_a_prefix_are_not_asked_for(tmp_path):
+    heads = {f"module.{name}": torch.ones(4) for name in ("rotation_head.bias", "convTrans3d.bias", "norm.bias")}
+    content = {"module." + name: tensor for name, tensor in small_swin().state_dict().items()} | heads
+    report = load_weights(small_swin(), saved(content, tmp_path), merging="legacy")
+    assert (set(report.ignored), report.unexpected) == (set(heads), ())
+
+
+def test_windows_that_are_told_by_their_tables_alone_are_held_against_each_other(tmp_path):
+    file, model = small_swin(window_size=(2, 3, 4)), small_swin(window_size=(4, 3, 2))
+    refuses(model, file.state_dict(), "another attention window.*relative_position_index", tmp_path, merging="legacy")
+
+
+def test_tables_of_positions_stay_the_models_own(tmp_path):
+    state, model = small_swin().state_dict(), small_swin()
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
+    before = model.layers1[0].blocks[0].attn.relative_position_index.clone()
+    report = load_weights(model, saved(half, tmp_path), merging="legacy")
+    assert torch.equal(model.layers1[0].blocks[0].attn.relative_position_index, before)
+    assert not any(name.endswith("_index") for name in (*report.matched, *report.missing, *report.unexpected))
+
+
+@pytest.mark.parametrize("minimum", [0.0, 0.9])
+def test_a_part_of_the_encoder_asks_for_no_setting(minimum, tmp_path):
+    model = small_swin()
+    part = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("layers2")}
+    path = saved(part, tmp_path)
+    if minimum == 0.0:
+        assert load_weights(model, path, merging="legacy", minimum_coverage=minimum).encoder_coverage < 0.5
+        return
+    with pytest.raises(ValueError, match=r"Everything in it fits\. missing"):
+        load_weights(model, path, merging="legacy")
+
+
+def test_ninety_percent_is_the_border(tmp_path):
+    model = small_swin()
+    sizes, state = {name: p.numel() for name, p in model.named_parameters()}, model.state_dict()
+
+    def without(*names):
+        kept = {name: tensor for name, tensor in state.items() if name not in names}
+        return kept, 1 - sum(sizes[name] for name in names) / sum(sizes.values())
+
+    kept, share = without("layers2.0.blocks.0.mlp.linear1.weight")
+    assert 0.9 < share < 0.91
+    report = load_weights(model, saved(kept, tmp_path), merging="legacy")
+    assert (report.missing, report.encoder_coverage) == (("vision.layers2.0.blocks.0.mlp.linear1.weight",), pytest.approx(share))
+    kept, share = without("layers2.0.blocks.0.mlp.linear1.weight", "layers1.0.blocks.0.mlp.linear1.weight")
+    assert 0.87 < share < 0.9
+    refuses(model, kept, f"contains {share:.1%} .*at least 90%", tmp_path, merging="legacy")
+
+
+def test_nothing_at_all_is_refused_at_any_minimum(tmp_path):
+    other = {"classifier.weight": torch.ones(2, 3)}
+    refuses(small_swin(), other, "contains 0.0% .*no image encoder", tmp_path, minimum_coverage=0.0)
+
+
+@pytest.mark.parametrize("share", [90, -0.1, float("nan")])
+def test_a_minimum_that_is_no_share_is_refused(share, tmp_path):
+    refuses(small_swin(), small_swin().state_dict(), "must be a fraction between 0 and 1", tmp_path, minimum_coverage=share)
+
+
+# --- merging
+
+
+@pytest.mark.parametrize(("word", "kind"), [("merging", "monai"), ("mergingv2", "monai_v2")])
+def test_both_mergings_of_monai_are_told_apart(word, kind, tmp_path):
+    model = monai_swin(downsample=word)
+    assert merging_of(model) == kind
+    other = {"monai": "monai_v2", "monai_v2": "monai"}[kind]
+    refuses(model, model.state_dict(), f"'{other}', but the model computes '{kind}'", tmp_path, merging=other)
+    assert load_weights(model, saved(model.state_dict(), tmp_path), merging=kind).merging == kind
+
+
+def test_a_merging_that_is_not_known_here_is_refused(tmp_path):
+    class Merge(torch.nn.Module):
+        def __init__(self, dim, norm_layer, spatial_dims):
+            super().__init__()
+            self.reduction, self.norm = torch.nn.Linear(8 * dim, 2 * dim, bias=False), norm_layer(8 * dim)
+
+    model = monai_swin(downsample=Merge)
+    refuses(model, model.state_dict(), "patch merging is .*Merge; it must be exactly one of", tmp_path, merging="monai")
+
+
+def test_a_model_that_mixes_mergings_is_refused():
+    with pytest.raises(ValueError, match="patch merging is legacy and monai;"):
+        merging_of(torch.nn.ModuleList([small_swin(), small_swin(patch_merging="monai")]))
+
+
+def test_only_what_was_released_is_taken_for_released(tmp_path):
+    state = {"vision_encoder." + name: tensor for name, tensor in small_swin().state_dict().items()}
+    told = inspect_checkpoint(saved(state, tmp_path))
+    assert (told.style, told.merging, told.preprocessing) == ("released", "unknown", None)
+    refuses(small_swin(), state, "the patch merging is unknown", tmp_path)
+
+
+@pytest.mark.parametrize("prefix", [None, "vision_encoder", "vision_encoder."])
+def test_a_released_file_is_one_whatever_prefix_is_passed(prefix, tmp_path):
+    told = inspect_checkpoint(saved(synthetic(key_list("keys_vision_swinb"), torch.bfloat16), tmp_path), prefix=prefix)
+    assert (told.style, told.merging, told.preprocessing["window_hu"]) == ("released", "legacy", [-1000.0, 1000.0])
+
+
+@pytest.mark.parametrize(
+    ("identity", "merging"),
+    [
+        ({"patch_merging": "monai"}, "monai"),
+        ({"settings": {"patch_merging": "monai"}}, "monai"),
+        ({"patch_merging": "monai", "settings": {"patch_merging": "monai"}}, "monai"),
+        ({"patch_merging": "monai", "settings": {"patch_merging": "legacy"}}, "unknown"),
+        ({"patch_merging": 7, "settings": None}, "unknown"),
+        ({"patch_merging": ["monai"], "settings": 3}, "unknown"),
+    ],
+)
+def test_the_merging_is_read_from_both_places_where_it_is_stored(identity, merging, tmp_path):
+    told = inspect_checkpoint(saved({"state_dict": small_swin().state_dict(), "mg3d": identity}, tmp_path))
+    assert told.merging == merging
+    contradicting = identity.get("settings") == {"patch_merging": "legacy"}
+    assert ("stores both 'legacy' and 'monai'" in told.merging_source) is contradicting
+
+
+# --- norms of the U-Net
+
+
+class WithRunningStatistics(UNetEncoder):
+    def __init__(self):
+        super().__init__(embed_width=4)
+        for stage in (self.down_tr64, self.down_tr128, self.down_tr256, self.down_tr512):
+            for unit in stage.ops:
+                unit.bn1 = torch.nn.BatchNorm3d(unit.bn1.num_features)
+
+
+@pytest.mark.parametrize(
+    ("stored", "model", "note"),
+    [
+        ("batch", UNetEncoder(embed_width=4), None),
+        ("instance", UNetEncoder(embed_width=4), "norm_statistics='instance', the model uses 'batch'"),
+        ("batch", UNetEncoder(embed_width=4, norm_statistics="instance"), "the model uses 'instance': equal for one"),
+        (None, UNetEncoder(embed_width=4), "norm statistics of the file are unknown"),
+        (None, WithRunningStatistics(), None),
+    ],
+)  # fmt: skip
+def test_the_statistics_of_norms_are_held_against_the_model(stored, model, note, tmp_path):
+    identity = {"settings": {"norm_statistics": stored}} if stored else {}
+    report = load_weights(model, saved({"state_dict": model.state_dict(), "mg3d": identity}, tmp_path))
+    assert report.info.norm_statistics == (stored or "unknown")
+    assert [note in one for one in report.notes] == ([True] if note else [])
+
+
+def test_weights_of_batch_statistics_are_refused_by_norms_that_read_running_ones(tmp_path):
+    model = WithRunningStatistics()
+    content = {"state_dict": model.state_dict(), "mg3d": {"settings": {"norm_statistics": "batch"}}}
+    refuses(model, content, "norm_statistics='batch', but the model uses running statistics", tmp_path)
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda tensor: tensor.to(torch.int8), r"unsupported type: vision.patch_embed.proj.bias \(int8, strided\)"),
+        (lambda tensor: tensor.to(torch.int32), r"bias \(int32, strided\)"),
+        (lambda tensor: tensor.to(torch.complex64), r"bias \(complex64, strided\)"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), r"bias \(float8_e4m3fn, strided\)"),
+        (lambda tensor: tensor.to_sparse(), r"bias \(float32, sparse_coo\)"),
+        (lambda tensor: tensor.double() + 1e300, "NaN or Inf in vision.patch_embed.proj.bias, as float32"),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_loaded_are_refused_by_name(change, sentence, tmp_path):
+    state = small_swin().state_dict()
+    state["patch_embed.proj.bias"] = change(state["patch_embed.proj.bias"])
+    refuses(small_swin(), state, sentence, tmp_path, merging="legacy")
+
+
+def test_numbers_are_finite_in_the_models_precision_too(tmp_path):
+    state = small_swin().state_dict()
+    state["patch_embed.proj.bias"] = state["patch_embed.proj.bias"] + 1e6
+    refuses(small_swin().half(), state, "NaN or Inf in vision.patch_embed.proj.bias, as float16", tmp_path, merging="legacy")
+    report = load_weights(small_swin(), saved(small_swin().half().state_dict(), tmp_path), merging="legacy")
+    tensors = len(list(small_swin().parameters()))
+    assert f"converted {tensors} tensors from float16 to the model's precision; half precision" in report.notes[0]
+
+
+# --- wrappers, places
+
+
+def test_a_wrapped_model_is_loaded_as_what_it_wraps(tmp_path):
+    file = small_swin().state_dict()
+    for wrap in (torch.compile, torch.nn.DataParallel):
+        model = small_swin()
+        assert load_weights(wrap(model), saved(file, tmp_path), merging="legacy").coverage == 1.0
+        assert torch.equal(model.patch_embed.proj.weight, file["patch_embed.proj.weight"])
+    model = small_swin()
+    model.layers1[0] = torch.compile(model.layers1[0])
+    assert load_weights(model, saved(file, tmp_path), merging="legacy").coverage == 1.0
+
+
+def test_of_two_equally_good_places_one_must_be_chosen(tmp_path):
+    state = small_swin().state_dict()
+    pair = {word + name: tensor for word in ("backbone.", "encoder.") for name, tensor in state.items()}
+    refuses(small_swin(), pair, "several image encoders, 'backbone.', 'encoder.'; pass prefix", tmp_path)
+    assert load_weights(small_swin(), saved(pair, tmp_path), merging="legacy", prefix="encoder").coverage == 1.0
+
+
+@pytest.mark.parametrize("order", [("teacher.", "student.backbone."), ("student.backbone.", "teacher.")])
+def test_the_teacher_is_not_taken_though_it_lies_nearer(order, tmp_path):
+    state = {word + name: tensor for word in order for name, tensor in small_swin().state_dict().items()}
+    report = load_weights(small_swin(), saved(state, tmp_path), merging="legacy")
+    assert report.info.prefix == "student.backbone."
+
+
+# --- released fusion, text
+
+
+def test_released_fusion_that_the_preset_does_not_have_is_told(tmp_path):
+    model = pretraining_model("tiny", text_encoder="x", freeze_text=True)
+    state = {name.replace("fusion_report.", "fusion_report.gates."): t for name, t in model.state_dict().items()}
+    report = load_weights(model, saved(state, tmp_path), merging="legacy")
+    assert "the fusion of the file differs" in str(report)
+    assert load_weights(model, saved(model.state_dict(), tmp_path), merging="legacy").notes == ()
+
+
+ORIGIN = {"tiny_vocabulary": 50, "reports": 9, "sha256": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "ours", "note", "loaded"),
+    [
+        (ORIGIN, ORIGIN, None, True),
+        (ORIGIN, ORIGIN | {"sha256": "cd"}, "its tokenizer was trained on other reports", False),
+        (ORIGIN, None, "has its own tokenizer", True),
+        (None, ORIGIN, None, True),
+    ],
+)
+def test_a_text_encoder_whose_words_have_other_numbers_is_left_out(stored, ours, note, loaded, tmp_path):
+    model = build_model(resolve(["tiny"], {}), small_bert(layers=1, width=16, heads=2, frozen=False))
+    state = {name: t.clone() if name.endswith("_index") else torch.zeros_like(t) for name, t in model.state_dict().items()}
+    report = load_weights(
+        model, saved({"state_dict": state, "mg3d": {"tokenizer": stored}}, tmp_path), merging="legacy", tokenizer=ours
+    )
+    assert [note in one for one in report.notes] == ([True] if note else [])
+    embeddings = "bert.embeddings.word_embeddings.weight"
+    words = (f"text.{embeddings}", f"target_text.{embeddings}", "mlm_head.decoder.weight", "sentence_space.word_weight")
+    for name in words:
+        assert bool(model.state_dict()[name].any()) is not loaded, name
+        assert (name in report.ignored) is not loaded
+    assert not model.state_dict()["project_report.weight"].any()
+
+
+# --- passports
+
+
+def test_a_small_nnunet_is_measured_against_its_kind(tmp_path):
+    state = NNUNetEncoder(embed_width=4).state_dict()
+    told = inspect_checkpoint(saved(state, tmp_path))
+    assert (told.encoder, told.width, told.coverage) == ("nnunet", 4, 1.0)
+    less = {name: tensor for name, tensor in state.items() if not name.startswith("bottleneck")}
+    lost = sum(tensor.numel() for name, tensor in state.items() if name.startswith("bottleneck"))
+    share = 1 - lost / sum(tensor.numel() for tensor in state.values())
+    assert inspect_checkpoint(saved(less, tmp_path)).coverage == pytest.approx(share)
+
+
+def test_a_projection_counts_and_a_lost_stage_is_counted(tmp_path):
+    keys = key_list("keys_vision_swinl_with_projhead")
+    less = {name: shape for name, shape in keys.items() if "proj_head.layer3" not in name and ".layers2." not in name}
+    told = inspect_checkpoint(saved({n: torch.zeros((), dtype=torch.bfloat16).expand(s) for n, s in less.items()}, tmp_path))
+    assert (told.encoder, told.details["depths"], told.details["num_heads"]) == ("swin_l", [2, 0, 2, 2], [3, 0, 12, 24])
+    held, whole = (sum(torch.Size(s).numel() for n, s in part.items() if not n.endswith("_index")) for part in (less, keys))
+    assert told.coverage == pytest.approx(held / whole)
+
+
+@pytest.mark.parametrize("table", [torch.zeros(()), torch.zeros(5)])
+def test_tables_of_another_form_do_not_break_the_passport(table, tmp_path):
+    state = small_swin().state_dict()
+    state |= {name: table for name in state if name.endswith("bias_table")}
+    told = inspect_checkpoint(saved(state, tmp_path))
+    assert (told.details["num_heads"], told.details["window_size"]) == ([0, 0], None)
+
+
+def test_a_bert_without_positions_is_told(tmp_path):
+    words = {"bert.embeddings.word_embeddings.weight": torch.zeros(50, 8)}
+    assert inspect_checkpoint(saved(words, tmp_path)).text == {"layers": 0, "width": 8, "vocabulary": 50, "positions": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"image_size": 64, "window_hu": [-9, 3], "max_text_len": 77}, ([64, 48, 64], [-9, 3], "lower case, at most 77 tokens")),
+        ({"image_size": 64, "max_text_len": 77}, None),
+        ({"window_hu": [-900, 300], "max_text_len": 77}, None),
+        ({"image_size": "x", "window_hu": 3, "max_text_len": 77}, None),
+        (None, None),
+        (3, None),
+    ],
+)  # fmt: skip
+def test_the_preprocessing_is_told_from_settings_that_are_whole(settings, told, tmp_path):
+    content = {"state_dict": small_swin().state_dict(), "mg3d": {"settings": settings}}
+    preprocessing = inspect_checkpoint(saved(content, tmp_path)).preprocessing
+    assert (preprocessing and (preprocessing["shape"], preprocessing["window_hu"], preprocessing["text"])) == told
