@@ -7,7 +7,6 @@ from mg3d.models.text.encoder import tiny_text_encoder
 from mg3d.models.vision.swin import SwinEncoder
 from mg3d.settings.parse import parse
 from mg3d.settings.presets import PRESETS
-from mg3d.training.objectives import build_losses
 from mg3d.types import Batch
 
 OBJECTIVES = ("mlm", "sal", "mim", "cml", "dcl", "ssm")

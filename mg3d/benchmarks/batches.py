@@ -11,7 +11,6 @@ from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.settings.parse import parse
 from mg3d.settings.schema import Settings, objective_weights
-from mg3d.training.objectives import build_losses
 from mg3d.types import Batch
 
 VOCABULARY = 28_996

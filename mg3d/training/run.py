@@ -29,7 +29,6 @@ from mg3d.training.compiled import compile_encode, require_compiler
 from mg3d.training.evidence import held_out_studies, show_evidence, write_evidence
 from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
-from mg3d.training.objectives import build_losses
 from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
@@ -101,7 +100,6 @@ def pretrain(settings: Settings) -> None:
     weights = objective_weights(settings.loss)
     module = PretrainModule(
         model,
-        build_losses(settings.model, list(weights)),
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,
