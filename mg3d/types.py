@@ -48,7 +48,7 @@ class StoredVolumes(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Output of the collator; input of the model after `datasets.windowing.convert` has converted the volumes on the device."""
+    """Output of the collator; input of the model after `datasets.windowing.convert_volumes`, on the device."""
 
     volume: Tensor | StoredVolumes
     """float32 [B, 1, D, H, W] in [0, 1]; from the collator to the device StoredVolumes, a quarter or half of the bytes."""

@@ -92,8 +92,8 @@ def _rows(plan: Plan, settings: Settings, given: argparse.Namespace) -> Iterator
 def _parts(plan: Plan) -> Table:
     table = Table("part, of one volume", "passes", "forward GFLOP", "kept GB, float32", "learns")
     for part in plan.parts:
-        flops, kept = f"{part.forward_flops / 1e9:.4g}", f"{part.kept_bytes / 1e9:.3g}"
-        table.add_row(part.name, str(part.passes), flops, kept, "yes" if part.learns else "no")
+        flops, kept = f"{part.forward_flops / 1e9:.4g}", f"{part.saved_bytes / 1e9:.3g}"
+        table.add_row(part.name, str(part.passes), flops, kept, "yes" if part.is_trained else "no")
     return table
 
 

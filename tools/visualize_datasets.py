@@ -75,13 +75,13 @@ def read_case(path: Path, case: str | None) -> Case:
         return read_folder(indices, case)
     annotated = next((folder for folder in (path / "ctrg", path) if any((folder / name).is_file() for name in ANNOTATIONS)), None)
     if annotated is not None:
-        return read_slices(_find_case(annotated, case))
+        return read_jpeg_slices(_find_case(annotated, case))
     if case is not None:
         raise ValueError("--case chooses a volume of Arrow files, of CT-RATE or of CTRG, and PATH is none of them; leave it out")
     if path.name.endswith((".nii", ".nii.gz")):
         return read_nifti(path)
     if path.is_dir():
-        return read_slices(path)
+        return read_jpeg_slices(path)
     raise ValueError(f"{path} is no .arrow index, no .nii or .nii.gz file and no folder")
 
 
@@ -137,7 +137,7 @@ def read_nifti(path: Path) -> Case:
     return Case(re.sub(r"\.nii(\.gz)?$", "", path.name), volume, report_units(*sections)[0], spacing_mm, window, known)
 
 
-def read_slices(folder: Path) -> Case:
+def read_jpeg_slices(folder: Path) -> Case:
     """A folder of CTRG's JPEG slices, which run from the top down; the report is looked up in the JSON above it.
 
     The folder's name may be a person's: the picture is called by the case's place in the JSON.

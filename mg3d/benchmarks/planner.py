@@ -14,7 +14,6 @@ from mg3d.models.flops import Part, ReportShape, count_step, needed_flops
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder, tiny_text_encoder
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
-from mg3d.training.objectives import build_losses
 from mg3d.training.trainer import share_batch
 
 ROOMY = 0.8
@@ -96,7 +95,7 @@ def predict(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
     held = min(per_device, settings.optim.grad_cache_chunk or per_device)
-    kept = sum(part.kept_bytes for part in parts) * held / (2 if "bf16" in settings.run.precision else 1)
+    kept = sum(part.saved_bytes for part in parts) * held / (2 if "bf16" in settings.run.precision else 1)
     flops, step_s = float(needed_flops(parts) * settings.optim.batch_size), None
     if measured is not None:
         step_s = measured.seconds * settings.optim.batch_size / (per_device * devices)

@@ -25,7 +25,7 @@ from mg3d.datasets.collate import Collator
 from mg3d.datasets.schema import INDEX_SCHEMA, encode_metadata, index_path, shard_schema, volume_batch
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import train_wordpiece
-from mg3d.datasets.windowing import convert, stack
+from mg3d.datasets.windowing import convert_volumes, stack_volumes
 from mg3d.files import replacing
 from mg3d.glossary import LABELS
 from mg3d.sentence_spans import report_units
@@ -95,7 +95,7 @@ def _beside_a_copy(root: Path, sizes: Sizes) -> list[Comparison]:
                 np.copyto(place[0], flat[row])
 
     bare = ("np.memmap, one copy of each volume into a new array per batch", copy)
-    voxels = ("DataLoader, voxels and windows, 1 process", _passing(Voxels(studies), order, stack))
+    voxels = ("DataLoader, voxels and windows, 1 process", _passing(Voxels(studies), order, stack_volumes))
     everything = ("DataLoader, whole Batch with text, 1 process", _passing(MixtureDataset([studies]), order, collator))
     tokens = _share_of_tokens(studies, collator)
     return [
@@ -125,13 +125,13 @@ def _beside_monai(root: Path, sizes: Sizes) -> Comparison:
     upright = [np.asarray(volume[0]).transpose(2, 1, 0) * 2000 - 1000 for volume in raw]
     studies = prepare(root / "few", [np.round(volume).astype(np.int16) for volume in upright])
     collator, order = make_collator(root, studies), np.arange(len(paths))[None]
-    ours = convert(next(iter(make_loader(MixtureDataset([studies]), order, collator)))).volume.numpy()
+    ours = convert_volumes(next(iter(make_loader(MixtureDataset([studies]), order, collator)))).volume.numpy()
     theirs = next(iter(MonaiLoader(raw, batch_size=len(paths)))).numpy().transpose(0, 1, 4, 3, 2)
     size = sum(path.stat().st_size for path in paths) / len(paths) / 1e6
     raw_size = f"{'x'.join(map(str, sizes.raw_shape))} .nii.gz of {size:.0f} MB"
     return compare(
         "batches beside raw files",
-        ("DataLoader, whole Batch with text, made float", _passing(MixtureDataset([studies]), order, collator, then=convert)),
+        ("DataLoader, whole Batch, float", _passing(MixtureDataset([studies]), order, collator, then=convert_volumes)),
         (f"MONAI, {raw_size}", lambda: list(MonaiLoader(raw, batch_size=len(paths)))),
         rounds=min(sizes.rounds, 2),
         goal=20 if sizes.has_goals else None,

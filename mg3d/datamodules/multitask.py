@@ -16,7 +16,7 @@ from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import ReportText, Studies
 from mg3d.datasets.text_cache import TextCache
-from mg3d.datasets.windowing import intensities
+from mg3d.datasets.windowing import sample_intensities
 from mg3d.distributed import rank, world_size
 from mg3d.sentence_spans import UnitKind
 from mg3d.settings.schema import AugmentSettings, volume_shape
@@ -139,7 +139,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         everything = sum(len(part) for part in self.train_parts)
         for part in self.train_parts:
             for study in range(min(len(part), -(-most * len(part) // everything))):
-                yield intensities(part.sample(study))
+                yield sample_intensities(part.sample(study))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """An endless loader of this rank's batches, from pass `start_step` on."""

@@ -14,7 +14,7 @@ from mg3d.datasets.masking import IGNORED, WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report
-from mg3d.datasets.windowing import stack
+from mg3d.datasets.windowing import stack_volumes
 from mg3d.sentence_spans import normalise, polarity, text_key
 from mg3d.settings.schema import AugmentSettings
 from mg3d.types import Batch, Sample, StoredVolumes
@@ -117,7 +117,7 @@ class Collator:
         return encode_report(self.tokenizer, sample.report, sample.sentence_spans, self.max_text_len)
 
     def _volumes(self, samples: Sequence[Sample]) -> StoredVolumes:
-        stored = stack(samples)
+        stored = stack_volumes(samples)
         if self.changes is None:
             return stored
         drawn = [

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets.studies import ReportText
 from mg3d.datasets.tokenizer import encode_report, pad_reports
-from mg3d.models.grounding import Texts, attended_shares, decisive_shares
+from mg3d.models.grounding import Texts, attention_maps, occlusion_maps
 from mg3d.models.mg3d import MG3D
 
 
@@ -47,7 +47,7 @@ class ModelEmbedder:
         self.device = next(model.parameters()).device
         probe = self.texts([sentence("normal")])
         with torch.no_grad():
-            self.logit_scale = float(model.cml_scale(probe.to(self.device)))
+            self.logit_scale = float(model.logit_scale)
 
     @torch.no_grad()
     def volumes(self, volumes: Tensor) -> Tensor:
@@ -70,8 +70,8 @@ class ModelEmbedder:
         image = self.model.encode_volume(volumes.to(self.device))
         directions = self.model.embed_report(*first) - self.model.embed_report(*second)
         found = {
-            "contrast": decisive_shares(self.model, image, directions),
-            "attention": attended_shares(self.model, image, first),
+            "contrast": occlusion_maps(self.model, image, directions),
+            "attention": attention_maps(self.model, image, first),
         }
         return {name: part.unflatten(2, self.model.grid).float().cpu() for name, part in found.items() if part is not None}
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import pad_reports
-from mg3d.datasets.windowing import convert, intensities, on_device
+from mg3d.datasets.windowing import convert_volumes, move_to_device, sample_intensities
 from mg3d.evaluation.reconstruction import ReconstructionError
 from mg3d.glossary import LABELS, prompts
 from mg3d.models.mg3d import MG3D
@@ -35,7 +35,7 @@ def batches(studies: Studies, collator: Collator, *, size: int, device: torch.de
     """Every study once, in order, the first reconstruction of each; masks are the same at every call."""
     for start in range(0, len(studies), size):
         batch = collator([studies.sample(study) for study in range(start, min(start + size, len(studies)))])
-        yield convert(on_device(batch, device))
+        yield convert_volumes(move_to_device(batch, device))
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def embed(model: MG3D, loader: Iterator[Batch], tokenizer: PreTrainedTokenizerBa
         reports.append(model.embed_report(batch.report_ids, batch.attention_mask, batch.sentence_index).float().cpu())
     texts = [text for label in LABELS for text in prompts(label)]
     embedded = embed_texts(model, tokenizer, texts, device=device).reshape(len(LABELS), 2, -1)
-    scale = float(model.cml_scale(embedded))
+    scale = float(model.logit_scale)
     return Embeddings(torch.cat(volumes), torch.cat(reports), embedded, scale)
 
 
@@ -57,7 +57,7 @@ def embed(model: MG3D, loader: Iterator[Batch], tokenizer: PreTrainedTokenizerBa
 def embed_texts(model: MG3D, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, device: torch.device) -> Tensor:
     """[n, E] of single sentences, on the CPU."""
     rows = [(text, ((0, len(text)),)) for text in texts]
-    ids, mask, index = (part.to(device) for part in pad_reports(tokenizer, rows, model.text.longest))
+    ids, mask, index = (part.to(device) for part in pad_reports(tokenizer, rows, model.text.max_length))
     return model.embed_report(ids, mask, index).float().cpu()
 
 
@@ -67,9 +67,9 @@ def reconstruct(model: MG3D, loader: Iterator[Batch], mean_image: Tensor) -> dic
     model.eval()
     error = ReconstructionError(mean_image)
     for batch in loader:
-        features = model(batch, frozenset({"mim"}))
+        features = model(batch, ["volume"])
         hidden = upsample_mask(batch.patch_mask, batch.volume.shape[2:])[:, None]
-        error.update(features.mim_prediction.float().cpu(), batch.volume.cpu(), hidden.cpu())
+        error.update(features["mim_prediction"].float().cpu(), batch.volume.cpu(), hidden.cpu())
     return error.result()
 
 
@@ -90,5 +90,5 @@ def mean_volume(studies: Studies, *, most: int) -> Tensor:
     count = min(len(studies), most)
     total = np.zeros((1, *studies.index.shape), dtype=np.float64)
     for study in range(count):
-        total += intensities(studies.sample(study))
+        total += sample_intensities(studies.sample(study))
     return torch.from_numpy(total / max(count, 1)).float()

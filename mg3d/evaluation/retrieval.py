@@ -96,7 +96,7 @@ def jaccard_rows(
     """Volume to volume as CT-CLIP, the query removed from its gallery, and once more without all volumes of the query's patient.
 
     volumes [n, E] of length 1, labels [n, L]. A row per k for which the gallery is large enough; chance is the
-    mean over the whole gallery. See `metrics.retrieval.label_jaccard_at`.
+    mean over the whole gallery. See `metrics.retrieval.nearest_jaccards`.
     """
     similarity, rows = volumes @ volumes.T, []
     each = np.arange(len(volumes))

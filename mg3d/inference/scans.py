@@ -17,16 +17,14 @@ from mg3d.files import write_bytes
 from mg3d.preparation import geometry
 from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import REASONS, Refusal
-from mg3d.preparation.readers.dicom_headers import is_dicom
-from mg3d.preparation.readers.registry import READERS
+from mg3d.preparation.readers.dicom_series import is_dicom
+from mg3d.preparation.readers.registry import READER_OF_SUFFIX, READERS, reader_of
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import RawVolume, VolumeRecord
 from mg3d.preparation.sources.custom import DATASET
 from mg3d.preparation.voxels import shape_volume
 
 T = TypeVar("T")
-READER_OF = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha"}
-"""End of a file's name, lower case -> reader. `.npz` is told by its arrays, a folder is a DICOM series."""
 _NPZ = {"ct": "rad_chestct", "arr_0": "ct_clip"}
 _KINDS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
 
@@ -164,7 +162,7 @@ def _with_raw(path: str | Path, use: Callable[[RawVolume], T]) -> T:
 
 def _hint(path: Path) -> str:
     """For a folder of files that are scans themselves."""
-    holds = path.is_dir() and any(file.name.lower().endswith((*READER_OF, ".npz")) for file in path.rglob("*"))
+    holds = path.is_dir() and any(file.name.lower().endswith((*READER_OF_SUFFIX, ".npz")) for file in path.rglob("*"))
     return "; it holds scans of other kinds: name one of these files, or give a tool the folder with --out" if holds else ""
 
 
@@ -209,9 +207,8 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
 def _reader(path: Path) -> str:
     if path.is_dir():
         return "dicom"
-    name = path.name.lower()
-    found = next((reader for ending, reader in READER_OF.items() if name.endswith(ending)), None)
-    if found is None and name.endswith(".npz"):
+    found = reader_of(path)
+    if found is None and path.name.lower().endswith(".npz"):
         found = _reader_of_arrays(path)
     if found is None and is_dicom(path):
         found = "dicom"

@@ -129,7 +129,7 @@ def fit_sentence_space(model: MG3D, data: MultiTaskDataModule, settings: Setting
     reports = data.training_reports(most=MOST_REPORTS_FOR_STATISTICS)
     ids, attention_mask, index = pad_reports(data.tokenizer, reports, settings.data.max_text_len)
     model.fit_sentence_space(ids, index)
-    cosines = model.random_sentence_cosines(ids, attention_mask, index, seed=settings.run.seed)
+    cosines = _random_cosines(model, ids, attention_mask, index, seed=settings.run.seed)
     same = float((cosines >= settings.model.ssm_same_above).float().mean())
     if same > 0.5 and settings.model.wiring == "paper":
         raise ValueError(

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from mg3d.datasets.windowing import convert
+from mg3d.datasets.windowing import convert_volumes
 from mg3d.distributed import rank, sum_over_ranks, world_size
 from mg3d.settings.schema import OptimSettings
 from mg3d.training.chunks import features_in_chunks
@@ -73,7 +73,7 @@ class PretrainModule(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_index: int) -> Batch:
         """The batch as the model reads it: its stored voxels become intensities here, on the device."""
-        return convert(batch, dtype=next(self.model.parameters()).dtype)
+        return convert_volumes(batch, dtype=next(self.model.parameters()).dtype)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Seeds this step's draws inside the model."""

@@ -18,6 +18,8 @@ from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.integrity import require_valid
 from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
 from mg3d.distributed import rank
+from mg3d.evaluation.evidence import held_out_studies, open_scene, show_evidence, write_evidence
+from mg3d.evaluation.label_probe import build_probe, train_probe
 from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained, build_vision
 from mg3d.models.flops import ReportShape, count_step, needed_flops
@@ -26,9 +28,8 @@ from mg3d.settings.parse import defaults, flatten
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
 from mg3d.training.compiled import compile_encode, require_compiler
-from mg3d.training.evidence import held_out_studies, show_evidence, write_evidence
-from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
+from mg3d.training.optim import build_optimizer
 from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
@@ -201,7 +202,16 @@ def evaluate(settings: Settings) -> None:
         raise FileNotFoundError(
             f"no checkpoint in {run_dir / 'checkpoints'}; train first, or set resume_from to a checkpoint file"
         )
-    write_evidence(settings, run_dir, checkpoint, say=say)
+    data = build_data(settings)
+    data.tokenizer = build_tokenizer(settings, run_dir, data)
+    device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
+    scene = open_scene(
+        settings, train=data.train_parts[0], tokenizer=data.tokenizer, collator=data.collator(), device=device
+    )
+    say(f"evidence: {len(scene.test)} held-out studies of {len(set(scene.test.patients))} patients unseen in training")
+    if settings.run.ground_truth_root and scene.truths is None:
+        say(f"ground_truth_root={settings.run.ground_truth_root} has no ground truth of these studies; continuing without it")
+    write_evidence(scene, run_dir, checkpoint)
     show_evidence(run_dir)
 
 
@@ -210,8 +220,14 @@ def _resuming(settings: Settings, resume_from: str) -> Settings:
 
 
 def diagnose(settings: Settings) -> None:
-    """Learns the labels directly from the volumes, to see whether every finding can be seen at this grid."""
-    diagnose_labels(settings, run_folder(settings), say=say)
+    """Trains the volume encoder on the labels; logs the AUROC of each finding on val and writes `diagnosis.json`."""
+    probe = build_probe(settings)
+    fit_voxels(probe.model, build_data(settings))
+    probe = probe.to("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
+    result = train_probe(probe, settings, *build_optimizer([{"params": probe.parameters()}], settings.optim))
+    write_json(run_folder(settings) / "diagnosis.json", result)
+    for name, value in sorted(result.items(), key=lambda item: -item[1]):
+        say(f"{name:40s} {value:.3f}")
 
 
 def volume_flops(settings: Settings, model: MG3D) -> float:

@@ -15,7 +15,7 @@ from mg3d.datamodules.sampler import Stream, TrainBatchSampler, ValBatchSampler
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.windowing import convert
+from mg3d.datasets.windowing import convert_volumes
 from mg3d.settings.parse import parse
 from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import AugmentSettings
@@ -105,7 +105,8 @@ def test_workers_change_nothing_and_a_run_can_go_on(root, tokenizer):
     data.start_step = 3
     for one, other in zip(plain[3:], islice(data.train_dataloader(), 2), strict=True):
         assert one.study_id == other.study_id
-        tensors = [(left, right) for left, right in zip(convert(one), convert(other), strict=True) if torch.is_tensor(left)]
+        pairs = zip(convert_volumes(one), convert_volumes(other), strict=True)
+        tensors = [(left, right) for left, right in pairs if torch.is_tensor(left)]
         assert len(tensors) > 10
         assert all(torch.equal(left, right) for left, right in tensors)
 
@@ -114,7 +115,7 @@ def test_workers_change_nothing_and_a_run_can_go_on(root, tokenizer):
 def test_each_set_has_its_own_module(root, tokenizer, module, dataset):
     batch = next(iter(module(storage=Storage(root), tokenizer=tokenizer, **OPTIONS).val_dataloader()))
     assert all(name.startswith(f"{dataset}/val") for name in batch.study_id)
-    assert np.isfinite(convert(batch).volume).all()
+    assert np.isfinite(convert_volumes(batch).volume).all()
 
 
 def test_one_empty_validation_split_leaves_the_other(tmp_path, tokenizer):
@@ -225,8 +226,8 @@ def test_changes_of_volumes_are_those_of_their_position_for_any_ranks_and_worker
     changes = AugmentSettings(augment_crop=(0.5, 0.9), augment_rotation_deg=10.0, augment_shift=0.1, augment_noise=0.1)
     reading = {"storage": Storage(root), "datasets": ("ct_rate", "ctrg"), "dataset_weights": (), "tokenizer": tokenizer}
     whole = MultiTaskDataModule(**reading, **OPTIONS, changes=changes)
-    steps = [convert(batch) for batch in islice(whole.train_dataloader(), 3)]
-    assert not torch.equal(convert(next(iter(whole.val_dataloader()))).volume, steps[0].volume)
+    steps = [convert_volumes(batch) for batch in islice(whole.train_dataloader(), 3)]
+    assert not torch.equal(convert_volumes(next(iter(whole.val_dataloader()))).volume, steps[0].volume)
     parts = []
     for rank in range(ranks):
         monkeypatch.setattr(multitask, "rank", lambda rank=rank: rank)
@@ -234,7 +235,7 @@ def test_changes_of_volumes_are_those_of_their_position_for_any_ranks_and_worker
         sized = OPTIONS | {"per_gpu_batchsize": 4 // ranks, "num_workers": ranks}
         data = MultiTaskDataModule(**reading, **sized, changes=changes)
         data.start_step = 1
-        parts.append([convert(batch).volume for batch in islice(data.train_dataloader(), 2)])
+        parts.append([convert_volumes(batch).volume for batch in islice(data.train_dataloader(), 2)])
     for step, pieces in zip(steps[1:], zip(*parts, strict=True), strict=True):
         assert torch.equal(torch.cat(pieces), step.volume)
 

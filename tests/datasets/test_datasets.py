@@ -10,7 +10,7 @@ from mg3d.datasets.collate import Collator
 from mg3d.datasets.masking import WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import encode_report, load_tokenizer, lower
-from mg3d.datasets.windowing import intensities
+from mg3d.datasets.windowing import sample_intensities
 from mg3d.sentence_spans import polarity, text_key
 
 READING = {"text_unit": "clause", "window_hu": (-1000.0, 1000.0)}
@@ -43,7 +43,7 @@ def test_missing_cut_and_foreign_files_are_told_apart(index_file, tmp_path):
         VolumeIndex(tmp_path / "clm_ct_rate_train.arrow")
     cut = tmp_path / "cut.arrow"
     cut.write_bytes(index_file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="no complete Arrow file"):
+    with pytest.raises(ValueError, match="not a complete Arrow file"):
         len(VolumeIndex(cut))
 
 
@@ -53,7 +53,7 @@ def test_one_reconstruction_is_drawn_per_study(index_file):
     drawn = [studies.sample(4, (0, epoch, 4)).volume[0, 0, 0, 0] for epoch in range(40)]
     assert set(drawn) == {-988, -987, -986}
     assert studies.sample(4).volume[0, 0, 0, 0] == -988
-    assert intensities(studies.sample(4))[0, 0, 0, 0] == pytest.approx(12 / 2000)
+    assert sample_intensities(studies.sample(4))[0, 0, 0, 0] == pytest.approx(12 / 2000)
     assert studies.sample(4, (0, 3, 4)).volume[0, 0, 0, 0] == drawn[3]
 
 

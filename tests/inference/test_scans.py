@@ -189,7 +189,7 @@ BAD = {
     "away.mhd": (b"NDims = 3\nElementDataFile = ../secret.raw\n", "voxels in another folder"),
     "list.mhd": (b"NDims = 3\nElementDataFile = LIST\na\nb\n", "voxels in another folder or in several files"),
     "broken.mha": (b"ObjectType = Image\nNDims = 3\nElementDataFile = LOCAL\n", "MetaImage file is damaged"),
-    "slice.dcm": (bytes(128) + b"DICM", "not a DICOM file with a SeriesInstanceUID"),
+    "slice.dcm": (bytes(128) + b"DICM", "no SeriesInstanceUID"),
 }
 
 

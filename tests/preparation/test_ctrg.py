@@ -8,8 +8,8 @@ import pytest
 from small_raw import LPS, SHAPE, SPACING, write_ctrg, write_nifti
 
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.readers.grey_nifti import read_grey_nifti
-from mg3d.preparation.readers.slices import read_slices
+from mg3d.preparation.readers.jpeg_slices import read_jpeg_slices
+from mg3d.preparation.readers.nifti import read_nifti_grey
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.sources.ctrg import _cases, left_out, list_ctrg, natural_key
 from mg3d.preparation.sources.pseudonyms import read_salt
@@ -25,7 +25,7 @@ def scan(root, **choice):
 @pytest.mark.parametrize("as_list", [True, False])
 def test_slices_are_stacked_from_inferior_to_superior(tmp_path, as_list):
     record = scan(write_ctrg(tmp_path, 3, as_list=as_list)).records[1]
-    volume, spacing, rule, *_ = read_slices(record, tmp_path)
+    volume, spacing, rule, *_ = read_jpeg_slices(record, tmp_path)
     assert volume.shape == (20, *SHAPE[1:])
     np.testing.assert_allclose(volume[:, 10, 10], np.arange(190, -1, -10), atol=2)
     assert (spacing, rule) == (None, "uint8_unknown_window")
@@ -292,7 +292,7 @@ def test_ctrg_as_nifti_has_the_axes_of_the_pictures(tmp_path, form):
     assert [(record.reader, record.files) for record in found.records] == [
         ("grey_nifti", (f"Chest_nifti/{number}.nii.gz",)) for number in range(3)
     ]
-    raw = read_grey_nifti(found.records[1], tmp_path)
+    raw = read_nifti_grey(found.records[1], tmp_path)
     np.testing.assert_array_equal(raw.voxels, grey(1))
     assert (raw.hu_source, raw.spacing_mm) == ("uint8_unknown_window", None if form == "blank" else pytest.approx(SPACING))
 
@@ -302,7 +302,7 @@ def test_a_nifti_that_is_no_picture_is_refused(tmp_path, factor, code):
     write_nifti(tmp_path / "0.nii", (factor * grey(20).astype(np.int16)).transpose(2, 1, 0), LPS)
     (tmp_path / "annotation.json").write_text(json.dumps([{"image_path": "0.nii", "report": "x"}]))
     with pytest.raises(Refusal, match=code):
-        read_grey_nifti(scan(tmp_path).records[0], tmp_path)
+        read_nifti_grey(scan(tmp_path).records[0], tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg"])

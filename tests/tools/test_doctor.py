@@ -216,7 +216,7 @@ def test_what_is_set_aside_is_summed_up_by_reason(arrows):
         (["nowhere"], "there is no nowhere"),
         (["."], "looks like none of ct_rate, ctrg"),
         ([".", "--lists", "gone.txt"], "gone.txt"),
-        (["cut.arrow"], "no complete Arrow file"),
+        (["cut.arrow"], "not a complete Arrow file"),
     ],
 )
 def test_what_cannot_be_examined_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, words, told):

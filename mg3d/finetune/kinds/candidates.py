@@ -24,7 +24,7 @@ from mg3d.finetune.kinds.classification import Classification
 from mg3d.finetune.pipeline import ReadCase, Sample, Ticket, fixed_steps, own_words, random_steps, reordered
 from mg3d.finetune.task import Preprocess
 from mg3d.metrics.classification import auroc
-from mg3d.metrics.froc import CPM_RATES, Froc, Spheres, froc, sensitivity_at
+from mg3d.metrics.froc import CPM_RATES, Annotations, FrocCurve, froc, sensitivity_at
 
 PLACE = ("x_mm", "y_mm", "z_mm")
 """Columns of a candidate's centre, LPS."""
@@ -265,7 +265,7 @@ class Candidates(Classification):
                 row[f"score/{self.task.outputs[0]}"] = float("nan")
         return rows
 
-    def curve(self, table: pd.DataFrame) -> Froc | None:
+    def curve(self, table: pd.DataFrame) -> FrocCurve | None:
         """FROC of a table, in which a scan may be drawn several times; None without a nodule to be found."""
         places, names = table["place"].to_numpy(), table["case_id"].to_numpy()
         first = np.append(True, (names[1:] != names[:-1]) | (places[1:] <= places[:-1]))
@@ -275,11 +275,11 @@ class Candidates(Classification):
         found = np.concatenate(each)
         if not (found[:, 4] == 0).any():
             return None
-        findings = Spheres(of, found[:, :3], found[:, 3], found[:, 4] == 1)
+        annotations = Annotations(of, found[:, :3], found[:, 3], found[:, 4] == 1)
         real = places != NO_CANDIDATE
         scores = table[f"score/{self.task.outputs[0]}"].to_numpy()
         return froc(
-            scan[real], table[list(PLACE)].to_numpy()[real], scores[real], findings=findings, all_scans=np.arange(len(each))
+            scan[real], table[list(PLACE)].to_numpy()[real], scores[real], annotations=annotations, all_scans=np.arange(len(each))
         )  # fmt: skip
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
@@ -315,7 +315,7 @@ def _read_findings(text: str) -> np.ndarray:
     return np.array([(*f.centre_mm, f.diameter_mm, f.excluded) for f in findings], dtype=np.float64).reshape(-1, 5)
 
 
-def _froc_figure(curve: Froc) -> Figure:
+def _froc_figure(curve: FrocCurve) -> Figure:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.step(curve.false_positives_per_scan, curve.sensitivity, where="post")

@@ -45,7 +45,7 @@ class PromptNetwork(nn.Module):
         self.encoder = model.vision  # first, so that the names of its parameters begin with `encoder.`
         self.model = model
         rows = [(text, ((0, len(text)),)) for pair in pairs for text in pair]
-        for name, part in zip(("ids", "mask", "index"), pad_reports(tokenizer, rows, model.text.longest), strict=True):
+        for name, part in zip(("ids", "mask", "index"), pad_reports(tokenizer, rows, model.text.max_length), strict=True):
             self.register_buffer(f"prompt_{name}", part, persistent=False)
         self.kept: Tensor | None = None
 
@@ -67,7 +67,7 @@ class PromptNetwork(nn.Module):
     def forward(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of volumes [B, E] and prompts [L, 2, E], and the scale of their cosine; each volume is encoded once."""
         volumes = self.model.embed_volume(volume)
-        return volumes, self.embed_prompts(), self.model.cml_scale(volumes)
+        return volumes, self.embed_prompts(), self.model.logit_scale
 
 
 class Prompts(Labels):

@@ -22,7 +22,7 @@ from mg3d.finetune.pipeline import ReadCase, Sample, fixed_steps
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
 from mg3d.losses.captioning import NOT_ASKED, CaptionLoss
-from mg3d.metrics.captions import caption_counts, scores_of_counts, tokenize
+from mg3d.metrics.captions import caption_counts, caption_scores, tokenize
 from mg3d.metrics.clinical import clinical_efficacy
 from mg3d.models.pyramid import PyramidTokens
 from mg3d.models.text.decoder import ReportDecoder
@@ -215,7 +215,7 @@ class ReportGeneration(Kind):
             start = "" if who == "generated" else f"{who}/"
             if f"{who}/length" in table:
                 names = [name.removeprefix(f"{who}/") for name in table if name.startswith(f"{who}/")]
-                scores = scores_of_counts({name: table[f"{who}/{name}"].to_numpy() for name in names})
+                scores = caption_scores({name: table[f"{who}/{name}"].to_numpy() for name in names})
                 found |= {start + name: value for name, value in scores.items()}
             if labels and f"{who}/{labels[0]}" in table:
                 told, made = (table[[f"{name}/{label}" for label in labels]].to_numpy() for name in ("reference", who))

@@ -188,7 +188,7 @@ def _record(root: Path, case: _Case, case_id: str, split: str) -> VolumeRecord |
             names = sorted(sorted(names), key=natural_key)
             if gap := left_out(names):
                 return Quarantined(case_id, DATASET, "scan", "missing_slices", gap)
-            files, reader = [(inside / name).as_posix() for name in names], "slices"
+            files, reader = [(inside / name).as_posix() for name in names], "jpeg_slices"
     except OSError as error:  # its message names the folder, hence a person
         return Quarantined(case_id, DATASET, "scan", "unreadable", type(error).__name__)
     if not files:

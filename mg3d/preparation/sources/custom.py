@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined, Refusal
-from mg3d.preparation.readers.dicom_headers import is_dicom, load_pydicom, read_series_uid
+from mg3d.preparation.readers.dicom_series import is_dicom, load_pydicom, read_series_uid
 from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.pseudonyms import pseudonym
 from mg3d.preparation.sources.tables import Table, flag, read_table

@@ -253,15 +253,15 @@ def test_equal_copies_of_a_slice_count_once_and_different_ones_are_refused(tmp_p
     (folder / "IM9999.dcm").write_bytes(copied.read_bytes())
     np.testing.assert_array_equal(read(folder).voxels, chest(7))
     change(folder / "IM9999.dcm", PixelData=(chest(7)[11] + np.int16(1)).tobytes())
-    assert refusal(folder) == ("duplicate_slices", "at place 11 of 26")
+    assert refusal(folder) == ("duplicate_slices", "at slice 11 of 26")
 
 
 def test_a_side_of_20000_pixels_is_refused_before_a_pixel_is_read(tmp_path, monkeypatch):
     folder = write_series(tmp_path / "Muster", Rows=20_000)
-    monkeypatch.setattr("mg3d.preparation.readers.dicom._plane", None)
+    monkeypatch.setattr("mg3d.preparation.readers.dicom._read_plane", None)
     code, detail = refusal(folder)
     assert code == "too_large"
-    assert "26 slices, up to 20000 pixels a side; 2048 are allowed" in detail
+    assert "26 slices of up to 20000 pixels a side; at most 2048 are allowed" in detail
 
 
 def test_a_scout_of_20000_pixels_harms_nobody(tmp_path):
