@@ -18,12 +18,11 @@ TOPICS = {
     "data": ("preparation", "reading"),
     "encoder": ("encoder",),
     "step": ("step",),
-    "losses": ("losses", "growth"),
     "text": ("text",),
     "loader": ("loader",),
 }
 """Topic -> modules of mg3d.benchmarks; each has `run(options: Options) -> list[Comparison]`."""
-SHAPES = {"losses": {"batch": 16}, "text": {"batch": 4}, "loader": {"batch": 4}, "step": {"batch": 2}}
+SHAPES = {"text": {"batch": 4}, "loader": {"batch": 4}, "step": {"batch": 2}}
 """Topic -> options that have another default there."""
 
 

@@ -10,7 +10,7 @@ from mg3d.models.build import build_model
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.settings.parse import parse
-from mg3d.settings.schema import Settings, objective_weights
+from mg3d.settings.schema import Settings
 from mg3d.types import Batch
 
 VOCABULARY = 28_996
@@ -38,12 +38,12 @@ def bert_base(*, frozen: bool = True, small: bool = False) -> TextEncoder:
     return TextEncoder(BertModel(BertConfig(vocab_size=VOCABULARY, **size), add_pooling_layer=False), frozen=frozen)
 
 
-def build(options: Options) -> tuple[MG3D, dict[str, torch.nn.Module], Settings]:
-    """(model in training mode, losses by name, settings) of the default recipe."""
+def build(options: Options) -> tuple[MG3D, Settings]:
+    """Model in training mode and settings of the default recipe."""
     torch.manual_seed(0)
     settings = paper_settings(options)
     model = build_model(settings, bert_base(small=options.quick)).train()
-    return model, build_losses(settings.model, list(objective_weights(settings.loss))), settings
+    return model, settings
 
 
 def random_batch(options: Options, *, vocabulary: int = VOCABULARY, cube: int = CUBE) -> Batch:

@@ -13,7 +13,7 @@ from mg3d.models.build import build_model
 from mg3d.models.flops import Part, ReportShape, count_step, needed_flops
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder, tiny_text_encoder
-from mg3d.settings.schema import Settings, objective_weights, volume_shape
+from mg3d.settings.schema import Settings, volume_shape
 from mg3d.training.trainer import share_batch
 
 ROOMY = 0.8
@@ -120,9 +120,8 @@ def calibrate(settings: Settings, *, devices: int, device: str, threads: int, se
         precision=precision, tokens=data.max_text_len, sentences=sentences, threads=threads,
     )  # fmt: skip
     model = stand_in(settings).train()
-    losses = build_losses(settings.model, list(objective_weights(settings.loss)))
     batch = random_batch(options, vocabulary=model.text.vocabulary_size, cube=settings.model.mim_patch_size)
-    return measure_step(model, losses, settings, batch, options)
+    return measure_step(model, settings, batch, options)
 
 
 def verdict(needed_gb: float, there_gb: float) -> str:

@@ -1,10 +1,8 @@
 """A whole step of all objectives, beside the same step around MONAI's encoder, each side in processes of its own."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.optim import AdamW
 
 from mg3d.benchmarks.batches import build, on_device, random_batch
@@ -53,15 +51,13 @@ def run(options: Options) -> list[Comparison]:
 def measure(side: str, options: Options) -> Measured:
     """In this process."""
     torch.set_num_threads(options.threads)
-    model, losses, settings = build(options)
+    model, settings = build(options)
     if side == STOCK:
         model.vision = MonaiSwin(model.vision)
-    return measure_step(model, losses, settings, random_batch(options), options)
+    return measure_step(model, settings, random_batch(options), options)
 
 
-def measure_step(
-    model: MG3D, losses: Mapping[str, nn.Module], settings: Settings, batch: Batch, options: Options
-) -> Measured:
+def measure_step(model: MG3D, settings: Settings, batch: Batch, options: Options) -> Measured:
     """Steps of this model on this batch, over and over; memory is over what the process held with both of them there."""
     model.to(options.device)
     batch = on_device(batch, options.device)
@@ -70,8 +66,7 @@ def measure_step(
 
     def step() -> None:
         with autocast(options):
-            features = features_in_chunks(model, batch, settings.optim.grad_cache_chunk)
-            values = {name: loss(**{key: getattr(features, key) for key in loss.inputs}) for name, loss in losses.items()}
+            values = model.losses(features_in_chunks(model, batch, settings.optim.grad_cache_chunk))
             total = sum(getattr(settings.loss, f"weight_{name}") * value for name, value in values.items())
         total.backward()
         optimizer.step()

@@ -19,11 +19,14 @@ from mg3d.models.mg3d import MG3D
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_TEXT = "text."
-_OF_WORDS = (_TEXT, "target_text.", "sentence_space.", "mlm_head.decoder.", "mlm_head.bias")
+_TEXT, _TARGET_TEXT = "text.", "branches.report.target_text."
+_OF_WORDS = (
+    _TEXT, _TARGET_TEXT, "branches.disentangled.sentence_space.", "branches.report.mlm_head.decoder.",
+    "branches.report.mlm_head.bias", "branches.captioning.decoder.words.",
+)  # fmt: skip
 """Tensors that mean nothing with another text encoder or other numbers of words."""
 _WORDS = "text.bert.embeddings.word_embeddings.weight"
-_WORDS_OF_SPACE = "sentence_space.word_vectors"
+_WORDS_OF_SPACE = "branches.disentangled.sentence_space.word_vectors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +165,8 @@ def _derived(offered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dic
     offered = dict(offered)
     if _WORDS in offered and _WORDS_OF_SPACE in wanted:
         offered.setdefault(_WORDS_OF_SPACE, offered[_WORDS])
-    if not any(name.startswith("target_text.") for name in offered):
-        copies = {"target_text." + name.removeprefix("text."): name for name in offered if name.startswith("text.")}
+    if not any(name.startswith(_TARGET_TEXT) for name in offered):
+        copies = {_TARGET_TEXT + name.removeprefix("text."): name for name in offered if name.startswith("text.")}
         offered |= {copy: offered[name] for copy, name in copies.items() if copy in wanted}
     return offered
 

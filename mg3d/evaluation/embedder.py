@@ -45,9 +45,7 @@ class ModelEmbedder:
     def __init__(self, model: MG3D, tokenizer: PreTrainedTokenizerBase, *, max_text_len: int, batch: int = 16) -> None:
         self.model, self.tokenizer, self.max_text_len, self.batch = model.eval(), tokenizer, max_text_len, batch
         self.device = next(model.parameters()).device
-        probe = self.texts([sentence("normal")])
-        with torch.no_grad():
-            self.logit_scale = float(model.logit_scale)
+        self.logit_scale = float(model.logit_scale.detach())
 
     @torch.no_grad()
     def volumes(self, volumes: Tensor) -> Tensor:

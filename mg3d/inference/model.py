@@ -221,7 +221,7 @@ class ScanModel:
 
     def require_writer(self) -> tuple[MG3D, PreTrainedTokenizerBase]:
         """The model and its tokenizer; ValueError where it cannot write reports."""
-        if not isinstance(self.model, MG3D) or getattr(self.model, "caption", None) is None:
+        if not isinstance(self.model, MG3D) or "captioning" not in self.model.branches:
             raise ValueError(
                 "this model writes no reports: it was trained without a captioning head; retrieve(scan, index, kind='report') "
                 "finds reports that are near"
@@ -273,7 +273,7 @@ class ScanModel:
             raise ValueError("this is an image encoder alone and reads no text: it can only embed scans and find similar ones")
         if self.tokenizer is None:
             raise ValueError(_NO_TOKENIZER)
-        self.model.contrast  # noqa: B018 (raises without a joint embedding)
+        self.model.require_joint_embedding()
         return self.model, self.tokenizer
 
     def _volumes(self, scans: Sequence[Scan]) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from mg3d.distributed import global_mean
 from mg3d.losses.base import Objective
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """Target of padding."""
 
 
@@ -26,8 +26,8 @@ class CaptionLoss(Objective):
         total = F.cross_entropy(
             captioning_logits.flatten(0, 1),
             captioning_targets.flatten(),
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        return global_mean(total, (captioning_targets != IGNORED).sum())
+        return global_mean(total, (captioning_targets != IGNORE_INDEX).sum())

@@ -33,7 +33,7 @@ def attention_maps(model: MG3D, image: Tensor, texts: Texts) -> Tensor | None:
 
     Those are models trained without DCL and SSM, or with the released wiring.
     """
-    branch = model.branches["disentangled"] if "disentangled" in model.branches else None
+    branch = dict(model.branches.items()).get("disentangled")
     if not isinstance(getattr(branch, "aggregation", None), ImageAggregation):
         return None
     ids, mask, index = texts

@@ -129,17 +129,21 @@ class MG3D(nn.Module):
     @property
     def has_joint_embedding(self) -> bool:
         """Whether volumes and reports can be compared: trained with CML (weight_cml) and wiring=paper."""
-        return "contrast" in self.branches and isinstance(self.branches["contrast"], ContrastBranch)
+        return any(isinstance(branch, ContrastBranch) for branch in self.branches.values())
 
     @property
     def contrast(self) -> ContrastBranch:
         """Pools and heads of the joint embedding; ValueError if the model has none."""
+        self.require_joint_embedding()
+        return self.branches["contrast"]
+
+    def require_joint_embedding(self) -> None:
+        """Raises ValueError unless volumes and reports can be compared."""
         if not self.has_joint_embedding:
             raise ValueError(
                 "this model has no joint embedding of images and reports: it was trained with weight_cml=0 or not with "
                 "wiring=paper. Zero-shot and retrieval need the preset mg3d."
             )
-        return self.branches["contrast"]
 
     @property
     def logit_scale(self) -> Tensor:

@@ -1,6 +1,6 @@
 """The wiring of the published code: what only `wiring=released` and `wiring=intended` need. docs/fidelity.md explains it.
 
-Names and shapes of parameters follow the published code. Its per-token loops are written as batched operations with equal results.
+Names and shapes of parameters follow the published code; its loops over tokens are batched operations with equal results.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class FusedContrast(nn.Module):
 def plain_sentences(text: TextEncoder, report: tuple[Tensor, Tensor, Tensor], sentences: int) -> Tensor:
     """Text side of SSM [B, S, text width]: mean input embedding of [CLS] sentence [SEP], S = `sentences`.
 
-    report: ids int64, attention mask bool and sentence index int64, [B, T] each; the first token is [CLS], the last real one [SEP].
+    report: ids int64, attention mask bool, sentence index int64, [B, T] each, from [CLS] to [SEP].
     """
     ids, attention_mask, sentence_index = report
     member = sentence_membership(sentence_index, sentences)

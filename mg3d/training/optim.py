@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mg3d.settings.schema import OptimSettings
 
 BASE_RATE = re.compile(r"(vision|text)\.|.*\bfusion")
-"""Parameters that learn at `learning_rate`: encoders and fusion layers. All others are heads and projections (docs/fidelity.md, D25)."""
+"""Parameters that learn at `learning_rate`: encoders and fusion layers; all others are heads (docs/fidelity.md, D25)."""
 
 
 def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, object]]:

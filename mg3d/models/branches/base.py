@@ -42,10 +42,8 @@ class Branch(nn.Module):
 
     def losses(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Objective -> loss over all ranks (this rank's part, see `mg3d.distributed`), from the features of the whole batch."""
-        return {
-            name: loss(**{feature: features.get(feature) for feature in loss.inputs})
-            for name, loss in self.objective_losses.items()
-        }
+        losses = self.objective_losses.items()
+        return {name: loss(**{feature: features.get(feature) for feature in loss.inputs}) for name, loss in losses}
 
     def update_ema(self, text: TextEncoder) -> None:
         """Called after every optimizer step; updates target encoders by exponential moving average."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mg3d.losses.captioning import IGNORED, CaptionLoss
+from mg3d.losses.captioning import IGNORE_INDEX, CaptionLoss
 from mg3d.models.branches.base import Branch
 from mg3d.models.text.decoder import ReportDecoder
 from mg3d.models.tokens import SharedTokens
@@ -39,5 +39,5 @@ class CaptioningBranch(Branch):
         ids, mask = tokens.batch.report_ids, tokens.batch.attention_mask
         return {
             "captioning_logits": self.decoder(tokens.image, ids[:, :-1], mask[:, :-1]),
-            "captioning_targets": ids[:, 1:].masked_fill(~mask[:, 1:], IGNORED),
+            "captioning_targets": ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE_INDEX),
         }
