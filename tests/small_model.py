@@ -32,7 +32,7 @@ def losses_of(model, batch, branches=None):
 
 
 def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
-    """A batch of `size` patients with 2, 3, ... sentences; the same patients whatever `size`. Masked patches have `cube` voxels."""
+    """A batch of `size` patients with 2, 3, ... sentences; masked patches have `cube` voxels."""
     generator = torch.Generator().manual_seed(seed)
     tokens, most = 14, 4
     index = torch.full((size, tokens), -1)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mg3d.checkpoints.families import EncoderShape, covered, encoder_shape, is_parameter
+from mg3d.checkpoints.layout import part_of
 from mg3d.checkpoints.merging import Merging, holds_released_encoder, identity_of, merging_of_file, norms_of_file, settings_of
 from mg3d.checkpoints.read import CheckpointFile, read_checkpoint
 from mg3d.checkpoints.styles import ELSEWHERE, Named, bring_to_our_names, vision_shapes
@@ -197,7 +198,7 @@ def _parts(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     parts: dict[str, tuple[int, int]] = {}
     learned = {name: tensor for name, tensor in tensors.items() if is_parameter(name)}
     for name, tensor in learned.items():
-        part = name.split(".")[0] + (" (not of ours)" if name.startswith(ELSEWHERE) else "")
+        part = part_of(name) + (" (not of ours)" if name.startswith(ELSEWHERE) else "")
         count, size = parts.get(part, (0, 0))
         parts[part] = (count + 1, size + tensor.numel())
     return parts

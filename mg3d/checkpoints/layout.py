@@ -48,6 +48,11 @@ _UNUSED_WITHIN: tuple[tuple[str, str], ...] = (
 """(released prefix, what the rest of the name contains): built by the released code inside modules that are used, never read."""
 
 
+def part_of(name: str) -> str:
+    """Part of the model that one of our tensors belongs to: a branch, or a module beside them."""
+    return ".".join(name.split(".")[: 2 if name.startswith("branches.") else 1])
+
+
 def to_ours(released: str) -> str:
     """Our name of a released tensor."""
     if any(released.startswith(prefix) and within in released[len(prefix) - 1 :] for prefix, within in _UNUSED_WITHIN):

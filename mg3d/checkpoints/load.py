@@ -300,7 +300,7 @@ def _notes(report: LoadReport, offered: Mapping[str, Tensor], wanted: Mapping[st
     notes = [f"{len(others)} tensors were converted to the model's precision from {', '.join(kinds)}"] if kinds else []
     if {"float16", "bfloat16"}.intersection(kinds):
         notes[0] += "; half precision keeps about three digits of each number"
-    left = [any(name.startswith("fusion_") for name in names) for names in (report.missing, report.unexpected)]
+    left = [any("fusion" in name for name in names) for names in (report.missing, report.unexpected)]
     if all(left):
         notes.append("fusion is another in the file and starts untrained; the preset mg3d_released has that of released files")
     return notes

@@ -1,4 +1,4 @@
-"""What is reached without the model: how easy the data are, and how good one can be."""
+"""Supervised baseline: logistic regression on block means of the volume."""
 
 import numpy as np
 import torch
@@ -16,16 +16,16 @@ def pooled_volume(volume: np.ndarray) -> np.ndarray:
 
 
 def logistic_scores(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Held-out scores [m, L] of one supervised logistic regression per label, on features [n, F] and [m, F], labels [n, L].
+    """Decision scores [m, L] on features [m, F] of one logistic regression per label, fitted on [n, F] and labels [n, L].
 
-    Unknown labels (-1) are left out; a label with one class scores 0 everywhere.
+    Unknown labels (-1) are left out. A label with a single class scores 0.
     """
     scores = np.zeros((len(test), train_labels.shape[1]))
-    for place in range(train_labels.shape[1]):
-        known = train_labels[:, place] >= 0
-        if len(np.unique(train_labels[known, place])) < 2:
+    for index, label in enumerate(train_labels.T):
+        known = label >= 0
+        if len(np.unique(label[known])) < 2:
             continue
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-        model.fit(train[known], train_labels[known, place])
-        scores[:, place] = model.decision_function(test)
+        model.fit(train[known], label[known])
+        scores[:, index] = model.decision_function(test)
     return scores

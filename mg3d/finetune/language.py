@@ -15,7 +15,8 @@ from mg3d.finetune.cases import Case, PreparedRow
 from mg3d.finetune.cues import sentence_labels
 from mg3d.finetune.prepared import is_prepared
 from mg3d.glossary import LABELS
-from mg3d.preparation.sources.registry import SOURCES, SourceOptions
+from mg3d.preparation.sources.options import SourceOptions
+from mg3d.preparation.sources.registry import SOURCES
 from mg3d.sentence_spans import polarity, report_units, split_sentences
 
 _LABELS = pa.list_(pa.int8(), len(LABELS))

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.finetune.cases import Case, PreparedRow, RawScan
 from mg3d.finetune.ranks import first_does
-from mg3d.preparation.leaks import LeakError
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord

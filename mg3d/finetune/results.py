@@ -13,8 +13,8 @@ from rich.table import Table
 
 from mg3d.files import write_bytes, write_json
 from mg3d.finetune.kinds.base import Kind, Score
-from mg3d.visualize.curves import curves_figure
 from mg3d.visualize.page import PageItem, write_page
+from mg3d.visualize.plots import curves_figure
 
 SCORES = "scores.json"
 _TEXTS = {"case_id": str, "patient_id": str}

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mg3d.settings.describe import listed, meanings
+from mg3d.settings.describe import descriptions, format_setting
 from mg3d.settings.parse import convert_value, refuse_unknown
-from mg3d.settings.schema import PatchMerging
+from mg3d.settings.schema import PatchMerging, settings_group
 
 ENCODER_WORDS = ("auto", "swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet", "tiny")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@settings_group
 class FinetuneSettings:
     """What a user may set behind `finetune.sh`; a folder's declaration gives the numbers of its published protocol."""
 
@@ -206,8 +206,8 @@ def usage(defaults: Mapping[str, Any], options: Mapping[str, Any], phantom: Mapp
     phantom: values that are others on the synthetic set, told beside them.
     """
     plain = dict(options) | dataclasses.asdict(FinetuneSettings()) | dict(defaults)
-    width, told = max(map(len, plain)), meanings(FinetuneSettings)
+    width, told = max(map(len, plain)), descriptions(FinetuneSettings)
     notes = {name: f"  (data_root=phantom: {phantom[name]!r})" for name in plain if phantom.get(name, plain[name]) != plain[name]}
     return "\n".join(
-        listed(name, value, told.get(name, ""), width=width, note=notes.get(name, "")) for name, value in plain.items()
+        format_setting(name, value, told.get(name, ""), width=width, note=notes.get(name, "")) for name, value in plain.items()
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from mg3d.finetune.ranks import first_does
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
-from mg3d.phantom.downstream.registry import MARK, SETS, set_facts, stored_facts, write_set
+from mg3d.phantom.downstream.registry import MARK, SETS, set_settings, stored_settings, write_set
 
 NO_ROOT = ("", "phantom")
 """Values of `data_root` that ask for a synthetic set."""
@@ -30,14 +30,14 @@ def read_root(task: Task, settings: FinetuneSettings, *, synthetic: bool, say: C
     if synthetic and settings.data_root in NO_ROOT:
         asked = f"data_root={settings.data_root}" if settings.data_root else "no data_root given"
         say(f"{asked}: training on a synthetic set in the layout of {task.folder}; no real patients, and no result for a paper")
-        cases, voxels = SETS[task.folder].usual
+        cases, voxels = SETS[task.folder].default_size
         made = SYNTHETIC_ROOT / task.folder
         named = {"cases": cases, "voxels_in_plane": voxels, **task.synthetic}
-        wanted, workers = set_facts(**named), min(4, os.cpu_count() or 1)
-        if stored_facts(made) not in (None, wanted):
+        wanted, workers = set_settings(**named), min(4, os.cpu_count() or 1)
+        if stored_settings(made) not in (None, wanted):
             say(f"{made} holds a synthetic set of an earlier version or of other settings; it is made anew")
-        work = partial(write_set, task.folder, SYNTHETIC_ROOT, renew=True, workers=workers, **named)
-        first_does(work, done=lambda: stored_facts(made) == wanted, what=str(made))
+        work = partial(write_set, task.folder, SYNTHETIC_ROOT, overwrite=True, workers=workers, **named)
+        first_does(work, done=lambda: stored_settings(made) == wanted, what=str(made))
         return made
     root = Path(settings.data_root)
     if not root.exists():

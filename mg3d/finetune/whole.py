@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrai
 
 from mg3d.checkpoints.export import export_run, from_pretrained, text_config
 from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
+from mg3d.checkpoints.layout import part_of
 from mg3d.checkpoints.load import load_weights
 from mg3d.checkpoints.places import weights_at
 from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
@@ -140,7 +140,7 @@ def _released(passport: Passport, settings: FinetuneSettings, text_encoder: str,
 
 
 def _parts(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(re.match(r"branches\.\w+|\w+", name)[0] for name in names))
+    return tuple(dict.fromkeys(part_of(name) for name in names))
 
 
 def can_compare(whole: Whole) -> bool:

@@ -81,7 +81,8 @@ def test_meter_becomes_ours_where_something_reads_it(meter):
     done = convert(as_file(meter), "ours")
     assert set(done.tensors) == {
         "text.bert.embeddings.word_embeddings.weight", "text.bert.encoder.layer.0.output.dense.bias", "project_report.weight",
-        "project_image.weight", "project_image.bias", "type_embedding.weight", "mlm_head.bias", "mlm_head.decoder.weight",
+        "project_image.weight", "project_image.bias", "type_embedding.weight", "branches.report.mlm_head.bias",
+        "branches.report.mlm_head.decoder.weight",
     }  # fmt: skip
     assert "3 of" not in done.table()
     assert "8 of 14 tensors converted from meter names" in done.table()

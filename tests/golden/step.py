@@ -30,7 +30,8 @@ class Step:
         self.settings, self.model = build(preset, encoded.dtype, Replay(encoded))
         self.weights = objective_weights(self.settings.loss)
         self.masked, self.clean = {}, {}
-        alone = [self._run(one_patient(self.batch, patient), ["volume"], self.masked) for patient in range(len(self.batch.volume))]
+        patients = range(len(self.batch.volume))
+        alone = [self._run(one_patient(self.batch, patient), ["volume"], self.masked) for patient in patients]
         self.features = self._run(self.batch, ["report", "contrast", "disentangled"], self.clean)
         for name in ("mim_prediction", "mim_target", "patch_mask"):
             self.features[name] = torch.cat([one[name] for one in alone])

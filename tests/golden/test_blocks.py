@@ -100,7 +100,8 @@ def test_image_pool(model, given, same):
 
 def test_pool_of_gated_sentences(model, given, same):
     sentences = given["sent"][None]
-    same(model.branches["disentangled"].aggregation.pool(sentences, everyone(sentences))[:, :64], "block_agg_vision_pooler_first64")
+    pool = model.branches["disentangled"].aggregation.pool
+    same(pool(sentences, everyone(sentences))[:, :64], "block_agg_vision_pooler_first64")
 
 
 def test_sentence_head_of_the_aggregation(model, given, same):

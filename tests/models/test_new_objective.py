@@ -47,7 +47,8 @@ from mg3d.settings.schema import objective_weights
 from mg3d.training.chunks import features_in_chunks
 from mg3d.training.optim import parameter_groups
 
-sizes = {"image_size": 32, "embed_dim": 12, "patch_size": 4, "num_heads": [2], "hidden_size": 24, "fusion_heads": 2, "mim_patch_size": 8}
+sizes = {"image_size": 32, "embed_dim": 12, "patch_size": 4, "num_heads": [2], "hidden_size": 24, "fusion_heads": 2}
+sizes["mim_patch_size"] = 8
 assert "balance" not in objective_weights(resolve(["tiny"], sizes).loss)
 settings = resolve(["tiny"], {**sizes, "weight_balance": 0.5})  # the weight
 assert objective_weights(settings.loss)["balance"] == 0.5

@@ -69,7 +69,8 @@ def test_a_volume_is_reconstructed_through_the_layers_and_from_the_text_of_its_w
     model, batch, seen = build(wiring, objectives=("mim",)).eval(), random_batch(), {}
     for name, part in model.named_modules():
         if name.split(".")[-1].startswith("fusion"):
-            part.register_forward_hook(lambda part, given, out, name=name: seen.update({name: [len(side[0]) for side in given[:2]]}))
+            keep = lambda part, given, out, name=name: seen.update({name: [len(side[0]) for side in given[:2]]})  # noqa: E731
+            part.register_forward_hook(keep)
     with torch.no_grad():
         model(batch)
     tokens, words, sentences = 4 * 2 * 6, batch.report_ids.shape[1], batch.sentence_mask.shape[1]

@@ -99,6 +99,7 @@ def test_the_loops_see_equal_sentences_views_and_excluded_pairs(batch):
 
 def test_word_weights_and_mean_of_the_sentence_space_are_counted(batch):
     model = build()
+    space = model.branches["disentangled"].sentence_space
     model.fit_sentence_space(batch.report_ids, batch.sentence_index)
     sentences = [
         ids[index == n].tolist()
@@ -108,9 +109,9 @@ def test_word_weights_and_mean_of_the_sentence_space_are_counted(batch):
     ]
     holding = [sum(word in sentence for sentence in sentences) for word in range(model.text.vocabulary_size)]
     weights = [max(1e-3, math.log((1 + len(sentences)) / (1 + count))) for count in holding]
-    torch.testing.assert_close(model.branches["disentangled"].sentence_space.word_weight, torch.tensor(weights, dtype=torch.float64))
+    torch.testing.assert_close(space.word_weight, torch.tensor(weights, dtype=torch.float64))
     vectors = [
         sum(weights[word] * model.text.word_vectors[word] for word in sentence) / sum(weights[word] for word in sentence)
         for sentence in sentences
     ]
-    torch.testing.assert_close(model.branches["disentangled"].sentence_space.mean, torch.stack(vectors).mean(0))
+    torch.testing.assert_close(space.mean, torch.stack(vectors).mean(0))

@@ -17,7 +17,7 @@ def gradients(wiring, chunk, model=None):
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 @pytest.mark.parametrize("wiring", WIRINGS)
-def test_chunks_give_loss_and_gradients_of_the_batch_at_once(wiring, chunk):
+def test_chunks_have_the_losses_and_gradients_of_the_whole_batch(wiring, chunk):
     value, expected = gradients(wiring, 0)
     theirs, found = gradients(wiring, chunk)
     torch.testing.assert_close(theirs, value)
@@ -26,7 +26,7 @@ def test_chunks_give_loss_and_gradients_of_the_batch_at_once(wiring, chunk):
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-11, msg=name)
 
 
-def test_the_encoder_sees_each_chunk_twice_and_never_more_than_a_chunk():
+def test_the_encoder_reads_each_chunk_twice_and_never_more_than_a_chunk():
     model, sizes = build(), []
     encode = model.vision.encode
     model.vision.encode = lambda volume, mask=None: sizes.append(len(volume)) or encode(volume, mask)

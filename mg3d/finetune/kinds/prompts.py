@@ -25,7 +25,7 @@ from mg3d.models.vision.registry import VisionEncoder
 GROUPS = {
     "vision": ("vision",),
     "text": ("text",),
-    "projections": ("project_image", "position", "project_report", "type_embedding", "contrast", "cml_scale"),
+    "projections": ("project_image", "position", "project_report", "type_embedding", "branches.contrast"),
 }
 """Words of the option `train` -> parts of the model."""
 LOSSES = ("bce", "softmax_mse")

@@ -13,7 +13,7 @@ import torch
 from monai import transforms as mt
 from torch import Tensor, nn
 
-from mg3d.datasets.report_tokenizers import M2KT_TOKENS, LosslessTokenizer, M2KTTokenizer, ReportTokenizer
+from mg3d.datasets.report_tokenizers import M2KT_MAX_LENGTH, LosslessTokenizer, M2KTTokenizer, ReportTokenizer
 from mg3d.finetune.cases import Case, PreparedRow
 from mg3d.finetune.kinds.base import Kind, Plain, Row
 from mg3d.finetune.labellers import open_labeller
@@ -29,7 +29,7 @@ from mg3d.models.text.decoder import ReportDecoder
 from mg3d.models.vision.registry import VisionEncoder
 
 WORDS: dict[str, type[M2KTTokenizer] | type[LosslessTokenizer]] = {"m2kt": M2KTTokenizer, "faithful": LosslessTokenizer}
-MOST_TOKENS = {"m2kt": M2KT_TOKENS, "faithful": 300}
+MOST_TOKENS = {"m2kt": M2KT_MAX_LENGTH, "faithful": 300}
 OPTIONS: dict[str, Any] = {
     "words": "m2kt", "most_tokens": 0, "width": 512, "layers": 3, "heads": 8, "beams": 3, "no_repeat": 3, "labeller": "",
 }  # fmt: skip
@@ -129,7 +129,7 @@ class ReportGeneration(Kind):
 
     def state(self) -> dict[str, Any]:
         """Words, and the shape of the decoder."""
-        return {"words": self.style, "vocabulary": list(self.words.words), "decoder": dict(self.decoder)}
+        return {"words": self.style, "vocabulary": list(self.words.vocabulary), "decoder": dict(self.decoder)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Those of the checkpoint, whatever the options say."""
@@ -156,7 +156,7 @@ class ReportGeneration(Kind):
     def _sample(self, made: Sequence[mt.Compose], case: Case) -> Sample:
         sample = made[isinstance(case.image, PreparedRow)](upwards(case) if self.task.top_first else case)
         ids = self.words.encode(case.report, self.decoder["longest"])
-        padded = np.pad(ids, (0, self.decoder["longest"] - len(ids)), constant_values=self.words.padding)
+        padded = np.pad(ids, (0, self.decoder["longest"] - len(ids)), constant_values=self.words.pad_id)
         told = {"report": case.report, "ids": torch.from_numpy(padded), "count": len(ids)}
         return sample | told | {"template": self._template(case.target) if case.target else ""}
 
@@ -173,7 +173,7 @@ class ReportGeneration(Kind):
         """One row per case, by beam search."""
         words = self.words
         ids = network.decoder.generate(
-            network.see(batch["image"]), begin=words.begin, end=words.end, padding=words.padding,
+            network.see(batch["image"]), begin=words.bos_id, end=words.eos_id, padding=words.pad_id,
             most_tokens=self.decoder["longest"], **self.search,
         )  # fmt: skip
         rows = []

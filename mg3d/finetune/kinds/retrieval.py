@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from mg3d.datasets.tokenizer import pad_reports
-from mg3d.evaluation.retrieval import directions
+from mg3d.evaluation.retrieval import retrieval_directions
 from mg3d.finetune.cases import Case
 from mg3d.finetune.kinds.base import Row
 from mg3d.finetune.kinds.prompts import PromptNetwork, Prompts
@@ -74,8 +74,8 @@ class Retrieval(Prompts):
         """Ranks among all volumes and reports of the part, in place of embeddings."""
         volumes, reports = (np.stack(table[name]) for name in _VECTORS)
         found = table[["case_id", "patient_id"]].copy()
-        for way in directions(volumes, reports, report_keys=table["text"].tolist()):
-            name, right = way.name.replace(" ", "_"), way.right
+        for way in retrieval_directions(volumes, reports, report_keys=table["text"].tolist()):
+            name, right = way.name.replace(" ", "_"), way.relevant
             for column, values in {"rank": first_rank(way.similarity, right), "right": right.sum(1)}.items():
                 found[f"{column}/{name}"] = np.nan
                 found.loc[way.queries, f"{column}/{name}"] = values
