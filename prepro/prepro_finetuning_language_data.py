@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.checkpoints.command import Parser
+from mg3d.cli import ArgumentParser
 from mg3d.finetune.language import write_language
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line as values."""
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE's folder, or one of its Arrow files")
     parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest's folder, or one of its Arrow files")
     parser.add_argument("--out", type=Path, default=Path("data/finetune_language_arrows"), help="(%(default)s)")

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mg3d.checkpoints.inspect import inspect_checkpoint
+from mg3d.checkpoints.info import inspect_checkpoint
 from mg3d.finetune.cases import Case
 from mg3d.finetune.language import has_language, read_language_cases, write_language
 from mg3d.finetune.prepared import Order, is_prepared, prepared, prepared_shape, read_prepared_cases

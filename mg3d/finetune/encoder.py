@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
+from mg3d.checkpoints.info import CheckpointInfo, inspect_checkpoint
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.checkpoints.read import read_checkpoint
 from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings
@@ -146,7 +146,7 @@ def _vision_of(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(flat[name]) if isinstance(flat[name], tuple) else flat[name] for name in names}
 
 
-def settings_of(passport: Passport, settings: FinetuneSettings) -> dict[str, Any]:
+def settings_of(passport: CheckpointInfo, settings: FinetuneSettings) -> dict[str, Any]:
     """Flat settings of the encoder in a file: what it stores, else what its tensors tell, else the word of the user."""
     stored = passport.provenance.get("settings")
     if settings.encoder in PRESETS and settings.encoder != "tiny":
@@ -158,7 +158,7 @@ def settings_of(passport: Passport, settings: FinetuneSettings) -> dict[str, Any
         flat = defaults() | PRESETS[passport.encoder + projected]
     else:
         raise ValueError(
-            f"{passport.path} holds {passport.encoder!r} ({passport.family}), not one of the encoders here "
+            f"{passport.path} holds {passport.encoder!r} ({passport.description}), not one of the encoders here "
             f"({', '.join(ENCODERS)} by preset); tools/inspect_checkpoint.py shows what it is, encoder=... names one to try"
         )
     merging = settings.load_patch_merging or passport.merging

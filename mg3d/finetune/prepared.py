@@ -15,7 +15,7 @@ from mg3d.finetune.ranks import first_does
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.voxels import make_volume
 
 ALLOWED_ASIDE = 0.02
@@ -57,7 +57,7 @@ def prepared(root: Path, order: Order, *, say: Callable[[str], None]) -> Path:
 
 def _prepare(root: Path, order: Order, say: Callable[[str], None]) -> None:
     say(f"preparing {root} into {order.out}; what was prepared before is kept, and a run that is cut off goes on")
-    options = Options(
+    options = PrepareOptions(
         out=order.out, roots={order.dataset: root}, recipe=Recipe(shape=order.shape), workers=order.workers,
         val_patients=order.val_patients, seed=order.seed,
     )  # fmt: skip

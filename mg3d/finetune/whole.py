@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mg3d.checkpoints.export import export_run, from_pretrained, text_config
-from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
-from mg3d.checkpoints.layout import part_of
+from mg3d.checkpoints.info import CheckpointInfo, inspect_checkpoint
 from mg3d.checkpoints.load import load_weights
-from mg3d.checkpoints.places import weights_at
+from mg3d.checkpoints.pretrained import export_run, from_pretrained, text_config
+from mg3d.checkpoints.released_names import part_of
+from mg3d.checkpoints.resolve import resolve_checkpoint
 from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
 from mg3d.finetune.encoder import TINY, preset_of, settings_of
 from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings
@@ -70,7 +70,7 @@ def start_whole(
     if settings.pretrained == "none":
         of_file = dataclasses.replace(settings, pretrained=settings.encoder, encoder="auto")
         return _forgotten(start_whole(of_file, text_encoder=text_encoder, shape=shape, reports=reports, synthetic=synthetic))
-    path = weights_at(settings.pretrained)
+    path = resolve_checkpoint(settings.pretrained)
     if path.is_dir():
         return _ours(path, shape)
     passport = inspect_checkpoint(path, prefix=settings.load_prefix or None)
@@ -124,7 +124,7 @@ def _fresh(word: str, text_encoder: str, shape: tuple[int, int, int], reports: I
     return Whole(model.eval(), typed, tokenizer, ("everything",), f"an untrained model ({word}), for pretrained=none")
 
 
-def _released(passport: Passport, settings: FinetuneSettings, text_encoder: str, shape: tuple[int, int, int]) -> Whole:
+def _released(passport: CheckpointInfo, settings: FinetuneSettings, text_encoder: str, shape: tuple[int, int, int]) -> Whole:
     if not text_encoder:
         lacks = "has no text encoder" if passport.text is None else "has no tokenizer for its text encoder"
         raise ValueError(f"{passport.path} {lacks}, which prompts are read with; text_encoder=... names the folder of that BERT")

@@ -8,7 +8,7 @@ from downstream.folders import load
 from finetune.small_rate import SHAPE, batch_of, kind_and_cases, network_of, save_model, voxels, write_rate
 from sklearn.linear_model import LogisticRegression
 
-from mg3d.checkpoints.export import from_pretrained
+from mg3d.checkpoints.pretrained import from_pretrained
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import sample_intensities

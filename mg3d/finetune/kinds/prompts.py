@@ -181,9 +181,8 @@ def trained_parts(words: str) -> list[str]:
 
 def select_parts(model: MG3D, parts: Sequence[str]) -> None:
     """Lets these parts learn and no other."""
-    for name, child in model.named_children():
-        learns = name in parts
-        child.requires_grad_(learns)
-        if name == "text":
-            child.frozen = not learns
-            child.train(learns)
+    model.requires_grad_(False)
+    for part in parts:
+        model.get_submodule(part).requires_grad_(True)
+    model.text.frozen = "text" not in parts
+    model.text.train("text" in parts)
