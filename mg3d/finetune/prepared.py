@@ -67,8 +67,8 @@ def _prepare(root: Path, order: Order, say: Callable[[str], None]) -> None:
         raise ValueError(str(error)) from error
     for note in summary.notes:
         say(note)
-    if summary.share > ALLOWED_ASIDE:
-        say(f"{summary.share:.1%} of the volumes were set aside; {order.out / 'quarantine.jsonl'} says why")
+    if summary.quarantined_fraction > ALLOWED_ASIDE:
+        say(f"{summary.quarantined_fraction:.1%} of the volumes were set aside; {order.out / 'quarantine.jsonl'} says why")
 
 
 def read_prepared_cases(folder: Path, dataset: str, *, every_reconstruction: bool = True, reports: bool = False) -> list[Case]:

@@ -75,7 +75,7 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
         ("CTRG", ["labeller=/nowhere"], "there is no labeller '/nowhere'"),
         ("CTRG", ["labeller={}"], "holds no labeller"),
         ("CTRG", ["labeller=chexbert"], "needs the package f1chexbert"),
-        ("CT-RATE", ["task=prompts", "text_encoder=/nowhere"], "'/nowhere' is no local folder"),
+        ("CT-RATE", ["task=prompts", "text_encoder=/nowhere"], "'/nowhere' is not a local folder"),
     ],
 )
 def test_a_path_that_is_not_there_is_refused_before_data_are_made(monkeypatch, tmp_path, capsys, folder, words, told):
