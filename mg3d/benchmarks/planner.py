@@ -111,7 +111,7 @@ def predict(
 
 
 def calibrate(settings: Settings, *, devices: int, device: str, threads: int, sentences: int = 12) -> StepCost:
-    """Measures steps on random volumes here, each with the micro-batch of one of `devices` devices."""
+    """Measure steps on random volumes here, each with the micro-batch of one of `devices` devices."""
     torch.set_num_threads(threads)
     data, precision = settings.data, "bf16" if "bf16" in settings.run.precision else "32"
     options = BenchmarkOptions(

@@ -1,4 +1,4 @@
-"""A training step of all objectives, with our encoder and with MONAI's, each in fresh processes; and the share of the losses."""
+"""A training step of all objectives with our encoder and with MONAI's, each in fresh processes; and the time of the losses."""
 
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ def measure(side: str, options: BenchmarkOptions) -> StepCost:
 
 
 def measure_step(model: MG3D, settings: Settings, batch: Batch, options: BenchmarkOptions) -> StepCost:
-    """Repeats steps on one batch; memory excludes the model and the batch."""
+    """Repeat steps on one batch; memory excludes the model and the batch."""
     model.to(options.device)
     batch = move_to_device(batch, options.device)
     optimizer = AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-5)
