@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line as values."""
-    parser = ArgumentParser(description=__doc__, epilog="exit code: 0 no errors, 1 errors (see --fail-on), 2 the data cannot be checked")
+    parser = ArgumentParser(description=__doc__, epilog="exit code: 0 no errors, 1 errors (see --fail-on), 2 data not checked")
     parser.add_argument("path", type=Path, help="raw folder, folder of Arrow files, or one index file")
     parser.add_argument(
         "--dataset", choices=get_args(DatasetName), help="data set of the raw folder; default: detect ct_rate and ctrg"
