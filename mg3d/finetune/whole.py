@@ -13,12 +13,12 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrai
 from mg3d.checkpoints.info import CheckpointInfo, inspect_checkpoint
 from mg3d.checkpoints.load import load_weights
 from mg3d.checkpoints.pretrained import export_run, from_pretrained, text_config
+from mg3d.checkpoints.released_names import part_of
 from mg3d.checkpoints.resolve import resolve_checkpoint
 from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
 from mg3d.finetune.encoder import TINY, preset_of, settings_of
 from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings
 from mg3d.models.build import build_model, build_text_encoder
-from mg3d.models.contrast import ImageReportContrast
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.settings.parse import defaults, flatten, parse
@@ -140,12 +140,12 @@ def _released(passport: CheckpointInfo, settings: FinetuneSettings, text_encoder
 
 
 def _parts(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.split(".")[0] for name in names))
+    return tuple(dict.fromkeys(part_of(name) for name in names))
 
 
 def can_compare(whole: Whole) -> bool:
     """Whether what joins volumes and texts was trained."""
-    return isinstance(whole.model.contrast, ImageReportContrast) and not {"everything", "contrast"} & set(whole.untrained)
+    return whole.model.has_joint_embedding and not {"everything", "branches.contrast"} & set(whole.untrained)
 
 
 def describe(whole: Whole) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_each_volume_and_the_prompts_are_encoded_once_per_step(arrows, pretraine
 
 
 def test_only_the_asked_parts_learn(arrows, pretrained):
-    joining = {"project_image", "position", "project_report", "type_embedding", "contrast", "cml_scale"}
+    joining = {"project_image", "position", "project_report", "type_embedding", "branches"}
     for words, learned in (("projections", joining), ("vision+text", {"vision", "text"})):
         kind, cases = kind_and_cases(arrows, task="prompts", pretrained=pretrained, train=words)
         network = network_of(kind, cases).train()

@@ -25,7 +25,7 @@ from mg3d.models.vision.registry import VisionEncoder
 GROUPS = {
     "vision": ("vision",),
     "text": ("text",),
-    "projections": ("project_image", "position", "project_report", "type_embedding", "contrast", "cml_scale"),
+    "projections": ("project_image", "position", "project_report", "type_embedding", "branches.contrast"),
 }
 """Words of the option `train` -> parts of the model."""
 LOSSES = ("bce", "softmax_mse")
@@ -45,7 +45,7 @@ class PromptNetwork(nn.Module):
         self.encoder = model.vision  # first, so that the names of its parameters begin with `encoder.`
         self.model = model
         rows = [(text, ((0, len(text)),)) for pair in pairs for text in pair]
-        for name, part in zip(("ids", "mask", "index"), pad_reports(tokenizer, rows, model.text.longest), strict=True):
+        for name, part in zip(("ids", "mask", "index"), pad_reports(tokenizer, rows, model.text.max_length), strict=True):
             self.register_buffer(f"prompt_{name}", part, persistent=False)
         self.kept: Tensor | None = None
 
@@ -67,7 +67,7 @@ class PromptNetwork(nn.Module):
     def forward(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of volumes [B, E] and prompts [L, 2, E], and the scale of their cosine; each volume is encoded once."""
         volumes = self.model.embed_volume(volume)
-        return volumes, self.embed_prompts(), self.model.cml_scale(volumes)
+        return volumes, self.embed_prompts(), self.model.logit_scale
 
 
 class Prompts(Labels):
@@ -181,9 +181,8 @@ def trained_parts(words: str) -> list[str]:
 
 def select_parts(model: MG3D, parts: Sequence[str]) -> None:
     """Lets these parts learn and no other."""
-    for name, child in model.named_children():
-        learns = name in parts
-        child.requires_grad_(learns)
-        if name == "text":
-            child.frozen = not learns
-            child.train(learns)
+    model.requires_grad_(False)
+    for part in parts:
+        model.get_submodule(part).requires_grad_(True)
+    model.text.frozen = "text" not in parts
+    model.text.train("text" in parts)

@@ -21,7 +21,7 @@ from mg3d.finetune.pictures import StateTopFirst, upwards
 from mg3d.finetune.pipeline import ReadCase, Sample, fixed_steps
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Task
-from mg3d.losses.captioning import NOT_ASKED, CaptionLoss
+from mg3d.losses.captioning import IGNORE_INDEX, CaptionLoss
 from mg3d.metrics.captions import caption_counts, caption_scores, tokenize
 from mg3d.metrics.clinical import clinical_efficacy
 from mg3d.models.pyramid import PyramidTokens
@@ -165,7 +165,7 @@ class ReportGeneration(Kind):
         longest = int(batch["count"].max())
         ids, places = batch["ids"][:, :longest], torch.arange(longest, device=batch["ids"].device)
         real = places < batch["count"][:, None]
-        targets = ids[:, 1:].masked_fill(~real[:, 1:], NOT_ASKED)
+        targets = ids[:, 1:].masked_fill(~real[:, 1:], IGNORE_INDEX)
         return self.caption_loss(network(batch["image"], ids[:, :-1], real[:, :-1]).float(), targets)
 
     @torch.no_grad()

@@ -65,7 +65,7 @@ class Retrieval(Prompts):
     def _embed(self, network: PromptNetwork, reports: Sequence[str]) -> Tensor:
         settings = self.described["settings"]
         split = split_clauses if settings["text_unit"] == "clause" else split_sentences
-        longest = min(settings["max_text_len"], network.model.text.longest)
+        longest = min(settings["max_text_len"], network.model.text.max_length)
         parts = pad_reports(self.tokenizer, [(report, tuple(split(report))) for report in reports], longest)
         device = next(network.parameters()).device
         return network.model.embed_report(*(part.to(device) for part in parts))
