@@ -29,8 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"cache_text: {error}", file=sys.stderr)
         return 2
-    gigabytes = written["tokens"] * written["width"] * 4 / 1e9
-    print(f"{written['reports']:,} distinct reports, {written['tokens']:,} tokens, {gigabytes:.3g} GB in {settings.text.text_cache}")
+    size = f"{written['tokens']:,} tokens, {written['tokens'] * written['width'] * 4 / 1e9:.3g} GB"
+    print(f"{written['reports']:,} distinct reports, {size} in {settings.text.text_cache}")
     return 0
 
 
