@@ -125,7 +125,7 @@ def broken_by_machine(error: RuntimeError) -> str:
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in text:
         return (
             "the memory of the device is used up; grad_cache_chunk=1 to 8 or gradient_checkpointing=True need less for equal "
-            "gradients, a smaller per_gpu_batchsize or contrast_queue too, and tools/plan.py predicts how much"
+            "gradients, a smaller per_gpu_batchsize too, and tools/plan.py predicts how much"
         )
     return ""
 
@@ -166,7 +166,7 @@ def _run(command: str, settings: Settings) -> int:
     def body() -> None:
         try:
             function(settings)
-        except run.ToldToStop as stopped:
+        except run.Preempted as stopped:
             if run.is_first_rank():  # a process that starts others takes an end of theirs that is not 0 for a failure
                 told.append(str(stopped))
 

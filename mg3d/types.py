@@ -2,7 +2,7 @@
 
 Letters: B patients of this rank, T tokens, S most sentences of a patient in the batch (clauses, where `text_unit` says so),
 N image tokens, K views of a report, R further reports, d model width, E width of an embedding that is contrasted, V vocabulary, M
-labelled tokens of the batch, Q studies of a queue, D H W voxels along z, y, x. Volume axes are always C D H W with +z superior,
+labelled tokens of the batch, D H W voxels along z, y, x. Volume axes are always C D H W with +z superior,
 +y posterior, +x patient left, spacing in mm.
 NamedTuples, because Lightning moves them to the device field by field.
 """
@@ -21,18 +21,18 @@ class Sample(NamedTuple):
     window: tuple[float, float]
     """The stored numbers that become 0 and 1."""
     report: str
-    units: tuple[tuple[int, int], ...]
+    sentence_spans: tuple[tuple[int, int], ...]
     """Character offsets (start, end) of each sentence (or clause) in `report`, in order."""
     labels: np.ndarray
     """int8 [18]: 1 present, 0 absent, -1 not known; order of `glossary.LABELS`."""
     study_id: str
     patient_id: str
-    draw: tuple[int, ...]
-    """Seed words of everything random about this sample: (seed, epoch, position); equal for any number of workers and ranks."""
+    seed: tuple[int, ...]
+    """Seed of every random draw for this sample, (run seed, epoch, position); the same for any number of workers and ranks."""
 
 
 class StoredVolumes(NamedTuple):
-    """The volumes of a batch as they lie on disk, and what is drawn for them; `datasets.window` makes of it what a model sees."""
+    """Stored voxels of a batch and the random transforms drawn for them; `datasets.windowing` turns them into model input."""
 
     voxels: Tensor
     """[B, 1, D, H, W] stored numbers: uint8 when all volumes of the batch are, else int16."""
@@ -48,7 +48,7 @@ class StoredVolumes(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the collator gives, and, once its volumes are converted on the device (`datasets.window.convert`), the model reads."""
+    """Output of the collator; input of the model after `datasets.windowing.convert_volumes`, on the device."""
 
     volume: Tensor | StoredVolumes
     """float32 [B, 1, D, H, W] in [0, 1]; from the collator to the device StoredVolumes, a quarter or half of the bytes."""
@@ -95,29 +95,6 @@ class Batch(NamedTuple):
     """int64 [B, R]."""
 
 
-class QueueRows(NamedTuple):
-    """What was computed from the last Q studies, the same on all ranks, without gradient; what no objective needs has width 0."""
-
-    image_embedding: Tensor
-    """[Q, E] of length 1."""
-    report_embedding: Tensor
-    """[Q, E] of length 1."""
-    visual: Tensor
-    """[Q, S, 128], the visual side of sentences, of length 1."""
-    text: Tensor
-    """[Q, S, d''], the text side of sentences, of length 1."""
-    sentence_mask: Tensor
-    """bool [Q, S]; all False in a place that is not filled yet."""
-    sentence_polarity: Tensor
-    """int8 [Q, S]."""
-    patient_key: Tensor
-    """int64 [Q]."""
-    report_key: Tensor
-    """int64 [Q]."""
-    is_there: Tensor
-    """bool [Q]; False = not filled yet."""
-
-
 class Features(NamedTuple):
     """What the model computes from a batch, under the names the losses ask for. None = no active objective needs it.
 
@@ -130,9 +107,9 @@ class Features(NamedTuple):
     """[B, S, d'], sentence features recovered from the masked report with the volume's help."""
     sal_target: Tensor | None = None
     """[B, S, d'], features of the same sentences, unmasked."""
-    cap_logits: Tensor | None = None
+    captioning_logits: Tensor | None = None
     """[B, T - 1, V]: scores of the word that follows each word of the report."""
-    cap_targets: Tensor | None = None
+    captioning_targets: Tensor | None = None
     """int64 [B, T - 1]: the words that follow; -100 on padding."""
     mim_prediction: Tensor | None = None
     """[B, 1, D, H, W]."""
@@ -178,5 +155,3 @@ class Features(NamedTuple):
     """int64 [B, R]."""
     negative_report_key: Tensor | None = None
     """int64 [B, R]."""
-    queue: QueueRows | None = None
-    """Earlier studies."""

@@ -20,7 +20,7 @@ MEMORY = (
     "goes with the largest volume and not with their number; the most that any worker had is told at the end."
 )
 
-PRIVATE = ("ctrg", "own")
+PRIVATE = ("ctrg", "custom")
 """Data sets whose names of files may be names of people."""
 
 
@@ -30,16 +30,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="folder that holds CT-RATE's dataset/, or is it")
     parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="folder of CTRG-Chest's JSON and its slices or NIfTI")
     parser.add_argument("--rad-chestct", type=Path, metavar="ROOT", help="folder of Rad-ChestCT's arrays (.npz) and its tables")
-    parser.add_argument("--own", type=Path, metavar="ROOT", help="your own folder of NIfTI files or DICOM series")
-    parser.add_argument("--own-table", type=Path, metavar="FILE", help="its CSV or JSON: volume, patient, split, findings, ...")
-    parser.add_argument("--own-keep-ids", action="store_true", help="keep its names as ids; default: hashed")
+    parser.add_argument("--custom", type=Path, metavar="ROOT", help="your own folder of NIfTI files or DICOM series")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="its CSV or JSON: volume, patient, split, findings, ...")
+    parser.add_argument("--keep-ids", action="store_true", help="keep its names as ids; default: hashed")
     parser.add_argument("--out", type=Path, default=Path("data/pretrain_arrows"), help="(%(default)s)")
     parser.add_argument("--image-size", type=int, default=128, help="S of S x 3S/4 x S voxels z y x (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
     parser.add_argument("--val-patients", type=int, default=500, help="carved out of train, at most a tenth of it (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (%(default)s)")
     parser.add_argument(
-        "--split", choices=("own", "original"), default="own", help="original: CTRG's published order (%(default)s)"
+        "--ctrg-split",
+        choices=("resplit", "original"),
+        default="resplit",
+        help="CTRG: resplit draws val from train, the rest is test; original: as published (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="at most N volumes of each official split")
     parser.add_argument("--max-quarantine", type=float, default=0.02, help="share of volumes that may be left out (%(default)s)")
@@ -54,9 +57,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     values.stream = {"ct_rate": values.stream} if values.stream else {}
     values.roots |= dict.fromkeys(values.stream, cache)
     if not values.roots:
-        parser.error("give a folder: --ct-rate, --ctrg, --rad-chestct or --own ROOT, or --stream SOURCE")
-    if values.own_table and "own" not in values.roots:
-        parser.error("--own-table describes the folder of --own ROOT; give that too")
+        parser.error("give a folder: --ct-rate, --ctrg, --rad-chestct or --custom ROOT, or --stream SOURCE")
+    if values.table and "custom" not in values.roots:
+        parser.error("--table describes the folder of --custom ROOT; give that too")
     if min(values.workers, values.val_patients + 1, 1 if values.limit is None else values.limit) < 1:
         parser.error("--workers and --limit start at 1, --val-patients at 0")
     if not 0 <= values.max_quarantine <= 1:

@@ -44,15 +44,18 @@ def write_slice(path, stored, *, position, orientation=UPRIGHT, spacing=SPACING[
     return path
 
 
-def write_series(folder, hu=None, *, slope=1, intercept=0, kind=np.int16, each=None, **told):
-    """A series of slices from HU [z, y, x], at places that rise by 5 mm; `each(place)` gives tags of one slice."""
+def write_series(folder, hu=None, *, slope=1, intercept=0, kind=np.int16, each=None, start="IM", **told):
+    """A series of slices from HU [z, y, x], at places that rise by 5 mm; `each(place)` gives tags of one slice.
+
+    Files are named `<start><number>.dcm`, numbered in random order.
+    """
     hu = chest(7) if hu is None else hu
     stored = np.rint((hu - float(intercept)) / slope).astype(kind)
     numbers = random.Random(0).sample(range(len(stored)), len(stored))
     for place, plane in enumerate(stored):
         position = (CORNER_MM[0], CORNER_MM[1], CORNER_MM[2] + place * SPACING[0])
         tags = {"RescaleSlope": slope, "RescaleIntercept": intercept, **told, **(each(place) if each else {})}
-        write_slice(folder / f"IM{numbers[place]:04d}.dcm", plane, **{"position": position, **tags})
+        write_slice(folder / f"{start}{numbers[place]:04d}.dcm", plane, **{"position": position, **tags})
     return folder
 
 

@@ -27,7 +27,7 @@ def build(**changes):
     return build_model(settings, small_bert(words=80, layers=1, width=16, heads=2, positions=48)).eval(), settings
 
 
-RECIPE = Recipe(shape=(32, 24, 32)).provenance("own")
+RECIPE = Recipe(shape=(32, 24, 32)).provenance("custom")
 
 
 def save(folder, recipe=RECIPE, **changes):

@@ -14,7 +14,7 @@ SMALL = [
 
 def write_arrows(root, *, val=8):
     for split, patients in (("train", 14), ("val", val), ("test", 9)):
-        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "grey8")):
+        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "uint8_unknown_window")):
             write_split(root, dataset, split, patients=patients, shape=(32, 24, 32), unit=unit)
     return root
 

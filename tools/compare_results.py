@@ -13,7 +13,7 @@ def comparison(given: argparse.Namespace) -> str:
     from mg3d.evaluation.results import compare, read_result, tables_text
 
     first, second = read_result(given.first), read_result(given.second)
-    return tables_text(first.title, compare(first, second, resamples=given.resamples))
+    return tables_text(first.title, compare(first, second, n_bootstrap=given.n_bootstrap))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,7 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
-    parser.add_argument("--resamples", type=count, default=2000, help="draws of patients; p is at least 2 / (draws + 1)")
+    parser.add_argument(
+        "--n-bootstrap", type=count, default=2000, help="bootstrap draws of patients; the smallest p is 2 / (draws + 1)"
+    )
     given = parser.parse_args(arguments)
     return answer(lambda: comparison(given))
 

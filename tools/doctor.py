@@ -17,7 +17,7 @@ from mg3d.datasets.schema import DATASETS
 from mg3d.doctor.examine import Examination, Options, examine
 from mg3d.doctor.page import VERDICTS, write_examination
 from mg3d.files import write_json
-from mg3d.preparation.sources.registry import SCANS
+from mg3d.preparation.sources.registry import SOURCES
 
 COLOURS = {"blocking": "red", "warning": "yellow", "fact": "dim"}
 T = TypeVar("T")
@@ -25,25 +25,25 @@ T = TypeVar("T")
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line as values."""
-    kinds = ", ".join(f"{name} ({DATASETS[name].title})" for name in SCANS if name in DATASETS)
+    kinds = ", ".join(f"{name} ({DATASETS[name].title})" for name in SOURCES if name in DATASETS)
     parser = Parser(description=__doc__, epilog="exit code: 0 go on, 1 blocking, 2 not possible as asked")
     parser.add_argument("path", type=Path, help="raw folder, folder of Arrow files, or one index file")
-    parser.add_argument("--kind", choices=tuple(SCANS), help=f"what the raw folder is, if its content does not tell: {kinds}")
+    parser.add_argument("--kind", choices=tuple(SOURCES), help=f"what the raw folder is, if its content does not tell: {kinds}")
     parser.add_argument(
         "--sample", type=int, metavar="N", help="volumes to read, 0 = all (raw: 200 and all suspects; Arrow: all)"
     )
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes (%(default)s)")
     parser.add_argument("--lists", type=Path, nargs="+", default=[], metavar="FILE", help="evaluation lists: one id a line")
     parser.add_argument("--prepared", type=Path, metavar="FOLDER", help="raw CTRG or own: prepared folder whose ids are used")
-    parser.add_argument("--own-table", type=Path, metavar="FILE", help="--kind own: table of its reports, as the preparation's")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="--kind custom: table of its reports, as the preparation's")
     parser.add_argument("--val-patients", type=int, default=500, help="as given to the preparation (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="as given to the preparation (%(default)s)")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found")
     parser.add_argument("--html", type=new_file, metavar="FILE", help="write a page with pictures")
     parser.add_argument("--fail-on", choices=("blocking", "warning"), default="blocking", help="what makes the exit code 1")
     given = parser.parse_args(arguments)
-    if given.own_table and given.kind != "own":
-        parser.error("--own-table describes a raw folder of --kind own; give that too")
+    if given.table and given.kind != "custom":
+        parser.error("--table describes a raw folder of --kind custom; give that too")
     if given.workers < 1 or (given.sample or 0) < 0 or given.val_patients < 0:
         parser.error("--workers starts at 1, --sample and --val-patients at 0")
     return given
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         workers=given.workers,
         lists=tuple(given.lists),
         prepared=given.prepared,
-        own_table=given.own_table,
+        table=given.table,
         val_patients=given.val_patients,
         seed=given.seed,
     )

@@ -89,11 +89,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there, for tools/compare_results.py")
     parser.add_argument("--html", type=new_file, metavar="FILE", help="write tables and plots there as one page")
     parser.add_argument("--stress", action="store_true", help="also what is lost under flips, turns, HU offsets, wrong spacings")
-    parser.add_argument("--truth-root", type=Path, help="folder of a synthetic set, for grounding, sides and sentence truth")
-    parser.add_argument("--reports", type=Path, metavar="FILE", help="JSON of study id -> generated report; needs --truth-root")
+    parser.add_argument(
+        "--ground-truth-root", type=Path, help="folder of a synthetic set, for grounding, sides and sentence truth"
+    )
+    parser.add_argument(
+        "--reports", type=Path, metavar="FILE", help="JSON of study id -> generated report; needs --ground-truth-root"
+    )
     given = parser.parse_args(arguments)
     if given.reports and not given.ground_truth_root:
-        parser.error("--reports needs --truth-root")
+        parser.error("--reports needs --ground-truth-root")
     return answer(lambda: report(given))
 
 

@@ -19,16 +19,16 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.files import write_bytes
 from mg3d.glossary import LABELS
 from mg3d.phantom.ct_rate import REPORTS_NAME, volume_path
-from mg3d.pictures.page import png
-from mg3d.pictures.planes import case_figure
 from mg3d.preparation.geometry import table_affine
-from mg3d.preparation.hounsfield import choose_rule
+from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.nifti import is_blank
 from mg3d.preparation.records import TableGeometry
 from mg3d.preparation.sources.ct_rate import table_geometry
 from mg3d.preparation.sources.ctrg import ANNOTATIONS, case_folder, natural_key, read_annotation, slice_names
 from mg3d.sentence_spans import clean_section, report_units
+from mg3d.visualize.page import png
+from mg3d.visualize.planes import case_figure
 
 CHEST_WINDOW_HU = (-1000.0, 400.0)
 PICTURES = Path("result/pictures")
@@ -75,13 +75,13 @@ def read_case(path: Path, case: str | None) -> Case:
         return read_folder(indices, case)
     annotated = next((folder for folder in (path / "ctrg", path) if any((folder / name).is_file() for name in ANNOTATIONS)), None)
     if annotated is not None:
-        return read_slices(_find_case(annotated, case))
+        return read_jpeg_slices(_find_case(annotated, case))
     if case is not None:
         raise ValueError("--case chooses a volume of Arrow files, of CT-RATE or of CTRG, and PATH is none of them; leave it out")
     if path.name.endswith((".nii", ".nii.gz")):
         return read_nifti(path)
     if path.is_dir():
-        return read_slices(path)
+        return read_jpeg_slices(path)
     raise ValueError(f"{path} is no .arrow index, no .nii or .nii.gz file and no folder")
 
 
@@ -95,8 +95,8 @@ def read_row(path: Path, case: str | None) -> Case:
     row = 0 if case is None else next(named, None)
     if row is None:
         raise ValueError(f"{path} has no volume or study {case}; the first of its {len(ids)} volumes is {ids[0]}")
-    stored = {name: index.table[name][row].as_py() for name in ("report", "spacing_mm", "unit", "labels")}
-    window = CHEST_WINDOW_HU if stored["unit"] == "hu" else (0.0, 255.0)
+    stored = {name: index.table[name][row].as_py() for name in ("report", "spacing_mm", "intensity_unit", "labels")}
+    window = CHEST_WINDOW_HU if stored["intensity_unit"] == "hu" else (0.0, 255.0)
     name = ids[row].split("/")[-1]
     return Case(name, index.volume(row), stored["report"], stored["spacing_mm"], window, stored["labels"])
 
@@ -127,8 +127,8 @@ def read_nifti(path: Path) -> Case:
     table = table_geometry(metadata) if metadata else None
     volume, spacing_mm = _upright(stored, image, table)
     try:
-        rule = choose_rule(stored, table and (table.slope, table.intercept))
-        volume, window = volume * rule.slope + rule.intercept, CHEST_WINDOW_HU
+        rescale = choose_hu_rescale(stored, table and (table.slope, table.intercept))
+        volume, window = volume * rescale.slope + rescale.intercept, CHEST_WINDOW_HU
     except Refusal:  # a label map, or scanner values without a table: shown as they are
         low, high = np.nanpercentile(stored, (1, 99))
         window = (float(low), float(high))
@@ -137,7 +137,7 @@ def read_nifti(path: Path) -> Case:
     return Case(re.sub(r"\.nii(\.gz)?$", "", path.name), volume, report_units(*sections)[0], spacing_mm, window, known)
 
 
-def read_slices(folder: Path) -> Case:
+def read_jpeg_slices(folder: Path) -> Case:
     """A folder of CTRG's JPEG slices, which run from the top down; the report is looked up in the JSON above it.
 
     The folder's name may be a person's: the picture is called by the case's place in the JSON.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mg3d.benchmarks.fresh import Memory, alternate, autocast, settler
-from mg3d.benchmarks.stock import StockSwin, largest_difference
+from mg3d.benchmarks.monai_baseline import MonaiSwin, largest_difference
 from mg3d.benchmarks.timing import Comparison, Options, median, seconds_of
 from mg3d.models.vision.swin import SwinEncoder
 
@@ -80,7 +80,7 @@ def measure(side: str, options: Options) -> Measured:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     encoder = SwinEncoder()
-    model = (StockSwin(encoder, fused=side == FUSED) if side in (STOCK, FUSED) else encoder).to(options.device)
+    model = (MonaiSwin(encoder, fused=side == FUSED) if side in (STOCK, FUSED) else encoder).to(options.device)
     volume = torch.rand(options.batch, 1, *options.size).to(options.device)
     settle, first_passes_s = settler(options), 0.0
 

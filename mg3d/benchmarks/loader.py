@@ -8,7 +8,7 @@ import numpy as np
 
 from mg3d.benchmarks.reading import make_collator, make_loader, noise, prepare
 from mg3d.benchmarks.timing import Comparison, Options
-from mg3d.datamodules.multitask import Mixture
+from mg3d.datamodules.multitask import MixtureDataset
 
 STORED, BATCHES = 64, 60
 """Volumes on disk, and batches that are loaded for one measurement; the first ones, while processes start, do not count."""
@@ -25,7 +25,7 @@ def run(options: Options) -> list[Comparison]:
         order = np.random.default_rng(0).integers(0, stored, (batches, options.batch))
         collator = make_collator(Path(folder), studies)
         waits = {
-            workers: _waiting(Mixture([studies]), order, collator, workers=workers, options=options)
+            workers: _waiting(MixtureDataset([studies]), order, collator, workers=workers, options=options)
             for workers in (0, *options.workers)
         }
     told = f"batch {options.batch} of {'x'.join(map(str, options.size))}, step of {options.step_ms:g} ms"
@@ -36,7 +36,7 @@ def run(options: Options) -> list[Comparison]:
     ]  # fmt: skip
 
 
-def _waiting(data: Mixture, order: np.ndarray, collator: object, *, workers: int, options: Options) -> float:
+def _waiting(data: MixtureDataset, order: np.ndarray, collator: object, *, workers: int, options: Options) -> float:
     waited, began, iterator = 0.0, 0.0, iter(make_loader(data, order, collator, workers))
     for number in range(len(order)):
         asked = time.perf_counter()

@@ -24,18 +24,13 @@ from mg3d.models.fusion import CrossAttentionFusion
 from mg3d.models.pooling import AttentionPool, sentence_means
 from mg3d.settings.schema import LossSettings, ModelSettings, objective_weights
 from mg3d.training.objectives import build_losses
-from mg3d.training.queue import FeatureQueue
-from mg3d.types import Batch, Features
+from mg3d.types import Batch
 
 WIDTH, HEADS, SENTENCE_WIDTH, STRIDE = 768, 12, 128, 32
 QUICK = {"batch": 3, "tokens": 12, "sentences": 3, "size": (32, 64, 32), "repeats": 1}
 LOOP_GOAL, SHARE_GOAL = 20.0, 10.0
 FURTHER = 256
-"""Reports, or studies of a queue, beyond the batch."""
-FOR_QUEUE = (
-    "cml_first_embedding", "cml_second_embedding", "ssm_visual", "ssm_text", "sentence_mask", "sentence_polarity", "patient_key",
-    "report_key",
-)  # fmt: skip
+"""Extra report negatives."""
 OF_BATCH = ("sentence_mask", "sentence_polarity", "patient_key", "report_key", "view_key")
 """Fields of the batch that losses read."""
 LOSSES = tuple(objective_weights(LossSettings()))
@@ -92,7 +87,7 @@ def build_inputs(options: Options) -> Inputs:
         "mim_prediction": leaf(*batch.volume.shape), "mim_target": batch.volume, "patch_mask": batch.patch_mask,
         "cml_first_embedding": unit(patients, WIDTH), "cml_second_embedding": unit(patients, WIDTH),
         "cml_view_embedding": unit(patients, 2, WIDTH), "cml_logit_scale": scale, "cml_logit_bias": None,
-        **dict.fromkeys(("negative_embedding", "negative_patient_key", "negative_report_key", "queue")),
+        **dict.fromkeys(("negative_embedding", "negative_patient_key", "negative_report_key")),
         "dcl_image_embedding": unit(patients, WIDTH), "dcl_aggregate_embedding": unit(patients, WIDTH),
         "dcl_logit_scale": scale, "dcl_logit_bias": None, "ssm_visual": leaf(patients, sentences, SENTENCE_WIDTH),
         "ssm_text": torch.randn(patients, sentences, WIDTH, device=device),
@@ -196,7 +191,7 @@ def run(options: Options) -> list[Comparison]:
 
 
 def _beyond(parts: Parts, inputs: Inputs, options: Options) -> Iterator[Comparison]:
-    """CML and SSM with a queue, and CML with further reports, beside the same without."""
+    """CML with and without extra report negatives."""
     shape = (options.batch, FURTHER // options.batch)
     means = torch.randn(*shape, options.sentences, WIDTH, device=options.device)
     keys = torch.arange(shape[0] * shape[1], device=options.device).view(shape) + FURTHER
@@ -210,16 +205,8 @@ def _beyond(parts: Parts, inputs: Inputs, options: Options) -> Iterator[Comparis
         embedded = parts.contrast.embed_report(means.flatten(0, 1), mask.flatten(0, 1)).unflatten(0, shape)
         return value("cml", negative_embedding=embedded, negative_patient_key=keys, negative_report_key=keys)
 
-    queue = FeatureQueue(FURTHER, with_cml=True, with_ssm=True)
-    while queue.kept is None or not queue.kept.is_there.all():
-        queue.push(queue.take(Features(**{name: inputs.features[name] for name in FOR_QUEUE}))._replace(patient_key=keys[:, 0]))
-    for name, told, work in (
-        ("cml", f"{FURTHER} further reports", with_further),
-        ("cml", f"a queue of {FURTHER}", lambda: value("cml", queue=queue.kept)),
-        ("ssm", f"a queue of {FURTHER}", lambda: value("ssm", queue=queue.kept)),
-    ):
-        costs = [[timed(one, options)[0] for _ in range(options.repeats + 1)] for one in (work, partial(value, name))]
-        yield Comparison(name, told, "without", *(median(rounds[1:]) for rounds in costs))
+    costs = [[timed(one, options)[0] for _ in range(options.repeats + 1)] for one in (with_further, partial(value, "cml"))]
+    yield Comparison("cml", f"{FURTHER} further reports", "without", *(median(rounds[1:]) for rounds in costs))
 
 
 def _beside_loops(parts: Parts, inputs: Inputs, options: Options) -> Iterator[Comparison]:

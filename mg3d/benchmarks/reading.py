@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from mg3d.benchmarks.timing import Comparison, Options, compare
-from mg3d.datamodules.multitask import Mixture
+from mg3d.datamodules.multitask import MixtureDataset
 from mg3d.datamodules.sampler import Draw
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.schema import INDEX_SCHEMA, encode_metadata, index_path, shard_schema, volume_batch
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import train_wordpiece
-from mg3d.datasets.window import convert, stack
+from mg3d.datasets.windowing import convert_volumes, stack_volumes
 from mg3d.files import replacing
 from mg3d.glossary import LABELS
 from mg3d.sentence_spans import report_units
@@ -65,7 +65,7 @@ class Voxels(Dataset[Sample]):
         self.index = studies.index
 
     def __getitem__(self, draw: Draw) -> Sample:
-        return Sample(self.index.volume(draw.study)[None], WINDOW_HU, "", (), np.empty(0), "", "", draw.words)
+        return Sample(self.index.volume(draw.study)[None], WINDOW_HU, "", (), np.empty(0), "", "", draw.seed)
 
 
 def run(options: Options) -> list[Comparison]:
@@ -95,8 +95,8 @@ def _beside_a_copy(root: Path, sizes: Sizes) -> list[Comparison]:
                 np.copyto(place[0], flat[row])
 
     bare = ("np.memmap, one copy of each volume into a new array per batch", copy)
-    voxels = ("DataLoader, voxels and windows, 1 process", _passing(Voxels(studies), order, stack))
-    everything = ("DataLoader, whole Batch with text, 1 process", _passing(Mixture([studies]), order, collator))
+    voxels = ("DataLoader, voxels and windows, 1 process", _passing(Voxels(studies), order, stack_volumes))
+    everything = ("DataLoader, whole Batch with text, 1 process", _passing(MixtureDataset([studies]), order, collator))
     tokens = _share_of_tokens(studies, collator)
     return [
         compare(
@@ -125,13 +125,13 @@ def _beside_monai(root: Path, sizes: Sizes) -> Comparison:
     upright = [np.asarray(volume[0]).transpose(2, 1, 0) * 2000 - 1000 for volume in raw]
     studies = prepare(root / "few", [np.round(volume).astype(np.int16) for volume in upright])
     collator, order = make_collator(root, studies), np.arange(len(paths))[None]
-    ours = convert(next(iter(make_loader(Mixture([studies]), order, collator)))).volume.numpy()
+    ours = convert_volumes(next(iter(make_loader(MixtureDataset([studies]), order, collator)))).volume.numpy()
     theirs = next(iter(MonaiLoader(raw, batch_size=len(paths)))).numpy().transpose(0, 1, 4, 3, 2)
     size = sum(path.stat().st_size for path in paths) / len(paths) / 1e6
     raw_size = f"{'x'.join(map(str, sizes.raw_shape))} .nii.gz of {size:.0f} MB"
     return compare(
         "batches beside raw files",
-        ("DataLoader, whole Batch with text, made float", _passing(Mixture([studies]), order, collator, then=convert)),
+        ("DataLoader, whole Batch, float", _passing(MixtureDataset([studies]), order, collator, then=convert_volumes)),
         (f"MONAI, {raw_size}", lambda: list(MonaiLoader(raw, batch_size=len(paths)))),
         rounds=min(sizes.rounds, 2),
         goal=20 if sizes.has_goals else None,
@@ -184,7 +184,8 @@ def _memory(root: Path, sizes: Sizes) -> str:
     for rows in ROWS:
         studies = prepare(root / f"rows{rows}", noise(sizes.shape, 12), rows=rows)
         order = np.random.default_rng(1).integers(0, rows, (sizes.loader_batches, BATCH))
-        weighed = [size for _, size in make_loader(Mixture([studies]), order, Weighing(make_collator(root, studies)), workers=1)]
+        weighing = Weighing(make_collator(root, studies))
+        weighed = [size for _, size in make_loader(MixtureDataset([studies]), order, weighing, workers=1)]
         told.append(f"{weighed[-1] / 1e6:.0f} MB over {rows:,} rows")
     return f"private memory of a loader process {' and '.join(told)}"
 
@@ -232,8 +233,8 @@ def prepare(root: Path, volumes: Sequence[np.ndarray], *, rows: int | None = Non
 def _row(number: int, shard: str) -> dict[str, Any]:
     findings, impression = _report(number)
     report, units = report_units(findings, impression)
-    known = {"volume_id": f"volume_{number}", "report": report, "units": [unit._asdict() for unit in units]}
-    known |= {"labels": [0] * len(LABELS), "shard": shard, "shard_row": number, "unit": "hu", "source_shape": [1, 1, 1]}
+    known = {"volume_id": f"volume_{number}", "report": report, "sentence_spans": [unit._asdict() for unit in units]}
+    known |= {"labels": [0] * len(LABELS), "shard": shard, "shard_row": number, "intensity_unit": "hu", "source_shape": [1, 1, 1]}
     nothing = {field.name: "" if field.type == pa.string() else 0 for field in INDEX_SCHEMA if not field.nullable}
     return nothing | known
 

@@ -9,7 +9,7 @@ from torch.optim import AdamW
 
 from mg3d.benchmarks.batches import build, on_device, random_batch
 from mg3d.benchmarks.fresh import Memory, alternate, autocast, settler
-from mg3d.benchmarks.stock import StockSwin
+from mg3d.benchmarks.monai_baseline import MonaiSwin
 from mg3d.benchmarks.timing import Comparison, Options, median, seconds_of
 from mg3d.models.mg3d import MG3D
 from mg3d.settings.schema import Settings
@@ -55,7 +55,7 @@ def measure(side: str, options: Options) -> Measured:
     torch.set_num_threads(options.threads)
     model, losses, settings = build(options)
     if side == STOCK:
-        model.vision = StockSwin(model.vision)
+        model.vision = MonaiSwin(model.vision)
     return measure_step(model, losses, settings, random_batch(options), options)
 
 

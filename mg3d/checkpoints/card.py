@@ -46,8 +46,8 @@ The encoder's patch merging is **{merging}**. Equal tensors in an encoder with a
 For research. It was not tested as a medical device and must not decide about patients. Licences of the training data apply.
 """
 _TOLD = (
-    "vision_encoder", "embed_dim", "depths", "num_heads", "text_encoder", "hidden_size", "fusion", "cml_pair", "mim_text",
-    "weight_mlm", "weight_sal", "weight_mim", "weight_cml", "weight_dcl", "weight_ssm", "weight_cap", "learning_rate",
+    "vision_encoder", "embed_dim", "depths", "num_heads", "text_encoder", "hidden_size", "wiring",
+    "weight_mlm", "weight_sal", "weight_mim", "weight_cml", "weight_dcl", "weight_ssm", "weight_captioning", "learning_rate",
     "batch_size", "max_steps", "datasets", "seed",
 )  # fmt: skip
 

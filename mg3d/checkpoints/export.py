@@ -43,7 +43,7 @@ _ENTRIES: dict[str, type] = {
 _WITH_WEIGHTS = ("model_type", "package_version", "patch_merging", "preprocessing")
 """What of it is also in the metadata of the weights, so that the bare file tells what it is."""
 _NEEDED = (
-    "image_size", "window_hu", "text_unit", "patch_merging", "norm_statistics", "fusion_heads", "project_twice", "mim_text",
+    "image_size", "window_hu", "text_unit", "patch_merging", "norm_statistics", "fusion_heads", "wiring",
 )  # fmt: skip
 """Settings that change what equal tensors compute: a default must not stand in for one that is not there."""
 _PRECISIONS = {str(kind).removeprefix("torch."): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}

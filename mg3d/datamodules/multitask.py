@@ -9,28 +9,28 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mg3d.datamodules.sampler import Draw, Stream, TrainingBatches, ValidationBatches
+from mg3d.datamodules.sampler import Draw, Stream, TrainBatchSampler, ValBatchSampler
 from mg3d.datasets.arrow import VolumeIndex, open_index
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import ReportText, Studies
 from mg3d.datasets.text_cache import TextCache
-from mg3d.datasets.window import intensities
+from mg3d.datasets.windowing import sample_intensities
 from mg3d.distributed import rank, world_size
 from mg3d.sentence_spans import UnitKind
 from mg3d.settings.schema import AugmentSettings, volume_shape
 from mg3d.types import Batch, Sample
 
 
-class Mixture(Dataset[Sample]):
+class MixtureDataset(Dataset[Sample]):
     """Samples of several data sets, asked for by `Draw`."""
 
     def __init__(self, parts: Sequence[Studies]) -> None:
         self.parts = tuple(parts)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        return self.parts[draw.dataset].sample(draw.study, draw.words)
+        return self.parts[draw.dataset].sample(draw.study, draw.seed)
 
 
 class MultiTaskDataModule(pl.LightningDataModule):
@@ -73,7 +73,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         mlm_probability: float,
         sentence_views: int,
         negated_view_fraction: float,
-        pad_to_most: bool = False,
+        pad_to_max_length: bool = False,
         text_features: TextCache | None = None,
         text_negatives: int = 0,
         changes: AugmentSettings | None = None,
@@ -95,7 +95,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             "mlm_probability": mlm_probability,
             "sentence_views": sentence_views,
             "negated_view_fraction": negated_view_fraction,
-            "pad_to_most": pad_to_most,
+            "pad_to_max_length": pad_to_max_length,
             "text_features": text_features,
         }
         reading = {"text_unit": text_unit, "window_hu": window_hu, "with_report": needs_reports}
@@ -139,18 +139,19 @@ class MultiTaskDataModule(pl.LightningDataModule):
         everything = sum(len(part) for part in self.train_parts)
         for part in self.train_parts:
             for study in range(min(len(part), -(-most * len(part) // everything))):
-                yield intensities(part.sample(study))
+                yield sample_intensities(part.sample(study))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """An endless loader of this rank's batches, from pass `start_step` on."""
         stream = Stream([len(part) for part in self.train_parts], weights=self.weights, seed=self.seed)
-        batches = TrainingBatches(stream, batch_size=self.batch_size, rank=rank(), world_size=world_size(), start=self.start_step)
+        share = {"batch_size": self.batch_size, "rank": rank(), "world_size": world_size()}
+        batches = TrainBatchSampler(stream, start=self.start_step, **share)
         return self._loader(self.train_parts, batches, self.collator(self.changes, negatives=self._negatives()))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """A loader of this rank's validation batches."""
         sizes = [len(part) for part in self.val_parts]
-        batches = ValidationBatches(sizes, batch_size=self.batch_size, rank=rank(), world_size=world_size(), seed=self.seed)
+        batches = ValBatchSampler(sizes, batch_size=self.batch_size, rank=rank(), world_size=world_size(), seed=self.seed)
         return self._loader(self.val_parts, batches, self.collator())
 
     def _negatives(self) -> TextNegatives | None:
@@ -166,10 +167,10 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return Collator(self.tokenizer, changes=changes, negatives=negatives, **self.collator_options)
 
     def _loader(
-        self, parts: Sequence[Studies], batches: TrainingBatches | ValidationBatches, collator: Collator
+        self, parts: Sequence[Studies], batches: TrainBatchSampler | ValBatchSampler, collator: Collator
     ) -> DataLoader[Batch]:
         return DataLoader(
-            Mixture(parts),
+            MixtureDataset(parts),
             batch_sampler=batches,
             collate_fn=collator,
             num_workers=self.num_workers,

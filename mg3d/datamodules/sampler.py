@@ -19,7 +19,7 @@ class Draw(NamedTuple):
 
     dataset: int
     study: int
-    words: tuple[int, ...]
+    seed: tuple[int, ...]
     """Seed words of everything random about it: (seed, epoch of its data set, position)."""
 
 
@@ -71,7 +71,7 @@ def _epoch_order(size: int, words: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(words).permutation(size)
 
 
-class TrainingBatches(Sampler[list[Draw]]):
+class TrainBatchSampler(Sampler[list[Draw]]):
     """This rank's slice of every global batch of the stream, endless, from pass `start` on."""
 
     def __init__(self, stream: Stream, *, batch_size: int, rank: int, world_size: int, start: int = 0) -> None:
@@ -85,7 +85,7 @@ class TrainingBatches(Sampler[list[Draw]]):
             step += 1
 
 
-class ValidationBatches(Sampler[list[Draw]]):
+class ValBatchSampler(Sampler[list[Draw]]):
     """All studies in order, always with the same draws; equally many batches on every rank, the odd end left out."""
 
     def __init__(self, sizes: Sequence[int], *, batch_size: int, rank: int, world_size: int, seed: int) -> None:

@@ -1,6 +1,5 @@
-"""Random access to the volumes of one index file."""
+"""Random access to prepared volumes: index files, and the shards that hold the voxels."""
 
-import os
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
@@ -10,23 +9,22 @@ import numpy as np
 import pyarrow as pa
 
 from mg3d.datasets.schema import INDEX_SCHEMA, SCHEMA_VERSION, decode_metadata, index_path
-from mg3d.datasets.shard import Shard, open_mapped
 from mg3d.datasets.storage import Storage
 
-MOST_OPEN = 200
-"""Shards that an index keeps open, two file descriptors each; the one that was not read for longest is closed for another."""
+MAX_OPEN_SHARDS = 200
+"""Size of the LRU cache of open shards; each shard holds a file descriptor."""
 
 
 class VolumeIndex:
-    """One index file and its shards. Opening is lazy, so that it can be handed to loader processes, forked or spawned.
+    """Index file of one split and its memory-mapped shards. Opened lazily, so it can be pickled into data-loader workers.
 
     Args:
-        path: the index file.
-        storage: where its shards lie; None = beside it.
+        path: index file.
+        storage: folder or URL of the shards; default: the folder of the index file.
 
     Raises:
-        FileNotFoundError: the index or a shard is not there.
-        ValueError: a file is cut off, of another program or of another version of the schema.
+        FileNotFoundError: the index file or a shard does not exist.
+        ValueError: a file is truncated, is not an Arrow file, or has a different schema version.
     """
 
     def __init__(self, path: Path, storage: Storage | None = None) -> None:
@@ -35,9 +33,9 @@ class VolumeIndex:
         self._shards: OrderedDict[str, Shard] = OrderedDict()
         if not path.is_file():
             raise FileNotFoundError(
-                f"no Arrow file {path}; make it with `python prepro/prepro_pretraining_data.py "
-                f"--ct-rate ROOT --ctrg ROOT --out {path.parent}` (one of the two roots is enough); "
-                "without data, `bash run_scripts/pretrain.sh tiny` trains the small model on synthetic ones"
+                f"{path} does not exist. Create it with `python prepro/prepro_pretraining_data.py --ct-rate ROOT --ctrg ROOT "
+                f"--out {path.parent}` (one of the two roots is enough), or train on synthetic data with "
+                "`bash run_scripts/pretrain.sh tiny`"
             )
 
     def __getstate__(self) -> dict[str, object]:
@@ -45,38 +43,42 @@ class VolumeIndex:
 
     @cached_property
     def table(self) -> pa.Table:
-        """Every row of the index, memory-mapped."""
-        reader, _, file = open_mapped(self.path)
-        os.close(file)
+        """All rows of the index, memory-mapped."""
+        reader = open_arrow(self.path)
         version = decode_metadata(reader.schema).get("schema_version")
         missing = [name for name in INDEX_SCHEMA.names if name not in reader.schema.names]
         if version != SCHEMA_VERSION or missing:
             raise ValueError(
-                f"{self.path} has schema version {version} and lacks {missing or 'nothing'}; this program reads version "
-                f"{SCHEMA_VERSION}. Make it anew with prepro/prepro_pretraining_data.py"
+                f"{self.path} has schema version {version}; this version of mg3d reads {SCHEMA_VERSION}"
+                f"{f' (missing columns: {missing})' if missing else ''}. Rerun prepro/prepro_pretraining_data.py"
             )
         return reader.read_all()
 
     @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the index file, see `schema.encode_metadata`."""
+        return decode_metadata(self.table.schema)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels (z, y, x) of every volume."""
-        return tuple(decode_metadata(self.table.schema)["shape"])
+        return tuple(self.metadata["shape"])
 
-    @cached_property
+    @property
     def stored_window_hu(self) -> tuple[float, float] | None:
-        """HU that 8-bit voxels store as 0 and 255; None where the index says none."""
-        window = decode_metadata(self.table.schema).get("intensity", {}).get("window")
+        """HU stored as 0 and 255 in 8-bit volumes; None if the index does not say."""
+        window = self.metadata.get("intensity", {}).get("window")
         return None if window is None else tuple(window)
 
-    @cached_property
+    @property
     def recipe(self) -> dict[str, Any] | None:
-        """How the volumes were prepared, step by step; None where the index does not say."""
-        return decode_metadata(self.table.schema).get("preproc")
+        """Preprocessing steps and their parameters; None if the index does not say."""
+        return self.metadata.get("preproc")
 
     def open_shards(self) -> None:
-        """Opens every shard, so that a missing or damaged one is told before training, not hours into it.
+        """Opens every shard, so that missing or truncated files fail before training starts.
 
-        Of a URL's shards it only asks whether they are there: they are copied when a volume of theirs is first read.
+        Shards behind a URL are only checked for existence; they are downloaded when first read.
         """
         names = self.table["shard"].unique().to_pylist()
         self.storage.check(names)
@@ -87,24 +89,61 @@ class VolumeIndex:
         return len(self.table)
 
     def volume(self, row: int) -> np.ndarray:
-        """The stored voxels of a row, read-only [z, y, x], int16 HU or uint8; a view of the file where it is not compressed."""
-        names, codes, places, ids = self._places
-        return self._shard(names[codes[row]]).volume(int(places[row]), ids[row])
+        """Stored voxels [z, y, x] of a row, int16 HU or uint8; a read-only view of the mapped file unless it is compressed."""
+        names, codes, shard_rows, ids = self._locations
+        return self._shard(names[codes[row]]).volume(int(shard_rows[row]), ids[row].as_py())
 
     @cached_property
-    def _places(self) -> tuple[list[str], np.ndarray, np.ndarray, pa.StringArray]:
-        """(names of shards, number of the name, row in the shard and volume id of each row)."""
-        coded = self.table["shard"].combine_chunks().dictionary_encode()
-        codes, places = coded.indices.to_numpy(), self.table["shard_row"].combine_chunks().to_numpy()
-        return coded.dictionary.to_pylist(), codes, places, self.table["volume_id"].combine_chunks()
+    def _locations(self) -> tuple[list[str], np.ndarray, np.ndarray, pa.StringArray]:
+        """(shard names, and for each row: index of its shard's name, row in the shard, volume id).
 
-    def _shard(self, name: str) -> Shard:
+        Arrays rather than lists: they stay in memory that all workers share.
+        """
+        coded = self.table["shard"].combine_chunks().dictionary_encode()
+        shard_rows = self.table["shard_row"].combine_chunks().to_numpy()
+        return coded.dictionary.to_pylist(), coded.indices.to_numpy(), shard_rows, self.table["volume_id"].combine_chunks()
+
+    def _shard(self, name: str) -> "Shard":
         if name not in self._shards:
             self._shards[name] = Shard(self.storage.path(name))
         self._shards.move_to_end(name)
-        while len(self._shards) > MOST_OPEN:
+        while len(self._shards) > MAX_OPEN_SHARDS:
             self._shards.popitem(last=False)
         return self._shards[name]
+
+
+class Shard:
+    """A memory-mapped Arrow file with one record batch per volume. Errors as `open_arrow`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = open_arrow(path)
+
+    def volume(self, row: int, volume_id: str) -> np.ndarray:
+        """Voxels [z, y, x] of a row, read-only; zero-copy unless the file is compressed.
+
+        Raises:
+            ValueError: the row holds another volume.
+        """
+        batch = self._reader.get_batch(row)
+        if batch.column(0)[0].as_py() != volume_id:
+            raise ValueError(f"row {row} of {self.path} is not {volume_id}: the index is stale. Rerun the preparation")
+        return batch.column(1).to_numpy_ndarray()[0]
+
+
+def open_arrow(path: Path) -> pa.ipc.RecordBatchFileReader:
+    """Memory-maps a complete Arrow IPC file. Single-threaded, since every loader worker has one core.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is truncated or not an Arrow file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Rerun prepro/prepro_pretraining_data.py; it writes only what is missing")
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path)), options=pa.ipc.IpcReadOptions(use_threads=False))
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise ValueError(f"{path} is not a complete Arrow file ({error}). Delete it and rerun the preparation") from error
 
 
 def open_index(storage: Storage, dataset: str, split: str) -> VolumeIndex:

@@ -14,7 +14,7 @@ from mg3d.datasets.masking import IGNORED, WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report
-from mg3d.datasets.window import stack
+from mg3d.datasets.windowing import stack_volumes
 from mg3d.sentence_spans import normalise, polarity, text_key
 from mg3d.settings.schema import AugmentSettings
 from mg3d.types import Batch, Sample, StoredVolumes
@@ -51,8 +51,8 @@ class Collator:
         mlm_probability: share of words asked for.
         sentence_views: views of one to three sentences that the contrast sees beside each report.
         negated_view_fraction: share of views that begin with a denial, see `masking.choose_view`.
-        pad_to_most: pad every report to `max_text_len`, for the released gates, which count padding as words; else to the longest
-            of the batch.
+        pad_to_max_length: pad every report to `max_text_len`, for the released gates, which count padding as words; else to the
+            longest of the batch.
         text_features: from token ids of reports to the text encoder's features; None = the model makes them.
         changes: how volumes are changed at random; None = not at all.
         negatives: what draws further reports for the contrast; None = nothing.
@@ -68,13 +68,13 @@ class Collator:
         mlm_probability: float,
         sentence_views: int,
         negated_view_fraction: float,
-        pad_to_most: bool = False,
+        pad_to_max_length: bool = False,
         text_features: TextCache | None = None,
         changes: AugmentSettings | None = None,
         negatives: TextNegatives | None = None,
     ) -> None:
         self.tokenizer, self.max_text_len = tokenizer, max_text_len
-        self.least_length = max_text_len if pad_to_most else 1
+        self.least_length = max_text_len if pad_to_max_length else 1
         self.mim_patch_size, self.mim_mask_ratio = mim_patch_size, mim_mask_ratio
         self.sentence_views, self.negated_view_fraction = sentence_views, negated_view_fraction
         self.text_features, self.negatives = text_features, negatives
@@ -114,14 +114,14 @@ class Collator:
 
     def encode(self, sample: Sample) -> EncodedReport:
         """A sample's report as tokens, nothing masked."""
-        return encode_report(self.tokenizer, sample.report, sample.units, self.max_text_len)
+        return encode_report(self.tokenizer, sample.report, sample.sentence_spans, self.max_text_len)
 
     def _volumes(self, samples: Sequence[Sample]) -> StoredVolumes:
-        stored = stack(samples)
+        stored = stack_volumes(samples)
         if self.changes is None:
             return stored
         drawn = [
-            augment.draw(self.changes, sample.volume.shape[1:], sample.window, np.random.default_rng([*sample.draw, CHANGES]))
+            augment.draw(self.changes, sample.volume.shape[1:], sample.window, np.random.default_rng([*sample.seed, CHANGES]))
             for sample in samples
         ]
         stored = stored._replace(window=torch.tensor([one.window for one in drawn], dtype=torch.float32))
@@ -133,9 +133,9 @@ class Collator:
         return stored
 
     def _row(self, sample: Sample) -> Row:
-        cubes, words, view = (np.random.default_rng([*sample.draw, purpose]) for purpose in (CUBES, WORDS, VIEW))
+        cubes, words, view = (np.random.default_rng([*sample.seed, purpose]) for purpose in (CUBES, WORDS, VIEW))
         encoded = self.encode(sample)
-        sentences = [sample.report[start:end] for start, end in encoded.units]
+        sentences = [sample.report[start:end] for start, end in encoded.sentence_spans]
         polarities = np.array([polarity(sentence) for sentence in sentences], dtype=np.int8)
         chosen = [choose_view(polarities, self.negated_view_fraction, view) for _ in range(self.sentence_views)]
         views = [view_tokens(encoded, sentences_of_view) for sentences_of_view in chosen]
@@ -161,7 +161,7 @@ class Collator:
 
 def view_tokens(encoded: EncodedReport, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(ids, sentence_index) int64 [T'] of the chosen sentences (ascending) alone, between the report's first and last token."""
-    if len(chosen) == len(encoded.units):
+    if len(chosen) == len(encoded.sentence_spans):
         return encoded.ids, encoded.sentence_index
     keep = np.isin(encoded.sentence_index, chosen)
     keep[[0, -1]] = True

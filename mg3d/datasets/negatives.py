@@ -77,12 +77,12 @@ class TextNegatives:
             studies, place = self.parts[part], study - int(self.first[part])
             report = studies.report(place)
             encoded = encode_report(self.tokenizer, *report, self.max_text_len)
-            small = (encoded.ids.astype(np.int32), encoded.sentence_index.astype(np.int16), len(encoded.units))
+            small = (encoded.ids.astype(np.int32), encoded.sentence_index.astype(np.int16), len(encoded.sentence_spans))
             self.known[study] = Known(*small, text_key(studies.patient(place)), text_key(normalise(report.report)))
         return self.known[study]
 
     def _draw(self, sample: Sample) -> np.ndarray:
-        return np.random.default_rng([*sample.draw, NEGATIVES]).choice(int(self.first[-1]), self.count, replace=False)
+        return np.random.default_rng([*sample.seed, NEGATIVES]).choice(int(self.first[-1]), self.count, replace=False)
 
 
 def sentence_means_of(report: Known, features: Tensor) -> Tensor:

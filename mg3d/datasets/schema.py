@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from mg3d.glossary import LABELS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 AXES = "z:+S,y:+P,x:+L"
 
 
-class DatasetFacts(NamedTuple):
+class DatasetInfo(NamedTuple):
     """What is known of a data set before any file is read."""
 
     title: str
@@ -34,19 +34,19 @@ class DatasetFacts(NamedTuple):
 
 
 DATASETS = {
-    "ct_rate": DatasetFacts("CT-RATE", "clm_ct_rate", "hu", "CC-BY-NC-SA-4.0"),
-    "ctrg": DatasetFacts("CTRG-Chest-548K", "clm_chest_ctrg", "grey8", "see its authors"),
-    "rad_chestct": DatasetFacts("Rad-ChestCT", "clm_rad_chestct", "hu", "see its authors", has_reports=False, needs=("test",)),
-    "own": DatasetFacts("your own", "clm_own", "hu", "your own", has_reports=False, needs=()),
+    "ct_rate": DatasetInfo("CT-RATE", "clm_ct_rate", "hu", "CC-BY-NC-SA-4.0"),
+    "ctrg": DatasetInfo("CTRG-Chest-548K", "clm_chest_ctrg", "uint8_unknown_window", "see its authors"),
+    "rad_chestct": DatasetInfo("Rad-ChestCT", "clm_rad_chestct", "hu", "see its authors", has_reports=False, needs=("test",)),
+    "custom": DatasetInfo("custom", "clm_custom", "hu", "your own", has_reports=False, needs=()),
 }
 """Name in settings, ids and folders -> facts."""
 SPLITS = ("train", "val", "test")
 SENTENCE, CLAUSE = 0, 1
-"""Values of `units.kind`."""
+"""Values of `sentence_spans.kind`."""
 
-INTENSITIES = {"hu": pa.int16(), "hu8": pa.uint8(), "grey8": pa.uint8()}
+INTENSITIES = {"hu": pa.int16(), "hu8": pa.uint8(), "uint8_unknown_window": pa.uint8()}
 """Unit of stored voxels -> their type. hu: Hounsfield units; hu8: 0-255 of the window of HU in the index's metadata
-`intensity.window`; grey8: 0-255 of a window that nobody documented (CTRG)."""
+`intensity.window`; uint8_unknown_window: 0-255 of a window that nobody documented (CTRG)."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -60,7 +60,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("impression", pa.string()),
         pa.field("report", pa.string(), nullable=False),  # both sections, a line break between
         pa.field(
-            "units",  # character offsets into `report`, sentences first, in reading order
+            "sentence_spans",  # character offsets into `report`, sentences first, in reading order
             pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("section", pa.int8()), ("kind", pa.int8())])),
             nullable=False,
         ),
@@ -69,12 +69,12 @@ INDEX_SCHEMA = pa.schema(
         pa.field("label_source", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),  # path relative to the folder of the index
         pa.field("shard_row", pa.int32(), nullable=False),
-        pa.field("unit", pa.string(), nullable=False),  # a key of INTENSITIES
+        pa.field("intensity_unit", pa.string(), nullable=False),  # a key of INTENSITIES
         pa.field("spacing_mm", pa.list_(pa.float32(), 3)),  # of the stored voxels, z y x; null = not documented
         pa.field("source", pa.string(), nullable=False),  # raw file below the data set's root; an id where names may be people's
         pa.field("source_shape", pa.list_(pa.int32(), 3), nullable=False),  # z y x
         pa.field("source_spacing_mm", pa.list_(pa.float32(), 3)),  # z y x
-        pa.field("hu_rule", pa.string(), nullable=False),  # a `RawVolume.rule`: baked, csv, header, ctclip, grey8
+        pa.field("hu_source", pa.string(), nullable=False),  # see `RawVolume.hu_source`
         pa.field("image_sha256", pa.string(), nullable=False),  # of the stored voxels
     ]
 )

@@ -1,171 +1,128 @@
-"""Where prepared files lie: in a folder, or behind a URL from which each is copied whole into a cache when it is first read."""
+"""Prepared files in a local folder, or behind a URL from which each file is downloaded into a cache when first read."""
 
-import contextlib
-import errno
-import fcntl
 import hashlib
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
+from filelock import FileLock
 
-from mg3d.files import replacing
+from mg3d.files import is_full_disk
 
-WAITS_S = (1.0, 4.0, 15.0, 60.0)
-"""Pauses before each new attempt, when a store does not answer."""
-_VERSION = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime", "created")
-"""What stores call that which changes with a file's content; the first one given counts."""
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""Answers that asking again does not change."""
-T = TypeVar("T")
+RETRY_DELAYS_S = (2.0, 15.0, 60.0)
+"""Waits before the 2nd, 3rd and 4th attempt at a download, in addition to the retries of the fsspec backend."""
 
 
 class Storage:
-    """The files below one root. Connects when first needed, anew in every process, so that it can be handed to loader processes.
+    """Files below one root. Picklable; every process opens its own connection (fsspec keeps one per process).
 
-    The name of a cached file carries size and version of the original, so a file that has changed is copied again; of several
-    processes one copies while the others wait.
+    fsspec's `filecache` downloads into the final file name, so a second loader process could map half a file. Here a download
+    is renamed into place, under a lock, and its name contains fsspec's `ukey`: a changed file is downloaded again.
 
     Args:
-        root: a folder, or a URL that fsspec knows (s3://bucket/folder, hf://datasets/name/folder, ...).
-        cache_dir: where copies of a URL's files are kept.
+        root: a folder, or a URL that fsspec supports (s3://bucket/folder, hf://datasets/name/folder, ...).
+        cache_dir: folder for downloads.
 
     Raises:
-        ValueError: the URL's kind is not known, or the package that reads it is not installed.
+        ValueError: unknown URL scheme, or the package for it is not installed.
     """
 
     def __init__(self, root: str | Path, cache_dir: str | Path = "data/cache") -> None:
-        self.root, self.cache_dir = str(root), Path(cache_dir)
+        self.root, self.cache_dir = str(root).rstrip("/"), Path(cache_dir)
         self.is_remote = "://" in self.root
-        self._connected: tuple[int, Any, str] | None = None
         if self.is_remote:
-            self._connection()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_connected": None}
+            self._remote("")
 
     def __str__(self) -> str:
         return self.root
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name (its path below the root)."""
+        """Whether a file of this name (path below the root) exists."""
         if not self.is_remote:
             return (Path(self.root) / name).is_file()
-        with contextlib.suppress(FileNotFoundError):
-            return self._facts(name)["type"] == "file"
-        return False
+        system, path = self._remote(name)
+        return system.isfile(path)
 
     def path(self, name: str) -> Path:
-        """The file on this machine, copied first where it must be; a folder's file is not looked for.
+        """Local path of a file, downloaded if necessary. Files of a local folder are not checked for existence.
 
         Raises:
-            FileNotFoundError: the store has no such file.
-            OSError: the store did not answer, or the disk of the cache is full.
+            FileNotFoundError: the URL does not exist.
+            OSError: the download failed, or the disk of `cache_dir` is full.
         """
         if not self.is_remote:
             return Path(self.root) / name
-        try:
-            facts = self._facts(name)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{self._url(name)} is missing; is data_root what the preparation wrote?") from None
-        except OSError:
-            if (kept := self._newest(name)) is None:
-                raise
-            return kept
-        cached = self._cached(name, facts)
-        if not cached.is_file():
-            with _alone(cached.with_name(f"{cached.name}.lock")):
-                if not cached.is_file():
-                    _retrying(lambda: self._copy(name, cached, facts["size"]), self._url(name))
-        return cached
+        system, path = self._remote(name)
+        for wait in (*RETRY_DELAYS_S, None):
+            try:
+                return self._download(system, path, name)
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{self.root}/{name} does not exist. Check data_root") from None
+            except Exception as error:  # each backend raises its own exceptions
+                if is_full_disk(error):
+                    raise OSError(f"no space left in cache_dir for {self.root}/{name}. Set cache_dir to a larger disk") from error
+                if wait is None or isinstance(error, PermissionError):
+                    reason = f"{type(error).__name__}: {str(error)[:200]}"
+                    raise OSError(f"cannot read {self.root}/{name} ({reason}). Check the network and credentials") from error
+                time.sleep(wait)
+        raise AssertionError("unreachable")
 
     def check(self, names: Iterable[str]) -> None:
-        """Asks for files without copying them, and for room in the cache for those not yet copied.
+        """Checks that files of a URL exist and that those not yet downloaded fit into the cache; downloads nothing.
 
         Raises:
             FileNotFoundError: a file is missing.
-            OSError: the cache has too little room for them all.
+            OSError: not enough free space for all of them.
         """
-        wanted = 0
-        for name in names if self.is_remote else ():
-            try:
-                facts = self._facts(name)
-            except FileNotFoundError:
-                raise FileNotFoundError(f"{self._url(name)} is missing; copy it there from where it was prepared") from None
-            wanted += 0 if self._cached(name, facts).is_file() else facts["size"]
-        if wanted:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.cache_dir).free
-            if free < wanted:
-                raise OSError(
-                    f"cache_dir={self.cache_dir} has {free / 1e9:.1f} GB left and the files of {self.root} not there yet "
-                    f"take {wanted / 1e9:.1f} GB; set cache_dir to a larger disk"
-                )
+        if not self.is_remote:
+            return
+        needed = 0
+        for name in names:
+            system, path = self._remote(name)
+            if not system.isfile(path):
+                raise FileNotFoundError(f"{self.root}/{name} is missing. Copy it there from where it was prepared")
+            needed += 0 if self._cached(system, path, name).is_file() else system.size(path)
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.cache_dir).free
+        if free < needed:
+            raise OSError(
+                f"cache_dir={self.cache_dir} has {free / 1e9:.1f} GB free, but the files of {self.root} not yet downloaded "
+                f"take {needed / 1e9:.1f} GB. Set cache_dir to a larger disk"
+            )
 
-    def _connection(self) -> tuple[Any, str]:
-        if self._connected is None or self._connected[0] != os.getpid():
-            try:
-                self._connected = (os.getpid(), *fsspec.core.url_to_fs(self.root))
-            except (ImportError, ValueError) as error:
-                kind = self.root.split("://")[0]
-                raise ValueError(
-                    f"data_root={self.root}: {kind}:// cannot be read here ({error}); install the fsspec package for it (s3://: "
-                    "s3fs, gs://: gcsfs, az://: adlfs), or give a local folder"
-                ) from error
-        return self._connected[1:]
-
-    def _url(self, name: str) -> str:
-        return f"{self.root.rstrip('/')}/{name}"
-
-    def _facts(self, name: str) -> dict[str, Any]:
-        system, root = self._connection()
-        return _retrying(lambda: system.info(f"{root.rstrip('/')}/{name}"), self._url(name))
-
-    def _folder(self, name: str) -> Path:
-        return self.cache_dir / hashlib.sha256(self.root.rstrip("/").encode()).hexdigest()[:16] / PurePosixPath(name).parent
-
-    def _cached(self, name: str, facts: dict[str, Any]) -> Path:
-        version = next((str(facts[key]) for key in _VERSION if facts.get(key) is not None), "")
-        digest = hashlib.sha256(f"{facts['size']} {version}".encode()).hexdigest()[:12]
-        return self._folder(name) / f"{PurePosixPath(name).stem}@{digest}{PurePosixPath(name).suffix}"
-
-    def _newest(self, name: str) -> Path | None:
-        """The newest copy of a file whose store does not answer."""
-        pattern = f"{PurePosixPath(name).stem}@*{PurePosixPath(name).suffix}"
-        return max(self._folder(name).glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
-
-    def _copy(self, name: str, target: Path, size: int) -> None:
-        system, root = self._connection()
-        with system.open(f"{root.rstrip('/')}/{name}", "rb") as source, replacing(target) as stream:
-            shutil.copyfileobj(source, stream, 1 << 20)
-            if stream.tell() != size:
-                raise ConnectionError(f"{stream.tell()} of {size} bytes came")
-
-
-def _retrying(action: Callable[[], T], what: str) -> T:
-    """What `action` gives, tried again after a pause when the store fails; OSError after the last attempt."""
-    for wait in (*WAITS_S, None):
+    def _remote(self, name: str) -> tuple[Any, str]:
+        """(fsspec file system, path in it)."""
         try:
-            return action()
-        except _FINAL:
-            raise
-        except Exception as error:  # every store has errors of its own
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(f"no room is left in cache_dir for a copy of {what}; set cache_dir to a larger disk") from error
-            if wait is None:
-                raise OSError(f"{what} could not be read ({type(error).__name__}: {str(error)[:200]})") from error
-            time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
+            return fsspec.core.url_to_fs(f"{self.root}/{name}")
+        except (ImportError, ValueError) as error:
+            scheme = self.root.split("://")[0]
+            raise ValueError(
+                f"data_root={self.root}: cannot read {scheme}:// ({error}). Install its fsspec package (s3://: s3fs, "
+                "gs://: gcsfs, az://: adlfs), or use a local folder"
+            ) from error
 
+    def _cached(self, system: Any, path: str, name: str) -> Path:
+        """Where a file is cached: the name changes with the content, as far as the store reports it."""
+        folder = self.cache_dir / hashlib.sha256(self.root.encode()).hexdigest()[:16] / PurePosixPath(name).parent
+        version = hashlib.sha256(str(system.ukey(path)).encode()).hexdigest()[:12]
+        return folder / f"{PurePosixPath(name).stem}@{version}{PurePosixPath(name).suffix}"
 
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Holds a lock between processes, which a killed one gives back."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    def _download(self, system: Any, path: str, name: str) -> Path:
+        cached = self._cached(system, path, name)
+        if cached.is_file():
+            return cached
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cached.with_name(f"{cached.name}.lock")):
+            if not cached.is_file():
+                partial = cached.with_name(f"{cached.name}.partial")
+                try:
+                    system.get_file(path, str(partial))
+                    if partial.stat().st_size != system.size(path):
+                        raise ConnectionError("the connection closed before the end of the file")
+                    partial.replace(cached)
+                finally:
+                    partial.unlink(missing_ok=True)
+        return cached

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import CLAUSE, SENTENCE
-from mg3d.datasets.window import stored_window
+from mg3d.datasets.windowing import window_bounds
 from mg3d.sentence_spans import UnitKind
 from mg3d.types import Sample
 
@@ -20,7 +20,7 @@ class ReportText(NamedTuple):
     """A report and its units."""
 
     report: str
-    units: tuple[tuple[int, int], ...]
+    sentence_spans: tuple[tuple[int, int], ...]
     """Character offsets (start, end)."""
 
 
@@ -96,7 +96,7 @@ class Studies:
     def report(self, study: int) -> ReportText:
         """The true report of a study; one without has no text and no units."""
         row = int(self.rows(study)[0])
-        units = self.index.table["units"][row].values
+        units = self.index.table["sentence_spans"][row].values
         chosen = units.field("kind").to_numpy() == self.unit_kind
         spans = zip(*(units.field(name).to_numpy()[chosen].tolist() for name in ("start", "end")), strict=True)
         return ReportText(self.index.table["report"][row].as_py(), tuple(spans))
@@ -109,13 +109,13 @@ class Studies:
         text = self.report(study if self.shuffle_seed is None else int(self._strangers[study]))
         return Sample(
             volume=self.index.volume(row)[None],
-            window=stored_window(table["unit"][row].as_py(), self.window_hu, self.index.stored_window_hu),
+            window=window_bounds(table["intensity_unit"][row].as_py(), self.window_hu, self.index.stored_window_hu),
             report=text.report,
-            units=text.units,
+            sentence_spans=text.sentence_spans,
             labels=np.asarray(table["labels"][row].as_py(), dtype=np.int8),
             study_id=table["study_id"][row].as_py(),
             patient_id=table["patient_id"][row].as_py(),
-            draw=draw if draw is not None else (0, 0, study),
+            seed=draw if draw is not None else (0, 0, study),
         )
 
     @cached_property

@@ -31,7 +31,7 @@ class EncodedReport(NamedTuple):
     """int64 [T]: [CLS] report [SEP]."""
     sentence_index: np.ndarray
     """int64 [T]: 0-based index into `units`, -1 at special tokens, between sentences, and for a token that lies in two."""
-    units: tuple[tuple[int, int], ...]
+    sentence_spans: tuple[tuple[int, int], ...]
     """Character offsets of the sentences that have a token left; the others were cut off."""
 
 

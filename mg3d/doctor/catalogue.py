@@ -15,10 +15,10 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined
-from mg3d.preparation.records import Scan, VolumeRecord
+from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.ctrg import ANNOTATIONS
-from mg3d.preparation.sources.own import volumes_below
-from mg3d.preparation.sources.registry import SCANS, ScanChoice
+from mg3d.preparation.sources.custom import volumes_below
+from mg3d.preparation.sources.registry import SOURCES, SourceOptions
 from mg3d.sentence_spans import normalise
 
 LOOKED_INTO = 1000
@@ -84,12 +84,12 @@ def recognise(path: Path, kind: str | None = None) -> dict[str, Path]:
     found = {} if not path.is_dir() else {name: root for name in ("ct_rate", "ctrg") if (root := _root(path, name))}
     if not found and path.is_dir() and next(volumes_below(path, most_folders=LOOKED_INTO), None):
         raise ValueError(
-            f"{path} holds NIfTI files or DICOM series in no layout that is known; say --kind own (and --own-table FILE, if "
+            f"{path} holds NIfTI files or DICOM series in no layout that is known; say --kind custom (and --table FILE, if "
             "there are reports), or --kind with the name of the data set"
         )
     if not found:
         raise ValueError(
-            f"{path} looks like none of {', '.join(SCANS)} and holds no index file ({index_path(Path(), 'ct_rate', 'train')}); "
+            f"{path} looks like none of {', '.join(SOURCES)} and holds no index file ({index_path(Path(), 'ct_rate', 'train')}); "
             "give the right folder, or say --kind"
         )
     return found
@@ -122,22 +122,22 @@ def read_raw(
     roots: Mapping[str, Path],
     *,
     prepared: Path | None,
-    own_table: Path | None = None,
+    table: Path | None = None,
     val_patients: int,
     seed: int,
 ) -> Catalogue:
     """The catalogue of raw folders. A data set that cannot be scanned is a failure of the catalogue, not an error.
 
     prepared: the folder whose salt gives the ids of CTRG and of an own folder; without one they hold for this catalogue only.
-    own_table: see `ScanChoice`.
+    table: see `SourceOptions`.
     """
     scans, failures = {}, []
     with tempfile.TemporaryDirectory() as empty:
         for name, root in roots.items():
-            draw = {"val_patients": val_patients, "seed": seed, "split": "own", "limit": None}
-            choice = ScanChoice(out=prepared or Path(empty), own_table=own_table, **draw)
+            draw = {"val_patients": val_patients, "seed": seed, "ctrg_split": "resplit", "limit": None}
+            choice = SourceOptions(out=prepared or Path(empty), table=table, **draw)
             try:
-                scans[name] = SCANS[name](root, choice)
+                scans[name] = SOURCES[name](root, choice)
             except OSError as error:
                 failures.append(f"{DATASETS[name].title}: {error if error.filename is None else type(error).__name__}")
             except ValueError as error:
@@ -145,7 +145,7 @@ def read_raw(
     return _from_scans(path, roots, scans, failures)
 
 
-def _from_scans(path: Path, roots: Mapping[str, Path], scans: Mapping[str, Scan], failures: list[str]) -> Catalogue:
+def _from_scans(path: Path, roots: Mapping[str, Path], scans: Mapping[str, Inventory], failures: list[str]) -> Catalogue:
     records = [(record, scan.root) for scan in scans.values() for record in scan.records if record.files]
     rows, keys = [], {}
     for record, _ in records:
@@ -195,17 +195,18 @@ def read_arrow(path: Path) -> Catalogue:
     parts, places, labels = [], [], []
     for (_, split), file in files.items():
         table = VolumeIndex(file).table
-        names = ["volume_id", "study_id", "patient_id", "dataset", "official_split", "report", "image_sha256", "hu_rule"]
+        names = ["volume_id", "study_id", "patient_id", "dataset", "official_split", "report", "image_sha256", "hu_source"]
         part = table.select(names).to_pandas().astype(object)
         part["report"] = part["report"].fillna("")
         part["split"], part["report_key"] = split, table["report_sha256"].to_pandas()
         part["has_findings"] = table["findings"].is_valid().to_numpy()
         part["has_impression"] = table["impression"].is_valid().to_numpy()
         part["group"] = [
-            f"{DATASETS[name].title if name in DATASETS else name} {rule}" for name, rule in zip(part["dataset"], part["hu_rule"])
+            f"{DATASETS[name].title if name in DATASETS else name} {rule}"
+            for name, rule in zip(part["dataset"], part["hu_source"])
         ]
         parts.append(part)
-        places += [ArrowPlace(file, row, unit) for row, unit in enumerate(table["unit"].to_pylist())]
+        places += [ArrowPlace(file, row, unit) for row, unit in enumerate(table["intensity_unit"].to_pylist())]
         flat = table["labels"].combine_chunks()
         labels.append(np.asarray(flat.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), flat.type.list_size))
     rows = pd.concat(parts, ignore_index=True)

@@ -16,9 +16,9 @@ COPIED_BLOCKS = 0.1
 """Share of equal block means from which on two volumes are copies; different ones share next to none."""
 NEAR_BITS = 10
 """Most bits of 512 by which the mean-hashes of near copies differ."""
-NEAR_MEANS = {"hu": 3.0, "grey8": 0.4}
+NEAR_MEANS = {"hu": 3.0, "uint8_unknown_window": 0.4}
 """Unit -> most by which the block means of near copies differ on average."""
-FLOORS = {"hu": -900.0, "grey8": 5.0}
+FLOORS = {"hu": -900.0, "uint8_unknown_window": 5.0}
 """A block whose mean is not above is air or filling, which different volumes share."""
 _TILE = 512
 _COPIES = {

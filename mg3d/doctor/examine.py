@@ -34,7 +34,7 @@ class Options:
     lists: tuple[Path, ...] = ()
     prepared: Path | None = None
     """Folder of Arrow files whose salt gives the ids of CTRG and of an own folder."""
-    own_table: Path | None = None
+    table: Path | None = None
     """Of an own raw folder: its table of volumes and reports."""
     val_patients: int = 500
     seed: int = 0
@@ -81,7 +81,7 @@ def examine(options: Options, progress: Progress) -> Examination:
     roots = recognise(options.path, options.kind)
     if roots:
         draw = {"val_patients": options.val_patients, "seed": options.seed}
-        catalogue = read_raw(options.path, roots, prepared=options.prepared, own_table=options.own_table, **draw)
+        catalogue = read_raw(options.path, roots, prepared=options.prepared, table=options.table, **draw)
     else:
         catalogue = read_arrow(options.path)
     found = [_failed(failure) for failure in catalogue.failures]

@@ -38,9 +38,9 @@ class VolumeFacts(NamedTuple):
     """z y x."""
     spacing_mm: tuple[float, ...] = ()
     """z y x; empty = not documented."""
-    rule: str = ""
+    hu_source: str = ""
     unit: str = ""
-    """hu or grey8."""
+    """hu or uint8_unknown_window."""
     padding: float = 0.0
     """Share of voxels that are a scanner's filling."""
     air_peak: float = float("nan")
@@ -63,7 +63,7 @@ class Voxels(NamedTuple):
     stored: np.ndarray
     scale: tuple[float, float]
     unit: str
-    rule: str
+    hu_source: str
     spacing_mm: tuple[float, ...]
 
 
@@ -77,20 +77,21 @@ def load(place: RawPlace | ArrowPlace) -> Voxels:
     if isinstance(place, ArrowPlace):
         index = _index(place.index)
         spacing = index.table["spacing_mm"][place.row].as_py() or ()
-        rule = index.table["hu_rule"][place.row].as_py()
+        hu_source = index.table["hu_source"][place.row].as_py()
         scale, unit = _scale(index, place.unit)
-        return Voxels(index.volume(place.row), scale, unit, rule, tuple(spacing))
+        return Voxels(index.volume(place.row), scale, unit, hu_source, tuple(spacing))
     raw = READERS[place.record.reader](place.record, place.root)
-    return Voxels(raw.voxels, raw.scale, "grey8" if raw.rule == "grey8" else "hu", raw.rule, tuple(raw.spacing_mm or ()))
+    unit = raw.hu_source if raw.hu_source == "uint8_unknown_window" else "hu"
+    return Voxels(raw.voxels, raw.scale, unit, raw.hu_source, tuple(raw.spacing_mm or ()))
 
 
 def _scale(index: VolumeIndex, unit: str) -> tuple[tuple[float, float], str]:
     """Slope and intercept to HU, and the unit that this gives; an 8-bit window of HU that leaves out air counts as grey."""
     window = decode_metadata(index.table.schema).get("intensity", {}).get("window")
-    if window is None or unit in {"hu", "grey8"}:
+    if window is None or unit in {"hu", "uint8_unknown_window"}:
         return (1.0, 0.0), unit
     low, high = window
-    return (((high - low) / 255, low), "hu") if low <= AIR_HU[1] else ((1.0, 0.0), "grey8")
+    return (((high - low) / 255, low), "hu") if low <= AIR_HU[1] else ((1.0, 0.0), "uint8_unknown_window")
 
 
 @lru_cache(maxsize=8)
@@ -134,7 +135,7 @@ def facts_of(voxels: Voxels) -> VolumeFacts:
     return VolumeFacts(
         shape=shape,
         spacing_mm=voxels.spacing_mm,
-        rule=voxels.rule,
+        hu_source=voxels.hu_source,
         unit=voxels.unit,
         padding=float((small <= PADDING_HU).mean()) if is_hu else 0.0,
         air_peak=air_peak(small) if is_hu else float("nan"),

@@ -11,13 +11,13 @@ from mg3d.doctor.findings import Finding
 from mg3d.doctor.labels import Prevalence, prevalences
 from mg3d.doctor.measure import GREY_EDGES, HU_EDGES, load, small_volume
 from mg3d.doctor.splits import counts
-from mg3d.pictures.page import Picture, Piece, write_page
-from mg3d.pictures.planes import case_figure
 from mg3d.preparation.quarantine import Refusal
+from mg3d.visualize.page import CaptionedFigure, PageItem, write_page
+from mg3d.visualize.planes import case_figure
 
 ORDINARY = 3
 MOST_OF_A_CODE, MOST_PICTURES = 3, 30
-WINDOWS = {"hu": (-1000.0, 400.0), "grey8": (0.0, 255.0)}
+WINDOWS = {"hu": (-1000.0, 400.0), "uint8_unknown_window": (0.0, 255.0)}
 SHOWN_VOXELS = 160
 """Most voxels of a picture along an axis."""
 LOOKED_AT = (
@@ -36,7 +36,7 @@ def write_examination(path: Path, examination: Examination) -> None:
     """Writes the page, whole or not at all."""
     catalogue = examination.catalogue
     synthetic = " This is a synthetic set." if catalogue.synthetic else ""
-    sections: list[tuple[str, list[Piece]]] = [
+    sections: list[tuple[str, list[PageItem]]] = [
         ("Verdict", [VERDICTS[examination.verdict] + synthetic]),
         ("Findings", [[_row(finding) for finding in examination.findings]]),
         ("Counts", [[{name: cell for name, cell in row.items() if name != "dataset"} for row in counts(catalogue)]]),
@@ -58,13 +58,13 @@ def _row(finding: Finding) -> dict[str, str]:
     }
 
 
-def histograms(examination: Examination) -> Iterator[Picture]:
+def histograms(examination: Examination) -> Iterator[CaptionedFigure]:
     """One figure per unit, a curve per source."""
     groups: dict[tuple[str, str], list[np.ndarray]] = {}
     for place, fact in examination.facts.items():
         if fact.histogram is not None:
             groups.setdefault((fact.unit, examination.catalogue.rows["group"][place]), []).append(fact.histogram)
-    for unit, edges, label in (("hu", HU_EDGES, "HU"), ("grey8", GREY_EDGES, "grey value")):
+    for unit, edges, label in (("hu", HU_EDGES, "HU"), ("uint8_unknown_window", GREY_EDGES, "grey value")):
         mine = {group: parts for (its, group), parts in sorted(groups.items()) if its == unit}
         if not mine:
             continue
@@ -76,10 +76,10 @@ def histograms(examination: Examination) -> Iterator[Picture]:
         axes.set_xlabel(label)
         axes.set_ylabel("share of voxels")
         axes.legend(fontsize=8)
-        yield Picture(figure, f"Histogram of {label} for each source: {', '.join(mine)}")
+        yield CaptionedFigure(figure, f"Histogram of {label} for each source: {', '.join(mine)}")
 
 
-def prevalence_bars(parts: list[Prevalence]) -> Iterator[Picture]:
+def prevalence_bars(parts: list[Prevalence]) -> Iterator[CaptionedFigure]:
     """One figure per data set and official split: the share of every label, beside the published one where there is one."""
     for dataset, split in dict.fromkeys((part.dataset, part.split) for part in parts):
         mine = [part for part in parts if (part.dataset, part.split) == (dataset, split)]
@@ -95,10 +95,10 @@ def prevalence_bars(parts: list[Prevalence]) -> Iterator[Picture]:
         axes.set_title(f"{dataset} {split}, {max(part.scans for part in mine):,} scans")
         axes.legend(fontsize=8)
         spoken = ", ".join(f"{part.label} {part.share:.1%}" for part in mine)
-        yield Picture(figure, f"Shares of labels in {dataset} {split}: {spoken}")
+        yield CaptionedFigure(figure, f"Shares of labels in {dataset} {split}: {spoken}")
 
 
-def ordinary(examination: Examination) -> Iterator[Picture]:
+def ordinary(examination: Examination) -> Iterator[CaptionedFigure]:
     """Volumes of which nothing was found, spread over those that were read."""
     ids = examination.catalogue.rows["volume_id"]
     told = {name for finding in examination.findings if finding.severity != "fact" for name in finding.volumes}
@@ -108,7 +108,7 @@ def ordinary(examination: Examination) -> Iterator[Picture]:
             yield from picture(examination, good[number], "ordinary")
 
 
-def suspicious(examination: Examination) -> Iterator[Picture]:
+def suspicious(examination: Examination) -> Iterator[CaptionedFigure]:
     """The first volumes of every finding that is worth a look."""
     where = {name: place for place, name in enumerate(examination.catalogue.rows["volume_id"])}
     shown = 0
@@ -121,7 +121,7 @@ def suspicious(examination: Examination) -> Iterator[Picture]:
                 yield from picture(examination, place, finding.code)
 
 
-def picture(examination: Examination, place: int, why: str) -> Iterator[Picture]:
+def picture(examination: Examination, place: int, why: str) -> Iterator[CaptionedFigure]:
     """Three planes of the volume at a place; nothing when it cannot be read."""
     name = str(examination.catalogue.rows["volume_id"][place])
     try:
@@ -132,4 +132,4 @@ def picture(examination: Examination, place: int, why: str) -> Iterator[Picture]
     steps = [before / after for before, after in zip(voxels.stored.shape, small.shape)]
     spacing = [mm * step for mm, step in zip(voxels.spacing_mm, steps)] if voxels.spacing_mm else steps
     figure = case_figure(small, title=f"{name}: {why}", spacing_mm=spacing, window=WINDOWS[voxels.unit])
-    yield Picture(figure, f"Axial, coronal and sagittal plane of {name}: {why}")
+    yield CaptionedFigure(figure, f"Axial, coronal and sagittal plane of {name}: {why}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from mg3d.datasets.checks import CODES, check_arrows, find_leaks
+from mg3d.datasets.integrity import CODES, check_arrow_files, find_leaks
 from mg3d.datasets.schema import DATASETS
 from mg3d.doctor.catalogue import Catalogue, index_files
 from mg3d.doctor.findings import Finding, examples, number
@@ -137,7 +137,7 @@ def check_index_files(folder: Path) -> list[Finding]:
         return [Finding(code="one_index", severity="fact", found="one index file: leaks between splits cannot be seen")]
     datasets = dict.fromkeys(name for name, _ in index_files(folder))
     try:
-        problems = check_arrows(folder, datasets)
+        problems = check_arrow_files(folder, datasets)
     except (FileNotFoundError, ValueError) as error:
         return [Finding(code="cannot_read", severity="blocking", found=str(error), action="prepare the data again")]
     return [
@@ -195,5 +195,5 @@ def check_lists(catalogue: Catalogue, lists: Mapping[str, set[str]]) -> list[Fin
                     )
                 )
         told = f"the list {title} names {number(len(names), 'id')}, {len(known):,} of them are here"
-        findings.append(Finding(code="evaluation_list", severity="fact", found=told))
+        findings.append(Finding(code="evaluation_set", severity="fact", found=told))
     return findings

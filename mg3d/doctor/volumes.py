@@ -80,7 +80,7 @@ def check_fixed_in_raw_tree(catalogue: Catalogue, facts: Mapping[int, VolumeFact
         if isinstance(where := catalogue.places[place], RawPlace)
         and where.record.dataset == "ct_rate"
         and where.record.files[0].split("/")[0] in {"train", "valid"}
-        and fact.rule == "baked"
+        and fact.hu_source == "already_hu"
     ]
     names = names_of(catalogue, found)
     if not names:

@@ -16,7 +16,7 @@ class Card:
     revision: str
     """Of the data, in words."""
     rule: str
-    """A key of `datasets.evaluation_lists.RULES`: which volumes."""
+    """A key of `datasets.evaluation_sets.RULES`: which volumes."""
     volumes: int
     studies: int | None
     """None = not published; so too of patients."""
@@ -42,7 +42,7 @@ class Card:
     recall_ks: tuple[int, ...] = (1, 5, 10, 50, 100)
     jaccard_ks: tuple[int, ...] = (1, 5, 10, 50)
     bins: int = 15
-    resamples: int = 300
+    n_bootstrap: int = 300
     seed: int = 0
     stress_studies: int = 500
     """The first studies are enough for the stress table."""
@@ -105,7 +105,7 @@ CARDS = {
             label_source="radbert",  # the phantom writes its truth in the layout of CT-RATE's label files
             ids_sha256="8a808ae14cbfc589404d15d57468afeacaf9d8cb9dbb0a43d625efa0c5af9c23",
             labels_sha256="1ea32f12df8d3ec5edd1aadb2e29c07f05121bf779a45df0b8a929ec9fef1299",
-            resamples=300,
+            n_bootstrap=300,
         ),
     )
 }

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mg3d.datasets.arrow import VolumeIndex
-from mg3d.datasets.evaluation_lists import evaluation_list, read_volumes
+from mg3d.datasets.evaluation_sets import evaluation_set, read_volumes
 from mg3d.datasets.schema import CLAUSE, SENTENCE, SPLITS, decode_metadata, index_path
 from mg3d.datasets.studies import ReportText
-from mg3d.datasets.window import stored_window
+from mg3d.datasets.windowing import window_bounds
 from mg3d.evaluation.cards import Card
 from mg3d.sentence_spans import UnitKind
 
@@ -36,7 +36,7 @@ class Cases:
         self.card, self.window_hu, self.text_unit = card, window_hu, text_unit
         paths = [index_path(folder, card.dataset, split) for split in SPLITS]
         self.indexes = [VolumeIndex(path) for path in paths if path.is_file()]
-        listed = evaluation_list(card.rule, read_volumes(folder))
+        listed = evaluation_set(card.rule, read_volumes(folder))
         columns = [index.table["volume_id"].to_pylist() for index in self.indexes]
         place = {name: (part, row) for part, names in enumerate(columns) for row, name in enumerate(names)}
         stored = [volume for volume in listed if volume.volume_id in place]
@@ -75,7 +75,7 @@ class Cases:
     @cached_property
     def has_hounsfield(self) -> bool:
         """Whether stored numbers are HU on a known scale."""
-        return set(self.column("unit")) <= {"hu", "hu8"}
+        return set(self.column("intensity_unit")) <= {"hu", "hu8"}
 
     def facts(self) -> dict[str, Any]:
         """How many there are and hashes of what they are, by which two evaluations are known to be of the same data."""
@@ -95,7 +95,7 @@ class Cases:
     def reports(self) -> list[ReportText]:
         """The report of every study, in the order of `first`; one without has no text and no units."""
         kind = CLAUSE if self.text_unit == "clause" else SENTENCE
-        units = self.column("units", self.first)
+        units = self.column("sentence_spans", self.first)
         spans = (tuple((unit["start"], unit["end"]) for unit in row if unit["kind"] == kind) for row in units)
         return [ReportText(*row) for row in zip(self.column("report", self.first), spans, strict=True)]
 
@@ -108,7 +108,7 @@ class Cases:
     def _intensity(self, place: int) -> Tensor:
         part, row = self.where[place]
         index = self.indexes[part]
-        low, high = stored_window(index.table["unit"][row].as_py(), self.window_hu, index.stored_window_hu)
+        low, high = window_bounds(index.table["intensity_unit"][row].as_py(), self.window_hu, index.stored_window_hu)
         return torch.from_numpy((index.volume(row)[None].astype(np.float32) - low) / (high - low))
 
 

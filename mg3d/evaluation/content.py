@@ -94,7 +94,7 @@ def _content(count: int, claims: Sequence[Claim]) -> Content:
     return Content(present, side, size)
 
 
-def content_row(name: str, told: Content, true: Content, patients: np.ndarray, *, resamples: int, seed: int) -> dict[str, Any]:
+def content_row(name: str, told: Content, true: Content, patients: np.ndarray, *, n_bootstrap: int, seed: int) -> dict[str, Any]:
     """One system's reports against the truth of their studies: findings, and of those rightly told the side and size.
 
     `side`: share of right sides; `size`: median of |told - true| in mm.
@@ -103,7 +103,7 @@ def content_row(name: str, told: Content, true: Content, patients: np.ndarray, *
     sided = both & (told.side > 0) & (true.side > 0)
     side = np.where(sided, told.side == true.side, np.nan)
     size = np.where(both, np.abs(told.size_mm - true.size_mm), np.nan)
-    settings = {"resamples": resamples, "seed": seed}
+    settings = {"n_bootstrap": n_bootstrap, "seed": seed}
     row: dict[str, Any] = {"reports": name}
     for what in ("precision", "recall", "f1"):
         row[what] = measured(
@@ -116,11 +116,16 @@ def content_row(name: str, told: Content, true: Content, patients: np.ndarray, *
 
 
 def content_rows(
-    systems: Mapping[str, Sequence[str]], truths: Sequence[Mapping[str, Any]], patients: np.ndarray, *, resamples: int, seed: int
+    systems: Mapping[str, Sequence[str]],
+    truths: Sequence[Mapping[str, Any]],
+    patients: np.ndarray,
+    *,
+    n_bootstrap: int,
+    seed: int,
 ) -> Rows:
     """A row per system (name -> a report for every study); the trivial ones belong beside a model's."""
     true = truth_content(truths)
-    settings = {"resamples": resamples, "seed": seed}
+    settings = {"n_bootstrap": n_bootstrap, "seed": seed}
     return [content_row(name, read_reports(rows), true, patients, **settings) for name, rows in systems.items()]
 
 

@@ -80,10 +80,10 @@ class ModelEmbedder:
         """Each report with those of its units that are read, and their vectors [S, d] on the text side of SSM."""
         found = []
         for text in texts:
-            kept = encode_report(self.tokenizer, *text, self.max_text_len).units
+            kept = encode_report(self.tokenizer, *text, self.max_text_len).sentence_spans
             ids, mask, index = (part.to(self.device) for part in pad_reports(self.tokenizer, [text], self.max_text_len))
             vectors = self.model.sentence_vectors(ids, mask, index, len(kept))
-            found.append((text._replace(units=tuple(kept)), vectors[0].float().cpu()))
+            found.append((text._replace(sentence_spans=tuple(kept)), vectors[0].float().cpu()))
         return found
 
     def _some(self, texts: Sequence[ReportText]) -> Tensor:

@@ -120,7 +120,7 @@ def histogram_rows(pairs: Pairs, *, bins: int = 24) -> Rows:
     ]
 
 
-def precision_rows(sentences: Sentences, *, ks: Sequence[int], resamples: int, seed: int) -> Rows:
+def precision_rows(sentences: Sentences, *, ks: Sequence[int], n_bootstrap: int, seed: int) -> Rows:
     """A row per k: of the k sentences of other patients nearest to one of known meaning, how many say the same; with chance.
 
     Neighbours of unknown meaning are left out of the gallery, and sentences that nobody else says are no queries.
@@ -138,12 +138,14 @@ def precision_rows(sentences: Sentences, *, ks: Sequence[int], resamples: int, s
     rows = []
     for k in ks:
         if len(right) and k <= others.min():
-            cell = measured(lambda r, k=k: float(right[r, :k].mean()), groups, resamples=resamples, seed=seed)
+            cell = measured(lambda r, k=k: float(right[r, :k].mean()), groups, n_bootstrap=n_bootstrap, seed=seed)
             rows.append({"k": k, "sentences": len(right), "precision": cell, "chance": chance})
     return rows
 
 
-def batch_row(sentences: Sentences, *, patients: int, same_above: float, differ_below: float, resamples: int, seed: int) -> Rows:
+def batch_row(
+    sentences: Sentences, *, patients: int, same_above: float, differ_below: float, n_bootstrap: int, seed: int
+) -> Rows:
     """One row: what SSM gets wrong in batches of `patients` patients, in the order given; a mean over batches with its interval.
 
     `false negatives`: of the pairs that are pushed apart, how many say the same; `false positives`: of those pulled together, how
@@ -163,7 +165,9 @@ def batch_row(sentences: Sentences, *, patients: int, same_above: float, differ_
         total = np.bincount(which[inside & chosen], minlength=row["batches"])
         bad = np.bincount(which[inside & chosen & wrong], minlength=row["batches"])
         shares = np.divide(bad, total, out=np.full(len(total), np.nan), where=total > 0)
-        row[name] = measured(lambda r, v=shares: mean_of_defined(v[r]), np.arange(len(shares)), resamples=resamples, seed=seed)
+        row[name] = measured(
+            lambda r, v=shares: mean_of_defined(v[r]), np.arange(len(shares)), n_bootstrap=n_bootstrap, seed=seed
+        )
     return [row]
 
 

@@ -69,9 +69,9 @@ def middle_map(grid: Sequence[int]) -> Tensor:
     return 1 / (1 + sum(place**2 for place in torch.meshgrid(*along, indexing="ij")))
 
 
-def compared_rows(scores: Mapping[str, Grounded], patients: np.ndarray, *, resamples: int, seed: int) -> Rows:
+def compared_rows(scores: Mapping[str, Grounded], patients: np.ndarray, *, n_bootstrap: int, seed: int) -> Rows:
     """A row per kind of map, of all findings: pointing game, mass, and Dice at the threshold that is best for that kind."""
-    settings = {"resamples": resamples, "seed": seed}
+    settings = {"n_bootstrap": n_bootstrap, "seed": seed}
     rows = []
     for kind, found in scores.items():
         best = int(found.dice.mean(0).argmax())
@@ -89,7 +89,7 @@ def grounding_rows(
     names: Sequence[str],
     *,
     middle: np.ndarray,
-    resamples: int,
+    n_bootstrap: int,
     seed: int,
 ) -> Rows:
     """A row per finding that has a map, and one of all: pointing game, mass, and Dice at the threshold that is best of all.
@@ -97,7 +97,7 @@ def grounding_rows(
     findings int [n]: place in `names` of each map's finding; middle bool [n]: hits of a map that points at the middle. The
     threshold is chosen on these very maps, so its Dice is a bound.
     """
-    settings = {"resamples": resamples, "seed": seed}
+    settings = {"n_bootstrap": n_bootstrap, "seed": seed}
     best = int(scores.dice.mean(0).argmax())
     columns = {"pointing game": scores.hit, "mass in the mask": scores.mass, "dice": scores.dice[:, best]}
     rows = []
@@ -119,14 +119,14 @@ def dice_rows(
     patients: np.ndarray,
     thresholds: Sequence[float] = THRESHOLDS,
     *,
-    resamples: int,
+    n_bootstrap: int,
     seed: int,
 ) -> Rows:
     """A row per threshold: mean Dice over all maps of each kind."""
     rows = []
     for place, threshold in enumerate(thresholds):
         cells = {
-            kind: measured(lambda r, v=found.dice[:, place]: float(v[r].mean()), patients, resamples=resamples, seed=seed)
+            kind: measured(lambda r, v=found.dice[:, place]: float(v[r].mean()), patients, n_bootstrap=n_bootstrap, seed=seed)
             for kind, found in scores.items()
         }
         rows.append({"threshold, of the map's maximum": threshold} | cells)

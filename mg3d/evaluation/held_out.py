@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import pad_reports
-from mg3d.datasets.window import convert, intensities, on_device
+from mg3d.datasets.windowing import convert_volumes, move_to_device, sample_intensities
 from mg3d.evaluation.reconstruction import ReconstructionError
 from mg3d.glossary import LABELS, prompts
 from mg3d.models.mg3d import MG3D
@@ -35,7 +35,7 @@ def batches(studies: Studies, collator: Collator, *, size: int, device: torch.de
     """Every study once, in order, the first reconstruction of each; masks are the same at every call."""
     for start in range(0, len(studies), size):
         batch = collator([studies.sample(study) for study in range(start, min(start + size, len(studies)))])
-        yield convert(on_device(batch, device))
+        yield convert_volumes(move_to_device(batch, device))
 
 
 @torch.no_grad()
@@ -90,5 +90,5 @@ def mean_volume(studies: Studies, *, most: int) -> Tensor:
     count = min(len(studies), most)
     total = np.zeros((1, *studies.index.shape), dtype=np.float64)
     for study in range(count):
-        total += intensities(studies.sample(study))
+        total += sample_intensities(studies.sample(study))
     return torch.from_numpy(total / max(count, 1)).float()

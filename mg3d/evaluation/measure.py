@@ -13,7 +13,7 @@ from mg3d.evaluation.cards import Card
 from mg3d.evaluation.results import Rows, measured
 from mg3d.evaluation.zero_shot import zero_shot_logits
 from mg3d.glossary import ENSEMBLE, LABELS, prompts
-from mg3d.metrics.bootstrap import too_few
+from mg3d.metrics.bootstrap import insufficient_reason
 from mg3d.metrics.calibration import brier, calibration_error, fit_temperature, reliability_table
 from mg3d.metrics.classification import auprc, auroc, count_decisions, decision_scores, macro_auroc, mean_of_defined, per_label
 from mg3d.metrics.thresholds import choose_thresholds, decide
@@ -75,7 +75,7 @@ def finding_rows(card: Card, scores: Scores) -> Rows:
     rows = []
     for place, name in enumerate(LABELS):
         label, score = labels[:, place], main[:, place]
-        lacking = too_few(label, scores.patients)
+        lacking = insufficient_reason(label, scores.patients)
         rows.append(
             {
                 "finding": name,
@@ -87,7 +87,7 @@ def finding_rows(card: Card, scores: Scores) -> Rows:
             }
         )
     mean_auprc = lambda r: mean_of_defined(per_label(auprc, labels[r], main[r]))  # noqa: E731
-    lacking = too_few(labels, scores.patients)
+    lacking = insufficient_reason(labels, scores.patients)
     mean = {
         "finding": MEAN,
         "cases": len(labels),
@@ -101,7 +101,7 @@ def finding_rows(card: Card, scores: Scores) -> Rows:
 
 def wording_rows(card: Card, scores: Scores) -> Rows:
     """Mean AUROC by wording; the last row is the spread over the single wordings: their mean and standard deviation."""
-    rows, settings = [], _settings(card) | {"lacking": too_few(scores.labels, scores.patients)}
+    rows, settings = [], _settings(card) | {"lacking": insufficient_reason(scores.labels, scores.patients)}
     for name, logits in scores.by_wording.items():
         cell = measured(lambda r, s=logits: macro_auroc(scores.labels[r], s[r]), scores.patients, **settings)
         rows.append({"prompts": name + (" (main)" if name == card.wording else ""), "auroc": cell})
@@ -128,7 +128,7 @@ def decided_tables(card: Card, scores: Scores) -> dict[str, Rows]:
             lambda r: mean_of_defined(decision_scores(count_decisions(rest[r, columns], decided[r, columns]))[name]),
             patients,
             **settings,
-            lacking=too_few(rest[:, columns], patients, classes=(0,) if name == "specificity" else (1,)),
+            lacking=insufficient_reason(rest[:, columns], patients, classes=(0,) if name == "specificity" else (1,)),
         )
 
     names = ("f1", "sensitivity", "specificity")
@@ -167,7 +167,7 @@ def _calibration(card: Card, labels: np.ndarray, logits: np.ndarray, patients: n
 
 
 def _settings(card: Card) -> dict[str, Any]:
-    return {"resamples": card.resamples, "seed": card.seed}
+    return {"n_bootstrap": card.n_bootstrap, "seed": card.seed}
 
 
 def _range(values: np.ndarray) -> str:

@@ -43,7 +43,7 @@ class Speaking(Protocol):
 
 
 def _settings(setting: Setting) -> dict[str, int]:
-    return {"resamples": setting.card.resamples, "seed": setting.card.seed}
+    return {"n_bootstrap": setting.card.n_bootstrap, "seed": setting.card.seed}
 
 
 def stress_part(setting: Setting) -> dict[str, Rows]:
@@ -98,9 +98,10 @@ def probes_part(setting: Setting, truths: Sequence[Mapping[str, Any]] | None = N
 
 def _cut_again(original: ReportText, swapped: str) -> ReportText:
     """The swapped text with the units of the original, moved by what the exchanged words before each edge have grown."""
-    edges = sorted({edge for span in original.units for edge in span})
+    edges = sorted({edge for span in original.sentence_spans for edge in span})
     moved = {edge: len(probes.swap_sides(original.report[:edge])) for edge in edges}
-    return original._replace(report=swapped, units=tuple((moved[start], moved[end]) for start, end in original.units))
+    spans = tuple((moved[start], moved[end]) for start, end in original.sentence_spans)
+    return original._replace(report=swapped, sentence_spans=spans)
 
 
 def grounding_part(setting: Setting, model: Looking, root: Path) -> dict[str, Rows]:
@@ -184,9 +185,9 @@ def read_sentences(
     read = model.sentences(setting.report_texts)
     texts, meanings, owner = [], [], []
     for place, (text, _) in enumerate(read):
-        texts += [text.report[start:end] for start, end in text.units]
-        meanings += truth.meanings_of(truths[place], *text) if truths is not None else [None] * len(text.units)
-        owner += [place] * len(text.units)
+        texts += [text.report[start:end] for start, end in text.sentence_spans]
+        meanings += truth.meanings_of(truths[place], *text) if truths is not None else [None] * len(text.sentence_spans)
+        owner += [place] * len(text.sentence_spans)
     _, patient = np.unique(setting.cases.patients[setting.told_volumes], return_inverse=True)
     polarities = torch.tensor([polarity(text) for text in texts], dtype=torch.int8)
     codes = explorer.meaning_codes(meanings)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mg3d.evaluation.results import Rows, measured
 from mg3d.glossary import LABELS, prompts
-from mg3d.metrics.bootstrap import too_few
+from mg3d.metrics.bootstrap import insufficient_reason
 from mg3d.metrics.classification import auroc, macro_auroc, mean_of_defined
 
 SIDES = ("left", "right")
@@ -16,7 +16,7 @@ _OTHER = {"left": "right", "right": "left"}
 
 
 def negation_rows(
-    volumes: Tensor, prompts_LPE: Tensor, labels: np.ndarray, patients: np.ndarray, *, resamples: int, seed: int
+    volumes: Tensor, prompts_LPE: Tensor, labels: np.ndarray, patients: np.ndarray, *, n_bootstrap: int, seed: int
 ) -> Rows:
     """A row per finding and their mean: does `no X` mean the opposite of `X`?
 
@@ -27,7 +27,7 @@ def negation_rows(
     present, absent = (part.double() for part in prompts_LPE.unbind(1))
     alone, pair = ((volumes.double() @ part.T).numpy() for part in (present, present - absent))
     cosine = (present * absent).sum(-1).numpy()
-    settings = {"resamples": resamples, "seed": seed}
+    settings = {"n_bootstrap": n_bootstrap, "seed": seed}
     shares = {
         "here, nearer to X": np.where(labels == 1, pair > 0, np.nan),
         "absent, nearer to no X": np.where(labels == 0, pair < 0, np.nan),
@@ -38,11 +38,11 @@ def negation_rows(
         for what, values in shares.items():
             row[what] = measured(lambda r, v=values[:, place]: mean_of_defined(v[r]), patients, **settings)
         label = labels[:, place]
-        lacking = too_few(label, patients)
+        lacking = insufficient_reason(label, patients)
         for what, part in (("AUROC of X alone", alone[:, place]), ("AUROC of the pair", pair[:, place])):
             row[what] = measured(lambda r, a=label, s=part: auroc(a[r], s[r]), patients, **settings, lacking=lacking)
         rows.append(row)
-    lacking = too_few(labels, patients)
+    lacking = insufficient_reason(labels, patients)
     mean = {"finding": "mean", "cosine of X and no X": float(cosine.mean())}
     for what, values in shares.items():
         mean[what] = measured(lambda r, v=values: _mean_of_columns(v[r]), patients, **settings)
@@ -74,7 +74,7 @@ def sided_prompts() -> list[str]:
 
 
 def mirror_rows(
-    volumes: Tensor, mirrored: Tensor, reports: Tensor, swapped: Tensor, patients: np.ndarray, *, resamples: int, seed: int
+    volumes: Tensor, mirrored: Tensor, reports: Tensor, swapped: Tensor, patients: np.ndarray, *, n_bootstrap: int, seed: int
 ) -> Rows:
     """Volumes and their mirror images against reports and the same with left and right exchanged; [n, E] each, chance .5.
 
@@ -91,7 +91,7 @@ def mirror_rows(
         {
             "probe": name,
             "studies": len(right),
-            "right": measured(lambda r, v=right: float(v[r].mean()), patients, resamples=resamples, seed=seed),
+            "right": measured(lambda r, v=right: float(v[r].mean()), patients, n_bootstrap=n_bootstrap, seed=seed),
             "chance": 0.5,
         }
         for name, right in shares.items()
@@ -99,7 +99,14 @@ def mirror_rows(
 
 
 def side_rows(
-    volumes: Tensor, mirrored: Tensor, prompts_LSE: Tensor, sides: np.ndarray, patients: np.ndarray, *, resamples: int, seed: int
+    volumes: Tensor,
+    mirrored: Tensor,
+    prompts_LSE: Tensor,
+    sides: np.ndarray,
+    patients: np.ndarray,
+    *,
+    n_bootstrap: int,
+    seed: int,
 ) -> Rows:
     """A row per finding that lies on either side in some volume: AUROC of `on the left` against `on the right`.
 
@@ -111,7 +118,7 @@ def side_rows(
     left, right = (part.double() for part in prompts_LSE.unbind(1))
     seen, turned = ((part.double() @ (left - right).T).numpy() for part in (volumes, mirrored))
     other = np.where(sides >= 0, 1 - sides, -1)
-    settings = {"resamples": resamples, "seed": seed}
+    settings = {"n_bootstrap": n_bootstrap, "seed": seed}
     rows = []
     for place, name in enumerate(LABELS):
         side = sides[:, place]
@@ -120,7 +127,10 @@ def side_rows(
         row = {"finding": name, "left": int((side == 1).sum()), "right": int((side == 0).sum())}
         for what, truth, score in (("volumes", side, seen), ("mirrored volumes", other[:, place], turned)):
             row[f"AUROC, {what}"] = measured(
-                lambda r, t=truth, s=score[:, place]: auroc(t[r], s[r]), patients, **settings, lacking=too_few(truth, patients)
+                lambda r, t=truth, s=score[:, place]: auroc(t[r], s[r]),
+                patients,
+                **settings,
+                lacking=insufficient_reason(truth, patients),
             )
         rows.append(row)
     return rows

@@ -14,7 +14,7 @@ from rich.table import Table
 from scipy.stats import false_discovery_control
 
 from mg3d.files import write_json
-from mg3d.metrics.bootstrap import FEWEST, Comparison, bootstrap_interval, paired_comparison, too_few
+from mg3d.metrics.bootstrap import MIN_PATIENTS, PairedDifference, bootstrap_interval, insufficient_reason, paired_comparison
 from mg3d.metrics.classification import auroc, macro_auroc
 from mg3d.metrics.retrieval import recall_at
 
@@ -44,13 +44,19 @@ class Result(NamedTuple):
 
 
 def measured(
-    statistic: Callable[[np.ndarray], float], groups: np.ndarray, *, resamples: int, seed: int, digits: int = 6, lacking: str = ""
+    statistic: Callable[[np.ndarray], float],
+    groups: np.ndarray,
+    *,
+    n_bootstrap: int,
+    seed: int,
+    digits: int = 6,
+    lacking: str = "",
 ) -> dict[str, Any]:
     """A cell: `statistic(rows)` of all rows, with `low` and `high` of its bootstrap over groups (patients).
 
-    lacking: why there is no interval (`too_few`); the cell holds it as `why`.
+    lacking: why there is no interval (`insufficient_reason`); the cell holds it as `why`.
     """
-    low, high = (np.nan, np.nan) if lacking else bootstrap_interval(statistic, groups, resamples=resamples, seed=seed)
+    low, high = (np.nan, np.nan) if lacking else bootstrap_interval(statistic, groups, n_bootstrap=n_bootstrap, seed=seed)
     value = statistic(np.arange(len(groups)))
     told = {name: round(float(number), digits) for name, number in (("value", value), ("low", low), ("high", high))}
     return told | ({"why": lacking} if lacking else {})
@@ -134,7 +140,7 @@ def same_data(first: Result, second: Result) -> None:
         raise ValueError(f"the two results differ in their card's {changed}; evaluate both with one version of mg3d")
 
 
-def compare(first: Result, second: Result, *, resamples: int = 2000) -> dict[str, Rows]:
+def compare(first: Result, second: Result, *, n_bootstrap: int = 2000) -> dict[str, Rows]:
     """First minus second: macro AUROC, AUROC by finding, and recall; each with a paired interval and p (`paired_comparison`).
 
     `q` of findings is p by Benjamini and Hochberg, for there are many of them.
@@ -145,9 +151,9 @@ def compare(first: Result, second: Result, *, resamples: int = 2000) -> dict[str
     same_data(first, second)
     patients, labels = np.array(first.cases["patients"]), np.array(first.cases["labels"])
     scores = [np.array(result.cases["scores"], dtype=float) for result in (first, second)]
-    settings = {"resamples": resamples, "seed": first.card["seed"]}
+    settings = {"n_bootstrap": n_bootstrap, "seed": first.card["seed"]}
     pair = [partial(_macro, labels, part) for part in scores]
-    rows = [_difference("zero-shot AUROC, mean", pair, patients, settings, lacking=too_few(labels, patients))]
+    rows = [_difference("zero-shot AUROC, mean", pair, patients, settings, lacking=insufficient_reason(labels, patients))]
     studies = np.array(first.cases["study_patients"])
     for direction in first.cases["ranks"]:
         if direction not in second.cases["ranks"]:
@@ -160,7 +166,7 @@ def compare(first: Result, second: Result, *, resamples: int = 2000) -> dict[str
     findings = []
     for place, name in enumerate(first.cases["findings"]):
         pair = [partial(_auroc, labels[:, place], part[:, place]) for part in scores]
-        lacking = too_few(labels[:, place], patients)
+        lacking = insufficient_reason(labels[:, place], patients)
         findings.append(_difference(name, pair, patients, settings, lacking=lacking))
     return {"Main numbers, first minus second": rows, "AUROC by finding, first minus second": _with_q(findings)}
 
@@ -186,11 +192,11 @@ def _difference(
     lacking: str = "",
 ) -> dict[str, Any]:
     everything = np.arange(len(groups))
-    found: Comparison = paired_comparison(*pair, groups, **settings)
+    found: PairedDifference = paired_comparison(*pair, groups, **settings)
     difference: dict[str, Any] = {"value": found.difference, "low": found.low, "high": found.high}
     if lacking:
         difference |= {"low": np.nan, "high": np.nan, "why": lacking}
-    p = lacking or found.p if found.patients >= FEWEST else f"too few cases ({found.patients}) to tell"
+    p = lacking or found.p if found.patients >= MIN_PATIENTS else f"too few cases ({found.patients}) to tell"
     return {"number": name, "first": pair[0](everything), "second": pair[1](everything), "difference": difference, "p": p}
 
 

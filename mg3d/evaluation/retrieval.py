@@ -71,7 +71,7 @@ def _flat_row(part: Direction, patients: np.ndarray) -> dict[str, Any]:
 
 
 def recall_rows(
-    parts: Sequence[Direction], patients: np.ndarray, *, ks: Sequence[int], resamples: int, seed: int
+    parts: Sequence[Direction], patients: np.ndarray, *, ks: Sequence[int], n_bootstrap: int, seed: int
 ) -> tuple[Rows, dict[str, np.ndarray]]:
     """A row per direction and k below the gallery's size, and the rank of every query by direction; patients [studies]."""
     rows, ranks = [], {}
@@ -82,7 +82,7 @@ def recall_rows(
             recall = measured(
                 lambda rows, name=part.name, k=k: recall_at(ranks[name][rows], [k])[k],
                 patients[part.queries],
-                resamples=resamples,
+                n_bootstrap=n_bootstrap,
                 seed=seed,
             )
             sizes = {"queries": part.right.shape[0], "gallery": part.right.shape[1]}
@@ -91,12 +91,12 @@ def recall_rows(
 
 
 def jaccard_rows(
-    volumes: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, ks: Sequence[int], resamples: int, seed: int
+    volumes: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, ks: Sequence[int], n_bootstrap: int, seed: int
 ) -> Rows:
     """Volume to volume as CT-CLIP, the query removed from its gallery, and once more without all volumes of the query's patient.
 
     volumes [n, E] of length 1, labels [n, L]. A row per k for which the gallery is large enough; chance is the
-    mean over the whole gallery. See `metrics.retrieval.label_jaccard_at`.
+    mean over the whole gallery. See `metrics.retrieval.nearest_jaccards`.
     """
     similarity, rows = volumes @ volumes.T, []
     each = np.arange(len(volumes))
@@ -109,7 +109,7 @@ def jaccard_rows(
         found = nearest_jaccards(similarity, labels, max(possible), groups=groups)
         everything = nearest_jaccards(similarity, labels, gallery, groups=groups)
         for k in possible:
-            cell = measured(lambda rows, f=found, k=k: float(f[rows, :k].mean()), patients, resamples=resamples, seed=seed)
+            cell = measured(lambda rows, f=found, k=k: float(f[rows, :k].mean()), patients, n_bootstrap=n_bootstrap, seed=seed)
             rows.append({"gallery": name, "k": k, "label jaccard": cell, "chance": float(everything.mean())})
     return rows
 

@@ -51,7 +51,7 @@ def set_up(card: Card, cases: Cases, embedder: Embedder, *, batch: int) -> Setti
     prompts = embedder.texts(texts).unflatten(0, (len(card.wordings), len(LABELS), 2))
     volumes = embed_batches(embedder, cases.batches(range(len(cases)), size=batch))
     reports = cases.reports()
-    told = np.array([place for place, row in enumerate(reports) if row.units], dtype=int)
+    told = np.array([place for place, row in enumerate(reports) if row.sentence_spans], dtype=int)
     texts = [reports[place] for place in told]
     return Setting(card, cases, embedder, batch, prompts, volumes, told, texts, embedder.texts(texts) if texts else None)
 
@@ -101,7 +101,7 @@ def run_card(
 def retrieval_tables(setting: Setting) -> tuple[dict[str, Rows], dict[str, list[int]], dict[str, list[int]]]:
     """Tables, and by direction the rank and the study of every query."""
     card, cases, tables = setting.card, setting.cases, {}
-    settings = {"resamples": card.resamples, "seed": card.seed}
+    settings = {"n_bootstrap": card.n_bootstrap, "seed": card.seed}
     ranks, queries = {}, {}
     if setting.reports is not None:
         chosen = setting.told_volumes

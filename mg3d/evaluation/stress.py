@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.evaluation.results import Rows, measured
-from mg3d.metrics.bootstrap import paired_comparison, too_few
+from mg3d.metrics.bootstrap import insufficient_reason, paired_comparison
 from mg3d.metrics.classification import macro_auroc
 from mg3d.metrics.retrieval import recall_at
 
@@ -117,17 +117,17 @@ def stress_rows(
     patients: np.ndarray,
     *,
     ranks: Mapping[str, np.ndarray] | None = None,
-    resamples: int,
+    n_bootstrap: int,
     seed: int,
 ) -> Rows:
     """A row per change: mean AUROC and recall at `K`, and how much is lost of each, with paired intervals over patients.
 
     scores [n, L] and ranks [n] (of each volume's report) by change, `AS_IT_IS` among them; labels [n, L], patients [n].
     """
-    settings = {"resamples": resamples, "seed": seed}
+    settings = {"n_bootstrap": n_bootstrap, "seed": seed}
     auroc = {name: partial(_macro, labels, part) for name, part in scores.items()}
     recall = {name: partial(_recall, part, K) for name, part in (ranks or {}).items()}
-    rows, lacking = [], too_few(labels, patients)
+    rows, lacking = [], insufficient_reason(labels, patients)
     without = {"low": np.nan, "high": np.nan, "why": lacking} if lacking else {}
     for name in scores:
         row = {"change": name, "auroc": measured(auroc[name], patients, **settings, lacking=lacking)}

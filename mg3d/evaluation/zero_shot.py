@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import expit
 from torch import Tensor
 
-from mg3d.metrics.bootstrap import bootstrap_interval, too_few
+from mg3d.metrics.bootstrap import bootstrap_interval, insufficient_reason
 from mg3d.metrics.classification import auroc, macro_auroc
 
 
@@ -32,13 +32,13 @@ def zero_shot_table(
     """One row per finding: prevalence, AUROC for what is present and its interval, AUROC for what is visible; [n, L] each.
 
     present and visible: 1, 0, -1 = not known; the prevalence is among the known.
-    Of too few positives or negatives (`too_few`) the interval is nan.
+    Of too few positives or negatives (`insufficient_reason`) the interval is nan.
     """
     rows = []
     for place, name in enumerate(names):
         known = present[present[:, place] >= 0, place]
         low, high = np.nan, np.nan
-        if not too_few(present[:, place], patients):
+        if not insufficient_reason(present[:, place], patients):
             low, high = bootstrap_interval(lambda rows, p=place: auroc(present[rows, p], scores[rows, p]), patients)
         row = {
             "finding": name,

@@ -15,7 +15,7 @@ from mg3d.finetune.cases import Case, PreparedRow
 from mg3d.finetune.cues import sentence_labels
 from mg3d.finetune.prepared import is_prepared
 from mg3d.glossary import LABELS
-from mg3d.preparation.sources.registry import SCANS, ScanChoice
+from mg3d.preparation.sources.registry import SOURCES, SourceOptions
 from mg3d.sentence_spans import polarity, report_units, split_sentences
 
 _LABELS = pa.list_(pa.int8(), len(LABELS))
@@ -74,8 +74,8 @@ def _prepared(root: Path, dataset: str) -> Iterator[Study]:
 
 def _raw(root: Path, dataset: str, val_patients: int, seed: int) -> Iterator[Study]:
     with tempfile.TemporaryDirectory() as scratch:
-        choice = ScanChoice(out=Path(scratch), val_patients=val_patients, seed=seed, split="own", limit=None)
-        records = SCANS[dataset](root, choice).records
+        choice = SourceOptions(out=Path(scratch), val_patients=val_patients, seed=seed, ctrg_split="resplit", limit=None)
+        records = SOURCES[dataset](root, choice).records
     for record in records:
         report, _ = report_units(record.findings, record.impression)
         yield Study(record.split, record.study_id, record.patient_id, report, tuple(record.labels))

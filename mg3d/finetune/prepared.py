@@ -126,7 +126,7 @@ def read_prepared(source: PreparedRow | RawScan) -> tuple[np.ndarray, tuple[floa
         return _prepare_scan(source)
     index = _index(source.index)
     voxels, row = index.volume(source.row).astype(np.float32), index.table.slice(source.row, 1).to_pylist()[0]
-    if row["unit"] == "hu8":
+    if row["intensity_unit"] == "hu8":
         low, high = index.stored_window_hu
         voxels = low + voxels / 255.0 * (high - low)
     return voxels, tuple(row["spacing_mm"] or (1.0, 1.0, 1.0))

@@ -27,12 +27,12 @@ from mg3d.settings.schema import Settings, volume_shape
 
 _ONLY_CONTRAST = {
     "weight_mlm": 0.0, "weight_sal": 0.0, "weight_mim": 0.0, "weight_dcl": 0.0, "weight_ssm": 0.0, "weight_cml": 1.0,
-    "cml_pair": "image_report", "fusion": "cross_attention", "project_twice": False, "mim_patch_size": 8,
+    "wiring": "paper", "mim_patch_size": 8,
 }  # fmt: skip
 """What a model needs that compares volumes with texts; the parts of the other objectives are left out."""
 _SMALL = TINY | {
     "text_encoder": "tiny", "freeze_text": False, "tiny_text_width": 48, "tiny_text_layers": 1, "tiny_text_heads": 4,
-    "hidden_size": 48, "embedding_size": 48, "fusion_heads": 4, "image_pool": "place",
+    "hidden_size": 48, "embedding_size": 48, "fusion_heads": 4, "image_pool": "positional",
 }  # fmt: skip
 """A model for synthetic sets on a CPU."""
 _SPECIAL = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")

@@ -12,23 +12,21 @@ import torch
 from torch import Tensor
 
 from mg3d.datasets.schema import differing_steps
-from mg3d.datasets.window import stored_window, to_unit_range
+from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import choose_rule
+from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import REASONS, Refusal
-from mg3d.preparation.readers.dicom_headers import is_dicom
-from mg3d.preparation.readers.registry import READERS
+from mg3d.preparation.readers.dicom_series import is_dicom
+from mg3d.preparation.readers.registry import READER_OF_SUFFIX, READERS, reader_of
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import RawVolume, VolumeRecord
-from mg3d.preparation.sources.own import DATASET
+from mg3d.preparation.sources.custom import DATASET
 from mg3d.preparation.voxels import shape_volume
 
 T = TypeVar("T")
-READER_OF = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha"}
-"""End of a file's name, lower case -> reader. `.npz` is told by its arrays, a folder is a DICOM series."""
-_NPZ = {"ct": "rad_chestct", "arr_0": "ctclip"}
-_KINDS = ".nii, .nii.gz, .mha, .mhd, .npz or a folder of DICOM slices"
+_NPZ = {"ct": "rad_chestct", "arr_0": "ct_clip"}
+_KINDS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def _with_raw(path: str | Path, use: Callable[[RawVolume], T]) -> T:
 
 def _hint(path: Path) -> str:
     """For a folder of files that are scans themselves."""
-    holds = path.is_dir() and any(file.name.lower().endswith((*READER_OF, ".npz")) for file in path.rglob("*"))
+    holds = path.is_dir() and any(file.name.lower().endswith((*READER_OF_SUFFIX, ".npz")) for file in path.rglob("*"))
     return "; it holds scans of other kinds: name one of these files, or give a tool the folder with --out" if holds else ""
 
 
@@ -179,8 +177,8 @@ def scan_of_array(
     if voxels_hu.ndim != 3:
         raise ValueError(f"expected HU [z, y, x], found an array of shape {list(voxels_hu.shape)}")
     try:
-        choose_rule(voxels_hu, None)
-        return _scan(RawVolume(voxels_hu, spacing_mm, "baked"), preprocessing, "")
+        choose_hu_rescale(voxels_hu, None)
+        return _scan(RawVolume(voxels_hu, spacing_mm, "already_hu"), preprocessing, "")
     except Refusal as refusal:
         raise ValueError(f"the array cannot be used: {told(refusal)}") from None
 
@@ -193,8 +191,8 @@ def told(refusal: Refusal) -> str:
 def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
     recipe = preprocessing.recipe
     stored, box = shape_volume(raw, recipe, DATASET)
-    window = torch.tensor([stored_window(recipe.unit(DATASET), preprocessing.window_hu, recipe.store_window)])
-    volume: Tensor = to_unit_range(torch.from_numpy(stored)[None, None], window)[0, 0]
+    window = torch.tensor([window_bounds(recipe.unit(DATASET), preprocessing.window_hu, recipe.store_window)])
+    volume: Tensor = apply_window(torch.from_numpy(stored)[None, None], window)[0, 0]
     return Scan(
         volume=volume.numpy(),
         source_shape=raw.voxels.shape,
@@ -209,13 +207,13 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
 def _reader(path: Path) -> str:
     if path.is_dir():
         return "dicom"
-    name = path.name.lower()
-    found = next((reader for ending, reader in READER_OF.items() if name.endswith(ending)), None)
-    if found is None and name.endswith(".npz"):
+    found = reader_of(path)
+    if found is None and path.name.lower().endswith(".npz"):
         found = _reader_of_arrays(path)
+    if found is None and is_dicom(path):
+        found = "dicom"
     if found is None:
-        one = " (this file is one DICOM slice: name its folder)" if is_dicom(path) else ""
-        raise ValueError(f"{path} is no scan that is read here; expected {_KINDS}{one}")
+        raise ValueError(f"{path} is not a format that is read here; expected {_KINDS}")
     return found
 
 

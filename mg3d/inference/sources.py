@@ -14,15 +14,16 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import SEEN, differing_steps
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import intensities
+from mg3d.datasets.windowing import sample_intensities
 from mg3d.files import write_json
 from mg3d.inference.model import ScanModel
-from mg3d.inference.scans import READER_OF, Scan
+from mg3d.inference.scans import Scan
 from mg3d.preparation.quarantine import REASONS
-from mg3d.preparation.sources.own import ListedVolume, list_own, volumes_below
+from mg3d.preparation.readers.registry import READER_OF_SUFFIX
+from mg3d.preparation.sources.custom import ListedVolume, read_listing, volumes_below
 from mg3d.sentence_spans import report_units
 
-_SUFFIXES = (*READER_OF, ".npz")
+_SUFFIXES = (*READER_OF_SUFFIX, ".npz")
 
 
 class Item(NamedTuple):
@@ -74,7 +75,7 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
     if source.suffix == ".arrow":
         return _prepared(model, source)
     if table is not None:
-        listing = list_own(source, Path(table), suffixes=_SUFFIXES)
+        listing = read_listing(source, Path(table), suffixes=_SUFFIXES)
         return [_listed(model, source, volume) for volume in listing.volumes]
     elif source.is_file():
         return [Item(source.name, "", partial(model.read, source))]
@@ -118,7 +119,7 @@ def _prepared(model: ScanModel, path: Path) -> list[Item]:
 
 def _sample(studies: Studies, study: int) -> Scan:
     """A stored volume as a scan of its own: nothing is known of the file that it came from."""
-    volume = intensities(studies.sample(study))[0]
+    volume = sample_intensities(studies.sample(study))[0]
     spacing = studies.index.table["spacing_mm"][int(studies.rows(study)[0])].as_py()
     z, y, x = spacing or (1.0, 1.0, 1.0)
     return Scan(

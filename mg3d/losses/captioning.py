@@ -21,13 +21,13 @@ class CaptionLoss(Objective):
         super().__init__()
         self.smoothing = smoothing
 
-    def forward(self, cap_logits: Tensor, cap_targets: Tensor) -> Tensor:
+    def forward(self, captioning_logits: Tensor, captioning_targets: Tensor) -> Tensor:
         """Mean over the asked words of all ranks; logits [B, T, V], targets int64 [B, T], -100 = not asked."""
         total = F.cross_entropy(
-            cap_logits.flatten(0, 1),
-            cap_targets.flatten(),
+            captioning_logits.flatten(0, 1),
+            captioning_targets.flatten(),
             ignore_index=NOT_ASKED,
             label_smoothing=self.smoothing,
             reduction="sum",
         )
-        return global_mean(total, (cap_targets != NOT_ASKED).sum())
+        return global_mean(total, (captioning_targets != NOT_ASKED).sum())

@@ -1,4 +1,4 @@
-"""The contrasts that CML and DCL share."""
+"""Contrastive losses over the rows of all ranks: symmetric InfoNCE and the pairwise sigmoid loss of SigLIP."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,119 +11,111 @@ from torch.nn import functional as F
 from mg3d.distributed import first_own_row, gather_rows, global_mean, sum_over_ranks
 
 
-class Others(NamedTuple):
-    """X vectors that are nobody's partner, the same on all ranks: more wrong answers."""
+class ExtraNegatives(NamedTuple):
+    """X embeddings without a partner, the same on all ranks: additional negatives of `first`, alongside the rows of `second`."""
 
-    vectors: Tensor
-    """[X, E] of length 1."""
+    embedding: Tensor
+    """[X, E], L2-normalised."""
     keys: tuple[Tensor, ...]
-    """int64 [X] each, in the order of the rows' keys."""
-    is_there: Tensor
-    """bool [X]; False = no vector yet."""
+    """int64 [X] each, in the order of the keys of the rows."""
+    mask: Tensor
+    """bool [X]; False = ignored."""
 
 
-class More(NamedTuple):
-    """Wrong answers beyond the rows of all ranks."""
-
-    to_first: Others | None = None
-    """For each second, beside the firsts."""
-    to_second: Others | None = None
-    """For each first, beside the seconds."""
-
-
-ALONE = More()
-
-
-def contrast(
-    first: Tensor, second: Tensor, logit_scale: Tensor, bias: Tensor | None, *, keys: Sequence[Tensor], more: More = ALONE
+def contrastive_loss(
+    first: Tensor,
+    second: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    *,
+    keys: Sequence[Tensor],
+    extra: ExtraNegatives | None = None,
 ) -> Tensor:
-    """`sigmoid_contrast` where there is a bias, else `symmetric_info_nce`."""
-    if bias is None:
-        return symmetric_info_nce(first, second, logit_scale, keys=keys, more=more)
-    return sigmoid_contrast(first, second, logit_scale, bias, keys=keys, more=more)
-
-
-def _to_others(
-    rows: Tensor, others: Others | None, logit_scale: Tensor, keys: Sequence[Tensor], bias: Tensor | float = 0.0
-) -> Tensor:
-    """Logits [K, B, X] of rows [B, K, E] and others; -inf where they agree in a key of the rows, int64 [B] or [B, K]."""
-    if others is None:
-        return rows.new_empty(rows.shape[1], len(rows), 0)
-    logits = logit_scale * torch.einsum("bke,xe->kbx", rows, others.vectors.to(rows.dtype)) + bias
-    agree = ~others.is_there.expand(logits.shape)
-    for key, other in zip(keys, others.keys, strict=True):
-        agree = agree | (key.reshape(len(rows), -1).T[..., None] == other)
-    return logits.masked_fill(agree, -torch.inf)
-
-
-def sigmoid_contrast(
-    first: Tensor, second: Tensor, logit_scale: Tensor, bias: Tensor, *, keys: Sequence[Tensor] = (), more: More = ALONE
-) -> Tensor:
-    """Every pair of the ranks' rows told apart on its own: -log sigmoid(+-(scale * cosine + bias)), summed over pairs, per row.
-
-    Source: SigLIP (Zhai and others, 2023). Shapes and keys as `symmetric_info_nce`; bias scalar. A pair costs the same whatever
-    the other pairs are, so the loss of a row grows with the batch; the bias begins low enough to make up for it.
-    """
-    second = second if second.ndim == 3 else second[:, None]
-    pairs = _pairs(first, second.shape[1], keys)
-    logits = logit_scale * torch.einsum("be,cke->kbc", first, gather_rows(second)) + bias
-    losses = F.softplus(torch.where(pairs.is_partner, -logits, logits)).masked_fill(pairs.excluded, 0.0)
-    beyond = [
-        F.softplus(_to_others(rows, others, logit_scale, keys, bias)).sum()
-        for rows, others in ((first[:, None].expand_as(second), more.to_second), (second, more.to_first))
-    ]
-    return global_mean(losses.sum() + sum(beyond), torch.tensor(first.shape[0] * second.shape[1], device=first.device))
-
-
-class _Pairs(NamedTuple):
-    """This rank's B rows against the C rows of all ranks, for each of K partners."""
-
-    own: Tensor
-    """int64 [B]: where this rank's rows are among all."""
-    is_partner: Tensor
-    """bool [B, C]."""
-    excluded: Tensor
-    """bool [K, B, C]: neither partner nor wrong answer."""
-
-
-def _pairs(first: Tensor, partners: int, keys: Sequence[Tensor]) -> _Pairs:
-    count, device = len(first), first.device
-    own = first_own_row(count, device) + torch.arange(count, device=device)
-    everyone = int(sum_over_ranks(torch.tensor(count, device=device)))
-    excluded = torch.zeros(partners, count, everyone, dtype=torch.bool, device=device)
-    for key in keys:
-        keys_kb, all_keys_kc = (rearrange(rows.reshape(len(rows), -1), "b k -> k b") for rows in (key, gather_rows(key)))
-        excluded |= keys_kb[:, :, None] == all_keys_kc[:, None, :]
-    is_partner = own[:, None] == torch.arange(everyone, device=device)
-    return _Pairs(own, is_partner, excluded & ~is_partner)
+    """`sigmoid_loss` with a bias, else `symmetric_info_nce`."""
+    if logit_bias is None:
+        return symmetric_info_nce(first, second, logit_scale, keys=keys, extra=extra)
+    return sigmoid_loss(first, second, logit_scale, logit_bias, keys=keys, extra=extra)
 
 
 def symmetric_info_nce(
-    first: Tensor, second: Tensor, logit_scale: Tensor, *, keys: Sequence[Tensor] = (), more: More = ALONE
+    first: Tensor, second: Tensor, logit_scale: Tensor, *, keys: Sequence[Tensor] = (), extra: ExtraNegatives | None = None
 ) -> Tensor:
-    """Mean of both cross entropies of telling each row's partner among the rows of all ranks.
+    """Symmetric InfoNCE over all ranks. Rows that share a key (patient or text) are not used as negatives of each other.
 
-    first [B, E] and second [B, E] of length 1, logit_scale scalar, keys int64 [B] each. Two rows that agree in one of the keys
-    (one patient, one text) are no wrong answers for one another: the pair leaves the denominator.
-
-    second may be [B, K, E] (and a key [B, K]), K partners of each row: the mean over the K contrasts of first and second[:, k].
-    What agrees with a row in a key is no wrong answer among `more` either.
+    Args:
+        first: [B, E], L2-normalised.
+        second: [B, E], or [B, K, E] for K positives per row: the mean over the K losses of `first` and `second[:, k]`.
+        logit_scale: scalar, 1 / temperature.
+        keys: int64 [B] (or [B, K]) each.
+        extra: negatives of `first` that share no key with it.
     """
     second = second if second.ndim == 3 else second[:, None]
-    count, partners = len(first), second.shape[1]
-    firsts, seconds = gather_rows(first), gather_rows(second)
-    pairs = _pairs(first, partners, keys)
-    to_second = logit_scale * torch.einsum("be,cke->kbc", first, seconds)
-    to_first = logit_scale * torch.einsum("bke,ce->kbc", second, firsts)
-    beyond = (
-        _to_others(first[:, None].expand_as(second), more.to_second, logit_scale, keys),
-        _to_others(second, more.to_first, logit_scale, keys),
-    )
-    answers = pairs.own.repeat(partners)
-    total = sum(
-        F.cross_entropy(
-            torch.cat([logits.masked_fill(pairs.excluded, -torch.inf), others], -1).flatten(0, 1), answers, reduction="sum"
-        )
-        for logits, others in zip((to_second, to_first), beyond, strict=True)
-    )
-    return global_mean(total, torch.tensor(2 * count * partners, device=first.device))
+    count, positives = len(first), second.shape[1]
+    pairs = _pairs(first, positives, keys)
+    to_second = logit_scale * torch.einsum("be,cke->kbc", first, gather_rows(second))
+    to_first = logit_scale * torch.einsum("bke,ce->kbc", second, gather_rows(first))
+    to_second, to_first = (logits.masked_fill(pairs.ignored, -torch.inf) for logits in (to_second, to_first))
+    if extra is not None:
+        logits = logit_scale * first @ extra.embedding.to(first.dtype).T
+        logits = _mask_shared_keys(logits, keys, extra, positives)
+        to_second = torch.cat([to_second, logits], -1)
+    targets = pairs.target.repeat(positives)
+    total = sum(F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") for logits in (to_second, to_first))
+    return global_mean(total, torch.tensor(2 * count * positives, device=first.device))
+
+
+def sigmoid_loss(
+    first: Tensor,
+    second: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    *,
+    keys: Sequence[Tensor] = (),
+    extra: ExtraNegatives | None = None,
+) -> Tensor:
+    """-log sigmoid(+-(scale * cosine + bias)) of every pair, summed over pairs, per row (SigLIP; Zhai et al., 2023).
+
+    Arguments as in `symmetric_info_nce`; `logit_bias` is a scalar. The loss of a row grows with the batch, because pairs do not
+    compete; the initial bias compensates for it.
+    """
+    second = second if second.ndim == 3 else second[:, None]
+    count, positives = len(first), second.shape[1]
+    pairs = _pairs(first, positives, keys)
+    logits = logit_scale * torch.einsum("be,cke->kbc", first, gather_rows(second)) + logit_bias
+    losses = F.softplus(torch.where(pairs.is_positive, -logits, logits)).masked_fill(pairs.ignored, 0.0)
+    total = losses.sum()
+    if extra is not None:
+        logits = logit_scale * first @ extra.embedding.to(first.dtype).T + logit_bias
+        total = total + F.softplus(_mask_shared_keys(logits, keys, extra, positives)).sum()
+    return global_mean(total, torch.tensor(count * positives, device=first.device))
+
+
+class _Pairs(NamedTuple):
+    """The B rows of this rank against the C rows of all ranks, for each of K positives."""
+
+    target: Tensor
+    """int64 [B]: indices of the rows of this rank among all rows."""
+    is_positive: Tensor
+    """bool [B, C]."""
+    ignored: Tensor
+    """bool [K, B, C]: neither positive nor negative."""
+
+
+def _pairs(first: Tensor, positives: int, keys: Sequence[Tensor]) -> _Pairs:
+    count, device = len(first), first.device
+    target = first_own_row(count, device) + torch.arange(count, device=device)
+    total = int(sum_over_ranks(torch.tensor(count, device=device)))
+    shared = torch.zeros(positives, count, total, dtype=torch.bool, device=device)
+    for key in keys:
+        own, gathered = (rearrange(rows.reshape(len(rows), -1), "b k -> k b") for rows in (key, gather_rows(key)))
+        shared |= own[:, :, None] == gathered[:, None, :]
+    is_positive = target[:, None] == torch.arange(total, device=device)
+    return _Pairs(target, is_positive, shared & ~is_positive)
+
+
+def _mask_shared_keys(logits: Tensor, keys: Sequence[Tensor], extra: ExtraNegatives, positives: int) -> Tensor:
+    """Logits [K, B, X] of [B, X]; -inf for masked negatives and those that share a key, int64 [B] or [B, K], with the row."""
+    shared = ~extra.mask.expand(positives, *logits.shape)
+    for key, others in zip(keys, extra.keys, strict=True):
+        shared = shared | (key.reshape(len(key), -1).T[..., None] == others)
+    return logits.expand_as(shared).masked_fill(shared, -torch.inf)

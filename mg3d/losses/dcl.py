@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mg3d.losses.base import Objective
-from mg3d.losses.contrastive import contrast
+from mg3d.losses.contrastive import contrastive_loss
 
 
 class DCLLoss(Objective):
@@ -30,7 +30,7 @@ class DCLLoss(Objective):
         report_key: Tensor,
     ) -> Tensor:
         """Embeddings [B, E] of length 1, scale and bias scalars, keys int64 [B]."""
-        return contrast(
+        return contrastive_loss(
             dcl_image_embedding,
             dcl_aggregate_embedding,
             dcl_logit_scale,

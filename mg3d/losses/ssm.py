@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from mg3d.distributed import gather_rows, global_mean
 from mg3d.losses.base import Objective
-from mg3d.types import QueueRows
 
 
 class SentencePairs(NamedTuple):
@@ -55,12 +54,10 @@ class SSMLoss(Objective):
         sentence_mask: Tensor,
         sentence_polarity: Tensor,
         patient_key: Tensor,
-        *,
-        queue: QueueRows | None = None,
     ) -> Tensor:
         """Visual [B, S, 128] and text side [B, S, d''], mask bool and polarity int8 [B, S], patient_key int64 [B].
 
-        Sentences of the queue are compared with too (two_means only). 0 where no two patients can be compared.
+        0 where no two patients can be compared.
         """
         visual, text = F.normalize(ssm_visual, dim=-1), F.normalize(ssm_text.detach(), dim=-1)
         if self.form == "pair_mean":
@@ -70,9 +67,6 @@ class SSMLoss(Objective):
         everyone = gather_rows(sentence_mask)
         own = [side[sentence_mask] for side in sides]
         others = [gather_rows(side)[everyone] for side in sides]
-        if queue is not None:
-            kept = (queue.visual, queue.text, queue.sentence_polarity, queue.patient_key[:, None].expand_as(queue.sentence_mask))
-            others = [torch.cat([one, more[queue.sentence_mask].to(one.dtype)]) for one, more in zip(others, kept, strict=True)]
         pairs = self.sort_pairs(own[1], others[1], own[2], others[2])
         apart = own[3][:, None] != others[3]
         cosine = own[0] @ others[0].T

@@ -1,1 +1,1 @@
-"""Numbers from arrays; nothing here knows of models, files or reports."""
+"""Evaluation metrics. NumPy arrays in, numbers out."""

@@ -1,86 +1,84 @@
-"""Intervals by drawing patients again, of one system and of the difference between two."""
+"""Patient-level bootstrap: percentile intervals of a statistic, and paired comparisons of two systems."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import permutation_test
 
 Statistic = Callable[[np.ndarray], float]
-"""Of rows int64, the cases of a draw."""
+"""Function of the row indices (int64) of a resample."""
 Statistics = Callable[[np.ndarray], Mapping[str, float]]
-"""Several of them by name."""
-FEWEST, FEW = 6, 12
-"""Below so many patients no p can lie below 0.05; up to so many it is also of every turn of signs, above of drawn patients
-alone."""
-
-FEWEST_OF_A_CLASS = 5
-"""Below so many patients with, or without, what is ranked an interval is not known: more than one draw in a hundred (exp -5) then
-lacks the class, and of one positive every draw that has a value has much the same."""
+"""Several statistics by name."""
+MIN_PATIENTS, MAX_EXACT_PATIENTS = 6, 12
+"""Fewer than 6 patients cannot reach p < 0.05. Up to 12, an exact sign-flip test is used in addition to the bootstrap."""
+MIN_PATIENTS_PER_CLASS = 5
+"""Fewer patients with (or without) the finding give no interval: with 4, 2 % (exp(-4)) of the resamples lack the class."""
 
 
-class Comparison(NamedTuple):
-    """Of two systems on the same cases: first minus second, its interval, and a two-sided p for no difference."""
+class PairedDifference(NamedTuple):
+    """Difference of two systems on the same cases (first - second), its interval, and a two-sided p for no difference."""
 
     difference: float
     low: float
     high: float
     p: float
-    """nan where there are too few patients, or no value."""
+    """nan with too few patients, or without a value."""
     patients: int
-    """Of whom the difference is."""
-    least: float
-    """The smallest p that so many patients and draws can show."""
+    smallest_p: float
+    """The smallest p that this number of patients and resamples can show."""
 
     @property
-    def told_p(self) -> str:
+    def p_text(self) -> str:
         """p as text, never 0."""
-        if self.patients < FEWEST:
+        if self.patients < MIN_PATIENTS:
             return "too few"
         if np.isnan(self.p):
             return "-"
         if self.p < 0.001:
             return "< 0.001"
-        return f"<= {self.p:.3f}" if self.patients > FEW and self.p <= self.least else f"{self.p:.3f}"
+        bounded = self.patients > MAX_EXACT_PATIENTS and self.p <= self.smallest_p
+        return f"<= {self.p:.3f}" if bounded else f"{self.p:.3f}"
 
 
-def too_few(labels: np.ndarray, groups: np.ndarray, *, classes: Sequence[int] = (1, 0)) -> str:
-    """Why a score of these labels has no interval, such as `too few positives (1)`; empty where it has one, or no value.
+def insufficient_reason(labels: np.ndarray, groups: np.ndarray, *, classes: Sequence[int] = (1, 0)) -> str:
+    """Why a score of these labels has no interval, such as `too few positives (1)`; empty if it has one, or no value at all.
 
-    labels [n] or [n, L] (for a mean over columns, of which one with enough suffices): 1 positive, 0 negative; groups [n]: the
-    patients, who are counted. classes: those that the score needs.
+    labels: [n], or [n, L] for a mean over labels, of which one with enough patients suffices; 1 positive, 0 negative.
+    groups: [n], the patient of each case. classes: the classes that the score needs.
     """
     columns = labels.reshape(len(labels), -1).T
-    counts = [[len(np.unique(groups[column == one])) for one in classes] for column in columns]
-    best = max((row for row in counts if min(row) > 0), key=min, default=[FEWEST_OF_A_CLASS])
-    if min(best) >= FEWEST_OF_A_CLASS:
+    counts = [[len(np.unique(groups[column == value])) for value in classes] for column in columns]
+    best = max((row for row in counts if min(row) > 0), key=min, default=[MIN_PATIENTS_PER_CLASS])
+    if min(best) >= MIN_PATIENTS_PER_CLASS:
         return ""
     return f"too few {'positives' if classes[best.index(min(best))] == 1 else 'negatives'} ({min(best)})"
 
 
 def bootstrap_interval(
-    statistic: Statistic, groups: np.ndarray, *, resamples: int = 300, level: float = 0.95, seed: int = 0
+    statistic: Statistic, groups: np.ndarray, *, n_bootstrap: int = 300, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of `statistic(rows)`, rows int64 being the cases of a draw of groups (patients) with replacement.
+    """Percentile interval of `statistic(rows)` over resamples of groups (patients) with replacement.
 
-    groups [n]: the patient of each case. A draw for which the statistic is nan is left out; (nan, nan) when all are.
+    groups: [n], the patient of each case. Resamples with a nan statistic are skipped; (nan, nan) if all are.
 
     Raises:
         ValueError: there is no case.
     """
-    return bootstrap_intervals(_named(statistic), groups, resamples=resamples, level=level, seed=seed)[""]
+    return bootstrap_intervals(_named(statistic), groups, n_bootstrap=n_bootstrap, level=level, seed=seed)[""]
 
 
 def bootstrap_intervals(
-    statistics: Statistics, groups: np.ndarray, *, resamples: int = 300, level: float = 0.95, seed: int = 0
+    statistics: Statistics, groups: np.ndarray, *, n_bootstrap: int = 300, level: float = 0.95, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """`bootstrap_interval` of every statistic, of the same draws; nothing without a draw."""
-    return {name: _interval(values, level) for name, values in _drawn(statistics, groups, resamples, seed).items()}
+    """`bootstrap_interval` of several statistics on the same resamples; empty for n_bootstrap=0."""
+    return {name: _interval(values, level) for name, values in _resampled(statistics, groups, n_bootstrap, seed).items()}
 
 
-def paired_comparison(first: Statistic, second: Statistic, groups: np.ndarray, **named: int | float) -> Comparison:
-    """Difference of two systems' statistics; both see the same rows of every draw of patients. See `paired_comparisons`."""
-    return paired_comparisons(_named(first), _named(second), groups, **named)[""]
+def paired_comparison(first: Statistic, second: Statistic, groups: np.ndarray, **options: int | float) -> PairedDifference:
+    """Compare one statistic of two systems on the same resamples of patients; see `paired_comparisons`."""
+    return paired_comparisons(_named(first), _named(second), groups, **options)[""]
 
 
 def paired_comparisons(
@@ -88,72 +86,77 @@ def paired_comparisons(
     second: Statistics,
     groups: np.ndarray,
     *,
-    known: Mapping[str, np.ndarray] | None = None,
-    resamples: int = 2000,
+    support_masks: Mapping[str, np.ndarray] | None = None,
+    n_bootstrap: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, Comparison]:
-    """`Comparison` of every statistic that both have. known: bool [n] by name, the cases that it rests on (default: all).
+) -> dict[str, PairedDifference]:
+    """Compare every statistic that both systems have, on the same resamples of patients.
 
-    p is `two_sided_p` of the draws; up to `FEW` patients the larger of it and `sign_flip_p` of every patient's part, for either
-    alone can be too small: the draws of so few, the parts of what is no mean.
+    support_masks: name -> bool [n], the cases that a statistic uses (default: all).
+
+    p comes from the bootstrap (`two_sided_p`). Up to `MAX_EXACT_PATIENTS` patients it is the larger of that and `sign_flip_p` of
+    the patients' jackknife contributions, because either can be too small alone: the bootstrap with few patients, the sign flips
+    for statistics that are not means.
 
     Raises:
         ValueError: there is no case.
     """
-    rows = np.arange(len(groups))
-    values = [system(rows) for system in (first, second)]
-    drawn = [_drawn(system, groups, resamples, seed) for system in (first, second)]
-    without = cache(lambda one: [system(np.flatnonzero(groups != one)) for system in (first, second)])
-    found = {}
+    rows, systems = np.arange(len(groups)), (first, second)
+    values = [system(rows) for system in systems]
+    resampled = [_resampled(system, groups, n_bootstrap, seed) for system in systems]
+    leave_out = cache(lambda patient: [system(np.flatnonzero(groups != patient)) for system in systems])
+    comparisons = {}
     for name in (name for name in values[0] if name in values[1]):
         difference = values[0][name] - values[1][name]
-        draws = drawn[0][name] - drawn[1][name] if resamples else np.empty(0)
-        draws = draws[~np.isnan(draws)]
-        patients = np.unique(groups[known[name]] if known else groups)
-        p, least = two_sided_p(draws), 2 / (len(draws) + 1)
-        if len(patients) < FEWEST:
-            p, least = float("nan"), 2.0 ** (1 - len(patients))
-        elif len(patients) <= FEW:
-            lacking = np.array([values[0][name] - values[1][name] for values in map(without, patients)])
-            flipped = sign_flip_p(len(patients) * difference - (len(patients) - 1) * lacking)
-            p, least = float(np.maximum(flipped, p)), max(2.0 ** (1 - len(patients)), least)
-        found[name] = Comparison(float(difference), *_interval(draws, level), p, len(patients), least)
-    return found
+        differences = resampled[0][name] - resampled[1][name] if n_bootstrap else np.empty(0)
+        differences = differences[~np.isnan(differences)]
+        patients = np.unique(groups[support_masks[name]] if support_masks else groups)
+        p, smallest_p = two_sided_p(differences), 2 / (len(differences) + 1)
+        if len(patients) < MIN_PATIENTS:
+            p, smallest_p = float("nan"), 2.0 ** (1 - len(patients))
+        elif len(patients) <= MAX_EXACT_PATIENTS:
+            left_out = np.array([one[name] - other[name] for one, other in map(leave_out, patients)])
+            contributions = len(patients) * difference - (len(patients) - 1) * left_out
+            p, smallest_p = float(np.maximum(sign_flip_p(contributions), p)), max(2.0 ** (1 - len(patients)), smallest_p)
+        interval = _interval(differences, level)
+        comparisons[name] = PairedDifference(float(difference), *interval, p, len(patients), smallest_p)
+    return comparisons
 
 
 def two_sided_p(differences: np.ndarray) -> float:
-    """p for no difference, of drawn differences [n] without nan.
+    """Bootstrap p for no difference: twice the smaller fraction of resampled differences [n] on either side of 0.
 
-    Twice the smaller share of draws that do not lie above, or below, 0, one draw at 0 added so that it is never 0: its least
-    value is 2 / (n + 1). nan without a draw.
+    A difference of 0 counts on both sides, and one is added so that p is never 0 (at least 2 / (n + 1)). nan without a resample.
     """
     smaller = min((differences <= 0).sum(), (differences >= 0).sum())
     return float(min(1.0, 2 * (smaller + 1) / (len(differences) + 1))) if len(differences) else float("nan")
 
 
-def sign_flip_p(parts: np.ndarray) -> float:
-    """p for no difference, of patients' parts in it [n]: the share of the 2^n turns of signs with a sum as far from 0 or further.
+def sign_flip_p(contributions: np.ndarray) -> float:
+    """Exact two-sided sign-flip (permutation) test of the patients' contributions [n] to a difference; nan if one is nan.
 
-    A part is n times the difference minus n - 1 times that without the patient (jackknife), for a mean the patient's own
-    difference: there the p is exact. For an AUROC it is approximate; for what jumps when one patient leaves (calibration error,
-    medians) it can be too small. Its least value is 1 / 2^(n - 1); nan where a part is.
+    A contribution is n times the difference minus n - 1 times the difference without the patient (jackknife pseudo-value). For a
+    mean that is the patient's own difference, and p is exact; for an AUROC it is approximate; for statistics that jump when one
+    patient is removed (calibration error, medians) it can be too small. At least 1 / 2^(n - 1).
     """
-    if np.isnan(parts).any():
+    scale = np.abs(contributions).sum()
+    if np.isnan(scale):
         return float("nan")
-    signs = 1 - 2 * ((np.arange(2 ** len(parts))[:, None] >> np.arange(len(parts))) & 1)
-    sums = np.abs(signs @ parts)
-    return float((sums >= sums[0] - 1e-9 * np.abs(parts).sum()).mean())  # the first is of the parts as they are
+    # Rounded, because sums that are equal in exact arithmetic have to count as ties.
+    statistic = lambda flipped, axis: (flipped.sum(axis) / max(scale, 1e-300)).round(9)  # noqa: E731
+    test = permutation_test((contributions,), statistic, permutation_type="samples", n_resamples=np.inf, vectorized=True)
+    return float(test.pvalue)
 
 
 def _named(statistic: Statistic) -> Statistics:
     return lambda rows: {"": statistic(rows)}
 
 
-def _drawn(statistics: Statistics, groups: np.ndarray, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """[resamples] values of each."""
-    each = [statistics(rows) for rows in _draws(groups, resamples, seed)]
-    return {name: np.array([values[name] for values in each], dtype=float) for name in (each[0] if each else ())}
+def _resampled(statistics: Statistics, groups: np.ndarray, n_bootstrap: int, seed: int) -> dict[str, np.ndarray]:
+    """Name -> [n_bootstrap] values."""
+    values = [statistics(rows) for rows in _resamples(groups, n_bootstrap, seed)]
+    return {name: np.array([each[name] for each in values], dtype=float) for name in (values[0] if values else ())}
 
 
 def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
@@ -165,15 +168,12 @@ def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _draws(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows of as many groups as there are, drawn with replacement."""
+def _resamples(groups: np.ndarray, n_bootstrap: int, seed: int) -> Iterator[np.ndarray]:
+    """Row indices of as many groups as there are, drawn with replacement."""
     if len(groups) == 0:
-        raise ValueError("there is no case to draw from; at least one patient is needed for an interval")
+        raise ValueError("there is no case to resample; an interval needs at least one patient")
     generator = np.random.default_rng(seed)
     _, group = np.unique(groups, return_inverse=True)
-    order, counts = np.argsort(group, kind="stable"), np.bincount(group)
-    starts = np.cumsum(counts) - counts
-    for _ in range(resamples):
-        drawn = generator.integers(len(counts), size=len(counts))
-        offset = np.repeat(starts[drawn] - np.cumsum(counts[drawn]) + counts[drawn], counts[drawn])
-        yield order[offset + np.arange(len(offset))]
+    rows_of_group = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    for _ in range(n_bootstrap):
+        yield np.concatenate([rows_of_group[index] for index in generator.integers(len(rows_of_group), size=len(rows_of_group))])

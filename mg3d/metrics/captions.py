@@ -1,102 +1,56 @@
-"""How much of a reference report's wording a generated one shares."""
+"""Wording overlap of generated and reference reports: BLEU, ROUGE-L and CIDEr-D by pycocoevalcap."""
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:[-'’/]\w+)*")
-NEEDS_JAVA = "needs Java"
 ORDERS = (1, 2, 3, 4)
-"""Words of the n-grams of BLEU."""
-
-
-class CaptionScores(NamedTuple):
-    """Scores of n generated reports."""
-
-    corpus: dict[str, float | str]
-    """bleu_1 to bleu_4, rouge_l, cider, and meteor where it was asked for: a number, or `NEEDS_JAVA`."""
-    per_report: dict[str, np.ndarray]
-    """[n] of rouge_l and cider, the means of which are the corpus's, and of meteor, whose mean is not; BLEU has none."""
+"""n-gram orders of BLEU."""
 
 
 def tokenize(report: str) -> str:
-    """Lower-case words with a space between them; punctuation is dropped, 1.5 and ground-glass are one word each.
+    """Lower-case words separated by spaces; punctuation is removed, `1.5` and `ground-glass` are one word each.
 
-    In place of the PTB tokeniser of the COCO captions, which needs Java. That one drops punctuation too, but differs in clitics,
-    slashes and brackets, so compare only scores of one tokeniser.
+    Used instead of the PTB tokenizer of the COCO captions, which needs Java and treats clitics, slashes and brackets differently:
+    compare only scores with the same tokenizer.
     """
     return " ".join(_TOKEN.findall(report.lower()))
 
 
-def caption_scores(generated: Sequence[str], references: Sequence[str], *, meteor: bool = False) -> CaptionScores:
-    """BLEU-1 to 4, ROUGE-L (F, recall weighing 1.2 times) and CIDEr-D, by pycocoevalcap, of whole reports after `tokenize`.
-
-    BLEU and METEOR are of the corpus, from 0 to 1; CIDEr weighs words by how rare they are among these references, goes up to 10
-    and is nan for a single report. An empty generated report scores 0. References are taken as they are: the original shortens
-    them and replaces rare words first, so its scores are of an easier text. `meteor` starts Java, some seconds.
-
-    Raises:
-        ValueError: there is no report, lengths differ, or a reference has no word.
-    """
-    if len(generated) != len(references) or len(references) == 0:
-        raise ValueError(f"{len(generated)} generated reports for {len(references)} references; give one for each, at least one")
-    told = {place: [tokenize(report)] for place, report in enumerate(references)}
-    made = {place: [tokenize(report)] for place, report in enumerate(generated)}
-    empty = [place for place, (report,) in told.items() if not report]
-    if empty:
-        raise ValueError(f"{len(empty)} references have no word, the first in place {empty[0]}; leave these cases out")
-    corpus: dict[str, float | str] = {}
-    per_report = {}
-    for order, score in enumerate(Bleu(4).compute_score(told, made, verbose=0)[0], start=1):
-        corpus[f"bleu_{order}"] = float(score)
-    scorers = {"rouge_l": Rouge, "cider": Cider}
-    if meteor and shutil.which("java"):
-        scorers["meteor"] = Meteor
-    elif meteor:
-        corpus["meteor"] = NEEDS_JAVA
-    for name, scorer in scorers.items():
-        mean, each = scorer().compute_score(told, made)
-        corpus[name], per_report[name] = float(mean), np.asarray(each, dtype=float)
-    if len(told) == 1:
-        corpus["cider"], per_report["cider"] = float("nan"), np.full(1, np.nan)
-    return CaptionScores(corpus, per_report)
-
-
 def caption_counts(generated: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """What the scores of any draw of these n reports are made from; words are what stands between spaces, so `tokenize` first.
+    """Per-report statistics, float64 [n], from which `caption_scores` computes the scores of any subset or resample.
 
-    float64 [n] each: `length` and `reference_length` in words, `matched1` to `matched4` (n-grams that the reference has too),
-    `rouge_l`, `cider`. The last weighs words by how rare they are among all n references and is nan for a single report.
+    Texts are split at spaces: apply `tokenize` first. `length` and `reference_length` in words, `matched1` to `matched4` (n-grams
+    shared with the reference), `rouge_l` (F, beta 1.2), `cider` (CIDEr-D; its word weights come from all n references; nan for a
+    single report). An empty generated report scores 0. References are whole; the original code shortens them and replaces rare
+    words first, so its scores are of an easier text.
 
     Raises:
-        ValueError: there is no report, or lengths differ.
+        ValueError: there is no report, or the lengths differ.
     """
     if len(generated) != len(references) or len(references) == 0:
-        raise ValueError(f"{len(generated)} generated reports for {len(references)} references; give one for each, at least one")
-    cooked = [cook_test(made, cook_refs([told])) for made, told in zip(generated, references, strict=True)]
+        raise ValueError(f"{len(generated)} generated reports for {len(references)} references; pass one for each, at least one")
+    cooked = [cook_test(text, cook_refs([reference])) for text, reference in zip(generated, references, strict=True)]
     counts = {"length": [each["testlen"] for each in cooked], "reference_length": [each["reflen"][0] for each in cooked]}
     counts |= {f"matched{order}": [each["correct"][order - 1] for each in cooked] for order in ORDERS}
-    made, told = ({place: [" ".join(text.split())] for place, text in enumerate(texts)} for texts in (generated, references))
-    counts["rouge_l"] = Rouge().compute_score(told, made)[1]
-    counts["cider"] = Cider().compute_score(told, made)[1] if len(made) > 1 else [np.nan]
+    hypotheses, targets = ({i: [" ".join(text.split())] for i, text in enumerate(texts)} for texts in (generated, references))
+    counts["rouge_l"] = Rouge().compute_score(targets, hypotheses)[1]
+    counts["cider"] = Cider().compute_score(targets, hypotheses)[1] if len(references) > 1 else [np.nan]
     return {name: np.asarray(values, dtype=np.float64) for name, values in counts.items()}
 
 
-def scores_of_counts(counts: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`bleu1` to `bleu4`, `rouge_l` and `cider` of `caption_counts`, as `caption_scores`; in a fraction of its time."""
-    length, reference = counts["length"].sum(), counts["reference_length"].sum()
-    brevity = min(0.0, 1 - reference / length) if length else -np.inf
-    asked = [np.maximum(counts["length"] - order + 1, 0).sum() for order in ORDERS]
-    shares = [counts[f"matched{order}"].sum() / max(count, 1) for order, count in zip(ORDERS, asked, strict=True)]
+def caption_scores(counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """`bleu1` to `bleu4` of the corpus, mean `rouge_l` and mean `cider` (0 to 10), from `caption_counts`."""
+    length, reference_length = counts["length"].sum(), counts["reference_length"].sum()
+    log_brevity = min(0.0, 1 - reference_length / length) if length else -np.inf
+    totals = [np.maximum(counts["length"] - order + 1, 0).sum() for order in ORDERS]
+    precisions = [counts[f"matched{order}"].sum() / max(total, 1) for order, total in zip(ORDERS, totals, strict=True)]
     with np.errstate(divide="ignore"):
-        means = np.cumsum(np.log(shares)) / np.array(ORDERS)
-    found = {f"bleu{order}": float(np.exp(mean + brevity)) for order, mean in zip(ORDERS, means, strict=True)}
-    return found | {name: float(np.mean(counts[name])) for name in ("rouge_l", "cider")}
+        log_means = np.cumsum(np.log(precisions)) / np.array(ORDERS)
+    bleu = {f"bleu{order}": float(np.exp(mean + log_brevity)) for order, mean in zip(ORDERS, log_means, strict=True)}
+    return bleu | {name: float(np.mean(counts[name])) for name in ("rouge_l", "cider")}

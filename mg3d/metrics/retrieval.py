@@ -1,4 +1,4 @@
-"""How early the right item comes when a gallery is sorted by similarity."""
+"""Retrieval metrics: rank of the first relevant item, recall at k, label overlap of the nearest neighbours."""
 
 from collections.abc import Sequence
 
@@ -6,82 +6,69 @@ import numpy as np
 
 
 def first_rank(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Rank (from 1) of the best relevant item of each query; [queries, gallery] each, relevant bool with a True in every row.
+    """Rank (from 1) of the most similar relevant item of each query; similarity and relevant (bool) are [queries, gallery].
 
-    Items that are as similar as the best relevant one count as being before it, so that a constant similarity earns nothing.
+    Irrelevant items that tie with it rank first, so that a constant similarity scores nothing.
 
     Raises:
         ValueError: a query has no relevant item, or a similarity is nan.
     """
-    if np.isnan(similarity).any():
-        raise ValueError("some similarities are nan, so they cannot be ranked; look for the step at which the model diverged")
+    _refuse_nan(similarity)
     if not relevant.any(1).all():
-        raise ValueError("some queries have no relevant item in the gallery; leave them out")
+        raise ValueError("some queries have no relevant item in the gallery; exclude them")
     best = np.where(relevant, similarity, -np.inf).max(1, keepdims=True)
     return 1 + ((similarity >= best) & ~relevant).sum(1)
 
 
 def recall_at(ranks: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Share of queries whose first rank is at most k."""
+    """Recall at each k: fraction of queries whose first rank is at most k."""
     return {k: float((ranks <= k).mean()) for k in ks}
 
 
 def chance_recall_at(relevant: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Expected recall of a random order: 1 - C(wrong, k) / C(gallery, k), mean over queries; relevant bool [queries, gallery]."""
-    gallery, right = relevant.shape[1], relevant.sum(1)
-    chances = {}
+    """Expected recall at each k of a random ranking; relevant bool [queries, gallery].
+
+    1 - C(irrelevant, k) / C(gallery, k), averaged over the queries.
+    """
+    gallery, n_relevant = relevant.shape[1], relevant.sum(1)
+    recall = {}
     for k in ks:
         drawn = np.arange(min(k, gallery))
-        miss = np.clip(gallery - right[:, None] - drawn, 0, None) / (gallery - drawn)
-        chances[k] = float(1 - miss.prod(1).mean())
-    return chances
+        miss = np.clip(gallery - n_relevant[:, None] - drawn, 0, None) / (gallery - drawn)
+        recall[k] = float(1 - miss.prod(1).mean())
+    return recall
 
 
-def label_jaccard_at(
-    similarity: np.ndarray, labels: np.ndarray, ks: Sequence[int], *, as_published: bool = False
-) -> dict[int, float]:
-    """Volume to volume, as CT-CLIP: mean over queries of the mean label Jaccard of the k most similar other volumes.
+def nearest_jaccards(similarity: np.ndarray, labels: np.ndarray, k: int, *, groups: np.ndarray) -> np.ndarray:
+    """Label Jaccard index [n, k] of every volume with its k most similar volumes, as in CT-CLIP; nearest first.
 
-    similarity [n, n] of n volumes, a query per row; labels [n, L]: 1, 0, others unknown, which a pair leaves out. The gallery
-    holds the volumes with a positive label; queries are all n, and one without a positive label scores 0. Of ties the
-    earlier row is taken.
-
-    as_published: what the released script computes, to compare with printed numbers: the query stays in its own gallery, where it
-    comes first with a Jaccard of 1, and the value at each k is the mean of the values at it and all k named before it.
+    similarity [n, n], one query per row; labels [n, L]: 1, 0, or unknown (ignored by a pair). The gallery of a query holds the
+    volumes with a positive label, except those of the query's group (groups [n], such as patients; `arange(n)` excludes only the
+    query). A query without a positive label scores 0. Ties are ordered by row.
 
     Raises:
-        ValueError: shapes do not fit, a similarity is nan, or the gallery is smaller than the largest k.
-    """
-    groups = np.arange(len(labels)) if not as_published else None
-    jaccard = nearest_jaccards(similarity, labels, max(ks), groups=groups)
-    values = np.array([jaccard[:, :k].mean() for k in ks])
-    if as_published:
-        values = np.cumsum(values) / np.arange(1, len(ks) + 1)
-    return dict(zip(ks, values.tolist()))
-
-
-def nearest_jaccards(similarity: np.ndarray, labels: np.ndarray, most: int, *, groups: np.ndarray | None) -> np.ndarray:
-    """[n, most]: label Jaccard of every query with its nearest volumes, nearest first; see `label_jaccard_at`, also for errors.
-
-    groups [n]: volumes of the query's group are not in its gallery; None = all are, the query among them.
+        ValueError: the shapes do not match, a similarity is nan, or a gallery is smaller than k.
     """
     if similarity.shape != (len(labels), len(labels)):
         raise ValueError(f"similarities {similarity.shape} of {len(labels)} labelled volumes; expected [n, n]")
-    if np.isnan(similarity).any():
-        raise ValueError("some similarities are nan, so they cannot be ranked; look for the step at which the model diverged")
-    shown = np.flatnonzero((labels == 1).any(1))
-    gallery = similarity[:, shown].astype(float)
-    if groups is not None:
-        gallery[groups[:, None] == groups[shown]] = -np.inf
-    others = int((gallery > -np.inf).sum(1)[shown].min(initial=len(shown)))
-    if others < most:
-        raise ValueError(f"{others} other volumes with a positive label; at least {most} are needed for k = {most}")
-    nearest = np.argsort(-gallery, axis=1, kind="stable")[:, :most]
-    return np.take_along_axis(_jaccard(labels, labels[shown]), nearest, 1)
+    _refuse_nan(similarity)
+    in_gallery = np.flatnonzero((labels == 1).any(1))
+    scores = similarity[:, in_gallery].astype(float)
+    scores[groups[:, None] == groups[in_gallery]] = -np.inf
+    smallest = int((scores > -np.inf).sum(1)[in_gallery].min(initial=len(in_gallery)))
+    if smallest < k:
+        raise ValueError(f"{smallest} other volumes with a positive label; k = {k} needs at least {k}")
+    nearest = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(_jaccard(labels, labels[in_gallery]), nearest, 1)
 
 
 def _jaccard(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """[q, g] from labels [q, L] and [g, L]: labels positive in both, of those positive in either and known in both; else 0."""
-    (here, absent), (there, missing) = ((part == 1, part == 0) for part in (queries, gallery))
-    both, one, other = (a.astype(float) @ b.T.astype(float) for a, b in ((here, there), (here, missing), (absent, there)))
-    return both / np.maximum(both + one + other, 1)
+    """Jaccard index [q, g] of labels [q, L] and [g, L]; labels unknown on either side are ignored; 0 without a positive."""
+    query_pos, query_neg, item_pos, item_neg = ((x == value).astype(float) for x in (queries, gallery) for value in (1, 0))
+    both = query_pos @ item_pos.T
+    return both / np.maximum(both + query_pos @ item_neg.T + query_neg @ item_pos.T, 1)
+
+
+def _refuse_nan(similarity: np.ndarray) -> None:
+    if np.isnan(similarity).any():
+        raise ValueError("some similarities are nan and cannot be ranked; check whether the model diverged")

@@ -1,4 +1,4 @@
-"""From scores to decisions: thresholds are chosen on one part of the data and used on another."""
+"""Decision thresholds: choose them on one split, apply them to another."""
 
 from functools import partial
 from types import MappingProxyType
@@ -10,50 +10,45 @@ from mg3d.metrics.classification import known_cases, per_label
 
 RULES = MappingProxyType(
     {
-        "corner": lambda hits, alarms, present, absent: -np.hypot(alarms / absent, 1 - hits / present),
-        "youden": lambda hits, alarms, present, absent: hits / present - alarms / absent,
-        "f1": lambda hits, alarms, present, absent: 2 * hits / (hits + alarms + present),
+        "corner": lambda tp, fp, positives, negatives: -np.hypot(fp / negatives, 1 - tp / positives),
+        "youden": lambda tp, fp, positives, negatives: tp / positives - fp / negatives,
+        "f1": lambda tp, fp, positives, negatives: 2 * tp / (tp + fp + positives),
     }
 )
-"""What is made as large as can be: nearness to (0, 1) of the ROC curve, as CT-CLIP; sensitivity + specificity - 1; F1.
-
-From hits and false alarms at every threshold and the numbers of positives and negatives.
-"""
+"""Objective that the threshold maximises: closeness to (0, 1) of the ROC curve (CT-CLIP), sensitivity + specificity - 1, F1."""
 
 
 def choose_threshold(labels: np.ndarray, scores: np.ndarray, *, rule: str) -> float:
-    """The score, one of those given, from which a case is called positive; the highest of several equally good ones.
+    """Best threshold by `rule` among the scores [n]: a case is positive from it on. The highest of several equally good ones.
 
-    labels [n]: 1, 0, others are left out; nan with one class. CT-CLIP's script, which the original carries, chooses it on the
-    very part that it then reports; choose on another.
+    labels [n]: 1, 0, or unknown (ignored); nan with a single class. The evaluation script of CT-CLIP, which the original code
+    uses, chooses thresholds on the split that it then reports; choose them on another one.
 
     Raises:
         ValueError: the rule is unknown, or a score is nan.
     """
     if rule not in RULES:
-        raise ValueError(f"no rule {rule!r} for a threshold; there are {', '.join(RULES)}")
+        raise ValueError(f"unknown threshold rule {rule!r}; choose from {', '.join(RULES)}")
     positive, scores = known_cases(labels, scores)
-    present, absent = int(positive.sum()), int((~positive).sum())
-    if present == 0 or absent == 0:
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if positives == 0 or negatives == 0:
         return float("nan")
-    false_alarm_rate, hit_rate, thresholds = (part[1:] for part in roc_curve(positive, scores, drop_intermediate=False))
-    worth = RULES[rule](hit_rate * present, false_alarm_rate * absent, present, absent)
-    return float(thresholds[np.flatnonzero(worth >= worth.max() - 1e-12)[0]])
+    fpr, tpr, thresholds = (values[1:] for values in roc_curve(positive, scores, drop_intermediate=False))
+    objective = RULES[rule](tpr * positives, fpr * negatives, positives, negatives)
+    return float(thresholds[np.flatnonzero(objective >= objective.max() - 1e-12)[0]])
 
 
 def choose_thresholds(labels: np.ndarray, scores: np.ndarray, *, rule: str) -> np.ndarray:
-    """[L], one for each column of labels and scores [n, L]."""
+    """Apply `choose_threshold` to every column of labels and scores [n, L]; returns [L]."""
     return per_label(partial(choose_threshold, rule=rule), labels, scores)
 
 
 def decide(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """int8, of the shape of scores [n, L]: 1 from the threshold [L] on, 0 below it, -1 (undecided) where there is none (nan).
+    """Decisions int8 [n, L]: 1 from the threshold [L] on, 0 below it, -1 (undecided) if the threshold is nan.
 
     Raises:
         ValueError: a score is nan.
     """
     if np.isnan(scores).any():
-        raise ValueError(
-            "some scores are nan, so nothing can be decided from them; look for the step at which the model diverged"
-        )
+        raise ValueError("some scores are nan, so no decision is possible; check whether the model diverged")
     return np.where(np.isnan(thresholds), -1, scores >= thresholds).astype(np.int8)

@@ -8,6 +8,16 @@ from mg3d.models.vision.registry import VisionEncoder, build_vision_encoder
 from mg3d.settings.encoders import ENCODERS
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 
+_INTENDED = {
+    "fusion": "gate", "image_position": False, "cml_pair": "multimodal_unimodal", "mim_text": "sentences_image_layers",
+    "mim_fill": "zero", "aggregation_values": "sentence", "sal_target": "word_embedding", "ssm_text": "plain",
+}  # fmt: skip
+WIRINGS: dict[str, dict[str, object]] = {
+    "paper": {},
+    "intended": _INTENDED,
+    "released": _INTENDED | {"mim_text": "tokens_text_layers", "project_twice": True},
+}
+
 
 def build_text_encoder(settings: Settings, vocabulary_size: int) -> TextEncoder:
     """The report encoder for a tokenizer of `vocabulary_size` words."""
@@ -39,7 +49,7 @@ def build_vision(settings: Settings) -> VisionEncoder:
     }
     return build_vision_encoder(
         vision.vision_encoder,
-        mask_token=settings.loss.weight_mim > 0 and settings.model.mim_fill == "token",
+        mask_token=settings.loss.weight_mim > 0 and settings.model.wiring == "paper",
         **dict(arguments[name] for name in ENCODERS[vision.vision_encoder].reads),
     )
 
@@ -54,23 +64,15 @@ def build_model(settings: Settings, text: TextEncoder) -> MG3D:
         volume_shape=volume_shape(settings.data.image_size, settings.data.volume_size),
         width=model.hidden_size,
         embedding_width=model.embedding_size,
-        fusion=model.fusion,
         fusion_layers=model.fusion_layers,
         fusion_heads=model.fusion_heads,
         pool_queries=model.pool_queries,
         image_pool=model.image_pool,
         standardise_voxels=settings.vision.standardise_voxels,
-        image_position=model.image_position,
         mim_decoder=model.mim_decoder,
-        mim_fill=model.mim_fill,
-        mim_text=model.mim_text,
-        cml_pair=model.cml_pair,
         contrast=model.contrast,
-        project_twice=model.project_twice,
-        aggregation_values=model.aggregation_values,
-        sal_target=model.sal_target,
-        ssm_text=model.ssm_text,
         caption_layers=model.caption_layers,
+        **WIRINGS[model.wiring],
     )
 
 

@@ -50,7 +50,7 @@ class MG3D(nn.Module):
     built, so that no parameter is without gradient.
 
     Args:
-        objectives: the losses this model will serve, among `mlm sal mim cml dcl ssm cap`.
+        objectives: the losses this model will serve, among `mlm sal mim cml dcl ssm captioning`.
         volume_shape: voxels (z, y, x) of every volume.
         width: d, in which image and report meet.
         embedding_width: E, of what is contrasted.
@@ -75,7 +75,7 @@ class MG3D(nn.Module):
         fusion_layers: int = 2,
         fusion_heads: int = 12,
         pool_queries: int = 1,
-        image_pool: Literal["attention", "place"] = "attention",
+        image_pool: Literal["attention", "positional"] = "attention",
         standardise_voxels: bool = False,
         image_position: bool = True,
         mim_decoder: Literal["conv", "linear"] = "conv",
@@ -121,7 +121,7 @@ class MG3D(nn.Module):
         self._build_aggregation(width, embedding_width, fusion_layers, pooling, from_image=aggregation_values == "image")
         if wants({"ssm"}) and ssm_text == "centred_idf":
             self.sentence_space = CentredSentenceSpace(text)
-        self.caption = self._report_decoder(width, caption_layers, fusion_heads) if "cap" in self.objectives else None
+        self.caption = self._report_decoder(width, caption_layers, fusion_heads) if "captioning" in self.objectives else None
 
     def _uses_fused_contrast(self) -> bool:
         return self.has_fused_contrast and bool(self.objectives & {"cml", "dcl", "ssm"})
@@ -154,7 +154,7 @@ class MG3D(nn.Module):
         return LogitScale(learned=not self.has_fused_contrast), None
 
     def _image_pool(self, width: int, pooling: Mapping[str, int]) -> nn.Module:
-        if self.image_pool_kind == "place":
+        if self.image_pool_kind == "positional":
             return PlacePool(width, math.prod(self.grid))
         return AttentionPool(width, **pooling)
 
@@ -209,7 +209,7 @@ class MG3D(nn.Module):
     def write_reports(self, volume: Tensor, **how: int | float | bool | None) -> Tensor:
         """Report ids int64 [B, T] of volumes [B, 1, D, H, W] in [0, 1]; `how` as `ReportDecoder.generate` takes it."""
         if self.caption is None:
-            raise ValueError("this model writes no reports: it was trained without weight_cap; train with the word captioning")
+            raise ValueError("this model has no report decoder; train with the preset captioning (weight_captioning)")
         with torch.no_grad():
             return self.caption.generate(self.encode_volume(volume), **how)
 
@@ -228,7 +228,7 @@ class MG3D(nn.Module):
         """What the losses of `objectives` (default: all this model was built for) read; the other fields are None."""
         wanted = self.objectives if objectives is None else objectives
         image = report = text = None
-        if wanted & {"mlm", "sal", "cml", "dcl", "ssm", "cap"}:
+        if wanted & {"mlm", "sal", "cml", "dcl", "ssm", "captioning"}:
             image = self.encode_volume(batch.volume)
         if self.reads_unmasked_text(wanted):
             text = self._unmasked_text(batch)
@@ -247,7 +247,7 @@ class MG3D(nn.Module):
             fields |= self._reconstruct_volume(batch, report)
         if wanted & {"cml", "dcl", "ssm"}:
             fields |= self._contrast(batch, image, report, wanted)
-        if "cap" in wanted:
+        if "captioning" in wanted:
             fields |= self._caption(batch, image)
         return Features(**fields)
 
@@ -360,7 +360,7 @@ class MG3D(nn.Module):
     def _caption(self, batch: Batch, image: Tensor) -> Mapping[str, Tensor]:
         ids, real = batch.report_ids, batch.attention_mask
         logits = self.caption(image, ids[:, :-1], real[:, :-1])
-        return {"cap_logits": logits, "cap_targets": ids[:, 1:].masked_fill(~real[:, 1:], -100)}
+        return {"captioning_logits": logits, "captioning_targets": ids[:, 1:].masked_fill(~real[:, 1:], -100)}
 
     def _ssm(self, batch: Batch, aggregate: Aggregate) -> Mapping[str, Tensor]:
         text = self.sentence_vectors(batch.report_ids, batch.attention_mask, batch.sentence_index, batch.sentence_mask.shape[1])

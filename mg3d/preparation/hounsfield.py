@@ -23,11 +23,11 @@ AIR_SHARE = 0.30
 _SAMPLE = 1 << 17
 
 
-class HuRule(NamedTuple):
+class HuRescale(NamedTuple):
     """HU = stored * slope + intercept."""
 
-    name: str
-    """baked: stored numbers are HU; csv: slope and intercept of the metadata table apply."""
+    source: str
+    """already_hu: stored values are HU; metadata_table: its slope and intercept apply."""
     slope: float
     intercept: float
 
@@ -72,7 +72,7 @@ def _may_be_filling(stored: np.ndarray, table: tuple[float, float]) -> bool:
     return _lowest_stands_apart(stored)
 
 
-def choose_rule(stored: np.ndarray, table: tuple[float, float] | None) -> HuRule:
+def choose_hu_rescale(stored: np.ndarray, table: tuple[float, float] | None) -> HuRescale:
     """The rule of a volume, from where its air lies; the folder a file lies in decides nothing.
 
     Args:
@@ -93,9 +93,9 @@ def choose_rule(stored: np.ndarray, table: tuple[float, float] | None) -> HuRule
     shifted = air_peak(sample * np.float32(table[0]) + np.float32(table[1])) if has_table else float("nan")
     is_air, is_air_shifted = (AIR_HU[0] <= found <= AIR_HU[1] for found in (peak, shifted))
     if is_air and not (is_air_shifted and _may_be_filling(sample, table)):
-        return HuRule("baked", 1.0, 0.0)
+        return HuRescale("already_hu", 1.0, 0.0)
     if is_air_shifted:
-        return HuRule("csv", *table)
+        return HuRescale("metadata_table", *table)
     if not has_table:
         raise Refusal("hu_ambiguous", f"air at {peak:g}, and no slope and intercept in the metadata")
     raise Refusal("hu_ambiguous", f"air at {peak:g} as stored and at {shifted:g} with the metadata's intercept")

@@ -91,15 +91,15 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
         "findings": record.findings,
         "impression": record.impression,
         "report": report,
-        "units": units,
+        "sentence_spans": units,
         "report_sha256": report_sha256,
         "labels": list(record.labels),
         "label_source": record.label_source,
         "shard": shard,
         "shard_row": facts["row"],
-        "unit": unit,
+        "intensity_unit": unit,
         "source": facts["source"],
-        **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_rule", "image_sha256")},
+        **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_source", "image_sha256")},
     }
 
 

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from mg3d.datasets import checks
-from mg3d.datasets.checks import LeakError, LeakReport
+from mg3d.datasets import integrity
+from mg3d.datasets.integrity import LeakError, LeakReport
 
 __all__ = ["LeakError", "LeakReport", "find_leaks"]
 
 
 def find_leaks(tables: Iterable[pa.Table]) -> LeakReport:
     """Compares the index rows of every data set, each with a column `split`."""
-    columns = ["split", "volume_id", *checks.BLOCKING, *checks.WARNING]
-    return checks.find_leaks(pa.concat_tables(table.select(columns) for table in tables))
+    columns = ["split", "volume_id", *integrity.BLOCKING, *integrity.WARNING]
+    return integrity.find_leaks(pa.concat_tables(table.select(columns) for table in tables))

@@ -16,6 +16,7 @@ REASONS: dict[str, str] = {
     "gzip_truncated": "the compressed file ends early or is damaged",
     "jpeg_truncated": "a slice is damaged",
     "nifti_header": "the header cannot be read",
+    "unknown_format": "not a format that is read here: name a NIfTI file, a folder of DICOM slices or one of its slices",
     "not_3d": "not three axes",
     "too_large": "more voxels than a CT has",
     "nan_spacing": "neither header nor metadata give a spacing",

@@ -15,7 +15,7 @@ CROPS = {
     "fraction": "fraction of each axis, centred", "body": "box of the largest body", "mm": "mm around the body's middle",
 }  # fmt: skip
 """Kind of crop -> how index files tell it."""
-_CLIP = {"hu": CLIP_HU, "grey8": (0, 255)}
+_CLIP = {"hu": CLIP_HU, "uint8_unknown_window": (0, 255)}
 _KERNELS = {"antialias": "triangle, antialiased, separable", "compat": "linear, not antialiased, edges aligned"}
 MARGIN_MM = 10.0
 """Of the crop kind `body`."""

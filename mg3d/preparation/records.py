@@ -1,7 +1,6 @@
 """What a scan of a raw data set yields: one record per volume, before any voxel is read."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +36,7 @@ class VolumeRecord:
     reconstruction: int
     findings: str | None = field(repr=False)
     impression: str | None = field(repr=False)
-    """None = not given; both None = an image alone, where `DatasetFacts.has_reports` is False."""
+    """None = not given; both None = an image alone, where `DatasetInfo.has_reports` is False."""
     files: tuple[str, ...] = field(repr=False)
     """Relative to the data set's root: one file, slices from superior to inferior, or the folder of a DICOM series.
     None = listed, but not downloaded yet."""
@@ -62,8 +61,9 @@ class RawVolume(NamedTuple):
     """Stored numbers [z, y, x]: +z superior, +y posterior, +x left."""
     spacing_mm: tuple[float, float, float] | None
     """z y x; None = not documented."""
-    rule: str
-    """Where HU come from: baked (stored so), csv (table), header (DICOM), ctclip (arrays cut to -1000..1000); grey8 = no HU."""
+    hu_source: str
+    """Where HU come from: already_hu (as stored), metadata_table, dicom_header, ct_clip (HU / 1000 clipped to -1..1);
+    uint8_unknown_window: no HU."""
     scale: tuple[float, float] = (1.0, 0.0)
     """Slope and intercept from stored numbers to HU."""
     note: str = ""
@@ -73,7 +73,7 @@ class RawVolume(NamedTuple):
 
 
 @dataclass
-class Scan:
+class Inventory:
     """A scanned data set, its records in an order that does not depend on the machine."""
 
     root: Path
@@ -82,32 +82,3 @@ class Scan:
     refused: list[Quarantined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences for the person who runs the preparation."""
-
-
-VAL_SHARE = 0.1
-"""Share of the training patients whose draw is low enough for val."""
-
-
-def carve_val(patients: Sequence[str], count: int, seed: int) -> tuple[set[str], str | None]:
-    """The patients of train that become val, drawn with `seed`, and a sentence when it is not `count` that was drawn.
-
-    Every patient has a number in [0, 1), a hash of seed and id. Val are the `count` lowest of those below a tenth; the lowest
-    of all when none is below, and all but one at most. So nobody moves from train to val when more patients arrive, and a
-    model that was trained on what was there before may be judged on val. A patient of val may move to train: as soon as
-    there are more than `count` below a tenth.
-
-    Args:
-        patients: training patients, in any order.
-        count: how many to draw. A small set has fewer: about a tenth of it.
-    """
-    if count == 0:
-        return set(), "no patient was carved out of train: val is empty"
-    draws = sorted((_val_draw(patient, seed), patient) for patient in set(patients))
-    below = sum(draw < VAL_SHARE for draw, _ in draws)
-    allowed = min(count, max(1, below), max(len(draws) - 1, 0))
-    note = f"val has {allowed} of {len(draws)} training patients, not {count}: about a tenth is taken at most"
-    return {patient for _, patient in draws[:allowed]}, note if allowed != count else None
-
-
-def _val_draw(patient: str, seed: int) -> float:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{patient}".encode(), digest_size=6).digest(), "big") / 256**6

@@ -22,10 +22,10 @@ from mg3d.preparation.locks import POLL_S, clear, holder, waiting_for
 from mg3d.preparation.plan import check_limit, pending_tasks, settle_plan
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.records import Scan
+from mg3d.preparation.records import Inventory
 from mg3d.preparation.shards import ShardTask, plan_shards, tidy, work
-from mg3d.preparation.sources.ctrg import SplitRule
-from mg3d.preparation.sources.registry import SCANS, ScanChoice
+from mg3d.preparation.sources.ctrg import CtrgSplit
+from mg3d.preparation.sources.registry import SOURCES, SourceOptions
 from mg3d.preparation.stream_hubs import Hub
 from mg3d.preparation.stream_source import Stream, hand_out, open_stream, remove_left
 from mg3d.preparation.summary import Summary
@@ -45,10 +45,10 @@ class Options:
     workers: int = 1
     val_patients: int = 500
     seed: int = 0
-    split: SplitRule = "own"
+    ctrg_split: CtrgSplit = "resplit"
     limit: int | None = None
-    own_table: Path | None = None
-    own_keep_ids: bool = False
+    table: Path | None = None
+    keep_ids: bool = False
     retry_quarantine: bool = False
     verify: bool = False
     """Finished shards are compared with their SHA-256."""
@@ -75,7 +75,7 @@ class Options:
 class _Job:
     """One data set under way."""
 
-    scan: Scan
+    scan: Inventory
     tasks: list[ShardTask]
     pending: list[ShardTask]
     sidecars: dict[str, dict[str, Any]]
@@ -143,19 +143,19 @@ def _jobs(options: Options, summary: Summary) -> dict[str, _Job]:
     return jobs
 
 
-def _scan(options: Options, streams: Mapping[str, Stream]) -> dict[str, Scan]:
+def _scan(options: Options, streams: Mapping[str, Stream]) -> dict[str, Inventory]:
     for name, root in options.roots.items():
         if not root.is_dir():
             raise FileNotFoundError(f"the {DATASETS[name].title} folder {root} does not exist")
-    choice = ScanChoice(
-        out=options.out, val_patients=options.val_patients, seed=options.seed, split=options.split, limit=options.limit,
-        own_table=options.own_table, own_keep_ids=options.own_keep_ids,
+    choice = SourceOptions(
+        out=options.out, val_patients=options.val_patients, seed=options.seed, ctrg_split=options.ctrg_split, limit=options.limit,
+        table=options.table, keep_ids=options.keep_ids,
     )  # fmt: skip
     listings = {name: stream.listing for name, stream in streams.items()}
-    return {name: SCANS[name](root, replace(choice, listing=listings.get(name))) for name, root in options.roots.items()}
+    return {name: SOURCES[name](root, replace(choice, listing=listings.get(name))) for name, root in options.roots.items()}
 
 
-def _check_splits(dataset: str, scan: Scan, stored: set[str], listed: Path) -> None:
+def _check_splits(dataset: str, scan: Inventory, stored: set[str], listed: Path) -> None:
     """Refuses a scan without a volume for a split that must have one, after it has written to `listed` what was set aside.
 
     stored: ids of volumes that shards hold, whether their raw files are there or not.
@@ -247,7 +247,7 @@ def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> Non
             remove_partial(options.out, names)
 
 
-def _empty_val(dataset: str, scan: Scan, stored: Mapping[str, int]) -> list[str]:
+def _empty_val(dataset: str, scan: Inventory, stored: Mapping[str, int]) -> list[str]:
     waiting = len({record.patient_id for record in scan.records if record.split == "val"})
     if stored["val"] or not waiting:
         return []

@@ -32,7 +32,7 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
         "spacing_mm": stored_mm,
         "source_shape": list(raw.voxels.shape),
         "source_spacing_mm": spacing and list(spacing),
-        "hu_rule": raw.rule,
+        "hu_source": raw.hu_source,
         "image_sha256": hashlib.sha256(image).hexdigest(),
         **({"note": raw.note} if raw.note else {}),
     }

@@ -3,9 +3,12 @@
 import ast
 import inspect
 import textwrap
+from dataclasses import fields
 from functools import cache
 from itertools import pairwise
 from typing import Literal, get_args, get_origin, get_type_hints
+
+from mg3d.settings.schema import LossSettings
 
 WIDTH = 110
 """Columns of a printed meaning."""
@@ -14,6 +17,8 @@ WIDTH = 110
 @cache
 def meanings(kind: type) -> dict[str, str]:
     """Setting -> its meaning and, where only some words are allowed, those; for the fields of a dataclass that have one."""
+    if kind is LossSettings:
+        return {entry.name: entry.metadata["help"] for entry in fields(kind)}
     types = get_type_hints(kind)
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
     return {

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from mg3d.settings.encoders import ENCODERS, unread
+from mg3d.settings.objectives import OBJECTIVES
 from mg3d.settings.schema import Settings, volume_shape
 
 
@@ -100,8 +101,7 @@ _AT_LEAST: dict[str, float] = {
     "num_nodes": 1, "val_interval": 1, "val_batches": 0, "log_interval": 1, "max_minutes": 0, "seed": 0, "tiny_vocabulary": 50,
     "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
     "augment_rotation_deg": 0, "grad_cache_chunk": 0,
-    "weight_mlm": 0, "weight_sal": 0, "weight_mim": 0, "weight_cml": 0, "weight_dcl": 0, "weight_ssm": 0,
-    "weight_cap": 0, "caption_layers": 1,
+    "caption_layers": 1, **{f"weight_{name}": 0 for name in OBJECTIVES},
 }  # fmt: skip
 RELEASED_HEADS = 8
 """Heads of the released report pooler, `SentenceAttentionPool`."""
@@ -164,9 +164,8 @@ def _check_together(settings: Settings) -> None:
          f"with embed_dim={vision.embed_dim}"),
         (model.hidden_size % model.fusion_heads == 0,
          f"fusion_heads={model.fusion_heads} does not divide hidden_size={model.hidden_size}"),
-        (model.cml_pair != "multimodal_unimodal" or not fused or model.hidden_size % RELEASED_HEADS == 0,
-         f"cml_pair=multimodal_unimodal pools reports with {RELEASED_HEADS} heads, which do not divide "
-         f"hidden_size={model.hidden_size}"),
+        (model.wiring == "paper" or not fused or model.hidden_size % RELEASED_HEADS == 0,
+         f"wiring={model.wiring} pools reports with {RELEASED_HEADS} heads, which do not divide hidden_size={model.hidden_size}"),
         (model.mim_decoder != "conv" or settings.loss.weight_mim == 0 or 2 * model.hidden_size >= stride,
          f"mim_decoder=conv halves hidden_size={model.hidden_size} until it has undone the stride {stride}, and nothing is left; "
          f"use at least {stride // 2}, or mim_decoder=linear"),
@@ -195,29 +194,21 @@ def _check_together(settings: Settings) -> None:
 
 def _check_contrast_and_cache(settings: Settings) -> None:
     vision, text, model, optim, loss = settings.vision, settings.text, settings.model, settings.optim, settings.loss
-    beyond = optim.text_negatives or optim.contrast_queue
     rules = [
-        (model.contrast != "sigmoid" or model.cml_pair == "image_report",
-         "contrast=sigmoid learns scale and bias, which the released contrast (cml_pair=multimodal_unimodal) keeps constant; use "
-         "cml_pair=image_report or contrast=infonce"),
+        (model.contrast != "sigmoid" or model.wiring == "paper",
+         f"contrast=sigmoid needs wiring=paper: the temperature of wiring={model.wiring} is constant"),
         (optim.grad_cache_chunk == 0 or vision.vision_encoder != "unet" or vision.norm_statistics == "instance",
          "grad_cache_chunk would change what norm_statistics=batch measures; use norm_statistics=instance or grad_cache_chunk=0"),
         (not text.text_cache or text.freeze_text,
          f"text_cache={text.text_cache!r} holds features that do not change; use freeze_text=True or no cache"),
-        (not text.text_cache or model.fusion != "gate",
-         "fusion=gate counts padding as words, whose features a text_cache does not hold; leave text_cache empty"),
+        (not text.text_cache or model.wiring == "paper",
+         f"wiring={model.wiring} reads padding tokens, which a text_cache does not hold; use wiring=paper or no text_cache"),
         (optim.text_negatives >= 0, f"text_negatives={optim.text_negatives}: 0 or more reports per volume are expected"),
-        (optim.contrast_queue >= 0, f"contrast_queue={optim.contrast_queue}: 0 or more studies are expected"),
         (optim.text_negatives == 0 or bool(text.text_cache),
          "text_negatives reads reports from a text_cache, which is not set; make one with tools/cache_text.py"),
-        (optim.text_negatives == 0 or loss.weight_cml > 0, "text_negatives are wrong answers of CML, whose weight_cml is 0"),
-        (optim.contrast_queue == 0 or loss.weight_cml + loss.weight_ssm > 0,
-         "contrast_queue serves CML and SSM, whose weights weight_cml and weight_ssm are 0"),
-        (optim.contrast_queue == 0 or loss.weight_ssm == 0 or model.ssm_form == "two_means",
-         "contrast_queue: ssm_form=pair_mean, the released form, compares patients of one rank only; use ssm_form=two_means"),
-        (not beyond or (model.cml_pair == "image_report" and model.exclude_duplicates),
-         "text_negatives and contrast_queue need cml_pair=image_report and exclude_duplicates=True, or a patient's own report "
-         "would be a wrong answer"),
+        (optim.text_negatives == 0 or loss.weight_cml > 0, "text_negatives are negatives of CML, whose weight_cml is 0"),
+        (optim.text_negatives == 0 or model.wiring == "paper",
+         f"text_negatives needs wiring=paper: wiring={model.wiring} does not contrast images with reports"),
     ]  # fmt: skip
     _require(rules)
 

@@ -17,30 +17,15 @@ PRESETS: dict[str, dict[str, object]] = {
     "text_radbert": {"text_encoder": "StanfordAIMI/RadBERT", "freeze_text": True},
     "text_tiny": {"text_encoder": "tiny", "freeze_text": False},
     # --- objectives (docs/fidelity.md)
-    "mg3d": {
-        "fusion": "cross_attention", "image_position": True,
-        "cml_pair": "image_report", "mim_text": "sentences", "mim_fill": "token",
-        "project_twice": False, "aggregation_values": "image", "sal_target": "contextual", "sal_per": "sentence",
-        "ssm_text": "centred_idf", "ssm_form": "two_means", "exclude_duplicates": True, "weight_cml": 1.0, "sentence_views": 2,
-    },
-    "mg3d_intended": {
-        "fusion": "gate", "image_position": False,
-        "cml_pair": "multimodal_unimodal", "mim_text": "sentences_image_layers", "mim_fill": "zero",
-        "project_twice": False, "aggregation_values": "sentence", "sal_target": "word_embedding", "sal_per": "patient",
-        "ssm_text": "plain", "ssm_form": "pair_mean", "exclude_duplicates": False, "weight_cml": 0.1, "sentence_views": 0,
-    },
-    "mg3d_released": {
-        "fusion": "gate", "image_position": False,
-        "cml_pair": "multimodal_unimodal", "mim_text": "tokens_text_layers", "mim_fill": "zero",
-        "project_twice": True, "aggregation_values": "sentence", "sal_target": "word_embedding", "sal_per": "patient",
-        "ssm_text": "plain", "ssm_form": "pair_mean", "exclude_duplicates": False, "weight_cml": 0.1, "sentence_views": 0,
-    },
+    "mg3d": {"wiring": "paper", "weight_cml": 1.0, "sentence_views": 2},
+    "mg3d_intended": {"wiring": "intended", "weight_cml": 0.1, "sentence_views": 0},
+    "mg3d_released": {"wiring": "released", "weight_cml": 0.1, "sentence_views": 0},
     # --- one more objective, beside any of these
-    "captioning": {"weight_cap": 1.0},
+    "captioning": {"weight_captioning": 1.0},
     # --- a small model for the synthetic set: minutes on two CPU cores
     "tiny": {
         "data_root": "data/synthetic/pretrain_arrows", "ground_truth_root": "data/synthetic", "log_dir": "result/tiny",
-        "image_size": 64, "max_text_len": 250, "sentence_views": 4, "image_pool": "place",
+        "image_size": 64, "max_text_len": 250, "sentence_views": 4, "image_pool": "positional",
         "text_encoder": "tiny", "freeze_text": False, "tiny_text_layers": 1,
         "embed_dim": 48, "patch_size": 8, "window_size": 4, "depths": (2,), "num_heads": (3,),
         "standardise_voxels": True, "pool_queries": 8,

@@ -5,11 +5,15 @@ The defaults are the paper's recipe with the objective `mg3d`; `presets.py` hold
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Literal
 
-DatasetName = Literal["ct_rate", "ctrg", "rad_chestct", "own"]
+from mg3d.settings.objectives import OBJECTIVES
+
+DatasetName = Literal["ct_rate", "ctrg", "rad_chestct", "custom"]
 """Data sets that the preparation writes."""
+Wiring = Literal["paper", "intended", "released"]
+"""See `ModelSettings.wiring`."""
 PatchMerging = Literal["legacy", "monai", "monai_v2"]
 """MG-3D's and early MONAI's; MONAI's present default `merging`; its `mergingv2` (the same neighbours in another order)."""
 
@@ -40,8 +44,8 @@ class DataSettings:
     """Views of each report, of one to three sentences, that the image-text contrast sees beside the whole; 0 = none."""
     negated_view_fraction: float = 0.25
     """Share of views that begin with a sentence that denies a finding; the others begin with one that states something."""
-    pairs: Literal["true", "shuffled"] = "true"
-    """shuffled: every volume is paired with another patient's report in training. A control that must learn nothing."""
+    shuffle_reports: bool = False
+    """Negative control: pair every training volume with another patient's report. Such a run must learn nothing."""
     num_workers: int = 4
     """Loader processes per rank; 0 loads in the training process."""
 
@@ -117,83 +121,55 @@ class TextSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What stands between the encoders and the losses. docs/fidelity.md lists what each choice reproduces."""
+    """Fusion, pooling, heads and objectives."""
 
     hidden_size: int = 768
-    """Width d in which volume and report meet."""
+    """Joint width of image and report tokens."""
     embedding_size: int = 768
-    """Width of the embeddings that are contrasted."""
-    fusion: Literal["cross_attention", "gate"] = "cross_attention"
-    """gate: the scalar gates of the released code."""
+    """Width of the contrastive embeddings."""
+    wiring: Wiring = "paper"
+    """How image and report are joined. paper: as the paper describes it; released: as the published code computes it;
+    intended: the published code with its two wiring mistakes corrected. docs/fidelity.md lists the differences."""
     fusion_layers: int = 2
     """Fusion layers."""
     fusion_heads: int = 12
-    """Heads of `cross_attention` and of the decoder that writes reports; must divide hidden_size."""
+    """Attention heads of fusion, pooling and report decoder; must divide hidden_size."""
     pool_queries: int = 1
     """Learned queries of every attention pool."""
-    image_pool: Literal["attention", "place"] = "attention"
-    """From image tokens to the vector that CML and DCL contrast. attention: for any volume size. place: a linear map for every
-    place of the grid, for one volume size; learns several times faster from few volumes."""
-    image_position: bool = True
-    """Tell image tokens where in the volume they lie; windowed attention knows relative places only. Released: not told."""
-    cml_pair: Literal["image_report", "multimodal_unimodal"] = "image_report"
-    """What CML contrasts: unfused image and report, or (released) fused against unfused mixes of the same patient."""
+    image_pool: Literal["attention", "positional"] = "attention"
+    """Pooling of image tokens for CML and DCL. attention: any volume size. positional: one linear map per grid position, for a
+    fixed volume size; learns several times faster from few volumes."""
     contrast: Literal["infonce", "sigmoid"] = "infonce"
-    """Loss of CML and DCL. infonce: the partner among all rows. sigmoid (SigLIP): every pair on its own, with a learned bias."""
-    mim_text: Literal["sentences", "tokens_text_layers", "sentences_image_layers"] = "sentences"
-    """Which text guides masked volume modelling, and through which layers (the last two: released and intended gates)."""
-    mim_fill: Literal["token", "zero"] = "token"
-    """How hidden cubes look to the encoder: a learned token at the patch embedding, or air (released)."""
+    """Loss of CML and DCL. infonce: softmax over all rows. sigmoid (SigLIP): binary loss per pair, with a learned bias."""
     mim_decoder: Literal["conv", "linear"] = "conv"
-    """conv: the released up-sampling decoder. linear: one layer per token, for small models."""
+    """conv: the up-sampling decoder of the published code. linear: one linear layer per token, for small models."""
     mim_patch_size: int = 16
-    """Voxels per side of a hidden cube."""
+    """Voxels per side of a masked patch."""
     mim_mask_ratio: float = 0.5
-    """Share of cubes hidden."""
+    """Fraction of patches masked."""
     mlm_probability: float = 0.15
-    """Share of words asked for in masked report modelling."""
-    project_twice: bool = False
-    """Released wiring mistake: image tokens pass projection and type embedding twice before CML, DCL and SSM."""
-    aggregation_values: Literal["image", "sentence"] = "image"
-    """Whose values the disentangled aggregation sums (released: the sentence's own, gated by the image)."""
-    sal_target: Literal["contextual", "word_embedding"] = "contextual"
-    """What SAL asks for: BERT's last layer on the unmasked report, or (released) its embedding layer."""
-    sal_per: Literal["sentence", "patient"] = "sentence"
-    """SAL is a mean over sentences, or (released) a sum over sentences per patient."""
-    ssm_text: Literal["centred_idf", "plain"] = "centred_idf"
-    """Sentence vectors that SSM compares: idf-weighted, minus the training mean; or (released) plain means."""
-    ssm_form: Literal["two_means", "pair_mean"] = "two_means"
-    """Means over same and over different pairs, over all ranks; or (released) one mean over all pairs of the rank."""
-    exclude_duplicates: bool = True
-    """Pairs of one patient or of one report text leave the denominators of CML and DCL."""
+    """Fraction of tokens masked in masked report modelling."""
     ssm_same_above: float = 0.9
-    """Text cosine from which two sentences say the same."""
+    """Sentences with at least this text cosine are positives of SSM."""
     ssm_differ_below: float = 0.6
-    """Text cosine up to which two sentences differ."""
+    """Sentences with at most this text cosine are negatives of SSM; in between they are ignored."""
     caption_layers: int = 2
-    """Layers of the decoder that writes reports (weight_cap), which has hidden_size and fusion_heads."""
+    """Layers of the report decoder (weight_captioning); its width is hidden_size, its heads fusion_heads."""
     caption_label_smoothing: float = 0.0
-    """Share of every asked word that is spread over all words."""
+    """Label smoothing of captioning."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossSettings:
-    """Weight of every objective in the total; 0 turns it and what only it needs off."""
-
-    weight_mlm: float = 1.0
-    """Masked report modelling."""
-    weight_sal: float = 0.1
-    """Sentence alignment of the recovered report."""
-    weight_mim: float = 1.0
-    """Masked volume modelling."""
-    weight_cml: float = 1.0
-    """Contrast of volumes and reports."""
-    weight_dcl: float = 0.1
-    """Contrast of volumes and their sentence-wise aggregation."""
-    weight_ssm: float = 0.1
-    """Sentence similarity between patients."""
-    weight_cap: float = 0.0
-    """The report written from the volume, word after word. Not of the paper: the word `captioning` turns it on."""
+LossSettings = make_dataclass(
+    "LossSettings",
+    [
+        (f"weight_{name}", float, field(default=row.weight, metadata={"help": row.help}))
+        for name, row in OBJECTIVES.items()
+    ],
+    frozen=True,
+    kw_only=True,
+)
+LossSettings.__module__ = __name__  # so that instances can be pickled
+LossSettings.__doc__ = "Weight of every objective (settings/objectives.py) in the total loss; 0 turns it off."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,11 +194,7 @@ class OptimSettings:
     """Volumes of a pass whose graph is held at a time; each is computed again in the backward pass, and all are contrasted with
     one another: per_gpu_batchsize=256 grad_cache_chunk=8. Equal gradients, one more forward pass. 0 = all at once."""
     text_negatives: int = 0
-    """Reports of other training studies that are drawn for every volume of a step, as further wrong answers of CML to all volumes
-    of the step; read from text_cache, so they cost no encoder. 0 = none."""
-    contrast_queue: int = 0
-    """Studies of earlier steps whose embeddings (CML) and sentences (SSM) are kept, without gradient, to be contrasted with. 0 =
-    none."""
+    """Extra report negatives of CML per volume, sampled from `text_cache` (no encoder pass). 0 disables them."""
     per_gpu_batchsize: int = 4
     """Most volumes per rank and pass. A rank takes fewer where its share of batch_size is smaller."""
     batch_size: int = 16

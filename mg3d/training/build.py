@@ -92,7 +92,7 @@ def build_data(
         shape=volume_shape(data.image_size, data.volume_size),
         window_hu=data.window_hu,
         text_unit=data.text_unit,
-        shuffle_pairs=data.pairs == "shuffled",
+        shuffle_pairs=data.shuffle_reports,
         needs_reports=bool(objective_weights(settings.loss).keys() - WITHOUT_REPORTS),
         tokenizer=tokenizer,
         max_text_len=data.max_text_len,
@@ -101,7 +101,7 @@ def build_data(
         mlm_probability=model.mlm_probability,
         sentence_views=data.sentence_views,
         negated_view_fraction=data.negated_view_fraction,
-        pad_to_most=model.fusion == "gate",
+        pad_to_max_length=model.wiring != "paper",
         text_features=TextCache(settings.text.text_cache) if with_text_cache and settings.text.text_cache else None,
         text_negatives=settings.optim.text_negatives if with_text_cache else 0,
         changes=settings.augment,
@@ -131,7 +131,7 @@ def fit_sentence_space(model: MG3D, data: MultiTaskDataModule, settings: Setting
     model.fit_sentence_space(ids, index)
     cosines = model.random_sentence_cosines(ids, attention_mask, index, seed=settings.run.seed)
     same = float((cosines >= settings.model.ssm_same_above).float().mean())
-    if same > 0.5 and settings.model.ssm_text != "plain":
+    if same > 0.5 and settings.model.wiring == "paper":
         raise ValueError(
             f"{same:.0%} of random sentence pairs have a text cosine of at least ssm_same_above={settings.model.ssm_same_above}, "
             "so SSM would call most sentences the same; raise ssm_same_above or set weight_ssm=0"

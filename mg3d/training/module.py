@@ -8,13 +8,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from mg3d.datasets.window import convert
+from mg3d.datasets.windowing import convert_volumes
 from mg3d.distributed import rank, sum_over_ranks, world_size
 from mg3d.settings.schema import OptimSettings
 from mg3d.training.chunks import features_in_chunks
 from mg3d.training.optim import build_optimizer, parameter_groups
-from mg3d.training.queue import FeatureQueue
-from mg3d.types import Batch, Features, QueueRows
+from mg3d.types import Batch
 
 
 class PretrainModule(pl.LightningModule):
@@ -29,7 +28,6 @@ class PretrainModule(pl.LightningModule):
             run draws what the unbroken one would have drawn.
         chunk: patients whose graph is held at a time, see `chunks`; 0 = all.
         identity: builtins stored with every checkpoint (the settings it belongs to).
-        queue: keeps what was computed from earlier studies, for steps of one pass; None = nothing is kept.
     """
 
     def __init__(
@@ -42,7 +40,6 @@ class PretrainModule(pl.LightningModule):
         seed: int,
         identity: Mapping[str, Any],
         chunk: int = 0,
-        queue: FeatureQueue | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -52,26 +49,18 @@ class PretrainModule(pl.LightningModule):
         self.seed = seed
         self.identity = dict(identity)
         self.chunk = chunk
-        self.queue = queue
-        self._for_queue: QueueRows | None = None
         self.latest_terms: dict[str, Tensor] = {}
         """Of the last training pass, this rank's share, without a graph."""
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Every active objective's value (this rank's share of the global mean) and, last, their weighted `total`."""
-        return self._terms(features_in_chunks(self.model, batch, self.chunk))
-
-    def _terms(self, features: Features) -> dict[str, Tensor]:
+        """Loss of every active objective (this rank's part of the global mean) and, last, their weighted `total`."""
+        features = features_in_chunks(self.model, batch, self.chunk)
         values = {name: loss(**{field: getattr(features, field) for field in loss.inputs}) for name, loss in self.losses.items()}
         return values | {"total": sum(self.loss_weights[name] * value for name, value in values.items())}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The total of one batch, with a graph."""
-        features = features_in_chunks(self.model, batch, self.chunk)
-        if self.queue is not None:
-            self._for_queue = self.queue.take(features)
-            features = features._replace(queue=self.queue.rows(self.device))
-        terms = self._terms(features)
+        terms = self.terms(batch)
         self.latest_terms = {name: term.detach() for name, term in terms.items()}
         self._log("train", _means_over_ranks(self.latest_terms), batch)
         return terms["total"]
@@ -88,7 +77,7 @@ class PretrainModule(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_index: int) -> Batch:
         """The batch as the model reads it: its stored voxels become intensities here, on the device."""
-        return convert(batch, dtype=next(self.model.parameters()).dtype)
+        return convert_volumes(batch, dtype=next(self.model.parameters()).dtype)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Seeds this step's draws inside the model."""
@@ -96,17 +85,13 @@ class PretrainModule(pl.LightningModule):
         torch.manual_seed(int(words[0]) >> 1)
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
-        """An optimiser step, after which the averaged copies of trained encoders and the queue follow."""
+        """An optimizer step, followed by the EMA update of target encoders."""
         super().optimizer_step(*arguments, **named)
         self.model.update_ema()
-        if self.queue is not None:
-            self.queue.push(self._for_queue)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the checkpoint belongs to, and the queue."""
+        """Adds the identity of the run."""
         checkpoint["mg3d"] = self.identity
-        if self.queue is not None:
-            checkpoint["contrast_queue"] = self.queue.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes back to the last whole optimiser step.
@@ -114,8 +99,6 @@ class PretrainModule(pl.LightningModule):
         A run that stopped between two steps has counted passes whose gradients are lost; they come again. Counted from the
         steps, the pass index also fits when the run goes on with another number of ranks.
         """
-        if self.queue is not None:
-            self.queue.restore(checkpoint["contrast_queue"])
         steps = checkpoint["global_step"]
         passes = steps * self.trainer.accumulate_grad_batches
         loop = checkpoint["loops"]["fit_loop"]
@@ -123,8 +106,11 @@ class PretrainModule(pl.LightningModule):
             counters = loop["epoch_loop.batch_progress"][scope]
             counters.update(dict.fromkeys(counters, passes))
         # Where a validation is due, Lightning comes by once more without training, and counts the step then.
-        validated = self.trainer.enable_validation and passes % self.trainer.val_check_interval == 0
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - int(validated)
+        is_due = self.trainer.enable_validation and passes % self.trainer.val_check_interval == 0
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - int(is_due)
+        if is_due and not checkpoint["validated"]:  # one batch started and none done: Lightning validates before it trains on
+            for scope in ("total", "current"):
+                loop["epoch_loop.val_loop.batch_progress"][scope].update(ready=1, started=1, processed=0, completed=0)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and a per-step schedule."""

@@ -14,17 +14,17 @@ from mg3d.settings.schema import ModelSettings
 
 OBJECTIVES: dict[str, Callable[[ModelSettings], Objective]] = {
     "mlm": lambda model: MLMLoss(),
-    "sal": lambda model: SALLoss(per=model.sal_per),
+    "sal": lambda model: SALLoss(per="sentence" if model.wiring == "paper" else "patient"),
     "mim": lambda model: MIMLoss(),
-    "cml": lambda model: CMLLoss(exclude_duplicates=model.exclude_duplicates),
-    "dcl": lambda model: DCLLoss(exclude_duplicates=model.exclude_duplicates),
+    "cml": lambda model: CMLLoss(exclude_duplicates=model.wiring == "paper"),
+    "dcl": lambda model: DCLLoss(exclude_duplicates=model.wiring == "paper"),
     "ssm": lambda model: SSMLoss(
         same_above=model.ssm_same_above,
         differ_below=model.ssm_differ_below,
-        form=model.ssm_form,
-        use_polarity=model.ssm_form == "two_means",
+        form="two_means" if model.wiring == "paper" else "pair_mean",
+        use_polarity=model.wiring == "paper",
     ),
-    "cap": lambda model: CaptionLoss(smoothing=model.caption_label_smoothing),
+    "captioning": lambda model: CaptionLoss(smoothing=model.caption_label_smoothing),
 }
 """Order = order of the log. The weight of NAME is the setting `weight_NAME`."""
 

@@ -15,9 +15,11 @@ from rich.console import Console
 from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.datamodules.multitask import MultiTaskDataModule
-from mg3d.datasets.checks import require_sound
+from mg3d.datasets.integrity import require_valid
 from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
 from mg3d.distributed import rank
+from mg3d.evaluation.evidence import held_out_studies, open_scene, show_evidence, write_evidence
+from mg3d.evaluation.label_probe import build_probe, train_probe
 from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained, build_vision
 from mg3d.models.flops import ReportShape, count_step, needed_flops
@@ -26,12 +28,10 @@ from mg3d.settings.parse import defaults, flatten
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
 from mg3d.training.compiled import compile_encode, require_compiler
-from mg3d.training.evidence import held_out_studies, show_evidence, write_evidence
-from mg3d.training.label_probe import diagnose_labels
 from mg3d.training.module import PretrainModule
 from mg3d.training.objectives import build_losses
-from mg3d.training.queue import FeatureQueue
-from mg3d.training.trainer import BatchPlan, ToldToStop, build_trainer, plan_batches, resolve_accelerator
+from mg3d.training.optim import build_optimizer
+from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator
 
 MACHINE_SETTINGS = (
     "accelerator", "devices", "num_nodes", "num_workers", "log_interval", "val_interval", "val_batches", "resume_from",
@@ -83,7 +83,7 @@ def pretrain(settings: Settings) -> None:
     plan = plan_batches(settings)
     refuse_now(settings, starts=checkpoint is None)
     if is_first_rank():
-        for note in require_sound(settings.data.data_root, settings.data.datasets):
+        for note in require_valid(settings.data.data_root, settings.data.datasets):
             say(note)
     if settings.run.evidence:
         held_out_studies(settings)  # refused now rather than after the training
@@ -107,7 +107,6 @@ def pretrain(settings: Settings) -> None:
         optim=settings.optim,
         seed=settings.run.seed,
         chunk=settings.optim.grad_cache_chunk,
-        queue=_queue(settings, weights),
         identity=identity(settings, model) | {"volumes_per_pass": plan.per_pass, "tokenizer": origin, "recipes": data.recipes},
     )
     trainer = build_trainer(settings, run_dir, validates=data.validates, volume_flops=volume_flops(settings, model))
@@ -126,9 +125,9 @@ def pretrain(settings: Settings) -> None:
     begin = time.monotonic()
     fit(trainer, module, data, checkpoint)
     say(f"trained {trainer.global_step} steps in {(time.monotonic() - begin) / 60:.1f} minutes")
+    if trainer.global_step < settings.optim.max_steps and any(getattr(one, "preempted", False) for one in trainer.callbacks):
+        raise Preempted(trainer.global_step)
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
-    if trainer.global_step < settings.optim.max_steps and any(getattr(one, "was_told", False) for one in trainer.callbacks):
-        raise ToldToStop(f"stopped at step {trainer.global_step} by a signal; resume_from=auto goes on from there")
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
 
@@ -139,11 +138,6 @@ def refuse_now(settings: Settings, *, starts: bool) -> None:
         load(settings, build_vision(settings))
     if settings.run.compile and is_first_rank():
         require_compiler("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-
-
-def _queue(settings: Settings, weights: Mapping[str, float]) -> FeatureQueue | None:
-    size = settings.optim.contrast_queue
-    return FeatureQueue(size, with_cml="cml" in weights, with_ssm="ssm" in weights) if size else None
 
 
 def identity(settings: Settings, model: MG3D) -> dict[str, Any]:
@@ -210,7 +204,16 @@ def evaluate(settings: Settings) -> None:
         raise FileNotFoundError(
             f"no checkpoint in {run_dir / 'checkpoints'}; train first, or set resume_from to a checkpoint file"
         )
-    write_evidence(settings, run_dir, checkpoint, say=say)
+    data = build_data(settings)
+    data.tokenizer = build_tokenizer(settings, run_dir, data)
+    device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
+    scene = open_scene(
+        settings, train=data.train_parts[0], tokenizer=data.tokenizer, collator=data.collator(), device=device
+    )
+    say(f"evidence: {len(scene.test)} held-out studies of {len(set(scene.test.patients))} patients unseen in training")
+    if settings.run.ground_truth_root and scene.truths is None:
+        say(f"ground_truth_root={settings.run.ground_truth_root} has no ground truth of these studies; continuing without it")
+    write_evidence(scene, run_dir, checkpoint)
     show_evidence(run_dir)
 
 
@@ -219,8 +222,14 @@ def _resuming(settings: Settings, resume_from: str) -> Settings:
 
 
 def diagnose(settings: Settings) -> None:
-    """Learns the labels directly from the volumes, to see whether every finding can be seen at this grid."""
-    diagnose_labels(settings, run_folder(settings), say=say)
+    """Trains the volume encoder on the labels; logs the AUROC of each finding on val and writes `diagnosis.json`."""
+    probe = build_probe(settings)
+    fit_voxels(probe.model, build_data(settings))
+    probe = probe.to("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
+    result = train_probe(probe, settings, *build_optimizer([{"params": probe.parameters()}], settings.optim))
+    write_json(run_folder(settings) / "diagnosis.json", result)
+    for name, value in sorted(result.items(), key=lambda item: -item[1]):
+        say(f"{name:40s} {value:.3f}")
 
 
 def volume_flops(settings: Settings, model: MG3D) -> float:

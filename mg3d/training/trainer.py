@@ -53,48 +53,88 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, stream)
 
 
-class ToldToStop(Exception):
-    """A scheduler's signal ended the training; its checkpoint is written, and the same command goes on."""
+class Preempted(Exception):
+    """Training stopped on a scheduler's signal; its checkpoint is written, and the same command resumes."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step} by a signal; resume_from=auto resumes from there")
 
 
-class StopEarly(Callback):
-    """Ends training between two optimiser steps: after so many minutes of this process (0 = no limit), or when it gets SIGUSR1,
-    which schedulers send before they end a job."""
+class TimeLimit(Callback):
+    """Saves a checkpoint and stops training between two optimiser steps, `minutes` after training starts in this process."""
 
-    def __init__(self, minutes: float) -> None:
-        self.seconds, self.end, self.step = minutes * 60 or float("inf"), float("inf"), 0
-        self.was_told = False
-        """Whether a signal came, to any rank."""
-        self._got_signal = False
-        self._before: Any = None
-
-    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Listens, before loader processes are made: they inherit it, and would be ended by the signal otherwise."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGUSR1, self._note)
-
-    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Listens no more."""
-        if self._before is not None:
-            signal.signal(signal.SIGUSR1, self._before)
-            self._before = None
-
-    def _note(self, *arguments: Any) -> None:
-        self._got_signal = True
+    def __init__(self, path: Path, minutes: float) -> None:
+        self.path, self.seconds, self.deadline = path, minutes * 60, float("inf")
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Starts the clock, anew when a run goes on."""
-        self.end, self.step = time.monotonic() + self.seconds, trainer.global_step
+        """Starts the clock."""
+        self.deadline = time.monotonic() + self.seconds
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
-        """Looks at clock and signal after every optimiser step; what one rank sees counts for all."""
-        if trainer.global_step == self.step:
-            return
-        self.step = trainer.global_step
-        agree = trainer.strategy.reduce_boolean_decision
-        self.was_told = agree(self._got_signal, all=False)
-        is_late = self.end < float("inf") and agree(time.monotonic() >= self.end, all=False)
-        trainer.should_stop = trainer.should_stop or self.was_told or is_late
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Checks the clock after every optimiser step; all ranks stop together."""
+        if _completes_step(trainer, batch_index) and _any_rank(trainer, time.monotonic() >= self.deadline):
+            trainer.save_checkpoint(self.path, weights_only=False)  # before the validation that stopping triggers
+            trainer.should_stop = True
+
+
+class PreemptionHandler(Callback):
+    """Saves a checkpoint and stops training on SIGUSR1, which schedulers send before they end a job.
+
+    Stops between two optimiser steps, or within a validation: that may take longer than the scheduler waits. A validation that
+    is cut off or left out is repeated when the run resumes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.preempted = False
+        """Whether any rank received the signal."""
+        self._signalled = False
+        self._validated_step = -1
+        self._previous_handler: Any = None
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Installs the handler before loader processes start; they inherit it, and would be killed by the signal otherwise."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGUSR1, self._on_signal)
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Restores the previous signal handler."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGUSR1, self._previous_handler)
+            self._previous_handler = None
+
+    def _on_signal(self, *arguments: Any) -> None:
+        self._signalled = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Checks for the signal after every optimiser step; all ranks stop together."""
+        if _completes_step(trainer, batch_index) and _any_rank(trainer, self._signalled):
+            self.preempted = True
+            trainer.save_checkpoint(self.path, weights_only=False)
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # Lightning validates when it is asked to stop
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
+        """Raises Preempted on the signal. Every rank has the same number of validation batches, so no rank is left waiting."""
+        if _any_rank(trainer, self._signalled):
+            trainer.save_checkpoint(self.path, weights_only=False)
+            raise Preempted(trainer.global_step)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Remembers that this step is validated."""
+        self._validated_step = trainer.global_step
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Stores whether this step is validated; read by `PretrainModule.on_load_checkpoint`."""
+        checkpoint["validated"] = self._validated_step == trainer.global_step
+
+
+def _completes_step(trainer: pl.Trainer, batch_index: int) -> bool:
+    return (batch_index + 1) % trainer.accumulate_grad_batches == 0
+
+
+def _any_rank(trainer: pl.Trainer, value: bool) -> bool:
+    return trainer.strategy.reduce_boolean_decision(value, all=False)
 
 
 def resolve_accelerator(run: RunSettings) -> str:
@@ -158,13 +198,7 @@ def share_batch(settings: Settings, ranks: int) -> BatchPlan:
     asked, most = settings.optim.batch_size, settings.optim.per_gpu_batchsize
     share = asked // ranks
     if asked % ranks == 0 and (share <= most or share % most == 0):
-        plan = BatchPlan(ranks, min(share, most), share // min(share, most))
-        if settings.optim.contrast_queue and plan.passes > 1:
-            raise ValueError(
-                f"contrast_queue follows steps of one pass, and batch_size={asked} takes {plan.passes}; use "
-                f"per_gpu_batchsize={share} grad_cache_chunk={most}, which needs no more memory"
-            )
-        return plan
+        return BatchPlan(ranks, min(share, most), share // min(share, most))
     step = ranks if asked <= ranks * most else ranks * most
     works = f"batch_size={-(-asked // step) * step}"
     if asked % ranks:
@@ -196,7 +230,7 @@ def build_strategy(settings: Settings) -> DDPStrategy:
     off = any(weight == 0 for weight in vars(settings.loss).values())
     return DDPStrategy(
         process_group_backend="gloo" if resolve_accelerator(settings.run) == "cpu" else None,
-        find_unused_parameters=settings.model.fusion == "gate" or off,
+        find_unused_parameters=settings.model.wiring != "paper" or off,
     )
 
 
@@ -223,7 +257,9 @@ def build_trainer(
     # Its own way of going on in another job would not know where in the data a run stands.
     by_srun = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
     environment = [SLURMEnvironment(auto_requeue=False)] if by_srun else []
-    watches = (StopEarly(run.max_minutes), StopAtNotFinite(run_dir), speed)
+    last = run_dir / "checkpoints" / "last.ckpt"
+    limits = (TimeLimit(last, run.max_minutes),) if run.max_minutes else ()
+    watches = (PreemptionHandler(last), *limits, StopAtNotFinite(run_dir), speed)
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=devices,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mg3d.benchmarks.fresh import Memory
-from mg3d.benchmarks.stock import StockSwin
+from mg3d.benchmarks.monai_baseline import MonaiSwin
 from mg3d.benchmarks.timing import Comparison, Options
 from mg3d.models.vision.swin import SwinEncoder
 from tools import benchmark
@@ -17,7 +17,7 @@ from tools import benchmark
 def test_monais_code_over_our_weights_gives_our_maps(fused):
     torch.manual_seed(0)
     encoder = SwinEncoder(embed_width=12, depths=(2, 1), heads=(2, 3), window_size=3, mask_token=True).double()
-    stock = StockSwin(encoder, fused=fused)
+    stock = MonaiSwin(encoder, fused=fused)
     volume, hidden = torch.rand(2, 1, 16, 8, 24).double(), torch.rand(2, 4, 2, 6) < 0.5
     with torch.no_grad():
         for ours, theirs in zip(encoder(volume, hidden), stock(volume, hidden), strict=True):

@@ -109,7 +109,7 @@ def test_every_style_of_prefix_is_found(prefix, whole, tmp_path):
     model = encoder = small_swin()
     if whole:
         sizes = {"embed_dim": 12, "patch_size": 2, "window_size": 3, "depths": [2, 1], "num_heads": [2, 3], "hidden_size": 24}
-        options = {"text_encoder": "x", "freeze_text": True, "mim_fill": "zero", "image_size": 32, "mim_patch_size": 8}
+        options = {"text_encoder": "x", "freeze_text": True, "weight_mim": 0.0, "image_size": 32, "mim_patch_size": 8}
         model = pretraining_model("tiny", **sizes, **options)
         encoder = model.vision
     state = small_state(encoder)

@@ -11,11 +11,11 @@ from mg3d.datamodules import multitask
 from mg3d.datamodules.ct_rate import CTRateDataModule
 from mg3d.datamodules.ctrg import CTRGDataModule
 from mg3d.datamodules.multitask import MultiTaskDataModule
-from mg3d.datamodules.sampler import Stream, TrainingBatches, ValidationBatches
+from mg3d.datamodules.sampler import Stream, TrainBatchSampler, ValBatchSampler
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import convert
+from mg3d.datasets.windowing import convert_volumes
 from mg3d.settings.parse import parse
 from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import AugmentSettings
@@ -35,8 +35,8 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("arrows")
     write_split(root, "ct_rate", "train", patients=9, reconstructions=2)
     write_split(root, "ct_rate", "val", patients=5)
-    write_split(root, "ctrg", "train", patients=3, unit="grey8")
-    write_split(root, "ctrg", "val", patients=2, unit="grey8")
+    write_split(root, "ctrg", "train", patients=3, unit="uint8_unknown_window")
+    write_split(root, "ctrg", "val", patients=2, unit="uint8_unknown_window")
     return root
 
 
@@ -52,7 +52,7 @@ def test_every_study_comes_once_per_epoch_in_a_new_order():
         assert Counter((draw.dataset, draw.study) for draw in draws) == Counter(
             [(0, s) for s in range(5)] + [(1, s) for s in range(3)]
         )
-    assert [draw.words[1] for draw in epochs[2]] == [2] * 8
+    assert [draw.seed[1] for draw in epochs[2]] == [2] * 8
     assert len({tuple(draw[:2] for draw in draws) for draws in epochs}) == 3
 
 
@@ -66,19 +66,19 @@ def test_weights_give_the_share_of_the_draws_and_full_epochs_within_a_set():
 
 def test_any_number_of_ranks_sees_the_same_stream():
     stream = Stream([7, 4], seed=3)
-    alone = list(islice(TrainingBatches(stream, batch_size=6, rank=0, world_size=1), 4))
-    pair = [list(islice(TrainingBatches(stream, batch_size=3, rank=rank, world_size=2), 4)) for rank in (0, 1)]
+    alone = list(islice(TrainBatchSampler(stream, batch_size=6, rank=0, world_size=1), 4))
+    pair = [list(islice(TrainBatchSampler(stream, batch_size=3, rank=rank, world_size=2), 4)) for rank in (0, 1)]
     assert alone == [first + second for first, second in zip(*pair, strict=True)]
-    later = TrainingBatches(stream, batch_size=6, rank=0, world_size=1, start=2)
+    later = TrainBatchSampler(stream, batch_size=6, rank=0, world_size=1, start=2)
     assert next(iter(later)) == alone[2]
 
 
 def test_ranks_validate_equally_many_batches_without_overlap():
-    ranks = [ValidationBatches([9, 4], batch_size=2, rank=rank, world_size=3, seed=0) for rank in range(3)]
+    ranks = [ValBatchSampler([9, 4], batch_size=2, rank=rank, world_size=3, seed=0) for rank in range(3)]
     assert [len(batches) for batches in ranks] == [2, 2, 2]
     seen = [draw[:2] for batches in ranks for batch in batches for draw in batch]
     assert len(set(seen)) == len(seen) == 12
-    assert len(list(ValidationBatches([2], batch_size=4, rank=0, world_size=2, seed=0))) == 1
+    assert len(list(ValBatchSampler([2], batch_size=4, rank=0, world_size=2, seed=0))) == 1
 
 
 @pytest.mark.parametrize(("sizes", "weights"), [([0], ()), ([3, 0], (1, 1)), ([3, 2], (0, 0)), ([3, 2], (-1, 2))])
@@ -105,7 +105,8 @@ def test_workers_change_nothing_and_a_run_can_go_on(root, tokenizer):
     data.start_step = 3
     for one, other in zip(plain[3:], islice(data.train_dataloader(), 2), strict=True):
         assert one.study_id == other.study_id
-        tensors = [(left, right) for left, right in zip(convert(one), convert(other), strict=True) if torch.is_tensor(left)]
+        pairs = zip(convert_volumes(one), convert_volumes(other), strict=True)
+        tensors = [(left, right) for left, right in pairs if torch.is_tensor(left)]
         assert len(tensors) > 10
         assert all(torch.equal(left, right) for left, right in tensors)
 
@@ -114,7 +115,7 @@ def test_workers_change_nothing_and_a_run_can_go_on(root, tokenizer):
 def test_each_set_has_its_own_module(root, tokenizer, module, dataset):
     batch = next(iter(module(storage=Storage(root), tokenizer=tokenizer, **OPTIONS).val_dataloader()))
     assert all(name.startswith(f"{dataset}/val") for name in batch.study_id)
-    assert np.isfinite(convert(batch).volume).all()
+    assert np.isfinite(convert_volumes(batch).volume).all()
 
 
 def test_one_empty_validation_split_leaves_the_other(tmp_path, tokenizer):
@@ -225,8 +226,8 @@ def test_changes_of_volumes_are_those_of_their_position_for_any_ranks_and_worker
     changes = AugmentSettings(augment_crop=(0.5, 0.9), augment_rotation_deg=10.0, augment_shift=0.1, augment_noise=0.1)
     reading = {"storage": Storage(root), "datasets": ("ct_rate", "ctrg"), "dataset_weights": (), "tokenizer": tokenizer}
     whole = MultiTaskDataModule(**reading, **OPTIONS, changes=changes)
-    steps = [convert(batch) for batch in islice(whole.train_dataloader(), 3)]
-    assert not torch.equal(convert(next(iter(whole.val_dataloader()))).volume, steps[0].volume)
+    steps = [convert_volumes(batch) for batch in islice(whole.train_dataloader(), 3)]
+    assert not torch.equal(convert_volumes(next(iter(whole.val_dataloader()))).volume, steps[0].volume)
     parts = []
     for rank in range(ranks):
         monkeypatch.setattr(multitask, "rank", lambda rank=rank: rank)
@@ -234,7 +235,7 @@ def test_changes_of_volumes_are_those_of_their_position_for_any_ranks_and_worker
         sized = OPTIONS | {"per_gpu_batchsize": 4 // ranks, "num_workers": ranks}
         data = MultiTaskDataModule(**reading, **sized, changes=changes)
         data.start_step = 1
-        parts.append([convert(batch).volume for batch in islice(data.train_dataloader(), 2)])
+        parts.append([convert_volumes(batch).volume for batch in islice(data.train_dataloader(), 2)])
     for step, pieces in zip(steps[1:], zip(*parts, strict=True), strict=True):
         assert torch.equal(torch.cat(pieces), step.volume)
 

@@ -7,7 +7,7 @@ from mg3d.datasets import augment
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import volumes
+from mg3d.datasets.windowing import to_intensities
 from mg3d.settings.schema import AugmentSettings
 
 WINDOW = (-1000.0, 1000.0)
@@ -139,10 +139,10 @@ def studies(tmp_path_factory):
 
 
 def test_a_volume_is_changed_alike_in_any_batch_and_anew_in_every_epoch(studies, collators):
-    together = volumes(collators["changed"]([studies.sample(study, (5, 1, study)) for study in (4, 2, 3)]).volume)
-    alone = volumes(collators["changed"]([studies.sample(2, (5, 1, 2))]).volume)
+    together = to_intensities(collators["changed"]([studies.sample(study, (5, 1, study)) for study in (4, 2, 3)]).volume)
+    alone = to_intensities(collators["changed"]([studies.sample(2, (5, 1, 2))]).volume)
     assert torch.equal(together[1], alone[0])
-    later = volumes(collators["changed"]([studies.sample(2, (5, 2, 2))]).volume)
+    later = to_intensities(collators["changed"]([studies.sample(2, (5, 2, 2))]).volume)
     assert not torch.equal(later, alone)
 
 

@@ -10,7 +10,7 @@ from mg3d.datasets.collate import Collator
 from mg3d.datasets.masking import WordMasker, choose_view, hidden_cubes
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import encode_report, load_tokenizer, lower
-from mg3d.datasets.window import intensities
+from mg3d.datasets.windowing import sample_intensities
 from mg3d.sentence_spans import polarity, text_key
 
 READING = {"text_unit": "clause", "window_hu": (-1000.0, 1000.0)}
@@ -43,7 +43,7 @@ def test_missing_cut_and_foreign_files_are_told_apart(index_file, tmp_path):
         VolumeIndex(tmp_path / "clm_ct_rate_train.arrow")
     cut = tmp_path / "cut.arrow"
     cut.write_bytes(index_file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="no complete Arrow file"):
+    with pytest.raises(ValueError, match="not a complete Arrow file"):
         len(VolumeIndex(cut))
 
 
@@ -53,7 +53,7 @@ def test_one_reconstruction_is_drawn_per_study(index_file):
     drawn = [studies.sample(4, (0, epoch, 4)).volume[0, 0, 0, 0] for epoch in range(40)]
     assert set(drawn) == {-988, -987, -986}
     assert studies.sample(4).volume[0, 0, 0, 0] == -988
-    assert intensities(studies.sample(4))[0, 0, 0, 0] == pytest.approx(12 / 2000)
+    assert sample_intensities(studies.sample(4))[0, 0, 0, 0] == pytest.approx(12 / 2000)
     assert studies.sample(4, (0, 3, 4)).volume[0, 0, 0, 0] == drawn[3]
 
 
@@ -87,7 +87,7 @@ def test_a_cut_report_keeps_its_end_token_and_loses_whole_sentences(tokenizer):
     encoded = encode_report(tokenizer, report, units, 8)
     assert len(encoded.ids) == 8
     assert encoded.ids[-1] == tokenizer.sep_token_id
-    assert encoded.units == units[:2]
+    assert encoded.sentence_spans == units[:2]
     assert encoded.sentence_index.max() == 1
 
 
@@ -189,9 +189,9 @@ def test_a_batch_holds_what_its_types_say(tokenizer, index_file):
     assert batch.patch_mask.shape == (3, 4, 3, 2)
     assert (batch.patch_mask.flatten(1).sum(1) == 12).all()
     assert batch.attention_mask.shape == batch.report_ids.shape == batch.mlm_ids.shape == batch.sentence_index.shape
-    assert batch.sentence_mask.sum(1).tolist() == [len(studies.report(study).units) for study in (0, 3, 9)]
+    assert batch.sentence_mask.sum(1).tolist() == [len(studies.report(study).sentence_spans) for study in (0, 3, 9)]
     for row, sample in enumerate(samples):
-        texts = [polarity(sample.report[start:end]) for start, end in sample.units]
+        texts = [polarity(sample.report[start:end]) for start, end in sample.sentence_spans]
         assert batch.sentence_polarity[row, : len(texts)].tolist() == texts
     asked = batch.mlm_labels != -100
     assert (batch.mlm_labels[asked] == batch.report_ids[asked]).all()
@@ -214,7 +214,7 @@ def test_in_every_epoch_the_words_that_are_hidden_are_the_ones_asked(tokenizer, 
 def test_reports_are_padded_to_the_longest_or_to_the_most_with_nothing_else_changed(tokenizer, index_file):
     studies = Studies(VolumeIndex(index_file), **READING)
     samples = [studies.sample(study, (0, 0, study)) for study in (0, 3)]
-    short, full = (Collator(tokenizer, **OPTIONS, pad_to_most=flag)(samples) for flag in (False, True))
+    short, full = (Collator(tokenizer, **OPTIONS, pad_to_max_length=flag)(samples) for flag in (False, True))
     longest = int(short.attention_mask.sum(1).max())
     assert longest < OPTIONS["max_text_len"]
     for name in ("report_ids", "attention_mask", "sentence_index", "mlm_ids", "mlm_labels"):
@@ -246,7 +246,7 @@ def test_equal_reports_have_one_report_key_whatever_the_contrast_sees(tokenizer,
     studies = Studies(VolumeIndex(index_file), **READING)
     collate = Collator(tokenizer, **OPTIONS)
     sample = studies.sample(2)
-    twins = collate([sample._replace(patient_id=str(place), draw=(5, 1, place)) for place in range(6)])
+    twins = collate([sample._replace(patient_id=str(place), seed=(5, 1, place)) for place in range(6)])
     assert len(set(twins.report_key.tolist())) == 1
     assert len(set(twins.view_key.flatten().tolist())) > 1
     assert len(set(twins.patient_key.tolist())) == 6

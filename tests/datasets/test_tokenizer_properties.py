@@ -80,18 +80,18 @@ def test_tokens_belong_to_the_sentence_whose_characters_they_are(tokenizers, nam
     whole = encode_report(tokenizer, report, units, 10_000)
     text = "".join(small if len(small := letter.lower()) == 1 else letter for letter in report)
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    owner = [units.index(whole.units[place]) if place >= 0 else -1 for place in whole.sentence_index]
+    owner = [units.index(whole.sentence_spans[place]) if place >= 0 else -1 for place in whole.sentence_index]
     assert owner == slow_index(offsets, units)
     cut = encode_report(tokenizer, report, units, longest)
     kept = len(cut.ids)
     assert kept == min(longest, len(whole.ids))
     assert cut.ids[-1] == tokenizer.sep_token_id
     np.testing.assert_array_equal(cut.ids[:-1], whole.ids[: kept - 1])
-    assert [cut.units[place] if place >= 0 else None for place in cut.sentence_index[:-1]] == [
-        whole.units[place] if place >= 0 else None for place in whole.sentence_index[: kept - 1]
+    assert [cut.sentence_spans[place] if place >= 0 else None for place in cut.sentence_index[:-1]] == [
+        whole.sentence_spans[place] if place >= 0 else None for place in whole.sentence_index[: kept - 1]
     ]
-    assert set(cut.sentence_index) - {-1} == set(range(len(cut.units)))
-    assert all(before[1] <= after[0] for before, after in pairwise(cut.units))
+    assert set(cut.sentence_index) - {-1} == set(range(len(cut.sentence_spans)))
+    assert all(before[1] <= after[0] for before, after in pairwise(cut.sentence_spans))
 
 
 def test_a_space_in_a_token_does_not_cost_a_sentence_its_first_word(tokenizers):
@@ -100,4 +100,4 @@ def test_a_space_in_a_token_does_not_cost_a_sentence_its_first_word(tokenizers):
         encoded = encode_report(tokenizer, report, [(0, 19), (20, 32)], 99)
         if name != "across_words":
             assert (encoded.sentence_index[1:-1] >= 0).all(), name
-        assert encoded.units == ((0, 19), (20, 32))
+        assert encoded.sentence_spans == ((0, 19), (20, 32))

@@ -213,9 +213,9 @@ def test_what_is_measured_agrees_with_a_slow_version():
     generator = np.random.default_rng(0)
     stored = generator.integers(0, 1200, (37, 19, 26)).astype(np.int16)
     stored[:, :2] = 0
-    facts = facts_of(Voxels(stored, (1.0, -8192.0), "hu", "csv", (1.0, 2.0, 3.0)))
+    facts = facts_of(Voxels(stored, (1.0, -8192.0), "hu", "metadata_table", (1.0, 2.0, 3.0)))
     assert facts.padding == 1.0
-    facts = facts_of(Voxels(stored, (2.0, -1000.0), "hu", "csv", ()))
+    facts = facts_of(Voxels(stored, (2.0, -1000.0), "hu", "metadata_table", ()))
     hu = stored.astype(np.float64) * 2 - 1000
     assert facts.sha256 == hashlib.sha256(hu.astype(np.int16).tobytes()).hexdigest()
     edges = [[side * k // 8 for k in range(9)] for side in stored.shape]
@@ -261,7 +261,11 @@ def test_wrong_hu_of_many_volumes_block_and_of_few_warn(tmp_path, odd, code, wro
 
 def test_little_air_is_no_chest_and_grey_values_are_not_judged(tmp_path):
     here = catalogue(tmp_path, ["train_1_a_1", "train_2_a_1", "train_3_a_1"])
-    facts = {0: flat(0)._replace(inside_air=0.049), 1: flat(1)._replace(inside_air=0.051), 2: flat(2, "grey8", air_peak=0.0)}
+    facts = {
+        0: flat(0)._replace(inside_air=0.049),
+        1: flat(1)._replace(inside_air=0.051),
+        2: flat(2, "uint8_unknown_window", air_peak=0.0),
+    }
     (finding,) = volumes.check_chest(here, facts)
     assert finding.volumes == ("ct_rate/train_1_a_1",)
 
@@ -297,7 +301,7 @@ def test_near_copies_need_both_the_hash_and_the_means():
     means = np.stack([base, base + 2, base * 1.2, generator.normal(0, 100, 512).astype(np.float32)])
     assert near(means, 3.0) == {(0, 1)}
     assert near(means, 1.0) == set()
-    grey = {0: VolumeFacts(unit="hu", blocks=base), 1: VolumeFacts(unit="grey8", blocks=base)}
+    grey = {0: VolumeFacts(unit="hu", blocks=base), 1: VolumeFacts(unit="uint8_unknown_window", blocks=base)}
     assert find_copies(grey) == set()
 
 

@@ -13,7 +13,7 @@ from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 
 NAMES = ("MSD", "Covid19_20", "ACDC")
-SMALL = ["epochs=1", "num_workers=0", "resamples=10", "accelerator=cpu", "max_cases=2", "batch_size=1"]
+SMALL = ["epochs=1", "num_workers=0", "n_bootstrap=10", "accelerator=cpu", "max_cases=2", "batch_size=1"]
 
 
 def options_of(name):
@@ -238,7 +238,7 @@ def test_lists_of_another_shape_are_one_sentence(name, change, tiny_set, tmp_pat
 def test_a_short_training_learns_something(name, tiny_set, tmp_path):
     root = tiny_set(name, **options_of(name))
     more = ["task=Task06_Lung"] if name == "MSD" else []
-    chosen = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=one", "epochs=12", "resamples=10", "accelerator=cpu", *more]
+    chosen = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=one", "epochs=12", "n_bootstrap=10", "accelerator=cpu", *more]
     assert run(load(name).TASK, chosen) == 0
     (file,) = tmp_path.rglob("scores.json")
     scores = {score["name"]: score["value"] for score in json.loads(file.read_text())["scores"]["val"]}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_card import WINDOW, small_card, write
 
-from mg3d.datasets.evaluation_lists import RULES
+from mg3d.datasets.evaluation_sets import RULES
 from mg3d.evaluation.cards import CARDS, find_card, partial_mark
 from mg3d.evaluation.cases import Cases, text_hash
 from mg3d.glossary import LABELS, PROMPTS

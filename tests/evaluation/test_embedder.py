@@ -69,12 +69,12 @@ def test_a_model_whose_sentences_do_not_look_has_maps_of_its_contrast_alone(toke
 
 def test_sentences_are_those_that_are_read(tokenizer):
     ((whole, vectors),) = embedder(tokenizer).sentences([REPORT])
-    assert whole.units == REPORT.units
+    assert whole.sentence_spans == REPORT.sentence_spans
     assert vectors.shape == (2, 16)
     short = embedder(tokenizer)
     short.max_text_len = 7
     ((cut, vectors),) = short.sentences([REPORT])
-    assert cut.units == REPORT.units[:1]
+    assert cut.sentence_spans == REPORT.sentence_spans[:1]
     assert len(vectors) == 1
 
 

@@ -21,8 +21,8 @@ from mg3d.evaluation.retrieval import ALIKE, directions, jaccard_rows, recall_ro
 from mg3d.glossary import ENSEMBLE, LABELS, PROMPTS, prompts
 from mg3d.metrics.classification import auroc
 
-CARD = dataclasses.replace(find_card("phantom"), resamples=20, bins=2, wording="there_is", wordings=("there_is", "ct_clip"))
-SETTINGS = {"resamples": 20, "seed": 0}
+CARD = dataclasses.replace(find_card("phantom"), n_bootstrap=20, bins=2, wording="there_is", wordings=("there_is", "ct_clip"))
+SETTINGS = {"n_bootstrap": 20, "seed": 0}
 
 
 def known_scores(cases=60):

@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *, embedder=None, partial=False, **changes):
-    card = small_card(**{"volumes": 24, "studies": 12, "patients": 12, "resamples": 4, "recall_ks": (1, 5), **changes})
+    card = small_card(**{"volumes": 24, "studies": 12, "patients": 12, "n_bootstrap": 4, "recall_ks": (1, 5), **changes})
     cases = Cases(folder, card, window_hu=WINDOW)
     parts = [probes_part, stress_part]
     return run_card(card, cases, embedder or SideEmbedder(), model={"name": "by hand"}, partial=partial, batch=5, parts=parts)
@@ -92,13 +92,13 @@ def test_a_better_model_differs_from_a_worse_one_and_none_from_itself(folder, re
             return super().volumes(volumes.flip(-1))
 
     worse = run(folder, embedder=Turned())
-    main, findings = compare(result, worse, resamples=99).values()
+    main, findings = compare(result, worse, n_bootstrap=99).values()
     assert main[0]["difference"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert main[0]["p"] == 2 / 100  # the least that 99 draws can show; the turned signs of twelve patients alone show 1 / 2**11
     assert "volume to report, R@5" in {row["number"] for row in main}
     assert len(findings) == 18
     assert all(row["q"] >= row["p"] for row in findings)
-    same = compare(result, result, resamples=99)["Main numbers, first minus second"]
+    same = compare(result, result, n_bootstrap=99)["Main numbers, first minus second"]
     assert all(row["difference"]["value"] == 0 and row["p"] == 1 for row in same)
 
 
@@ -129,7 +129,7 @@ def test_volumes_without_reports_have_no_text_retrieval_and_unknown_labels_no_nu
     write_result(tmp_path / "result.json", found)
     back = read_result(tmp_path / "result.json")
     assert back.tables["Zero-shot findings"][2]["auroc"] == {"value": None, "low": None, "high": None}
-    assert len(compare(back, back, resamples=9)["AUROC by finding, first minus second"]) == 18
+    assert len(compare(back, back, n_bootstrap=9)["AUROC by finding, first minus second"]) == 18
 
 
 def test_the_dev_part_is_of_whole_patients_and_the_same_whoever_else_is_there():
@@ -141,7 +141,7 @@ def test_the_dev_part_is_of_whole_patients_and_the_same_whoever_else_is_there():
 
 
 def test_a_cell_is_the_value_with_its_interval():
-    found = measured(lambda rows: float(np.mean(np.array([0.0, 1.0, 1.0, 0.0])[rows])), np.arange(4), resamples=200, seed=0)
+    found = measured(lambda rows: float(np.mean(np.array([0.0, 1.0, 1.0, 0.0])[rows])), np.arange(4), n_bootstrap=200, seed=0)
     assert found["value"] == 0.5
     assert 0 <= found["low"] < 0.5 < found["high"] <= 1
     assert shown({"value": 0.5, "low": 0.25, "high": float("nan")}) == "0.500 [0.250, -]"

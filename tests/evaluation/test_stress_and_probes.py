@@ -7,7 +7,7 @@ from mg3d.evaluation.probes import mirror_rows, negation_rows, side_rows, sided_
 from mg3d.evaluation.stress import AS_IT_IS, CHANGES, changed_outputs, changes, stress_rows
 from mg3d.glossary import LABELS
 
-SETTINGS = {"resamples": 20, "seed": 0}
+SETTINGS = {"n_bootstrap": 20, "seed": 0}
 
 
 def ramp():

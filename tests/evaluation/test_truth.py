@@ -21,7 +21,7 @@ from mg3d.phantom.generate import PhantomSettings, draw, generate, plan, read_tr
 from mg3d.sentence_spans import report_units
 from mg3d.settings.schema import CROP
 
-SETTINGS = {"resamples": 20, "seed": 0}
+SETTINGS = {"n_bootstrap": 20, "seed": 0}
 
 
 def test_pointing_mass_and_dice_are_those_computed_by_hand():

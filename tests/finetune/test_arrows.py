@@ -93,7 +93,7 @@ def test_a_run_on_a_prepared_file_gives_the_scores_of_the_raw_folder(prepared, t
             f"run_name=r{number}",
             "epochs=1",
             "accelerator=cpu",
-            "resamples=2",
+            "n_bootstrap=2",
         ]
         assert run(load("stoic2021").TASK, words) == 0
         tables.append((tmp_path / "stoic2021" / f"r{number}" / "fold0" / "predictions_val.csv").read_text())

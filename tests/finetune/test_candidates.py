@@ -13,7 +13,7 @@ from mg3d.finetune.pipeline import TicketSampler, random_steps
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 
-SMALL = ["run_name=r", "epochs=1", "accelerator=cpu", "resamples=5"]
+SMALL = ["run_name=r", "epochs=1", "accelerator=cpu", "n_bootstrap=5"]
 
 
 @pytest.fixture(scope="module")

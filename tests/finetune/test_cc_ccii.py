@@ -18,7 +18,7 @@ from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.usable import set_aside
 
 MODULE = load("cc-ccii")
-SMALL = ["epochs=1", "accelerator=cpu", "resamples=2"]
+SMALL = ["epochs=1", "accelerator=cpu", "n_bootstrap=2"]
 
 
 def read(root, **given):

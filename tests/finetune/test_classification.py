@@ -6,8 +6,8 @@ from downstream.folders import load
 from mg3d.finetune.kinds.classification import Classification
 from mg3d.finetune.settings import FinetuneSettings
 
-STOIC = Classification(load("stoic2021").TASK, FinetuneSettings(resamples=10))
-CCCCII = Classification(load("cc-ccii").TASK, FinetuneSettings(resamples=10))
+STOIC = Classification(load("stoic2021").TASK, FinetuneSettings(n_bootstrap=10))
+CCCCII = Classification(load("cc-ccii").TASK, FinetuneSettings(n_bootstrap=10))
 
 
 def table(kind, targets, scores):

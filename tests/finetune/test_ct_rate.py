@@ -140,7 +140,7 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained):
 
 def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, tmp_path):
     words = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=prompts", "epochs=1",
-             "resamples=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
+             "n_bootstrap=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
     assert run(load("CT-RATE").TASK, words) == 0
     table = tmp_path / "CT-RATE" / "prompts" / "run" / "fold0" / "predictions_test.csv"
     before = pd.read_csv(table)

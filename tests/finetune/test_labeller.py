@@ -77,7 +77,7 @@ def trained(tmp_path_factory):
         f"log_dir={root}",
         "run_name=run",
         "task=labeller",
-        "resamples=0",
+        "n_bootstrap=0",
         "accelerator=cpu",
     ]
     assert run(load("CT-RATE").TASK, [*words, "num_workers=0"]) == 0

@@ -15,7 +15,7 @@ from mg3d.finetune.run import run
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(tiny_set, tmp_path):
     words = [f"data_root={tiny_set('stoic2021')}", f"log_dir={tmp_path}", "run_name=r", "epochs=1", "batch_size=2",
-             "num_workers=0", "resamples=5", "accelerator=cpu", "devices=2", "folds=all", "max_cases=3"]  # fmt: skip
+             "num_workers=0", "n_bootstrap=5", "accelerator=cpu", "devices=2", "folds=all", "max_cases=3"]  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ROOT))}
     script = str(ROOT / "downstream" / "stoic2021" / "finetune.py")

@@ -20,7 +20,7 @@ from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import Preprocess, Task
 from mg3d.glossary import LABELS
 
-SMALL = ["epochs=2", "batch_size=1", "learning_rate=3e-3", "num_workers=0", "resamples=20", "accelerator=cpu", "width=32",
+SMALL = ["epochs=2", "batch_size=1", "learning_rate=3e-3", "num_workers=0", "n_bootstrap=20", "accelerator=cpu", "width=32",
          "heads=4", "layers=1", "most_tokens=24", "beams=2"]  # fmt: skip
 
 

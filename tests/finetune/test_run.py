@@ -18,10 +18,10 @@ from mg3d.finetune.results import read_facts, read_table
 from mg3d.finetune.run import limited, run
 from mg3d.finetune.settings import FinetuneSettings, parse_settings
 from mg3d.glossary import LABELS
-from mg3d.metrics.bootstrap import Comparison
+from mg3d.metrics.bootstrap import PairedDifference
 from mg3d.settings.parse import defaults
 
-SMALL = ["epochs=2", "batch_size=3", "num_workers=0", "resamples=20", "accelerator=cpu"]
+SMALL = ["epochs=2", "batch_size=3", "num_workers=0", "n_bootstrap=20", "accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -351,9 +351,9 @@ def test_scans_that_turn_out_damaged_are_set_aside_and_the_others_scored(trained
 
 
 def test_a_table_of_long_names_fits_a_hundred_columns():
-    rows = {"auroc/" + max(LABELS, key=len): (0.5, 0.25, Comparison(-0.25, -0.523, -0.111, 2 / 301, 200, 2 / 301))}
+    rows = {"auroc/" + max(LABELS, key=len): (0.5, 0.25, PairedDifference(-0.25, -0.523, -0.111, 2 / 301, 200, 2 / 301))}
     header, line = table_lines(
-        rows | {"hd95/right ventricle": (110.5, 1.0, Comparison(-109.5, -120.123, -9.5, 0.0004, 20, 0.0001))}
+        rows | {"hd95/right ventricle": (110.5, 1.0, PairedDifference(-109.5, -120.123, -9.5, 0.0004, 20, 0.0001))}
     )[:2]
     assert max(len(header), len(line)) <= 100
     assert line.split()[-6:] == ["-0.250", "[-0.523,", "-0.111]", "<=", "0.007", "200"]

@@ -59,7 +59,7 @@ def test_a_run_learns_from_it(script, tmp_path):
         "epochs=1",
         "accelerator=cpu",
         "encoder=tiny",
-        "resamples=2",
+        "n_bootstrap=2",
     ]
     assert run(load("stoic2021").TASK, words) == 0
 

@@ -10,7 +10,7 @@ from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.usable import set_aside
 
-SMALL = ["epochs=1", "batch_size=3", "num_workers=0", "resamples=0", "accelerator=cpu"]
+SMALL = ["epochs=1", "batch_size=3", "num_workers=0", "n_bootstrap=0", "accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")

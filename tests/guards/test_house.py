@@ -20,7 +20,7 @@ TREES = {path: ast.parse(path.read_text()) for path in PYTHON}
 LAYERS = {
     "glossary": -1, "types": 0, "distributed": 0, "sentence_spans": 0, "precision": 0, "files": 0, "hub": 0,
     "settings": 1,
-    "datasets": 2, "models": 2, "losses": 2, "metrics": 2, "phantom": 2, "pictures": 2,
+    "datasets": 2, "models": 2, "losses": 2, "metrics": 2, "phantom": 2, "visualize": 2,
     "datamodules": 3, "checkpoints": 3, "preparation": 3, "evaluation": 3,
     "training": 4, "doctor": 4,
     "finetune": 5, "inference": 5, "config": 5, "benchmarks": 5,
@@ -81,9 +81,9 @@ def test_nesting_stays_shallow(path):
         assert depth(node) <= 3, f"{node.name} nests {depth(node)} levels"
 
 
-def test_the_crop_is_written_once():
-    places = [name_of(path) for path in SOURCES if "0.65625" in path.read_text()]
-    assert places == ["mg3d/settings/schema.py"]
+def test_the_crop_is_defined_once():
+    files = [name_of(path) for path in SOURCES if "0.65625" in path.read_text()]
+    assert files == ["mg3d/settings/schema.py"]
 
 
 def test_no_machine_paths_registry_hosts_or_star_imports():
@@ -113,7 +113,7 @@ IMPORT_NAMES = {
     "pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn", "pillow": "PIL", "python-gdcm": "gdcm",
     "simpleitk": "SimpleITK",
 }  # fmt: skip
-"""Package -> what is imported of it, where that has another name."""
+"""Package -> import name, where they differ."""
 
 
 def import_name(line):
@@ -128,13 +128,13 @@ def required():
 
 
 def extras():
-    """Extra -> what is imported of its packages; mg3d[other] stands for another extra."""
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for lines in told.values():
+    """Extra -> import names of its packages; mg3d[other] is expanded."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for lines in declared.values():
         for line in [line for line in lines if line.startswith("mg3d[")]:
-            lines += told[line.removeprefix("mg3d[").removesuffix("]")]
+            lines += declared[line.removeprefix("mg3d[").removesuffix("]")]
             lines.remove(line)
-    return {extra: {import_name(line) for line in lines} for extra, lines in told.items()}
+    return {extra: {import_name(line) for line in lines} for extra, lines in declared.items()}
 
 
 def third_party(paths):
@@ -149,33 +149,33 @@ def third_party(paths):
     return used - set(sys.stdlib_module_names) - {"mg3d"} - ours
 
 
-def imported_late(paths):
-    """First words of what is imported by a call of `import_module` with a name written out."""
+def imported_lazily(paths):
+    """Top-level names of modules imported by `import_module` with a literal name."""
     calls = [node for path in paths for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)]
     named = [call.args[0] for call in calls if ast.unparse(call.func).endswith("import_module")]
     return {name.value.split(".")[0] for name in named if isinstance(name, ast.Constant)}
 
 
 def test_every_required_package_is_used_and_every_used_one_required():
-    for_others = {"torchvision", "setuptools", "tensorboard"}  # imported by timm, Sacred, Lightning's logger
-    assert third_party(SOURCES) == required() - for_others
+    indirect = {"torchvision", "setuptools", "tensorboard"}  # imported by timm, Sacred, Lightning's logger
+    assert third_party(SOURCES) == required() - indirect
 
 
-def test_every_extra_is_imported_late_and_everything_imported_late_is_an_extra():
-    for_others = {"gdcm"}  # imported by pydicom
+def test_exactly_the_packages_of_extras_are_imported_lazily():
+    indirect = {"gdcm"}  # imported by pydicom
     optional = {name for extra, names in extras().items() if extra != "dev" for name in names}
-    assert imported_late(SOURCES) == optional - for_others
+    assert imported_lazily(SOURCES) == optional - indirect
     assert not optional & required()
 
 
-def test_what_the_tests_import_is_in_the_extra_dev():
+def test_packages_imported_by_tests_are_in_the_extra_dev():
     tests = third_party(set(PYTHON) - set(SOURCES)) - required()
     assert "pydicom" in tests
     assert tests <= extras()["dev"]
     assert extras()["dev"] - tests == {"ruff"}
 
 
-def test_readme_words_and_files_exist():
+def test_files_and_links_in_the_readme_exist():
     text = (ROOT / "README.md").read_text()
     for script in re.findall(r"(?:bash|python) ([\w/.-]+\.(?:sh|py))", text):
         assert (ROOT / script).is_file(), f"README names {script}"
@@ -183,7 +183,7 @@ def test_readme_words_and_files_exist():
         assert (ROOT / target).exists(), f"README links {target}"
 
 
-def test_readme_settings_exist():
+def test_settings_and_presets_in_the_readme_exist():
     from mg3d.settings.parse import defaults
     from mg3d.settings.presets import PRESETS
 

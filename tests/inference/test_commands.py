@@ -287,11 +287,11 @@ def test_prepared_studies_are_scans_of_their_own_with_their_reports(model, tmp_p
 
 def test_volumes_prepared_otherwise_than_the_model_s_are_refused(model, tmp_path):
     grid = model.preprocessing.recipe.shape
-    write_split(tmp_path, "ct_rate", "test", patients=1, shape=grid, recipe=Recipe(shape=grid, crop="body").provenance("own"))
+    write_split(tmp_path, "ct_rate", "test", patients=1, shape=grid, recipe=Recipe(shape=grid, crop="body").provenance("custom"))
     with pytest.raises(ValueError, match=r"was prepared otherwise \(crop\) than the model's training volumes"):
         list_scans(model, tmp_path / "clm_ct_rate_test.arrow")
     recipe = Recipe(shape=grid).provenance("ctrg")
-    write_split(tmp_path, "ctrg", "test", patients=1, shape=grid, unit="grey8", recipe=recipe)
+    write_split(tmp_path, "ctrg", "test", patients=1, shape=grid, unit="uint8_unknown_window", recipe=recipe)
     assert len(list_scans(model, tmp_path / "clm_chest_ctrg_test.arrow")) == 1
 
 

@@ -149,7 +149,7 @@ def test_a_run_answers_as_the_folder_saved_of_it(tmp_path, model, scans, name):
 
 
 def test_a_run_s_checkpoint_and_what_is_saved_of_it_tell_its_recipe(tmp_path, capsys):
-    run = run_checkpoint(tmp_path / "run", recipes={"ctrg": {"crop": "of grey volumes"}, "ct_rate": BODY, "own": {"crop": "x"}})
+    run = run_checkpoint(tmp_path / "run", recipes={"ctrg": {"crop": "of grey"}, "ct_rate": BODY, "custom": {"crop": "x"}})
     once = export_run(run / "checkpoints" / "last.ckpt", tmp_path / "once")
     twice = export_run(once, tmp_path / "twice")
     for place in (run, once, twice):
@@ -200,7 +200,7 @@ def test_a_released_encoder_embeds_scans_and_says_that_it_reads_no_text(tmp_path
 
 
 def test_what_the_released_objective_cannot_do_is_said(tmp_path):
-    loaded = mg3d.load(save(tmp_path / "model", cml_pair="multimodal_unimodal"), device="cpu")
+    loaded = mg3d.load(save(tmp_path / "model", wiring="intended"), device="cpu")
     assert loaded.space == IMAGE_ALONE
     scan = loaded.read(chest(0))
     assert loaded.embed(scan).shape == (loaded.vision.channels,)

@@ -135,7 +135,7 @@ def test_what_is_not_known_of_the_training_volumes_is_told():
     assert usual.recipe == Recipe(shape=GRID)
     assert "does not tell how its training volumes were prepared" in usual.note
     assert usual.note.endswith("the central 88% x 66% x 88% of z, y, x")
-    newer = RECIPES["mm"].provenance("own")
+    newer = RECIPES["mm"].provenance("custom")
     other = Preprocessing.of(told | {"recipe": newer | {"limits": {"slices": 3}}})
     assert other.recipe == RECIPES["mm"]
     assert other.note.endswith("another version of the step(s) limits")
@@ -179,7 +179,7 @@ def test_any_scan_becomes_nifti_with_its_hu_where_they_were(tmp_path, kind):
 
 
 BAD = {
-    "text.txt": (b"words", "is no scan that is read here; expected .nii"),
+    "text.txt": (b"words", "is not a format that is read here; expected .nii"),
     "cut.nii.gz": (b"\x1f\x8b\x08\x00", "ends early or is damaged"),
     "head.nii": (b"1" * 400, "the header cannot be read"),
     "other.npz": (b"PK", "the .npz file is damaged"),
@@ -189,7 +189,7 @@ BAD = {
     "away.mhd": (b"NDims = 3\nElementDataFile = ../secret.raw\n", "voxels in another folder"),
     "list.mhd": (b"NDims = 3\nElementDataFile = LIST\na\nb\n", "voxels in another folder or in several files"),
     "broken.mha": (b"ObjectType = Image\nNDims = 3\nElementDataFile = LOCAL\n", "MetaImage file is damaged"),
-    "slice.dcm": (bytes(128) + b"DICM", "this file is one DICOM slice: name its folder"),
+    "slice.dcm": (bytes(128) + b"DICM", "no SeriesInstanceUID"),
 }
 
 

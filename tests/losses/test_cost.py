@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mg3d.losses import contrastive, ssm
-from mg3d.losses.contrastive import sigmoid_contrast, symmetric_info_nce
+from mg3d.losses.contrastive import sigmoid_loss, symmetric_info_nce
 from mg3d.losses.ssm import SSMLoss
 
 WIDTH, SENTENCES = 4, 3
@@ -31,7 +31,7 @@ def info_nce(local):
 
 def sigmoid(local):
     rows = torch.randn(2, local, WIDTH, requires_grad=True)
-    return sigmoid_contrast(rows[0], rows[1], torch.tensor(4.0), torch.tensor(-4.0), keys=(torch.arange(local),))
+    return sigmoid_loss(rows[0], rows[1], torch.tensor(4.0), torch.tensor(-4.0), keys=(torch.arange(local),))
 
 
 def sentences(local):

@@ -4,27 +4,27 @@ import numpy as np
 import pytest
 
 from mg3d.metrics.bootstrap import (
-    Comparison,
+    PairedDifference,
     bootstrap_interval,
     bootstrap_intervals,
+    insufficient_reason,
     paired_comparison,
     paired_comparisons,
     sign_flip_p,
-    too_few,
     two_sided_p,
 )
 from mg3d.metrics.classification import auroc
 
 
-def test_interval_of_a_mean_is_the_textbook_one():
+def test_interval_of_a_mean_matches_the_normal_approximation():
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    low, high = bootstrap_interval(lambda rows: values[rows].mean(), np.arange(400), resamples=3000)
+    low, high = bootstrap_interval(lambda rows: values[rows].mean(), np.arange(400), n_bootstrap=3000)
     width = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - width, abs=0.03)
     assert high == pytest.approx(values.mean() + width, abs=0.03)
 
 
-def test_patients_are_drawn_whole():
+def test_patients_are_resampled_with_all_their_cases():
     patients = np.array(["b", "a", "c", "a", "b", "a"])
     seen = []
 
@@ -32,7 +32,7 @@ def test_patients_are_drawn_whole():
         seen.append(rows)
         return 0.0
 
-    bootstrap_interval(statistic, patients, resamples=50)
+    bootstrap_interval(statistic, patients, n_bootstrap=50)
     for rows in seen:
         drawn = [np.bincount(rows[patients[rows] == name], minlength=6) for name in "abc"]
         assert sum(count.max() for count in drawn) == 3
@@ -41,16 +41,16 @@ def test_patients_are_drawn_whole():
     assert len({tuple(rows) for rows in seen}) > 5
 
 
-def test_repeated_studies_of_a_patient_make_the_interval_wider():
+def test_repeated_studies_of_a_patient_widen_the_interval():
     values = np.repeat(np.random.default_rng(1).normal(size=40), 10)
     one, other = (
-        bootstrap_interval(lambda rows: values[rows].mean(), groups, resamples=1000)
+        bootstrap_interval(lambda rows: values[rows].mean(), groups, n_bootstrap=1000)
         for groups in (np.repeat(np.arange(40), 10), np.arange(400))
     )
     assert (one[1] - one[0]) / (other[1] - other[0]) == pytest.approx(10**0.5, rel=0.12)
 
 
-def test_the_level_and_the_seed_decide_the_interval():
+def test_level_and_seed_determine_the_interval():
     values = np.random.default_rng(2).random(30)
     interval = lambda **named: bootstrap_interval(lambda rows: values[rows].mean(), np.arange(30), **named)  # noqa: E731
     assert interval(seed=4) == interval(seed=4) != interval(seed=5)
@@ -59,62 +59,62 @@ def test_the_level_and_the_seed_decide_the_interval():
 
 
 @pytest.mark.filterwarnings("error")
-def test_draws_without_a_value_are_left_out():
-    groups, turns = np.arange(3), iter([np.nan, 1.0, np.nan, 3.0])
-    assert bootstrap_interval(lambda rows: next(turns), groups, resamples=4, level=1.0) == (1.0, 3.0)
+def test_resamples_without_a_value_are_skipped():
+    groups, values = np.arange(3), iter([np.nan, 1.0, np.nan, 3.0])
+    assert bootstrap_interval(lambda rows: next(values), groups, n_bootstrap=4, level=1.0) == (1.0, 3.0)
     assert np.isnan(bootstrap_interval(lambda rows: float("nan"), groups)).all()
 
 
-def test_too_few_of_a_class_are_told_by_patient():
+def test_too_few_patients_of_a_class_are_reported():
     patients = np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     labels = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0, -1])  # positives of 4 patients, negatives of 5
-    assert too_few(labels, patients) == "too few positives (4)"
-    assert too_few(np.where(labels < 0, -1, 1 - labels), patients, classes=(0,)) == "too few negatives (4)"
-    assert too_few(labels, patients, classes=(0,)) == ""
-    assert too_few(np.zeros(11), patients) == ""  # there is no value either
+    assert insufficient_reason(labels, patients) == "too few positives (4)"
+    assert insufficient_reason(np.where(labels < 0, -1, 1 - labels), patients, classes=(0,)) == "too few negatives (4)"
+    assert insufficient_reason(labels, patients, classes=(0,)) == ""
+    assert insufficient_reason(np.zeros(11), patients) == ""  # no value either
     enough = np.array([1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
-    assert too_few(enough, patients) == ""
-    assert too_few(np.stack([labels, enough], 1), patients) == ""  # a mean of which one part has enough
-    assert too_few(np.stack([labels, labels], 1), patients) == "too few positives (4)"
+    assert insufficient_reason(enough, patients) == ""
+    assert insufficient_reason(np.stack([labels, enough], 1), patients) == ""  # one label of a mean is enough
+    assert insufficient_reason(np.stack([labels, labels], 1), patients) == "too few positives (4)"
 
 
-def test_no_case_is_refused():
+def test_an_empty_group_array_raises():
     with pytest.raises(ValueError, match="no case"):
         bootstrap_interval(lambda rows: 0.0, np.array([]))
 
 
 def test_a_paired_difference_by_hand():
-    # The first is better by 1 in four of 16 patients and equal in the others. A draw has no better one with probability .75 ** 16
-    # = .0100, and never a worse one: p is twice that, of 4000 draws.
+    # The first system is better by 1 in 4 of 16 patients and equal in the others. A resample without a better patient has
+    # probability .75 ** 16 = .0100, and none has a worse one: p is twice that.
     first, second = np.repeat([1.0, 0.0], [4, 12]), np.zeros(16)
-    found = paired_comparison(lambda rows: first[rows].mean(), lambda rows: second[rows].mean(), np.arange(16), resamples=4000)
+    found = paired_comparison(lambda rows: first[rows].mean(), lambda rows: second[rows].mean(), np.arange(16), n_bootstrap=4000)
     assert found.difference == 0.25
     assert found.low > 0
     assert found.p == pytest.approx(2 * 0.75**16, abs=0.006)
     assert found.patients == 16
 
 
-def test_few_patients_have_an_exact_p_of_all_turns_of_signs():
-    parts = np.array([0.9, 0.4, -0.3, 0.8, 0.05, -0.1, 0.6])
-    slow = [abs(sum(sign * part for sign, part in zip(signs, parts))) for signs in product((1, -1), repeat=7)]
-    expected = sum(value >= parts.sum() - 1e-12 for value in slow) / 128
-    assert sign_flip_p(parts) == expected
-    patients = np.repeat(np.arange(7), 2)  # two cases of each: the mean over cases is that over patients
-    first, second = np.repeat(parts, 2) + 1, np.ones(14)
+def test_p_of_few_patients_is_the_exact_sign_flip_p():
+    contributions = np.array([0.9, 0.4, -0.3, 0.8, 0.05, -0.1, 0.6])
+    slow = [abs(sum(sign * part for sign, part in zip(signs, contributions))) for signs in product((1, -1), repeat=7)]
+    expected = sum(value >= contributions.sum() - 1e-12 for value in slow) / 128
+    assert sign_flip_p(contributions) == expected
+    patients = np.repeat(np.arange(7), 2)  # two cases per patient: the mean over cases is the mean over patients
+    first, second = np.repeat(contributions, 2) + 1, np.ones(14)
     found = paired_comparison(lambda rows: first[rows].mean(), lambda rows: second[rows].mean(), patients)
     assert found.p == expected
-    assert sign_flip_p(np.arange(1.0, 9)) == 2 / 2**8  # all on one side: the least that eight can show
+    assert sign_flip_p(np.arange(1.0, 9)) == 2 / 2**8  # all positive: the smallest p of 8 patients
 
 
-def test_p_of_a_median_of_few_patients_is_not_that_of_its_jumping_parts_alone():
-    values = np.array([-1.0, -0.9, -0.8, 0.2, 0.25, 0.3, 0.35, 0.4])  # three of eight lie far below 0: nothing is shown
-    median, nothing = (lambda rows: float(np.median(values[rows]))), (lambda rows: 0.0)
-    parts = 8 * np.median(values) - 7 * np.array([np.median(np.delete(values, place)) for place in range(8)])
-    assert sign_flip_p(parts) == 2 / 2**8
-    assert paired_comparison(median, nothing, np.arange(8)).p > 0.3
+def test_p_of_a_median_of_few_patients_is_not_the_sign_flip_p_alone():
+    values = np.array([-1.0, -0.9, -0.8, 0.2, 0.25, 0.3, 0.35, 0.4])  # three of eight are far below 0: no evidence
+    median, zero = (lambda rows: float(np.median(values[rows]))), (lambda rows: 0.0)
+    contributions = 8 * np.median(values) - 7 * np.array([np.median(np.delete(values, index)) for index in range(8)])
+    assert sign_flip_p(contributions) == 2 / 2**8
+    assert paired_comparison(median, zero, np.arange(8)).p > 0.3
 
 
-def test_p_of_an_auroc_of_few_patients_is_near_that_of_many_draws():
+def test_p_of_an_auroc_of_few_patients_agrees_with_its_interval():
     random, labels = np.random.default_rng(4), np.arange(12) % 2
     first, second = labels + random.normal(0, 0.6, 12), labels + random.normal(0, 2.0, 12)
     found = paired_comparison(lambda r: auroc(labels[r], first[r]), lambda r: auroc(labels[r], second[r]), np.arange(12))
@@ -122,20 +122,20 @@ def test_p_of_an_auroc_of_few_patients_is_near_that_of_many_draws():
     assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
 
 
-def test_a_score_of_some_patients_is_compared_among_them():
+def test_a_statistic_of_some_patients_is_compared_among_them():
     random, known = np.random.default_rng(5), np.arange(40) < 8
     values = random.normal(0.7, 1, 40)
-    of_known = lambda rows: {"all": values[rows].mean(), "some": values[rows][known[rows]].mean()}  # noqa: E731
-    nothing = lambda rows: {"all": 0.0, "some": 0.0, "more": 0.0}  # noqa: E731
+    first = lambda rows: {"all": values[rows].mean(), "some": values[rows][known[rows]].mean()}  # noqa: E731
+    zero = lambda rows: {"all": 0.0, "some": 0.0, "more": 0.0}  # noqa: E731
     masks = {"all": np.ones(40, bool), "some": known}
-    found = paired_comparisons(of_known, nothing, np.arange(40), known=masks, resamples=99)
+    found = paired_comparisons(first, zero, np.arange(40), support_masks=masks, n_bootstrap=99)
     assert found.keys() == masks.keys()
-    assert found["some"].p == pytest.approx(max(sign_flip_p(values[:8]), found["some"].least))
+    assert found["some"].p == pytest.approx(max(sign_flip_p(values[:8]), found["some"].smallest_p))
     assert (found["some"].patients, found["all"].patients) == (8, 40)
 
 
 @pytest.mark.parametrize(
-    ("p", "patients", "least", "told"),
+    ("p", "patients", "smallest_p", "text"),
     [
         (0.5, 5, 1 / 16, "too few"),
         (1 / 32, 6, 1 / 32, "0.031"),
@@ -145,49 +145,49 @@ def test_a_score_of_some_patients_is_compared_among_them():
         (float("nan"), 200, 1.0, "-"),
     ],
 )
-def test_a_p_is_told_with_what_it_cannot_show(p, patients, least, told):
-    assert Comparison(0.1, 0.0, 0.2, p, patients, least).told_p == told
+def test_p_text(p, patients, smallest_p, text):
+    assert PairedDifference(0.1, 0.0, 0.2, p, patients, smallest_p).p_text == text
 
 
-def test_several_statistics_have_the_intervals_of_each_alone():
+def test_several_statistics_have_the_same_intervals_as_each_alone():
     values = np.random.default_rng(6).random((2, 9))
     both = bootstrap_intervals(lambda rows: {"a": values[0][rows].mean(), "b": values[1][rows].std()}, np.arange(9))
     assert both["b"] == bootstrap_interval(lambda rows: values[1][rows].std(), np.arange(9))
-    assert bootstrap_intervals(lambda rows: {"a": 0.0}, np.arange(9), resamples=0) == {}
+    assert bootstrap_intervals(lambda rows: {"a": 0.0}, np.arange(9), n_bootstrap=0) == {}
 
 
-def test_pairing_sees_what_two_intervals_hide():
+def test_a_paired_comparison_finds_a_difference_that_separate_intervals_hide():
     random = np.random.default_rng(0)
-    hardness = random.normal(0, 5, 200)
-    first, second = hardness + 0.5 + random.normal(0, 0.5, 200), hardness
+    difficulty = random.normal(0, 5, 200)
+    first, second = difficulty + 0.5 + random.normal(0, 0.5, 200), difficulty
     one, other = (lambda rows: first[rows].mean()), (lambda rows: second[rows].mean())
     assert bootstrap_interval(one, np.arange(200))[0] < bootstrap_interval(other, np.arange(200))[1]
-    found = paired_comparison(one, other, np.arange(200), resamples=500)
+    found = paired_comparison(one, other, np.arange(200), n_bootstrap=500)
     width = 1.96 * (first - second).std() / 200**0.5
     assert found.difference == pytest.approx((first - second).mean())
     assert (found.low, found.high) == pytest.approx((found.difference - width, found.difference + width), abs=0.01)
     assert found.p == 2 / 501
-    turned = paired_comparison(other, one, np.arange(200), resamples=500)[:4]
-    assert turned == pytest.approx((-found.difference, -found.high, -found.low, found.p))
+    swapped = paired_comparison(other, one, np.arange(200), n_bootstrap=500)[:4]
+    assert swapped == pytest.approx((-found.difference, -found.high, -found.low, found.p))
 
 
 def test_a_system_does_not_differ_from_itself():
     values = np.random.default_rng(3).random(20)
     mean = lambda rows: values[rows].mean()  # noqa: E731
-    assert paired_comparison(mean, mean, np.arange(20), resamples=50)[:4] == (0, 0, 0, 1)
-    assert paired_comparison(mean, mean, np.arange(9), resamples=50)[:4] == (0, 0, 0, 1)
+    assert paired_comparison(mean, mean, np.arange(20), n_bootstrap=50)[:4] == (0, 0, 0, 1)
+    assert paired_comparison(mean, mean, np.arange(9), n_bootstrap=50)[:4] == (0, 0, 0, 1)
 
 
 @pytest.mark.filterwarnings("error")
-def test_no_value_has_no_comparison_and_no_case_is_refused():
-    nothing = lambda rows: float("nan")  # noqa: E731
-    assert np.isnan(paired_comparison(nothing, nothing, np.arange(3), resamples=5)[:4]).all()
-    assert np.isnan(paired_comparison(nothing, nothing, np.arange(7), resamples=5)[:4]).all()
+def test_nan_statistics_give_a_nan_comparison():
+    undefined = lambda rows: float("nan")  # noqa: E731
+    assert np.isnan(paired_comparison(undefined, undefined, np.arange(3), n_bootstrap=5)[:4]).all()
+    assert np.isnan(paired_comparison(undefined, undefined, np.arange(7), n_bootstrap=5)[:4]).all()
     with pytest.raises(ValueError, match="no case"):
-        paired_comparison(nothing, nothing, np.array([]))
+        paired_comparison(undefined, undefined, np.array([]))
 
 
-def test_a_p_counts_ties_on_both_sides_and_is_never_zero():
+def test_p_counts_ties_on_both_sides_and_is_never_zero():
     assert two_sided_p(np.array([1.0, 2, 3, 4])) == 2 / 5
     assert two_sided_p(np.array([-1.0, 0, 2, 3, 4, 5, 6])) == 2 * 3 / 8
     assert two_sided_p(np.zeros(4)) == 1

@@ -13,18 +13,18 @@ from mg3d.metrics.classification import (
 )
 
 
-def counted_auroc(labels, scores):
-    """Share of (positive, negative) pairs in the right order; a tie is half a pair."""
+def slow_auroc(labels, scores):
+    """Fraction of (positive, negative) pairs in the right order; a tie counts half."""
     pairs = [(p, q) for p, a in zip(scores, labels) if a == 1 for q, b in zip(scores, labels) if b == 0]
     return sum(1.0 if p > q else 0.5 if p == q else 0.0 for p, q in pairs) / len(pairs)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_auroc_is_the_share_of_rightly_ordered_pairs_also_with_ties(seed):
+def test_auroc_is_the_fraction_of_correctly_ordered_pairs_with_ties(seed):
     random = np.random.default_rng(seed)
     labels = np.array([0, 1, *random.integers(0, 2, 30)])
     scores = random.integers(0, 6, 32) / 4
-    assert auroc(labels, scores) == pytest.approx(counted_auroc(labels, scores), abs=1e-12)
+    assert auroc(labels, scores) == pytest.approx(slow_auroc(labels, scores), abs=1e-12)
     assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
@@ -33,19 +33,19 @@ def test_auroc_by_hand():
     assert auroc(np.array([0, 1, 0]), np.zeros(3)) == 0.5
 
 
-def test_auroc_asks_only_for_an_order():
+def test_auroc_depends_on_the_ranking_only():
     random = np.random.default_rng(7)
     labels, scores = random.integers(0, 2, 40), random.normal(size=40)
     assert auroc(labels, np.exp(3 * scores)) == pytest.approx(auroc(labels, scores))
     assert auroc(labels, -scores) == pytest.approx(1 - auroc(labels, scores))
 
 
-def test_unknown_labels_are_left_out_whatever_their_scores():
+def test_unknown_labels_are_ignored_whatever_their_scores():
     labels, scores = np.array([1, 0, -1, 1, 0, -1]), np.array([0.9, 0.3, np.nan, 0.2, 0.1, 5.0])
     assert auroc(labels, scores) == auroc(labels[[0, 1, 3, 4]], scores[[0, 1, 3, 4]]) == 0.75
 
 
-def test_one_class_has_no_auroc():
+def test_auroc_of_a_single_class_is_nan():
     assert np.isnan(auroc(np.ones(4), np.arange(4.0)))
     assert np.isnan(auroc(np.full(4, -1), np.arange(4.0)))
 
@@ -56,7 +56,7 @@ def test_nan_scores_are_refused():
 
 
 @pytest.mark.filterwarnings("error")
-def test_macro_is_the_mean_of_the_chosen_columns_that_have_both_classes():
+def test_macro_auroc_is_the_mean_over_columns_with_both_classes():
     labels = np.array([[1, 1, 0, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
     scores = np.array([[0.2, 0.1, 0.9, 0.5], [0.3, 0.2, 0.8, 0.1], [0.9, 0.3, 0.1, 0.9]])
     assert macro_auroc(labels, scores) == pytest.approx((0.5 + 0.5 + 0.5) / 3)
@@ -65,7 +65,7 @@ def test_macro_is_the_mean_of_the_chosen_columns_that_have_both_classes():
 
 
 def test_average_precision_by_hand():
-    # Sorted: 1 0 1 0; precision at the two hits is 1/1 and 2/3, each adds half of the recall: (1 + 2/3) / 2.
+    # Sorted: 1 0 1 0; precision at the two positives is 1/1 and 2/3, each adds half of the recall: (1 + 2/3) / 2.
     labels, scores = np.array([0, 1, -1, 1, 0]), np.array([0.1, 0.9, np.nan, 0.4, 0.7])
     assert auprc(labels, scores) == pytest.approx(5 / 6)
     assert auprc(np.ones(3), np.arange(3.0)) == 1
@@ -74,20 +74,20 @@ def test_average_precision_by_hand():
         auprc(np.array([0, 1]), np.array([0.1, np.nan]))
 
 
-def test_every_label_has_its_own_value():
+def test_per_label():
     labels = np.array([[1, 0, 1], [0, 0, -1], [1, 0, 0]])
     scores = np.array([[0.9, 0.3, 0.2], [0.5, 0.1, 0.0], [0.1, 0.2, 0.8]])
-    # First column: of the pairs (0.9, 0.5) and (0.1, 0.5) one is right; the second has one class; the third is the wrong way.
+    # First column: of the pairs (0.9, 0.5) and (0.1, 0.5) one is correct; the second has one class; the third is reversed.
     assert per_label(auroc, labels, scores).tolist() == pytest.approx([0.5, np.nan, 0.0], nan_ok=True)
     with pytest.raises(ValueError, match="differ in shape"):
         auroc(labels, scores[:2])
 
 
-def test_decisions_by_hand():
-    # Known: four positives of which three are called, three negatives of which one is called; the rest is unknown or undecided.
+def test_decision_scores_by_hand():
+    # Known: 4 positives, 3 of them detected; 3 negatives, 1 of them a false positive; the rest is unknown or undecided.
     labels = np.array([1, 1, 1, 1, 0, 0, 0, -1, -1, 1])
-    decided = np.array([1, 1, 1, 0, 1, 0, 0, 1, 0, -1])
-    counts = count_decisions(labels, decided)
+    decisions = np.array([1, 1, 1, 0, 1, 0, 0, 1, 0, -1])
+    counts = count_decisions(labels, decisions)
     assert [int(count) for count in counts] == [3, 1, 1, 2]
     found = {name: float(value) for name, value in decision_scores(counts).items()}
     assert found == pytest.approx(
@@ -103,8 +103,8 @@ def test_decisions_by_hand():
 
 
 @pytest.mark.filterwarnings("error")
-def test_decisions_of_one_class_or_none_have_no_value_where_nothing_is_counted():
-    # Columns: only positives, missed; only negatives, denied; nothing known.
+def test_undefined_decision_scores_are_nan():
+    # Columns: only positives, all missed; only negatives, all correct; nothing known.
     labels = np.array([[1, 0, -1], [1, 0, -1]])
     found = decision_scores(count_decisions(labels, np.zeros((2, 3))))
     assert found["sensitivity"].tolist() == pytest.approx([0, np.nan, np.nan], nan_ok=True)
@@ -117,15 +117,15 @@ def test_decisions_of_one_class_or_none_have_no_value_where_nothing_is_counted()
 
 
 @pytest.mark.filterwarnings("error")
-def test_one_of_several_classes_by_hand():
+def test_class_scores_by_hand():
     classes = np.array([0, 0, 1, 1, 1, -1])
-    chosen = np.array([0, 1, 1, 1, 3, 2])
+    predicted = np.array([0, 1, 1, 1, 3, 2])
     probabilities = np.full((6, 4), 0.1)
-    probabilities[np.arange(6), chosen] = 0.7
+    probabilities[np.arange(6), predicted] = 0.7
     found = class_scores(classes, probabilities)
     assert found["confusion"].tolist() == [[1, 1, 0, 0], [0, 2, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert found["accuracy"] == 3 / 5
-    # Sensitivities 1/2 and 2/3. F1: 2/3 for class 0, 4/6 for class 1, nothing for class 2, 0 for class 3, chosen once in vain.
+    # Sensitivities 1/2 and 2/3. F1: 2/3 for class 0, 4/6 for class 1, undefined for class 2, 0 for class 3 (1 fp).
     assert found["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert found["f1"].tolist() == pytest.approx([2 / 3, 2 / 3, np.nan, 0], nan_ok=True)
     assert found["macro_f1"] == pytest.approx(4 / 9)
@@ -135,12 +135,12 @@ def test_one_of_several_classes_by_hand():
     assert found["macro_auroc"] == pytest.approx((0.75 + 3.5 / 6) / 2)
 
 
-def test_classes_that_do_not_fit_are_refused():
+def test_invalid_classes_are_refused():
     with pytest.raises(ValueError, match="expected some of 0 to 2"):
         class_scores(np.array([0, 3]), np.full((2, 3), 1 / 3))
     with pytest.raises(ValueError, match="known classes are \\[\\]"):
         class_scores(np.array([-1, -1]), np.full((2, 3), 1 / 3))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match=r"expected \[n\] and \[n, classes\]"):
         class_scores(np.array([0, 1]), np.full((3, 3), 1 / 3))
     with pytest.raises(ValueError, match="nan"):
         class_scores(np.array([0, 1]), np.full((2, 3), np.nan))

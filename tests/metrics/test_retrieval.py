@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from mg3d.metrics.retrieval import chance_recall_at, first_rank, label_jaccard_at, recall_at
+from mg3d.metrics.retrieval import chance_recall_at, first_rank, nearest_jaccards, recall_at
 
 
-def looked_up_rank(similarity, relevant):
-    """Walks a sorted gallery; of equally similar items the wrong ones come first."""
+def slow_rank(similarity, relevant):
+    """Walk through the sorted gallery; irrelevant items come first among ties."""
     ranks = []
     for row, right in zip(similarity, relevant):
         order = sorted(range(len(row)), key=lambda item: (-row[item], right[item]))
-        ranks.append(1 + next(place for place, item in enumerate(order) if right[item]))
+        ranks.append(1 + next(index for index, item in enumerate(order) if right[item]))
     return ranks
 
 
@@ -20,33 +20,33 @@ def drawn_relevance(random, queries, gallery):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_first_rank_is_found_by_walking_the_sorted_gallery(seed):
+def test_first_rank_matches_a_walk_through_the_sorted_gallery(seed):
     random = np.random.default_rng(seed)
     relevant = drawn_relevance(random, 13, 9)
     similarity = random.integers(0, 5, (13, 9)).astype(float)
-    assert first_rank(similarity, relevant).tolist() == looked_up_rank(similarity, relevant)
+    assert first_rank(similarity, relevant).tolist() == slow_rank(similarity, relevant)
 
 
 def test_recall_by_hand():
     assert recall_at(np.array([1, 3, 2, 11]), (1, 2, 10)) == {1: 0.25, 2: 0.5, 10: 0.75}
 
 
-def test_a_constant_similarity_earns_nothing():
+def test_a_constant_similarity_scores_nothing():
     relevant = np.eye(12, dtype=bool)
     assert recall_at(first_rank(np.ones((12, 12)), relevant), (1, 5, 10)) == {1: 0.0, 5: 0.0, 10: 0.0}
 
 
-def test_a_query_without_a_right_item_is_refused():
+def test_a_query_without_a_relevant_item_is_refused():
     with pytest.raises(ValueError, match="no relevant item"):
         first_rank(np.ones((2, 3)), np.array([[True, False, False], [False, False, False]]))
 
 
-def test_nan_similarities_earn_no_first_place_but_are_refused():
+def test_nan_similarities_are_refused():
     with pytest.raises(ValueError, match="nan"):
         first_rank(np.full((4, 5), np.nan), np.eye(4, 5, dtype=bool))
 
 
-def test_chance_is_what_random_orders_reach():
+def test_chance_is_the_mean_recall_of_random_rankings():
     random = np.random.default_rng(3)
     relevant = drawn_relevance(random, 6, 11)
     orders = [recall_at(first_rank(random.random(relevant.shape), relevant), (1, 3, 5)) for _ in range(4000)]
@@ -64,34 +64,37 @@ def test_chance_by_hand():
 
 # Volumes a, b, c and d with findings 01, 12, 0 and none.
 FINDINGS = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 0], [0, 0, 0]])
-NEARNESS = np.array([[1.0, 0.2, 0.6, 0.9], [0.2, 1.0, 0.1, 0.8], [0.6, 0.1, 1.0, 0.0], [0.9, 0.8, 0.0, 1.0]])
+SIMILARITY = np.array([[1.0, 0.2, 0.6, 0.9], [0.2, 1.0, 0.1, 0.8], [0.6, 0.1, 1.0, 0.0], [0.9, 0.8, 0.0, 1.0]])
+ITSELF = np.arange(4)
+"""Groups that exclude only the query from its gallery."""
 
 
-def test_label_jaccard_by_hand():
+def test_nearest_jaccards_by_hand():
     # d, without a finding, is in no gallery. Jaccard: ab 1/3, ac 1/2, bc 0, of d 0. Nearest: a: c b, b: a c, c: a b, d: a b.
-    found = label_jaccard_at(NEARNESS, FINDINGS, (1, 2))
-    assert found[1] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2 + 0) / 4)
-    assert found[2] == pytest.approx(((1 / 2 + 1 / 3) / 2 + (1 / 3 + 0) / 2 + (1 / 2 + 0) / 2 + 0) / 4)
+    found = nearest_jaccards(SIMILARITY, FINDINGS, 2, groups=ITSELF)
+    assert found == pytest.approx(np.array([[1 / 2, 1 / 3], [1 / 3, 0], [1 / 2, 0], [0, 0]]))
 
 
-def test_label_jaccard_as_published_keeps_the_query_and_runs_on_over_k():
-    # Nearest: a: a c, b: b a, c: c a, d: a b. At 1: (1 + 1 + 1 + 0) / 4. At 2 alone: (3/4 + 2/3 + 3/4 + 0) / 4.
-    at_one, at_two = 3 / 4, (3 / 4 + 2 / 3 + 3 / 4) / 4
-    assert label_jaccard_at(NEARNESS, FINDINGS, (1, 2), as_published=True) == pytest.approx({1: at_one, 2: (at_one + at_two) / 2})
-    assert label_jaccard_at(NEARNESS, FINDINGS, (2,), as_published=True) == pytest.approx({2: at_two})
+def test_volumes_of_the_same_group_are_not_in_the_gallery():
+    # a and c are of one patient: a finds b, b finds a, c finds b, d finds a.
+    found = nearest_jaccards(SIMILARITY, FINDINGS, 1, groups=np.array([0, 1, 0, 2]))
+    assert found[:, 0].tolist() == pytest.approx([1 / 3, 1 / 3, 0, 0])
 
 
-def test_unknown_labels_are_left_out_of_a_pair():
-    # a = 0 and unknown, b = 0 and 1: they share finding 0 and nothing else is known of both.
-    assert label_jaccard_at(np.eye(2), np.array([[1, -1, 0], [1, 1, 0]]), (1,)) == {1: 1.0}
+def test_unknown_labels_are_ignored_by_a_pair():
+    # a = 0 and unknown, b = 0 and 1: they share finding 0, and no other finding is known of both.
+    assert nearest_jaccards(np.eye(2), np.array([[1, -1, 0], [1, 1, 0]]), 1, groups=ITSELF[:2]).tolist() == [[1.0], [1.0]]
 
 
-def test_what_has_no_label_jaccard_is_refused():
-    with pytest.raises(ValueError, match="2 other volumes with a positive label; at least 3"):
-        label_jaccard_at(NEARNESS, FINDINGS, (1, 3))
-    with pytest.raises(ValueError, match="0 other volumes"):
-        label_jaccard_at(NEARNESS, np.zeros((4, 3)), (1,))
-    with pytest.raises(ValueError, match="nan"):
-        label_jaccard_at(NEARNESS * np.nan, FINDINGS, (1,))
-    with pytest.raises(ValueError, match="expected \\[n, n\\]"):
-        label_jaccard_at(NEARNESS[:3], FINDINGS, (1,))
+@pytest.mark.parametrize(
+    ("similarity", "labels", "k", "message"),
+    [
+        (SIMILARITY, FINDINGS, 3, "2 other volumes with a positive label; k = 3"),
+        (SIMILARITY, np.zeros((4, 3)), 1, "0 other volumes"),
+        (SIMILARITY * np.nan, FINDINGS, 1, "nan"),
+        (SIMILARITY[:3], FINDINGS, 1, r"expected \[n, n\]"),
+    ],
+)
+def test_invalid_inputs_of_label_jaccards_are_refused(similarity, labels, k, message):
+    with pytest.raises(ValueError, match=message):
+        nearest_jaccards(similarity, labels, k, groups=ITSELF)

@@ -6,11 +6,11 @@ from mg3d.metrics.segmentation import case_scores
 SPACING = (5.0, 1.5, 0.75)
 
 
-def grid(*places, shape=(9, 10, 12)):
-    """A label map with voxels of class 1, or {place: class}."""
+def grid(*voxels, shape=(9, 10, 12)):
+    """A label map with these voxels (indices or slices) of class 1."""
     labels = np.zeros(shape, dtype=np.uint8)
-    for place in places:
-        labels[place] = 1
+    for voxel in voxels:
+        labels[voxel] = 1
     return labels
 
 
@@ -30,11 +30,11 @@ def test_dice_and_volumes_by_hand():
 
 
 @pytest.mark.parametrize(("axis", "steps", "distance_mm"), [(0, 2, 10.0), (1, 2, 3.0), (2, 3, 2.25)])
-def test_the_distance_of_two_voxels_is_in_true_millimetres(axis, steps, distance_mm):
-    place = [3, 4, 5]
-    reference = grid(tuple(place))
-    place[axis] += steps
-    assert one(grid(tuple(place)), reference)["hd95_mm"] == pytest.approx(distance_mm)
+def test_hd95_of_two_voxels_is_in_millimetres(axis, steps, distance_mm):
+    voxel = [3, 4, 5]
+    reference = grid(tuple(voxel))
+    voxel[axis] += steps
+    assert one(grid(tuple(voxel)), reference)["hd95_mm"] == pytest.approx(distance_mm)
 
 
 def test_hd95_is_the_larger_of_the_directed_percentiles():
@@ -45,17 +45,17 @@ def test_hd95_is_the_larger_of_the_directed_percentiles():
 
 @pytest.mark.parametrize(("axis", "step_mm"), enumerate(SPACING))
 def test_surface_dice_of_neighbouring_voxels_by_hand(axis, step_mm):
-    # A voxel's surface has eight like corners, four on each side. Moved by one step, the sides that face the other coincide with
-    # it, and the far ones are one step away: half within a tolerance just under the step, all at the step.
-    place = [3, 4, 5]
-    reference = grid(tuple(place))
-    place[axis] += 1
-    moved = grid(tuple(place))
+    # A voxel's surface has eight equal corners, four on each side. After a shift by one step the facing sides coincide,
+    # and the far ones are one step away: half within a tolerance just under the step, all at the step.
+    voxel = [3, 4, 5]
+    reference = grid(tuple(voxel))
+    voxel[axis] += 1
+    moved = grid(tuple(voxel))
     assert one(moved, reference, tolerance_mm=step_mm - 0.01)["nsd"] == pytest.approx(0.5)
     assert one(moved, reference, tolerance_mm=step_mm)["nsd"] == pytest.approx(1.0)
 
 
-def test_an_equal_map_is_perfect_and_a_far_one_worthless():
+def test_an_equal_map_scores_best_and_a_distant_one_worst():
     near = grid(np.s_[2:4, 3:6, 4:8])
     assert [one(near, near, 0.0)[name] for name in ("dice", "nsd", "hd95_mm")] == [1, 1, 0]
     far = one(near, grid(np.s_[7:9, 3:6, 4:8]), 2.0)
@@ -64,7 +64,7 @@ def test_an_equal_map_is_perfect_and_a_far_one_worthless():
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_a_structure_in_one_map_only_costs_and_one_in_neither_is_not_measured():
+def test_a_structure_in_one_map_only_scores_worst_and_one_in_neither_is_nan():
     predicted, reference = grid((1, 1, 1)), grid()
     reference[2, 2, 2] = 2
     found = case_scores(predicted, reference, classes=[1, 2, 3], spacing_mm=SPACING, tolerance_mm=[1, 1, 1])
@@ -76,7 +76,7 @@ def test_a_structure_in_one_map_only_costs_and_one_in_neither_is_not_measured():
     assert found["reference_ml"].tolist() == pytest.approx([0, 0.005625, 0])
 
 
-def test_each_class_has_its_own_tolerance_and_scores():
+def test_tolerances_and_scores_are_per_class():
     predicted, reference = grid((3, 4, 5)), grid((3, 4, 6))
     predicted[6, 2:4, 2] = reference[6, 2:4, 2] = 4
     reference[7, 2:4, 2] = 4
@@ -85,13 +85,13 @@ def test_each_class_has_its_own_tolerance_and_scores():
     assert found["nsd"].tolist() == pytest.approx([1, np.nan, 0.5], nan_ok=True)
 
 
-def test_maps_that_cannot_be_compared_are_refused():
+def test_invalid_label_maps_are_refused():
     labels = grid((1, 1, 1))
     with pytest.raises(ValueError, match="on one grid"):
         one(labels, labels[:-1])
-    with pytest.raises(ValueError, match="from the header"):
+    with pytest.raises(ValueError, match="positive lengths"):
         one(labels, labels, spacing_mm=(5.0, 0.0, 1.0))
-    with pytest.raises(ValueError, match="from the header"):
+    with pytest.raises(ValueError, match="positive lengths"):
         one(labels, labels, spacing_mm=(5.0, np.nan, 1.0))
     with pytest.raises(ValueError, match="prediction holds nan or fractions"):
         one(np.where(labels, np.nan, 0.0), labels)
@@ -99,9 +99,9 @@ def test_maps_that_cannot_be_compared_are_refused():
         case_scores(labels, labels, classes=[1, 2], spacing_mm=SPACING, tolerance_mm=[1.0])
 
 
-def test_without_surfaces_dice_and_volumes_are_the_same():
+def test_surfaces_false_omits_only_the_surface_metrics():
     named = {"classes": [1], "spacing_mm": SPACING, "tolerance_mm": [1.0]}
     maps = grid(np.s_[2:4, 3:6, 4:8]), grid(np.s_[3:4, 3:6, 6:12])
-    short, whole = (case_scores(*maps, surfaces=surfaces, **named) for surfaces in (False, True))
-    assert set(whole) - set(short) == {"nsd", "hd95_mm"}
-    assert all(np.array_equal(value, whole[name]) for name, value in short.items())
+    without, full = (case_scores(*maps, surfaces=surfaces, **named) for surfaces in (False, True))
+    assert set(full) - set(without) == {"nsd", "hd95_mm"}
+    assert all(np.array_equal(value, full[name]) for name, value in without.items())

@@ -5,7 +5,7 @@ from mg3d.metrics.thresholds import choose_threshold, choose_thresholds, decide
 
 LABELS = np.array([1, 0, 1, 0, 1, 0, 0, 0, 0, 0, -1])
 SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 0.75])
-# From 0.9 on: hits of 3 are 1 1 2 2 3 3 ..., false alarms of 7 are 0 1 1 2 2 3 ...
+# From 0.9 on: tp (of 3) are 1 1 2 2 3 3 ..., fp (of 7) are 0 1 1 2 2 3 ...
 
 
 @pytest.mark.parametrize(
@@ -21,19 +21,19 @@ def test_thresholds_by_hand(rule, threshold):
 
 
 def test_the_rules_disagree_when_positives_are_rare():
-    # One hit of 2 with no false alarm of 40 at 3; both hits with 3 false alarms at 1.
+    # At 3: 1 tp of 2 and no fp of 40. At 1: 2 tp and 3 fp.
     labels, scores = np.array([1, 1] + [0] * 40), np.array([3.0, 1.0] + [2.0] * 3 + [0.0] * 37)
     # F1: 2/3 against 4/7. Youden: 1/2 against 1 - 3/40.
     assert choose_threshold(labels, scores, rule="f1") == 3
     assert choose_threshold(labels, scores, rule="youden") == choose_threshold(labels, scores, rule="corner") == 1
 
 
-def test_of_equally_good_thresholds_the_highest_is_taken():
+def test_the_highest_of_equally_good_thresholds_is_chosen():
     # Sensitivity + specificity - 1 is 1/2 at 3 (1/2, 1) and at 1 (1, 1/2).
     assert choose_threshold(np.array([1, 0, 1, 0]), np.array([3.0, 2.0, 1.0, 0.0]), rule="youden") == 3
 
 
-def test_thresholds_of_one_part_decide_another_and_a_label_without_one_stays_undecided():
+def test_thresholds_of_one_split_decide_another_and_a_label_without_one_stays_undecided():
     labels = np.stack([LABELS, np.zeros_like(LABELS)], 1)
     thresholds = choose_thresholds(labels, np.stack([SCORES, SCORES], 1), rule="youden")
     assert thresholds.tolist() == pytest.approx([0.5, np.nan], nan_ok=True)

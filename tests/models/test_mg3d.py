@@ -26,7 +26,7 @@ def test_every_wiring_gives_what_its_losses_read(wiring, frozen, batch):
     assert value > 0
 
 
-@pytest.mark.parametrize("image_pool", ["attention", "place"])
+@pytest.mark.parametrize("image_pool", ["attention", "positional"])
 def test_every_parameter_of_the_default_wiring_learns(image_pool, batch):
     model = build(image_pool=image_pool)
     total(model, batch).backward()

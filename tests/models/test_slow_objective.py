@@ -77,7 +77,7 @@ def test_value_and_gradient_are_those_of_the_loops(wiring, name, batch):
 
 @pytest.mark.parametrize("name", ["cml", "dcl"])
 def test_with_places_pooled_value_and_gradient_are_those_of_the_loops(name, batch):
-    assert_as_the_loops("mg3d", name, batch, image_pool="place")
+    assert_as_the_loops("mg3d", name, batch, image_pool="positional")
 
 
 @pytest.mark.parametrize("views", [0, 1])

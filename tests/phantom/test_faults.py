@@ -46,11 +46,11 @@ EXPECTED = {
     "not_3d": Outcome(code="not_3d"),
     "shape_mismatch": Outcome(code="shape_mismatch"),
     "padding_8192": Outcome(stored=True),
-    "fixed_in_raw_tree": Outcome(rule="baked"),
-    "ffs_row": Outcome(rule="baked"),
-    "iop_spelling": Outcome(rule="csv"),
-    "xyspacing_spelling": Outcome(rule="csv"),
-    "blank_age": Outcome(rule="baked"),
+    "fixed_in_raw_tree": Outcome(rule="already_hu"),
+    "ffs_row": Outcome(rule="already_hu"),
+    "iop_spelling": Outcome(rule="metadata_table"),
+    "xyspacing_spelling": Outcome(rule="metadata_table"),
+    "blank_age": Outcome(rule="already_hu"),
     "not_given": Outcome(code="report_missing"),
     "empty_report": Outcome(code="report_missing"),
     "patient_in_two_splits": Outcome(stop="image_sha256 lie in more than one split"),
@@ -59,7 +59,7 @@ EXPECTED = {
     "head_scan": Outcome(stored=True),
     "no_chest_listed": Outcome(code="no_chest"),
     "counterfactual_pair": Outcome(stored=True),
-    "label_flip": Outcome(rule="baked"),
+    "label_flip": Outcome(rule="already_hu"),
     "lying_header": Outcome(code="spacing_out_of_range"),
     "four_d": Outcome(code="not_3d"),
     "rgb": Outcome(code="nifti_header"),
@@ -157,7 +157,7 @@ def test_a_fault_becomes_what_the_table_says(name, spoilt, without):
     assert expected.note in spoilt.notes
     if expected.rule:
         for volume in ids:
-            assert spoilt.rows[volume][0]["hu_rule"] == expected.rule
+            assert spoilt.rows[volume][0]["hu_source"] == expected.rule
             np.testing.assert_array_equal(spoilt.rows[volume][1], without.rows[volume][1])
             np.testing.assert_allclose(spoilt.rows[volume][0]["spacing_mm"], without.rows[volume][0]["spacing_mm"], rtol=1e-5)
 
@@ -175,7 +175,7 @@ def test_nothing_else_changes(spoilt, without):
 def test_padding_is_cut_off_and_leaves_the_body_alone(spoilt, without):
     (volume,) = spoilt.ids("padding_8192")
     row, voxels = spoilt.rows[volume]
-    assert row["hu_rule"] == "csv"
+    assert row["hu_source"] == "metadata_table"
     before = without.rows[volume][1].astype(int)
     middle = slice(None), slice(8, -8), slice(8, -8)
     np.testing.assert_array_equal(voxels[middle], before[middle])

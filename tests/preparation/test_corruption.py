@@ -124,13 +124,10 @@ def test_a_thousand_kinds_of_damage(tmp_path):
 
 
 LIES = {
-    "slope nan": (with_field, (112, "<f", float("nan")), "nifti_header"),
-    "slope infinite": (with_field, (112, "<f", float("inf")), "nifti_header"),
-    "slope 0 with an intercept": (with_field, (112, "<ff", 0.0, -1024.0), "nifti_header"),
     "intercept nan": (with_field, (116, "<f", float("nan")), "nifti_header"),
     "negative length": (with_field, (42, "<h", -24), "not_3d"),
     "length 0": (with_field, (44, "<h", 0), "not_3d"),
-    "no axes": (with_field, (40, "<h", 0), "nifti_header"),
+    "no axes": (with_field, (40, "<h", 0), "not_3d"),
     "four axes": (with_field, (40, "<5h", 4, 24, 22, 13, 2), "not_3d"),
     "longer than the file": (with_field, (46, "<h", SHAPE[0] + 1), "gzip_truncated"),
     "far too large": (with_field, (42, "<3h", 4000, 4000, 4000), "too_large"),
@@ -138,12 +135,11 @@ LIES = {
     "voxels before the header ends": (with_field, (108, "<f", 100.0), "nifti_header"),
     "voxels nowhere": (with_field, (108, "<f", float("nan")), "nifti_header"),
     "voxels at infinity": (with_field, (108, "<f", float("inf")), "nifti_header"),
-    "voxels far away": (with_field, (108, "<f", 1e9), "nifti_header"),
+    "voxels far away": (with_field, (108, "<f", 1e9), "gzip_truncated"),
     "voxels behind the end": (with_field, (108, "<f", 400.0), "gzip_truncated"),
     "rgb": (with_field, (70, "<hh", 128, 24), "nifti_header"),
     "complex": (with_field, (70, "<hh", 32, 64), "nifti_header"),
     "unknown type": (with_field, (70, "<hh", 3, 16), "nifti_header"),
-    "another size of voxels": (with_field, (72, "<h", 32), "nifti_header"),
     "voxels in another file": (with_field, (344, "4s", b"ni1"), "nifti_header"),
     "affine nan": (with_field, (280, "<f", float("nan")), "nan_spacing"),
     "affine of zeros": (with_field, (280, "<12f", *[0.0] * 12), "spacing_out_of_range"),
@@ -160,20 +156,30 @@ def test_a_lying_header_is_refused(tmp_path, lie, packed):
     assert code_of(path) == code
 
 
-def test_slope_0_and_intercept_0_stand_for_no_scaling(tmp_path):
-    for name, content in {"plain": plain(), "zero": with_field(112, "<ff", 0.0, 0.0)}.items():
-        (tmp_path / f"{name}.nii").write_bytes(content)
-    np.testing.assert_array_equal(make(tmp_path / "zero.nii"), make(tmp_path / "plain.nii"))
+@pytest.mark.parametrize(
+    "field",
+    [(112, "<ff", 0.0, 0.0), (112, "<ff", 0.0, -1024.0), (112, "<f", float("nan")), (112, "<f", float("inf")), (72, "<h", 32)],
+)
+def test_slope_that_is_zero_or_not_finite_means_no_scaling_and_bitpix_follows_the_datatype(tmp_path, field):
+    (tmp_path / "plain.nii").write_bytes(plain())
+    (tmp_path / "odd.nii").write_bytes(with_field(*field))
+    np.testing.assert_array_equal(make(tmp_path / "odd.nii"), make(tmp_path / "plain.nii"))
+
+
+def test_scaling_of_the_header_is_applied(tmp_path):
+    (tmp_path / "plain.nii").write_bytes(plain())
+    scaled = nib.Nifti1Image(((chest(3).astype(np.int32) + 1000) // 2).astype(np.int16).transpose(2, 1, 0), LPS)
+    scaled.header.set_slope_inter(2.0, -1000.0)
+    (tmp_path / "scaled.nii.gz").write_bytes(gzip.compress(scaled.to_bytes()))
+    np.testing.assert_allclose(make(tmp_path / "scaled.nii.gz"), make(tmp_path / "plain.nii"), atol=1)
 
 
 def test_a_small_file_that_unpacks_without_end_is_stopped(tmp_path):
-    """256 MB of zeros behind a header that says 27 KB, and a header that says 2.9 GB of a file that cannot hold them."""
-    behind, inside = tmp_path / "behind.nii.gz", tmp_path / "inside.nii.gz"
+    """256 MB of zeros after the 27 KB of voxels that the header announces."""
+    behind = tmp_path / "behind.nii.gz"
     behind.write_bytes(gzip.compress(plain(), 1) + gzip.compress(bytes(1 << 28), 1))
-    inside.write_bytes(gzip.compress(with_field(42, "<3h", 1200, 1200, 1000), 1))
     tracemalloc.start()
     assert code_of(behind) == "nifti_header"
-    assert code_of(inside) == "gzip_truncated"
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 23

@@ -2,11 +2,11 @@ import pytest
 from small_raw import REPORT, chest, write_csv
 
 from mg3d.glossary import LABELS
-from mg3d.preparation.sources.ct_rate import scan_ct_rate
+from mg3d.preparation.sources.ct_rate import list_ct_rate
 
 
 def scan(tree, **choice):
-    return scan_ct_rate(tree.write(), **{"val_patients": 1, "seed": 0, **choice})
+    return list_ct_rate(tree.write(), **{"val_patients": 1, "seed": 0, **choice})
 
 
 def test_ids_sections_labels_and_geometry(small_tree):
@@ -40,7 +40,7 @@ def test_val_depends_on_the_seed_only(small_tree):
 
 
 def test_val_is_capped_with_a_note_and_may_be_empty(small_tree):
-    assert any("1 of 6 training patients, not 500" in note for note in scan(small_tree, val_patients=500).notes)
+    assert any("1 of 6 training patients instead of 500" in note for note in scan(small_tree, val_patients=500).notes)
     none = scan(small_tree, val_patients=0)
     assert not [record for record in none.records if record.split == "val"]
     assert any("val is empty" in note for note in none.notes)
@@ -84,7 +84,7 @@ def test_a_volume_without_labels_has_unknown_ones(small_tree):
         root / "dataset/multi_abnormality_labels/train_predicted_labels.csv",
         [{"VolumeName": "train_1_a_1.nii.gz", **dict.fromkeys(LABELS, "1")}],
     )
-    by_id = {record.volume_id: record for record in scan_ct_rate(root, val_patients=1, seed=0).records}
+    by_id = {record.volume_id: record for record in list_ct_rate(root, val_patients=1, seed=0).records}
     assert by_id["ct_rate/train_1_a_1"].labels == (1,) * 18
     assert by_id["ct_rate/train_2_a_1"].labels == (-1,) * 18
     assert by_id["ct_rate/train_2_a_1"].label_source == "none"
@@ -94,7 +94,7 @@ def test_a_table_without_a_column_says_which(small_tree):
     root = small_tree.write()
     write_csv(root / "dataset/radiology_text_reports/train_reports.csv", [{"VolumeName": "a", "Findings": "b"}])
     with pytest.raises(ValueError, match=r"lacks the columns \['Findings_EN', 'Impressions_EN'\]"):
-        scan_ct_rate(root, val_patients=1, seed=0)
+        list_ct_rate(root, val_patients=1, seed=0)
 
 
 def test_the_repr_of_a_record_holds_no_report(small_tree):

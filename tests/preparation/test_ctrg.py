@@ -8,10 +8,10 @@ import pytest
 from small_raw import LPS, SHAPE, SPACING, write_ctrg, write_nifti
 
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.readers.grey_nifti import read_grey_nifti
-from mg3d.preparation.readers.slices import read_slices
+from mg3d.preparation.readers.jpeg_slices import read_jpeg_slices
+from mg3d.preparation.readers.nifti import read_nifti_grey
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.sources.ctrg import _cases, left_out, natural_key, scan_ctrg
+from mg3d.preparation.sources.ctrg import _cases, left_out, list_ctrg, natural_key
 from mg3d.preparation.sources.pseudonyms import read_salt
 from mg3d.preparation.voxels import make_volume
 
@@ -19,16 +19,16 @@ SALT = b"salt"
 
 
 def scan(root, **choice):
-    return scan_ctrg(root, **{"salt": SALT, "val_patients": 2, "seed": 0, **choice})
+    return list_ctrg(root, **{"salt": SALT, "val_patients": 2, "seed": 0, **choice})
 
 
 @pytest.mark.parametrize("as_list", [True, False])
 def test_slices_are_stacked_from_inferior_to_superior(tmp_path, as_list):
     record = scan(write_ctrg(tmp_path, 3, as_list=as_list)).records[1]
-    volume, spacing, rule, *_ = read_slices(record, tmp_path)
+    volume, spacing, rule, *_ = read_jpeg_slices(record, tmp_path)
     assert volume.shape == (20, *SHAPE[1:])
     np.testing.assert_allclose(volume[:, 10, 10], np.arange(190, -1, -10), atol=2)
-    assert (spacing, rule) == (None, "grey8")
+    assert (spacing, rule) == (None, "uint8_unknown_window")
     image, facts = make_volume(record, tmp_path, Recipe(shape=(32, 24, 32)))
     assert image.dtype == np.uint8
     assert image[0].mean() > image[-1].mean()
@@ -123,7 +123,7 @@ def test_a_dict_whose_val_repeats_test_is_read_by_own_and_refused_by_original(tm
     found = scan(tmp_path)
     assert Counter(record.split for record in found.records) == {"train": 9, "val": 1, "test": 2}
     assert any("val and test of the annotation are the same 2 cases" in note for note in found.notes)
-    with pytest.raises(ValueError, match="use --split own"):
+    with pytest.raises(ValueError, match="use --ctrg-split resplit"):
         scan(tmp_path, split="original")
 
 
@@ -292,9 +292,9 @@ def test_ctrg_as_nifti_has_the_axes_of_the_pictures(tmp_path, form):
     assert [(record.reader, record.files) for record in found.records] == [
         ("grey_nifti", (f"Chest_nifti/{number}.nii.gz",)) for number in range(3)
     ]
-    raw = read_grey_nifti(found.records[1], tmp_path)
+    raw = read_nifti_grey(found.records[1], tmp_path)
     np.testing.assert_array_equal(raw.voxels, grey(1))
-    assert (raw.rule, raw.spacing_mm) == ("grey8", None if form == "blank" else pytest.approx(SPACING))
+    assert (raw.hu_source, raw.spacing_mm) == ("uint8_unknown_window", None if form == "blank" else pytest.approx(SPACING))
 
 
 @pytest.mark.parametrize(("factor", "code"), [(0, "constant_image"), (2, "grey_range"), (-1, "grey_range")])
@@ -302,7 +302,7 @@ def test_a_nifti_that_is_no_picture_is_refused(tmp_path, factor, code):
     write_nifti(tmp_path / "0.nii", (factor * grey(20).astype(np.int16)).transpose(2, 1, 0), LPS)
     (tmp_path / "annotation.json").write_text(json.dumps([{"image_path": "0.nii", "report": "x"}]))
     with pytest.raises(Refusal, match=code):
-        read_grey_nifti(scan(tmp_path).records[0], tmp_path)
+        read_nifti_grey(scan(tmp_path).records[0], tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg"])

@@ -2,18 +2,18 @@ import numpy as np
 import pytest
 from small_raw import chest
 
-from mg3d.preparation.hounsfield import air_peak, choose_rule
+from mg3d.preparation.hounsfield import air_peak, choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 
 
 def test_hounsfield_units_are_never_shifted_again():
-    assert choose_rule(chest(), (1.0, -1024.0)) == ("baked", 1.0, 0.0)
-    assert choose_rule(chest(), (1.0, -8192.0)).name == "baked"
+    assert choose_hu_rescale(chest(), (1.0, -1024.0)) == ("already_hu", 1.0, 0.0)
+    assert choose_hu_rescale(chest(), (1.0, -8192.0)).source == "already_hu"
 
 
 @pytest.mark.parametrize("intercept", [-1024, -8192])
 def test_raw_numbers_take_the_intercept_of_the_table(intercept):
-    assert choose_rule(chest().astype(np.int32) - intercept, (1.0, float(intercept))) == ("csv", 1.0, intercept)
+    assert choose_hu_rescale(chest().astype(np.int32) - intercept, (1.0, float(intercept))) == ("metadata_table", 1.0, intercept)
 
 
 @pytest.mark.parametrize("padding", [-8192, -3024, -2048, -2000])
@@ -21,9 +21,9 @@ def test_padding_outside_the_field_of_view_decides_nothing(padding):
     volume = chest()
     volume[:, :6] = padding
     volume[:, -3:] = padding
-    assert choose_rule(volume, (1.0, -1024.0)).name == "baked"
+    assert choose_hu_rescale(volume, (1.0, -1024.0)).source == "already_hu"
     raw = volume.astype(np.int32) + 1024
-    assert choose_rule(raw, (1.0, -1024.0)).name == "csv"
+    assert choose_hu_rescale(raw, (1.0, -1024.0)).source == "metadata_table"
 
 
 @pytest.mark.parametrize("filling", [None, -2048, -2000])
@@ -33,20 +33,20 @@ def test_an_intercept_that_was_added_twice_is_refused_whatever_fills_the_corners
         volume[:, :6] = filling
     for table in (None, (1.0, -1024.0)):
         with pytest.raises(Refusal, match="hu_ambiguous"):
-            choose_rule(volume - 1024, table)
+            choose_hu_rescale(volume - 1024, table)
 
 
 def test_filling_of_raw_numbers_that_looks_like_air_is_not_taken_for_it():
     volume = chest()
     volume[:, :6] = -2048
-    assert choose_rule(volume + 1024, (1.0, -1024.0)).name == "csv"  # stored filling: -1024; stored air: 24
+    assert choose_hu_rescale(volume + 1024, (1.0, -1024.0)).source == "metadata_table"  # stored filling: -1024; stored air: 24
 
 
 def test_filling_of_a_resampled_volume_decides_nothing():
     volume = np.repeat(np.repeat(chest(), 4, axis=1), 4, axis=2)
     volume[:, :20] = -2048
     volume[:, 20] = np.linspace(-2000, -1050, volume.shape[2])  # half filling, half air
-    assert choose_rule(volume, None).name == "baked"
+    assert choose_hu_rescale(volume, None).source == "already_hu"
 
 
 def test_air_peak_is_the_mode_of_the_lowest_voxels():
@@ -57,19 +57,19 @@ def test_air_peak_is_the_mode_of_the_lowest_voxels():
 def test_air_at_no_known_place_is_ambiguous():
     for stored, table in ((chest() - 1024, (1.0, -1024.0)), (chest() + 500, None), (chest() + 1024, (float("nan"), -1024.0))):
         with pytest.raises(Refusal) as caught:
-            choose_rule(stored, table)
+            choose_hu_rescale(stored, table)
         assert caught.value.code == "hu_ambiguous"
 
 
 def test_constant_and_not_finite_volumes_are_refused():
     with pytest.raises(Refusal, match="constant_image"):
-        choose_rule(np.full((4, 5, 6), -1000), None)
+        choose_hu_rescale(np.full((4, 5, 6), -1000), None)
     with pytest.raises(Refusal, match="hu_ambiguous"):
-        choose_rule(np.where(chest() > 100, np.nan, chest()), None)
+        choose_hu_rescale(np.where(chest() > 100, np.nan, chest()), None)
 
 
 def test_a_large_volume_is_sampled_to_the_same_rule():
-    assert choose_rule(np.tile(chest(), (4, 8, 8)), (1.0, -1024.0)).name == "baked"
+    assert choose_hu_rescale(np.tile(chest(), (4, 8, 8)), (1.0, -1024.0)).source == "already_hu"
 
 
 def head(air=-1000):
@@ -85,11 +85,11 @@ def head(air=-1000):
 
 @pytest.mark.parametrize("intercept", [-1024.0, -8192.0])
 def test_air_without_noise_around_a_head_is_no_filling(intercept):
-    assert choose_rule(head(), (1.0, intercept)).name == "baked"
-    assert choose_rule(head().astype(np.int32) - int(intercept), (1.0, intercept)).name == "csv"
+    assert choose_hu_rescale(head(), (1.0, intercept)).source == "already_hu"
+    assert choose_hu_rescale(head().astype(np.int32) - int(intercept), (1.0, intercept)).source == "metadata_table"
 
 
 def test_a_known_filling_that_is_stored_where_air_lies_is_not_taken_for_it():
     volume = chest()
     volume[:, :6] = -2000
-    assert choose_rule(volume + 1000, (1.0, -1000.0)).name == "csv"  # stored filling: -1000; stored air: 0
+    assert choose_hu_rescale(volume + 1000, (1.0, -1000.0)).source == "metadata_table"  # stored filling: -1000; stored air: 0

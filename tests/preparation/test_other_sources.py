@@ -43,23 +43,23 @@ def test_a_clinics_folder_of_nifti_and_dicom(tmp_path):
         writer = csv.DictWriter(stream, list(rows[0]), delimiter=";")
         writer.writeheader()
         writer.writerows(rows)
-    options = Options(out=tmp_path / "out", roots={"own": root}, own_table=table, val_patients=1, recipe=RECIPE)
+    options = Options(out=tmp_path / "out", roots={"custom": root}, table=table, val_patients=1, recipe=RECIPE)
     summary = prepare(options)
     assert sorted((entry.code, entry.detail) for entry in summary.quarantined) == [
         ("gantry_tilt", "16.3 degrees"), ("missing_file", "row 6"),
     ]  # fmt: skip
-    found = rows_of(options.out, "own")
+    found = rows_of(options.out, "custom")
     assert sorted(row["split"] for row, _ in found.values()) == ["test", "train", "train", "val"]
     (row, voxels) = next((row, voxels) for row, voxels in found.values() if row["split"] == "test")
     assert row["report"] == "Muster has a nodule, no effusion."
     assert row["labels"][LABELS.index("Lung nodule")] == 1
-    assert (row["hu_rule"], voxels.shape, row["source_shape"]) == ("header", RECIPE.shape, list(chest().shape))
+    assert (row["hu_source"], voxels.shape, row["source_shape"]) == ("dicom_header", RECIPE.shape, list(chest().shape))
     assert np.ptp(voxels) > 500
     assert sum(not row["report"] for row, _ in found.values()) == 1
     kept = b"".join(path.read_bytes() for path in options.out.rglob("*") if path.is_file())
     assert not any(word in kept for word in (b"Erika", b"Muster0", b"Muster clinic"))
     assert prepare(options).built == 0
-    assert rows_of(options.out, "own").keys() == found.keys()
+    assert rows_of(options.out, "custom").keys() == found.keys()
 
 
 def test_rad_chestct_is_a_test_set_that_agrees_with_its_tables(tmp_path):

@@ -44,7 +44,7 @@ def test_indices_hold_every_volume_with_its_report_and_voxels(small_tree, tmp_pa
     assert not patients[0] & patients[1]
     assert not patients[1] & patients[2]
     for row in table.to_pylist():
-        clauses = [row["report"][unit["start"] : unit["end"]] for unit in row["units"] if unit["kind"] == 1]
+        clauses = [row["report"][unit["start"] : unit["end"]] for unit in row["sentence_spans"] if unit["kind"] == 1]
         assert clauses == [
             "The heart is normal.",
             "No effusion,",
@@ -115,7 +115,7 @@ def test_an_image_in_two_splits_stops_the_preparation(small_tree, tmp_path, caps
 
 def test_ctrg_is_prepared_without_names(tmp_path, capsys):
     root, out = write_ctrg(tmp_path / "ctrg", 12), tmp_path / "out"
-    arguments = ["--ctrg", str(root), "--out", str(out), "--image-size", "32", "--val-patients", "1", "--split", "original"]
+    arguments = ["--ctrg", str(root), "--out", str(out), "--image-size", "32", "--val-patients", "1", "--ctrg-split", "original"]
     assert script.main(arguments) == 0
     sizes = [len(index(out, split, "ctrg")) for split in ("train", "val", "test")]
     assert sizes == [10, 1, 1]  # i <= int(.8 n), i <= int(.9 n), rest

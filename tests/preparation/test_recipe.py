@@ -10,7 +10,7 @@ from small_raw import LPS, SPACING, CtRateTree, chest
 
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import Options, prepare
-from mg3d.preparation.sources.ct_rate import scan_ct_rate
+from mg3d.preparation.sources.ct_rate import list_ct_rate
 from mg3d.preparation.voxels import make_volume
 
 STORED = (32, 24, 16)
@@ -35,7 +35,7 @@ def volume(tree):
         unsaid = {"Rows": "", "Columns": "", "NumberofSlices": ""}
         shown = chest(7).transpose(2, 1, 0) if stored is None else stored
         tree.add("train_1_a_1", stored=shown, affine=affine, row=unsaid)
-        record = next(r for r in scan_ct_rate(tree.write(), val_patients=0, seed=0).records if r.split == "train")
+        record = next(r for r in list_ct_rate(tree.write(), val_patients=0, seed=0).records if r.split == "train")
         return make_volume(record, tree.root / "dataset", recipe)
 
     return make
@@ -53,13 +53,13 @@ def test_a_recipe_is_read_back_from_what_the_index_files_tell(choice):
     recipe = Recipe(**choice)
     told = json.loads(json.dumps(recipe.provenance("ct_rate")))
     assert Recipe.of(told) == recipe
-    assert Recipe.of(told).provenance("own") == recipe.provenance("ct_rate")
+    assert Recipe.of(told).provenance("custom") == recipe.provenance("ct_rate")
 
 
 @pytest.mark.parametrize("step", ["crop", "resize"])
 def test_steps_of_another_program_are_not_taken_for_ours(step):
     with pytest.raises(ValueError, match="are not known here"):
-        Recipe.of(Recipe().provenance("own") | {step: {"kind": "by eye", "kernel": "by eye", "zyx": [1, 2, 3]}})
+        Recipe.of(Recipe().provenance("custom") | {step: {"kind": "by eye", "kernel": "by eye", "zyx": [1, 2, 3]}})
     with pytest.raises(ValueError, match="are not known here"):
         Recipe.of({})
 

@@ -10,7 +10,7 @@ from small_raw import LPS, SHAPE, SPACING, chest
 
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.sources.ct_rate import scan_ct_rate
+from mg3d.preparation.sources.ct_rate import list_ct_rate
 from mg3d.preparation.voxels import make_volume
 
 STORED = (32, 24, 16)
@@ -19,7 +19,7 @@ STORED = (32, 24, 16)
 def make(tree, name, **volume):
     tree.add("valid_1_a_1")
     tree.add(name, **volume)
-    records = scan_ct_rate(tree.write(), val_patients=0, seed=0).records
+    records = list_ct_rate(tree.write(), val_patients=0, seed=0).records
     record = next(record for record in records if record.volume_id == f"ct_rate/{name}")
     return make_volume(record, tree.root / "dataset", Recipe(shape=STORED))
 
@@ -32,9 +32,14 @@ def right_anterior_up():
 
 
 @pytest.mark.parametrize(
-    ("kind", "rule"), [("corrected", "baked"), ("turned", "baked"), ("first", "csv"), ("blank affine", "csv"), ("siemens", "csv")]
+    ("kind", "hu_source"),
+    [
+        ("corrected", "already_hu"),
+        ("turned", "already_hu"),
+        *((kind, "metadata_table") for kind in ("first", "blank affine", "siemens")),
+    ],
 )
-def test_every_form_of_a_volume_gives_the_same_voxels(tree, kind, rule):
+def test_every_form_of_a_volume_gives_the_same_voxels(tree, kind, hu_source):
     raw = chest(7).transpose(2, 1, 0).astype(np.float64)
     form = {
         "corrected": {"hu": chest(7)},
@@ -47,7 +52,7 @@ def test_every_form_of_a_volume_gives_the_same_voxels(tree, kind, rule):
     expected, _ = make(tree, "train_2_a_1", hu=chest(7))
     np.testing.assert_array_equal(image, expected)
     assert image.dtype == np.int16
-    assert facts["hu_rule"] == rule
+    assert facts["hu_source"] == hu_source
     assert facts["source_shape"] == list(SHAPE)
     # 0.88 * 26 = 23 slices, 0.65625 * 22 = 14 rows, 0.875 * 24 = 21 columns are kept
     kept = np.array([23, 14, 21]) * SPACING / STORED
@@ -82,7 +87,7 @@ def test_a_file_that_ends_early_is_noticed(tree, kept):
     path = tree.add("train_1_a_1")
     tree.add("valid_1_a_1")
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    record = scan_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
+    record = list_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
     with pytest.raises(Refusal) as caught:
         make_volume(record, tree.root / "dataset", Recipe(shape=STORED))
     assert caught.value.code in {"gzip_truncated", "nifti_header"}
@@ -96,6 +101,6 @@ def test_a_header_whose_spacing_is_not_a_number_is_refused(tree):
     for offset in (88, 320):  # pixdim[3], and the third number of srow_z
         content[offset : offset + 4] = struct.pack("<f", float("nan"))
     path.write_bytes(gzip.compress(bytes(content)))
-    record = scan_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
+    record = list_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
     with pytest.raises(Refusal, match="nan_spacing"):
         make_volume(record, tree.root / "dataset", Recipe(shape=STORED))

@@ -40,7 +40,7 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"learning_rat": 1.0}, "did you mean learning_rate"),
         ({"learning_rate": "fast"}, "expected float, found str"),
         ({"num_workers": True}, "expected int"),
-        ({"fusion": "gates"}, "expected one of cross_attention, gate"),
+        ({"wiring": "gate"}, "expected one of paper, intended, released"),
         ({"window_hu": [0]}, "expected 2 values, found 1"),
         ({"image_size": 100}, "multiple of 32"),
         ({"volume_size": [64, 96]}, "three multiples of 32"),
@@ -62,23 +62,23 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
         ({"depths": [2, 0], "num_heads": [3, 6]}, "one to four stages of at least one block"),
         ({"depths": [1] * 5, "num_heads": [3] * 5}, "must be multiples of 64 voxels"),
         (
-            {"cml_pair": "multimodal_unimodal", "hidden_size": 20, "fusion_heads": 4},
+            {"wiring": "intended", "hidden_size": 20, "fusion_heads": 4},
             "8 heads, which do not divide",
         ),
         ({"hidden_size": 12}, "until it has undone the stride 32, and nothing is left; use at least 16"),
         ({"text_encoder": "tiny", "freeze_text": False, "tiny_text_heads": 5}, "does not divide tiny_text_width=128"),
         ({"tiny_text_heads": 0}, "must be at least 1"),
         ({"contrast": "softmax"}, "expected one of infonce, sigmoid"),
-        ({"contrast": "sigmoid", "cml_pair": "multimodal_unimodal"}, "use cml_pair=image_report or contrast=infonce"),
+        ({"contrast": "sigmoid", "wiring": "intended"}, "contrast=sigmoid needs wiring=paper"),
         ({"grad_cache_chunk": -1}, "must be at least 0"),
         ({"grad_cache_chunk": 4, "vision_encoder": "unet"}, "use norm_statistics=instance or grad_cache_chunk=0"),
         ({"text_cache": "there", "freeze_text": False}, "use freeze_text=True or no cache"),
-        ({"text_cache": "there", "fusion": "gate"}, "leave text_cache empty"),
+        ({"text_cache": "there", "wiring": "released"}, "use wiring=paper or no text_cache"),
         ({"warmup_steps": 10, "max_steps": 10}, "smaller than max_steps"),
         ({"dataset_weights": [1.0]}, "one weight for each"),
         ({"text_encoder": "tiny"}, "cannot be frozen"),
         ({f"weight_{name}": 0.0 for name in ("mlm", "sal", "mim", "cml", "dcl", "ssm")}, "nothing to learn"),
-        ({"weight_cap": -1.0}, "weight_cap=-1.0: must be at least 0"),
+        ({"weight_captioning": -1.0}, "weight_captioning=-1.0: must be at least 0"),
         ({"caption_layers": 0}, "must be at least 1"),
         ({"caption_label_smoothing": 1.5}, "between 0 and 1"),
         ({"learning_rate": math.inf}, "learning_rate=inf: a finite number"),
@@ -109,7 +109,7 @@ def test_print_config_shows_every_setting(capsys):
     shown = capsys.readouterr().out
     assert all(f"  {name} = " in shown for name in defaults())
     assert "learning_rate = 0.25\n      Peak rate of encoder and fusion." in shown
-    assert "pairs = 'true'\n      ['true' | 'shuffled'] " in shown
+    assert "wiring = 'paper'\n      ['paper' | 'intended' | 'released'] " in shown
 
 
 def test_the_papers_volume_is_128_96_128():
@@ -155,7 +155,7 @@ def test_what_the_rules_let_through_can_be_built(word):
 def test_every_objective_has_a_weight_and_a_row():
     from mg3d.training.objectives import OBJECTIVES
 
-    assert list(OBJECTIVES) == list(objective_weights(LossSettings(weight_cap=1.0)))
+    assert list(OBJECTIVES) == list(objective_weights(LossSettings(weight_captioning=1.0)))
 
 
 def test_a_named_setting_that_the_encoder_does_not_read_is_refused_and_a_words_leftover_is_not():

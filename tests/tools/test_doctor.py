@@ -179,16 +179,16 @@ def test_a_prepared_folder_without_a_val_is_examined(arrows):
 
 def test_reports_of_an_own_folder_come_from_its_table(tmp_path, capsys):
     for number in range(2):
-        write_nifti(tmp_path / "own" / f"p{number}.nii.gz", chest(number).transpose(2, 1, 0), LPS)
+        write_nifti(tmp_path / "custom" / f"p{number}.nii.gz", chest(number).transpose(2, 1, 0), LPS)
     table = tmp_path / "reports.csv"
     table.write_text("volume,report,split\np0,Both lungs are clear of any nodule.,train\np1,Not given.,test\n")
-    words = [str(tmp_path / "own"), "--kind", "own", "--workers", "1"]
-    TOOL.main([*words, "--own-table", str(table), "--json", str(tmp_path / "d.json")])
+    words = [str(tmp_path / "custom"), "--kind", "custom", "--workers", "1"]
+    TOOL.main([*words, "--table", str(table), "--json", str(tmp_path / "d.json")])
     found = {finding["code"]: finding["count"] for finding in json.loads((tmp_path / "d.json").read_text())["findings"]}
     assert found["no_report"] == 1
     with pytest.raises(SystemExit):
-        TOOL.main([str(tmp_path / "own"), "--own-table", str(table)])
-    assert "--kind own" in capsys.readouterr().err
+        TOOL.main([str(tmp_path / "custom"), "--table", str(table)])
+    assert "--kind custom" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["patient 1/series/0001.dcm", "scans/one.nii.gz"])
@@ -198,7 +198,7 @@ def test_a_folder_of_other_scans_is_told_to_be_of_kind_own_and_no_name_is_said(t
     path.write_bytes(bytes(128) + b"DICM")
     assert TOOL.main([str(tmp_path / "clinic")]) == 2
     told = capsys.readouterr().err
-    assert "say --kind own (and --own-table FILE" in told
+    assert "say --kind custom (and --table FILE" in told
     assert "patient 1" not in told
 
 
@@ -216,7 +216,7 @@ def test_what_is_set_aside_is_summed_up_by_reason(arrows):
         (["nowhere"], "there is no nowhere"),
         (["."], "looks like none of ct_rate, ctrg"),
         ([".", "--lists", "gone.txt"], "gone.txt"),
-        (["cut.arrow"], "no complete Arrow file"),
+        (["cut.arrow"], "not a complete Arrow file"),
     ],
 )
 def test_what_cannot_be_examined_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, words, told):

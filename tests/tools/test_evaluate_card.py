@@ -48,7 +48,7 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def card(monkeypatch):
     """Of 9 patients, where `data` has 6."""
-    found = small_card(volumes=9, studies=9, patients=9, resamples=4, recall_ks=(1, 2), stress_studies=3)
+    found = small_card(volumes=9, studies=9, patients=9, n_bootstrap=4, recall_ks=(1, 2), stress_studies=3)
     monkeypatch.setattr(EVALUATE, "find_card", lambda name: found)
 
 
@@ -76,7 +76,7 @@ def test_partial_results_are_marked_repeat_and_compare(model, data, tmp_path, ca
     assert evaluate(model, data, "--partial", "--stress", "--json", second) == 0
     assert first.read_bytes() == second.read_bytes()
     capsys.readouterr()
-    assert COMPARE.main([str(first), str(second), "--resamples", "9"]) == 0
+    assert COMPARE.main([str(first), str(second), "--n-bootstrap", "9"]) == 0
     assert "0.000 [0.000, 0.000]" in capsys.readouterr().out
 
 
@@ -95,21 +95,21 @@ def test_volumes_of_another_size_are_told(model, tmp_path, capsys):
 
 
 def test_a_truth_of_other_studies_is_refused(model, data, tmp_path, capsys):
-    assert evaluate(model, data, "--partial", "--truth-root", tmp_path) == 2
+    assert evaluate(model, data, "--partial", "--ground-truth-root", tmp_path) == 2
     assert "does not hold the truth of these studies" in capsys.readouterr().err
 
 
 def test_a_synthetic_set_without_masks_is_refused_before_anything_is_computed(model, data, tmp_path, capsys, monkeypatch):
     (tmp_path / "truth").mkdir()
     monkeypatch.setattr("mg3d.evaluation.run_card.run_card", None)
-    assert evaluate(model, data, "--partial", "--truth-root", tmp_path) == 2
+    assert evaluate(model, data, "--partial", "--ground-truth-root", tmp_path) == 2
     assert "add them with `python tools/make_phantom.py --out" in capsys.readouterr().err
 
 
 def test_no_draw_and_a_folder_that_is_not_there_are_refused_at_once(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        COMPARE.main(["a", "b", "--resamples", "0"])
-    assert "argument --resamples: '0' is no count; it starts at 1" in capsys.readouterr().err
+        COMPARE.main(["a", "b", "--n-bootstrap", "0"])
+    assert "argument --n-bootstrap: '0' is no count; it starts at 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate("model", tmp_path, "--json", tmp_path / "no" / "x.json")
     assert "there is no folder" in capsys.readouterr().err

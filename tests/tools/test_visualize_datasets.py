@@ -123,7 +123,7 @@ def test_a_row_of_an_index_is_found_by_volume_or_study_with_or_without_the_data_
 
 
 def test_grey_volumes_are_shown_from_black_to_white(tmp_path):
-    path = write_split(tmp_path, "ctrg", "val", patients=1, unit="grey8")
+    path = write_split(tmp_path, "ctrg", "val", patients=1, unit="uint8_unknown_window")
     assert TOOL.read_case(path, None).window == (0.0, 255.0)
 
 
@@ -234,7 +234,7 @@ def empty_ctrg(folder):
         (None, ["empty", "--case", "train_1_a_1"], "leave it out"),
         (broken_nifti, ["cut.nii.gz"], "cannot be read as NIfTI"),
         (flat_nifti, ["flat.nii.gz"], "2 axes, 4x5"),
-        (None, ["a.arrow"], "no complete Arrow file"),
+        (None, ["a.arrow"], "not a complete Arrow file"),
         (None, ["ct_rate", "--case", "heart"], f"heart is no name of a CT-RATE volume; one that is there is {NAME}"),
         (None, ["ct_rate", "--case", "valid_1_a_1"], "has no volume valid_1_a_1"),
         (binary_table, ["ct_rate"], "train_reports.csv cannot be read as a CSV table (UnicodeDecodeError)"),

@@ -12,8 +12,7 @@ from small_model import OBJECTIVES, build, random_batch
 
 from mg3d.settings.schema import ModelSettings
 from mg3d.training.objectives import build_losses
-from mg3d.training.queue import FeatureQueue
-from mg3d.types import Batch, QueueRows
+from mg3d.types import Batch
 
 SHARES = {
     "two uneven": (slice(0, 2), slice(2, 5)),
@@ -21,18 +20,17 @@ SHARES = {
     "four": (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)),
 }
 """Rows of each rank. Different numbers of them, so that a mean of means cannot pass for the mean."""
-CASES = {name: ("mg3d", name, {}) for name in (*OBJECTIVES, "cap")} | {
+CASES = {name: ("mg3d", name, {}) for name in (*OBJECTIVES, "captioning")} | {
     "cml sigmoid": ("mg3d", "cml", {"contrast": "sigmoid"}),
     "dcl sigmoid": ("mg3d", "dcl", {"contrast": "sigmoid"}),
     "released mim": ("mg3d_released", "mim", {}),
     "cml further": ("mg3d", "cml", {"beyond": True}),
     "cml further sigmoid": ("mg3d", "cml", {"contrast": "sigmoid", "beyond": True}),
-    "ssm queue": ("mg3d", "ssm", {"beyond": True}),
-    "sal per patient": ("mg3d_intended", "sal", {"sal_per": "patient"}),
-    "fused cml": ("mg3d_intended", "cml", {"exclude_duplicates": False}),
-    "fused dcl": ("mg3d_released", "dcl", {"exclude_duplicates": False}),
+    "released sal": ("mg3d_intended", "sal", {"wiring": "intended"}),
+    "released cml": ("mg3d_intended", "cml", {"wiring": "intended"}),
+    "released dcl": ("mg3d_released", "dcl", {"wiring": "released"}),
 }
-"""Every loss whose value is one number of the whole batch; `ssm_form=pair_mean` (released) looks at each rank alone."""
+"""Every loss whose value is one number of the whole batch; the released SSM looks at each rank alone."""
 
 
 def share_of(batch, rows, wiring):
@@ -56,14 +54,6 @@ def further(batch):
     )  # fmt: skip
 
 
-def queued(name):
-    """Six studies of one process, as they are on every rank."""
-    model, queue = build(objectives=(name,), seed=5).eval(), FeatureQueue(6, with_cml=name == "cml", with_ssm=name == "ssm")
-    rows = queue.take(model(random_batch(4, seed=9)))
-    queue.kept = QueueRows(*(torch.cat([part, torch.zeros_like(part[:2])]) for part in rows))
-    return queue.kept._replace(patient_key=torch.tensor([1, 50, 51, 52, 0, 0]))
-
-
 def loss_and_gradients(case, size, rows=slice(None)):
     wiring, name, changes = CASES[case]
     changes = dict(changes)
@@ -72,18 +62,9 @@ def loss_and_gradients(case, size, rows=slice(None)):
     loss = build_losses(ModelSettings(**changes), [name])[name]
     batch = further(random_batch(size)) if beyond and name == "cml" else random_batch(size)
     features = model(share_of(batch, rows, wiring))
-    features = features._replace(queue=queued(name)) if beyond else features
     value = loss(**{field: getattr(features, field) for field in loss.inputs})
     value.backward()
     return value.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
-
-
-def pushed(size, rows=slice(None)):
-    """The state of a queue that took these patients of each rank twice, more than it holds; of sentences, nothing is kept."""
-    model, queue = build(objectives=("cml",)).eval(), FeatureQueue(7, with_cml=True, with_ssm=False)
-    for _ in range(2):
-        queue.push(queue.take(model(share_of(random_batch(size), rows, "mg3d"))))
-    return queue.state()
 
 
 def one_rank(rank, shares, port, folder):
@@ -97,7 +78,6 @@ def one_rank(rank, shares, port, folder):
             dist.all_reduce(tensor)
             tensor /= len(shares)  # what DistributedDataParallel does
         results[case] = (value, gradients)
-    torch.save(pushed(shares[-1].stop, shares[rank]), folder / f"queue{rank}.pt")
     if rank == 0:
         torch.save(results, folder / "results.pt")
     dist.destroy_process_group()
@@ -133,16 +113,6 @@ def assert_joined(case, name, folder):
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_give_loss_and_gradients_of_the_joined_batch(case, folder):
     assert_joined(case, "two uneven", folder)
-
-
-def test_the_queue_is_the_same_on_every_rank(folder):
-    over_ranks("two uneven", folder / "two uneven")
-    expected = pushed(5)
-    for rank in range(2):
-        found = torch.load(folder / "two uneven" / f"queue{rank}.pt", weights_only=True)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, msg=name)
 
 
 @pytest.mark.slow

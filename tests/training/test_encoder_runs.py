@@ -11,7 +11,7 @@ from mg3d.config import command_line
 @pytest.mark.parametrize("word", ["unet", "nnunet"])
 def test_an_encoder_word_trains_from_the_command_line(word, tmp_path):
     for split in ("train", "val", "test"):
-        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "grey8")):
+        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "uint8_unknown_window")):
             write_split(tmp_path, dataset, split, patients=4, shape=(128, 96, 128), unit=unit)
     small = [
         "tiny", word, "embed_dim=2", "image_size=128", "hidden_size=24", "embedding_size=16", "mim_decoder=conv",

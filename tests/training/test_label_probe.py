@@ -3,13 +3,14 @@ import json
 import torch
 
 from mg3d.config import resolve
-from mg3d.training.label_probe import build_probe, diagnose_labels
+from mg3d.evaluation.label_probe import build_probe
+from mg3d.training.run import diagnose
 
 SMALL = {
     "image_size": 32, "mim_patch_size": 8, "embed_dim": 12, "num_heads": [2], "hidden_size": 24,
     "embedding_size": 16, "patch_size": 4,
     "depths": [2], "batch_size": 8, "per_gpu_batchsize": 8, "accelerator": "cpu", "datasets": ["ct_rate"],
-    "image_pool": "place",
+    "image_pool": "positional",
 }  # fmt: skip
 
 
@@ -22,10 +23,9 @@ def test_the_probe_sees_what_the_contrast_sees():
     torch.testing.assert_close(probe(volume), probe.head(pooled))
 
 
-def test_labels_that_the_intensity_gives_are_learned_and_told(tmp_path, bright_and_dark):
-    settings = resolve(["tiny"], SMALL | {"data_root": str(bright_and_dark), "max_steps": 40, "warmup_steps": 2})
-    lines = []
-    result = diagnose_labels(settings, tmp_path, say=lines.append)
-    assert result == json.loads((tmp_path / "diagnosis.json").read_text())
-    assert len(result) == len(lines) == 18
+def test_the_diagnosis_learns_labels_that_follow_the_intensity(tmp_path, bright_and_dark, capsys):
+    more = {"data_root": str(bright_and_dark), "log_dir": str(tmp_path / "run"), "max_steps": 40, "warmup_steps": 2}
+    diagnose(resolve(["tiny"], SMALL | more))
+    result = json.loads((tmp_path / "run" / "diagnosis.json").read_text())
+    assert len(result) == capsys.readouterr().out.count("mg3d: ") == 18
     assert min(result.values()) > 0.9

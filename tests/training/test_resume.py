@@ -82,6 +82,15 @@ def test_a_run_left_within_a_step_goes_on_bit_by_bit(unbroken, arrows, tmp_path,
     assert {step: rows[-1] for step, rows in ours.items()} == {step: rows[-1] for step, rows in theirs.items()}
 
 
+def test_a_time_limit_saves_before_it_validates(arrows, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("validation failed")
+
+    monkeypatch.setattr(run.PretrainModule, "validation_step", fail)
+    assert command_line(words(arrows, tmp_path, *ACCUMULATED, "max_minutes=1e-9")) == 2
+    assert checkpoint(tmp_path / "run")["global_step"] == 1
+
+
 def test_a_time_limit_ends_after_a_whole_step_and_counts_anew(unbroken, arrows, tmp_path):
     assert command_line(words(arrows, tmp_path, *ACCUMULATED, "max_minutes=1e-9")) == 0
     for steps in (1, 2):

@@ -134,10 +134,10 @@ def test_a_run_keeps_its_volumes_recipe_and_does_not_go_on_with_others(arrows, t
 
 
 def test_data_sets_of_one_run_that_show_other_parts_of_the_chest_are_told():
-    body, usual = (Recipe(crop=crop).provenance("own") for crop in ("body", "fraction"))
-    told = mixed_recipes({"ctrg": usual, "ct_rate": usual, "rad_chestct": usual, "own": body})
+    body, usual = (Recipe(crop=crop).provenance("custom") for crop in ("body", "fraction"))
+    told = mixed_recipes({"ctrg": usual, "ct_rate": usual, "rad_chestct": usual, "custom": body})
     assert [line.split(",")[0] for line in told] == ["own was prepared otherwise (crop) than ct_rate"]
-    assert mixed_recipes({"ct_rate": None, "own": body}) == []
+    assert mixed_recipes({"ct_rate": None, "custom": body}) == []
 
 
 @pytest.mark.parametrize(

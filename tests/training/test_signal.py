@@ -1,5 +1,6 @@
 """A scheduler's signal: a run ends between two steps, says so by its exit code, and the same command goes on."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -48,25 +49,46 @@ sys.exit(code)
 """Stands for the training: one process ends a second after the other; above 128 their group gets a signal."""
 
 
-class Signal(Callback):
-    """Gets the signal within the second step."""
+class SignalWithin(Callback):
+    """Sends SIGUSR1 within the second training step or the first validation, and counts validation batches."""
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
-        if batch_index == 2:
+    def __init__(self, phase):
+        self.phase, self.validation_batches = phase, 0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_index):
+        if self.phase == "training" and batch_index == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_index):
+        self.validation_batches += 1
+        if self.phase == "validation":
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def test_a_signal_ends_a_run_after_a_whole_step_and_the_same_command_goes_on(arrows, tmp_path, monkeypatch, capsys):
-    assert command_line(words(arrows, tmp_path / "unbroken", *PASSES)) == 0
-    build, before = run.build_trainer, signal.getsignal(signal.SIGUSR1)
+def logged_validations(run_dir):
+    """{step: val/total} over all parts of the CSV log."""
+    rows = [row for path in sorted(run_dir.glob("csv/part-*/metrics.csv")) for row in csv.DictReader(path.open())]
+    return {int(row["step"]): row["val/total"] for row in rows if row.get("val/total")}
+
+
+@pytest.mark.parametrize(("phase", "batches"), [("training", 0), ("validation", 1)])
+def test_a_signal_saves_before_validation_and_the_same_command_resumes(arrows, tmp_path, monkeypatch, capsys, phase, batches):
+    assert command_line(words(arrows, tmp_path / "uninterrupted", *PASSES)) == 0
+    build, before, sender = run.build_trainer, signal.getsignal(signal.SIGUSR1), SignalWithin(phase)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "build_trainer", lambda *a, **k: build(*a, extra=(Signal(),), **k))
+        patch.setattr(run, "build_trainer", lambda *a, **k: build(*a, extra=(sender,), **k))
         assert command_line(words(arrows, tmp_path, *PASSES, "resume_from=auto", "num_workers=1")) == GO_ON
     assert "stopped at step 2 by a signal" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGUSR1) == before
+    if phase == "training":
+        assert signal.getsignal(signal.SIGUSR1) == before
+    signal.signal(signal.SIGUSR1, before)
     assert checkpoint(tmp_path / "run")["global_step"] == 2
+    assert sender.validation_batches == batches
     assert command_line(words(arrows, tmp_path, *PASSES, "resume_from=auto")) == 0
-    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "unbroken" / "run"))
+    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "uninterrupted" / "run"))
+    validations = logged_validations(tmp_path / "run")
+    assert list(validations) == [1, 3]
+    assert validations == logged_validations(tmp_path / "uninterrupted" / "run")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from small_run import words
 
 from mg3d.config import command_line
-from mg3d.datamodules.multitask import Mixture
+from mg3d.datamodules.multitask import MixtureDataset
 from mg3d.training import speed
 
 NAMES = {"speed/volumes_per_second", "speed/data_wait_share", "speed/memory_gb", "speed/mfu"}
@@ -24,13 +24,13 @@ def logged(run_dir):
 @pytest.fixture
 def slow_reading(monkeypatch):
     """Every sample takes a while."""
-    read = Mixture.__getitem__
+    read = MixtureDataset.__getitem__
 
     def slowly(self, draw):
         time.sleep(SLOW_S)
         return read(self, draw)
 
-    monkeypatch.setattr(Mixture, "__getitem__", slowly)
+    monkeypatch.setattr(MixtureDataset, "__getitem__", slowly)
 
 
 def test_a_run_logs_its_speed_and_sees_that_it_waits_for_data(arrows, tmp_path, slow_reading):

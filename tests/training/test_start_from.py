@@ -26,7 +26,7 @@ SMALL = [
 def begin(tmp_path_factory):
     root = tmp_path_factory.mktemp("start")
     for split in ("train", "val"):
-        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "grey8")):
+        for dataset, unit in (("ct_rate", "hu"), ("ctrg", "uint8_unknown_window")):
             write_split(root / "arrows", dataset, split, patients=8, shape=(32, 24, 32), unit=unit)
 
     def run(name, *more):

@@ -1,8 +1,7 @@
-"""NIfTI volumes in Hounsfield units, or in scanner values that a metadata table turns into them."""
+"""NIfTI files: CT in HU or in scanner values that a metadata table rescales, and 8-bit grey volumes."""
 
 import math
 from contextlib import nullcontext
-from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -14,59 +13,66 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import choose_rule
+from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.records import RawVolume, VolumeRecord
+from mg3d.preparation.readers.limits import check_range, check_shape, check_slices
+from mg3d.preparation.records import RawVolume, TableGeometry, VolumeRecord
 
-MAX_BYTES = 3 * 10**9
-"""Of a volume's voxels as the file stores them; 512 x 512 x 600 of eight bytes are 1.26 GB."""
-MAX_AXIS = 4096
-_GZIP = b"\x1f\x8b"
-_MOST_PER_BYTE = 1032  # what deflate makes of one byte at the very best
-_HEAD = 540
-_MAX_START = 1 << 24
-_SLACK = 1 << 16
-_PIECE = 1 << 24
+_GZIP_MAGIC = b"\x1f\x8b"
+_NIFTI2_HEADER_BYTES = 540
+_MAX_TRAILING_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 24
 
 
-def read_ct(record: VolumeRecord, root: Path) -> RawVolume:
-    """The volume of one `.nii` or `.nii.gz` in HU.
+def read_nifti_ct(record: VolumeRecord, root: Path) -> RawVolume:
+    """CT volume of one `.nii` or `.nii.gz` in HU; `record.table` replaces a blank header.
 
     Raises:
-        Refusal: the file cannot be read, contradicts the metadata, or its air lies nowhere near -1000 HU.
+        Refusal: the file is unreadable, contradicts the metadata table, or its air is not near -1000 HU.
     """
     stored, affine = read_nifti(root / record.files[0])
     table = record.table
-    # The header of such a volume was made from the same table: what it says in z is not to be trusted.
-    if table is not None and math.isnan(table.spacing_zyx_mm[0]):
-        raise Refusal("nan_spacing", "the metadata's ZSpacing is not a number")
     if table is not None:
-        found, expected = stored.shape[::-1], table.shape_zyx
-        if any(there != said for there, said in zip(found, expected) if not math.isnan(said)):
-            sizes = ("x".join(f"{length:g}" for length in lengths) for lengths in (found, expected))
-            raise Refusal("shape_mismatch", "{} voxels (z y x), {} in the metadata".format(*sizes))
+        _check_table(table, stored.shape[::-1])
     affine = geometry.table_affine(table) if affine is None else affine
     volume, spacing = geometry.to_lps(stored, affine)
-    rule = choose_rule(stored, table and (table.slope, table.intercept))
-    return RawVolume(volume, spacing, rule.name, (rule.slope, rule.intercept), affine=affine)
+    rescale = choose_hu_rescale(stored, table and (table.slope, table.intercept))
+    return RawVolume(volume, spacing, rescale.source, (rescale.slope, rescale.intercept), affine=affine)
+
+
+def read_nifti_grey(record: VolumeRecord, root: Path) -> RawVolume:
+    """Grey values 0 to 255. A blank header is taken as [x, y, z] with slices from superior to inferior, like CTRG's JPEGs.
+
+    Raises:
+        Refusal: as `read_nifti` and `geometry.to_lps`; grey_range, too_few_slices, constant_image.
+    """
+    stored, affine = read_nifti(root / record.files[0])
+    low, high = float(stored.min()), float(stored.max())
+    check_range(low, high)
+    if not (low >= 0 and high <= 255):
+        raise Refusal("grey_range", f"{low:g} to {high:g}")
+    if affine is not None:
+        volume, spacing = geometry.to_lps(stored, affine)
+        return RawVolume(volume, spacing, "uint8_unknown_window")
+    check_slices(stored.shape[2])
+    return RawVolume(np.flip(stored.transpose(2, 1, 0), axis=0), None, "uint8_unknown_window")
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Stored numbers [i, j, k] and the affine (to RAS mm) of a `.nii` or `.nii.gz`; None when the header is blank.
+    """Voxels [i, j, k] with the header's scaling applied, and the affine to RAS mm (None for a blank header).
 
-    The header comes first and says how much may follow: no more is decompressed, whatever the file would unpack to. The sums of
-    all gzip members are checked.
+    The whole stream is read, so that every gzip checksum is verified, but no more than the header announces is decompressed.
 
     Raises:
         Refusal: missing_file, unreadable, gzip_truncated, nifti_header, not_3d, too_large.
     """
     try:
         with path.open("rb") as raw:
-            packed = raw.read(len(_GZIP)) == _GZIP
-            most = path.stat().st_size * (_MOST_PER_BYTE if packed else 1)
+            is_gzip = raw.read(2) == _GZIP_MAGIC
             raw.seek(0)
-            with igzip.IGzipFile(fileobj=raw, mode="rb") if packed else nullcontext(raw) as stream:
-                return _read_volume(stream, most)
+            # isal decompresses twice as fast as the zlib that nibabel uses.
+            with igzip.IGzipFile(fileobj=raw, mode="rb") if is_gzip else nullcontext(raw) as stream:
+                return _read_stream(stream)
     except FileNotFoundError:
         raise Refusal("missing_file") from None
     except (EOFError, isal_zlib.error, igzip.BadGzipFile) as error:
@@ -75,94 +81,59 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise Refusal("unreadable", type(error).__name__) from None
 
 
-def _read_volume(stream: IO[bytes], most: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """most: bytes that the file can hold at the very best."""
-    head = stream.read(_HEAD)
-    try:
-        header = _header(head)
-        affine = None if is_blank(header) else header.get_best_affine()
-        slope, intercept = _scaling(header)
-        shape = _shape(header)
-        start = int(header["vox_offset"])
-    except (ImageFileError, HeaderDataError, WrapStructError, KeyError, IndexError, ValueError, OverflowError) as error:
-        raise Refusal("nifti_header", type(error).__name__) from None
-    count, dtype = math.prod(shape), header.get_data_dtype()
-    if max(shape) > MAX_AXIS or count * dtype.itemsize > MAX_BYTES:
-        said = f"{'x'.join(map(str, shape))} voxels of {dtype.itemsize} bytes"
-        raise Refusal("too_large", f"{said}; at most {MAX_BYTES / 1e9:g} GB and {MAX_AXIS} along an axis")
-    if not header["sizeof_hdr"] <= start <= _MAX_START:
-        raise Refusal("nifti_header", f"voxels that begin at byte {start}")
-    end = start + count * dtype.itemsize
-    if end > most:
-        raise Refusal("gzip_truncated", "fewer voxels than the header says")
-    content = np.empty(end, np.uint8)
-    given = np.frombuffer(head[:end], np.uint8)
-    content[: len(given)] = given
-    if len(given) + _fill(stream, content[len(given) :]) < end:
-        raise Refusal("gzip_truncated", "fewer voxels than the header says")
-    if len(stream.read(_SLACK + 1)) > _SLACK:
-        raise Refusal("nifti_header", "more behind the voxels than the header says")
-    array = content[start:].view(dtype) if start % dtype.itemsize == 0 else np.frombuffer(content, dtype, count, start)
-    return _scaled(array.reshape(shape, order="F"), slope, intercept), affine
-
-
-def _fill(stream: IO[bytes], target: np.ndarray) -> int:
-    """Reads into `target`, uint8, until it is full or the stream ends; returns how many bytes came."""
-    view, done = memoryview(target), 0
-    while done < len(view):
-        came = stream.readinto(view[done : done + _PIECE])
-        if not came:
-            break
-        done += came
-    return done
-
-
-def _scaled(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    if (slope, intercept) == (1.0, 0.0):
-        return array
-    scaled = array.astype(np.float32)
-    scaled *= np.float32(slope)
-    scaled += np.float32(intercept)
-    return scaled
-
-
-def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
-    """Slope and intercept; slope and intercept 0 stand for none, as the standard has it."""
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if (slope, intercept) == (0.0, 0.0):
-        return 1.0, 0.0
-    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
-        raise HeaderDataError("a slope or intercept that is no number")
-    return slope, intercept
-
-
-def _shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
-    """Voxels along i, j, k; further axes of one voxel are dropped."""
-    if not 1 <= int(header["dim"][0]) <= 7:
-        raise HeaderDataError("no number of axes")
-    shape = tuple(int(length) for length in header.get_data_shape())
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 1:
-        raise Refusal("not_3d", f"shape {'x'.join(map(str, shape))}")
-    return shape
-
-
-def _header(head: bytes) -> nib.Nifti1Header:
-    size = {int.from_bytes(head[:4], order) for order in ("little", "big")}
-    kind = nib.Nifti2Header if 540 in size else nib.Nifti1Header
-    header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=False)
-    if header["sizeof_hdr"] != kind.sizeof_hdr or header["magic"].item()[:3] not in {b"n+1", b"n+2"}:
-        raise HeaderDataError("no NIfTI header, or one whose voxels lie in another file")
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf" or header["bitpix"] != 8 * dtype.itemsize:
-        raise HeaderDataError("voxels that are no plain numbers, or of another size than they should be")
-    return header
-
-
 def is_blank(header: nib.Nifti1Header) -> bool:
-    """Whether a header says nothing of the geometry: no code, or nothing but ones, as in CT-RATE's first release."""
+    """Whether a header has no geometry: no qform or sform code, or an identity affine, as in CT-RATE's first release."""
     if not header["qform_code"] and not header["sform_code"]:
         return True
-    affine = header.get_best_affine()
-    return bool((np.abs(affine) == np.eye(4)).all())
+    return bool((np.abs(header.get_best_affine()) == np.eye(4)).all())
+
+
+def _read_stream(stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        size = stream.read(4)
+        stream.seek(0)
+        is_nifti2 = _NIFTI2_HEADER_BYTES in {int.from_bytes(size, order) for order in ("little", "big")}
+        header = (nib.Nifti2Header if is_nifti2 else nib.Nifti1Header).from_fileobj(stream)
+        if header["magic"].item()[:3] not in {b"n+1", b"n+2"}:
+            raise HeaderDataError("voxels in another file")
+        affine = None if is_blank(header) else header.get_best_affine()
+        slope, intercept = header.get_slope_inter()
+        shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
+    except (ImageFileError, HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
+        raise Refusal("nifti_header", type(error).__name__) from None
+    if dtype.kind not in "iuf":
+        raise Refusal("nifti_header", f"voxels of type {dtype}")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    check_shape(shape, dtype.itemsize)
+    stream.seek(offset)
+    array = np.empty(math.prod(map(int, shape)), dtype)
+    if not _fill(stream, array.view(np.uint8)):
+        raise Refusal("gzip_truncated", "fewer voxels than the header says")
+    if len(stream.read(_MAX_TRAILING_BYTES + 1)) > _MAX_TRAILING_BYTES:
+        raise Refusal("nifti_header", "more data after the voxels than the header says")
+    array = array.reshape(shape, order="F")
+    if slope not in {None, 1.0} or intercept not in {None, 0.0}:
+        array = array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    return array, affine
+
+
+def _fill(stream: IO[bytes], target: np.ndarray) -> bool:
+    """Reads into `target` (uint8) in chunks, without a second copy of the volume; False if the stream ends early."""
+    view, done = memoryview(target), 0
+    while done < len(view):
+        count = stream.readinto(view[done : done + _CHUNK_BYTES])
+        if not count:
+            return False
+        done += count
+    return True
+
+
+def _check_table(table: TableGeometry, shape_zyx: tuple[int, ...]) -> None:
+    """Refuses a volume that contradicts its row of the metadata table."""
+    # Such a header was written from the same table, so its own z spacing cannot be trusted either.
+    if math.isnan(table.spacing_zyx_mm[0]):
+        raise Refusal("nan_spacing", "the metadata's ZSpacing is not a number")
+    if any(found != expected for found, expected in zip(shape_zyx, table.shape_zyx) if not math.isnan(expected)):
+        sizes = ("x".join(f"{length:g}" for length in lengths) for lengths in (shape_zyx, table.shape_zyx))
+        raise Refusal("shape_mismatch", "{} voxels (z y x), {} in the metadata".format(*sizes))

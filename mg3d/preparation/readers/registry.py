@@ -1,23 +1,31 @@
-"""Name of a reader, as a volume record has it -> the function."""
+"""Readers by name: from the files of a `VolumeRecord` to upright voxels."""
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from mg3d.preparation.readers.dicom import read_dicom
-from mg3d.preparation.readers.grey_nifti import read_grey_nifti
+from mg3d.preparation.readers.jpeg_slices import read_jpeg_slices
 from mg3d.preparation.readers.mha import read_mha
-from mg3d.preparation.readers.nifti import read_ct
+from mg3d.preparation.readers.nifti import read_nifti_ct, read_nifti_grey
 from mg3d.preparation.readers.npz import read_ct_clip, read_rad_chestct
-from mg3d.preparation.readers.slices import read_slices
 from mg3d.preparation.records import RawVolume, VolumeRecord
 
 READERS: dict[str, Callable[[VolumeRecord, Path], RawVolume]] = {
-    "nifti": read_ct,
-    "ctclip": read_ct_clip,
-    "slices": read_slices,
-    "grey_nifti": read_grey_nifti,
-    "rad_chestct": read_rad_chestct,
+    "nifti": read_nifti_ct,
+    "grey_nifti": read_nifti_grey,
     "dicom": read_dicom,
     "mha": read_mha,
+    "jpeg_slices": read_jpeg_slices,
+    "rad_chestct": read_rad_chestct,
+    "ct_clip": read_ct_clip,
 }
-"""Each takes a record and the data set's root and raises `Refusal` for a volume that cannot be used."""
+"""Each takes a record and the root of its data set, and raises `Refusal` for a volume that cannot be used."""
+
+READER_OF_SUFFIX = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha"}
+"""File name suffix in lower case -> reader of single-file CT volumes. A folder is read as a DICOM series."""
+
+
+def reader_of(path: PurePath) -> str | None:
+    """The reader of a single-file CT volume by its suffix in any case; None for other files."""
+    name = path.name.lower()
+    return next((reader for suffix, reader in READER_OF_SUFFIX.items() if name.endswith(suffix)), None)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined
-from mg3d.preparation.records import Scan, TableGeometry, VolumeRecord, carve_val
+from mg3d.preparation.records import Inventory, TableGeometry, VolumeRecord
 from mg3d.preparation.sources.tables import by_key, decode, flag, read_table
+from mg3d.preparation.split import draw_val_patients
 from mg3d.sentence_spans import clean_section
 
 DATASET = "ct_rate"
@@ -37,9 +38,9 @@ class _Tables:
     """Names with rows that differ in report or metadata."""
 
 
-def scan_ct_rate(
+def list_ct_rate(
     root: Path, *, val_patients: int, seed: int, limit: int | None = None, listing: Sequence[str] | None = None
-) -> Scan:
+) -> Inventory:
     """All volumes below `root` (the folder that holds `dataset/`, or `dataset` itself), in the order of their ids.
 
     A volume may lie in `<split>_fixed` (preferred), in `<split>`, or as CT-CLIP's array in `<split>_preprocessed`. Official valid
@@ -49,7 +50,7 @@ def scan_ct_rate(
 
     Args:
         root: CT-RATE's folder.
-        val_patients: how many patients of train become val, see `carve_val`.
+        val_patients: how many patients of train become val, see `draw_val_patients`.
         seed: of that draw.
         limit: at most so many volumes of each official split, of those that have a file.
         listing: paths of all files as seen from `root`, if they are elsewhere; None = what lies below it.
@@ -66,14 +67,14 @@ def scan_ct_rate(
     if not splits:
         names = ", ".join(tree.format(split=split) for tree in _TREES for split in ("train", "valid"))
         raise FileNotFoundError(f"{root} holds none of {names}; give CT-RATE's folder")
-    scan = Scan(root)
+    scan = Inventory(root)
     for split in splits:
         part = _scan_split(root, paths, split)
         scan.records += _first(part.records, limit)
         scan.refused += part.refused
         scan.notes += [f"CT-RATE: {note}" for note in part.notes]
     train = [record.patient_id for record in scan.records if record.official_split == "train"]
-    val, note = carve_val(train, val_patients, seed)
+    val, note = draw_val_patients(train, val_patients, seed)
     scan.notes += [f"CT-RATE: {note}"] if note else []
     ours = {"train": "train", "valid": "test"}
     for place, record in enumerate(scan.records):
@@ -107,14 +108,14 @@ def _first(records: Sequence[VolumeRecord], limit: int | None) -> list[VolumeRec
     return [*records] if limit is None or len(with_files) <= limit else [*records[: with_files[limit]]]
 
 
-def _scan_split(root: Path, paths: Sequence[str], split: str) -> Scan:
+def _scan_split(root: Path, paths: Sequence[str], split: str) -> Inventory:
     files, patients, notes = _files(paths, split)
     tables = _tables(root, split, notes)
     without_chest = _no_chest(root / "metadata" / f"no_chest_{split}.txt", notes)
     listed = {name for name in tables.reports.keys() | tables.metadata.keys() if _NAME.fullmatch(name)}
     absent = {name for name in listed - files.keys() if _NAME.fullmatch(name)["patient"] not in patients}
     notes += [f"{len(absent)} listed volumes of {split} lie in no patient's folder: not downloaded"] if absent else []
-    scan = Scan(root, notes=notes)
+    scan = Inventory(root, notes=notes)
     for name in sorted(listed | files.keys()):
         record = _record(name, files.get(name), tables)
         code = "no_chest" if name in without_chest else "duplicate_row" if name in tables.conflicts else None
@@ -146,7 +147,7 @@ def _record(name: str, file: str | None, tables: _Tables) -> VolumeRecord | None
         impression=impression,
         files=() if file is None else (file,),
         source=(file or name).removeprefix("../"),
-        reader="ctclip" if arrays else "nifti",
+        reader="ct_clip" if arrays else "nifti",
         labels=tuple(map(flag, labels)) if labels else (-1,) * len(LABELS),
         label_source="radbert" if labels else "none",
         table=table_geometry(dict(zip(_GEOMETRY, metadata))) if metadata and not arrays else None,

@@ -11,14 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from mg3d.preparation.quarantine import Quarantined
-from mg3d.preparation.records import Scan, VolumeRecord, carve_val
+from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.pseudonyms import pseudonym
+from mg3d.preparation.split import draw_val_patients
 from mg3d.sentence_spans import clean_section
 
 DATASET = "ctrg"
 ANNOTATIONS = ("chest_ctrg_jpg.json", "annotation.json", "chest_ctrg_nitfy_ori_split.json")
 OFFICIAL_SPLITS = ("train", "test", "val")
-SplitRule = Literal["own", "original"]
+CtrgSplit = Literal["resplit", "original"]
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,16 @@ class _Case:
     official_split: str
 
 
-def scan_ctrg(
-    root: Path, *, salt: bytes, val_patients: int, seed: int, split: SplitRule = "own", limit: int | None = None
-) -> Scan:
+def list_ctrg(
+    root: Path, *, salt: bytes, val_patients: int, seed: int, split: CtrgSplit = "resplit", limit: int | None = None
+) -> Inventory:
     """All cases of the annotation file in `root`, in its order. A case counts as a patient.
 
     Args:
         root: folder of the annotation file; paths of slices or of NIfTI files are taken relative to it, as far as their end can
             be found there.
         salt: keeps the ids from being guessed, see `pseudonyms.read_salt`.
-        val_patients: own: how many cases of train become val, see `carve_val`.
+        val_patients: own: how many cases of train become val, see `draw_val_patients`.
         seed: of that draw.
         split: own: val is carved out of train, all the rest is test. original: as published; for the flat list its order
             (train up to place int(0.8 n), test up to int(0.9 n), the rest val).
@@ -48,14 +49,14 @@ def scan_ctrg(
         ValueError: the annotation has another shape, or puts a case into two splits with `original`.
     """
     cases = list(_cases(root, limit))
-    scan = Scan(root)
+    scan = Inventory(root)
     ours, note = _splits(cases, split, val_patients=val_patients, seed=seed)
     scan.notes += [f"CTRG: {note}"] if note else []
     first: dict[PurePosixPath, _Case] = {}
     for case in cases:
         known = first.setdefault(case.folder, case).official_split
         if known != case.official_split and split == "original":
-            raise ValueError(f"the annotation puts a case into both {known} and {case.official_split}; use --split own")
+            raise ValueError(f"the annotation puts a case into both {known} and {case.official_split}; use --ctrg-split resplit")
     called = Counter(folder.name for folder in first)
     for folder, case in first.items():
         name = folder.name if called[folder.name] == 1 else str(folder)
@@ -159,13 +160,13 @@ def _cases(root: Path, limit: int | None) -> Iterator[_Case]:
         yield from (_Case(case_folder(item), item, name) for item in items[:limit])
 
 
-def _splits(cases: list[_Case], rule: SplitRule, *, val_patients: int, seed: int) -> tuple[dict[PurePosixPath, str], str | None]:
+def _splits(cases: list[_Case], rule: CtrgSplit, *, val_patients: int, seed: int) -> tuple[dict[PurePosixPath, str], str | None]:
     """Folder -> our split. A case in several published splits is kept from training."""
     if rule == "original":
         return {case.folder: case.official_split for case in cases}, None
     ours = {case.folder: "train" for case in cases}
     ours |= {case.folder: "test" for case in cases if case.official_split != "train"}
-    val, note = carve_val([str(folder) for folder, split in ours.items() if split == "train"], val_patients, seed)
+    val, note = draw_val_patients([str(folder) for folder, split in ours.items() if split == "train"], val_patients, seed)
     return {folder: "val" if str(folder) in val else split for folder, split in ours.items()}, note
 
 
@@ -187,7 +188,7 @@ def _record(root: Path, case: _Case, case_id: str, split: str) -> VolumeRecord |
             names = sorted(sorted(names), key=natural_key)
             if gap := left_out(names):
                 return Quarantined(case_id, DATASET, "scan", "missing_slices", gap)
-            files, reader = [(inside / name).as_posix() for name in names], "slices"
+            files, reader = [(inside / name).as_posix() for name in names], "jpeg_slices"
     except OSError as error:  # its message names the folder, hence a person
         return Quarantined(case_id, DATASET, "scan", "unreadable", type(error).__name__)
     if not files:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mg3d.glossary import LABELS
-from mg3d.preparation.records import Scan, VolumeRecord
+from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.rad_chestct_labels import VARIANTS, Variant, label_source, labels_of
 from mg3d.preparation.sources.tables import by_key, flag, read_table
 
@@ -20,7 +20,7 @@ _NAME = re.compile(r"(trn|val|tst)\d+")
 _ADVICE = "download it again from Zenodo"
 
 
-def scan_rad_chestct(root: Path, *, variant: Variant = "ct_clip", limit: int | None = None) -> Scan:
+def list_rad_chestct(root: Path, *, variant: Variant = "ct_clip", limit: int | None = None) -> Inventory:
     """All `<id>.npz` in `root` or in its folders, in the order of their ids; all are our `test`, whatever their official split.
 
     Args:
@@ -35,7 +35,7 @@ def scan_rad_chestct(root: Path, *, variant: Variant = "ct_clip", limit: int | N
     found = {path.stem: path for path in [*root.glob("*/*.npz"), *root.glob("*.npz")] if _NAME.fullmatch(path.stem)}
     if not found:
         raise FileNotFoundError(f"{root} holds no array such as trn00001.npz; give Rad-ChestCT's folder")
-    scan = Scan(root)
+    scan = Inventory(root)
     for split, expected in PUBLISHED.items():
         number = sum(name.startswith(split) for name in found)
         scan.notes += [f"Rad-ChestCT: {number} volumes of {split}, {expected} are published"] if number != expected else []

@@ -57,9 +57,7 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _read_table(
-    path: Path, columns: Mapping[str, Sequence[str]], *, required: Collection[str], advice: str, title: str
-) -> Table:
+def _read_table(path: Path, columns: Mapping[str, Sequence[str]], *, required: Collection[str], advice: str, title: str) -> Table:
     try:
         text, encoding = decode(path.read_bytes())
         rows = _json_rows(text) if path.suffix.lower() == ".json" else _csv_rows(text, columns)

@@ -24,7 +24,7 @@ SECOND = "1.2.3.2"
 
 def read(folder):
     told = {"findings": None, "impression": None, "official_split": "none", "split": "train", "reconstruction": 1}
-    ids = {"volume_id": "own/a", "study_id": "a", "patient_id": "a", "dataset": "own", "source": "own/a"}
+    ids = {"volume_id": "custom/a", "study_id": "a", "patient_id": "a", "dataset": "custom", "source": "custom/a"}
     return read_dicom(VolumeRecord(**ids, **told, files=(folder.name,), reader="dicom"), folder.parent)
 
 
@@ -58,7 +58,7 @@ def test_slices_are_sorted_by_position_not_by_name_or_number(tmp_path):
     np.testing.assert_array_equal(found.voxels, chest(7))
     assert found.voxels.dtype == np.int16
     assert found.spacing_mm == pytest.approx(SPACING)
-    assert (found.rule, found.scale, found.note) == ("header", (1.0, 0.0), "")
+    assert (found.hu_source, found.scale, found.note) == ("dicom_header", (1.0, 0.0), "")
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1, -1024), (2, -1024), (0.5, -1010)])
@@ -253,15 +253,15 @@ def test_equal_copies_of_a_slice_count_once_and_different_ones_are_refused(tmp_p
     (folder / "IM9999.dcm").write_bytes(copied.read_bytes())
     np.testing.assert_array_equal(read(folder).voxels, chest(7))
     change(folder / "IM9999.dcm", PixelData=(chest(7)[11] + np.int16(1)).tobytes())
-    assert refusal(folder) == ("duplicate_slices", "at place 11 of 26")
+    assert refusal(folder) == ("duplicate_slices", "at slice 11 of 26")
 
 
 def test_a_side_of_20000_pixels_is_refused_before_a_pixel_is_read(tmp_path, monkeypatch):
     folder = write_series(tmp_path / "Muster", Rows=20_000)
-    monkeypatch.setattr("mg3d.preparation.readers.dicom._plane", None)
+    monkeypatch.setattr("mg3d.preparation.readers.dicom._read_plane", None)
     code, detail = refusal(folder)
     assert code == "too_large"
-    assert "26 slices, up to 20000 pixels a side; 2048 are allowed" in detail
+    assert "26 slices of up to 20000 pixels a side; at most 2048 are allowed" in detail
 
 
 def test_a_scout_of_20000_pixels_harms_nobody(tmp_path):
@@ -330,4 +330,3 @@ def test_without_pydicom_the_reader_says_what_to_install(tmp_path, monkeypatch):
     folder = write_series(tmp_path / "Muster")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     assert refusal(folder) == ("codec_missing", "pydicom is not installed")
-

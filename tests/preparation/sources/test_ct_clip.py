@@ -5,7 +5,7 @@ import pytest
 from small_raw import SHAPE, CtRateTree, chest
 
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.sources.ct_rate import scan_ct_rate
+from mg3d.preparation.sources.ct_rate import list_ct_rate
 from mg3d.preparation.voxels import make_volume
 
 HU = chest(7).clip(-1000, 1000)
@@ -28,7 +28,7 @@ def put(base, inside):
 
 
 def scan(tree):
-    return scan_ct_rate(tree.root, val_patients=0, seed=0)
+    return list_ct_rate(tree.root, val_patients=0, seed=0)
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -40,10 +40,10 @@ def test_both_spellings_of_folders_and_of_names_are_found(tree, folder, name, be
     assert not found.refused
     record = next(record for record in found.records if record.volume_id == "ct_rate/train_2_b_3")
     assert (record.study_id, record.patient_id, record.reconstruction) == ("ct_rate/train_2_b", "ct_rate/train_2", 3)
-    assert (record.reader, record.table) == ("ctclip", None)
+    assert (record.reader, record.table) == ("ct_clip", None)
     assert record.source == f"train_preprocessed/train_2/{folder}/{name}"
     image, facts = make_volume(record, found.root, Recipe(shape=(32, 24, 16)))
-    assert (facts["source_shape"], facts["hu_rule"]) == (list(SHAPE), "ctclip")
+    assert (facts["source_shape"], facts["hu_source"]) == (list(SHAPE), "ct_clip")
     assert any("1 volumes of train are CT-CLIP's arrays" in note for note in found.notes)
     tree.add("train_3_a_1", hu=HU)
     tree.write()
@@ -64,5 +64,5 @@ def test_arrays_of_valid_are_test_and_those_in_the_wrong_tree_are_left_out(tree)
     put(tree.root / "dataset", "valid_preprocessed/train_2/train_2b/train_2_b_3.npz")
     tree.path("valid_1_a_1", "valid_fixed").unlink()
     found = scan(tree)
-    assert [(r.reader, r.split) for r in found.records if r.volume_id == "ct_rate/valid_1_a_1"] == [("ctclip", "test")]
+    assert [(r.reader, r.split) for r in found.records if r.volume_id == "ct_rate/valid_1_a_1"] == [("ct_clip", "test")]
     assert any("1 files of valid have a name that CT-RATE does not use" in note for note in found.notes)

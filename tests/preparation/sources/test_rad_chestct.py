@@ -5,7 +5,7 @@ import pytest
 from small_raw import write_csv
 
 from mg3d.glossary import LABELS
-from mg3d.preparation.sources.rad_chestct import scan_rad_chestct
+from mg3d.preparation.sources.rad_chestct import list_rad_chestct
 
 PLACES = ("heart", "right_upper", "other")
 IDS = ("tst00009", "trn00002", "trn00010", "val00001")
@@ -38,7 +38,7 @@ def known(record):
 
 
 def test_all_volumes_are_test_and_keep_their_official_split(root):
-    scan = scan_rad_chestct(root)
+    scan = list_rad_chestct(root)
     assert [(r.volume_id, r.official_split, r.split) for r in scan.records] == [
         (f"rad_chestct/{name}", name[:3], "test") for name in sorted(IDS)
     ]
@@ -50,7 +50,7 @@ def test_all_volumes_are_test_and_keep_their_official_split(root):
 def test_a_label_is_positive_when_its_abnormality_is_anywhere(root):
     labels(root, "train", rows(("trn00002", {"nodulegr1cm*other": "1"}), ("trn00010", {"cardiomegaly*heart": "1.0"})))
     labels(root, "valid", rows(("val00001.npz", {"calcification*heart": "1", "stent*other": "1"})))
-    found = by_id(scan_rad_chestct(root))
+    found = by_id(list_rad_chestct(root))
     nothing = {"Lung nodule": 0, "Lung opacity": 0, "Cardiomegaly": 0, "Medical material": 0}
     assert known(found["trn00002"]) == nothing | {"Lung nodule": 1}
     assert known(found["trn00010"]) == nothing | {"Cardiomegaly": 1}
@@ -61,7 +61,7 @@ def test_a_label_is_positive_when_its_abnormality_is_anywhere(root):
 
 def test_the_other_reading_knows_both_calcifications_and_no_devices(root):
     labels(root, "valid", rows(("val00001", {"calcification*right_upper": "1", "stent*other": "1"})))
-    found = by_id(scan_rad_chestct(root, variant="hlip"))["val00001"]
+    found = by_id(list_rad_chestct(root, variant="hlip"))["val00001"]
     both = {"Arterial wall calcification": 1, "Coronary artery wall calcification": 1}
     assert known(found) == {"Lung nodule": 0, "Lung opacity": 0, "Cardiomegaly": 0} | both
     assert found.label_source == "rad_chestct/hlip/1"
@@ -72,13 +72,13 @@ def test_a_column_for_each_place_counts_however_the_header_is_quoted(root):
     path = root / "imgvalid_Abnormality_and_Location_Labels.csv"
     quoted = ",".join(f'"{name}"' for name in content[0]) + "\r\n" + ",".join(content[0].values())
     path.write_bytes(b"\xef\xbb\xbf" + quoted.encode())
-    assert known(by_id(scan_rad_chestct(root))["val00001"])["Lung opacity"] == 1
+    assert known(by_id(list_rad_chestct(root))["val00001"])["Lung opacity"] == 1
 
 
 def test_rows_that_differ_leave_a_volume_without_labels_and_empty_cells_are_not_known(root):
     twice = [("trn00002", {"stent*other": "1"}), ("trn00002", {}), ("trn00010", {f"nodule*{place}": "" for place in PLACES})]
     labels(root, "train", rows(*twice))
-    scan = scan_rad_chestct(root)
+    scan = list_rad_chestct(root)
     found = by_id(scan)
     assert found["trn00002"].labels == (-1,) * 18
     assert known(found["trn00010"])["Lung nodule"] == 0  # nodulegr1cm is known
@@ -94,7 +94,7 @@ def test_patients_come_from_the_summary_and_an_empty_cell_names_none(root):
             for name, mrn in zip(IDS, ("m1", "m2", "", ""))
         ],
     )
-    found = by_id(scan_rad_chestct(root))
+    found = by_id(list_rad_chestct(root))
     assert {name: record.patient_id for name, record in found.items()} == {
         "tst00009": "rad_chestct/m1", "trn00002": "rad_chestct/m2",
         "trn00010": "rad_chestct/trn00010", "val00001": "rad_chestct/val00001",
@@ -105,7 +105,7 @@ def test_limit_counts_each_official_split_and_folders_are_searched(root):
     (root / "more").mkdir()
     np.savez(root / "more" / "tst00001.npz", ct=np.zeros((2, 3, 4), np.int16))
     np.savez(root / "more" / "other.npz", ct=np.zeros((2, 3, 4), np.int16))
-    found = by_id(scan_rad_chestct(root, limit=1))
+    found = by_id(list_rad_chestct(root, limit=1))
     assert sorted(found) == ["trn00002", "tst00001", "val00001"]
     assert found["tst00001"].files == ("more/tst00001.npz",)
 
@@ -113,7 +113,7 @@ def test_limit_counts_each_official_split_and_folders_are_searched(root):
 def test_another_folder_or_a_table_of_something_else_is_refused(root, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no array such as trn00001\.npz"):
-        scan_rad_chestct(tmp_path / "empty")
+        list_rad_chestct(tmp_path / "empty")
     labels(root, "valid", [{"name": "val00001", "nodule*heart": "1"}])
     with pytest.raises(ValueError, match="lacks the columns \\['NoteAcc_DEID'\\]"):
-        scan_rad_chestct(root)
+        list_rad_chestct(root)

@@ -13,7 +13,7 @@ SECRET = "Geheim"
 
 def read(path, content, **choice):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_table(path, COLUMNS, **{"required": ["volume"], "advice": "mend it", "title": "own", **choice})
+    return read_table(path, COLUMNS, **{"required": ["volume"], "advice": "mend it", "title": "custom", **choice})
 
 
 @pytest.mark.parametrize("header", ["volume,report", "Volume, Report ", "FILE,Te-xt", " vol_ume ,TEXT", "report,volume\n,x"])

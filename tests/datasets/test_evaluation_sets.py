@@ -6,8 +6,8 @@ import random
 import pytest
 from small_arrow import write_split
 
-from mg3d.datasets import evaluation_lists
-from mg3d.datasets.evaluation_lists import RULES, ListedVolume, evaluation_list, read_volumes, told
+from mg3d.datasets import evaluation_sets
+from mg3d.datasets.evaluation_sets import RULES, ListedVolume, evaluation_set, read_volumes, told
 
 
 def volume(name, set_aside=""):
@@ -52,7 +52,7 @@ OUTSIDE = [ListedVolume(name, name, name, "rad_chestct", name[:3], 1) for name i
 def test_a_rule_takes_what_it_says_in_the_order_of_ids(name, expected):
     mixed = [*VOLUMES, *CASES, *OUTSIDE]
     random.Random(0).shuffle(mixed)
-    assert [entry.volume_id.removeprefix("ct_rate/") for entry in evaluation_list(name, mixed)] == expected
+    assert [entry.volume_id.removeprefix("ct_rate/") for entry in evaluation_set(name, mixed)] == expected
     assert RULES[name].choose.__doc__
     assert RULES[name].source
 
@@ -68,11 +68,11 @@ def test_counts_of_the_whole_set_follow_from_one_another():
 
 def test_what_is_here_is_told_beside_what_is_expected():
     assert told("ct_rate_valid_scans", VOLUMES[3:5]) == "ct_rate_valid_scans: 1,564 expected on the full set, 2 here"
-    found = evaluation_list("ct_rate_valid_patients", VOLUMES)
+    found = evaluation_set("ct_rate_valid_patients", VOLUMES)
     assert told("ct_rate_valid_patients", found).endswith("2 here, of which 1 are set aside and have no voxels")
     assert told("ct_rate_valid_chest_scans", []) == "ct_rate_valid_chest_scans: no published count, 0 here"
     with pytest.raises(ValueError, match="no list 'valid'; choose from ct_rate_valid, "):
-        evaluation_list("valid", VOLUMES)
+        evaluation_set("valid", VOLUMES)
 
 
 def test_a_prepared_folder_gives_its_rows_and_what_was_set_aside(tmp_path):
@@ -92,4 +92,4 @@ def test_a_prepared_folder_gives_its_rows_and_what_was_set_aside(tmp_path):
     assert found[-1] == ListedVolume(
         *("ct_rate/valid_7_a_1", "ct_rate/valid_7_a", "ct_rate/valid_7"), "ct_rate", "valid", 1, "no_chest"
     )
-    assert evaluation_lists.evaluation_list("ct_rate_valid", found) == found[-1:]
+    assert evaluation_sets.evaluation_set("ct_rate_valid", found) == found[-1:]

@@ -6,7 +6,15 @@ from torch.utils.data import DataLoader
 
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import convert, intensities, on_device, stack, stored_window, to_unit_range, volumes
+from mg3d.datasets.windowing import (
+    apply_window,
+    convert_volumes,
+    move_to_device,
+    sample_intensities,
+    stack_volumes,
+    to_intensities,
+    window_bounds,
+)
 from mg3d.types import Batch, StoredVolumes
 
 
@@ -25,41 +33,42 @@ def bits(values):
 @pytest.mark.parametrize("window", [(-1000.0, 1000.0), (-1350.0, 150.0), (-160.5, 240.25), (-1024.0, 3071.0)])
 def test_hounsfield_units_become_bit_by_bit_what_the_plain_formula_gives(window):
     voxels = np.arange(-2048, 4096, dtype=np.int16).reshape(1, 1, 16, 24, 16)
-    ours = to_unit_range(torch.from_numpy(voxels), torch.tensor([window]))
+    ours = apply_window(torch.from_numpy(voxels), torch.tensor([window]))
     assert ours.dtype == torch.float32
     assert (bits(ours.numpy()) == bits(window_then_cut(voxels, *window))).all()
 
 
 def test_grey_values_become_bit_by_bit_a_255th():
     voxels = np.arange(256, dtype=np.uint8).reshape(1, 1, 4, 8, 8)
-    ours = to_unit_range(torch.from_numpy(voxels), torch.tensor([stored_window("grey8", (-3.0, 5.0))]))
+    ours = apply_window(torch.from_numpy(voxels), torch.tensor([window_bounds("uint8_unknown_window", (-3.0, 5.0))]))
     assert (bits(ours.numpy()) == bits(voxels.astype(np.float32) / 255.0)).all()
 
 
 def test_the_window_maps_its_ends_to_zero_and_one():
     voxels = torch.tensor([-2000, -1000, 0, 500, 1000, 3000], dtype=torch.int16).view(1, 1, 1, 2, 3)
-    scaled = to_unit_range(voxels, torch.tensor([stored_window("hu", (-1000, 1000))]))
+    scaled = apply_window(voxels, torch.tensor([window_bounds("hu", (-1000, 1000))]))
     assert scaled.flatten().tolist() == [0, 0, 0.5, 0.75, 1, 1]
     with pytest.raises(ValueError, match="'mm'"):
-        stored_window("mm", (0, 1))
+        window_bounds("mm", (0, 1))
 
 
 def test_eight_bits_of_a_window_are_read_as_the_hounsfield_units_they_stand_for():
-    assert stored_window("hu8", (-1000.0, 1000.0), (-1000.0, 1000.0)) == (0.0, 255.0)
-    assert stored_window("hu8", (-745.0, 275.0), (-1000.0, 1040.0)) == (31.875, 159.375)
+    assert window_bounds("hu8", (-1000.0, 1000.0), (-1000.0, 1000.0)) == (0.0, 255.0)
+    assert window_bounds("hu8", (-745.0, 275.0), (-1000.0, 1040.0)) == (31.875, 159.375)
     hu = np.linspace(-1000, 1040, 256)
-    window = torch.tensor([stored_window("hu8", (-500.0, 500.0), (-1000.0, 1040.0))])
-    ours = to_unit_range(torch.arange(256, dtype=torch.uint8).view(1, 1, 4, 8, 8), window)
+    window = torch.tensor([window_bounds("hu8", (-500.0, 500.0), (-1000.0, 1040.0))])
+    ours = apply_window(torch.arange(256, dtype=torch.uint8).view(1, 1, 4, 8, 8), window)
     np.testing.assert_allclose(ours.flatten(), np.clip((hu + 500) / 1000, 0, 1), atol=1e-6)
     with pytest.raises(ValueError, match=r"intensity\.window"):
-        stored_window("hu8", (-1000.0, 1000.0))
+        window_bounds("hu8", (-1000.0, 1000.0))
 
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
     """Studies in HU, in grey values and in 8-bit HU, all noise."""
     root, made = tmp_path_factory.mktemp("kinds"), {}
-    for unit, low, high, window in (("hu", -1024, 3071, None), ("grey8", 0, 255, None), ("hu8", 0, 255, [-1100.0, 940.0])):
+    rows = (("hu", -1024, 3071, None), ("uint8_unknown_window", 0, 255, None), ("hu8", 0, 255, [-1100.0, 940.0]))
+    for unit, low, high, window in rows:
         rng = np.random.default_rng(len(made))
 
         def noise(number, shape, low=low, high=high, unit=unit, rng=rng):
@@ -71,13 +80,13 @@ def kinds(tmp_path_factory):
 
 
 def test_a_batch_of_mixed_kinds_holds_each_volume_in_its_own_window(kinds):
-    samples = [kinds[unit].sample(study) for study, unit in enumerate(("grey8", "hu", "hu8"))]
-    stored = stack(samples)
+    samples = [kinds[unit].sample(study) for study, unit in enumerate(("uint8_unknown_window", "hu", "hu8"))]
+    stored = stack_volumes(samples)
     assert stored.voxels.dtype == torch.int16
     assert stored.voxels.shape == (3, 1, *SHAPE)
-    together = volumes(stored).numpy()
+    together = to_intensities(stored).numpy()
     for place, sample in enumerate(samples):
-        assert (bits(together[place]) == bits(intensities(sample))).all()
+        assert (bits(together[place]) == bits(sample_intensities(sample))).all()
     expected = window_then_cut(samples[1].volume, -1000.0, 800.0)
     assert (bits(together[1]) == bits(expected)).all()
     eight = samples[2].volume / 255 * 2040 - 1100
@@ -85,7 +94,7 @@ def test_a_batch_of_mixed_kinds_holds_each_volume_in_its_own_window(kinds):
 
 
 def test_a_batch_of_eight_bit_volumes_stays_at_eight_bits(kinds):
-    assert stack([kinds["grey8"].sample(0), kinds["hu8"].sample(1)]).voxels.dtype == torch.uint8
+    assert stack_volumes([kinds["uint8_unknown_window"].sample(0), kinds["hu8"].sample(1)]).voxels.dtype == torch.uint8
 
 
 def test_a_sample_is_a_read_only_view_of_the_mapped_file(kinds):
@@ -99,26 +108,13 @@ def test_a_sample_is_a_read_only_view_of_the_mapped_file(kinds):
     assert pa_bytes() - before < kept[0].nbytes
 
 
-def test_a_batch_that_is_still_used_keeps_its_numbers_while_others_are_made(kinds):
-    def made(study):
-        return stack([kinds["hu"].sample(study)]).voxels
-
-    used = [made(study)[:, :, 1:] for study in range(3)]  # views keep the memory of what they are views of
-    later = [made(2 - study) for study in range(3)]
-    for study in range(3):
-        assert (used[study][0].numpy() == kinds["hu"].sample(study).volume[:, 1:]).all()
-        assert (later[study][0].numpy() == kinds["hu"].sample(2 - study).volume).all()
-    address = made(0).data_ptr()
-    assert made(1).data_ptr() == address
-
-
 def test_a_loader_process_hands_over_the_same_numbers_as_this_one(kinds):
-    studies = [kinds["grey8"], kinds["hu"]]
+    studies = [kinds["uint8_unknown_window"], kinds["hu"]]
     samples = [part.sample(study) for study in range(2) for part in studies]
-    (there,) = DataLoader(samples, batch_size=4, collate_fn=stack, num_workers=1)
+    (there,) = DataLoader(samples, batch_size=4, collate_fn=stack_volumes, num_workers=1)
     assert there.voxels.is_shared()
-    assert torch.equal(there.voxels, stack(samples).voxels)
-    assert torch.equal(there.window, stack(samples).window)
+    assert torch.equal(there.voxels, stack_volumes(samples).voxels)
+    assert torch.equal(there.window, stack_volumes(samples).window)
 
 
 def pa_bytes():
@@ -128,13 +124,13 @@ def pa_bytes():
 
 
 def test_conversion_changes_the_volume_alone_and_only_once(kinds):
-    stored = stack([kinds["hu"].sample(0)])
+    stored = stack_volumes([kinds["hu"].sample(0)])
     others = dict.fromkeys(set(Batch._fields) - set(Batch._field_defaults) - {"volume", "study_id"}, torch.zeros(1))
     batch = Batch(volume=stored, study_id=["one"], **others)
-    moved = on_device(batch, torch.device("cpu"))
+    moved = move_to_device(batch, torch.device("cpu"))
     assert isinstance(moved.volume, StoredVolumes)
-    model_batch = convert(moved, dtype=torch.float64)
+    model_batch = convert_volumes(moved, dtype=torch.float64)
     assert model_batch.volume.dtype == torch.float64
-    assert torch.equal(model_batch.volume.float(), volumes(stored))
-    assert convert(model_batch) is model_batch
+    assert torch.equal(model_batch.volume.float(), to_intensities(stored))
+    assert convert_volumes(model_batch) is model_batch
     assert model_batch.study_id == ["one"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.checkpoints.command import Parser, new_file
-from mg3d.datasets.evaluation_lists import RULES, evaluation_list, read_volumes, told
+from mg3d.datasets.evaluation_sets import RULES, evaluation_set, read_volumes, told
 from mg3d.files import write_bytes
 
 
@@ -21,9 +21,9 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("--out needs --list NAME")
     try:
         volumes = read_volumes(given.folder)
-        chosen = evaluation_list(given.list, volumes) if given.list else []
+        chosen = evaluation_set(given.list, volumes) if given.list else []
     except (OSError, ValueError) as error:
-        print(f"evaluation_lists: {error}", file=sys.stderr)
+        print(f"evaluation_sets: {error}", file=sys.stderr)
         return 2
     if not given.list:
         print("\n".join(f"{told(name, rule.choose(volumes))} ({rule.source})" for name, rule in RULES.items()))

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from mg3d.pictures.page import png
-from mg3d.pictures.planes import case_figure, three_planes
+from mg3d.visualize.page import png
+from mg3d.visualize.planes import case_figure, orthogonal_planes
 
 Z, Y, X = np.meshgrid(np.arange(5), np.arange(7), np.arange(9), indexing="ij")
 
 
 @pytest.mark.parametrize("centre", [None, (1, 5, 3)])
 def test_every_pixel_shows_the_voxel_that_a_radiologist_expects_there(centre):
-    planes = three_planes(100 * Z + 10 * Y + X, centre=centre)
+    planes = orthogonal_planes(100 * Z + 10 * Y + X, centre=centre)
     z, y, x = centre or (2, 3, 4)
     for down in range(7):
         for right in range(9):  # rows go to posterior, columns to the patient's left
@@ -40,7 +40,7 @@ def test_the_edges_are_lettered_from_the_patients_view():
 def test_an_overlay_lies_on_the_voxels_it_marks():
     marked = (Z >= 3) & (Y < 4)
     figure = case_figure(Z.astype(float), overlay=marked, centre=(3, 2, 4))
-    for axes, plane in zip(figure.axes, three_planes(marked, centre=(3, 2, 4)).values()):
+    for axes, plane in zip(figure.axes, orthogonal_planes(marked, centre=(3, 2, 4)).values()):
         volume, overlay = axes.images
         assert (~np.ma.getmaskarray(overlay.get_array()) == plane).all()
         assert volume.get_extent() == overlay.get_extent()

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mg3d.pictures.page import Picture, write_page
+from mg3d.visualize.page import CaptionedFigure, write_page
 
 
 def test_rows_with_other_names_keep_their_columns(tmp_path):
@@ -40,5 +40,5 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path):
 
 
 def test_what_a_picture_shows_is_told_as_text_too(tmp_path):
-    write_page(tmp_path / "page.html", title="t", sections=[("s", [Picture(Figure(figsize=(2, 1)), "a 'curve' & more")])])
+    write_page(tmp_path / "page.html", title="t", sections=[("s", [CaptionedFigure(Figure(figsize=(2, 1)), "a 'curve' & more")])])
     assert "<img alt='a &#x27;curve&#x27; &amp; more' src='data:image/png;base64," in (tmp_path / "page.html").read_text()

@@ -21,7 +21,7 @@ M2KT_TOKENS = 150
 M2KT_LEAST_COUNT = 3
 
 
-class ReportWords(Protocol):
+class ReportTokenizer(Protocol):
     """What a report-writing model asks of its words."""
 
     begin: int
@@ -61,7 +61,7 @@ def clean_m2kt(text: str) -> str:
     return " ".join((" . ".join(kept) + " .").split())
 
 
-class M2KTWords:
+class M2KTTokenizer:
     """Whole words of cleaned reports; ids from 1 in the order of the alphabet, 0 begins, ends and pads.
 
     Args:
@@ -76,11 +76,11 @@ class M2KTWords:
         if len(self._ids) != len(self.words) or UNKNOWN not in self._ids:
             raise ValueError(
                 f"{len(self.words)} words, {len(self._ids)} of them different: expected a list without doubles that holds "
-                f"{UNKNOWN}, as M2KTWords.fit makes it"
+                f"{UNKNOWN}, as M2KTTokenizer.fit makes it"
             )
 
     @classmethod
-    def fit(cls, texts: Iterable[str], *, least_count: int = M2KT_LEAST_COUNT) -> "M2KTWords":
+    def fit(cls, texts: Iterable[str], *, least_count: int = M2KT_LEAST_COUNT) -> "M2KTTokenizer":
         """The words that come at least `least_count` times in training reports, and one for all others."""
         counts = Counter(word for text in texts for word in clean_m2kt(text).split())
         return cls(sorted([word for word, count in counts.items() if count >= least_count] + [UNKNOWN]))
@@ -94,17 +94,17 @@ class M2KTWords:
         return clean_m2kt(text)
 
     def encode(self, text: str, most_tokens: int = M2KT_TOKENS) -> np.ndarray:
-        """See `ReportWords`. A cut report keeps its end; the original's loses it, and its model does not learn to stop there."""
+        """See `ReportTokenizer`. A truncated report keeps its end token; the original drops it."""
         unknown = self._ids[UNKNOWN]
         inner = [self._ids.get(word, unknown) for word in clean_m2kt(text).split()][: most_tokens - 2]
         return np.array([0, *inner, 0], dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `ReportWords`."""
+        """See `ReportTokenizer`."""
         return " ".join(self.words[place - 1] for place in _between(ids, self.begin, self.end))
 
 
-class FaithfulWords:
+class LosslessTokenizer:
     """WordPiece over words that carry the space before them, so that case, punctuation and numbers come back as they were.
 
     White space becomes one space. A letter beyond ASCII that no training report has becomes [UNK].
@@ -119,14 +119,14 @@ class FaithfulWords:
         if len(vocabulary) != len(self.words) or self.words[: len(SPECIAL)] != SPECIAL:
             raise ValueError(
                 f"{len(self.words)} words, {len(vocabulary)} of them different: expected a list without doubles that begins with "
-                f"{', '.join(SPECIAL)}, as FaithfulWords.fit makes it"
+                f"{', '.join(SPECIAL)}, as LosslessTokenizer.fit makes it"
             )
         self.padding, self.begin, self.end = (vocabulary[name] for name in ("[PAD]", "[CLS]", "[SEP]"))
         self._tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
         self._tokenizer.pre_tokenizer = _SPLIT
 
     @classmethod
-    def fit(cls, texts: Iterable[str], *, most: int = 3_000) -> "FaithfulWords":
+    def fit(cls, texts: Iterable[str], *, most: int = 3_000) -> "LosslessTokenizer":
         """At most `most` entries: ASCII, every other letter of the training reports, then the most frequent words."""
         counts = Counter(word for text in texts for word, _ in _SPLIT.pre_tokenize_str(_one_line(text)))
         letters = sorted({letter for word in counts for letter in word} | _ASCII)
@@ -143,12 +143,12 @@ class FaithfulWords:
         return _one_line(text)
 
     def encode(self, text: str, most_tokens: int) -> np.ndarray:
-        """See `ReportWords`."""
+        """See `ReportTokenizer`."""
         inner = self._tokenizer.encode(_one_line(text)).ids[: most_tokens - 2]
         return np.array([self.begin, *inner, self.end], dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `ReportWords`."""
+        """See `ReportTokenizer`."""
         return "".join(self.words[place].removeprefix("##") for place in _between(ids, self.begin, self.end))
 
 

@@ -7,7 +7,7 @@ from small_raw import CtRateTree
 
 from mg3d.preparation.run import Options, prepare
 
-SPEC = importlib.util.spec_from_file_location("evaluation_lists_tool", Path(__file__).parents[2] / "tools/evaluation_lists.py")
+SPEC = importlib.util.spec_from_file_location("evaluation_sets_tool", Path(__file__).parents[2] / "tools/evaluation_sets.py")
 TOOL = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(TOOL)
 

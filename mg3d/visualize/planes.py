@@ -11,7 +11,7 @@ LETTERS, LINE_INCHES = 72, 0.12
 """Letters of a report's line that fit beside the planes, and the height of a line."""
 
 
-def three_planes(volume: np.ndarray, *, centre: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+def orthogonal_planes(volume: np.ndarray, *, centre: Sequence[int] | None = None) -> dict[str, np.ndarray]:
     """Axial, coronal and sagittal plane [rows, columns] through a voxel (z, y, x; default: the middle) of a volume [z, y, x].
 
     Volume axes: +z superior, +y posterior, +x patient left. As on a workstation: the patient's right is at the left edge of axial
@@ -31,7 +31,7 @@ def case_figure(
     overlay: np.ndarray | None = None,
     centre: Sequence[int] | None = None,
 ) -> Figure:
-    """The three planes of a volume [z, y, x] through `centre` (see `three_planes`) beside its report.
+    """The three planes of a volume [z, y, x] through `centre` (see `orthogonal_planes`) beside its report.
 
     spacing_mm (z, y, x) sets the aspect; window: values that become black and white; overlay: bool [z, y, x], shown in red. The
     figure is as high as the report needs.
@@ -39,12 +39,12 @@ def case_figure(
     lines = [line for part in report.split("\n") for line in textwrap.wrap(part, LETTERS)]
     figure = Figure(figsize=(14 if report else 10, max(4.2, 0.6 + LINE_INCHES * len(lines))), layout="constrained")
     columns = 4 if report else 3
-    marked = {} if overlay is None else three_planes(overlay, centre=centre)
+    marked = {} if overlay is None else orthogonal_planes(overlay, centre=centre)
     depth, height, width = spacing_mm if spacing_mm is not None else (1.0, 1.0, 1.0)
     aspects = {"axial": height / width, "coronal": depth / width, "sagittal": depth / height}
     low, high = window if window is not None else (float(volume.min()), float(volume.max()))
     edges = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
-    for place, (name, plane) in enumerate(three_planes(volume, centre=centre).items()):
+    for place, (name, plane) in enumerate(orthogonal_planes(volume, centre=centre).items()):
         axes = figure.add_subplot(1, columns, place + 1)
         axes.imshow(plane, cmap="gray", vmin=low, vmax=high, aspect=aspects[name], interpolation="nearest")
         if name in marked:

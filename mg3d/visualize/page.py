@@ -20,17 +20,17 @@ th:first-child, td:first-child { text-align: left; } img { max-width: 100%; }
 """
 
 
-class Picture(NamedTuple):
+class CaptionedFigure(NamedTuple):
     """A figure and what it shows, for those who do not see it."""
 
     figure: Figure
     alt: str
 
 
-Piece = str | Figure | Picture | Sequence[Mapping[str, Any]]
+PageItem = str | Figure | CaptionedFigure | Sequence[Mapping[str, Any]]
 
 
-def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence[Piece]]]) -> None:
+def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence[PageItem]]]) -> None:
     """Writes the page, whole or not at all. A section is a heading and pieces: text, a figure, or a table as a list of rows."""
     body = "".join(f"<h2>{html.escape(heading)}</h2>\n" + "".join(map(_piece, pieces)) for heading, pieces in sections)
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
@@ -38,12 +38,12 @@ def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence
     write_bytes(path, content)
 
 
-def _piece(piece: Piece) -> str:
+def _piece(piece: PageItem) -> str:
     if isinstance(piece, str):
         return f"<p>{html.escape(piece)}</p>\n"
     if isinstance(piece, Figure):
-        piece = Picture(piece, "")
-    if isinstance(piece, Picture):
+        piece = CaptionedFigure(piece, "")
+    if isinstance(piece, CaptionedFigure):
         alt = html.escape(piece.alt, quote=True)
         return f"<p><img alt='{alt}' src='data:image/png;base64,{base64.b64encode(png(piece.figure)).decode()}'></p>\n"
     return _table(piece)

@@ -13,8 +13,9 @@ from small_dicom import write_series
 from small_raw import LPS, chest, write_nifti
 
 from mg3d.glossary import LABELS
+from mg3d.preparation.readers.dicom import read_dicom
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.sources.own import Naming, list_own, scan_own
+from mg3d.preparation.sources.custom import Naming, list_custom, read_listing
 from mg3d.preparation.voxels import make_volume
 
 SALT = b"0123456789abcdef"
@@ -40,7 +41,7 @@ def table(root, rows, *, encoding="utf-8", delimiter=",", name="reports.csv"):
 
 def scan(root, path=None, *, keep=True, salt=SALT, val_patients=0, limit=None):
     naming = Naming(b"", keep=True) if keep else Naming(salt)
-    return scan_own(root, list_own(root, path), naming=naming, val_patients=val_patients, seed=0, limit=limit)
+    return list_custom(root, read_listing(root, path), naming=naming, val_patients=val_patients, seed=0, limit=limit)
 
 
 @pytest.fixture
@@ -61,9 +62,9 @@ def told(record):
 
 
 EXPECTED = [
-    ("own/Anna/a", FINDINGS, None, {"Cardiomegaly": 1, "Emphysema": 0}),
-    ("own/Anna/b", None, None, {}),
-    ("own/Bernd/a", "Clear.", 'As "clear", ok.', {"Cardiomegaly": 0, "Emphysema": 1}),
+    ("custom/Anna/a", FINDINGS, None, {"Cardiomegaly": 1, "Emphysema": 0}),
+    ("custom/Anna/b", None, None, {}),
+    ("custom/Bernd/a", "Clear.", 'As "clear", ok.', {"Cardiomegaly": 0, "Emphysema": 1}),
 ]
 
 
@@ -137,8 +138,8 @@ def test_a_volume_may_be_named_in_many_ways(root, cell):
 def test_two_equal_rows_count_once_and_different_ones_set_the_volume_aside(root):
     rows = [ROWS[0], dict(ROWS[0], volume="Anna/a"), ROWS[2], dict(ROWS[2], findings="Not clear.")]
     found = scan(root, table(root, rows))
-    assert [record.volume_id for record in found.records] == ["own/Anna/a"]
-    assert [(entry.volume_id, entry.code) for entry in found.refused] == [("own/Bernd/a", "duplicate_row")]
+    assert [record.volume_id for record in found.records] == ["custom/Anna/a"]
+    assert [(entry.volume_id, entry.code) for entry in found.refused] == [("custom/Bernd/a", "duplicate_row")]
     assert any("2 rows name a volume once more" in note for note in found.notes)
 
 
@@ -165,7 +166,7 @@ def test_ids_are_hashed_the_same_in_every_run_and_by_the_salt(root):
     assert not {word for line in first for word in line} & {word for line in ids(salt=SALT[::-1]) for word in line}
     assert len({patient for _, _, patient, _ in first}) == len({study for _, study, _, _ in first}) == 1
     assert len({volume for volume, *_ in first}) == 3
-    everything = repr(scan(root, path, keep=False)) + repr(list_own(root, path))
+    everything = repr(scan(root, path, keep=False)) + repr(read_listing(root, path))
     assert not any(word in everything.replace(str(root), "") for word in ("Anna", "Bernd", "P 1", "S 1"))
 
 
@@ -180,7 +181,8 @@ def test_an_id_stays_when_volumes_are_added_or_the_table_is_sorted_otherwise(roo
 def test_without_a_table_each_top_folder_is_a_patient(root):
     found = scan(root, keep=True)
     assert [(r.volume_id, r.patient_id) for r in found.records] == [
-        ("own/Anna/a", "own/Anna"), ("own/Anna/b", "own/Anna"), ("own/Bernd/a", "own/Bernd"), ("own/c", "own/c"),
+        ("custom/Anna/a", "custom/Anna"), ("custom/Anna/b", "custom/Anna"),
+        ("custom/Bernd/a", "custom/Bernd"), ("custom/c", "custom/c"),
     ]  # fmt: skip
     assert any("each of 3 folders or files at the top counts as a patient" in note for note in found.notes)
     assert all(record.labels == (-1,) * 18 and record.label_source == "none" for record in found.records)
@@ -191,8 +193,8 @@ def test_a_folder_and_files_of_one_name_have_ids_of_their_own(tmp_path):
     write_series(root / "Anna" / "a", chest()[:2])
     ids = {record.files[0]: record.volume_id for record in scan(root).records}
     assert ids == {
-        "Anna/a": "own/Anna/a", "Anna/a.nii": "own/Anna/a.nii", "Anna/a.nii.gz": "own/Anna/a.nii.gz",
-        "Bernd/a.nii": "own/Bernd/a.nii", "Bernd/a.nii.gz": "own/Bernd/a", "c.nii": "own/c",
+        "Anna/a": "custom/Anna/a", "Anna/a.nii": "custom/Anna/a.nii", "Anna/a.nii.gz": "custom/Anna/a.nii.gz",
+        "Bernd/a.nii": "custom/Bernd/a.nii", "Bernd/a.nii.gz": "custom/Bernd/a", "c.nii": "custom/c",
     }  # fmt: skip
     assert len({record.study_id for record in scan(root).records}) == 3
 
@@ -224,7 +226,7 @@ def test_val_is_carved_by_patient_where_no_row_says_val(tmp_path):
 
 def test_limit_counts_volumes_of_each_split(root):
     rows = [{**row, "split": split} for row, split in zip(ROWS, ("train", "train", "test"))]
-    assert [r.volume_id for r in scan(root, table(root, rows), limit=1).records] == ["own/Anna/a", "own/Bernd/a"]
+    assert [r.volume_id for r in scan(root, table(root, rows), limit=1).records] == ["custom/Anna/a", "custom/Bernd/a"]
 
 
 def test_reconstructions_of_a_study_are_numbered(root):
@@ -239,15 +241,48 @@ def test_dicom_folders_are_found_with_and_without_a_table(tmp_path):
     (root / "Anna" / "notes.txt").write_text("no volume")
     found = scan(root)
     assert [(r.files, r.reader, r.patient_id) for r in found.records] == [
-        (("Anna/1",), "dicom", "own/Anna"), (("Anna/2",), "dicom", "own/Anna"), (("a.nii.gz",), "nifti", "own/a"),
+        (("Anna/1",), "dicom", "custom/Anna"), (("Anna/2",), "dicom", "custom/Anna"), (("a.nii.gz",), "nifti", "custom/a"),
     ]  # fmt: skip
     assert any("axial one with most slices" in note for note in found.notes)
     one_slice = sorted((root / "Anna" / "2").iterdir())[3].relative_to(root)
     rows = [{"volume": "Anna/1", "report": "Clear."}, {"volume": one_slice.as_posix(), "report": "Two."}]
     records = scan(root, table(root, rows)).records
-    assert [(r.files, r.findings) for r in records] == [(("Anna/1",), "Clear."), (("Anna/2",), "Two.")]
+    assert [(r.files, r.findings) for r in records] == [(("Anna/1",), "Clear."), ((one_slice.as_posix(),), "Two.")]
     recipe = Recipe(shape=(32, 24, 16))
     np.testing.assert_array_equal(*(make_volume(r, root, recipe)[0] for r in (found.records[1], records[1])))
+
+
+@pytest.mark.parametrize("name", ["p1.mha", "C.NII.GZ", "p3.nrrd", "notes.txt"])
+def test_row_naming_a_file_of_another_format_is_refused_and_never_stores_its_neighbour(tmp_path, name):
+    root = tmp_path / "clinic"
+    write_series(root, chest(5), PatientName="Somebody^Else")
+    (root / name).write_bytes(b"ObjectType = Image")
+    found = scan(root, table(root, [{"volume": name, "report": "Of another patient."}, {"volume": ".", "report": "Clear."}]))
+    assert [(entry.code, entry.detail) for entry in found.refused] == [("unknown_format", "row 1")]
+    assert [record.findings for record in found.records] == ["Clear."]
+
+
+def test_row_naming_a_slice_reads_the_series_of_that_slice(tmp_path):
+    root = tmp_path / "clinic"
+    write_series(root / "Anna", chest(5), SeriesInstanceUID="1.2.3.1", start="A")
+    write_series(root / "Anna", chest(9)[:22], SeriesInstanceUID="1.2.3.2", start="B")  # a folder row would read series 1
+    write_series(root / "Anna" / "deeper", chest(11), SeriesInstanceUID="1.2.3.2", start="C")
+    by_series = {start: sorted((root / "Anna").glob(f"{start}*.dcm")) for start in "AB"}
+    names = [path.relative_to(root).as_posix() for path in (*by_series["B"][3:5], by_series["A"][8])]
+    found = scan(root, table(root, [{"volume": name, "report": "Clear."} for name in names]))
+    assert [record.files for record in found.records] == [(names[2],), (names[0],)]
+    assert any("1 rows name a volume once more" in note for note in found.notes)
+    assert not any("are not in the table" in note for note in found.notes)
+    volumes_read = [read_dicom(record, root).voxels for record in found.records]
+    np.testing.assert_array_equal(volumes_read[0], chest(5))
+    np.testing.assert_array_equal(volumes_read[1], chest(9)[:22])
+
+
+def test_slices_of_one_series_with_different_reports_are_refused_as_duplicate_rows(tmp_path):
+    root = tmp_path / "clinic"
+    names = [path.relative_to(root).as_posix() for path in sorted(write_series(root / "Anna", chest(5)).iterdir())[:2]]
+    found = scan(root, table(root, [{"volume": name, "report": f"Report {name[-5]}."} for name in names]))
+    assert [(entry.code, entry.detail) for entry in found.refused] == [("duplicate_row", "row 1")]
 
 
 def test_a_folder_whose_files_may_not_be_read_is_a_volume_that_is_set_aside_later(tmp_path, monkeypatch):
@@ -257,7 +292,7 @@ def test_a_folder_whose_files_may_not_be_read_is_a_volume_that_is_set_aside_late
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("mg3d.preparation.sources.own.is_dicom", refused)
+    monkeypatch.setattr("mg3d.preparation.sources.custom.is_dicom", refused)
     assert [record.files for record in scan(root).records] == [("Anna",), ("a.nii.gz",)]
 
 

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 from small_arrow import write_split
 
-from mg3d.datasets import checks
-from mg3d.datasets.checks import CACHE, check_arrows, require_sound, shared_values
+from mg3d.datasets import integrity
+from mg3d.datasets.integrity import CACHE, check_arrow_files, require_valid, shared_values
 
 
 def edit(root, split, change, metadata=None):
@@ -40,7 +40,7 @@ def copied(column, value):
 
 
 def test_clean_files_have_no_problem(arrows):
-    assert check_arrows(arrows, ["ct_rate"]) == []
+    assert check_arrow_files(arrows, ["ct_rate"]) == []
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_clean_files_have_no_problem(arrows):
 def test_a_value_in_two_splits_is_told_with_the_volumes_that_have_it(arrows, column, code, blocking):
     theirs = read(arrows, "train")[3]
     edit(arrows, "test", copied(column, theirs[column]))
-    (problem,) = check_arrows(arrows, ["ct_rate"])
+    (problem,) = check_arrow_files(arrows, ["ct_rate"])
     first_with_it = next(row["volume_id"] for row in read(arrows, "train") if row[column] == theirs[column])
     assert (problem.code, problem.blocking) == (code, blocking)
     assert problem.volumes == (first_with_it, "ct_rate/test_30_0_0")
@@ -63,7 +63,7 @@ def test_a_value_in_two_splits_is_told_with_the_volumes_that_have_it(arrows, col
 
 def test_leaks_between_data_sets_count_too(arrows):
     for split in ("train", "val"):
-        write_split(arrows, "ctrg", split, patients=2, first=50 if split == "train" else 60, unit="grey8")
+        write_split(arrows, "ctrg", split, patients=2, first=50 if split == "train" else 60, unit="uint8_unknown_window")
     image = read(arrows, "val")[0]["image_sha256"]
     path = arrows / "clm_chest_ctrg_train.arrow"
     with pa.memory_map(str(path)) as source:
@@ -72,7 +72,7 @@ def test_leaks_between_data_sets_count_too(arrows):
     rows[0]["image_sha256"] = image
     with pa.ipc.new_file(path, table.schema) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=table.schema))
-    assert [problem.code for problem in check_arrows(arrows, ["ct_rate", "ctrg"])] == ["duplicate_pixels"]
+    assert [problem.code for problem in check_arrow_files(arrows, ["ct_rate", "ctrg"])] == ["duplicate_pixels"]
 
 
 def test_shared_values_agree_with_a_slow_count():
@@ -94,7 +94,7 @@ def test_shared_values_agree_with_a_slow_count():
     ("split", "change", "metadata", "code"),
     [
         ("train", lambda rows: [], None, "empty_train"),
-        ("val", copied("unit", "grey8"), None, "mixed_units"),
+        ("val", copied("intensity_unit", "uint8_unknown_window"), None, "mixed_units"),
         ("val", lambda rows: rows, {b"mg3d.shape": b"[16, 12, 9]"}, "shape_disagreement"),
         ("test", lambda rows: rows, {b"mg3d.preproc_hash": b'"other"'}, "recipe_disagreement"),
         ("train", lambda rows: [*rows, rows[2]], None, "duplicate_ids"),
@@ -103,63 +103,63 @@ def test_shared_values_agree_with_a_slow_count():
 )
 def test_each_fault_of_the_files_is_told_by_its_code(arrows, split, change, metadata, code):
     edit(arrows, split, change, metadata)
-    (problem,) = check_arrows(arrows, ["ct_rate"])
+    (problem,) = check_arrow_files(arrows, ["ct_rate"])
     assert (problem.code, problem.blocking) == (code, True)
 
 
 def test_sentences_cut_by_other_rules_are_told_with_the_command_that_cuts_them_anew(arrows, monkeypatch):
     edit(arrows, "val", lambda rows: rows, {b"mg3d.units_version": b"1"})
     edit(arrows, "test", lambda rows: rows, {b"mg3d.units_version": b"2"})
-    monkeypatch.setattr(checks, "UNITS_VERSION", 2)
-    (problem,) = check_arrows(arrows, ["ct_rate"])
+    monkeypatch.setattr(integrity, "UNITS_VERSION", 2)
+    (problem,) = check_arrow_files(arrows, ["ct_rate"])
     assert (problem.code, problem.blocking) == ("old_units", False)
-    (told,) = require_sound(arrows, ["ct_rate"])
+    (told,) = require_valid(arrows, ["ct_rate"])
     assert "(val 1)" in told
     assert f"python prepro/prepro_pretraining_data.py --ct-rate ROOT --out {arrows}`" in told
-    monkeypatch.setattr(checks, "UNITS_VERSION", 1)  # what was kept of the check holds for the rules of before
-    assert "(test 2)" in require_sound(arrows, ["ct_rate"])[0]
+    monkeypatch.setattr(integrity, "UNITS_VERSION", 1)  # what was kept of the check holds for the rules of before
+    assert "(test 2)" in require_valid(arrows, ["ct_rate"])[0]
 
 
 def test_volumes_without_a_report_share_nothing(arrows):
     for split in ("train", "val"):
-        edit(arrows, split, lambda rows: [{**row, "report": "", "report_sha256": checks.NO_REPORT} for row in rows])
-    assert check_arrows(arrows, ["ct_rate"]) == []
+        edit(arrows, split, lambda rows: [{**row, "report": "", "report_sha256": integrity.NO_REPORT} for row in rows])
+    assert check_arrow_files(arrows, ["ct_rate"]) == []
 
 
 def test_what_lies_behind_a_url_is_not_looked_for():
-    assert require_sound("memory://bucket/arrows", ["ct_rate"]) == []
+    assert require_valid("memory://bucket/arrows", ["ct_rate"]) == []
 
 
 def test_an_empty_val_is_no_fault_and_test_may_be_missing(arrows):
     edit(arrows, "val", lambda rows: [])
     (arrows / "clm_ct_rate_test.arrow").unlink()
-    assert check_arrows(arrows, ["ct_rate"]) == []
+    assert check_arrow_files(arrows, ["ct_rate"]) == []
 
 
 def test_a_check_is_not_made_twice_until_a_file_changes(arrows, monkeypatch):
     edit(arrows, "test", copied("report_sha256", read(arrows, "train")[0]["report_sha256"]))
     calls = []
-    monkeypatch.setattr(checks, "check_arrows", lambda *given: calls.append(given) or check_arrows(*given))
-    first = require_sound(arrows, ["ct_rate"])
-    assert require_sound(arrows, ["ct_rate"]) == first
+    monkeypatch.setattr(integrity, "check_arrow_files", lambda *given: calls.append(given) or check_arrow_files(*given))
+    first = require_valid(arrows, ["ct_rate"])
+    assert require_valid(arrows, ["ct_rate"]) == first
     assert "1 reports lie in more than one split" in first[0]
     assert len(calls) == 1
     edit(arrows, "test", copied("patient_id", read(arrows, "train")[0]["patient_id"]))
     for _ in range(2):  # what refuses is never taken from the cache
         with pytest.raises(ValueError, match=r"1 patients lie in more than one split.*prepare the data anew"):
-            require_sound(arrows, ["ct_rate"])
+            require_valid(arrows, ["ct_rate"])
     assert len(calls) == 3
 
 
 def test_a_damaged_or_unwritable_cache_costs_only_time(arrows, monkeypatch):
     (arrows / CACHE).write_text('{"version": 1, "files": ')
-    assert require_sound(arrows, ["ct_rate"]) == []
+    assert require_valid(arrows, ["ct_rate"]) == []
     assert json.loads((arrows / CACHE).read_text())["problems"] == []
     (arrows / CACHE).unlink()
 
     def refuse(*given, **more):
         raise PermissionError(13, "no")
 
-    monkeypatch.setattr(checks, "write_json", refuse)
-    assert require_sound(arrows, ["ct_rate"]) == []
+    monkeypatch.setattr(integrity, "write_json", refuse)
+    assert require_valid(arrows, ["ct_rate"]) == []
     assert not (arrows / CACHE).exists()

@@ -1,8 +1,7 @@
-"""The evidence after training: held-out numbers of the trained model beside the untrained one, chance and baselines; a page."""
+"""Evaluation after training: trained model on held-out studies against untrained model, chance and baselines; HTML page."""
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from mg3d.datasets.arrow import open_index
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.window import intensities
+from mg3d.datasets.windowing import sample_intensities
 from mg3d.evaluation import held_out, truth
 from mg3d.evaluation.baselines import logistic_scores, pooled_volume
 from mg3d.evaluation.matching import pair_shares
@@ -29,13 +28,11 @@ from mg3d.glossary import LABELS
 from mg3d.metrics.classification import macro_auroc
 from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
-from mg3d.pictures.curves import curves_figure
-from mg3d.pictures.page import png, write_page
-from mg3d.pictures.planes import case_figure
 from mg3d.sentence_spans import normalise
 from mg3d.settings.schema import Settings
-from mg3d.training.build import build_data, build_tokenizer
-from mg3d.training.trainer import resolve_accelerator
+from mg3d.visualize.curves import curves_figure
+from mg3d.visualize.page import png, write_page
+from mg3d.visualize.planes import case_figure
 
 TARGETS = ("Cardiomegaly", "Pleural effusion", "Consolidation", "Emphysema", "Hiatal hernia")
 """The findings of the headline number."""
@@ -70,22 +67,18 @@ class Scene(NamedTuple):
         return everything if most is None else (batch for place, batch in enumerate(everything) if place * size < most)
 
 
-def write_evidence(settings: Settings, run_dir: Path, checkpoint: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """Judges a checkpoint; writes `evidence.json`, `evidence.html` and pictures into `run_dir`."""
-    scene = set_scene(settings, run_dir, say=say)
-    say(f"evidence: {len(scene.test)} held-out studies of {len(np.unique(scene.test.patients))} patients unseen in training")
-    untrained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
-    trained = build_untrained(settings, len(scene.tokenizer)).to(scene.device)
+def write_evidence(scene: Scene, run_dir: Path, checkpoint: Path) -> dict[str, Any]:
+    """Evaluates a checkpoint; writes `evidence.json`, `evidence.html` and figures into `run_dir`."""
+    untrained, trained = (build_untrained(scene.settings, len(scene.tokenizer)).to(scene.device) for _ in range(2))
     trained.load_state_dict(model_weights(checkpoint))
-    measured = dict(trained.named_buffers())
+    statistics = dict(trained.named_buffers())
     for name, buffer in untrained.named_buffers():
-        buffer.copy_(measured[name])  # statistics of the training data, taken before the first step
+        buffer.copy_(statistics[name])  # statistics of the training data, computed before the first step
     result: dict[str, Any] = {"studies": len(scene.test), "objective": sorted(trained.objectives)}
     mean_image = held_out.mean_volume(scene.train, most=300)
     similarity = None
     for name, model in (("untrained", untrained), ("trained", trained)):
-        judged, similarity = judge(model, scene, mean_image)
-        result[name] = judged
+        result[name], similarity = judge(model, scene, mean_image)
     result["baselines"] = baselines(scene)
     if "ssm" in trained.objectives:
         result["sentence_pairs"] = matched_sentences(trained, scene)
@@ -105,17 +98,17 @@ def held_out_studies(settings: Settings) -> Studies:
     return test
 
 
-def set_scene(settings: Settings, run_dir: Path, *, say: Callable[[str], None]) -> Scene:
-    """Opens what a model is judged on; errors as `held_out_studies`."""
-    data = build_data(settings)
-    tokenizer = data.tokenizer = build_tokenizer(settings, run_dir, data)
+def open_scene(
+    settings: Settings, *, train: Studies, tokenizer: PreTrainedTokenizerBase, collator: Collator, device: torch.device
+) -> Scene:
+    """The held-out studies with their labels and ground truth.
+
+    Raises:
+        FileNotFoundError, ValueError: the test split is missing or empty.
+    """
     test = held_out_studies(settings)
     present = np.array(test.index.table["labels"].take(test.first_rows).to_pylist(), np.int8)
-    device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-    truths = read_truths(settings, test)
-    if settings.run.ground_truth_root and truths is None:
-        say(f"ground_truth_root={settings.run.ground_truth_root} does not hold the truth of these studies; going on without it")
-    return Scene(settings, device, tokenizer, data.collator(), data.train_parts[0], test, present, truths)
+    return Scene(settings, device, tokenizer, collator, train, test, present, read_truths(settings, test))
 
 
 def read_truths(settings: Settings, studies: Studies) -> list[dict[str, Any]] | None:
@@ -169,8 +162,8 @@ def baselines(scene: Scene) -> dict[str, Any]:
     """Supervised logistic regression on the pooled volume (how easy the data are), and what an eye for visibility could reach."""
     count = min(len(scene.train), MOST_TRAINING_STUDIES)
     samples = (scene.train.sample(study) for study in range(count))
-    features, labels = zip(*((pooled_volume(intensities(sample)), sample.labels) for sample in samples), strict=True)
-    test = np.stack([pooled_volume(intensities(scene.test.sample(study))) for study in range(len(scene.test))])
+    features, labels = zip(*((pooled_volume(sample_intensities(sample)), sample.labels) for sample in samples), strict=True)
+    test = np.stack([pooled_volume(sample_intensities(scene.test.sample(study))) for study in range(len(scene.test))])
     scores = logistic_scores(np.stack(features), np.stack(labels), test)
     result = {"logistic_regression": macro(scores, scene)}
     result["logistic_regression"]["findings"] = [macro_auroc(scene.present, scores, of=[place]) for place in range(len(LABELS))]
@@ -187,7 +180,7 @@ def matched_sentences(model: MG3D, scene: Scene) -> dict[str, float]:
     count = min(len(scene.test), -(-MOST_MATCHED_STUDIES // size) * size)
     for study in range(count):
         sample = scene.test.sample(study)
-        kept = scene.collator.encode(sample).units
+        kept = scene.collator.encode(sample).sentence_spans
         meanings += truth.meanings_of(scene.truths[study], sample.report, kept) if scene.truths else [None] * len(kept)
     thresholds = scene.settings.model
     return pair_shares(
@@ -294,7 +287,7 @@ def examples(scene: Scene, similarity: Tensor) -> list[str | Figure | list[dict[
         order = similarity[study].argsort(descending=True)
         rank = int((order == study).nonzero()[0, 0]) + 1
         title = f"{sample.study_id}: its own report comes {rank}. of {len(order)}"
-        pieces.append(case_figure(intensities(sample)[0], report=sample.report, title=title, window=(0.0, 0.75)))
+        pieces.append(case_figure(sample_intensities(sample)[0], report=sample.report, title=title, window=(0.0, 0.75)))
         nearest = [scene.test.report(int(place)).report for place in order[:3]]
         pieces.append([{"rank": place + 1, "nearest report": text} for place, text in enumerate(nearest)])
     return pieces

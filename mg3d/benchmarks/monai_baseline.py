@@ -8,7 +8,7 @@ from mg3d.models.vision.masking import hide
 from mg3d.models.vision.swin import SwinEncoder
 
 
-class StockSwin(nn.Module):
+class MonaiSwin(nn.Module):
     """Takes an encoder of ours and computes the same with MONAI's code for stages, blocks and windows.
 
     fused: with the fused attention that MONAI uses where no gradient is asked for.

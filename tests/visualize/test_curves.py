@@ -1,7 +1,7 @@
 import pandas as pd
 
-from mg3d.pictures.curves import curves_figure
-from mg3d.pictures.page import png
+from mg3d.visualize.curves import curves_figure
+from mg3d.visualize.page import png
 
 
 def written(path, columns):

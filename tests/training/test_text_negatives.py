@@ -1,10 +1,10 @@
-"""The memory queue and further reports in whole runs."""
+"""Extra report negatives in training runs."""
 
 import pytest
 import torch
 from small_arrow import small_tokenizer
-from small_model import build, random_batch
-from small_run import assert_same, assert_same_training, checkpoint, words
+from small_model import build
+from small_run import assert_same_training, checkpoint
 from small_text_cache import cache_text, save_bert, told
 
 from mg3d.config import command_line, read_words
@@ -14,51 +14,11 @@ from mg3d.models.text.encoder import load_text_encoder
 from mg3d.sentence_spans import text_key
 from mg3d.settings.parse import parse
 from mg3d.training.build import build_data
-from mg3d.training.queue import SENTENCES, FeatureQueue
 
 
-def test_the_oldest_are_overwritten_first_and_nothing_kept_has_a_graph():
-    queue, model = FeatureQueue(5, with_cml=True, with_ssm=True), build(objectives=("cml", "ssm"))
-    batch = random_batch(8)
-    features = [model(type(batch)(*(field[rows] for field in batch))) for rows in (slice(0, 3), slice(3, 6), slice(6, 8))]
-    queue.push(queue.take(features[0]))
-    assert queue.kept.is_there.tolist() == [True] * 3 + [False] * 2
-    assert queue.kept.sentence_mask.shape == (5, SENTENCES)
-    assert queue.kept.sentence_mask.sum(1).tolist() == [2, 3, 4, 0, 0]
-    queue.push(queue.take(features[1]))
-    assert queue.kept.patient_key.tolist() == [5, 1, 2, 3, 4]
-    queue.push(queue.take(features[2]))
-    assert queue.kept.patient_key.tolist() == [5, 6, 7, 3, 4]
-    torch.testing.assert_close(queue.kept.image_embedding[1], features[2].cml_first_embedding[0].detach())
-    torch.testing.assert_close(queue.kept.text.norm(dim=-1)[1, 0].item(), 1.0, rtol=1e-6, atol=0)
-    assert not any(part.requires_grad for part in queue.kept)
-    again = FeatureQueue(5, with_cml=True, with_ssm=True)
-    again.restore(queue.state())
-    assert again.begin == queue.begin == 3
-    assert_same(again.state(), queue.state())
-    again.push(again.take(features[0]))
-    assert queue.kept.patient_key.tolist() == [5, 6, 7, 3, 4]
-
-
-def test_what_a_checkpoint_kept_follows_to_the_device_of_the_step():
-    queue, again = (FeatureQueue(4, with_cml=True, with_ssm=False) for _ in range(2))
-    assert queue.rows(torch.device("meta")) is None
-    queue.push(queue.take(build(objectives=("cml",))(random_batch(3))))
-    again.restore(queue.state())
-    assert {part.device.type for part in again.rows(torch.device("meta"))} == {"meta"}
-
-
-def test_more_than_it_holds_leaves_the_newest():
-    queue, model = FeatureQueue(3, with_cml=True, with_ssm=False), build(objectives=("cml",))
-    queue.push(queue.take(model(random_batch(5))))
-    assert queue.kept.patient_key.tolist() == [2, 3, 4]
-    assert not queue.kept.sentence_mask.any()
-    assert queue.kept.visual.shape == (3, SENTENCES, 0)
-
-
-def test_a_run_with_queue_and_further_reports_goes_on_bit_by_bit(arrows, tmp_path, capsys):
+def test_a_run_with_extra_negatives_resumes_bit_exactly(arrows, tmp_path):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
-    settings = (f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=3", "contrast_queue=10", "grad_cache_chunk=2")
+    settings = (f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=3", "grad_cache_chunk=2")
     whole, cut = (told(arrows, tmp_path / name, *settings, "precision=32-true") for name in ("whole", "cut"))
     assert cache_text.main(whole) == 0
     assert command_line(whole) == 0
@@ -67,15 +27,11 @@ def test_a_run_with_queue_and_further_reports_goes_on_bit_by_bit(arrows, tmp_pat
     assert command_line([*cut, "resume_from=last"]) == 0
     ours, theirs = (checkpoint(tmp_path / name / "run") for name in ("cut", "whole"))
     assert_same_training(ours, theirs)
-    assert_same(ours["contrast_queue"], theirs["contrast_queue"])
-    assert theirs["contrast_queue"]["begin"] == 2  # three steps of four studies in ten places
 
     without = told(arrows, tmp_path / "without", f"text_encoder={bert}", f"text_cache={cache}", "precision=32-true")
     assert command_line(without) == 0
     state = checkpoint(tmp_path / "without" / "run")["state_dict"]
     assert any(not torch.equal(state[name], value) for name, value in theirs["state_dict"].items())
-    assert command_line([*cut, "resume_from=last", "contrast_queue=12"]) == 2
-    assert "contrast_queue" in capsys.readouterr().err
 
 
 def test_a_report_is_tokenised_when_it_is_first_drawn_alone(arrows, tmp_path, monkeypatch):
@@ -126,20 +82,13 @@ def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arr
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"text_negatives": 4}, "text_cache"),
-        ({"contrast_queue": 4, "exclude_duplicates": False}, "own report"),
-        ({"contrast_queue": 4, "weight_cml": 0.0, "weight_ssm": 0.0}, "weights weight_cml and weight_ssm are 0"),
-        ({"contrast_queue": 4, "ssm_form": "pair_mean"}, "one rank only"),
-        ({"contrast_queue": -1}, "0 or more studies"),
+        ({"text_negatives": 4, "text_cache": "there", "weight_cml": 0.0}, "whose weight_cml is 0"),
+        ({"text_negatives": -1}, "0 or more reports"),
     ],
 )
-def test_what_does_not_go_together_is_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_contradicting_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         parse(changes)
-
-
-def test_a_queue_wants_steps_of_one_pass(arrows, tmp_path, capsys):
-    assert command_line(words(arrows, tmp_path, "contrast_queue=8", "per_gpu_batchsize=2")) == 2
-    assert "per_gpu_batchsize=4 grad_cache_chunk=2" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def shared_values(table: pa.Table, column: str, apart: str = "split") -> dict[st
     return {value: list(members.values()) for value, members in found.items()}
 
 
-def check_arrows(data_root: Path, datasets: Iterable[str]) -> list[Problem]:
+def check_arrow_files(data_root: Path, datasets: Iterable[str]) -> list[Problem]:
     """What is wrong with the index files of `datasets` that are in `data_root`, the blocking problems first.
 
     Raises:
@@ -121,7 +121,7 @@ def check_arrows(data_root: Path, datasets: Iterable[str]) -> list[Problem]:
     return sorted(problems, key=lambda problem: not problem.blocking)
 
 
-def require_sound(data_root: str | Path, datasets: Iterable[str]) -> list[str]:
+def require_valid(data_root: str | Path, datasets: Iterable[str]) -> list[str]:
     """Refuses Arrow files with a blocking problem; returns what else there is to say, a sentence each.
 
     What was found is kept in `checked.json` beside the index files, and holds as long as their sizes and times stay. A folder
@@ -137,7 +137,7 @@ def require_sound(data_root: str | Path, datasets: Iterable[str]) -> list[str]:
     state = _state(data_root, names)
     problems = _kept(data_root / CACHE, state)
     if problems is None:
-        problems = check_arrows(data_root, names)
+        problems = check_arrow_files(data_root, names)
         _keep(data_root / CACHE, state, problems)
     blocking = [problem for problem in problems if problem.blocking]
     if blocking:
@@ -161,7 +161,7 @@ def _check_dataset(name: str, splits: Mapping[str, VolumeIndex]) -> list[Problem
     if "train" in splits and not len(splits["train"]):
         problems.append(Problem("empty_train", f"{title} has no volume to train on", "prepare more of the raw data"))
     filled = {split: index for split, index in splits.items() if len(index)}
-    units = {unit for index in filled.values() for unit in pc.unique(index.table["unit"]).to_pylist()}
+    units = {unit for index in filled.values() for unit in pc.unique(index.table["intensity_unit"]).to_pylist()}
     if len(units) > 1:
         told = f"{title} mixes voxels in the units {' and '.join(sorted(units))}"
         problems.append(Problem("mixed_units", told, "prepare all of it anew, with one recipe"))

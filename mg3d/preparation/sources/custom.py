@@ -10,16 +10,28 @@ from typing import NamedTuple
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined, Refusal
-from mg3d.preparation.readers.dicom_headers import is_dicom, load_pydicom
-from mg3d.preparation.records import Scan, VolumeRecord, carve_val
+from mg3d.preparation.readers.dicom_series import is_dicom, load_pydicom, read_series_uid
+from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.pseudonyms import pseudonym
 from mg3d.preparation.sources.tables import Table, flag, read_table
+from mg3d.preparation.split import draw_val_patients
 from mg3d.sentence_spans import clean_section
 
-DATASET = "own"
+DATASET = "custom"
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "volume": ("volumename", "volumepath", "path", "file", "filepath", "filename", "image", "imagepath", "series", "nifti",
-               "scan"),
+    "volume": (
+        "volumename",
+        "volumepath",
+        "path",
+        "file",
+        "filepath",
+        "filename",
+        "image",
+        "imagepath",
+        "series",
+        "nifti",
+        "scan",
+    ),
     "patient": ("patientid", "subject", "subjectid", "mrn"),
     "study": ("studyid", "accession", "accessionnumber", "studyinstanceuid", "studyuid"),
     "split": ("set", "subset", "partition"),
@@ -63,7 +75,7 @@ class Naming(NamedTuple):
     """Names stay as they are: only where no file and no id is a person's name."""
 
     def id(self, kind: str, name: str) -> str:
-        """own/<id> of a volume, study or patient."""
+        """custom/<id> of a volume, study or patient."""
         return f"{DATASET}/{name if self.keep else pseudonym(f'{kind}/{name}', self.salt)}"
 
 
@@ -76,14 +88,16 @@ class Listing(NamedTuple):
     """The table has a column of labels."""
 
 
-def scan_own(root: Path, listing: Listing, *, naming: Naming, val_patients: int, seed: int, limit: int | None = None) -> Scan:
+def list_custom(
+    root: Path, listing: Listing, *, naming: Naming, val_patients: int, seed: int, limit: int | None = None
+) -> Inventory:
     """The records of `listing`, in the order of their names.
 
-    Where no row says val, val is carved out of the patients of train, see `carve_val`; a volume without a split is train.
+    Where no row says val, val is carved out of the patients of train, see `draw_val_patients`; a volume without a split is train.
 
     Args:
         root: what the listing's paths are relative to.
-        listing: see `list_own`.
+        listing: see `read_listing`.
         naming: how ids are made.
         val_patients: how many patients of train become val.
         seed: of that draw.
@@ -92,7 +106,7 @@ def scan_own(root: Path, listing: Listing, *, naming: Naming, val_patients: int,
     Raises:
         ValueError: a patient is in two splits.
     """
-    scan = Scan(root, notes=list(listing.notes))
+    scan = Inventory(root, notes=list(listing.notes))
     ours = _splits(listing.volumes, val_patients=val_patients, seed=seed, notes=scan.notes)
     taken, reconstructions = defaultdict(int), defaultdict(int)
     names = _names([volume.path for volume in listing.volumes])
@@ -125,17 +139,19 @@ def scan_own(root: Path, listing: Listing, *, naming: Naming, val_patients: int,
             )
         )
     alone = sum(record.findings is None and record.impression is None for record in scan.records)
-    scan.notes += [f"own: {alone} of {len(scan.records)} volumes have no report"] if alone else []
+    scan.notes += [f"custom: {alone} of {len(scan.records)} volumes have no report"] if alone else []
     if any(record.reader == "dicom" for record in scan.records):
         _need_pydicom()
-        scan.notes.append("own: of a folder with several DICOM series the axial one with most slices is taken, then the thinnest")
+        scan.notes.append(
+            "custom: of a folder with several DICOM series the axial one with most slices is taken, then the thinnest"
+        )
     return scan
 
 
-def list_own(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = _SUFFIXES) -> Listing:
+def read_listing(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = _SUFFIXES) -> Listing:
     """The volumes of a folder: those that the table names, or without one all that lie there, each top folder a patient.
 
-    suffixes: ends of files that are volumes; a file of another end is a slice, and its folder the volume.
+    suffixes: endings of files that are volumes. Of the other files a row may name a DICOM slice, which stands for its series.
 
     Raises:
         FileNotFoundError: there is no volume, or no table.
@@ -151,13 +167,11 @@ def list_own(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = _SUF
     if not volumes:
         raise FileNotFoundError(f"{root} holds neither files {', '.join(suffixes)} nor DICOM series; give the folder that does")
     patients = len({volume.patient for volume in volumes})
-    note = f"own: no table, so each of {patients} folders or files at the top counts as a patient"
+    note = f"custom: no table, so each of {patients} folders or files at the top counts as a patient"
     return Listing(volumes, [note], labelled=False)
 
 
-def volumes_below(
-    root: Path, suffixes: tuple[str, ...] = _SUFFIXES, most_folders: int | None = None
-) -> Iterator[PurePosixPath]:
+def volumes_below(root: Path, suffixes: tuple[str, ...] = _SUFFIXES, most_folders: int | None = None) -> Iterator[PurePosixPath]:
     """Files that end in one of `suffixes` and folders of DICOM slices below `root`, relative to it, folder by folder.
 
     most_folders: look into so many and no more.
@@ -183,28 +197,30 @@ def _may_be_dicom(path: Path) -> bool:
 def _list_table(root: Path, path: Path, suffixes: tuple[str, ...]) -> Listing:
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path}; name a CSV or JSON file")
-    table = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE, title="own")
+    table = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE, title="custom")
     rows = [dict(zip(table.names, cells)) for cells in table.rows]
-    places = [_place(root, row["volume"], suffixes) for row in rows]
+    places = _one_name_a_series(root, [_place(root, row["volume"], suffixes) for row in rows], suffixes)
     _check_found(root, path, table, [place is not None for place in places])
     notes, volumes = list(table.notes), {}
     rejected = []
     for number, (row, place) in enumerate(zip(rows, places), start=1):
         volume = _volume(row, place or PurePosixPath(f"row {number}"), number)
-        if place is None:
-            rejected.append(_with_fault(volume, "missing_file"))
+        fault = "missing_file" if place is None else _fault_of_file(root, place, suffixes)
+        if fault:
+            rejected.append(_with_fault(volume, fault))
             continue
         first = volumes.setdefault(place, volume)
         if first != volume:
             volumes[place] = _with_fault(first, "duplicate_row")
     again = len(rows) - len(rejected) - len(volumes)
-    notes += [f"own: {again} rows name a volume once more; equal ones count once, others are set aside"] if again else []
+    notes += [f"custom: {again} rows name a volume once more; equal ones count once, others are set aside"] if again else []
     strange = sum(bool(row.get(label)) and flag(row[label]) < 0 for row in rows for label in LABELS)
-    notes += [f"own: {strange} cells of labels are neither 1, 0 nor empty; they count as not known"] if strange else []
-    left = sum(not volumes.keys() & {path, *path.parents} for path in volumes_below(root, suffixes))
-    notes += [f"own: {left} volumes of the folder are not in the table; left out"] if left else []
+    notes += [f"custom: {strange} cells of labels are neither 1, 0 nor empty; they count as not known"] if strange else []
+    named = volumes.keys() | {place.parent for place in volumes if (root / place).is_file() and not place.name.endswith(suffixes)}
+    left = sum(not named & {path, *path.parents} for path in volumes_below(root, suffixes))
+    notes += [f"custom: {left} volumes of the folder are not in the table; left out"] if left else []
     if "patient" not in table.names:
-        notes.append("own: the table has no column `patient`; each folder at the top, or each file there, counts as one")
+        notes.append("custom: the table has no column `patient`; each folder at the top, or each file there, counts as one")
     return Listing([*volumes.values(), *rejected], notes, labelled=bool(set(LABELS) & set(table.names)))
 
 
@@ -238,7 +254,7 @@ def _need_pydicom() -> None:
 
 
 def _place(root: Path, cell: str, suffixes: tuple[str, ...]) -> PurePosixPath | None:
-    """The file or folder below root that a cell names, its ending left out or not; None when there is none."""
+    """The file or folder below root that a cell names, with or without its suffix; None if it does not exist."""
     written = PurePosixPath(cell.replace("\\", "/"))
     if written.is_absolute() and written.is_relative_to(root.absolute().as_posix()):
         written = written.relative_to(root.absolute().as_posix())
@@ -247,13 +263,36 @@ def _place(root: Path, cell: str, suffixes: tuple[str, ...]) -> PurePosixPath | 
     try:
         for name in (f"{written}{suffix}" for suffix in ("", *reversed(_SUFFIXES), *suffixes)):
             path = root / name
-            if path.is_dir() or (path.is_file() and name.endswith(suffixes)):
+            if path.exists():
                 return PurePosixPath(name)
-            if path.is_file():
-                return PurePosixPath(name).parent  # one slice of a series
     except OSError:  # longer than a name may be, or not to be looked at; its message repeats the cell
         return None
     return None
+
+
+def _fault_of_file(root: Path, place: PurePosixPath, suffixes: tuple[str, ...]) -> str | None:
+    """Reason code if `place` is a file in a format that is not read here; a DICOM slice names its series."""
+    path = root / place
+    if path.is_dir() or place.name.endswith(suffixes) or _may_be_dicom(path):
+        return None
+    return "unknown_format"
+
+
+def _one_name_a_series(root: Path, places: list[PurePosixPath | None], suffixes: tuple[str, ...]) -> list[PurePosixPath | None]:
+    """The same places, where all slices of one series are replaced by the first of them in the table."""
+    first: dict[tuple[PurePosixPath, str], PurePosixPath] = {}
+
+    def canonical(place: PurePosixPath | None) -> PurePosixPath | None:
+        if place is None or place.name.endswith(suffixes) or not (root / place).is_file() or not _may_be_dicom(root / place):
+            return place
+        try:
+            return first.setdefault((place.parent, read_series_uid(root / place)), place)
+        except Refusal as refusal:
+            if refusal.code == "codec_missing":
+                _need_pydicom()
+            return place  # its reader will say what is wrong
+
+    return [canonical(place) for place in places]
 
 
 def _check_found(root: Path, path: Path, table: Table, found: list[bool]) -> None:
@@ -279,12 +318,12 @@ def _splits(volumes: list[ListedVolume], *, val_patients: int, seed: int, notes:
             said[volume.patient].add(volume.split or "train")
     twice = sum(len(splits) > 1 for splits in said.values())
     if twice:
-        raise ValueError(f"own: {twice} patients lie in more than one split; give all volumes of a patient the same `split`")
+        raise ValueError(f"custom: {twice} patients lie in more than one split; give all volumes of a patient the same `split`")
     ours = {patient: next(iter(splits)) for patient, splits in sorted(said.items())}
     if "val" in ours.values():
         return ours
-    val, note = carve_val([patient for patient, split in ours.items() if split == "train"], val_patients, seed)
-    notes += [f"own: {note}"] if note else []
+    val, note = draw_val_patients([patient for patient, split in ours.items() if split == "train"], val_patients, seed)
+    notes += [f"custom: {note}"] if note else []
     return ours | dict.fromkeys(val, "val")
 
 

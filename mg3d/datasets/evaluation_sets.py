@@ -129,7 +129,7 @@ def read_volumes(folder: Path) -> list[ListedVolume]:
     return sorted([*stored, *aside], key=_order)
 
 
-def evaluation_list(name: str, volumes: Iterable[ListedVolume]) -> list[ListedVolume]:
+def evaluation_set(name: str, volumes: Iterable[ListedVolume]) -> list[ListedVolume]:
     """The volumes of a list, in order.
 
     Raises:

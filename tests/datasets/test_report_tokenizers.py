@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg3d.datasets.report_words import FaithfulWords, M2KTWords, clean_m2kt
+from mg3d.datasets.report_tokenizers import LosslessTokenizer, M2KTTokenizer, clean_m2kt
 
 REPORTS = (
     "The heart is normal. No pleural effusion is seen.",
@@ -31,7 +31,7 @@ def test_cleaning_is_the_originals(text, cleaned):
 
 
 def test_words_seen_three_times_have_ids_from_one_in_alphabetical_order():
-    words = M2KTWords.fit(REPORTS)
+    words = M2KTTokenizer.fit(REPORTS)
     assert words.words == (".", "<unk>", "effusion", "is", "no", "the")
     assert len(words) == 7
     assert words.encode("No effusion, the heart.").tolist() == [0, 5, 3, 6, 2, 1, 0]
@@ -40,13 +40,13 @@ def test_words_seen_three_times_have_ids_from_one_in_alphabetical_order():
 
 
 def test_known_words_come_back_as_the_cleaned_report():
-    words = M2KTWords.fit(REPORTS, least_count=1)
+    words = M2KTTokenizer.fit(REPORTS, least_count=1)
     for report in REPORTS:
         assert words.decode(words.encode(report)) == words.clean(report)
-        assert words.decode(M2KTWords(list(words.words)).encode(report)[1:]) == words.clean(report)
+        assert words.decode(M2KTTokenizer(list(words.words)).encode(report)[1:]) == words.clean(report)
 
 
-@pytest.mark.parametrize("kind", [M2KTWords, FaithfulWords])
+@pytest.mark.parametrize("kind", [M2KTTokenizer, LosslessTokenizer])
 def test_a_long_report_keeps_its_first_words_and_its_end(kind):
     words = kind.fit(REPORTS)
     long = words.encode("effusion no " * 200, 150)
@@ -59,28 +59,28 @@ def test_a_long_report_keeps_its_first_words_and_its_end(kind):
 
 @given(st.text(st.sampled_from(string.printable), max_size=60))
 def test_any_printable_ascii_text_comes_back_but_for_its_white_space(text):
-    words = FaithfulWords.fit(REPORTS)
+    words = LosslessTokenizer.fit(REPORTS)
     ids = words.encode(text, 200)
     assert words.decode(ids) == " ".join(text.split())
     assert max(ids) < len(words)
 
 
 def test_faithful_words_keep_case_signs_numbers_and_letters_of_their_reports():
-    words = FaithfulWords.fit([*REPORTS, "Größe 3×4 mm"])
+    words = LosslessTokenizer.fit([*REPORTS, "Größe 3×4 mm"])
     for report in (*REPORTS, "1.  Größe 12×7.05 mm (Nodule)!"):
         assert words.decode(words.encode(report, 200)) == " ".join(report.split())
     assert words.decode(words.encode("ø", 9)) == "[UNK]"
     whole = words.encode("The heart is normal.", 99)
     assert len(whole) == 2 + 5
-    again = FaithfulWords(list(words.words))
+    again = LosslessTokenizer(list(words.words))
     assert again.encode("The heart is normal.", 99).tolist() == whole.tolist()
-    assert (words.padding, len(FaithfulWords.fit(REPORTS, most=210))) == (0, 210)
+    assert (words.padding, len(LosslessTokenizer.fit(REPORTS, most=210))) == (0, 210)
 
 
 def test_lists_that_are_no_words_are_refused():
     with pytest.raises(ValueError, match="3 words, 2 of them different"):
-        M2KTWords(["<unk>", "a", "a"])
+        M2KTTokenizer(["<unk>", "a", "a"])
     with pytest.raises(ValueError, match="holds <unk>"):
-        M2KTWords(["a"])
+        M2KTTokenizer(["a"])
     with pytest.raises(ValueError, match=r"begins with \[PAD\]"):
-        FaithfulWords(["a", "b"])
+        LosslessTokenizer(["a", "b"])

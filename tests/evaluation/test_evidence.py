@@ -4,7 +4,7 @@ import pytest
 from small_arrow import report_of, write_split
 
 from mg3d.config import resolve
-from mg3d.training.evidence import held_out_studies, read_truths, show_evidence
+from mg3d.evaluation.evidence import held_out_studies, read_truths, show_evidence
 
 
 @pytest.fixture

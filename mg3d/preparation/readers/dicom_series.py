@@ -1,0 +1,275 @@
+"""DICOM headers: group files into series, choose the chest series, and order its slices in space."""
+
+import importlib
+import logging
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mg3d.preparation.quarantine import Refusal
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
+MAX_SIDE = 2048
+MAX_VOXELS = 1 << 31
+MAX_TILT_DEGREES = 1.0
+GAP_TOLERANCE = 0.1
+"""Allowed deviation of the gap between two slices, as a fraction of the median gap."""
+_DIRECTION_TOLERANCE = 1e-3
+_MIN_AXIAL_COSINE = 0.9
+_MAX_OFFSET_MM = 1.0
+_SAME_POSITION_MM = 0.01
+_TAGS = [
+    "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
+]  # fmt: skip
+
+
+class Header(NamedTuple):
+    """The tags of one file that decide to which series it belongs and where it is in space."""
+
+    path: Path
+    series_uid: str
+    modality: str
+    sop_class: str
+    image_type: tuple[str, ...]
+    frames: int
+    samples: int
+    size: tuple[int, int]
+    """Rows, columns."""
+    spacing_mm: tuple[float, float] | None
+    """Between rows, between columns."""
+    position_mm: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    """Direction cosines (LPS) of a row and of a column."""
+
+    @property
+    def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Unit vectors (LPS) along a row, along a column, and the normal, which points to superior."""
+        row, column = np.array(self.orientation[:3]), np.array(self.orientation[3:])
+        normal = np.cross(row, column)
+        return row, column, normal if normal[2] >= 0 else -normal
+
+    @property
+    def height_mm(self) -> float:
+        """Position along the normal."""
+        return float(np.dot(self.position_mm, self.axes[2]))
+
+    @property
+    def is_axial_slice(self) -> bool:
+        """Whether this is a single axial image, not a scout or a screen capture."""
+        if self.sop_class.startswith(SECONDARY_CAPTURE) or {"LOCALIZER", "SCOUT"} & set(self.image_type) or self.frames > 1:
+            return False
+        return self.position_mm is not None and self.orientation is not None and abs(self.axes[2][2]) > _MIN_AXIAL_COSINE
+
+
+class Stack(NamedTuple):
+    """A series, sorted from inferior to superior."""
+
+    headers: list[Header]
+    affine: np.ndarray
+    """Voxels [column, row, slice] to RAS mm."""
+    indices: np.ndarray
+    """Slice index of every header, from 0; equal for headers of one position."""
+
+
+def load_pydicom() -> ModuleType:
+    """Imports pydicom and silences its logger, whose warnings may quote a patient.
+
+    Raises:
+        Refusal: codec_missing if it is not installed.
+    """
+    try:
+        package = importlib.import_module("pydicom")
+    except ImportError:
+        raise Refusal("codec_missing", "pydicom is not installed") from None
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    return package
+
+
+def read_headers(path: Path) -> list[Header]:
+    """Headers of all DICOM files below the folder `path`, in path order; files of other formats are skipped.
+
+    If `path` is one slice, only the slices of its series in the same folder are returned.
+
+    Raises:
+        Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM), codec_missing.
+    """
+    if path.is_file():
+        series_uid = read_series_uid(path)
+        files = (file for file in path.parent.iterdir() if file.is_file())
+        return [header for header in _read_files(files) if header.series_uid == series_uid]
+    if not path.is_dir():
+        raise Refusal("missing_file", "no folder of a series")
+    return _read_files(file for file in path.rglob("*") if file.is_file())
+
+
+def read_series_uid(path: Path) -> str:
+    """SeriesInstanceUID of one DICOM file.
+
+    Raises:
+        Refusal: unreadable, dicom_damaged (not a DICOM file of a series), codec_missing.
+    """
+    header = _read_files([path])[0]
+    if not header.series_uid:
+        raise Refusal("dicom_damaged", "no SeriesInstanceUID")
+    return header.series_uid
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file starts with the DICOM preamble."""
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def choose_series(headers: Sequence[Header]) -> tuple[list[Header], int]:
+    """Headers of the chest series, and the number of other series.
+
+    The axial CT series (no scouts, no captures) with most slice positions; then the thinnest; then the first UID.
+
+    Raises:
+        Refusal: not_ct, no_axial_series.
+    """
+    by_uid: dict[str, list[Header]] = defaultdict(list)
+    for header in headers:
+        by_uid[header.series_uid].append(header)
+    ct = {uid: series for uid, series in by_uid.items() if series[0].modality == "CT"}
+    if not ct:
+        names = (series[0].modality for series in by_uid.values())
+        modalities = Counter(name[:8] if name.isalnum() else "unknown" for name in names)
+        raise Refusal("not_ct", ", ".join(f"{count} series of {name}" for name, count in modalities.most_common(4)))
+    if all(series[0].sop_class == ENHANCED_CT or series[0].frames > 1 for series in ct.values()):
+        raise Refusal("not_ct", "multi-frame CT; convert it to one file per slice, or to NIfTI")
+    axial = {uid: [header for header in series if header.is_axial_slice] for uid, series in ct.items()}
+    axial = {uid: series for uid, series in axial.items() if series}
+    if not axial:
+        raise Refusal("no_axial_series", f"{len(ct)} CT series")
+
+    def rank(uid: str) -> tuple[int, float, str]:
+        heights = sorted({round(header.height_mm, 3) for header in axial[uid]})
+        gap = float(np.median(np.diff(heights))) if len(heights) > 1 else 0.0
+        return -len(heights), gap, uid
+
+    return axial[min(axial, key=rank)], len(by_uid) - 1
+
+
+def stack_series(headers: Sequence[Header]) -> Stack:
+    """Sorts the slices of one series along their normal.
+
+    Raises:
+        Refusal: too_large, not_ct, nan_spacing, shape_mismatch, slices_disagree, gantry_tilt, missing_slices, too_few_slices.
+    """
+    first = headers[0]
+    _check_same_grid(headers)
+    heights = np.array([header.height_mm for header in headers])
+    order = np.argsort(heights, kind="stable")
+    heights, ordered = heights[order], [headers[index] for index in order]
+    indices = np.concatenate([[0], np.cumsum(np.diff(heights) > _SAME_POSITION_MM)])
+    gap = _slice_gap(heights[np.unique(indices, return_index=True)[1]])
+    positions = np.array([header.position_mm for header in ordered])
+    row, column, normal = first.axes
+    _check_line(positions, heights, normal)
+    to_lps = np.stack([row * first.spacing_mm[1], column * first.spacing_mm[0], normal * gap, positions[0]], axis=1)
+    return Stack(ordered, np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.vstack([to_lps, [0, 0, 0, 1]]), indices)
+
+
+def _read_files(files: Iterable[Path]) -> list[Header]:
+    pydicom = load_pydicom()
+    headers, n_files = [], 0
+    try:
+        for path in sorted(path for path in files if path.name != "DICOMDIR"):
+            n_files += 1
+            if (header := _read_header(pydicom, path)) is not None:
+                headers.append(header)
+    except OSError as error:
+        raise Refusal("unreadable", type(error).__name__) from None
+    if not headers:
+        raise Refusal("dicom_damaged", f"none of {n_files} files is DICOM")
+    return headers
+
+
+def _read_header(pydicom: ModuleType, path: Path) -> Header | None:
+    """None for a file of another format."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+        except OSError:
+            raise
+        except Exception:  # a damaged file raises anything, and the message may quote a patient
+            if not is_dicom(path):
+                return None
+            raise Refusal("dicom_damaged", "an unreadable header") from None
+        try:
+            return Header(
+                path=path,
+                series_uid=str(tags.get("SeriesInstanceUID", "")),
+                modality=str(tags.get("Modality", "")),
+                sop_class=str(tags.get("SOPClassUID", "")),
+                image_type=tuple(str(value).upper() for value in _as_list(tags.get("ImageType"))),
+                frames=int(tags.get("NumberOfFrames") or 1),
+                samples=int(tags.get("SamplesPerPixel") or 1),
+                size=(int(tags.get("Rows") or 0), int(tags.get("Columns") or 0)),
+                spacing_mm=_floats(tags.get("PixelSpacing"), 2),
+                position_mm=_floats(tags.get("ImagePositionPatient"), 3),
+                orientation=_floats(tags.get("ImageOrientationPatient"), 6),
+            )
+        except Exception:
+            raise Refusal("dicom_damaged", "a header with values of unexpected types") from None
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _floats(value: Any, count: int) -> tuple[float, ...] | None:
+    values = tuple(float(item) for item in _as_list(value))
+    return values if len(values) == count and np.isfinite(values).all() else None
+
+
+def _check_same_grid(headers: Sequence[Header]) -> None:
+    first = headers[0]
+    rows, columns = first.size
+    largest = max(max(header.size) for header in headers)
+    if largest > MAX_SIDE or rows * columns * len(headers) > MAX_VOXELS:
+        raise Refusal("too_large", f"{len(headers)} slices of up to {largest} pixels a side; at most {MAX_SIDE} are allowed")
+    if any(header.samples != 1 for header in headers):
+        raise Refusal("not_ct", "color images")
+    if len({header.size for header in headers}) > 1 or not rows * columns:
+        raise Refusal("shape_mismatch", "slices of different size, or without a size")
+    if any(header.spacing_mm is None for header in headers):
+        raise Refusal("nan_spacing", "a slice without PixelSpacing")
+    if any(not np.allclose(header.spacing_mm, first.spacing_mm, rtol=1e-3) for header in headers):
+        raise Refusal("shape_mismatch", "different PixelSpacing")
+    directions = np.array([header.orientation for header in headers])
+    if np.abs(directions - directions[0]).max() > _DIRECTION_TOLERANCE:
+        raise Refusal("slices_disagree", "different directions")
+
+
+def _slice_gap(heights: np.ndarray) -> float:
+    """Mean distance of neighboring slices in mm."""
+    if len(heights) < 2:
+        raise Refusal("too_few_slices", f"{len(heights)} slice positions")
+    gaps = np.diff(heights)
+    median = float(np.median(gaps))
+    n_wrong = int((np.abs(gaps - median) > GAP_TOLERANCE * median).sum())
+    if n_wrong:
+        raise Refusal("missing_slices", f"{n_wrong} of {len(gaps)} gaps, up to {gaps.max():.2f} mm, differ from {median:.2f} mm")
+    return float((heights[-1] - heights[0]) / len(gaps))
+
+
+def _check_line(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray) -> None:
+    """Refuses slices that are shifted sideways along the normal, evenly (gantry tilt) or not."""
+    sideways = positions - positions[0] - np.outer(heights - heights[0], normal)
+    slope = sideways[-1] / (heights[-1] - heights[0])
+    tilt = float(np.degrees(np.arctan(np.linalg.norm(slope))))
+    if tilt > MAX_TILT_DEGREES:
+        raise Refusal("gantry_tilt", f"{tilt:.1f} degrees")
+    offset = np.linalg.norm(sideways - np.outer(heights - heights[0], slope), axis=1).max()
+    if offset > _MAX_OFFSET_MM:
+        raise Refusal("slices_disagree", f"{offset:.1f} mm off their line")
