@@ -85,8 +85,8 @@ def check_masks(cases: Sequence[FinetuneCase], facts: FileFacts, *, structures: 
     if other:
         first = found[other[0]]
         raise ValueError(
-            f"{len(other)} of {len(found)} masks are not on the grid of their scan, such as {other[0]}: {first['mask'][0]} voxels, "
-            f"the scan has {first['image'][0]}, or the affines differ; resample the masks to their scans"
+            f"{len(other)} of {len(found)} masks are not on the grid of their scan, such as {other[0]}: {first['mask'][0]} "
+            f"voxels, the scan has {first['image'][0]}, or the affines differ; resample the masks to their scans"
         )
     wrong = [name for name, of in found.items() if not set(of["values"]) <= set(range(structures + 1))]
     if wrong:

@@ -69,7 +69,7 @@ def find_level(root: Path, entry: str) -> Path:
     if len(inside) == 1:
         return inside[0]
     if inside:
-        raise ValueError(f"{root} has several folders with {entry}: {', '.join(path.name for path in inside)}; choose one of them")
+        raise ValueError(f"{root} has several folders with {entry}: {', '.join(path.name for path in inside)}; choose one")
     parent = next((path for path in root.absolute().parents[:3] if (path / entry).exists()), None)
     if parent is not None:
         raise FileNotFoundError(f"{root} is too deep in the data set; use the folder that holds {entry}: data_root={parent}")

@@ -22,7 +22,7 @@ def run_on_first_rank(work: Callable[[], object], *, done: Callable[[], bool], w
     while not done():
         if time.monotonic() > end:
             raise ValueError(
-                f"{what} does not exist after {TIMEOUT_S / 60:.0f} minutes; the first rank writes it to a disk that all ranks must "
-                "share: run the command once with one process, then again"
+                f"{what} does not exist after {TIMEOUT_S / 60:.0f} minutes; the first rank writes it, on a disk that all ranks "
+                "must share: run the command once with one process, then again"
             )
         time.sleep(POLL_S)

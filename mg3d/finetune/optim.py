@@ -1,7 +1,6 @@
 """AdamW with layer-wise learning-rate decay, and the learning-rate schedule."""
 
 import math
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mg3d.finetune.settings import FinetuneSettings
 
-NO_DECAY = re.compile(r"bias_table|_token|position")
+NO_DECAY = ("*bias_table*", "*_token*", "*position*")
 
 
 def stage_names(encoder: nn.Module) -> list[str]:
@@ -38,8 +37,9 @@ def parameter_groups(network: nn.Module, settings: FinetuneSettings) -> list[dic
         return next((index for index, stage in enumerate(stages) if name.startswith(stage)), head)
 
     network.group_matcher = lambda coarse=False: stage_of  # read by timm
-    no_decay = [name for name, _ in network.named_parameters() if NO_DECAY.search(name)]
-    groups = param_groups_layer_decay(network, settings.weight_decay, no_decay, settings.layer_decay)
+    groups = param_groups_layer_decay(
+        network, settings.weight_decay, no_weight_decay_list=NO_DECAY, layer_decay=settings.layer_decay
+    )
     encoder = {id(parameter) for parameter in network.encoder.parameters()}
     for group in groups:
         in_encoder = id(group["params"][0]) in encoder

@@ -80,6 +80,7 @@ def predict_scans(task_type: TaskType, network: nn.Module, run: Path) -> Path:
         for row in excluded.head(3).itertuples():
             info(f"excluded {row.case_id}: {row.reason}")
     if predicted.empty:
-        raise ValueError(f"none of {len(cases)} scans can be used, see {out / 'excluded.csv'}; the first: {errors['error'].iloc[0]}")
+        first = errors["error"].iloc[0]
+        raise ValueError(f"none of {len(cases)} scans can be used, see {out / 'excluded.csv'}; the first: {first}")
     info(f"{predicted['case_id'].nunique()} of {len(cases)} scans predicted; wrote {out}")
     return out

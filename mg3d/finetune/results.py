@@ -112,7 +112,8 @@ def compare(task_type: TaskType, first: Path, second: Path) -> None:
         info(f"like for like: one network ({facts[0]['parameters_total'] / 1e6:.2f} M parameters), the same cases and settings")
     has_test = [predictions_file(folder, "test").is_file() for folder in (first, second)]
     if has_test[0] != has_test[1]:
-        info(f"{(second, first)[has_test[1]]} has no test split: comparing validation scores, which the best epochs were chosen by")
+        lacking = (second, first)[has_test[1]]
+        info(f"{lacking} has no test split: comparing validation scores, by which the best epochs were chosen")
     split = "test" if all(has_test) else "val"
     rows = compare_tables(task_type, first, second, split=split)
     heading = "difference: second - first [95 % interval over patients]"
@@ -147,8 +148,8 @@ def compare_tables(task_type: TaskType, first: Path, second: Path, *, split: str
     if one["case_id"].tolist() != two["case_id"].tolist():
         only = sorted(set(one["case_id"]) ^ set(two["case_id"]))
         raise ValueError(
-            f"{first} has {len(one)} rows and {second} {len(two)}; {len(only)} cases are in one run only, such as {only[:3]}. Two "
-            "runs are compared on the same cases: same fold and seed"
+            f"{first} has {len(one)} rows and {second} {len(two)}; {len(only)} cases are in one run only, such as {only[:3]}. "
+            "Two runs are compared on the same cases: same fold and seed"
         )
     dev = [read_table(predictions_file(folder, "val")) if split == "test" else None for folder in (first, second)]
     systems = [partial(_statistics, task_type, table, val) for table, val in zip((one, two), dev, strict=True)]

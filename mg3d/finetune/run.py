@@ -78,7 +78,8 @@ def command(task: DownstreamTask, given: Mapping[str, Any]) -> None:
     """Runs one mode; raises ValueError or OSError for a mistake of the user."""
     from mg3d.finetune import fit, results
 
-    settings, synthetic, prepared = resolve_settings(task, given)
+    given, synthetic, prepared = with_prepared_settings(task, given)
+    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, synthetic)))
     folder = run_folder(task, settings, synthetic=synthetic)
     require_files(settings)
     stored = None
@@ -98,25 +99,25 @@ def command(task: DownstreamTask, given: Mapping[str, Any]) -> None:
         run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
 
 
-def resolve_settings(task: DownstreamTask, given: Mapping[str, Any]) -> tuple[Any, bool, Path | None]:
-    """Settings of a command, whether the data are synthetic, and the Arrow file of the cases, if `data_root` is one."""
+def with_prepared_settings(task: DownstreamTask, given: Mapping[str, Any]) -> tuple[dict[str, Any], bool, Path | None]:
+    """The user's settings and those of the Arrow file at `data_root`, whether the data are synthetic, and that file.
+
+    Raises:
+        ValueError: the two contradict each other.
+    """
+    from mg3d.finetune import arrows
     from mg3d.finetune.data_root import is_synthetic
 
-    data_root, prepared, stored = str(given.get("data_root", "")), None, {}
-    synthetic = is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict")
-    if data_root not in ("", "phantom"):
-        from mg3d.finetune import arrows
-
-        located = parse_settings(FinetuneSettings, {"data_root": data_root}, {}).data_root
-        synthetic, prepared = is_synthetic(located), arrows.find_prepared(located, task.folder)
-        if prepared:
-            facts = arrows.read_facts(prepared, task.folder)
-            stored, synthetic = facts["settings"], facts["synthetic"]
-    settings = parse_settings(task.settings, given, {**task.defaults(given, synthetic), **stored})
-    different = changed(stored, {name: as_builtins(settings)[name] for name in stored}, ignore=set())
+    data_root = parse_settings(FinetuneSettings, {"data_root": given.get("data_root", "")}, {}).data_root
+    prepared = arrows.find_prepared(data_root, task.folder)
+    if not prepared:
+        return dict(given), is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict"), None
+    facts = arrows.read_facts(prepared, task.folder)
+    named = parse_settings(task.settings, given, {**task.defaults(given, facts["synthetic"]), **facts["settings"]})
+    different = changed(facts["settings"], {name: as_builtins(named)[name] for name in facts["settings"]}, ignore=set())
     if different:
         raise ValueError(f"{prepared} was prepared with other settings: {', '.join(different)}; prepare another file")
-    return task.resolve(settings), synthetic, prepared
+    return {**facts["settings"], **given}, facts["synthetic"], prepared
 
 
 def with_stored_settings(
@@ -132,8 +133,6 @@ def with_stored_settings(
     current = as_builtins(settings)
     kept = {name: value for name, value in config["settings"].items() if name not in EVALUATION and name in current}
     named = {name: current[name] for name in given if name in kept}
-    if settings.mode == "evaluate":  # decide which cases are read
-        named |= {name: current[name] for name in task.stored}
     different = changed(kept, named, ignore=EVALUATION)
     if different:
         raise ValueError(f"the checkpoint was fine-tuned with other settings: {', '.join(different[:4])}; leave them out")
@@ -267,9 +266,12 @@ def run_fold(
         return tables
     out = folder / f"of-{path.stem}" if settings.checkpoint else folder
     run_facts |= {
-        "folder": task.folder, "synthetic": synthetic, "checkpoint": str(path), "parameters_total": sum(p.numel() for p in network.parameters()),
+        "folder": task.folder,
+        "synthetic": synthetic,
+        "checkpoint": str(path),
+        "parameters_total": sum(parameter.numel() for parameter in network.parameters()),
         "config": {name: value for name, value in trained.items() if name != "state"},
-    }  # fmt: skip
+    }
     scores = results.write_results(out, task_type, task.title, tables, run_facts)
     if task_type.uses_sgd and not split.test:
         info("no test split: the best epoch was chosen on the reported cases, so the scores are slightly too high")
@@ -283,14 +285,12 @@ def run_fold(
 def require_unseen(path: Path, trained: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises ValueError if evaluated cases may have been trained on; warns if the training cases differ."""
     if trained["fold"] != config["fold"]:
-        raise ValueError(f"{path} was trained on {trained['fold']}; evaluate it with the same fold, as others contain training cases")
+        raise ValueError(f"{path} was trained with {trained['fold']}; other folds would be evaluated on its training cases")
     if trained["cases"]["train"] != config["cases"]["train"]:
         info(f"{path} was trained on other cases than the training split here; make sure that no evaluated case is among them")
 
 
-def pool_folds(
-    task: DownstreamTask, task_type: "TaskType", tables: Sequence[Mapping[str, "pd.DataFrame"]], folder: Path
-) -> None:
+def pool_folds(task: DownstreamTask, task_type: "TaskType", tables: Sequence[Mapping[str, "pd.DataFrame"]], folder: Path) -> None:
     """Pools the validation predictions of all folds: every training case, predicted by a network that has not seen it."""
     import pandas as pd
 

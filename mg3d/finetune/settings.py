@@ -136,7 +136,7 @@ class FinetuneSettings(BaseModel):
         if self.encoder not in ENCODER_PRESETS and not Path(self.encoder).exists():
             raise ValueError(f"encoder={self.encoder!r}: expected one of {', '.join(ENCODER_PRESETS)}, or a checkpoint")
         if self.mode == "train" and self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs:g} is longer than epochs={self.epochs}; lower warmup_epochs as well")
+            raise ValueError(f"warmup_epochs={self.warmup_epochs:g} is longer than epochs={self.epochs}; lower it as well")
         if self.mode == "predict" and not self.input:
             raise ValueError("mode=predict needs input=..., a scan or a folder of scans")
         if self.mode == "compare" and not self.other:
@@ -144,11 +144,12 @@ class FinetuneSettings(BaseModel):
         return self
 
 
+_NAME_OR_PATH = ("encoder", "text_encoder", "labeller")
 S = TypeVar("S", bound=FinetuneSettings)
 
 UNCOMPARED = {
-    "mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers", "max_minutes",
-    "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows",
+    "mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
+    "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows",
 }  # fmt: skip
 """Settings that may change when a run is continued: they do not affect its result."""
 EVALUATION = UNCOMPARED | {"tta", "overlap", "n_bootstrap", "batch_size", "max_cases", "precision"}
@@ -196,11 +197,11 @@ def _sentence(error: Mapping[str, Any]) -> str:
 def _located(kind: type[BaseModel], name: str, value: Any) -> Any:
     """A relative path of the user as an absolute one: the start scripts change into the repository first."""
     caller = os.environ.get("MG3D_CALLER_DIR", "")
-    is_path = "path" in kind.model_fields[name].metadata or name in ("encoder", "text_encoder")
+    is_path = "path" in kind.model_fields[name].metadata or name in _NAME_OR_PATH
     if not (caller and is_path and isinstance(value, str)) or value in ("", "none", "phantom") or "://" in value:
         return value
     path = Path(caller, value)
-    return value if name in ("encoder", "text_encoder") and not path.exists() else str(path)
+    return value if name in _NAME_OR_PATH and not path.exists() else str(path)
 
 
 def as_builtins(settings: BaseModel) -> dict[str, Any]:

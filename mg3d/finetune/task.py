@@ -45,9 +45,7 @@ class DownstreamTask:
         return Path(settings.log_dir, self.folder, str(getattr(settings, self.variant)) if self.variant else "")
 
 
-def protocol(
-    published: Mapping[str, Any], phantom: Mapping[str, Any]
-) -> Callable[[Mapping[str, Any], bool], Mapping[str, Any]]:
+def protocol(published: Mapping[str, Any], phantom: Mapping[str, Any]) -> Callable[[Mapping[str, Any], bool], Mapping[str, Any]]:
     """Defaults of the published protocol, and what replaces them on synthetic data."""
     return lambda given, synthetic: {**published, **(phantom if synthetic else {})}
 

@@ -26,9 +26,10 @@ SUPERIOR_FIRST = np.diag([-1.0, -1.0, -1.0, 1.0])
 class ReadCase(mt.Transform):
     """A case as a sample: `image` and, if `masks`, `mask`, oriented to z, y, x; its names and target."""
 
-    def __init__(self, *, masks: bool, channel: int | None = None, orient: bool = True) -> None:
+    def __init__(self, *, masks: bool, channel: int | None = None, superior_first: bool = False, orient: bool = True) -> None:
         self.masks, self.channel = masks, channel
-        self.orient = mt.Orientationd(KEYS, axcodes=AXES, labels=None, allow_missing_keys=True) if orient else mt.Identityd(())
+        steps = [*([AssumeSuperiorFirst()] if superior_first else []), *([orientation()] if orient else [])]
+        self.orient = mt.Compose(steps)
 
     def __call__(self, case: FinetuneCase) -> Sample:
         """Reads the files of a case."""
@@ -58,6 +59,17 @@ class CropSuperior(mt.MapTransform):
         return cropped
 
 
+class CenterCropRaw(mt.Transform):
+    """Crops to a central fraction (z, y, x), except for volumes of the pre-training preparation, which are cropped already."""
+
+    def __init__(self, fraction: Sequence[float]) -> None:
+        self.crop = mt.CenterScaleCropd(KEYS, roi_scale=fraction, allow_missing_keys=True)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Reads `meta["prepared"]` of the image."""
+        return sample if sample["image"].meta.get("prepared") else self.crop(sample)
+
+
 class AssumeSuperiorFirst(mt.Transform):
     """Sets the affine of a NIfTI file with a blank header whose slices run from superior to inferior. Use before orienting."""
 
@@ -79,7 +91,7 @@ def plain_tensors() -> mt.Transform:
     return mt.EnsureTyped(KEYS, track_meta=False, allow_missing_keys=True)
 
 
-def orient() -> mt.Transform:
+def orientation() -> mt.Transform:
     """Axes of any file to z, y, x."""
     return mt.Orientationd(KEYS, axcodes=AXES, labels=None, allow_missing_keys=True)
 
@@ -135,7 +147,11 @@ def foreground_patches(size: Sequence[int], count: int, *, balanced_classes: int
 
 def flips(*chances: float) -> list[mt.Transform]:
     """Mirroring along z, y, x with these probabilities."""
-    return [mt.RandFlipd(KEYS, prob=chance, spatial_axis=axis, allow_missing_keys=True) for axis, chance in enumerate(chances) if chance]
+    return [
+        mt.RandFlipd(KEYS, prob=chance, spatial_axis=axis, allow_missing_keys=True)
+        for axis, chance in enumerate(chances)
+        if chance
+    ]
 
 
 def rotate_and_scale(chance: float, rotate_rad: Sequence[float], scale: Sequence[float] = (0.0, 0.0, 0.0)) -> mt.Transform:

@@ -52,6 +52,7 @@ class TaskType(abc.ABC):
         crop: transforms that cut training patches.
         augment: random transforms of training samples.
         channel: which channel of a multi-channel file is read.
+        superior_first: slices of a NIfTI file with a blank header run from superior to inferior.
         prepare_scan: image source of a new scan -> the source that is read, for mode=predict.
     """
 
@@ -72,11 +73,12 @@ class TaskType(abc.ABC):
         crop: Sequence[mt.Transform] = (),
         augment: Sequence[mt.Transform] = (),
         channel: int | None = None,
+        superior_first: bool = False,
         prepare_scan: Callable[[Source], Source] | None = None,
     ) -> None:
         self.settings, self.outputs, self.metric = settings, tuple(outputs), metric
         self.preprocess, self.crop, self.augment = list(preprocess), list(crop), list(augment)
-        self.channel, self.prepare_scan = channel, prepare_scan
+        self.channel, self.superior_first, self.prepare_scan = channel, superior_first, prepare_scan
 
     @abc.abstractmethod
     def network(self, encoder: VisionEncoder | None) -> nn.Module:
@@ -127,7 +129,8 @@ class TaskType(abc.ABC):
 
     def read(self, *, masks: bool) -> Callable[[FinetuneCase], Sample]:
         """Case -> preprocessed sample, in training and evaluation."""
-        return mt.Compose([ReadCase(masks=masks, channel=self.channel), *self.preprocess, plain_tensors()])
+        reader = ReadCase(masks=masks, channel=self.channel, superior_first=self.superior_first)
+        return mt.Compose([reader, *self.preprocess, plain_tensors()])
 
     def training_data(self, cases: Sequence[FinetuneCase]) -> tuple[Dataset, Draw]:
         """Training samples, and which of them an epoch draws."""

@@ -25,7 +25,7 @@ from mg3d.finetune.tasks.base import Row
 from mg3d.finetune.tasks.classification import Classification
 from mg3d.finetune.transforms import AXES, Sample, plain_tensors
 from mg3d.metrics.classification import auroc
-from mg3d.metrics.froc import CPM_RATES, Froc, Spheres, froc, sensitivity_at
+from mg3d.metrics.froc import CPM_RATES, Annotations, FrocCurve, froc, sensitivity_at
 
 CENTRE = ("x_mm", "y_mm", "z_mm")
 """Columns of a candidate's centre, LPS."""
@@ -121,7 +121,8 @@ class CandidateCubes(Dataset):
             if self.collect_errors:
                 return {ERRORS: [(case.case_id, str(error).split("\n")[0])]}
             raise ValueError(f"{case.case_id}: {error}") from error
-        sample |= {"centre_mm": torch.tensor(candidate.centre_mm, dtype=torch.float64), "target": torch.tensor([candidate.target])}
+        centre = torch.tensor(candidate.centre_mm, dtype=torch.float64)
+        sample |= {"centre_mm": centre, "target": torch.tensor([candidate.target])}
         sample = self.preprocess(sample | {"image": cube})
         return sample if self.random is None else seeded(self.random, self.seed, draw_index)(sample)
 
@@ -187,7 +188,7 @@ class CandidateClassification(Classification):
         """Scans with the positions that `candidates.csv` in the input folder lists."""
         path = where / CANDIDATE_FILE if where.is_dir() else where.with_name(CANDIDATE_FILE)
         if not path.is_file():
-            raise FileNotFoundError(f"there is no {path}; it lists the candidates: {', '.join(CANDIDATE_COLUMNS)} (world mm, LPS)")
+            raise FileNotFoundError(f"there is no {path}, the list of candidates: {', '.join(CANDIDATE_COLUMNS)} (mm, LPS)")
         table = pd.read_csv(path, dtype={CANDIDATE_COLUMNS[0]: str})
         if missing := set(CANDIDATE_COLUMNS) - set(table):
             raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {list(table)[:6]}")
@@ -209,7 +210,7 @@ class CandidateClassification(Classification):
                 row[f"score/{self.outputs[0]}"] = float("nan")
         return rows
 
-    def curve(self, table: pd.DataFrame) -> Froc | None:
+    def curve(self, table: pd.DataFrame) -> FrocCurve | None:
         """FROC of a table, in which a bootstrap may have drawn a scan several times; None without a nodule."""
         numbers, names = table["candidate"].to_numpy(), table["case_id"].to_numpy()
         first = np.append(True, (names[1:] != names[:-1]) | (numbers[1:] <= numbers[:-1]))
@@ -219,10 +220,10 @@ class CandidateClassification(Classification):
         if not (nodules[:, 4] == 0).any():
             return None
         nodule_scan = np.repeat(np.arange(len(by_scan)), [len(found) for found in by_scan])
-        spheres = Spheres(nodule_scan, nodules[:, :3], nodules[:, 3], nodules[:, 4] == 1)
+        annotations = Annotations(nodule_scan, nodules[:, :3], nodules[:, 3], nodules[:, 4] == 1)
         is_real = numbers != NO_CANDIDATE
         scores, centres = table[f"score/{self.outputs[0]}"].to_numpy()[is_real], table[list(CENTRE)].to_numpy()[is_real]
-        return froc(scan[is_real], centres, scores, findings=spheres, all_scans=np.arange(len(by_scan)))
+        return froc(scan[is_real], centres, scores, annotations=annotations, all_scans=np.arange(len(by_scan)))
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """`auroc` of candidates, `cpm`, and `sensitivity@<false positives per scan>` of nodules."""
@@ -253,7 +254,7 @@ def _read_nodules(text: str) -> np.ndarray:
     return np.array([(*n.centre_mm, n.diameter_mm, n.excluded) for n in nodules], dtype=np.float64).reshape(-1, 5)
 
 
-def _froc_figure(curve: Froc) -> Figure:
+def _froc_figure(curve: FrocCurve) -> Figure:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.step(curve.false_positives_per_scan, curve.sensitivity, where="post")

@@ -151,7 +151,8 @@ def load_labeller(path: str | Path) -> ReportClassifier:
     candidates = (path / name for name in ("checkpoints/best.ckpt", "fold0/checkpoints/best.ckpt"))
     file = next((file for file in candidates if file.is_file()), path)
     if not file.is_file():
-        raise FileNotFoundError(f"{path} holds no labeller; train one: bash downstream/CT-RATE/finetune.sh task=labeller data_root=...")
+        command = "bash downstream/CT-RATE/finetune.sh task=labeller data_root=..."
+        raise FileNotFoundError(f"{path} holds no labeller; train one: {command}")
     stored = read_finetuned(file)
     vocabulary = stored["mg3d_finetune"]["state"].get("terms")
     if vocabulary is None:

@@ -111,8 +111,8 @@ class PromptClassification(Classification):
             start = load_pretrained_model(self.settings, text_encoder=self.text_encoder, shape=self.volume_size)
             if not self.uses_sgd and not can_compare(start):
                 raise ValueError(
-                    f"pretrained={self.settings.pretrained} lacks {' and '.join(start.untrained)}, so zero-shot predictions would be "
-                    "random; use weights that were pre-trained to compare volumes with reports (preset mg3d)"
+                    f"pretrained={self.settings.pretrained} lacks {' and '.join(start.untrained)}, so zero-shot predictions "
+                    "would be random; use weights that were pre-trained to compare volumes with reports (preset mg3d)"
                 )
             random = f"; randomly initialized: {', '.join(start.untrained)}" if start.untrained else ""
             info(f"model: {start.origin}{random}")
@@ -177,4 +177,3 @@ def trainable_submodules(names: str) -> list[str]:
     if not chosen or not set(chosen) <= set(TRAINABLE):
         raise ValueError(f"train={names!r}: expected all, or some of {', '.join(TRAINABLE)} joined by +")
     return [submodule for name in chosen for submodule in TRAINABLE[name]]
-

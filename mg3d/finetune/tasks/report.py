@@ -91,9 +91,8 @@ class ReportGeneration(TaskType):
         if settings.tta:
             raise ValueError("tta=true: reports of mirrored copies cannot be averaged; leave it out")
         self.tokenizer_name, self.search = tokenizer, {"beams": num_beams, "no_repeat": no_repeat_ngram_size}
-        self.decoder = {
-            "width": decoder_width, "layers": decoder_layers, "heads": decoder_heads, "longest": max_tokens or MAX_TOKENS[tokenizer],
-        }  # fmt: skip
+        longest = max_tokens or MAX_TOKENS[tokenizer]
+        self.decoder = {"width": decoder_width, "layers": decoder_layers, "heads": decoder_heads, "longest": longest}
         self.tokenizer: ReportTokenizer | None = None
         self.constant = ""
         self.criterion = CaptionLoss()

@@ -22,7 +22,7 @@ from mg3d.finetune.data_check import FileFacts, check_masks, check_structures
 from mg3d.finetune.images import read_image, write_mask
 from mg3d.finetune.settings import FinetuneSettings, Size
 from mg3d.finetune.tasks.base import Row, TaskType
-from mg3d.finetune.transforms import AXES, ReadCase, Sample, orient
+from mg3d.finetune.transforms import AXES, ReadCase, Sample, orientation
 from mg3d.metrics.segmentation import case_scores
 from mg3d.models.segmentation import PyramidSegmenter
 from mg3d.models.vision.registry import VisionEncoder
@@ -85,7 +85,7 @@ class Segmentation(TaskType):
         self.criterion = LOSSES[loss](include_background=include_background)
         self.patch_size, self.windows_per_batch = patch_size, windows_per_batch
         self.tolerance_mm, self.mask_name = tolerance_mm, mask_name
-        self.invertible = mt.Compose([orient(), *self.preprocess])
+        self.invertible = mt.Compose([orientation(), *self.preprocess])
         self.cases: dict[str, FinetuneCase] = {}
         self.written: dict[str, Path] = {}
 
