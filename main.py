@@ -5,7 +5,7 @@ import sys
 try:
     from mg3d.config import command_line
 except ModuleNotFoundError as error:
-    sys.exit(f"mg3d: this Python lacks {error.name}; run `source .venv/bin/activate` first (run_scripts make .venv)")
+    sys.exit(f"mg3d: no module named {error.name}; run_scripts/pretrain.sh creates the environment: source .venv/bin/activate")
 
 if __name__ == "__main__":
     sys.exit(command_line(sys.argv[1:]))

@@ -1,180 +1,177 @@
-"""The Sacred experiment: words of a command line -> typed settings -> a run. `main.py` is its only caller."""
+"""Command line of pre-training: presets and settings are resolved to typed `Settings`, which a Sacred experiment runs."""
 
 import errno
 import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # pkg_resources, which Sacred imports, warns of its own end
-    from sacred import SETTINGS, Experiment
-    from sacred.arg_parser import get_config_updates
-
-from mg3d.settings.describe import listed, meanings
+from mg3d.settings.describe import descriptions, format_setting
 from mg3d.settings.encoders import unread
-from mg3d.settings.parse import defaults, flatten, parse, refuse_unknown, refuse_unread
+from mg3d.settings.parse import defaults, flatten, parse, refuse_unknown, resolve
 from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import Settings
 
-SETTINGS.CAPTURE_MODE = "no"  # Lightning writes to the terminal itself
-SETTINGS.CONFIG.READ_ONLY_CONFIG = False
-SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False
+if TYPE_CHECKING:
+    from sacred import Experiment
 
-experiment = Experiment("mg3d", save_git_info=False)
-experiment.add_config(defaults())
-for _word, _values in PRESETS.items():
-    experiment.add_named_config(_word, {name: list(v) if isinstance(v, tuple) else v for name, v in _values.items()})
+warnings.filterwarnings("ignore", ".*pkg_resources is deprecated.*")  # Sacred imports it
 
-GO_ON = 75
-"""Exit code of a run that a scheduler's signal stopped between two steps: start the same command again (EX_TEMPFAIL)."""
-QUIET = {"--loglevel": "CRITICAL"}
-"""Sacred would tell a refusal a second time, as an error with a duration."""
-
+PREEMPTED = 75
+"""Exit code of a run that was stopped by a scheduler's signal (EX_TEMPFAIL): run the same command again to resume."""
+FILE_STORAGE = "--file_storage="
 COMMANDS = ("pretrain", "evaluate", "diagnose", "print_config")
 
 USAGE = """\
-usage: python main.py [COMMAND] [with WORD ... name=value ...]
+usage: python main.py [COMMAND] [--file_storage=DIR] [with PRESET ... NAME=VALUE ...]
 
 commands
-  pretrain        train, validate and show the evidence (default)
-  evaluate        the evidence for the checkpoint resume_from (default: the newest of the run)
-  diagnose        learn the labels directly from the volumes: can every finding be seen at this grid?
-  print_config    the whole typed configuration
+  pretrain        train, validate and evaluate (default)
+  evaluate        evaluate the checkpoint resume_from (default: the last one of the run)
+  diagnose        train on the labels directly: is each finding learnable at this resolution?
+  print_config    print every setting, its value and its description; train nothing
 
-words
-{words}
+options
+  --file_storage=DIR    Sacred's file observer: store settings, package versions, host and status of the run in DIR
 
-example: python main.py with task_pretrain_mg3d swin_b text_radbert data_root=data/pretrain_arrows per_gpu_batchsize=4
-Every name=value is a setting; `python main.py print_config` lists them."""
+presets
+{presets}
 
-
-def resolve(words: Sequence[str], updates: Mapping[str, Any]) -> Settings:
-    """Typed settings from preset words (in order, the last wins) and settings by name (which win over words)."""
-    refuse_unknown(words, PRESETS, "word")
-    refuse_unknown(updates, defaults())
-    flat = defaults()
-    for word in words:
-        flat.update(PRESETS[word])
-    flat.update(updates)
-    settings = parse(flat)
-    refuse_unread(updates, settings)
-    return settings
+Settings (NAME=VALUE) override presets; of two presets the last one wins.
+example: python main.py with task_pretrain_mg3d swin_b text_radbert data_root=data/pretrain_arrows per_gpu_batchsize=4"""
 
 
-def read_words(arguments: Sequence[str]) -> Settings:
-    """Typed settings from what stands after `with` on a command line: preset words, and name=value."""
-    updates, words = get_config_updates(arguments)
-    return resolve(words, updates)
+def read_arguments(arguments: Sequence[str]) -> Settings:
+    """Typed settings from command-line arguments: presets and NAME=VALUE."""
+    from sacred.arg_parser import get_config_updates
+
+    updates, presets = get_config_updates(arguments)
+    return resolve(presets, updates)
 
 
 def print_config(settings: Settings) -> None:
-    """Prints every setting, by group, as it would run, and what it means."""
-    for group, kind in Settings.__annotations__.items():
-        print(f"{group} ({kind.__name__})")
-        names = kind.__annotations__
-        flat, told = flatten(settings), meanings(kind)
-        for name in names:
-            note = f"    (not read by {settings.vision.vision_encoder})" if name in unread(settings.vision) else ""
-            print(listed(name, flat[name], told[name], note=note))
+    """Prints every setting by group, with its value and description."""
+    flat, ignored = flatten(settings), unread(settings.vision)
+    for name, group in Settings.__annotations__.items():
+        print(f"{name} ({group.__name__})")
+        for setting, text in descriptions(group).items():
+            note = f"    (not read by {settings.vision.vision_encoder})" if setting in ignored else ""
+            print(format_setting(setting, flat[setting], text, note=note))
 
 
 def command_line(arguments: Sequence[str]) -> int:
-    """Runs `arguments` (without the program's name); returns the exit code. A user's mistake is one sentence on stderr."""
+    """Runs the command; returns the exit code. A user's mistake is reported as one sentence on stderr."""
     arguments = list(arguments)
-    if any(word in ("-h", "--help", "help") for word in arguments):
-        words = textwrap.fill(" ".join(PRESETS), 100, initial_indent="  ", subsequent_indent="  ")
-        print(USAGE.format(words=words))
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
+        print(USAGE.format(presets=textwrap.fill(" ".join(PRESETS), 100, initial_indent="  ", subsequent_indent="  ")))
         return 0
     settings = Settings()
     try:
-        command = arguments.pop(0) if arguments and arguments[0] != "with" else "pretrain"
-        refuse_unknown([command], COMMANDS, "command")
-        if arguments and arguments.pop(0) != "with":
-            raise ValueError("settings come after the word `with`: python main.py [COMMAND] with name=value")
-        settings = read_words(arguments)
+        command, storage, rest = split_arguments(arguments)
+        settings = read_arguments(rest)
         if command == "print_config":
             print_config(settings)
             return 0
-        return _run(command, settings)
-    except BrokenPipeError:  # whoever read what is printed has seen enough
+        return _run(command, settings, storage)
+    except BrokenPipeError:  # the reader of a pipe closed it
         sys.stdout = None
         return 0
     except (ValueError, OSError) as error:
-        print(f"mg3d: {sentence(error, settings)}", file=sys.stderr)
+        print(f"mg3d: {error_sentence(error, settings)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"mg3d: stopped; {what_goes_on(settings)}", file=sys.stderr)
+        print(f"mg3d: interrupted; {resume_hint(settings)}", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        told = broken_by_machine(error)
-        if not told:
+        cause = machine_error(error)
+        if not cause:
             raise
-        print(f"mg3d: {told}; {what_goes_on(settings)}", file=sys.stderr)
+        print(f"mg3d: {cause}; {resume_hint(settings)}", file=sys.stderr)
         return 1
 
 
-def broken_by_machine(error: RuntimeError) -> str:
-    """What was wrong with the machine, in words, when that ended the run; empty for a fault of the program."""
+def split_arguments(arguments: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Command, folder of the file observer (empty without), and presets and settings."""
+    at = list(arguments).index("with") if "with" in arguments else len(arguments)
+    storage = [argument.removeprefix(FILE_STORAGE) for argument in arguments[:at] if argument.startswith(FILE_STORAGE)]
+    command, *more = [argument for argument in arguments[:at] if not argument.startswith(FILE_STORAGE)] or ["pretrain"]
+    refuse_unknown([command], COMMANDS, "command")
+    if more:
+        raise ValueError(f"{more[0]!r} is not an option; presets and settings come after `with`: main.py [COMMAND] with ...")
+    return command, storage[-1] if storage else "", list(arguments[at + 1 :])
+
+
+def _run(command: str, settings: Settings, storage: str) -> int:
+    from mg3d.training import run  # imports torch and Lightning
+
+    options = {"--loglevel": "CRITICAL"}  # Sacred would report a refusal a second time
+    if storage and run.is_first_rank():
+        options["--file_storage"] = storage
+    try:
+        build_experiment(command, getattr(run, command)).run(command, config_updates=flatten(settings), options=options)
+    except run.Preempted as stop:
+        if run.is_first_rank():  # a launcher takes any other exit code than 0 of its child processes for a failure
+            print(f"mg3d: {stop}", file=sys.stderr)
+            return PREEMPTED
+    return 0
+
+
+def build_experiment(command: str, function: Any) -> "Experiment":
+    """The Sacred experiment that runs one command of `mg3d.training.run` with typed settings."""
+    from sacred import SETTINGS, Experiment
+
+    SETTINGS.CAPTURE_MODE = "no"  # Lightning writes to the terminal
+    SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False
+    SETTINGS.DISCOVER_SOURCES = "none"
+    experiment = Experiment("mg3d", save_git_info=False)
+    experiment.add_config(defaults())
+
+    def run(_config: dict[str, Any]) -> None:
+        function(parse(_config))
+
+    run.__name__ = command
+    experiment.command(run)
+    return experiment
+
+
+def machine_error(error: RuntimeError) -> str:
+    """The cause of an error of the machine; empty for an error of the program."""
     text = str(error)
     if re.match(r"DataLoader worker .* (killed by signal|exited unexpectedly)", text):
-        return "a loader process was ended from outside (a stop of the whole job, or a lack of memory: then lower num_workers)"
+        return "a data-loader process was killed (the job was stopped, or memory ran out: then reduce num_workers)"
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in text:
         return (
-            "the memory of the device is used up; grad_cache_chunk=1 to 8 or gradient_checkpointing=True need less for equal "
-            "gradients, a smaller per_gpu_batchsize too, and tools/plan.py predicts how much"
+            "out of memory; grad_cache_chunk=1 to 8 or gradient_checkpointing=True need less for identical gradients, a smaller "
+            "per_gpu_batchsize too, and tools/plan.py predicts how much"
         )
     return ""
 
 
-def what_goes_on(settings: Settings) -> str:
-    """How a run that ended early is taken up again."""
+def resume_hint(settings: Settings) -> str:
+    """How to continue a run that ended early."""
     if not (Path(settings.run.log_dir) / settings.run.run_name / "checkpoints" / "last.ckpt").is_file():
-        return "no checkpoint had been written yet, so the same command starts anew"
-    return "`resume_from=last` goes on from the newest checkpoint"
+        return "no checkpoint was written yet, so the same command starts from scratch"
+    return "`resume_from=last` resumes from the newest checkpoint"
 
 
-def sentence(error: ValueError | OSError, settings: Settings) -> str:
-    """What went wrong, in one sentence: our own words as they are, also out of a loader process; the system's with the path."""
+def error_sentence(error: ValueError | OSError, settings: Settings) -> str:
+    """One sentence: our own messages unchanged, also from data-loader processes; the system's messages with their path."""
     text = str(error)
     if caught := re.match(r"Caught (\w+) in DataLoader worker process", text):
-        said = re.findall(rf"^(?:[\w.]+\.)?{caught[1]}: (.+)", text, re.MULTILINE)
-        return said[-1] if said else text.splitlines()[-1]
+        messages = re.findall(rf"^(?:[\w.]+\.)?{caught[1]}: (.+)", text, re.MULTILINE)
+        return messages[-1] if messages else text.splitlines()[-1]
     if not isinstance(error, OSError) or error.errno is None:
         return text
-    where = error.filename or settings.run.log_dir
+    path = error.filename or settings.run.log_dir
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk of {where} is full; make room or set log_dir to another disk. What was whole is kept; "
-            f"{what_goes_on(settings)}"
-        )
+        return f"{path}: the disk is full; free some space or set log_dir to another disk. {resume_hint(settings).capitalize()}"
     return (
-        f"{where}: {error.strerror.lower()}; log_dir={settings.run.log_dir!r} must be a directory that can be written, "
-        f"data_root={settings.data.data_root!r} one that can be read"
+        f"{path}: {error.strerror.lower()}; log_dir={settings.run.log_dir!r} must be a writable folder, "
+        f"data_root={settings.data.data_root!r} a readable one"
     )
-
-
-def _run(command: str, settings: Settings) -> int:
-    from mg3d.training import run  # heavy: only when something is to be trained
-
-    function = getattr(run, command)
-    told: list[str] = []
-
-    def body() -> None:
-        try:
-            function(settings)
-        except run.Preempted as stopped:
-            if run.is_first_rank():  # a process that starts others takes an end of theirs that is not 0 for a failure
-                told.append(str(stopped))
-
-    experiment.command(body, unobserved=True)
-    experiment.run("body", config_updates=flatten(settings), info={"command": command}, options=QUIET)
-    for line in told:
-        print(f"mg3d: {line}", file=sys.stderr)
-    return GO_ON if told else 0
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from mg3d.checkpoints.command import Parser
+from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import DATASETS
 from mg3d.files import is_full_disk
-from mg3d.preparation.leaks import LeakError
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import Options, prepare
 from mg3d.preparation.stream_hubs import HubRefusedError

@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM=false
 has_packages() {
     "$1" - <<'PY' >/dev/null 2>&1
 import importlib.util as u, pathlib, sys
-names = "torch torchvision pytorch_lightning monai transformers tokenizers safetensors huggingface_hub fsspec timm scipy pandas pyarrow nibabel isal PIL SimpleITK sacred pkg_resources einops sklearn pycocoevalcap tensorboard matplotlib rich mg3d"
+names = "torch torchvision pytorch_lightning monai transformers tokenizers safetensors huggingface_hub fsspec filelock pydantic timm scipy pandas pyarrow nibabel isal PIL SimpleITK sacred pkg_resources einops sklearn pycocoevalcap tensorboard matplotlib rich mg3d"
 missing = [n for n in names.split() if u.find_spec(n) is None]
 elsewhere = not missing and pathlib.Path(u.find_spec("mg3d").origin).resolve().parent.parent != pathlib.Path.cwd().resolve()
 sys.exit(bool(missing or elsewhere))

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from mg3d.glossary import LABELS
+from mg3d.preparation.records import VolumeRecord
+from mg3d.preparation.sources.options import SourceOptions
 
 SHAPE = (26, 22, 24)
 """z y x."""
@@ -33,6 +35,18 @@ def chest(seed=0):
     body = slice(2, -2), slice(5, -4), slice(4, -4)
     volume[body] = (8 * z + 20 * y + 3 * x)[body] + seed
     return volume.astype(np.int16)
+
+
+def source_options(**changes):
+    """Options of `list_*` without a val split."""
+    return SourceOptions(**{"out": Path("unused"), "val_patients": 0, **changes})
+
+
+def volume_record(*files, reader, **changes):
+    """A record of which only the files and the reader matter."""
+    ids = dict.fromkeys(("volume_id", "study_id", "patient_id", "source"), "a")
+    texts = {"findings": None, "impression": None, "official_split": "train", "split": "train", "reconstruction": 1}
+    return VolumeRecord(**{**ids, **texts, "dataset": "ct_rate", "files": files, "reader": reader, **changes})
 
 
 def write_nifti(path, stored_xyz, affine, *, blank=False):

@@ -6,7 +6,7 @@ Train with the same words; a cache of another encoder or of other reports is ref
 import sys
 from collections.abc import Sequence
 
-from mg3d.config import read_words
+from mg3d.config import read_arguments
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if arguments[0] != "with":
             raise ValueError("settings come after the word `with`: python tools/cache_text.py with WORD text_cache=FOLDER")
-        settings = read_words(arguments[1:])
+        settings = read_arguments(arguments[1:])
         if not settings.text.text_cache:
             raise ValueError("text_cache=FOLDER says where the features go; it is not set")
         from mg3d.training.text_cache import cache_text  # heavy: only when there is something to do

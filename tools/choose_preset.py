@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mg3d.checkpoints.read import read_checkpoint
-from mg3d.config import read_words
+from mg3d.config import read_arguments
 from mg3d.datasets.schema import DATASETS, index_path
 from mg3d.datasets.storage import Storage
 from mg3d.settings.presets import PRESETS
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     has_gpu = torch.cuda.is_available() and "accelerator=cpu" not in arguments
     try:
         words, why = choose(arguments, found=found, has_gpu=has_gpu, data_root=data_root)
-        start = read_words(words).run
+        start = read_arguments(words).run
         if start.load_path:
             read_checkpoint(start.load_path, entry=start.load_entry or None)
     except (ValueError, OSError) as error:

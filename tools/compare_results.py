@@ -10,10 +10,11 @@ from mg3d.checkpoints.command import Parser, answer, count
 
 def comparison(given: argparse.Namespace) -> str:
     """The tables as text."""
-    from mg3d.evaluation.results import compare, read_result, tables_text
+    from mg3d.evaluation.card_result import compare_results, read_result
+    from mg3d.evaluation.tables import format_tables
 
     first, second = read_result(given.first), read_result(given.second)
-    return tables_text(first.title, compare(first, second, n_bootstrap=given.n_bootstrap))
+    return format_tables(first.title, compare_results(first, second, n_bootstrap=given.n_bootstrap))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,37 +1,39 @@
-"""The volumes on which the field reports numbers, out of a prepared folder: `--list NAME` prints ids, without it all counts."""
+"""List the standard evaluation sets in a folder of prepared data, or the volume ids of one of them."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.checkpoints.command import Parser, new_file
-from mg3d.datasets.evaluation_sets import RULES, evaluation_set, read_volumes, told
+from mg3d.datasets.evaluation_sets import EVALUATION_SETS, evaluation_set, read_volumes
 from mg3d.files import write_bytes
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints or writes a list; returns the exit code."""
     parser = Parser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of Arrow files, as prepro/prepro_pretraining_data.py makes it")
-    parser.add_argument("--list", metavar="NAME", help=", ".join(RULES))
-    parser.add_argument("--out", type=new_file, metavar="FILE", help="write the ids there, one a line, instead of printing them")
-    parser.add_argument("--stored", action="store_true", help="only volumes whose voxels are stored")
-    given = parser.parse_args(arguments)
-    if given.out and not given.list:
-        parser.error("--out needs --list NAME")
+    parser.add_argument("folder", type=Path, help="folder of Arrow files written by prepro/prepro_pretraining_data.py")
+    names = ", ".join(EVALUATION_SETS)
+    parser.add_argument("--set", metavar="NAME", help=f"print the volume ids of this set (default: sizes of all sets): {names}")
+    parser.add_argument("--out", type=new_file, metavar="FILE", help="write the ids to FILE, one per line")
+    parser.add_argument("--stored", action="store_true", help="only volumes with stored voxels, without quarantined ones")
+    options = parser.parse_args(arguments)
+    if options.out and not options.set:
+        parser.error("--out requires --set NAME")
     try:
-        volumes = read_volumes(given.folder)
-        chosen = evaluation_set(given.list, volumes) if given.list else []
+        volumes = read_volumes(options.folder)
+        selected = evaluation_set(options.set, volumes) if options.set else []
     except (OSError, ValueError) as error:
         print(f"evaluation_sets: {error}", file=sys.stderr)
         return 2
-    if not given.list:
-        print("\n".join(f"{told(name, rule.choose(volumes))} ({rule.source})" for name, rule in RULES.items()))
+    if not options.set:
+        for name, entry in EVALUATION_SETS.items():
+            print(f"{entry.describe(name, evaluation_set(name, volumes))} ({entry.source})")
         return 0
-    print(told(given.list, chosen), file=sys.stderr)
-    lines = "".join(f"{volume.volume_id}\n" for volume in chosen if not (given.stored and volume.set_aside))
-    if given.out:
-        write_bytes(given.out, lines.encode())
+    print(EVALUATION_SETS[options.set].describe(options.set, selected), file=sys.stderr)
+    lines = "".join(f"{volume.volume_id}\n" for volume in selected if not (options.stored and volume.quarantine_code))
+    if options.out:
+        write_bytes(options.out, lines.encode())
     else:
         sys.stdout.write(lines)
     return 0

@@ -1,4 +1,4 @@
-"""Write a synthetic chest CT data set with known truth, in the layouts of CT-RATE and CTRG (`--help`)."""
+"""Write a synthetic chest CT data set with ground truth, in the layouts of CT-RATE and CTRG-Chest."""
 
 import argparse
 import os
@@ -7,76 +7,57 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.checkpoints.command import Parser
-from mg3d.phantom.faults import ALL, FAULTS, LISTED, plant, wanted_faults
-from mg3d.phantom.generate import PhantomSettings, generate
+from mg3d.phantom.spec import PhantomSettings
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; it must lie between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Writes the set; returns the exit code."""
+def _parser() -> Parser:
     defaults = PhantomSettings()
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for ct_rate/, ctrg/ and truth/")
-    parser.add_argument(
-        "--train-patients", type=int, default=defaults.train_patients, help="patients of CT-RATE's training split"
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="output folder; gets ct_rate/, ctrg/ and truth/")
+    add("--train-patients", type=int, default=defaults.train_patients, help="patients in the CT-RATE train split")
+    add("--valid-patients", type=int, default=defaults.valid_patients, help="patients in the CT-RATE valid split")
+    add("--ctrg-cases", type=int, default=defaults.ctrg_cases, help="CTRG-Chest cases")
+    add("--grid", type=int, default=defaults.grid, help="voxels along x and y; the field of view is 360 mm, voxels are cubic")
+    add("--seed", type=int, default=defaults.seed, help="random seed; the same seed and settings give the same data")
+    add(
+        "--second-scans", type=_fraction, default=defaults.second_scans, help="fraction of patients with two scans; CT-RATE: 0.14"
     )
-    parser.add_argument(
-        "--valid-patients", type=int, default=defaults.valid_patients, help="patients of its official valid split"
-    )
-    parser.add_argument("--ctrg-cases", type=int, default=defaults.ctrg_cases, help="cases of CTRG")
-    parser.add_argument("--grid", type=int, default=defaults.grid, help="voxels along x and y of 360 mm")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of everything")
-    parser.add_argument(
-        "--second-scans", type=_share, default=defaults.second_scans, help="share of patients with two scans; CT-RATE: 0.14"
-    )
-    parser.add_argument(
+    add(
         "--second-reconstructions",
-        type=_share,
+        type=_fraction,
         default=defaults.second_reconstructions,
-        help="share of scans with two reconstructions; CT-RATE: 0.90",
+        help="fraction of scans with a second reconstruction (sharp kernel); CT-RATE: 0.90",
     )
-    parser.add_argument("--masks", action="store_true", help="also truth/masks: where the findings are, as NIfTI label maps")
-    parser.add_argument("--raw-tree", action="store_true", help="also the first release's tree: raw values and blank headers")
-    parser.add_argument("--true-prevalence", action="store_true", help="CT-RATE's own prevalences, not raised for rare findings")
-    parser.add_argument(
-        "--faults",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help=f"faults to plant into the set once it is made, told in {LISTED}: all, or {', '.join(FAULTS)}; "
-        f"not among all: {', '.join(sorted(FAULTS.keys() - set(ALL)))}",
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    given = parser.parse_args(arguments)
-    settings = PhantomSettings(
-        train_patients=given.train_patients,
-        valid_patients=given.valid_patients,
-        ctrg_cases=given.ctrg_cases,
-        grid=given.grid,
-        seed=given.seed,
-        second_scans=given.second_scans,
-        second_reconstructions=given.second_reconstructions,
-        raw_tree=given.raw_tree,
-        tempered=not given.true_prevalence,
-    )
+    add("--masks", action="store_true", help="also write truth/masks: label maps of the findings (NIfTI); needed for grounding")
+    add("--raw-tree", action="store_true", help="also write the layout of CT-RATE's first release: raw values, blank headers")
+    add("--true-prevalence", action="store_true", help="use CT-RATE's prevalences instead of raising those of rare findings")
+    add("--workers", type=int, default=os.cpu_count(), help="number of processes")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    options = vars(_parser().parse_args(arguments))
+    out, workers, masks = (options.pop(name) for name in ("out", "workers", "masks"))
+    settings = PhantomSettings(tempered=not options.pop("true_prevalence"), **options)
+    from mg3d.phantom.generate import generate  # heavy: keeps --help fast
+
     try:
-        wanted_faults(given.faults)
-        counts = generate(given.out, settings, workers=given.workers, masks=given.masks)
-        planted = plant(given.out, given.faults) if given.faults else {}
+        counts = generate(out, settings, workers=workers, masks=masks)
     except (ValueError, OSError) as error:
         print(f"make_phantom: {error}", file=sys.stderr)
         return 2
     print(
-        f"make_phantom: {given.out} holds {counts['studies']:,} synthetic studies, {counts['volumes']:,} volumes, and their truth"
+        f"make_phantom: wrote {counts['studies']:,} synthetic studies ({counts['volumes']:,} volumes) with ground truth to {out}"
     )
-    if planted:
-        print(f"make_phantom: {len(planted)} kinds of faults are planted, see {given.out / LISTED}")
     return 0
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from mg3d.benchmarks.planner import DEVICES, Plan, calibrate, predict, verdict
 from mg3d.checkpoints.command import Parser
-from mg3d.config import read_words
+from mg3d.config import read_arguments
 from mg3d.settings.schema import Settings
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         if others:
             raise ValueError(f"unknown option {others[0]!r} (--help lists them); settings come after the word `with`")
         _require_sensible(given)
-        settings = read_words(arguments[at + 1 :])
+        settings = read_arguments(arguments[at + 1 :])
         if given.calibrate and given.device:
             raise ValueError("--calibrate measures the device that is here, --device takes a published one; give one of them")
         _show(settings, given)

@@ -8,7 +8,7 @@ import numpy as np
 
 from mg3d.benchmarks.reading import make_collator, make_loader, noise, prepare
 from mg3d.benchmarks.timing import Comparison, Options
-from mg3d.datamodules.multitask import MixtureDataset
+from mg3d.datamodules.base import MixtureDataset
 
 STORED, BATCHES = 64, 60
 """Volumes on disk, and batches that are loaded for one measurement; the first ones, while processes start, do not count."""

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from mg3d.benchmarks.timing import Comparison, Options, compare
-from mg3d.datamodules.multitask import MixtureDataset
-from mg3d.datamodules.sampler import Draw
+from mg3d.datamodules.base import MixtureDataset
+from mg3d.datamodules.sampler import DrawIndex
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.schema import INDEX_SCHEMA, encode_metadata, index_path, shard_schema, volume_batch
@@ -64,7 +64,7 @@ class Voxels(Dataset[Sample]):
     def __init__(self, studies: Studies) -> None:
         self.index = studies.index
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: DrawIndex) -> Sample:
         return Sample(self.index.volume(draw.study)[None], WINDOW_HU, "", (), np.empty(0), "", "", draw.seed)
 
 
@@ -153,7 +153,7 @@ def _passing(
 
 def make_loader(data: Dataset[Sample], order: np.ndarray, collate: Callable[[Any], Any], workers: int = 0) -> DataLoader[Any]:
     """A loader of the rows int [batches, rows], in this order."""
-    batches = [[Draw(0, int(row), (0, 0, int(row))) for row in rows] for rows in order]
+    batches = [[DrawIndex(0, int(row), (0, 0, int(row))) for row in rows] for rows in order]
     return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)
 
 

@@ -1,12 +1,9 @@
-"""CT-RATE alone."""
+"""CT-RATE."""
 
-from typing import Any
-
-from mg3d.datamodules.multitask import MultiTaskDataModule
+from mg3d.datamodules.base import StudyDataModule
 
 
-class CTRateDataModule(MultiTaskDataModule):
-    """Training and validation batches of CT-RATE; arguments as `MultiTaskDataModule`, without the mixture."""
+class CTRateDataModule(StudyDataModule):
+    """Chest CT scans with reports, several reconstructions per scan; one is drawn per epoch."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(datasets=("ct_rate",), dataset_weights=(), **arguments)
+    dataset = "ct_rate"

@@ -1,12 +1,9 @@
-"""CTRG-Chest-548K alone."""
+"""CTRG-Chest-548K."""
 
-from typing import Any
-
-from mg3d.datamodules.multitask import MultiTaskDataModule
+from mg3d.datamodules.base import StudyDataModule
 
 
-class CTRGDataModule(MultiTaskDataModule):
-    """Training and validation batches of CTRG-Chest-548K; arguments as `MultiTaskDataModule`, without the mixture."""
+class CTRGDataModule(StudyDataModule):
+    """Chest CT scans with reports, published as 8-bit slices of an unknown window."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(datasets=("ctrg",), dataset_weights=(), **arguments)
+    dataset = "ctrg"

@@ -1,4 +1,4 @@
-"""The lists of volumes on which the field reports numbers, as rules over ids instead of copied files."""
+"""Standard evaluation sets: the volumes on which published results are reported, as rules over ids instead of lists of files."""
 
 import json
 import re
@@ -13,8 +13,8 @@ _CT_RATE_ID = re.compile(r"(?P<study>(?P<patient>ct_rate/(?P<split>train|valid)_
 _COLUMNS = ["volume_id", "study_id", "patient_id", "dataset", "official_split", "reconstruction"]
 
 
-class ListedVolume(NamedTuple):
-    """A volume that a data set lists, whether it could be stored or not."""
+class CatalogVolume(NamedTuple):
+    """A volume of a data set, whether it could be prepared or not."""
 
     volume_id: str
     study_id: str
@@ -22,149 +22,125 @@ class ListedVolume(NamedTuple):
     dataset: str
     official_split: str
     reconstruction: int
-    set_aside: str = ""
-    """Code of the quarantine; empty when the voxels are stored."""
+    quarantine_code: str = ""
+    """Why it was quarantined; empty if its voxels are stored."""
 
 
-class Rule(NamedTuple):
-    """How a list is chosen, and how long it is."""
+Volumes = Sequence[CatalogVolume]
 
-    choose: Callable[[Sequence[ListedVolume]], list[ListedVolume]]
-    """Its docstring says what it takes. Takes volumes in their order."""
-    expected: int | None
-    """Volumes on the whole data set; None = nobody has published it."""
+
+class EvaluationSet(NamedTuple):
+    """A named set of volumes."""
+
+    select: Callable[[Volumes], list[CatalogVolume]]
+    expected_size: int | None
+    """Volumes on the complete data set; None = not published."""
     source: str
-    """Where the number comes from, or who reports on this list."""
+    """Origin of the count, and who reports on this set."""
+
+    def describe(self, name: str, selected: Volumes) -> str:
+        """Expected and actual size as a sentence."""
+        expected = "no published count" if self.expected_size is None else f"{self.expected_size:,} expected on the full set"
+        quarantined = sum(bool(volume.quarantine_code) for volume in selected)
+        suffix = f", {quarantined:,} of them quarantined (no voxels)" if quarantined else ""
+        return f"{name}: {expected}, {len(selected):,} here{suffix}"
 
 
-def ct_rate_valid(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """Every reconstruction of CT-RATE's official valid split, also those without a chest or without a file."""
-    return [volume for volume in volumes if (volume.dataset, volume.official_split) == ("ct_rate", "valid")]
+def _official(dataset: str, *splits: str) -> Callable[[Volumes], list[CatalogVolume]]:
+    return lambda volumes: [v for v in volumes if v.dataset == dataset and (not splits or v.official_split in splits)]
 
 
-def ct_rate_valid_scans(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """The first reconstruction of every scan of valid."""
-    return _first_of_each(ct_rate_valid(volumes), "study_id")
+def _stored(dataset: str, *splits: str) -> Callable[[Volumes], list[CatalogVolume]]:
+    return lambda volumes: [v for v in _official(dataset, *splits)(volumes) if not v.quarantine_code]
 
 
-def ct_rate_valid_patients(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """The first reconstruction of the first scan of every patient of valid."""
-    return _first_of_each(ct_rate_valid(volumes), "patient_id")
+def _first_per(key: str, select: Callable[[Volumes], list[CatalogVolume]]) -> Callable[[Volumes], list[CatalogVolume]]:
+    """The first volume of each study or patient."""
+
+    def first(volumes: Volumes) -> list[CatalogVolume]:
+        by_key: dict[str, CatalogVolume] = {}
+        for volume in select(volumes):
+            by_key.setdefault(getattr(volume, key), volume)
+        return list(by_key.values())
+
+    return first
 
 
-def ct_rate_valid_chest(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """Every reconstruction of valid that is stored: not on the no_chest list, and with a usable file."""
-    return [volume for volume in ct_rate_valid(volumes) if not volume.set_aside]
-
-
-def ct_rate_valid_chest_scans(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """The first stored reconstruction of every scan of valid: a scan may keep a chest where its first reconstruction has none."""
-    return _first_of_each(ct_rate_valid_chest(volumes), "study_id")
-
-
-def ct_rate_train(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """Every reconstruction of CT-RATE's training split, our val among them."""
-    return [volume for volume in volumes if (volume.dataset, volume.official_split) == ("ct_rate", "train")]
-
-
-def ct_rate_train_scans(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """The first reconstruction of every scan of train."""
-    return _first_of_each(ct_rate_train(volumes), "study_id")
-
-
-def ct_rate_train_chest(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """Every reconstruction of train that is stored."""
-    return [volume for volume in ct_rate_train(volumes) if not volume.set_aside]
-
-
-def ctrg_test(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """Every case of CTRG-Chest outside its training part: the published val and test, which in one of its files are the same."""
-    return [volume for volume in volumes if volume.dataset == "ctrg" and volume.official_split != "train"]
-
-
-def rad_chestct(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """Every volume of Rad-ChestCT, all of it external to training on CT-RATE."""
-    return [volume for volume in volumes if volume.dataset.replace("_", "") == "radchestct"]
-
-
-def rad_chestct_test(volumes: Sequence[ListedVolume]) -> list[ListedVolume]:
-    """Rad-ChestCT's own test part, `tst`."""
-    return [volume for volume in rad_chestct(volumes) if volume.official_split in {"tst", "test"}]
-
-
-RULES: dict[str, Rule] = {
-    "ct_rate_valid": Rule(ct_rate_valid, 3_039, "rows of CT-RATE's valid labels; zero-shot by volume, as CT-CLIP"),
-    "ct_rate_valid_scans": Rule(ct_rate_valid_scans, 1_564, "scans of these rows; retrieval, where reconstructions share a text"),
-    "ct_rate_valid_patients": Rule(ct_rate_valid_patients, 1_304, "CT-RATE's page: patients of valid"),
-    "ct_rate_valid_chest": Rule(ct_rate_valid_chest, 3_001, "less 37 of no_chest_valid.txt and 1 that has no file"),
-    "ct_rate_valid_chest_scans": Rule(ct_rate_valid_chest_scans, None, "no published count"),
-    "ct_rate_train": Rule(ct_rate_train, 47_149, "rows of CT-RATE's train labels"),
-    "ct_rate_train_scans": Rule(ct_rate_train_scans, 24_128, "scans of these rows"),
-    "ct_rate_train_chest": Rule(
-        ct_rate_train_chest, 46_393, "less 752 of no_chest_train.txt, 3 without a spacing, 1 without a file"
+_VALID, _TRAIN = _official("ct_rate", "valid"), _official("ct_rate", "train")
+EVALUATION_SETS: dict[str, EvaluationSet] = {
+    # every reconstruction of CT-RATE's official validation split, also those without a chest or without a file
+    "ct_rate_valid": EvaluationSet(_VALID, 3_039, "rows of CT-RATE's valid labels; zero-shot by volume, as CT-CLIP"),
+    # the first reconstruction of each scan or patient
+    "ct_rate_valid_scans": EvaluationSet(
+        _first_per("study_id", _VALID), 1_564, "scans of these rows; retrieval, where reconstructions share a text"
     ),
-    "ctrg_test": Rule(ctrg_test, 360, "the published 1,804 cases less the first 1,444"),
-    "rad_chestct": Rule(rad_chestct, 3_630, "Rad-ChestCT's summary table; external zero-shot, as CT-CLIP"),
-    "rad_chestct_test": Rule(rad_chestct_test, 360, "the same table, subset tst"),
-}
+    "ct_rate_valid_patients": EvaluationSet(_first_per("patient_id", _VALID), 1_304, "CT-RATE's page: patients of valid"),
+    # stored volumes only: not in no_chest_valid.txt and with a usable file
+    "ct_rate_valid_chest": EvaluationSet(
+        _stored("ct_rate", "valid"), 3_001, "without the 37 of no_chest_valid.txt and 1 that has no file"
+    ),
+    "ct_rate_valid_chest_scans": EvaluationSet(
+        _first_per("study_id", _stored("ct_rate", "valid")), None, "first stored reconstruction of each scan; no published count"
+    ),
+    "ct_rate_train": EvaluationSet(_TRAIN, 47_149, "rows of CT-RATE's train labels, including our val split"),
+    "ct_rate_train_scans": EvaluationSet(_first_per("study_id", _TRAIN), 24_128, "scans of these rows"),
+    "ct_rate_train_chest": EvaluationSet(
+        _stored("ct_rate", "train"), 46_393, "without the 752 of no_chest_train.txt, 3 without a spacing, 1 without a file"
+    ),
+    # the published val and test, which are identical in one of the published files
+    "ctrg_test": EvaluationSet(
+        lambda volumes: [v for v in volumes if v.dataset == "ctrg" and v.official_split != "train"],
+        360, "the published 1,804 cases without the first 1,444",
+    ),
+    "rad_chestct": EvaluationSet(
+        _official("rad_chestct"), 3_630, "Rad-ChestCT's summary table; external zero-shot, as CT-CLIP"
+    ),
+    "rad_chestct_test": EvaluationSet(_official("rad_chestct", "tst", "test"), 360, "the same table, subset tst"),
+}  # fmt: skip
 
 
-def read_volumes(folder: Path) -> list[ListedVolume]:
-    """Every volume that a prepared folder knows: the rows of its index files, and CT-RATE's volumes in its quarantine, in order.
+def read_volumes(folder: Path) -> list[CatalogVolume]:
+    """All volumes of a prepared folder, sorted: rows of the index files, and quarantined volumes of CT-RATE.
 
     Raises:
-        FileNotFoundError: the folder holds no index file.
-        ValueError: an index file is damaged or of another version.
+        FileNotFoundError: the folder has no index file.
+        ValueError: an index file is damaged or has another schema version.
     """
     paths = [index_path(folder, dataset, split) for dataset in DATASETS for split in SPLITS]
     paths = [path for path in paths if path.is_file()]
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no Arrow file; make it with `python prepro/prepro_pretraining_data.py --ct-rate ROOT --out {folder}`"
+            f"{folder} has no Arrow files. Create them with `python prepro/prepro_pretraining_data.py --ct-rate ROOT "
+            f"--out {folder}`"
         )
     rows = [row for path in paths for row in VolumeIndex(path).table.select(_COLUMNS).to_pylist()]
-    stored = [ListedVolume(**row) for row in rows]
+    stored = [CatalogVolume(**row) for row in rows]
     known = {volume.volume_id for volume in stored}
-    aside = [volume for volume in _set_aside(folder / "quarantine.jsonl") if volume.volume_id not in known]
-    return sorted([*stored, *aside], key=_order)
+    quarantined = [volume for volume in _read_quarantine(folder / "quarantine.jsonl") if volume.volume_id not in known]
+    return sorted([*stored, *quarantined], key=_sort_key)
 
 
-def evaluation_set(name: str, volumes: Iterable[ListedVolume]) -> list[ListedVolume]:
-    """The volumes of a list, in order.
+def evaluation_set(name: str, volumes: Iterable[CatalogVolume]) -> list[CatalogVolume]:
+    """The volumes of an evaluation set, sorted.
 
     Raises:
-        ValueError: there is no such list.
+        ValueError: unknown name.
     """
-    if name not in RULES:
-        raise ValueError(f"there is no list {name!r}; choose from {', '.join(RULES)}")
-    return RULES[name].choose(sorted(volumes, key=_order))
+    if name not in EVALUATION_SETS:
+        raise ValueError(f"unknown evaluation set {name!r}; choose from {', '.join(EVALUATION_SETS)}")
+    return EVALUATION_SETS[name].select(sorted(volumes, key=_sort_key))
 
 
-def told(name: str, found: Sequence[ListedVolume]) -> str:
-    """How long a list is beside what it should be, as a sentence."""
-    expected = RULES[name].expected
-    whole = "no published count" if expected is None else f"{expected:,} expected on the full set"
-    aside = sum(bool(volume.set_aside) for volume in found)
-    return f"{name}: {whole}, {len(found):,} here" + (f", of which {aside:,} are set aside and have no voxels" if aside else "")
-
-
-def _first_of_each(volumes: Iterable[ListedVolume], key: str) -> list[ListedVolume]:
-    first: dict[str, ListedVolume] = {}
-    for volume in volumes:
-        first.setdefault(getattr(volume, key), volume)
-    return list(first.values())
-
-
-def _order(volume: ListedVolume) -> tuple[object, ...]:
-    """train_2 before train_10, scan b before aa, reconstruction 2 before 10."""
+def _sort_key(volume: CatalogVolume) -> tuple[object, ...]:
+    """Natural order: train_2 before train_10, scan b before aa, reconstruction 2 before 10."""
     parts = re.split(r"(\d+)", volume.patient_id)
-    numbers = [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    patient = [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
     scan = volume.study_id.removeprefix(volume.patient_id)
-    return volume.dataset, numbers, len(scan), scan, volume.reconstruction, volume.volume_id
+    return volume.dataset, patient, len(scan), scan, volume.reconstruction, volume.volume_id
 
 
-def _set_aside(path: Path) -> Iterator[ListedVolume]:
-    """CT-RATE's volumes of a quarantine file, whose ids tell all; a torn line is passed over."""
+def _read_quarantine(path: Path) -> Iterator[CatalogVolume]:
+    """CT-RATE's volumes of a quarantine file (their ids contain split, patient and scan); incomplete lines are skipped."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             entry = json.loads(line)
@@ -173,4 +149,4 @@ def _set_aside(path: Path) -> Iterator[ListedVolume]:
             continue
         if match:
             ids = (entry["volume_id"], match["study"], match["patient"])
-            yield ListedVolume(*ids, "ct_rate", match["split"], int(match["reconstruction"]), code)
+            yield CatalogVolume(*ids, "ct_rate", match["split"], int(match["reconstruction"]), code)

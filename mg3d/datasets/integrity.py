@@ -1,240 +1,213 @@
-"""What must not be wrong with Arrow files: what lies in two splits, empty training, units, shapes, ids, shards.
+"""Integrity checks of Arrow files: leaks between splits, empty training split, units, shapes, ids, missing shards.
 
-Quick enough to be asked at every start: whole columns at a time, and no voxel is read.
+Fast enough for every start of a training run: only columns of the index files are read, no voxels.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mg3d.datasets.arrow import VolumeIndex
-from mg3d.datasets.schema import DATASETS, SPLITS, decode_metadata, index_path
+from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.files import write_json
 from mg3d.sentence_spans import UNITS_VERSION
 
-BLOCKING = ("patient_id", "study_id", "image_sha256")
-WARNING = ("report_sha256",)
-CODES = {
-    "patient_id": "patient_in_two_splits",
-    "study_id": "study_in_two_splits",
-    "image_sha256": "duplicate_pixels",
-    "report_sha256": "duplicate_report_other_patient",
-}
-"""Column that two splits share values of -> code of the problem."""
 NO_REPORT = hashlib.sha256(b"").hexdigest()
-"""What an empty report becomes; volumes without a report share nothing."""
+"""`report_sha256` of volumes without a report; not a leak."""
 CACHE = "checked.json"
-CACHE_VERSION = 1
-_EXAMPLES = 1000
-_WAY_OUT = {
-    "patient_id": "prepare the data anew from a raw folder in which each patient lies in one split",
-    "study_id": "prepare the data anew from a raw folder in which each study lies in one split",
-    "image_sha256": "take one of each pair out of the raw folder or of its tables, and prepare the data anew",
-    "report_sha256": "nothing, when short reports are alike; else see whether two patients are one",
-}
+CACHE_VERSION = 2
+MAX_EXAMPLES = 1000
 
 
 class LeakError(ValueError):
-    """Something lies in two splits."""
-
-
-@dataclass
-class LeakReport:
-    """Column -> values that lie in more than one split, with one volume of each split that carries them."""
-
-    blocking: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    warnings: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """The report for people: counts, and volume ids of the first few; no text, no name."""
-        found = []
-        for word, part in (("leak", self.blocking), ("note", self.warnings)):
-            for column, shared in part.items():
-                example = ", ".join(next(iter(shared.values()))[:4])
-                found.append(f"{word}: {len(shared)} values of {column} lie in more than one split, e.g. of {example}")
-        return found or ["no leak: patients, scans, images and reports of the splits are apart"]
+    """A patient, study or image is in more than one split."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Something wrong with Arrow files."""
+class DataProblem:
+    """A problem of prepared files."""
 
     code: str
-    sentence: str
-    """What was found."""
-    way_out: str
-    """What to do."""
-    blocking: bool = True
+    message: str
+    fix: str
+    is_error: bool = True
+    """False: a warning."""
     volumes: tuple[str, ...] = ()
-    """Ids of volumes that show it, of many at most a thousand."""
+    """Ids of affected volumes, at most `MAX_EXAMPLES`."""
 
 
-def find_leaks(table: pa.Table) -> LeakReport:
-    """Compares rows with the columns volume_id and split and (some of) those of BLOCKING and WARNING."""
-    parts = ({}, {})
-    for part, columns in zip(parts, (BLOCKING, WARNING)):
-        for column in columns:
-            shared = shared_values(table, column) if column in table.column_names else {}
-            shared.pop(NO_REPORT, None)
-            part.update({column: shared} if shared else {})
-    return LeakReport(*parts)
+class LeakCheck(NamedTuple):
+    """A column whose values must not occur in two splits."""
+
+    code: str
+    noun: str
+    fix: str
+    is_error: bool = True
 
 
-def shared_values(table: pa.Table, column: str, apart: str = "split") -> dict[str, list[str]]:
-    """Values of `column` that occur with more than one value of `apart` -> the first volume with each, in the table's order."""
-    narrow = pa.table({"value": table[column], "apart": pc.cast(table[apart], pa.string()), "volume": table["volume_id"]})
-    spread = narrow.group_by("value", use_threads=False).aggregate([("apart", "min"), ("apart", "max")])
-    values = spread.filter(pc.not_equal(spread["apart_min"], spread["apart_max"]))["value"]
-    if not len(values):
-        return {}
-    found: dict[str, dict[str, str]] = {}
-    rows = narrow.filter(pc.is_in(narrow["value"], values.combine_chunks())).to_pylist()
-    for row in rows:
-        found.setdefault(row["value"], {}).setdefault(row["apart"], row["volume"])
-    return {value: list(members.values()) for value, members in found.items()}
+LEAK_CHECKS = {
+    "patient_id": LeakCheck("patient_in_two_splits", "patients", "Assign each patient to one split and rerun the preparation"),
+    "study_id": LeakCheck("study_in_two_splits", "studies", "Assign each study to one split and rerun the preparation"),
+    "image_sha256": LeakCheck(
+        "duplicate_pixels", "images", "Remove one of each pair from the raw folder or from its tables and rerun the preparation"
+    ),
+    "report_sha256": LeakCheck(
+        "duplicate_report_other_patient", "reports", "Harmless for short standard reports; else check for duplicate patients",
+        is_error=False,
+    ),
+}  # fmt: skip
+"""Column -> check."""
 
 
-def check_arrow_files(data_root: Path, datasets: Iterable[str]) -> list[Problem]:
-    """What is wrong with the index files of `datasets` that are in `data_root`, the blocking problems first.
+def find_leaks(table: pa.Table) -> list[DataProblem]:
+    """Values of the columns of `LEAK_CHECKS` that occur in more than one `split`; the table also has a `volume_id`."""
+    problems = []
+    for column, check in LEAK_CHECKS.items():
+        shared = shared_values(table, column) if column in table.column_names else {}
+        shared.pop(NO_REPORT, None)
+        if shared:
+            message = f"{check.noun} in more than one split: {len(shared)}, e.g. {' and '.join(next(iter(shared.values()))[:2])}"
+            volumes = tuple(volume for members in shared.values() for volume in members)[:MAX_EXAMPLES]
+            problems.append(DataProblem(check.code, message, check.fix, check.is_error, volumes))
+    return problems
+
+
+def shared_values(table: pa.Table, column: str, group: str = "split") -> dict[str, list[str]]:
+    """Values of `column` that occur in more than one `group` -> the first volume of each group, in the order of the table."""
+    narrow = pa.table({"value": table[column], "group": pc.cast(table[group], pa.string()), "volume": table["volume_id"]})
+    ranges = narrow.group_by("value", use_threads=False).aggregate([("group", "min"), ("group", "max")])
+    values = ranges.filter(pc.not_equal(ranges["group_min"], ranges["group_max"]))["value"]
+    shared: dict[str, dict[str, str]] = {}
+    for row in narrow.filter(pc.is_in(narrow["value"], values.combine_chunks())).to_pylist():
+        shared.setdefault(row["value"], {}).setdefault(row["group"], row["volume"])
+    return {value: list(members.values()) for value, members in shared.items()}
+
+
+def check_arrow_files(data_root: Path, datasets: Iterable[str]) -> list[DataProblem]:
+    """Problems of the index files of `datasets` in `data_root`, errors first.
 
     Raises:
-        FileNotFoundError, ValueError: a data set has no index file, or one cannot be read.
+        FileNotFoundError, ValueError: a data set has no index file, or one is unreadable.
     """
-    indices = _indices(data_root, datasets)
+    indices = {name: _open_splits(data_root, name) for name in datasets}
     problems = [problem for name, splits in indices.items() for problem in _check_dataset(name, splits)]
-    wanted = ["volume_id", *BLOCKING, *WARNING]
     parts = [
-        index.table.select(wanted).append_column("split", pa.repeat(pa.scalar(split), len(index)))
+        index.table.select(["volume_id", *LEAK_CHECKS]).append_column("split", pa.repeat(pa.scalar(split), len(index)))
         for splits in indices.values()
         for split, index in splits.items()
     ]
     table = pa.concat_tables(part.replace_schema_metadata(None) for part in parts)
-    problems += _duplicate_ids(table)
-    leaks = find_leaks(table)
-    for part, blocking in ((leaks.blocking, True), (leaks.warnings, False)):
-        problems += [_leak_problem(column, shared, blocking=blocking) for column, shared in part.items()]
-    return sorted(problems, key=lambda problem: not problem.blocking)
+    return sorted([*problems, *_check_duplicate_ids(table), *find_leaks(table)], key=lambda problem: not problem.is_error)
 
 
 def require_valid(data_root: str | Path, datasets: Iterable[str]) -> list[str]:
-    """Refuses Arrow files with a blocking problem; returns what else there is to say, a sentence each.
+    """Raises for the first error of `check_arrow_files`; returns the warnings.
 
-    What was found is kept in `checked.json` beside the index files, and holds as long as their sizes and times stay. A folder
-    that cannot be written is checked every time. What lies behind a URL is not checked: whoever wrote it has.
+    A clean result is cached in `checked.json` next to the index files until their size or modification time changes; if the
+    folder is read-only, the check is repeated every time. URLs are not checked.
 
     Raises:
-        ValueError: a blocking problem.
-        FileNotFoundError, ValueError: an index file is not there, or cannot be read.
+        ValueError: an error was found.
+        FileNotFoundError, ValueError: an index file is missing or unreadable.
     """
     if "://" in str(data_root):
         return []
     data_root, names = Path(data_root), tuple(datasets)
-    state = _state(data_root, names)
-    problems = _kept(data_root / CACHE, state)
+    paths = [index_path(data_root, name, split) for name in sorted(names) for split in SPLITS]
+    stats = {path.name: path.stat() for path in paths if path.is_file()}
+    state = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    problems = _read_cache(data_root / CACHE, state)
     if problems is None:
         problems = check_arrow_files(data_root, names)
-        _keep(data_root / CACHE, state, problems)
-    blocking = [problem for problem in problems if problem.blocking]
-    if blocking:
-        more = f" ({len(blocking) - 1} more kinds of fault: python tools/doctor.py {data_root})" if len(blocking) > 1 else ""
-        raise ValueError(f"{data_root}: {blocking[0].sentence}; {blocking[0].way_out}{more}")
-    return [problem.sentence for problem in problems]
+        _write_cache(data_root / CACHE, state, problems)
+    errors = [problem for problem in problems if problem.is_error]
+    if errors:
+        more = f" ({len(errors) - 1} more: python tools/doctor.py {data_root})" if len(errors) > 1 else ""
+        raise ValueError(f"{data_root}: {errors[0].message}. {errors[0].fix}{more}")
+    return [f"{problem.message}. {problem.fix}" for problem in problems]
 
 
-def _indices(data_root: Path, datasets: Iterable[str]) -> dict[str, dict[str, VolumeIndex]]:
-    """Data set -> split -> its index file, of those that are there; what training needs is for its reader to ask for."""
-    paths = {name: {split: index_path(data_root, name, split) for split in SPLITS} for name in datasets}
-    return {
-        name: {split: VolumeIndex(path) for split, path in splits.items() if path.is_file()}
-        or {"train": VolumeIndex(splits["train"])}
-        for name, splits in paths.items()
-    }
+def _open_splits(data_root: Path, dataset: str) -> dict[str, VolumeIndex]:
+    """Split -> index, of the index files that exist; a data set without any fails on its training split."""
+    paths = {split: index_path(data_root, dataset, split) for split in SPLITS}
+    existing = {split: VolumeIndex(path) for split, path in paths.items() if path.is_file()}
+    return existing or {"train": VolumeIndex(paths["train"])}
 
 
-def _check_dataset(name: str, splits: Mapping[str, VolumeIndex]) -> list[Problem]:
+def _check_dataset(name: str, splits: Mapping[str, VolumeIndex]) -> list[DataProblem]:
     title, problems = DATASETS[name].title, []
     if "train" in splits and not len(splits["train"]):
-        problems.append(Problem("empty_train", f"{title} has no volume to train on", "prepare more of the raw data"))
+        problems.append(DataProblem("empty_train", f"{title} has no training volumes", "Prepare more of the raw data"))
     filled = {split: index for split, index in splits.items() if len(index)}
     units = {unit for index in filled.values() for unit in pc.unique(index.table["intensity_unit"]).to_pylist()}
     if len(units) > 1:
-        told = f"{title} mixes voxels in the units {' and '.join(sorted(units))}"
-        problems.append(Problem("mixed_units", told, "prepare all of it anew, with one recipe"))
-    for key, code, what in (("shape", "shape_disagreement", "shapes"), ("preproc_hash", "recipe_disagreement", "recipes")):
-        said = {split: json.dumps(decode_metadata(index.table.schema).get(key)) for split, index in filled.items()}
-        if len(set(said.values())) > 1:
-            parts = ", ".join(f"{split} {value[:18]}" for split, value in said.items())
-            told = f"{title}'s splits were prepared to different {what} ({parts})"
-            problems.append(Problem(code, told, "prepare all splits anew, with one recipe"))
-    problems += _old_units(name, filled)
+        message = f"{title} mixes intensity units: {', '.join(sorted(units))}"
+        problems.append(DataProblem("mixed_units", message, "Prepare all splits with the same options"))
+    for key, code, noun in (("shape", "shape_disagreement", "shapes"), ("preproc_hash", "recipe_disagreement", "options")):
+        values = {split: json.dumps(index.metadata.get(key)) for split, index in filled.items()}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{split} {value[:18]}" for split, value in values.items())
+            message = f"the splits of {title} were prepared with different {noun} ({listed})"
+            problems.append(DataProblem(code, message, "Prepare all splits with the same options"))
+    problems += _check_sentence_spans(name, filled)
     for index in filled.values():
         try:
             index.open_shards()
         except (FileNotFoundError, ValueError) as error:
-            problems.append(Problem("missing_shard", str(error), "run the preparation again, which writes what is missing"))
+            message, _, fix = str(error).rpartition(". ")
+            problems.append(DataProblem("missing_shard", message, fix))
     return problems
 
 
-def _old_units(name: str, filled: Mapping[str, VolumeIndex]) -> list[Problem]:
-    said = {split: decode_metadata(index.table.schema).get("units_version") for split, index in filled.items()}
-    old = {split: version for split, version in said.items() if version not in (None, UNITS_VERSION)}
-    if not old:
+def _check_sentence_spans(name: str, filled: Mapping[str, VolumeIndex]) -> list[DataProblem]:
+    versions = {split: index.metadata.get("units_version") for split, index in filled.items()}
+    outdated = {split: version for split, version in versions.items() if version not in (None, UNITS_VERSION)}
+    if not outdated:
         return []
-    parts = ", ".join(f"{split} {version}" for split, version in old.items())
-    command = f"python prepro/prepro_pretraining_data.py --{name.replace('_', '-')} ROOT --out {filled[min(old)].path.parent}"
-    sentence = (
-        f"{DATASETS[name].title}'s reports were cut into sentences by other rules ({parts}) than this program's "
-        f"({UNITS_VERSION}); `{command}`, with the other options of before, cuts them anew and touches no voxel"
+    listed = ", ".join(f"{split} {version}" for split, version in outdated.items())
+    message = (
+        f"reports of {DATASETS[name].title} were split into sentences by other rules (version {listed}) than mg3d "
+        f"now uses ({UNITS_VERSION})"
     )
-    way_out = f"{command}, with the other options of before; or go on, for results that compare with earlier ones of these files"
-    return [Problem("old_units", sentence, way_out, blocking=False)]
+    out = filled[min(outdated)].path.parent
+    fix = (
+        f"Rerun `python prepro/prepro_pretraining_data.py --{name.replace('_', '-')} ROOT --out {out}` with the same options; it "
+        "rewrites the index files only. Keep the files to compare with earlier results"
+    )
+    return [DataProblem("old_units", message, fix, is_error=False)]
 
 
-def _duplicate_ids(table: pa.Table) -> list[Problem]:
-    numbers = pc.value_counts(table["volume_id"].combine_chunks())
-    again = numbers.filter(pc.greater(pc.struct_field(numbers, "counts"), 1))
-    if not len(again):
+def _check_duplicate_ids(table: pa.Table) -> list[DataProblem]:
+    counts = pc.value_counts(table["volume_id"].combine_chunks())
+    repeated = counts.filter(pc.greater(pc.struct_field(counts, "counts"), 1))
+    if not len(repeated):
         return []
-    names = tuple(pc.struct_field(again, "values").to_pylist()[:_EXAMPLES])
-    sentence = f"{len(again)} volume ids have more than one row, e.g. {names[0]}"
-    return [Problem("duplicate_ids", sentence, "prepare the data anew; rows of one volume must be one", volumes=names)]
+    names = tuple(pc.struct_field(repeated, "values").to_pylist()[:MAX_EXAMPLES])
+    message = f"volume ids with more than one row: {len(repeated)}, e.g. {names[0]}"
+    return [DataProblem("duplicate_ids", message, "Rerun the preparation", volumes=names)]
 
 
-def _leak_problem(column: str, shared: Mapping[str, Sequence[str]], *, blocking: bool) -> Problem:
-    example = " and ".join(next(iter(shared.values()))[:2])
-    thing = {"patient_id": "patients", "study_id": "studies", "image_sha256": "images", "report_sha256": "reports"}[column]
-    sentence = f"{len(shared)} {thing} lie in more than one split, e.g. {example}"
-    volumes = tuple(volume for members in shared.values() for volume in members)[:_EXAMPLES]
-    return Problem(CODES[column], sentence, _WAY_OUT[column], blocking, volumes)
-
-
-def _state(data_root: Path, datasets: Sequence[str]) -> dict[str, list[int]]:
-    """Index file -> size in bytes and time of its last change in nanoseconds."""
-    paths = [index_path(data_root, name, split) for name in sorted(datasets) for split in SPLITS]
-    known = {path.name: path.stat() for path in paths if path.is_file()}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in known.items()}
-
-
-def _kept(path: Path, state: Mapping[str, list[int]]) -> list[Problem] | None:
-    """What an earlier check of just these files has found; a missing shard may have come back, so faults are looked for anew."""
+def _read_cache(path: Path, state: Mapping[str, Sequence[int]]) -> list[DataProblem] | None:
+    """The warnings of an earlier check of the same files; None if it must be repeated, as always after an error."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not state or content["version"] != [CACHE_VERSION, UNITS_VERSION] or content["files"] != state:
             return None
-        problems = [Problem(**{**entry, "volumes": tuple(entry["volumes"])}) for entry in content["problems"]]
+        problems = [DataProblem(**{**entry, "volumes": tuple(entry["volumes"])}) for entry in content["problems"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return None if any(problem.blocking for problem in problems) else problems
+    return None if any(problem.is_error for problem in problems) else problems
 
 
-def _keep(path: Path, state: Mapping[str, list[int]], problems: Sequence[Problem]) -> None:
+def _write_cache(path: Path, state: Mapping[str, Sequence[int]], problems: Sequence[DataProblem]) -> None:
+    entries = [asdict(problem) for problem in problems]
     try:
-        found = [asdict(problem) for problem in problems]
-        write_json(path, {"version": [CACHE_VERSION, UNITS_VERSION], "files": state, "problems": found})
-    except OSError:  # a folder of somebody else
-        return
+        write_json(path, {"version": [CACHE_VERSION, UNITS_VERSION], "files": state, "problems": entries})
+    except OSError:
+        return  # read-only folder: check again next time

@@ -1,4 +1,4 @@
-"""Reports of other training studies, drawn for every volume and read from the text cache: wrong answers that cost no encoder."""
+"""Extra report negatives: reports of other training studies, sampled per volume and read from the text cache."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,77 +16,72 @@ from mg3d.sentence_spans import normalise, text_key
 from mg3d.types import Sample
 
 NEGATIVES = 5
-"""Last seed word of the draw."""
+"""Last element of the seed of these draws; see `collate` for the others."""
 
 
-class Known(NamedTuple):
-    """A report that was drawn before, in few bytes."""
+class TokenizedReport(NamedTuple):
+    """A report in few bytes, kept because tokenising takes longer than everything else of a batch."""
 
     ids: np.ndarray
-    """int32 [T]"""
+    """int32 [T]."""
     sentence_index: np.ndarray
-    """int16 [T], as of `EncodedReport`."""
+    """int16 [T], as in `EncodedReport`."""
     sentences: int
     patient_key: int
     report_key: int
 
 
 class TextNegatives:
-    """Draws R reports for every sample, from its own seed words, so that ranks, chunks and resumed runs see the same.
+    """Samples R reports for every volume from the volume's own seed, independent of ranks, chunks and restarts.
 
-    A report of the sample's own patient may be drawn; the keys say so, and the loss leaves it out.
+    A report of the volume's own patient can be drawn; the keys identify it, and the loss ignores it.
 
     Args:
-        parts: the studies to draw from.
-        count: R; fewer where there are fewer studies.
-        features: the frozen text encoder's, which hold every report of `parts`.
+        parts: studies to sample from.
+        count: R; at most the number of studies.
+        features: cache of the frozen text encoder that contains every report of `parts`.
     """
 
     def __init__(
         self, parts: Sequence[Studies], *, count: int, tokenizer: PreTrainedTokenizerBase, max_text_len: int, features: TextCache
     ) -> None:
-        self.parts, self.tokenizer, self.max_text_len, self.features = tuple(parts), tokenizer, max_text_len, features
-        self.first = np.cumsum([0, *(len(part) for part in self.parts)])
-        """Where each part's studies begin among all."""
-        self.count = min(count, int(self.first[-1]))
-        self.known: dict[int, Known] = {}
-        """By study, counted over all parts: tokenising them anew each time takes longer than all else of a batch."""
+        self.studies = [(part, study) for part in parts for study in range(len(part))]
+        self.count = min(count, len(self.studies))
+        self.tokenizer, self.max_text_len, self.features = tokenizer, max_text_len, features
+        self.tokenized: dict[int, TokenizedReport] = {}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The `negative_*` fields of the batch of these samples."""
-        chosen = np.concatenate([self._draw(sample) for sample in samples])
-        drawn = [self._read(int(study)) for study in chosen]
-        # One by one: the features of all tokens at once are hundreds of times as large as their means.
-        means = [sentence_means_of(one, self.features([one.ids])[0]) for one in drawn]
-        counts = torch.tensor([len(one) for one in means])
-        stacked = pad_sequence(means, batch_first=True)
+        generators = [np.random.default_rng([*sample.seed, NEGATIVES]) for sample in samples]
+        drawn = [generator.choice(len(self.studies), self.count, replace=False) for generator in generators]
+        reports = [self._tokenize(int(study)) for study in np.concatenate(drawn)]
+        # one at a time: the token features of all reports are far larger than their sentence means
+        means = [sentence_means(report, self.features([report.ids])[0]) for report in reports]
+        padded, lengths = pad_sequence(means, batch_first=True), torch.tensor([len(mean) for mean in means])
 
         def by_sample(rows: Tensor) -> Tensor:
             return rows.unflatten(0, (len(samples), self.count))
 
         return {
-            "negative_sentences": by_sample(stacked),
-            "negative_sentence_mask": by_sample(torch.arange(stacked.shape[1]) < counts[:, None]),
-            "negative_patient_key": by_sample(torch.tensor([one.patient_key for one in drawn])),
-            "negative_report_key": by_sample(torch.tensor([one.report_key for one in drawn])),
+            "negative_sentences": by_sample(padded),
+            "negative_sentence_mask": by_sample(torch.arange(padded.shape[1]) < lengths[:, None]),
+            "negative_patient_key": by_sample(torch.tensor([report.patient_key for report in reports])),
+            "negative_report_key": by_sample(torch.tensor([report.report_key for report in reports])),
         }
 
-    def _read(self, study: int) -> Known:
-        if study not in self.known:
-            part = int(np.searchsorted(self.first, study, side="right")) - 1
-            studies, place = self.parts[part], study - int(self.first[part])
-            report = studies.report(place)
-            encoded = encode_report(self.tokenizer, *report, self.max_text_len)
-            small = (encoded.ids.astype(np.int32), encoded.sentence_index.astype(np.int16), len(encoded.sentence_spans))
-            self.known[study] = Known(*small, text_key(studies.patient(place)), text_key(normalise(report.report)))
-        return self.known[study]
-
-    def _draw(self, sample: Sample) -> np.ndarray:
-        return np.random.default_rng([*sample.seed, NEGATIVES]).choice(int(self.first[-1]), self.count, replace=False)
+    def _tokenize(self, index: int) -> TokenizedReport:
+        if index not in self.tokenized:
+            part, study = self.studies[index]
+            report = part.report(study)
+            ids, sentence_index, spans = encode_report(self.tokenizer, *report, self.max_text_len)
+            keys = text_key(part.patient(study)), text_key(normalise(report.report))
+            compact = ids.astype(np.int32), sentence_index.astype(np.int16)
+            self.tokenized[index] = TokenizedReport(*compact, len(spans), *keys)
+        return self.tokenized[index]
 
 
-def sentence_means_of(report: Known, features: Tensor) -> Tensor:
-    """[S, width]: the mean over each sentence's tokens of features [>= T, width]."""
+def sentence_means(report: TokenizedReport, features: Tensor) -> Tensor:
+    """[S, width]: mean of the token features [>= T, width] of each sentence."""
     index = torch.from_numpy(report.sentence_index).long()
     inside = index >= 0
     sums = features.new_zeros(report.sentences, features.shape[1]).index_add_(0, index[inside], features[: len(index)][inside])

@@ -1,6 +1,6 @@
-"""Two ways to make words of the reports that a model is to write: as the original, and without losing anything.
+"""Word-level tokenizers of report generation: M2KT's vocabulary of cleaned reports, and a lossless WordPiece.
 
-Both are made again from `words`, a list of strings that can be stored as it is.
+Both are rebuilt from `vocabulary`, a list of strings that a checkpoint can store.
 """
 
 import re
@@ -14,155 +14,152 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Split
 
-from mg3d.datasets.tokenizer import SPECIAL
+from mg3d.datasets.tokenizer import SPECIAL_TOKENS, wordpiece_vocabulary
 
 UNKNOWN = "<unk>"
-M2KT_TOKENS = 150
-M2KT_LEAST_COUNT = 3
+M2KT_MAX_LENGTH = 150
+M2KT_MIN_COUNT = 3
 
 
 class ReportTokenizer(Protocol):
-    """What a report-writing model asks of its words."""
+    """What report generation needs of a tokenizer."""
 
-    begin: int
-    end: int
-    padding: int
-    words: Sequence[str]
-    """Everything it is made from."""
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    vocabulary: Sequence[str]
 
     def __len__(self) -> int:
-        """V, ids run from 0 to V - 1."""
+        """Vocabulary size V; ids are 0 to V - 1."""
         ...
 
     def clean(self, text: str) -> str:
-        """The text as it would come back if every word were known and none were too many."""
+        """The text as `decode` would return it with an unlimited vocabulary and length."""
         ...
 
-    def encode(self, text: str, most_tokens: int) -> np.ndarray:
-        """int64 [T], T <= most_tokens: begin, words, end; a longer report loses its last words."""
+    def encode(self, text: str, max_length: int) -> np.ndarray:
+        """int64 [T], T <= max_length: BOS, tokens, EOS; longer reports are truncated before EOS."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids that follow `begin`, up to the first `end`; `begin` may stand before them."""
+        """The text of ids up to the first EOS; a leading BOS is skipped."""
         ...
 
 
 def clean_m2kt(text: str) -> str:
     """A report as M2KT and R2Gen score it: lower case, no punctuation, " . " after every sentence.
 
-    Everything is kept as there, mistakes too, for scores are comparable under the same cleaning alone: the point of a decimal
-    goes ("0.8 cm" -> "08 cm"), as do the enumerators 1 to 5 and the signs between ":" and "[" in ASCII.
+    Scores are only comparable after the same cleaning, so its mistakes are reproduced: decimal points are dropped ("0.8 cm" ->
+    "08 cm"), as are the item numbers 1 to 5 and the ASCII characters between ":" and "[".
     """
     text = re.sub(r"_+", "_", text.replace("\n", " "))
     text = re.sub(r"\.{2,}", ".", re.sub(r" {2,}", " ", text)).replace("1. ", "")
     text = re.sub(r"(?:\. | )[2-5]\. ", ". ", text)
     sentences = text.strip().lower().split(". ")
-    kept = [re.sub(r"""[.,?;*!%^&_+(){}\]"'/\\:-\[]""", "", sentence) for sentence in sentences]
-    return " ".join((" . ".join(kept) + " .").split())
+    cleaned = [re.sub(r"""[.,?;*!%^&_+(){}\]"'/\\:-\[]""", "", sentence) for sentence in sentences]
+    return " ".join((" . ".join(cleaned) + " .").split())
 
 
 class M2KTTokenizer:
-    """Whole words of cleaned reports; ids from 1 in the order of the alphabet, 0 begins, ends and pads.
+    """Whole words of cleaned reports; ids from 1 in alphabetical order, 0 is BOS, EOS and padding.
 
     Args:
-        words: from `fit`.
+        vocabulary: from `fit`.
     """
 
-    begin = end = padding = 0
+    bos_id = eos_id = pad_id = 0
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = tuple(words)
-        self._ids = {word: place for place, word in enumerate(self.words, 1)}
-        if len(self._ids) != len(self.words) or UNKNOWN not in self._ids:
-            raise ValueError(
-                f"{len(self.words)} words, {len(self._ids)} of them different: expected a list without doubles that holds "
-                f"{UNKNOWN}, as M2KTTokenizer.fit makes it"
-            )
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.vocabulary = tuple(vocabulary)
+        self._ids = {word: index for index, word in enumerate(self.vocabulary, 1)}
+        _refuse_duplicates(self.vocabulary)
+        if UNKNOWN not in self._ids:
+            raise ValueError(f"the vocabulary lacks {UNKNOWN}. Build it with M2KTTokenizer.fit")
 
     @classmethod
-    def fit(cls, texts: Iterable[str], *, least_count: int = M2KT_LEAST_COUNT) -> "M2KTTokenizer":
-        """The words that come at least `least_count` times in training reports, and one for all others."""
+    def fit(cls, texts: Iterable[str], *, min_count: int = M2KT_MIN_COUNT) -> "M2KTTokenizer":
+        """Words that occur at least `min_count` times in training reports, and `<unk>` for the others."""
         counts = Counter(word for text in texts for word in clean_m2kt(text).split())
-        return cls(sorted([word for word, count in counts.items() if count >= least_count] + [UNKNOWN]))
+        return cls(sorted([word for word, count in counts.items() if count >= min_count] + [UNKNOWN]))
 
     def __len__(self) -> int:
-        """V, with 0."""
-        return len(self.words) + 1
+        """V, including 0."""
+        return len(self.vocabulary) + 1
 
     def clean(self, text: str) -> str:
         """See `clean_m2kt`."""
         return clean_m2kt(text)
 
-    def encode(self, text: str, most_tokens: int = M2KT_TOKENS) -> np.ndarray:
-        """See `ReportTokenizer`. A truncated report keeps its end token; the original drops it."""
+    def encode(self, text: str, max_length: int = M2KT_MAX_LENGTH) -> np.ndarray:
+        """See `ReportTokenizer`. A truncated report keeps its EOS; the original drops it."""
         unknown = self._ids[UNKNOWN]
-        inner = [self._ids.get(word, unknown) for word in clean_m2kt(text).split()][: most_tokens - 2]
+        inner = [self._ids.get(word, unknown) for word in clean_m2kt(text).split()][: max_length - 2]
         return np.array([0, *inner, 0], dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `ReportTokenizer`."""
-        return " ".join(self.words[place - 1] for place in _between(ids, self.begin, self.end))
+        return " ".join(self.vocabulary[token_id - 1] for token_id in _strip_ends(ids, self.bos_id, self.eos_id))
 
 
 class LosslessTokenizer:
-    """WordPiece over words that carry the space before them, so that case, punctuation and numbers come back as they were.
+    """WordPiece whose words include the preceding space, so case, punctuation and numbers are restored exactly.
 
-    White space becomes one space. A letter beyond ASCII that no training report has becomes [UNK].
+    Runs of white space become one space. A non-ASCII letter that no training report contains becomes [UNK].
 
     Args:
-        words: from `fit`; their place is their id.
+        vocabulary: from `fit`; the index of a token is its id.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = tuple(words)
-        vocabulary = {word: place for place, word in enumerate(self.words)}
-        if len(vocabulary) != len(self.words) or self.words[: len(SPECIAL)] != SPECIAL:
-            raise ValueError(
-                f"{len(self.words)} words, {len(vocabulary)} of them different: expected a list without doubles that begins with "
-                f"{', '.join(SPECIAL)}, as LosslessTokenizer.fit makes it"
-            )
-        self.padding, self.begin, self.end = (vocabulary[name] for name in ("[PAD]", "[CLS]", "[SEP]"))
-        self._tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.vocabulary = tuple(vocabulary)
+        _refuse_duplicates(self.vocabulary)
+        if self.vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
+            raise ValueError(f"the vocabulary must begin with {', '.join(SPECIAL_TOKENS)}. Build it with LosslessTokenizer.fit")
+        ids = {token: index for index, token in enumerate(self.vocabulary)}
+        self.pad_id, self.bos_id, self.eos_id = (ids[token] for token in ("[PAD]", "[CLS]", "[SEP]"))
+        self._tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
         self._tokenizer.pre_tokenizer = _SPLIT
 
     @classmethod
-    def fit(cls, texts: Iterable[str], *, most: int = 3_000) -> "LosslessTokenizer":
-        """At most `most` entries: ASCII, every other letter of the training reports, then the most frequent words."""
+    def fit(cls, texts: Iterable[str], *, max_size: int = 3_000) -> "LosslessTokenizer":
+        """At most `max_size` tokens: ASCII, all other letters of the training reports, then the most frequent words."""
         counts = Counter(word for text in texts for word, _ in _SPLIT.pre_tokenize_str(_one_line(text)))
-        letters = sorted({letter for word in counts for letter in word} | _ASCII)
-        frequent = sorted(counts, key=lambda word: (-counts[word], word))
-        entries = dict.fromkeys([*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *frequent])
-        return cls(list(entries)[:most])
+        return cls(list(wordpiece_vocabulary(counts, _ASCII, max_size)))
 
     def __len__(self) -> int:
         """V."""
-        return len(self.words)
+        return len(self.vocabulary)
 
     def clean(self, text: str) -> str:
-        """The text with every run of white space as one space."""
+        """The text with runs of white space as one space."""
         return _one_line(text)
 
-    def encode(self, text: str, most_tokens: int) -> np.ndarray:
+    def encode(self, text: str, max_length: int) -> np.ndarray:
         """See `ReportTokenizer`."""
-        inner = self._tokenizer.encode(_one_line(text)).ids[: most_tokens - 2]
-        return np.array([self.begin, *inner, self.end], dtype=np.int64)
+        inner = self._tokenizer.encode(_one_line(text)).ids[: max_length - 2]
+        return np.array([self.bos_id, *inner, self.eos_id], dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `ReportTokenizer`."""
-        return "".join(self.words[place].removeprefix("##") for place in _between(ids, self.begin, self.end))
+        return "".join(self.vocabulary[token_id].removeprefix("##") for token_id in _strip_ends(ids, self.bos_id, self.eos_id))
 
 
 _SPLIT = Split(Regex(r" ?\p{L}+| ?\d| ?[^\p{L}\d ]| "), behavior="isolated")
-"""Words and signs with the space before them; numbers digit by digit, so that any number can be written."""
+"""Words and punctuation with the preceding space; numbers digit by digit, so that any number can be generated."""
 _ASCII = set(string.ascii_letters + string.digits + string.punctuation + " ")
+
+
+def _refuse_duplicates(vocabulary: Sequence[str]) -> None:
+    if len(set(vocabulary)) != len(vocabulary):
+        raise ValueError(f"the vocabulary has {len(vocabulary)} entries, but only {len(set(vocabulary))} distinct ones")
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _between(ids: Sequence[int], begin: int, end: int) -> list[int]:
-    inner = [int(place) for place in ids]
-    if inner and inner[0] == begin:
+def _strip_ends(ids: Sequence[int], bos_id: int, eos_id: int) -> list[int]:
+    inner = [int(token_id) for token_id in ids]
+    if inner and inner[0] == bos_id:
         inner = inner[1:]
-    return inner[: inner.index(end)] if end in inner else inner
+    return inner[: inner.index(eos_id)] if eos_id in inner else inner

@@ -18,7 +18,8 @@ from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.ctrg import ANNOTATIONS
 from mg3d.preparation.sources.custom import volumes_below
-from mg3d.preparation.sources.registry import SOURCES, SourceOptions
+from mg3d.preparation.sources.options import SourceOptions
+from mg3d.preparation.sources.registry import SOURCES
 from mg3d.sentence_spans import normalise
 
 LOOKED_INTO = 1000
@@ -82,7 +83,7 @@ def recognise(path: Path, kind: str | None = None) -> dict[str, Path]:
     if kind is not None:
         return {kind: path}
     found = {} if not path.is_dir() else {name: root for name in ("ct_rate", "ctrg") if (root := _root(path, name))}
-    if not found and path.is_dir() and next(volumes_below(path, most_folders=LOOKED_INTO), None):
+    if not found and path.is_dir() and next(volumes_below(path, max_folders=LOOKED_INTO), None):
         raise ValueError(
             f"{path} holds NIfTI files or DICOM series in no layout that is known; say --kind custom (and --table FILE, if "
             "there are reports), or --kind with the name of the data set"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from mg3d.datasets.integrity import CODES, check_arrow_files, find_leaks
+from mg3d.datasets.integrity import LEAK_CHECKS, check_arrow_files, find_leaks
 from mg3d.datasets.schema import DATASETS
 from mg3d.doctor.catalogue import Catalogue, index_files
 from mg3d.doctor.findings import Finding, examples, number
@@ -113,19 +113,16 @@ def check_raw_leaks(catalogue: Catalogue) -> list[Finding]:
     table = pa.table({name: pa.array(catalogue.rows[name].tolist(), pa.string()) for name in columns})
     return [
         Finding(
-            code=CODES[column],
+            code=leak.code,
             severity="blocking",
-            found=f"{number(len(shared), 'value')} of {column} in more than one split ({examples(_volumes(shared))})",
+            found=leak.message,
             expected="every patient and study in one split",
             action="take them out of all splits but one",
-            volumes=_volumes(shared),
+            volumes=tuple(sorted(set(leak.volumes))),
         )
-        for column, shared in find_leaks(table).blocking.items()
+        for leak in find_leaks(table)
+        if leak.is_error
     ]
-
-
-def _volumes(shared: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    return tuple(sorted({volume for members in shared.values() for volume in members}))
 
 
 def check_index_files(folder: Path) -> list[Finding]:
@@ -143,13 +140,13 @@ def check_index_files(folder: Path) -> list[Finding]:
     return [
         Finding(
             code=problem.code,
-            severity="blocking" if problem.blocking else "warning",
-            found=problem.sentence,
-            action=problem.way_out,
+            severity="blocking" if problem.is_error else "warning",
+            found=problem.message,
+            action=problem.fix,
             volumes=problem.volumes,
         )
         for problem in problems
-        if problem.code not in {CODES["image_sha256"], CODES["report_sha256"]}
+        if problem.code not in {LEAK_CHECKS["image_sha256"].code, LEAK_CHECKS["report_sha256"].code}
     ]
 
 

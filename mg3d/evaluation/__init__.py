@@ -1,1 +1,1 @@
-"""What a trained model can do, as numbers with chance, baselines and intervals beside them: arrays in, builtins out."""
+"""Evaluation of trained models: cards, zero-shot classification, retrieval, grounding, stress test. Metrics: mg3d.metrics."""

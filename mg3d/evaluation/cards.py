@@ -1,56 +1,69 @@
-"""Evaluation cards: named, versioned recipes for a number, so that two people who report it have measured the same thing."""
+"""Evaluation cards: named, versioned recipes, so that two people who report a number have measured the same thing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mg3d.evaluation.tables import Bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Everything that decides a number besides the model. Another value of any field is another version."""
+    """Everything besides the model that determines a result. Changing any field makes a new version."""
 
     name: str
     version: int
     dataset: str
     """A key of `datasets.schema.DATASETS`."""
     revision: str
-    """Of the data, in words."""
+    """Description of the data and their revision."""
     rule: str
-    """A key of `datasets.evaluation_sets.RULES`: which volumes."""
+    """A key of `datasets.evaluation_sets.EVALUATION_SETS`: which volumes."""
     volumes: int
     studies: int | None
-    """None = not published; so too of patients."""
+    """Expected number; None if it has not been published."""
     patients: int | None
+    """Expected number; None if it has not been published."""
     label_set: str
-    """Name and version of the labels, in words."""
+    """Name and version of the labels."""
     label_source: str
-    """What the index files say of these labels."""
+    """Label source recorded in the index files."""
     ids_sha256: str | None = None
-    """Of the volumes' ids (`Fingerprint`); None = nobody has published it, so that only the counts are compared."""
+    """Hash of the volume ids (`CardData.facts`); None if it has not been published, and then only counts are checked."""
     labels_sha256: str | None = None
+    """Hash of ids and labels; None if it has not been published."""
     crop: str = "fraction of each axis, centred"
-    """Kind of crop that the index files must tell."""
+    """Crop recorded in the index files."""
     wording: str = "ensemble"
-    """Prompts of the main numbers: a key of `glossary.PROMPTS`, or `ensemble`."""
+    """Prompts of the main results: a key of `glossary.PROMPTS`, or `ensemble`."""
     wordings: tuple[str, ...] = ("ct_clip", "original", "there_is", "seen", "evidence", "noted")
-    """Prompts over which the spread is told."""
-    dev_share: float = 0.2
-    """Of patients, chosen by a hash of their id: thresholds and temperature are taken from them, and they are left out of what
-    is decided and calibrated. Ranking numbers (AUROC, AUPRC, retrieval) need no such part and are over all."""
+    """Prompts over which the spread is reported."""
+    dev_fraction: float = 0.2
+    """Fraction of patients on which thresholds and temperature are fitted, chosen by a hash of the patient id. Decisions and
+    calibration are reported on the others. Ranking metrics (AUROC, AUPRC, retrieval) use all patients."""
     threshold_rule: str = "f1"
     """A key of `metrics.thresholds.RULES`."""
     recall_ks: tuple[int, ...] = (1, 5, 10, 50, 100)
     jaccard_ks: tuple[int, ...] = (1, 5, 10, 50)
     bins: int = 15
+    """Bins of the calibration error."""
     n_bootstrap: int = 300
     seed: int = 0
     stress_studies: int = 500
-    """The first studies are enough for the stress table."""
+    """Maximum number of studies in the stress test."""
 
     @property
     def title(self) -> str:
-        """As it stands beside every number."""
+        """Name and version, shown with every result."""
         return f"{self.name} v{self.version}"
+
+    @property
+    def bootstrap(self) -> "Bootstrap":
+        """Bootstrap settings of every interval."""
+        from mg3d.evaluation.tables import Bootstrap  # not above: it imports scikit-learn, and --help needs only the names
+
+        return Bootstrap(self.n_bootstrap, self.seed)
 
 
 CARDS = {
@@ -72,7 +85,7 @@ CARDS = {
             name="ct_rate_chest",
             version=1,
             dataset="ct_rate",
-            revision="CT-RATE, validation split, reconstructions that are not on its no_chest list and have a file",
+            revision="CT-RATE, validation split, reconstructions with a file and not on its no_chest list",
             rule="ct_rate_valid_chest",
             volumes=3_001,
             studies=None,
@@ -89,7 +102,7 @@ CARDS = {
             volumes=3_630,
             studies=3_630,
             patients=None,
-            label_set="Rad-ChestCT labels read as 16 of the 18 findings, as CT-CLIP",
+            label_set="Rad-ChestCT labels mapped to 16 of the 18 findings, as in CT-CLIP",
             label_source="rad_chestct/ct_clip/1",
         ),
         Card(
@@ -101,11 +114,10 @@ CARDS = {
             volumes=395,
             studies=339,
             patients=320,
-            label_set="the phantom's truth, version 1",
-            label_source="radbert",  # the phantom writes its truth in the layout of CT-RATE's label files
+            label_set="the phantom's ground truth, version 1",
+            label_source="radbert",  # the phantom writes its ground truth in the layout of CT-RATE's label files
             ids_sha256="8a808ae14cbfc589404d15d57468afeacaf9d8cb9dbb0a43d625efa0c5af9c23",
             labels_sha256="1ea32f12df8d3ec5edd1aadb2e29c07f05121bf779a45df0b8a929ec9fef1299",
-            n_bootstrap=300,
         ),
     )
 }
@@ -113,52 +125,58 @@ CARDS = {
 
 
 def find_card(name: str) -> Card:
-    """The card of this name; ValueError when there is none."""
+    """The card of a name; ValueError if there is none."""
     if name not in CARDS:
-        raise ValueError(f"there is no card {name!r}; choose from {', '.join(CARDS)}")
+        raise ValueError(f"unknown card {name!r}. Choose one of {', '.join(CARDS)}.")
     return CARDS[name]
 
 
-def partial_mark(card: Card, data: Mapping[str, Any], *, partial: bool) -> str:
-    """`PARTIAL n/N` and why, which stands in every table, or nothing when the data are those of the card.
+def check_card_data(card: Card, facts: Mapping[str, Any], *, partial: bool) -> str:
+    """Compare data with a card; returns an empty mark, or `PARTIAL n/N` with the reasons, which every table then shows.
 
-    data: as `Cases.facts` gives it. Hashes of a list that is not whole differ anyway, so they are compared for whole ones only.
+    facts: see `CardData.facts`. Hashes are compared for complete data only; of incomplete data they differ anyway.
 
     Raises:
-        ValueError: the data are not those of the card and `partial` is not set, or they are more than the card lists.
+        ValueError: the data differ from the card and `partial` is False, or there are more volumes than the card lists.
     """
-    counts, content = _other_counts(card, data), _other_content(card, data)
+    counts, content = _count_differences(card, facts), _content_differences(card, facts)
     if not counts:
-        content = _other_hashes(card, data) + content
+        content = _hash_differences(card, facts) + content
     if not counts and not content:
         return ""
-    if data["volumes"] > card.volumes:
-        raise ValueError(f"{data['volumes']:,} volumes, card {card.title} lists {card.volumes:,}: these are other data")
+    if facts["volumes"] > card.volumes:
+        raise ValueError(
+            f"found {facts['volumes']:,} volumes, but card {card.title} lists {card.volumes:,}. Use a folder with only its data."
+        )
     if not partial:
         raise ValueError(
-            f"these are not the data of card {card.title}: {'; '.join(counts + content)}. Complete or correct them; or give "
-            "--partial, and every table says that its numbers are not those of the card"
+            f"the data differ from card {card.title}: {'; '.join(counts + content)}. Complete or correct them, or pass --partial "
+            "to mark every table as PARTIAL."
         )
-    mark = f"PARTIAL {data['volumes']:,}/{card.volumes:,}"
+    mark = f"PARTIAL {facts['volumes']:,}/{card.volumes:,}"
     return f"{mark} ({'; '.join(content)})" if content else mark
 
 
-def _other_counts(card: Card, data: Mapping[str, Any]) -> list[str]:
+def _count_differences(card: Card, facts: Mapping[str, Any]) -> list[str]:
     expected = {"volumes": card.volumes, "studies": card.studies, "patients": card.patients}
-    return [f"{data[k]:,} {k} instead of {n:,}" for k, n in expected.items() if n is not None and data[k] != n]
+    return [f"{facts[k]:,} {k} instead of {n:,}" for k, n in expected.items() if n is not None and facts[k] != n]
 
 
-def _other_hashes(card: Card, data: Mapping[str, Any]) -> list[str]:
-    pinned = {"ids": card.ids_sha256, "labels": card.labels_sha256}
-    differ = ((what, data[f"{what}_sha256"], sum_) for what, sum_ in pinned.items() if sum_ not in (None, data[f"{what}_sha256"]))
-    return [f"{what} with the hash {found[:12]} instead of {sum_[:12]}" for what, found, sum_ in differ]
+def _hash_differences(card: Card, facts: Mapping[str, Any]) -> list[str]:
+    expected = {"ids": card.ids_sha256, "labels": card.labels_sha256}
+    found = {name: facts[f"{name}_sha256"] for name in expected}
+    return [
+        f"{name} with hash {found[name][:12]} instead of {digest[:12]}"
+        for name, digest in expected.items()
+        if digest is not None and digest != found[name]
+    ]
 
 
-def _other_content(card: Card, data: Mapping[str, Any]) -> list[str]:
-    told = []
-    others = sorted(set(data["label_sources"]) - {card.label_source})
-    if others:
-        told.append(f"labels by {', '.join(others)} instead of {card.label_source}")
-    if data["crop"] != card.crop:
-        told.append(f"volumes cut by {data['crop']!r} instead of {card.crop!r}")
-    return told
+def _content_differences(card: Card, facts: Mapping[str, Any]) -> list[str]:
+    differences = []
+    sources = sorted(set(facts["label_sources"]) - {card.label_source})
+    if sources:
+        differences.append(f"labels from {', '.join(sources)} instead of {card.label_source}")
+    if facts["crop"] != card.crop:
+        differences.append(f"volumes cropped by {facts['crop']!r} instead of {card.crop!r}")
+    return differences

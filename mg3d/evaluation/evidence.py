@@ -1,13 +1,16 @@
-"""Evaluation after training: trained model on held-out studies against untrained model, chance and baselines; HTML page."""
+"""Evaluation after training on held-out studies: trained against untrained model, chance and supervised baselines.
+
+Writes `evidence.json`, `evidence.html` and `curves.png` into the run folder.
+"""
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -17,32 +20,40 @@ from mg3d.datasets.arrow import open_index
 from mg3d.datasets.collate import Collator
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
-from mg3d.datasets.windowing import sample_intensities
-from mg3d.evaluation import held_out, truth
+from mg3d.datasets.windowing import convert_volumes, move_to_device, sample_intensities
 from mg3d.evaluation.baselines import logistic_scores, pooled_volume
-from mg3d.evaluation.matching import pair_shares
-from mg3d.evaluation.retrieval import retrieval_table
-from mg3d.evaluation.zero_shot import macro_interval, zero_shot_scores, zero_shot_table
+from mg3d.evaluation.encoder import MG3DEncoder, as_sentence, embed_batches
+from mg3d.evaluation.phantom_ground_truth import read_ground_truth, sentence_meanings
+from mg3d.evaluation.reconstruction import mean_volume, reconstruction_error
+from mg3d.evaluation.retrieval import recall_rows, retrieval_directions
+from mg3d.evaluation.sentence_pairs import matching_summary, read_sentences, sentence_pairs
+from mg3d.evaluation.tables import Bootstrap, Rows, format_cell
+from mg3d.evaluation.zero_shot import classification_rows, prompt_texts, zero_shot_scores
 from mg3d.files import write_bytes, write_json
 from mg3d.glossary import LABELS
-from mg3d.metrics.classification import macro_auroc
+from mg3d.metrics.classification import auroc, macro_auroc, per_label
 from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
 from mg3d.sentence_spans import normalise
 from mg3d.settings.schema import Settings
+from mg3d.types import Batch
 from mg3d.visualize.curves import curves_figure
 from mg3d.visualize.page import png, write_page
 from mg3d.visualize.planes import case_figure
 
 TARGETS = ("Cardiomegaly", "Pleural effusion", "Consolidation", "Emphysema", "Hiatal hernia")
-"""The findings of the headline number."""
-MOST_TRAINING_STUDIES = 2_000
-MOST_MATCHED_STUDIES = 150
+"""Findings of the headline AUROC."""
+RECALL_KS = (1, 5, 10)
+BOOTSTRAP = Bootstrap(300, 0)
+MAX_TRAINING_STUDIES = 2_000
+"""Studies on which the supervised baseline is fitted."""
+MAX_MEAN_STUDIES = 300
+MAX_SENTENCE_STUDIES = 150
 EXAMPLES = 3
 
 
-class Scene(NamedTuple):
-    """The held-out studies and all that is needed to judge a model on them."""
+class HeldOutData(NamedTuple):
+    """Held-out studies and everything needed to evaluate a model on them."""
 
     settings: Settings
     device: torch.device
@@ -50,244 +61,223 @@ class Scene(NamedTuple):
     collator: Collator
     train: Studies
     test: Studies
-    present: np.ndarray
-    """int8 [n, 18]; 1, 0, -1 = not known."""
+    labels: np.ndarray
+    """int8 [n, 18]: 1 present, 0 absent, -1 unknown."""
     truths: list[dict[str, Any]] | None
-    """Truth of each study, where the set is synthetic."""
+    """Ground truth of each study, for the phantom only."""
 
     @property
     def visible(self) -> np.ndarray | None:
-        """int8 [n, 18]: what can be seen in the stored volume."""
+        """int8 [n, 18]: findings visible in the stored volume, for the phantom only."""
         return np.array([[t["visible"][name] for name in LABELS] for t in self.truths], np.int8) if self.truths else None
 
-    def batches(self, *, most: int | None = None) -> Any:
-        """The held-out studies in batches; with `most`, those of the first studies."""
+    def volumes(self) -> Iterator[Tensor]:
+        """Batches [B, 1, D, H, W] in [0, 1] of the first reconstruction of every study, in order."""
+        for studies in self._chunks():
+            yield torch.stack([torch.from_numpy(sample_intensities(self.test.sample(study))) for study in studies])
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches as in training; the masks are the same in every call."""
+        for studies in self._chunks():
+            batch = self.collator([self.test.sample(study) for study in studies])
+            yield convert_volumes(move_to_device(batch, self.device))
+
+    def _chunks(self) -> Iterator[range]:
         size = self.settings.optim.per_gpu_batchsize
-        everything = held_out.batches(self.test, self.collator, size=size, device=self.device)
-        return everything if most is None else (batch for place, batch in enumerate(everything) if place * size < most)
-
-
-def write_evidence(scene: Scene, run_dir: Path, checkpoint: Path) -> dict[str, Any]:
-    """Evaluates a checkpoint; writes `evidence.json`, `evidence.html` and figures into `run_dir`."""
-    untrained, trained = (build_untrained(scene.settings, len(scene.tokenizer)).to(scene.device) for _ in range(2))
-    trained.load_state_dict(model_weights(checkpoint))
-    statistics = dict(trained.named_buffers())
-    for name, buffer in untrained.named_buffers():
-        buffer.copy_(statistics[name])  # statistics of the training data, computed before the first step
-    result: dict[str, Any] = {"studies": len(scene.test), "objective": sorted(trained.objectives)}
-    mean_image = held_out.mean_volume(scene.train, most=300)
-    similarity = None
-    for name, model in (("untrained", untrained), ("trained", trained)):
-        result[name], similarity = judge(model, scene, mean_image)
-    result["baselines"] = baselines(scene)
-    if "ssm" in trained.objectives:
-        result["sentence_pairs"] = matched_sentences(trained, scene)
-    write_json(run_dir / "evidence.json", result)
-    write_pictures(run_dir, result, scene, similarity)
-    return result
+        return (range(start, min(start + size, len(self.test))) for start in range(0, len(self.test), size))
 
 
 def held_out_studies(settings: Settings) -> Studies:
-    """The test split of the first data set; FileNotFoundError or ValueError when it is missing or empty."""
+    """Test split of the first data set; FileNotFoundError or ValueError if it is missing or empty."""
     index = open_index(Storage(settings.data.data_root, settings.data.cache_dir), settings.data.datasets[0], "test")
     test = Studies(index, text_unit=settings.data.text_unit, window_hu=settings.data.window_hu)
     if len(test) == 0:
-        raise ValueError(
-            f"{index.path} has no study, so there is nothing to judge the model on; set evidence=False to go without"
-        )
+        raise ValueError(f"{index.path} has no study to evaluate the model on. Add some, or set evidence=False.")
     return test
 
 
-def open_scene(
+def open_held_out(
     settings: Settings, *, train: Studies, tokenizer: PreTrainedTokenizerBase, collator: Collator, device: torch.device
-) -> Scene:
-    """The held-out studies with their labels and ground truth.
-
-    Raises:
-        FileNotFoundError, ValueError: the test split is missing or empty.
-    """
+) -> HeldOutData:
+    """Held-out studies with labels and, if `ground_truth_root` has it, their ground truth; errors as `held_out_studies`."""
     test = held_out_studies(settings)
-    present = np.array(test.index.table["labels"].take(test.first_rows).to_pylist(), np.int8)
-    return Scene(settings, device, tokenizer, collator, train, test, present, read_truths(settings, test))
+    labels = np.array(test.index.table["labels"].take(test.first_rows).to_pylist(), np.int8)
+    truths = None
+    if settings.run.ground_truth_root:
+        ids = test.index.table["study_id"].take(test.first_rows).to_pylist()
+        reports = (test.report(study).report for study in range(len(test)))
+        truths = read_ground_truth(Path(settings.run.ground_truth_root), ids, reports)
+    return HeldOutData(settings, device, tokenizer, collator, train, test, labels, truths)
 
 
-def read_truths(settings: Settings, studies: Studies) -> list[dict[str, Any]] | None:
-    """See `evaluation.truth.read_truths`; None without `ground_truth_root`."""
-    if not settings.run.ground_truth_root:
-        return None
-    ids = studies.index.table["study_id"].take(studies.first_rows).to_pylist()
-    reports = (studies.report(study).report for study in range(len(studies)))
-    return truth.read_truths(Path(settings.run.ground_truth_root), ids, reports)
+def write_evidence(data: HeldOutData, run_dir: Path, checkpoint: Path) -> dict[str, Any]:
+    """Evaluate a checkpoint and write the files into `run_dir`; returns the content of `evidence.json`."""
+    untrained, trained = (build_untrained(data.settings, len(data.tokenizer)).to(data.device) for _ in range(2))
+    trained.load_state_dict(_model_weights(checkpoint))
+    statistics = dict(trained.named_buffers())
+    for name, buffer in untrained.named_buffers():
+        buffer.copy_(statistics[name])  # statistics of the training data, computed before the first step
+    result: dict[str, Any] = {"studies": len(data.test), "objective": sorted(trained.objectives)}
+    mean_image = mean_volume(data.train, max_studies=MAX_MEAN_STUDIES)
+    similarity = None
+    for name, model in (("untrained", untrained), ("trained", trained)):
+        result[name], similarity = evaluate_held_out(model, data, mean_image)
+    result["baselines"] = baselines(data)
+    if "ssm" in trained.objectives:
+        result["sentence_pairs"] = match_sentences(trained, data)
+    write_json(run_dir / "evidence.json", result)
+    write_evidence_page(run_dir, result, data, similarity)
+    return result
 
 
-def model_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The model's weights out of a checkpoint of the training module."""
+def _model_weights(checkpoint: Path) -> dict[str, Tensor]:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
 
-def judge(model: MG3D, scene: Scene, mean_image: Tensor) -> tuple[dict[str, Any], Tensor | None]:
-    """All numbers of one model, and the similarity [n, n] of volumes and reports where it has plain embeddings."""
-    judged: dict[str, Any] = {}
-    similarity = None
+def _encoder(model: MG3D, data: HeldOutData) -> MG3DEncoder:
+    return MG3DEncoder(model, data.tokenizer, max_text_len=data.settings.data.max_text_len)
+
+
+def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tuple[dict[str, Any], Tensor | None]:
+    """Results of one model, and the similarity [n, n] of volumes and reports if it has separate embeddings."""
+    found: dict[str, Any] = {}
     if "mim" in model.objectives:
-        judged["reconstruction"] = held_out.reconstruct(model, scene.batches(), mean_image)
-    if "cml" in model.objectives and not model.has_fused_contrast:
-        embeddings = held_out.embed(model, scene.batches(), scene.tokenizer)
-        scores = zero_shot_scores(embeddings.volumes, embeddings.prompts, embeddings.logit_scale)
-        patients = scene.test.patients
-        judged["zero_shot"] = zero_shot_table(scores, scene.present, visible=scene.visible, patients=patients, names=LABELS)
-        judged["macro"] = macro(scores, scene)
-        keys = [normalise(scene.test.report(study).report) for study in range(len(scene.test))]
-        judged["retrieval"] = retrieval_table(
-            embeddings.volumes.numpy(), embeddings.reports.numpy(), report_keys=keys, patients=patients
-        )
-        similarity = embeddings.volumes @ embeddings.reports.T
-    return judged, similarity
+        found["reconstruction"] = reconstruction_error(model, data.batches(), mean_image)
+    if "cml" not in model.objectives or model.has_fused_contrast:
+        return found, None
+    encoder, patients = _encoder(model, data), data.test.patients
+    volumes = embed_batches(encoder, data.volumes())
+    texts = [data.test.report(study) for study in range(len(data.test))]
+    reports = encoder.embed_texts(texts)
+    prompts = encoder.embed_texts([as_sentence(text) for text in prompt_texts(("there_is",))]).unflatten(0, (len(LABELS), 2))
+    scores = zero_shot_scores(volumes, prompts, encoder.logit_scale)
+    found["zero_shot"] = classification_rows(data.labels, scores, patients, BOOTSTRAP, metrics={"auroc": auroc})[:-1]
+    if data.visible is not None:
+        for row, value in zip(found["zero_shot"], per_label(auroc, data.visible, scores), strict=True):
+            row["auroc of visible"] = float(value)
+    found["macro"] = _macro_aurocs(scores, data)
+    directions = retrieval_directions(volumes.numpy(), reports.numpy(), report_keys=[normalise(text.report) for text in texts])
+    found["retrieval"], _ = recall_rows(directions, patients, ks=RECALL_KS, bootstrap=BOOTSTRAP)
+    return found, volumes @ reports.T
 
 
-def macro(scores: np.ndarray, scene: Scene) -> dict[str, float]:
-    """Macro AUROC over the target findings with its interval, and over all 18."""
-    targets = [LABELS.index(name) for name in TARGETS]
-    low, high = macro_interval(scores, scene.present, of=targets, patients=scene.test.patients)
+def _macro_aurocs(scores: np.ndarray, data: HeldOutData) -> dict[str, dict[str, float]]:
+    """Cells with the macro AUROC over the target findings and over all 18."""
+    columns = {"targets": [LABELS.index(name) for name in TARGETS], "all": list(range(len(LABELS)))}
     return {
-        "targets": macro_auroc(scene.present, scores, of=targets),
-        "low": low,
-        "high": high,
-        "all": macro_auroc(scene.present, scores),
+        name: BOOTSTRAP.interval(lambda r, c=chosen: macro_auroc(data.labels[r][:, c], scores[r][:, c]), data.test.patients)
+        for name, chosen in columns.items()
     }
 
 
-def baselines(scene: Scene) -> dict[str, Any]:
-    """Supervised logistic regression on the pooled volume (how easy the data are), and what an eye for visibility could reach."""
-    count = min(len(scene.train), MOST_TRAINING_STUDIES)
-    samples = (scene.train.sample(study) for study in range(count))
+def baselines(data: HeldOutData) -> dict[str, Any]:
+    """Supervised logistic regression on the pooled volume, and for the phantom the visibility of findings as a score."""
+    samples = (data.train.sample(study) for study in range(min(len(data.train), MAX_TRAINING_STUDIES)))
     features, labels = zip(*((pooled_volume(sample_intensities(sample)), sample.labels) for sample in samples), strict=True)
-    test = np.stack([pooled_volume(sample_intensities(scene.test.sample(study))) for study in range(len(scene.test))])
+    test = np.stack([pooled_volume(sample_intensities(data.test.sample(study))) for study in range(len(data.test))])
     scores = logistic_scores(np.stack(features), np.stack(labels), test)
-    result = {"logistic_regression": macro(scores, scene)}
-    result["logistic_regression"]["findings"] = [macro_auroc(scene.present, scores, of=[place]) for place in range(len(LABELS))]
-    if scene.visible is not None:
-        result["mask_oracle"] = macro(scene.visible.astype(float), scene)
+    by_finding = per_label(auroc, data.labels, scores).tolist()
+    result = {"logistic_regression": _macro_aurocs(scores, data) | {"findings": by_finding}}
+    if data.visible is not None:
+        result["mask_oracle"] = _macro_aurocs(data.visible.astype(float), data)
     return result
 
 
-def matched_sentences(model: MG3D, scene: Scene) -> dict[str, float]:
-    """What SSM calls same and different among the sentences of some held-out studies, judged by the clause truth."""
-    vectors, polarity, patient = held_out.sentence_vectors(model, scene.batches(most=MOST_MATCHED_STUDIES))
-    meanings: list[str | None] = []
-    size = scene.settings.optim.per_gpu_batchsize
-    count = min(len(scene.test), -(-MOST_MATCHED_STUDIES // size) * size)
-    for study in range(count):
-        sample = scene.test.sample(study)
-        kept = scene.collator.encode(sample).sentence_spans
-        meanings += truth.meanings_of(scene.truths[study], sample.report, kept) if scene.truths else [None] * len(kept)
-    thresholds = scene.settings.model
-    return pair_shares(
-        vectors,
-        polarity=polarity,
-        patient=patient,
-        meaning=meanings,
-        same_above=thresholds.ssm_same_above,
-        differ_below=thresholds.ssm_differ_below,
-    )
-
-
-# --- showing
+def match_sentences(model: MG3D, data: HeldOutData) -> dict[str, float]:
+    """Fractions of sentence pairs that SSM treats as same and different; precision and recall with the phantom's ground truth."""
+    count = min(len(data.test), MAX_SENTENCE_STUDIES)
+    reports = [data.test.report(study) for study in range(count)]
+    meanings = None
+    if data.truths:
+        meanings = lambda read: [m for truth, report in zip(data.truths, read) for m in sentence_meanings(truth, report)]  # noqa: E731
+    sentences = read_sentences(_encoder(model, data), reports, data.test.patients[:count], meanings=meanings)
+    settings = data.settings.model
+    return matching_summary(sentence_pairs(sentences), same_above=settings.ssm_same_above, differ_below=settings.ssm_differ_below)
 
 
 def summary_rows(result: dict[str, Any]) -> list[dict[str, str]]:
-    """The short table: one row per number, with chance and baselines beside it."""
+    """Short table: one row per metric, with chance and baselines."""
     before, after, base = result["untrained"], result["trained"], result["baselines"]
     rows = []
     if "macro" in after:
-        supervised, oracle = base["logistic_regression"], base.get("mask_oracle", {})
-        for key, name in (
-            ("targets", f"zero-shot AUROC, mean of {len(TARGETS)} findings"),
-            ("all", "zero-shot AUROC, mean of all 18"),
-        ):
-            interval = f" [{after['macro']['low']:.3f}, {after['macro']['high']:.3f}]" if key == "targets" else ""
-            rows.append(_row(name, "0.500", before["macro"][key], f"{after['macro'][key]:.3f}{interval}",
-                             f"supervised logistic regression {supervised[key]:.3f}"
-                             + (f", mask oracle {oracle[key]:.3f}" if oracle else "")))  # fmt: skip
+        for key, name in (("targets", f"mean of {len(TARGETS)} findings"), ("all", "mean of all 18")):
+            values = {"supervised logistic regression": base["logistic_regression"]}
+            values |= {"mask oracle": base["mask_oracle"]} if "mask_oracle" in base else {}
+            other = ", ".join(f"{label} {value[key]['value']:.3f}" for label, value in values.items())
+            rows.append(_row(f"zero-shot AUROC, {name}", "0.500", before["macro"][key]["value"], after["macro"][key], other))
         for old, new in zip(before["retrieval"], after["retrieval"], strict=True):
-            for k in (1, 5, 10):
-                interval = f" [{new['low']:.3f}, {new['high']:.3f}]" if k == 10 else ""
-                shown = f"{new[f'recall_at_{k}']:.3f}{interval}"
-                beside = f"{new[f'recall_at_{k}'] / new[f'chance_at_{k}']:.1f} times chance"
-                name = f"{new['direction']}, R@{k} of {new['gallery']}"
-                rows.append(_row(name, f"{new[f'chance_at_{k}']:.3f}", old[f"recall_at_{k}"], shown, beside))
+            name = f"{new['direction']}, R@{new['k']} of {new['gallery']}"
+            ratio = f"{new['recall']['value'] / new['chance']:.1f} x chance"
+            rows.append(_row(name, f"{new['chance']:.3f}", old["recall"]["value"], new["recall"], ratio))
     if "reconstruction" in after:
-        for key, name in (("hidden", "error of hidden voxels"), ("hidden_body", "error of hidden body voxels")):
+        for key, name in (("masked", "MSE of masked voxels"), ("masked_body", "MSE of masked body voxels")):
             old, new = before["reconstruction"], after["reconstruction"]
             rows.append(_row(name, "", old[key], f"{new[key]:.4f}", f"mean image {new[key + '_mean_image']:.4f}"))
     if "sentence_pairs" in result:
         pairs = result["sentence_pairs"]
-        shares = ", ".join(f"{name} {pairs[name]:.2%}" for name in ("same", "different", "ignored"))
-        rows.append(_row("SSM sentence pairs", "", "", shares, f"precision of same {pairs['precision_same']:.3f}"))
+        fractions = ", ".join(f"{name} {pairs[name]:.2%}" for name in ("same", "different", "ignored"))
+        rows.append(_row("SSM sentence pairs", "", "", fractions, f"precision of same {pairs['precision_same']:.3f}"))
     return rows
 
 
-def _row(name: str, chance: str, untrained: float | str, trained: str, beside: str) -> dict[str, str]:
-    before = f"{untrained:.3f}" if isinstance(untrained, float) else untrained
-    return {"held-out": name, "chance": chance, "untrained": before, "trained [95 %]": trained, "beside it": beside}
+def _row(name: str, chance: str, untrained: float | str, trained: Any, comparison: str) -> dict[str, str]:
+    cells = (name, chance, format_cell(untrained), format_cell(trained), comparison)
+    return dict(zip(("held-out", "chance", "untrained", "trained [95 % CI]", "comparison"), cells))
 
 
-def finding_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per finding."""
+def finding_rows(result: dict[str, Any]) -> Rows:
+    """One row per finding: AUROC of the untrained and trained model and of the supervised baseline."""
     if "zero_shot" not in result["trained"]:
         return []
     supervised = result["baselines"]["logistic_regression"]["findings"]
     rows = []
     for old, new, known in zip(result["untrained"]["zero_shot"], result["trained"]["zero_shot"], supervised, strict=True):
-        row = {"finding": new["finding"], "prevalence": new["prevalence"], "untrained": old["auroc"], "trained": new["auroc"]}
-        row |= {"low": new["low"], "high": new["high"], "visible only": new.get("auroc_visible", "")}
+        row = {"finding": new["finding"], "prevalence": new["prevalence"], "untrained": old["auroc"]["value"]}
+        row |= {"trained": format_cell(new["auroc"]), "trained, visible only": new.get("auroc of visible", "")}
         rows.append(row | {"supervised on pooled volume": known})
     return rows
 
 
 def show_evidence(run_dir: Path) -> None:
-    """Prints the short table of `evidence.json` and where everything lies."""
+    """Print the short table of `evidence.json` and the paths of the run's files."""
     result = json.loads((run_dir / "evidence.json").read_text())
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     rows = summary_rows(result)
     if rows:
-        table = Table(*rows[0], title=f"{result['studies']} held-out studies, patients unseen in training")
+        table = Table(*rows[0], title=f"{result['studies']} held-out studies of patients not used in training")
         for row in rows:
             table.add_row(*row.values())
         console.print(table)
     else:
-        console.print(f"no held-out number is defined for the objectives {', '.join(result['objective'])} alone")
+        console.print(f"no held-out metric is defined for the objectives {', '.join(result['objective'])} alone")
     for name in ("evidence.html", "evidence.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "tensorboard"):
         if (run_dir / name).exists():
             console.print(f"  {run_dir / name}", soft_wrap=True)
 
 
-def write_pictures(run_dir: Path, result: dict[str, Any], scene: Scene, similarity: Tensor | None) -> None:
-    """The page, and its curves as PNG."""
-    parts = sorted(run_dir.glob("csv/*/metrics.csv"))
-    curves = curves_figure(parts) if parts else None
+def write_evidence_page(run_dir: Path, result: dict[str, Any], data: HeldOutData, similarity: Tensor | None) -> None:
+    """Write `evidence.html`, and its training curves as `curves.png`."""
+    sections: list[tuple[str, list[Any]]] = [("Held-out results", [summary_rows(result)]), ("By finding", [finding_rows(result)])]
+    metrics = sorted(run_dir.glob("csv/*/metrics.csv"))
+    curves = curves_figure(metrics) if metrics else None
     if curves is not None:
         write_bytes(run_dir / "curves.png", png(curves))
-    sections: list[tuple[str, list[Any]]] = [("Held-out numbers", [summary_rows(result)]), ("By finding", [finding_rows(result)])]
-    if curves is not None:
         sections.append(("Curves", [curves]))
-    if similarity is not None and scene.truths is not None:  # real reports stay out of files that are passed around
-        sections.append(
-            ("Three held-out cases, their reports and the reports nearest to their volumes", examples(scene, similarity))
-        )
-    write_page(run_dir / "evidence.html", title="mg3d: what the model has learned", sections=sections)
+    if similarity is not None and data.truths is not None:  # only the phantom's reports may be shown
+        sections.append(("Held-out studies with their report and the reports nearest to the volume", _examples(data, similarity)))
+    write_page(run_dir / "evidence.html", title="mg3d: results after training", sections=sections)
 
 
-def examples(scene: Scene, similarity: Tensor) -> list[str | Figure | list[dict[str, Any]]]:
+def _examples(data: HeldOutData, similarity: Tensor) -> list[Any]:
     """Planes, report and the three nearest reports of some studies."""
-    pieces: list[Any] = []
-    for study in np.linspace(0, len(scene.test) - 1, EXAMPLES).astype(int):
-        sample = scene.test.sample(int(study))
+    items: list[Any] = []
+    for study in np.linspace(0, len(data.test) - 1, EXAMPLES).astype(int):
+        sample = data.test.sample(int(study))
         order = similarity[study].argsort(descending=True)
         rank = int((order == study).nonzero()[0, 0]) + 1
-        title = f"{sample.study_id}: its own report comes {rank}. of {len(order)}"
-        pieces.append(case_figure(sample_intensities(sample)[0], report=sample.report, title=title, window=(0.0, 0.75)))
-        nearest = [scene.test.report(int(place)).report for place in order[:3]]
-        pieces.append([{"rank": place + 1, "nearest report": text} for place, text in enumerate(nearest)])
-    return pieces
+        title = f"{sample.study_id}: its own report has rank {rank} of {len(order)}"
+        items.append(case_figure(sample_intensities(sample)[0], report=sample.report, title=title, window=(0.0, 0.75)))
+        nearest = [data.test.report(int(other)).report for other in order[:3]]
+        items.append([{"rank": index + 1, "nearest report": text} for index, text in enumerate(nearest)])
+    return items

@@ -1,58 +1,109 @@
-"""Zero-shot findings: which of two prompts a volume is nearer to."""
+"""Zero-shot classification: compare each volume with a prompt that states a finding and one that denies it."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit
 from torch import Tensor
 
-from mg3d.metrics.bootstrap import bootstrap_interval, insufficient_reason
-from mg3d.metrics.classification import auroc, macro_auroc
+from mg3d.evaluation.cards import Card
+from mg3d.evaluation.tables import Bootstrap, Rows
+from mg3d.glossary import ENSEMBLE, LABELS, prompts
+from mg3d.metrics.classification import auprc, auroc, macro_auroc, mean_of_defined, per_label
+
+MEAN = "mean over findings"
+"""Name of the last row of tables by finding; undefined values are left out of the mean."""
+METRICS = MappingProxyType({"auroc": auroc, "auprc": auprc})
+
+
+class ZeroShotScores(NamedTuple):
+    """Zero-shot scores and labels of n volumes."""
+
+    logits: dict[str, np.ndarray]
+    """[n, 18] by prompt wording, `ensemble` among them."""
+    labels: np.ndarray
+    """int8 [n, 18]: 1 present, 0 absent, -1 unknown."""
+    patients: np.ndarray
+    """[n]."""
 
 
 def zero_shot_scores(volumes: Tensor, prompts: Tensor, logit_scale: float) -> np.ndarray:
-    """Probability [n, L] that each finding is there: softmax over (present, absent) of scale * cosine.
+    """Probability [n, L] of each finding: softmax of scale * cosine over (present, absent).
 
-    volumes [n, E], prompts [L, 2, E] (present first), of length 1. float64: at a trained scale, single precision rounds clear
-    cases to 1 and ties them.
+    volumes [n, E] and prompts [L, 2, E] (present first) of unit length. Computed in float64, because at a trained scale float32
+    rounds clear cases to 1 and ties them.
     """
     return expit(zero_shot_logits(volumes, prompts, logit_scale))
 
 
 def zero_shot_logits(volumes: Tensor, prompts: Tensor, logit_scale: float) -> np.ndarray:
-    """Logits [n, L] of the probabilities of `zero_shot_scores`: scale * (cosine with present - cosine with absent)."""
+    """Logits [n, L] of `zero_shot_scores`: scale * (cosine with present - cosine with absent)."""
     present, absent = prompts.double().unbind(1)
     return (logit_scale * volumes.double() @ (present - absent).T).numpy()
 
 
-def zero_shot_table(
-    scores: np.ndarray, present: np.ndarray, *, visible: np.ndarray | None, patients: np.ndarray, names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """One row per finding: prevalence, AUROC for what is present and its interval, AUROC for what is visible; [n, L] each.
+def prompt_texts(wordings: Sequence[str]) -> list[str]:
+    """Prompts of all wordings, flattened from [wording, finding, (present, absent)]."""
+    return [text for wording in wordings for label in LABELS for text in prompts(label, wording=wording)]
 
-    present and visible: 1, 0, -1 = not known; the prevalence is among the known.
-    Of too few positives or negatives (`insufficient_reason`) the interval is nan.
-    """
+
+def prompts_by_wording(embedded: Tensor, wordings: Sequence[str]) -> dict[str, Tensor]:
+    """Embedded prompts [18, 2, E] by wording, from [wordings, 18, 2, E]; `ensemble` is the mean over `glossary.ENSEMBLE`."""
+    found = dict(zip(wordings, embedded, strict=True))
+    members = [found[name] for name in ENSEMBLE if name in found]
+    if members:
+        mean = sum(members)
+        found["ensemble"] = mean / mean.norm(dim=-1, keepdim=True)
+    return found
+
+
+def classification_rows(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    patients: np.ndarray,
+    bootstrap: Bootstrap,
+    *,
+    metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = METRICS,
+) -> Rows:
+    """One row per finding and their mean: number of labelled cases, prevalence and metrics; labels and scores [n, 18]."""
     rows = []
-    for place, name in enumerate(names):
-        known = present[present[:, place] >= 0, place]
-        low, high = np.nan, np.nan
-        if not insufficient_reason(present[:, place], patients):
-            low, high = bootstrap_interval(lambda rows, p=place: auroc(present[rows, p], scores[rows, p]), patients)
-        row = {
-            "finding": name,
-            "prevalence": float(known.mean()) if len(known) else float("nan"),
-            "auroc": auroc(present[:, place], scores[:, place]),
-            "low": low,
-            "high": high,
-        }
-        if visible is not None:
-            row["auroc_visible"] = auroc(visible[:, place], scores[:, place])
+    for index, name in enumerate(LABELS):
+        label, score = labels[:, index], scores[:, index]
+        known = label >= 0
+        row = {"finding": name, "cases": int(known.sum()), "prevalence": mean_of_defined(np.where(known, label == 1, np.nan))}
+        for metric, function in metrics.items():
+            row[metric] = bootstrap.interval(lambda r, f=function, a=label, s=score: f(a[r], s[r]), patients, labels=label)
         rows.append(row)
-    return rows
+    prevalence = mean_of_defined(np.array([row["prevalence"] for row in rows]))
+    mean = {"finding": MEAN, "cases": len(labels), "prevalence": prevalence}
+    for metric, function in metrics.items():
+        statistic = lambda r, f=function: mean_of_defined(per_label(f, labels[r], scores[r]))  # noqa: E731
+        mean[metric] = bootstrap.interval(statistic, patients, labels=labels)
+    return [*rows, mean]
 
 
-def macro_interval(scores: np.ndarray, present: np.ndarray, *, of: Sequence[int], patients: np.ndarray) -> tuple[float, float]:
-    """Interval of the macro AUROC over the columns `of`."""
-    return bootstrap_interval(lambda rows: macro_auroc(present[rows], scores[rows], of=of), patients)
+def zero_shot_tables(card: Card, scores: ZeroShotScores) -> dict[str, Rows]:
+    """Classification by finding with the card's main wording, and mean AUROC by wording."""
+    labels, patients = scores.labels, scores.patients
+    rows = classification_rows(labels, scores.logits[card.wording], patients, card.bootstrap)
+    by_wording = np.array([per_label(auroc, labels, scores.logits[name]) for name in card.wordings])
+    means = np.array([mean_of_defined(row) for row in by_wording])
+    for row, values in zip(rows, [*by_wording.T, means], strict=True):
+        row["auroc over prompts"] = _range(values)
+    wording_rows = [
+        {
+            "prompts": name + (" (main)" if name == card.wording else ""),
+            "auroc": card.bootstrap.interval(lambda r, s=logits: macro_auroc(labels[r], s[r]), patients, labels=labels),
+        }
+        for name, logits in scores.logits.items()
+    ]
+    spread = f"{means.mean():.3f} ± {means.std():.3f}, {_range(means)}"
+    wording_rows.append({"prompts": f"mean ± SD over {len(means)} wordings", "auroc": spread})
+    return {"Zero-shot findings": rows, "Zero-shot by prompts": wording_rows}
+
+
+def _range(values: np.ndarray) -> str:
+    defined = values[~np.isnan(values)]
+    return f"{defined.min():.3f} to {defined.max():.3f}" if len(defined) else "-"

@@ -42,17 +42,17 @@ def find_root(task: DownstreamTask, settings: FinetuneSettings, *, synthetic: bo
 
 def _synthetic_root(task: DownstreamTask, settings: FinetuneSettings) -> Path:
     from mg3d.finetune.distributed import run_on_first_rank
-    from mg3d.phantom.downstream.registry import SETS, set_facts, stored_facts, write_set
+    from mg3d.phantom.downstream.registry import SETS, set_settings, stored_settings, write_set
 
     info(f"training on synthetic data in the layout of {task.folder}; the scores say nothing about real patients")
-    cases, voxels = SETS[task.folder].usual
+    cases, voxels = SETS[task.folder].default_size
     root = SYNTHETIC_ROOT / task.folder
     options = {"cases": cases, "voxels_in_plane": voxels, **task.synthetic(settings)}
-    wanted = set_facts(**options)
-    if stored_facts(root) not in (None, wanted):
+    wanted = set_settings(**options)
+    if stored_settings(root) not in (None, wanted):
         info(f"{root} was made by another version or with other settings; rebuilding it")
-    write = partial(write_set, task.folder, SYNTHETIC_ROOT, renew=True, workers=min(4, os.cpu_count() or 1), **options)
-    run_on_first_rank(write, done=lambda: stored_facts(root) == wanted, what=str(root))
+    write = partial(write_set, task.folder, SYNTHETIC_ROOT, overwrite=True, workers=min(4, os.cpu_count() or 1), **options)
+    run_on_first_rank(write, done=lambda: stored_settings(root) == wanted, what=str(root))
     return root
 
 

@@ -15,7 +15,8 @@ from mg3d.finetune.cases import FinetuneCase, PreparedRow
 from mg3d.finetune.negation import sentence_labels
 from mg3d.finetune.prepared import is_prepared
 from mg3d.glossary import LABELS
-from mg3d.preparation.sources.registry import SOURCES, SourceOptions
+from mg3d.preparation.sources.options import SourceOptions
+from mg3d.preparation.sources.registry import SOURCES
 from mg3d.sentence_spans import polarity, report_units, split_sentences
 
 _IDS = [("study_id", pa.string()), ("patient_id", pa.string())]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets.tokenizer import pad_reports
-from mg3d.evaluation.held_out import embed_texts
+from mg3d.evaluation.encoder import MG3DEncoder, as_sentence
 from mg3d.evaluation.zero_shot import zero_shot_scores
 from mg3d.glossary import LABELS, PROMPTS, prompts
 from mg3d.inference.index import SearchIndex
@@ -179,9 +179,9 @@ class ScanModel:
     def findings(self, vectors: np.ndarray, names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Findings]:
         """As `classify`, from embeddings [n, E] and the prompt pair of each name."""
         model, tokenizer = self._reader()
-        texts = embed_texts(model, tokenizer, [text for pair in pairs for text in pair], device=self.device)
-        embedded = texts.view(len(pairs), 2, -1)
-        scores = zero_shot_scores(torch.from_numpy(vectors), embedded, float(model.cml_scale(embedded)))
+        encoder = MG3DEncoder(model, tokenizer, max_text_len=model.text.longest)
+        embedded = encoder.embed_texts([as_sentence(text) for pair in pairs for text in pair]).unflatten(0, (len(pairs), 2))
+        scores = zero_shot_scores(torch.from_numpy(vectors), embedded, encoder.logit_scale)
         return [
             Findings(tuple(Finding(name, float(score), *pair) for name, score, pair in zip(names, row, pairs, strict=True)))
             for row in scores

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg3d.datasets.arrow import VolumeIndex
-from mg3d.datasets.schema import SEEN, differing_steps
+from mg3d.datasets.schema import GEOMETRY_STEPS, differing_steps
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import sample_intensities
@@ -107,7 +107,7 @@ def _prepared(model: ScanModel, path: Path) -> list[Item]:
     if tuple(index.shape) != expected:
         shapes = ("x".join(map(str, shape)) for shape in (index.shape, expected))
         raise ValueError("{} holds volumes of {} and the model reads {}; prepare them anew in that size".format(path, *shapes))
-    if other := differing_steps(model.config["preprocessing"].get("recipe"), index.recipe, SEEN):
+    if other := differing_steps(model.config["preprocessing"].get("recipe"), index.recipe, GEOMETRY_STEPS):
         raise ValueError(
             f"{path} was prepared otherwise ({', '.join(other)}) than the model's training volumes; prepare "
             "them anew in that way, or name the folder of the scans themselves"

@@ -1,1 +1,1 @@
-"""Synthetic chest CT with reports and known truth, written in the layouts of CT-RATE and CTRG. docs/data.md tells its limits."""
+"""Synthetic chest CT with reports and ground truth, in the layouts of the public data sets. For its limits see docs/data.md."""

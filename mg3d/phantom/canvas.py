@@ -1,40 +1,44 @@
-"""A volume to draw on in millimetres. Axes z, y, x with +z superior, +y posterior, +x patient left; the origin is its centre."""
+"""Drawing in millimetres on a voxel grid. Axes z, y, x: +z superior, +y posterior, +x left; the origin is the grid centre."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 
-FIELD_MM = 360.0
-"""Side of the field of view along y and x."""
+FOV_MM = 360.0
+"""Field of view along y and x."""
 Point = Sequence[float]
-"""(x, y, z) in mm, as anatomy books give it."""
+"""(x, y, z) in mm."""
 
 
 class Box(NamedTuple):
-    """A part of the canvas and the coordinates of its voxels in mm, ready to broadcast."""
+    """A box of the grid and its voxel coordinates in mm, shaped for broadcasting."""
 
-    place: tuple[slice, slice, slice]
+    index: tuple[slice, slice, slice]
     z: np.ndarray
     y: np.ndarray
     x: np.ndarray
 
+    def radius(self, centre: Point, radii: Point) -> np.ndarray:
+        """Normalised distance from the centre of an ellipsoid; 1 on its surface."""
+        return np.sqrt(sum(((axis - c) / r) ** 2 for axis, c, r in zip((self.x, self.y, self.z), centre, radii, strict=True)))
+
 
 class Change(NamedTuple):
-    """What a drawing has changed."""
+    """Effect of a drawing operation."""
 
     voxels: np.ndarray
-    """bool [z, y, x]."""
+    """bool [z, y, x], changed by more than a threshold."""
     contrast_hu: float
-    """Mean absolute change over these voxels."""
+    """Mean absolute change of these voxels."""
 
 
 class Canvas:
-    """HU on a grid of `voxels_in_plane` voxels along y and x and cubic voxels."""
+    """HU volume with cubic voxels; `voxels_in_plane` along y and x."""
 
     def __init__(self, *, voxels_in_plane: int, length_mm: float) -> None:
-        self.voxel_mm = FIELD_MM / voxels_in_plane
+        self.voxel_mm = FOV_MM / voxels_in_plane
         depth = round(length_mm / self.voxel_mm)
         self.z, self.y, self.x = (
             ((np.arange(count) - (count - 1) / 2) * self.voxel_mm).astype(np.float32)
@@ -43,78 +47,79 @@ class Canvas:
         self.hu = np.full((depth, voxels_in_plane, voxels_in_plane), -1000.0, dtype=np.float32)
 
     @property
-    def smallest_radius_mm(self) -> float:
-        """What is smaller cannot be seen on this grid; findings are drawn at least this large."""
+    def min_radius_mm(self) -> float:
+        """Smallest radius that is visible on this grid; findings are at least this large."""
         return 1.2 * self.voxel_mm
 
-    def everywhere(self) -> Box:
-        """The whole canvas."""
+    def point(self, index: Sequence[int]) -> tuple[float, float, float]:
+        """Coordinates of the voxel (z, y, x)."""
+        z, y, x = index
+        return float(self.x[x]), float(self.y[y]), float(self.z[z])
+
+    def full_box(self) -> Box:
+        """Box of the whole grid."""
         return self._box((slice(None),) * 3)
 
-    def around(self, low: Point, high: Point) -> Box:
-        """The part between two corners (x, y, z), a voxel wider."""
-        sides = ((self.z, 2), (self.y, 1), (self.x, 0))
+    def box_around(self, low: Point, high: Point) -> Box:
+        """Box between two corners, one voxel larger."""
+        limits = zip((self.z, self.y, self.x), low[::-1], high[::-1], strict=True)
         return self._box(
-            tuple(
-                slice(*np.searchsorted(axis, (low[index] - self.voxel_mm, high[index] + self.voxel_mm)).tolist())
-                for axis, index in sides
-            )
+            tuple(slice(*np.searchsorted(axis, (a - self.voxel_mm, b + self.voxel_mm)).tolist()) for axis, a, b in limits)
         )
 
-    def _box(self, place: tuple[slice, slice, slice]) -> Box:
-        z, y, x = place
-        return Box(place, self.z[z, None, None], self.y[None, y, None], self.x[None, None, x])
+    def _box(self, index: tuple[slice, slice, slice]) -> Box:
+        z, y, x = index
+        return Box(index, self.z[z, None, None], self.y[None, y, None], self.x[None, None, x])
 
-    def soft(self, depth_mm: np.ndarray) -> np.ndarray:
-        """Share of a voxel inside a body whose surface lies `depth_mm` away (positive inside): the partial-volume ramp."""
+    def coverage(self, depth_mm: np.ndarray) -> np.ndarray:
+        """Partial-volume fraction of voxels at a (signed) depth below a surface."""
         return np.clip(depth_mm / self.voxel_mm + 0.5, 0.0, 1.0)
 
     def blend(self, box: Box, weight: np.ndarray, hu: float | np.ndarray) -> None:
-        """Replaces a share (`weight`, broadcast over the box) of every voxel by `hu`."""
-        part = self.hu[box.place]
-        part += weight * (hu - part)
+        """Alpha-blend `hu` into a box; weight [z, y, x] broadcasts over the box."""
+        target = self.hu[box.index]
+        target += weight * (hu - target)
 
     def ellipsoid(self, centre: Point, radii: Point) -> tuple[Box, np.ndarray]:
-        """Box and weight of an ellipsoid."""
-        box = self.around(*([c + sign * r for c, r in zip(centre, radii, strict=True)] for sign in (-1, 1)))
-        rho = np.sqrt(sum(((axis - c) / r) ** 2 for axis, c, r in zip((box.x, box.y, box.z), centre, radii, strict=True)))
-        return box, self.soft((1 - rho) * min(radii))
+        """Box and weights of an ellipsoid."""
+        box = self.box_around(*([c + sign * r for c, r in zip(centre, radii, strict=True)] for sign in (-1, 1)))
+        return box, self.coverage((1 - box.radius(centre, radii)) * min(radii))
 
     def capsule(self, start: Point, end: Point, radius: float, end_radius: float | None = None) -> tuple[Box, np.ndarray]:
-        """Box and weight of a tube with round ends whose radius goes from `radius` to `end_radius`."""
+        """Box and weights of a tube with round ends; the radius changes linearly from `radius` to `end_radius`."""
         end_radius = radius if end_radius is None else end_radius
         first, last = np.asarray(start, np.float32), np.asarray(end, np.float32)
         widest = max(radius, end_radius)
-        box = self.around(np.minimum(first, last) - widest, np.maximum(first, last) + widest)
-        along = last - first
-        offset = [axis - c for axis, c in zip((box.x, box.y, box.z), first, strict=True)]
-        share = np.clip(sum(o * a for o, a in zip(offset, along, strict=True)) / max(float(along @ along), 1e-6), 0, 1)
-        away = np.sqrt(sum((o - share * a) ** 2 for o, a in zip(offset, along, strict=True)))
-        return box, self.soft(radius + share * (end_radius - radius) - away)
+        box = self.box_around(np.minimum(first, last) - widest, np.maximum(first, last) + widest)
+        axis = last - first
+        offset = [coordinates - c for coordinates, c in zip((box.x, box.y, box.z), first, strict=True)]
+        t = np.clip(sum(o * a for o, a in zip(offset, axis, strict=True)) / max(float(axis @ axis), 1e-6), 0, 1)
+        distance = np.sqrt(sum((o - t * a) ** 2 for o, a in zip(offset, axis, strict=True)))
+        return box, self.coverage(radius + t * (end_radius - radius) - distance)
 
     def fill(self, shape: tuple[Box, np.ndarray], hu: float | np.ndarray, *, within: np.ndarray | None = None) -> None:
-        """Draws a shape; `within` [z, y, x] are weights of the whole canvas that it must stay in."""
+        """Blend a shape; `within`: weights [z, y, x] of the whole grid that clip it."""
         box, weight = shape
-        self.blend(box, weight if within is None else weight * within[box.place], hu)
+        self.blend(box, weight if within is None else weight * within[box.index], hu)
 
     def smooth_noise(self, generator: np.random.Generator, *, cells: int) -> np.ndarray:
-        """Low-frequency noise of unit variance over the canvas, from a grid of cells^3 values."""
-        coarse = generator.standard_normal((cells,) * 3).astype(np.float32)
+        """Low-frequency noise with unit variance at the nodes: a random grid of cells^3, interpolated linearly."""
+        noise = generator.standard_normal((cells,) * 3).astype(np.float32)
         for axis, count in enumerate(self.hu.shape):
-            place = np.linspace(0, cells - 1, count, dtype=np.float32)
-            low = np.minimum(place.astype(int), cells - 2)
-            share = (place - low).reshape([-1 if a == axis else 1 for a in range(3)])
-            coarse = np.take(coarse, low, axis) * (1 - share) + np.take(coarse, low + 1, axis) * share
-        return coarse
+            position = np.linspace(0, cells - 1, count, dtype=np.float32)
+            low = np.minimum(position.astype(int), cells - 2)
+            t = (position - low).reshape([-1 if a == axis else 1 for a in range(3)])
+            noise = np.take(noise, low, axis) * (1 - t) + np.take(noise, low + 1, axis) * t
+        return noise
 
     @contextmanager
-    def watch(self, threshold_hu: float = 40.0) -> Callable[[], Change]:
-        """What is drawn inside the block; the value is a function that tells it afterwards."""
+    def track_change(self, threshold_hu: float = 40.0) -> Iterator[Callable[[], Change]]:
+        """Yield a function that returns what the block has changed."""
         before = self.hu.copy()
 
-        def tell() -> Change:
+        def change() -> Change:
             difference = np.abs(self.hu - before)
             voxels = difference > threshold_hu
             return Change(voxels, float(difference[voxels].mean()) if voxels.any() else 0.0)
 
-        yield tell
+        yield change

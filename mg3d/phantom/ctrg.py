@@ -1,4 +1,4 @@
-"""Synthetic studies in the layout of CTRG-Chest: folders of JPEG slices and one JSON list."""
+"""Layout of CTRG-Chest: folders of JPEG slices and one JSON list."""
 
 import hashlib
 import io
@@ -16,29 +16,28 @@ SLICES = "Chest_New"
 
 
 def case_folder(number: int, seed: int) -> str:
-    """The folder of a case, as meaningless as a hash."""
+    """Folder name of a case: a hash, as in the public set."""
     return hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()[:16]
 
 
 def write_slices(root: Path, number: int, seed: int, volume: np.ndarray) -> None:
-    """int16 HU [z, y, x] as grey JPEG slices from the top down; -1000 to 1000 HU become 0 to 255."""
+    """Write int16 HU [z, y, x] as greyscale JPEG slices from superior to inferior; -1000 to 1000 HU become 0 to 255."""
     folder = root / SLICES / case_folder(number, seed)
     grey = (np.clip((volume.astype(np.float32) + 1000) / 2000, 0, 1) * 255).astype(np.uint8)
-    for place, picture in enumerate(grey[::-1], start=1):
+    for index, pixels in enumerate(grey[::-1], start=1):
         encoded = io.BytesIO()
-        Image.fromarray(picture).save(encoded, "JPEG", quality=92)
-        path = folder / slice_name(number, place)
-        write_bytes(path, encoded.getvalue(), durable=False)
+        Image.fromarray(pixels).save(encoded, "JPEG", quality=92)
+        write_bytes(folder / slice_name(number, index), encoded.getvalue(), durable=False)
 
 
-def slice_name(number: int, place: int) -> str:
-    """<case>_<series>_<number>_<number>.jpg, numbers from 1."""
-    return f"case{number}_05_{place:04d}_{place:04d}.jpg"
+def slice_name(number: int, index: int) -> str:
+    """<case>_<series>_<index>_<index>.jpg, counted from 1."""
+    return f"case{number}_05_{index:04d}_{index:04d}.jpg"
 
 
 def annotation(number: int, seed: int, truth: Mapping[str, Any]) -> dict[str, Any]:
-    """The case's entry in the JSON list; paths are relative to the root."""
+    """Entry of a case in the JSON list; paths are relative to the root."""
     folder = f"./{SLICES}/{case_folder(number, seed)}"
-    paths = [f"{folder}/{slice_name(number, place)}" for place in range(1, truth["shape"][0] + 1)]
+    paths = [f"{folder}/{slice_name(number, index)}" for index in range(1, truth["shape"][0] + 1)]
     report = truth["report"]
     return {"id": str(number), "image_path": paths, "report": report["findings"], "result": report["impression"]}

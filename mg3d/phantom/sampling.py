@@ -1,4 +1,4 @@
-"""Who the patients are and which findings they have."""
+"""Random patients and their findings."""
 
 from statistics import NormalDist
 from typing import NamedTuple
@@ -7,8 +7,8 @@ import numpy as np
 
 from mg3d.glossary import LABELS, PREVALENCE
 
-TEMPER = 0.7
-"""Exponent on the prevalences of a small set, so that every finding is met often enough."""
+TEMPERING = 0.7
+"""Exponent that raises the prevalences in a small set, so that every finding is common enough."""
 
 FACTORS: dict[str, dict[str, float]] = {
     "vascular": {
@@ -22,11 +22,11 @@ FACTORS: dict[str, dict[str, float]] = {
     "infection": {"Lung opacity": 0.72, "Consolidation": 0.70, "Peribronchial thickening": 0.35, "Lung nodule": -0.27},
     "airway": {"Bronchiectasis": 0.72, "Peribronchial thickening": 0.72, "Mosaic attenuation pattern": 0.35},
 }  # fmt: skip
-"""Loadings of findings on what they have in common; chosen so that the largest phi coefficients of CT-RATE are met to 0.07."""
+"""Loadings of the findings on four latent factors, fitted to the largest phi coefficients of CT-RATE (within 0.07)."""
 
 
 class Patient(NamedTuple):
-    """A body. Lengths in mm."""
+    """Body size and position. Lengths in mm."""
 
     age: int
     sex: str
@@ -35,13 +35,13 @@ class Patient(NamedTuple):
     half_depth: float
     fat: float
     shift: tuple[float, float]
-    """Of the body's axis along x and y."""
+    """Offset of the body axis along x and y."""
     length: float
-    """Of the scan along z."""
+    """Scan length along z."""
 
 
 def sample_patient(generator: np.random.Generator, *, vascular: float) -> Patient:
-    """A body; `vascular` is the patient's score on that factor, which grows with age."""
+    """Sample a body; age increases with the score of the vascular factor."""
     age = float(np.clip(57 + 14 * vascular + 12 * generator.standard_normal(), 18, 95))
     scale = float(np.clip(generator.normal(1, 0.05), 0.85, 1.15))
     return Patient(
@@ -57,14 +57,14 @@ def sample_patient(generator: np.random.Generator, *, vascular: float) -> Patien
 
 
 def sample_findings(generator: np.random.Generator, *, tempered: bool) -> tuple[dict[str, bool], float]:
-    """Which of the 18 findings a patient has, by a Gaussian copula of four factors, and the vascular factor's score."""
+    """Sample the 18 findings from a Gaussian copula with four factors; returns them and the score of the vascular factor."""
     score = dict(zip(FACTORS, generator.standard_normal(len(FACTORS)), strict=True))
-    own = generator.standard_normal(len(LABELS))
+    noise = generator.standard_normal(len(LABELS))
     present = {}
-    for place, (label, prevalence) in enumerate(zip(LABELS, PREVALENCE, strict=True)):
+    for index, (label, prevalence) in enumerate(zip(LABELS, PREVALENCE, strict=True)):
         loadings = {factor: members[label] for factor, members in FACTORS.items() if label in members}
-        rest = np.sqrt(1 - sum(loading**2 for loading in loadings.values()))
-        value = sum(loading * score[factor] for factor, loading in loadings.items()) + rest * own[place]
-        share = prevalence**TEMPER if tempered else prevalence
-        present[label] = bool(value > NormalDist().inv_cdf(1 - share))
+        residual = np.sqrt(1 - sum(loading**2 for loading in loadings.values()))
+        value = sum(loading * score[factor] for factor, loading in loadings.items()) + residual * noise[index]
+        probability = prevalence**TEMPERING if tempered else prevalence
+        present[label] = bool(value > NormalDist().inv_cdf(1 - probability))
     return present, float(score["vascular"])

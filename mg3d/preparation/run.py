@@ -11,21 +11,21 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from mg3d.datasets.integrity import LEAK_CHECKS, LeakError, find_leaks
 from mg3d.datasets.schema import DATASETS, SPLITS
 from mg3d.files import is_full_disk, remove_partial
 from mg3d.preparation import progress
 from mg3d.preparation.engine_ray import ray_engine
 from mg3d.preparation.engines import Engine, local_engine
 from mg3d.preparation.index import join, remove_index, write_index, write_manifest
-from mg3d.preparation.leaks import LeakError, find_leaks
 from mg3d.preparation.locks import POLL_S, clear, holder, waiting_for
 from mg3d.preparation.plan import check_limit, pending_tasks, settle_plan
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Inventory
 from mg3d.preparation.shards import ShardTask, plan_shards, tidy, work
-from mg3d.preparation.sources.ctrg import CtrgSplit
-from mg3d.preparation.sources.registry import SOURCES, SourceOptions
+from mg3d.preparation.sources.options import CtrgSplit, SourceOptions
+from mg3d.preparation.sources.registry import SOURCES
 from mg3d.preparation.stream_hubs import Hub
 from mg3d.preparation.stream_source import Stream, hand_out, open_stream, remove_left
 from mg3d.preparation.summary import Summary
@@ -161,7 +161,7 @@ def _check_splits(dataset: str, scan: Inventory, stored: set[str], listed: Path)
     stored: ids of volumes that shards hold, whether their raw files are there or not.
     """
     found = Counter(record.split for record in scan.records if record.files or record.volume_id in stored)
-    empty = [split for split in DATASETS[dataset].needs if not found[split]]
+    empty = [split for split in DATASETS[dataset].required_splits if not found[split]]
     if found and not empty:
         return
     write_quarantine(listed, scan.refused, {dataset})
@@ -255,9 +255,10 @@ def _empty_val(dataset: str, scan: Inventory, stored: Mapping[str, int]) -> list
 
 
 def _check_leaks(rows: Mapping[str, pa.Table], out: Path, summary: Summary) -> None:
-    leaks = find_leaks(rows.values())
-    summary.notes += leaks.lines()
-    if leaks.blocking:
+    columns = ["split", "volume_id", *LEAK_CHECKS]
+    leaks = find_leaks(pa.concat_tables(table.select(columns) for table in rows.values()))
+    summary.notes += [leak.message for leak in leaks] or ["no leak between splits"]
+    if any(leak.is_error for leak in leaks):
         for dataset in rows:
             remove_index(out, dataset)
-        raise LeakError("; ".join(leaks.lines()) + ". Remove one of each pair from the raw folder or from its tables")
+        raise LeakError("; ".join(f"{leak.message}. {leak.fix}" for leak in leaks if leak.is_error))

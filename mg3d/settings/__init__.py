@@ -1,1 +1,1 @@
-"""Typed settings: the schema, the recipes over it, and the way from words on a command line to them."""
+"""Typed settings: schema, presets, and parsing of the command line."""

@@ -1,4 +1,4 @@
-"""What each kind of volume encoder reads of the settings, and the geometry that follows from them."""
+"""Settings that each volume encoder reads, and the patch size and stride that follow from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -8,14 +8,14 @@ from mg3d.settings.schema import VisionSettings
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRow:
-    """One kind of encoder, as far as settings can tell without building it."""
+    """Properties of one encoder that are known without building it."""
 
     reads: tuple[str, ...]
-    """Names of VisionSettings that shape this encoder; the others are not read by it."""
+    """VisionSettings that this encoder uses."""
     patch_size: Callable[[VisionSettings], int]
-    """Voxels per side of the smallest piece that can be hidden."""
+    """Side of the smallest maskable patch in voxels."""
     stride: Callable[[VisionSettings], int]
-    """Voxels per side of one cell of the last map."""
+    """Stride of the last feature map in voxels."""
 
 
 ENCODERS: dict[str, EncoderRow] = {
@@ -36,12 +36,12 @@ ENCODERS: dict[str, EncoderRow] = {
         stride=lambda vision: 32,
     ),
 }  # fmt: skip
-"""Kind (a name of mg3d/models/vision/registry.py) -> what it reads."""
+"""Key of mg3d/models/vision/registry.py -> properties."""
 
 _FOR_ALL = ("vision_encoder", "standardise_voxels")
 
 
 def unread(vision: VisionSettings) -> list[str]:
-    """Names of vision settings that this kind of encoder does not read."""
+    """Vision settings that the chosen encoder ignores."""
     read = (*_FOR_ALL, *ENCODERS[vision.vision_encoder].reads)
     return [entry.name for entry in fields(vision) if entry.name not in read]

@@ -1,156 +1,146 @@
-"""From a flat mapping of words and values to `Settings`, with every mistake told in one sentence."""
+"""Presets and flat `name=value` settings to typed `Settings`; every mistake is a ValueError of one sentence."""
 
 import difflib
-import math
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from mg3d.settings.encoders import ENCODERS, unread
-from mg3d.settings.objectives import OBJECTIVES
-from mg3d.settings.schema import Settings, volume_shape
+from mg3d.settings.presets import PRESETS
+from mg3d.settings.schema import Settings, objective_weights, volume_shape
+
+RELEASED_HEADS = 8
+"""Attention heads of the released report pooling, `SentenceAttentionPool`."""
 
 
 def defaults() -> dict[str, Any]:
-    """Every setting's name and default, flat, as lists instead of tuples (what Sacred and JSON keep)."""
+    """Flat setting -> default, with lists instead of tuples (as Sacred and JSON store them)."""
     return flatten(Settings())
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
-    """The settings as one flat mapping of builtins."""
-    flat = {}
-    for group in fields(settings):
-        part = getattr(settings, group.name)
-        for entry in fields(part):
-            value = getattr(part, entry.name)
-            flat[entry.name] = list(value) if isinstance(value, tuple) else value
-    return flat
+    """Flat setting -> value, as builtins."""
+    values = {name: value for group in fields(settings) for name, value in vars(getattr(settings, group.name)).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str = "setting") -> None:
-    """Raises ValueError for the first name that is not known, with the nearest known ones."""
-    known = list(known)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`python main.py print_config` lists them all"
-            raise ValueError(f"unknown {what} {name!r}; {hint}")
+def resolve(presets: Sequence[str], updates: Mapping[str, Any]) -> Settings:
+    """Typed settings from presets, of which the last wins, and settings by name, which win over presets."""
+    refuse_unknown(presets, PRESETS, "preset")
+    refuse_unknown(updates, defaults())
+    flat: dict[str, Any] = {}
+    for preset in presets:
+        flat |= PRESETS[preset]
+    settings = parse(flat | dict(updates))
+    _refuse_unread(updates, settings)
+    return settings
 
 
 def parse(flat: Mapping[str, Any]) -> Settings:
-    """Typed settings from flat names and values.
+    """Typed settings from flat names and values; what is not given has its default.
 
     Raises:
         ValueError: unknown name, wrong type, value out of range or settings that contradict each other.
     """
     refuse_unknown(flat, defaults())
     groups = {}
-    for group in fields(Settings):
-        kind = typing.get_type_hints(Settings)[group.name]
-        hints = typing.get_type_hints(kind)
-        groups[group.name] = kind(**{name: convert_value(name, flat[name], hint) for name, hint in hints.items() if name in flat})
+    for name, group in get_type_hints(Settings).items():
+        given = {field.name: as_tuple(flat[field.name]) for field in fields(group) if field.name in flat}
+        try:
+            groups[name] = group(**given)
+        except ValidationError as error:
+            raise ValueError(first_sentence(error, given)) from error
     settings = Settings(**groups)
-    _check_ranges(settings)
-    _check_together(settings)
-    _check_contrast_and_cache(settings)
+    for rules in (_value_rules, _encoder_rules, _model_rules):
+        for is_valid, sentence in rules(settings):
+            if not is_valid:
+                raise ValueError(sentence)
     return settings
 
 
-def refuse_unread(names: Iterable[str], settings: Settings) -> None:
-    """Raises ValueError for a vision setting, named by the user, that the chosen kind of encoder does not read.
+def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str = "setting") -> None:
+    """Raises ValueError for the first unknown name, with similar known ones."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {' or '.join(similar)}?" if similar else "`python main.py print_config` lists all settings"
+            raise ValueError(f"unknown {what} {name!r}; {hint}")
 
-    What a preset word has set for another kind is no mistake: `tiny unet` leaves the small Swin's depths unread.
-    """
+
+def _refuse_unread(names: Iterable[str], settings: Settings) -> None:
+    """Raises ValueError for a setting by name that the chosen encoder ignores; presets may set those (`tiny unet`)."""
     kind = settings.vision.vision_encoder
     for name in names:
         if name in unread(settings.vision):
             raise ValueError(f"{name} is not read by vision_encoder={kind}, which reads {', '.join(ENCODERS[kind].reads)}")
 
 
-def convert_value(name: str, value: Any, hint: Any) -> Any:
-    """The value of a setting as its type; ValueError with what was expected otherwise."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{name}={value!r}: expected a list such as {name}='[...]'")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) != len(value):
-            raise ValueError(f"{name}={value!r}: expected {len(kinds)} values, found {len(value)}")
-        return tuple(convert_value(name, item, kind) for item, kind in zip(value, kinds, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}={value}: a finite number is expected")
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        kind = hint.__name__ if isinstance(hint, (type, types.GenericAlias)) else hint
-        raise ValueError(f"{name}={value!r}: expected {kind}, found {type(value).__name__}")
-    return value
+def convert_value(name: str, value: Any, kind: Any) -> Any:
+    """The value converted to `kind`; ValueError if that is not possible without changing it."""
+    try:
+        return TypeAdapter(kind, config={"strict": True, "allow_inf_nan": False}).validate_python(as_tuple(value))
+    except ValidationError as error:
+        raise ValueError(first_sentence(error, {name: value}, name)) from error
 
 
-_AT_LEAST: dict[str, float] = {
-    "image_size": 32, "max_text_len": 8, "num_workers": 0, "sentence_views": 0,
-    "embed_dim": 1, "patch_size": 1, "window_size": 1, "hidden_size": 1,
-    "embedding_size": 1, "fusion_layers": 1, "fusion_heads": 1, "mim_patch_size": 1, "learning_rate": 0, "head_lr_multiplier": 0,
-    "weight_decay": 0, "warmup_steps": 0, "max_steps": 1, "grad_clip": 0, "per_gpu_batchsize": 1, "batch_size": 1, "devices": 0,
-    "num_nodes": 1, "val_interval": 1, "val_batches": 0, "log_interval": 1, "max_minutes": 0, "seed": 0, "tiny_vocabulary": 50,
-    "tiny_text_width": 1, "tiny_text_layers": 1, "tiny_text_heads": 1, "pool_queries": 1,
-    "augment_rotation_deg": 0, "grad_cache_chunk": 0,
-    "caption_layers": 1, **{f"weight_{name}": 0 for name in OBJECTIVES},
-}  # fmt: skip
-RELEASED_HEADS = 8
-"""Heads of the released report pooler, `SentenceAttentionPool`."""
-_SHARES = (
-    "negated_view_fraction", "mim_mask_ratio", "mlm_probability", "ssm_same_above", "ssm_differ_below", "caption_label_smoothing",
-    "augment_shift", "augment_width", "augment_noise", "load_minimum_coverage",
-)  # fmt: skip
+def as_tuple(value: Any) -> Any:
+    """Lists as tuples, which typed settings hold."""
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _check_ranges(settings: Settings) -> None:
-    flat = flatten(settings)
-    for name, least in _AT_LEAST.items():
-        if flat[name] < least:
-            raise ValueError(f"{name}={flat[name]}: must be at least {least}")
-    size, (least, most) = settings.data.volume_size, settings.augment.augment_crop
-    if size and (len(size) != 3 or any(side < 32 or side % 32 for side in size)):
-        raise ValueError(f"volume_size={size}: three multiples of 32 are expected, voxels along z, y, x; or none at all")
-    if settings.augment.augment_width == 1:
-        raise ValueError("augment_width=1.0: must be smaller than 1, or no window would be left")
-    if any(not 0 <= beta < 1 for beta in settings.optim.betas):
-        raise ValueError(f"betas={settings.optim.betas}: both must be at least 0 and smaller than 1")
-    shares = settings.data.dataset_weights
-    if shares and (min(shares) < 0 or sum(shares) == 0):
-        raise ValueError(f"dataset_weights={shares}: none may be negative, and one must be more than 0")
-    if not 0 < least <= most <= 1:
-        raise ValueError(f"augment_crop={settings.augment.augment_crop}: 0 < smallest <= largest <= 1 is expected")
-    for name in _SHARES:
-        if not 0 <= flat[name] <= 1:
-            raise ValueError(f"{name}={flat[name]}: must lie between 0 and 1")
+def first_sentence(error: ValidationError, values: Mapping[str, Any], name: str = "") -> str:
+    """The first mistake of a validation in one sentence; `name` where the value alone was validated."""
+    detail = error.errors(include_url=False)[0]
+    name = name or str(detail["loc"][0])
+    expected = {"missing": "more values are required", "tuple_type": f"must be a list such as {name}='[...]'"}.get(detail["type"])
+    return f"{name}={values[name]!r}: {expected or detail['msg'].replace('Input should', 'must').replace('Tuple should', 'must')}"
 
 
-def _check_together(settings: Settings) -> None:
-    data, vision, text, model = settings.data, settings.vision, settings.text, settings.model
-    optim, run = settings.optim, settings.run
+Rules = list[tuple[Any, str]]
+"""(whether it holds, the sentence if it does not)."""
+
+
+def _value_rules(settings: Settings) -> Rules:
+    data, optim, run, crop = settings.data, settings.optim, settings.run, settings.augment.augment_crop
+    size, weights = data.volume_size, data.dataset_weights
+    return [
+        (not size or (len(size) == 3 and all(side >= 32 and side % 32 == 0 for side in size)),
+         f"volume_size={size}: must be three multiples of 32, voxels along z, y, x, or empty"),
+        (size or data.image_size % 32 == 0, f"image_size={data.image_size}: must be a multiple of 32"),
+        (0 < crop[0] <= crop[1] <= 1, f"augment_crop={crop}: must satisfy 0 < minimum <= maximum <= 1"),
+        (data.window_hu[0] < data.window_hu[1], f"window_hu={data.window_hu}: must be (lower, upper)"),
+        (data.datasets, "datasets=[]: name at least one data set, such as datasets='[\"ct_rate\"]'"),
+        (len(set(data.datasets)) == len(data.datasets), f"datasets={data.datasets} contains a data set twice"),
+        (not weights or sum(weights) > 0, f"dataset_weights={weights}: at least one must be greater than 0"),
+        (not weights or len(weights) == len(data.datasets),
+         f"dataset_weights={weights} needs one weight for each of datasets={data.datasets}"),
+        (max(optim.betas) < 1, f"betas={optim.betas}: must be less than 1"),
+        (optim.warmup_steps < optim.max_steps,
+         f"warmup_steps={optim.warmup_steps} must be less than max_steps={optim.max_steps}"),
+        (optim.batch_size >= optim.per_gpu_batchsize,
+         f"batch_size={optim.batch_size} is less than per_gpu_batchsize={optim.per_gpu_batchsize}"),
+        (objective_weights(settings.loss), "every loss weight is 0; set at least one greater than 0"),
+        (run.load_path or not (run.load_patch_merging or run.load_entry or run.load_prefix),
+         "load_patch_merging, load_entry and load_prefix describe the file of load_path, which is not set"),
+    ]  # fmt: skip
+
+
+def _encoder_rules(settings: Settings) -> Rules:
+    data, vision, model = settings.data, settings.vision, settings.model
     kind, encoder = vision.vision_encoder, ENCODERS[vision.vision_encoder]
     patch_size, stride, has_stages = encoder.patch_size(vision), encoder.stride(vision), "depths" in encoder.reads
     channels = [vision.embed_dim * 2**stage for stage in range(len(vision.depths))]
-    undivided = [width for width, heads in zip(channels, vision.num_heads) if heads < 1 or width % heads]
-    fused = settings.loss.weight_cml + settings.loss.weight_dcl + settings.loss.weight_ssm > 0
-    sides = volume_shape(data.image_size, data.volume_size)
-    asked = f"volume_size={data.volume_size}" if data.volume_size else f"image_size={data.image_size}"
-    fits = f"multiples of {stride} fit" if data.volume_size else f"a multiple of {4 * stride} fits"
-    rules = [
-        (bool(data.volume_size) or data.image_size % 32 == 0, f"image_size={data.image_size}: must be a multiple of 32"),
-        (all(side % stride == 0 for side in sides),
-         f"{asked}: the volume's sides {sides} must be multiples of {stride} voxels, the stride of this "
-         f"{kind} encoder; {fits}"),
-        (all(side % model.mim_patch_size == 0 for side in sides),
-         f"mim_patch_size={model.mim_patch_size} does not divide the volume {sides}"),
+    shape = volume_shape(data.image_size, data.volume_size)
+    given = f"volume_size={data.volume_size}" if data.volume_size else f"image_size={data.image_size}"
+    suggestion = f"multiples of {stride}" if data.volume_size else f"a multiple of {4 * stride}"
+    return [
+        (all(side % stride == 0 for side in shape),
+         f"{given}: volume {shape} must be divisible by {stride} voxels, the stride of this {kind} encoder; use {suggestion}"),
+        (all(side % model.mim_patch_size == 0 for side in shape),
+         f"mim_patch_size={model.mim_patch_size} does not divide the volume {shape}"),
         (model.mim_patch_size % patch_size == 0,
          f"mim_patch_size={model.mim_patch_size} must be a multiple of patch_size={patch_size}"),
         (kind != "nnunet" or vision.embed_dim % 2 == 0,
@@ -158,62 +148,40 @@ def _check_together(settings: Settings) -> None:
         (not has_stages or len(vision.depths) == len(vision.num_heads),
          f"depths={vision.depths} and num_heads={vision.num_heads} differ in length"),
         (not has_stages or (1 <= len(vision.depths) <= 4 and min(vision.depths) >= 1),
-         f"depths={vision.depths}: one to four stages of at least one block each are expected"),
-        (not has_stages or not undivided,
-         f"num_heads={vision.num_heads}: the heads of each stage must divide its channels, {channels} "
-         f"with embed_dim={vision.embed_dim}"),
+         f"depths={vision.depths}: must be one to four stages of at least one block"),
+        (not has_stages or all(heads >= 1 and width % heads == 0 for width, heads in zip(channels, vision.num_heads)),
+         f"num_heads={vision.num_heads} must divide the channels of each stage, {channels} with embed_dim={vision.embed_dim}"),
+        (model.mim_decoder != "conv" or settings.loss.weight_mim == 0 or 2 * model.hidden_size >= stride,
+         f"mim_decoder=conv halves hidden_size={model.hidden_size} at each of its steps up from stride {stride}; use "
+         f"hidden_size={stride // 2} or more, or mim_decoder=linear"),
+    ]  # fmt: skip
+
+
+def _model_rules(settings: Settings) -> Rules:
+    vision, text, model, optim, loss = settings.vision, settings.text, settings.model, settings.optim, settings.loss
+    contrasts = loss.weight_cml + loss.weight_dcl + loss.weight_ssm > 0
+    return [
         (model.hidden_size % model.fusion_heads == 0,
          f"fusion_heads={model.fusion_heads} does not divide hidden_size={model.hidden_size}"),
-        (model.wiring == "paper" or not fused or model.hidden_size % RELEASED_HEADS == 0,
+        (model.wiring == "paper" or not contrasts or model.hidden_size % RELEASED_HEADS == 0,
          f"wiring={model.wiring} pools reports with {RELEASED_HEADS} heads, which do not divide hidden_size={model.hidden_size}"),
-        (model.mim_decoder != "conv" or settings.loss.weight_mim == 0 or 2 * model.hidden_size >= stride,
-         f"mim_decoder=conv halves hidden_size={model.hidden_size} until it has undone the stride {stride}, and nothing is left; "
-         f"use at least {stride // 2}, or mim_decoder=linear"),
+        (model.ssm_differ_below < model.ssm_same_above,
+         f"ssm_differ_below={model.ssm_differ_below} must be less than ssm_same_above={model.ssm_same_above}"),
         (text.text_encoder != "tiny" or text.tiny_text_width % text.tiny_text_heads == 0,
          f"tiny_text_heads={text.tiny_text_heads} does not divide tiny_text_width={text.tiny_text_width}"),
-        (bool(data.datasets), "datasets=[]: name at least one data set, e.g. datasets='[\"ct_rate\"]'"),
-        (len(set(data.datasets)) == len(data.datasets), f"datasets={data.datasets} names one twice"),
-        (optim.warmup_steps < optim.max_steps,
-         f"warmup_steps={optim.warmup_steps} must be smaller than max_steps={optim.max_steps}"),
-        (optim.batch_size >= optim.per_gpu_batchsize,
-         f"batch_size={optim.batch_size} is smaller than per_gpu_batchsize={optim.per_gpu_batchsize}"),
-        (data.window_hu[0] < data.window_hu[1], f"window_hu={data.window_hu}: the lower bound comes first"),
-        (not data.dataset_weights or len(data.dataset_weights) == len(data.datasets),
-         f"dataset_weights={data.dataset_weights} needs one weight for each of datasets={data.datasets}"),
-        (any(getattr(settings.loss, entry.name) > 0 for entry in fields(settings.loss)),
-         "every loss weight is 0: nothing to learn"),
-        (run.load_path or not (run.load_patch_merging or run.load_entry or run.load_prefix),
-         "load_patch_merging, load_entry and load_prefix say how load_path is read, which is not set"),
-        (model.ssm_differ_below < model.ssm_same_above,
-         f"ssm_differ_below={model.ssm_differ_below} must be smaller than ssm_same_above={model.ssm_same_above}"),
         (text.text_encoder != "tiny" or not text.freeze_text,
-         "text_encoder=tiny starts from random weights and cannot be frozen; set freeze_text=False"),
-    ]  # fmt: skip
-    _require(rules)
-
-
-def _check_contrast_and_cache(settings: Settings) -> None:
-    vision, text, model, optim, loss = settings.vision, settings.text, settings.model, settings.optim, settings.loss
-    rules = [
+         "text_encoder=tiny is trained from scratch and cannot be frozen; set freeze_text=False"),
         (model.contrast != "sigmoid" or model.wiring == "paper",
          f"contrast=sigmoid needs wiring=paper: the temperature of wiring={model.wiring} is constant"),
         (optim.grad_cache_chunk == 0 or vision.vision_encoder != "unet" or vision.norm_statistics == "instance",
-         "grad_cache_chunk would change what norm_statistics=batch measures; use norm_statistics=instance or grad_cache_chunk=0"),
+         "grad_cache_chunk changes the batch statistics of the U-Net; use norm_statistics=instance or grad_cache_chunk=0"),
         (not text.text_cache or text.freeze_text,
-         f"text_cache={text.text_cache!r} holds features that do not change; use freeze_text=True or no cache"),
+         f"text_cache={text.text_cache!r} needs a frozen text encoder; set freeze_text=True or leave text_cache empty"),
         (not text.text_cache or model.wiring == "paper",
          f"wiring={model.wiring} reads padding tokens, which a text_cache does not hold; use wiring=paper or no text_cache"),
-        (optim.text_negatives >= 0, f"text_negatives={optim.text_negatives}: 0 or more reports per volume are expected"),
-        (optim.text_negatives == 0 or bool(text.text_cache),
-         "text_negatives reads reports from a text_cache, which is not set; make one with tools/cache_text.py"),
-        (optim.text_negatives == 0 or loss.weight_cml > 0, "text_negatives are negatives of CML, whose weight_cml is 0"),
+        (optim.text_negatives == 0 or text.text_cache,
+         "text_negatives needs text_cache, which is not set; create one with tools/cache_text.py"),
+        (optim.text_negatives == 0 or loss.weight_cml > 0, "text_negatives are negatives of CML, but weight_cml is 0"),
         (optim.text_negatives == 0 or model.wiring == "paper",
          f"text_negatives needs wiring=paper: wiring={model.wiring} does not contrast images with reports"),
     ]  # fmt: skip
-    _require(rules)
-
-
-def _require(rules: Iterable[tuple[Any, str]]) -> None:
-    for holds, sentence in rules:
-        if not holds:
-            raise ValueError(sentence)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mg3d.datamodules.multitask import MultiTaskDataModule
+from mg3d.datamodules.base import LoaderOptions, StudyOptions
+from mg3d.datamodules.multitask import DATA_MODULES, MultiTaskDataModule
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import load_tokenizer, pad_reports, train_wordpiece
@@ -84,31 +85,35 @@ def build_data(
 
     per_rank: volumes per rank and pass; per_gpu_batchsize when left out. with_text_cache: batches hold what `text_cache` has.
     """
-    data, model = settings.data, settings.model
-    return MultiTaskDataModule(
-        storage=Storage(data.data_root, data.cache_dir),
-        datasets=data.datasets,
-        dataset_weights=data.dataset_weights,
+    data, model, seed = settings.data, settings.model, settings.run.seed
+    studies = StudyOptions(
         shape=volume_shape(data.image_size, data.volume_size),
         window_hu=data.window_hu,
         text_unit=data.text_unit,
-        shuffle_pairs=data.shuffle_reports,
         needs_reports=bool(objective_weights(settings.loss).keys() - WITHOUT_REPORTS),
-        tokenizer=tokenizer,
-        max_text_len=data.max_text_len,
-        mim_patch_size=model.mim_patch_size,
-        mim_mask_ratio=model.mim_mask_ratio,
-        mlm_probability=model.mlm_probability,
-        sentence_views=data.sentence_views,
-        negated_view_fraction=data.negated_view_fraction,
-        pad_to_max_length=model.wiring != "paper",
-        text_features=TextCache(settings.text.text_cache) if with_text_cache and settings.text.text_cache else None,
-        text_negatives=settings.optim.text_negatives if with_text_cache else 0,
-        changes=settings.augment,
-        per_gpu_batchsize=per_rank or settings.optim.per_gpu_batchsize,
-        num_workers=data.num_workers,
-        seed=settings.run.seed,
+        shuffle_seed=seed if data.shuffle_reports else None,
     )
+    collator = {
+        "max_text_len": data.max_text_len,
+        "mim_patch_size": model.mim_patch_size,
+        "mim_mask_ratio": model.mim_mask_ratio,
+        "mlm_probability": model.mlm_probability,
+        "sentence_views": data.sentence_views,
+        "negated_view_fraction": data.negated_view_fraction,
+        "pad_to_max_length": model.wiring != "paper",
+        "text_features": TextCache(settings.text.text_cache) if with_text_cache and settings.text.text_cache else None,
+    }
+    loader = LoaderOptions(
+        batch_size=per_rank or settings.optim.per_gpu_batchsize,
+        num_workers=data.num_workers,
+        seed=seed,
+        collator=collator,
+        augmentation=settings.augment,
+        text_negatives=settings.optim.text_negatives if with_text_cache else 0,
+    )
+    storage = Storage(data.data_root, data.cache_dir)
+    modules = [DATA_MODULES[name](storage, studies, loader) for name in data.datasets]
+    return MultiTaskDataModule(modules, weights=data.dataset_weights, tokenizer=tokenizer)
 
 
 def fit_voxels(model: MG3D, data: MultiTaskDataModule) -> None:

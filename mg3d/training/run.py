@@ -15,10 +15,12 @@ from rich.console import Console
 from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.datamodules.multitask import MultiTaskDataModule
+from mg3d.datasets.arrow import open_index
 from mg3d.datasets.integrity import require_valid
-from mg3d.datasets.schema import DATASETS, SEEN, differing_steps
+from mg3d.datasets.schema import DATASETS, GEOMETRY_STEPS, differing_steps
+from mg3d.datasets.storage import Storage
 from mg3d.distributed import rank
-from mg3d.evaluation.evidence import held_out_studies, open_scene, show_evidence, write_evidence
+from mg3d.evaluation.evidence import held_out_studies, open_held_out, show_evidence, write_evidence
 from mg3d.evaluation.label_probe import build_probe, train_probe
 from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained, build_vision
@@ -75,6 +77,8 @@ def run_folder(settings: Settings) -> Path:
 def pretrain(settings: Settings) -> None:
     """Trains (or goes on), validates, and shows the evidence; a finished run is only shown again."""
     run_dir = run_folder(settings)
+    if not settings.run.resume_from:
+        require_data(settings)  # before an existing run is reported: a typo in data_root is the likelier mistake
     checkpoint = find_checkpoint(settings, run_dir)
     if checkpoint and is_finished(checkpoint, settings) and (run_dir / "evidence.json").is_file():
         say(f"{run_dir} holds this run, finished; nothing to train (run_name=... starts another)")
@@ -132,6 +136,12 @@ def pretrain(settings: Settings) -> None:
         evaluate(_resuming(settings, "last"))
 
 
+def require_data(settings: Settings) -> None:
+    """Raises FileNotFoundError for a training index that is missing in data_root."""
+    for dataset in settings.data.datasets:
+        open_index(Storage(settings.data.data_root, settings.data.cache_dir), dataset, "train")
+
+
 def refuse_now(settings: Settings, *, starts: bool) -> None:
     """Raises ValueError for what would fail after the reports have been read: weights to start from, or nothing that compiles."""
     if settings.run.load_path and starts:
@@ -156,7 +166,7 @@ def start_from(
     say(str(report))
     theirs = (report.passport.preprocessing or {}).get("recipe")
     for name, ours in recipes.items():
-        if other := differing_steps(theirs, ours, SEEN):
+        if other := differing_steps(theirs, ours, GEOMETRY_STEPS):
             say(
                 f"the volumes of {name} were prepared otherwise ({', '.join(other)}) than those that {settings.run.load_path} "
                 "was trained on, so it has seen chests at another scale or place; prepare them as those were, if not meant"
@@ -207,13 +217,13 @@ def evaluate(settings: Settings) -> None:
     data = build_data(settings)
     data.tokenizer = build_tokenizer(settings, run_dir, data)
     device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")
-    scene = open_scene(
+    held_out = open_held_out(
         settings, train=data.train_parts[0], tokenizer=data.tokenizer, collator=data.collator(), device=device
     )
-    say(f"evidence: {len(scene.test)} held-out studies of {len(set(scene.test.patients))} patients unseen in training")
-    if settings.run.ground_truth_root and scene.truths is None:
+    say(f"evidence: {len(held_out.test)} held-out studies of {len(set(held_out.test.patients))} patients unseen in training")
+    if settings.run.ground_truth_root and held_out.truths is None:
         say(f"ground_truth_root={settings.run.ground_truth_root} has no ground truth of these studies; continuing without it")
-    write_evidence(scene, run_dir, checkpoint)
+    write_evidence(held_out, run_dir, checkpoint)
     show_evidence(run_dir)
 
 
@@ -257,7 +267,7 @@ def mixed_recipes(recipes: Mapping[str, dict[str, Any] | None]) -> list[str]:
     return [
         f"{name} was prepared otherwise ({', '.join(other)}) than {known[0][0]}, as which scans will be read: prepare both alike"
         for name, recipe in known[1:]
-        if (other := differing_steps(known[0][1], recipe, SEEN))
+        if (other := differing_steps(known[0][1], recipe, GEOMETRY_STEPS))
     ]
 
 
@@ -329,7 +339,7 @@ def refuse_other_settings(path: Path, settings: Settings) -> None:
 
 def refuse_other_text(model: MG3D, data: MultiTaskDataModule, max_text_len: int) -> None:
     """Raises ValueError when the data's cached text features are of another text encoder than the model's, or another length."""
-    cache = data.collator_options["text_features"]
+    cache = data.options.collator["text_features"]
     if cache is not None:
         cache.require_made_for(model.text.fingerprint(), max_text_len)
 

@@ -26,7 +26,7 @@ def some_volume(seed=0, shape=SHAPE, count=1):
 
 
 def draws(settings, count=200, shape=SHAPE):
-    return [augment.draw(settings, shape, WINDOW, np.random.default_rng([7, seed])) for seed in range(count)]
+    return [augment.draw_params(settings, shape, WINDOW, np.random.default_rng([7, seed])) for seed in range(count)]
 
 
 def affine(linear, shift=(0.0, 0.0, 0.0)):
@@ -37,9 +37,9 @@ def test_what_is_off_draws_the_identity():
     for one in draws(AugmentSettings(), 20):
         assert (one.affine == np.eye(3, 4)).all()
         assert one.window == WINDOW
-        assert one.noise == 0
-    assert not augment.is_on(AugmentSettings())
-    assert augment.is_on(ALL)
+        assert one.noise_std == 0
+    assert not augment.is_enabled(AugmentSettings())
+    assert augment.is_enabled(ALL)
 
 
 def test_an_unmoved_volume_comes_back_bit_by_bit_beside_a_moved_one():
@@ -73,14 +73,14 @@ def test_boxes_stay_inside_and_reach_every_side():
 def test_a_quarter_turn_keeps_slices_and_turns_each():
     shape = (3, 8, 8)
     voxels = some_volume(1, shape)
-    linear = augment._linear(shape, 1.0, np.pi / 2, 1.0)
+    linear = augment.linear_map(shape, 1.0, np.pi / 2, 1.0)
     turned = augment.resample(voxels, affine(linear))[0, 0]
     either = [torch.rot90(voxels[0, 0].float(), k, (1, 2)) for k in (1, 3)]
     assert min(float((turned - one).abs().max()) for one in either) < 1e-2
 
 
 def test_a_turn_keeps_lengths_in_a_plane_of_unequal_sides():
-    linear = augment._linear((5, 12, 24), 1.0, 0.3, 1.0)
+    linear = augment.linear_map((5, 12, 24), 1.0, 0.3, 1.0)
     pixels = np.diag([24 / 2, 12 / 2, 5 / 2])
     moved = pixels @ linear @ np.linalg.inv(pixels)
     np.testing.assert_allclose(moved @ moved.T, np.eye(3), atol=1e-12)
@@ -88,7 +88,7 @@ def test_a_turn_keeps_lengths_in_a_plane_of_unequal_sides():
 
 def test_a_flip_exchanges_left_and_right_alone():
     voxels = some_volume(2)
-    flipped = augment.resample(voxels, affine(augment._linear(SHAPE, 1.0, 0.0, -1.0)))
+    flipped = augment.resample(voxels, affine(augment.linear_map(SHAPE, 1.0, 0.0, -1.0)))
     np.testing.assert_allclose(flipped, voxels.float().flip(-1), atol=1e-2)
     signs = {float(np.sign(one.affine[0, 0])) for one in draws(AugmentSettings(augment_flip=True), 30)}
     assert signs == {-1.0, 1.0}
@@ -126,7 +126,7 @@ def test_one_setting_leaves_the_draws_of_the_others_alone():
 @pytest.fixture(scope="module")
 def collators(tmp_path_factory):
     tokenizer = small_tokenizer(tmp_path_factory.mktemp("tokenizer") / "words")
-    return {name: Collator(tokenizer, changes=changes, **OPTIONS) for name, changes in (("plain", None), ("changed", ALL))}
+    return {name: Collator(tokenizer, augmentation=changes, **OPTIONS) for name, changes in (("plain", None), ("changed", ALL))}
 
 
 @pytest.fixture(scope="module")

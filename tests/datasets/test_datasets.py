@@ -7,7 +7,7 @@ from small_arrow import SHAPE, small_tokenizer, write_split
 
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.collate import Collator
-from mg3d.datasets.masking import WordMasker, choose_view, hidden_cubes
+from mg3d.datasets.masking import WholeWordMasker, draw_patch_mask, draw_view
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import encode_report, load_tokenizer, lower
 from mg3d.datasets.windowing import sample_intensities
@@ -60,7 +60,7 @@ def test_one_reconstruction_is_drawn_per_study(index_file):
 def test_shuffled_pairs_never_keep_the_patient(index_file):
     true = Studies(VolumeIndex(index_file), **READING)
     shuffled = Studies(VolumeIndex(index_file), shuffle_seed=3, **READING)
-    strangers = shuffled._strangers
+    strangers = shuffled._shuffled
     assert sorted(strangers) == list(range(10))
     assert all(true.patients[study] != true.patients[strangers[study]] for study in range(10))
     assert shuffled.sample(2).report == true.report(int(strangers[2])).report
@@ -101,14 +101,14 @@ def test_no_network_and_no_folder_is_one_sentence():
 
 
 def test_half_of_the_cubes_are_hidden():
-    hidden = hidden_cubes((4, 3, 2), 0.5, np.random.default_rng(0))
+    hidden = draw_patch_mask((4, 3, 2), 0.5, np.random.default_rng(0))
     assert hidden.shape == (4, 3, 2)
     assert hidden.sum() == 12
-    assert (hidden != hidden_cubes((4, 3, 2), 0.5, np.random.default_rng(1))).any()
+    assert (hidden != draw_patch_mask((4, 3, 2), 0.5, np.random.default_rng(1))).any()
 
 
 def test_words_are_masked_whole_in_the_usual_shares(tokenizer):
-    masker, generator = WordMasker(tokenizer, 0.3), np.random.default_rng(0)
+    masker, generator = WholeWordMasker(tokenizer, 0.3), np.random.default_rng(0)
     pieces = tokenizer("enlarged tracheal lesions measuring abnormalities of the heart")["input_ids"]
     ids = np.array([tokenizer.cls_token_id, *pieces[1:-1] * 1500, tokenizer.sep_token_id])
     masked, labels = masker(ids, generator)
@@ -116,7 +116,7 @@ def test_words_are_masked_whole_in_the_usual_shares(tokenizer):
     assert (labels[asked] == ids[asked]).all()
     assert (masked[~asked] == ids[~asked]).all()
     assert not asked[[0, -1]].any()
-    inside = masker.continues[ids]
+    inside = masker.is_continuation[ids]
     assert inside.any()
     assert (asked[inside] == asked[np.flatnonzero(inside) - 1]).all()
     words = ~inside & ~np.isin(ids, tokenizer.all_special_ids)
@@ -127,13 +127,13 @@ def test_words_are_masked_whole_in_the_usual_shares(tokenizer):
 
 def test_at_least_one_word_is_asked(tokenizer):
     ids = np.array(tokenizer("the heart")["input_ids"])
-    assert all((WordMasker(tokenizer, 0.0)(ids, np.random.default_rng(seed))[1] != -100).sum() >= 1 for seed in range(5))
+    assert all((WholeWordMasker(tokenizer, 0.0)(ids, np.random.default_rng(seed))[1] != -100).sum() >= 1 for seed in range(5))
 
 
 def test_a_view_has_one_to_three_sentences_and_begins_with_the_wanted_kind():
     polarities = [-1, -1, 1, -1, 1, -1]
     for share, kind in ((0.0, 1), (1.0, -1)):
-        chosen = [choose_view(polarities, share, np.random.default_rng(seed)) for seed in range(300)]
+        chosen = [draw_view(polarities, share, np.random.default_rng(seed)) for seed in range(300)]
         assert {len(view) for view in chosen} == {1, 2, 3}
         assert all(len(set(view)) == len(view) and (np.diff(view) > 0).all() for view in chosen)
         assert all(any(polarities[index] == kind for index in view) for view in chosen)
@@ -141,16 +141,16 @@ def test_a_view_has_one_to_three_sentences_and_begins_with_the_wanted_kind():
 
 
 def test_a_quarter_of_single_sentence_views_deny():
-    chosen = [choose_view([-1, 1, -1], 0.25, np.random.default_rng(seed)) for seed in range(3000)]
+    chosen = [draw_view([-1, 1, -1], 0.25, np.random.default_rng(seed)) for seed in range(3000)]
     single = [int(view[0]) for view in chosen if len(view) == 1]
     assert abs(np.mean([place != 1 for place in single]) - 0.25) < 0.05
 
 
 def test_a_view_takes_what_a_report_has():
     generator = np.random.default_rng(0)
-    assert choose_view([], 0.5, generator).tolist() == []
-    assert choose_view([-1], 0.0, generator).tolist() == [0]
-    assert choose_view([1], 1.0, generator).tolist() == [0]
+    assert draw_view([], 0.5, generator).tolist() == []
+    assert draw_view([-1], 0.0, generator).tolist() == [0]
+    assert draw_view([1], 1.0, generator).tolist() == [0]
 
 
 def test_views_hold_the_tokens_of_their_sentences(tokenizer, index_file):

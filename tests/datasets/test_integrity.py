@@ -6,45 +6,44 @@ import pytest
 from small_arrow import write_split
 
 from mg3d.datasets import integrity
-from mg3d.datasets.integrity import CACHE, check_arrow_files, require_valid, shared_values
+from mg3d.datasets.integrity import CACHE, check_arrow_files, find_leaks, require_valid, shared_values
 
 
-def edit(root, split, change, metadata=None):
+def read(root, split, stem="clm_ct_rate"):
+    with pa.memory_map(str(root / f"{stem}_{split}.arrow")) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def edit(root, split, change, metadata=None, stem="clm_ct_rate"):
     """Rewrites an index with `change(rows)`."""
-    path = root / f"clm_ct_rate_{split}.arrow"
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all()
+    table = read(root, split, stem)
     schema = table.schema if metadata is None else table.schema.with_metadata({**table.schema.metadata, **metadata})
     changed = pa.Table.from_pylist(change(table.to_pylist()), schema=schema)
+    path = root / f"{stem}_{split}.arrow"
     path.unlink()
     with pa.ipc.new_file(path, schema) as writer:
         writer.write_table(changed)
 
 
-def read(root, split):
-    with pa.memory_map(str(root / f"clm_ct_rate_{split}.arrow")) as source:
-        return pa.ipc.open_file(source).read_all().to_pylist()
+def first_with(column, value):
+    return lambda rows: [{**rows[0], column: value}, *rows[1:]]
 
 
 @pytest.fixture
 def arrows(tmp_path):
-    """Clean files; the small reports repeat every seven patients, so that each study gets a report of its own."""
+    """Files without problems; reports of write_split repeat after seven patients, so each study gets its own hash."""
     for split, patients, first in (("train", 6, 0), ("val", 3, 20), ("test", 2, 30)):
         write_split(tmp_path, "ct_rate", split, patients=patients, first=first, reconstructions=2)
         edit(tmp_path, split, lambda rows: [{**row, "report_sha256": f"of {row['study_id']}"} for row in rows])
     return tmp_path
 
 
-def copied(column, value):
-    return lambda rows: [{**rows[0], column: value}, *rows[1:]]
-
-
-def test_clean_files_have_no_problem(arrows):
+def test_valid_files_have_no_problem(arrows):
     assert check_arrow_files(arrows, ["ct_rate"]) == []
 
 
 @pytest.mark.parametrize(
-    ("column", "code", "blocking"),
+    ("column", "code", "is_error"),
     [
         ("patient_id", "patient_in_two_splits", True),
         ("study_id", "study_in_two_splits", True),
@@ -52,27 +51,31 @@ def test_clean_files_have_no_problem(arrows):
         ("report_sha256", "duplicate_report_other_patient", False),
     ],
 )
-def test_a_value_in_two_splits_is_told_with_the_volumes_that_have_it(arrows, column, code, blocking):
-    theirs = read(arrows, "train")[3]
-    edit(arrows, "test", copied(column, theirs[column]))
+def test_a_value_in_two_splits_is_reported_with_its_volumes(arrows, column, code, is_error):
+    train = read(arrows, "train").to_pylist()
+    edit(arrows, "test", first_with(column, train[3][column]))
     (problem,) = check_arrow_files(arrows, ["ct_rate"])
-    first_with_it = next(row["volume_id"] for row in read(arrows, "train") if row[column] == theirs[column])
-    assert (problem.code, problem.blocking) == (code, blocking)
-    assert problem.volumes == (first_with_it, "ct_rate/test_30_0_0")
+    first = next(row["volume_id"] for row in train if row[column] == train[3][column])
+    assert (problem.code, problem.is_error) == (code, is_error)
+    assert problem.volumes == (first, "ct_rate/test_30_0_0")
 
 
-def test_leaks_between_data_sets_count_too(arrows):
-    for split in ("train", "val"):
-        write_split(arrows, "ctrg", split, patients=2, first=50 if split == "train" else 60, unit="uint8_unknown_window")
-    image = read(arrows, "val")[0]["image_sha256"]
-    path = arrows / "clm_chest_ctrg_train.arrow"
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all()
-    rows = table.to_pylist()
-    rows[0]["image_sha256"] = image
-    with pa.ipc.new_file(path, table.schema) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=table.schema))
+def test_leaks_between_data_sets_are_found(arrows):
+    for split, first in (("train", 50), ("val", 60)):
+        write_split(arrows, "ctrg", split, patients=2, first=first, unit="uint8_unknown_window")
+    image = read(arrows, "val").to_pylist()[0]["image_sha256"]
+    edit(arrows, "train", first_with("image_sha256", image), stem="clm_chest_ctrg")
     assert [problem.code for problem in check_arrow_files(arrows, ["ct_rate", "ctrg"])] == ["duplicate_pixels"]
+
+
+def test_one_table_can_have_several_leaks():
+    rows = [{"volume_id": f"v{k}", "patient_id": f"p{k}", "study_id": f"s{k}", "split": "train"} for k in range(6)]
+    assert find_leaks(pa.Table.from_pylist(rows)) == []
+    rows[1] |= {"patient_id": "p0", "split": "val"}
+    rows[3] |= {"study_id": "s2", "split": "test"}
+    patients, studies = find_leaks(pa.Table.from_pylist(rows))
+    assert (patients.volumes, studies.volumes) == (("v0", "v1"), ("v2", "v3"))
+    assert patients.message == "patients in more than one split: 1, e.g. v0 and v1"
 
 
 def test_shared_values_agree_with_a_slow_count():
@@ -94,71 +97,72 @@ def test_shared_values_agree_with_a_slow_count():
     ("split", "change", "metadata", "code"),
     [
         ("train", lambda rows: [], None, "empty_train"),
-        ("val", copied("intensity_unit", "uint8_unknown_window"), None, "mixed_units"),
+        ("val", first_with("intensity_unit", "uint8_unknown_window"), None, "mixed_units"),
         ("val", lambda rows: rows, {b"mg3d.shape": b"[16, 12, 9]"}, "shape_disagreement"),
         ("test", lambda rows: rows, {b"mg3d.preproc_hash": b'"other"'}, "recipe_disagreement"),
         ("train", lambda rows: [*rows, rows[2]], None, "duplicate_ids"),
-        ("train", copied("shard", "shards/ct_rate/gone.arrow"), None, "missing_shard"),
+        ("train", first_with("shard", "shards/ct_rate/gone.arrow"), None, "missing_shard"),
     ],
 )
-def test_each_fault_of_the_files_is_told_by_its_code(arrows, split, change, metadata, code):
+def test_each_error_is_reported_by_its_code(arrows, split, change, metadata, code):
     edit(arrows, split, change, metadata)
     (problem,) = check_arrow_files(arrows, ["ct_rate"])
-    assert (problem.code, problem.blocking) == (code, True)
+    assert (problem.code, problem.is_error) == (code, True)
 
 
-def test_sentences_cut_by_other_rules_are_told_with_the_command_that_cuts_them_anew(arrows, monkeypatch):
+def test_outdated_sentence_spans_are_a_warning_with_the_command_that_updates_them(arrows, monkeypatch):
     edit(arrows, "val", lambda rows: rows, {b"mg3d.units_version": b"1"})
     edit(arrows, "test", lambda rows: rows, {b"mg3d.units_version": b"2"})
     monkeypatch.setattr(integrity, "UNITS_VERSION", 2)
     (problem,) = check_arrow_files(arrows, ["ct_rate"])
-    assert (problem.code, problem.blocking) == ("old_units", False)
-    (told,) = require_valid(arrows, ["ct_rate"])
-    assert "(val 1)" in told
-    assert f"python prepro/prepro_pretraining_data.py --ct-rate ROOT --out {arrows}`" in told
-    monkeypatch.setattr(integrity, "UNITS_VERSION", 1)  # what was kept of the check holds for the rules of before
-    assert "(test 2)" in require_valid(arrows, ["ct_rate"])[0]
+    assert (problem.code, problem.is_error) == ("old_units", False)
+    (warning,) = require_valid(arrows, ["ct_rate"])
+    assert "(version val 1)" in warning
+    assert f"`python prepro/prepro_pretraining_data.py --ct-rate ROOT --out {arrows}`" in warning
+    monkeypatch.setattr(integrity, "UNITS_VERSION", 1)  # the cached result is for the other version
+    assert "(version test 2)" in require_valid(arrows, ["ct_rate"])[0]
 
 
-def test_volumes_without_a_report_share_nothing(arrows):
+def test_missing_reports_are_not_a_leak(arrows):
     for split in ("train", "val"):
         edit(arrows, split, lambda rows: [{**row, "report": "", "report_sha256": integrity.NO_REPORT} for row in rows])
     assert check_arrow_files(arrows, ["ct_rate"]) == []
 
 
-def test_what_lies_behind_a_url_is_not_looked_for():
+def test_urls_are_not_checked():
     assert require_valid("memory://bucket/arrows", ["ct_rate"]) == []
 
 
-def test_an_empty_val_is_no_fault_and_test_may_be_missing(arrows):
+def test_an_empty_val_split_and_a_missing_test_split_are_valid(arrows):
     edit(arrows, "val", lambda rows: [])
     (arrows / "clm_ct_rate_test.arrow").unlink()
     assert check_arrow_files(arrows, ["ct_rate"]) == []
 
 
-def test_a_check_is_not_made_twice_until_a_file_changes(arrows, monkeypatch):
-    edit(arrows, "test", copied("report_sha256", read(arrows, "train")[0]["report_sha256"]))
+def test_a_clean_result_is_cached_until_a_file_changes(arrows, monkeypatch):
+    train = read(arrows, "train").to_pylist()
+    edit(arrows, "test", first_with("report_sha256", train[0]["report_sha256"]))
     calls = []
     monkeypatch.setattr(integrity, "check_arrow_files", lambda *given: calls.append(given) or check_arrow_files(*given))
     first = require_valid(arrows, ["ct_rate"])
     assert require_valid(arrows, ["ct_rate"]) == first
-    assert "1 reports lie in more than one split" in first[0]
+    assert "reports in more than one split: 1" in first[0]
     assert len(calls) == 1
-    edit(arrows, "test", copied("patient_id", read(arrows, "train")[0]["patient_id"]))
-    for _ in range(2):  # what refuses is never taken from the cache
-        with pytest.raises(ValueError, match=r"1 patients lie in more than one split.*prepare the data anew"):
+    edit(arrows, "test", first_with("patient_id", train[0]["patient_id"]))
+    for _ in range(2):  # an error is never taken from the cache
+        with pytest.raises(ValueError, match=r"patients in more than one split: 1.*rerun the preparation"):
             require_valid(arrows, ["ct_rate"])
     assert len(calls) == 3
 
 
-def test_a_damaged_or_unwritable_cache_costs_only_time(arrows, monkeypatch):
+def test_a_damaged_cache_or_a_read_only_folder_only_costs_time(arrows, monkeypatch):
     (arrows / CACHE).write_text('{"version": 1, "files": ')
     assert require_valid(arrows, ["ct_rate"]) == []
     assert json.loads((arrows / CACHE).read_text())["problems"] == []
     (arrows / CACHE).unlink()
 
     def refuse(*given, **more):
-        raise PermissionError(13, "no")
+        raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(integrity, "write_json", refuse)
     assert require_valid(arrows, ["ct_rate"]) == []

@@ -1,5 +1,3 @@
-"""The words of reports that are to be written."""
-
 import string
 
 import numpy as np
@@ -25,62 +23,65 @@ REPORTS = (
         ('thin-walled 3×4 <"a"> [b] c=d; e/f', "thin-walled 3×4 a b cd ef ."),
     ],
 )
-def test_cleaning_is_the_originals(text, cleaned):
+def test_cleaning_matches_the_original(text, cleaned):
     assert clean_m2kt(text) == cleaned
     assert clean_m2kt(cleaned) == cleaned
 
 
 def test_words_seen_three_times_have_ids_from_one_in_alphabetical_order():
-    words = M2KTTokenizer.fit(REPORTS)
-    assert words.words == (".", "<unk>", "effusion", "is", "no", "the")
-    assert len(words) == 7
-    assert words.encode("No effusion, the heart.").tolist() == [0, 5, 3, 6, 2, 1, 0]
-    assert words.decode([0, 5, 3, 6, 2, 1, 0, 3]) == "no effusion the <unk> ."
-    assert words.decode([5, 3]) == "no effusion"
+    tokenizer = M2KTTokenizer.fit(REPORTS)
+    assert tokenizer.vocabulary == (".", "<unk>", "effusion", "is", "no", "the")
+    assert len(tokenizer) == 7
+    assert tokenizer.encode("No effusion, the heart.").tolist() == [0, 5, 3, 6, 2, 1, 0]
+    assert tokenizer.decode([0, 5, 3, 6, 2, 1, 0, 3]) == "no effusion the <unk> ."
+    assert tokenizer.decode([5, 3]) == "no effusion"
 
 
-def test_known_words_come_back_as_the_cleaned_report():
-    words = M2KTTokenizer.fit(REPORTS, least_count=1)
+def test_known_words_decode_to_the_cleaned_report():
+    tokenizer = M2KTTokenizer.fit(REPORTS, min_count=1)
     for report in REPORTS:
-        assert words.decode(words.encode(report)) == words.clean(report)
-        assert words.decode(M2KTTokenizer(list(words.words)).encode(report)[1:]) == words.clean(report)
+        assert tokenizer.decode(tokenizer.encode(report)) == tokenizer.clean(report)
+        assert tokenizer.decode(M2KTTokenizer(list(tokenizer.vocabulary)).encode(report)[1:]) == tokenizer.clean(report)
 
 
 @pytest.mark.parametrize("kind", [M2KTTokenizer, LosslessTokenizer])
-def test_a_long_report_keeps_its_first_words_and_its_end(kind):
-    words = kind.fit(REPORTS)
-    long = words.encode("effusion no " * 200, 150)
-    assert long.dtype == np.int64
-    assert len(long) == 150
-    assert (long[0], long[-1]) == (words.begin, words.end)
-    assert words.end not in long[1:-1]
-    assert ("effusion no " * 200).startswith(words.decode(long))
+def test_a_truncated_report_keeps_its_first_words_and_its_eos(kind):
+    tokenizer, report = kind.fit(REPORTS), "effusion no " * 200
+    ids = tokenizer.encode(report, 150)
+    assert ids.dtype == np.int64
+    assert len(ids) == 150
+    assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
+    assert tokenizer.eos_id not in ids[1:-1]
+    assert report.startswith(tokenizer.decode(ids))
 
 
 @given(st.text(st.sampled_from(string.printable), max_size=60))
-def test_any_printable_ascii_text_comes_back_but_for_its_white_space(text):
-    words = LosslessTokenizer.fit(REPORTS)
-    ids = words.encode(text, 200)
-    assert words.decode(ids) == " ".join(text.split())
-    assert max(ids) < len(words)
+def test_printable_ascii_is_restored_except_for_white_space(text):
+    tokenizer = LosslessTokenizer.fit(REPORTS)
+    ids = tokenizer.encode(text, 200)
+    assert tokenizer.decode(ids) == " ".join(text.split())
+    assert max(ids) < len(tokenizer)
 
 
-def test_faithful_words_keep_case_signs_numbers_and_letters_of_their_reports():
-    words = LosslessTokenizer.fit([*REPORTS, "Größe 3×4 mm"])
+def test_the_lossless_tokenizer_keeps_case_punctuation_numbers_and_letters_of_its_reports():
+    tokenizer = LosslessTokenizer.fit([*REPORTS, "Größe 3×4 mm"])
     for report in (*REPORTS, "1.  Größe 12×7.05 mm (Nodule)!"):
-        assert words.decode(words.encode(report, 200)) == " ".join(report.split())
-    assert words.decode(words.encode("ø", 9)) == "[UNK]"
-    whole = words.encode("The heart is normal.", 99)
-    assert len(whole) == 2 + 5
-    again = LosslessTokenizer(list(words.words))
-    assert again.encode("The heart is normal.", 99).tolist() == whole.tolist()
-    assert (words.padding, len(LosslessTokenizer.fit(REPORTS, most=210))) == (0, 210)
+        assert tokenizer.decode(tokenizer.encode(report, 200)) == " ".join(report.split())
+    assert tokenizer.decode(tokenizer.encode("ø", 9)) == "[UNK]"
+    ids = tokenizer.encode("The heart is normal.", 99)
+    assert len(ids) == 2 + 5
+    assert LosslessTokenizer(list(tokenizer.vocabulary)).encode("The heart is normal.", 99).tolist() == ids.tolist()
+    assert (tokenizer.pad_id, len(LosslessTokenizer.fit(REPORTS, max_size=210))) == (0, 210)
 
 
-def test_lists_that_are_no_words_are_refused():
-    with pytest.raises(ValueError, match="3 words, 2 of them different"):
-        M2KTTokenizer(["<unk>", "a", "a"])
-    with pytest.raises(ValueError, match="holds <unk>"):
-        M2KTTokenizer(["a"])
-    with pytest.raises(ValueError, match=r"begins with \[PAD\]"):
-        LosslessTokenizer(["a", "b"])
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "message"),
+    [
+        (M2KTTokenizer, ["<unk>", "a", "a"], "3 entries, but only 2 distinct"),
+        (M2KTTokenizer, ["a"], "lacks <unk>"),
+        (LosslessTokenizer, ["a", "b"], r"begin with \[PAD\]"),
+    ],
+)
+def test_invalid_vocabularies_are_refused(kind, vocabulary, message):
+    with pytest.raises(ValueError, match=message):
+        kind(vocabulary)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mg3d.datasets.tokenizer import SPECIAL, encode_report, train_wordpiece
+from mg3d.datasets.tokenizer import SPECIAL_TOKENS, encode_report, train_wordpiece
 from mg3d.sentence_spans import report_units
 
 CORPUS = ["The heart is large. No effusion, no mass. A nodule of 0.8 cm.", "Emphysema  Hernia\n- şüpheli nodül; İzlenmedi."] * 3
@@ -41,12 +41,13 @@ def byte_level(*, trim_offsets, use_regex):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False)
+    options = {"special_tokens": list(SPECIAL_TOKENS), "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=400, **options)
     tokenizer.train_from_iterator([text.lower() for text in CORPUS], trainer)
     ends = [(word, tokenizer.token_to_id(word)) for word in ("[CLS]", "[SEP]")]
     template = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trim_offsets), template])
-    kinds = {f"{kind.strip('[]').lower()}_token": kind for kind in SPECIAL}
+    kinds = {f"{kind.strip('[]').lower()}_token": kind for kind in SPECIAL_TOKENS}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **kinds)
 
 

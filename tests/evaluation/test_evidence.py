@@ -1,10 +1,11 @@
 import json
 
 import pytest
+import torch
 from small_arrow import report_of, write_split
 
 from mg3d.config import resolve
-from mg3d.evaluation.evidence import held_out_studies, read_truths, show_evidence
+from mg3d.evaluation.evidence import held_out_studies, open_held_out, show_evidence
 
 
 @pytest.fixture
@@ -13,33 +14,33 @@ def settings(tmp_path):
     return resolve(["tiny"], {"data_root": str(tmp_path), "ground_truth_root": str(tmp_path)})
 
 
-def write_truths(root, *, numbers):
-    for place, number in enumerate(numbers):
+def truths_of(settings, root, numbers):
+    """Ground truth found for the four studies when that of reports `numbers` is written."""
+    for patient, number in enumerate(numbers):
         findings, impression = report_of(number)
-        path = root / "truth" / "ct_rate" / f"test_{place}_0.json"
+        path = root / "truth" / "ct_rate" / f"test_{patient}_0.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"report": {"findings": findings, "impression": impression}, "number": number}))
+    return open_held_out(settings, train=None, tokenizer=None, collator=None, device=torch.device("cpu")).truths
 
 
-def test_truth_is_read_where_it_tells_the_very_reports(settings, tmp_path):
-    write_truths(tmp_path, numbers=(0, 1, 2, 3))
-    assert [truth["number"] for truth in read_truths(settings, held_out_studies(settings))] == [0, 1, 2, 3]
+def test_ground_truth_is_read_if_it_has_the_reports_of_the_studies(settings, tmp_path):
+    assert [truth["number"] for truth in truths_of(settings, tmp_path, (0, 1, 2, 3))] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("numbers", [(0, 1, 2), (0, 1, 2, 5)])
-def test_studies_of_equal_name_and_other_report_get_no_truth(settings, tmp_path, numbers):
-    write_truths(tmp_path, numbers=numbers)
-    assert read_truths(settings, held_out_studies(settings)) is None
+def test_ground_truth_of_studies_with_equal_names_and_other_reports_is_not_used(settings, tmp_path, numbers):
+    assert truths_of(settings, tmp_path, numbers) is None
 
 
-def test_an_empty_test_split_is_told(settings, tmp_path):
+def test_an_empty_test_split_is_refused(settings, tmp_path):
     write_split(tmp_path, "ct_rate", "test", patients=0)
-    with pytest.raises(ValueError, match="evidence=False"):
+    with pytest.raises(ValueError, match="has no study to evaluate the model on"):
         held_out_studies(settings)
 
 
-def test_objectives_without_a_held_out_number_are_told(tmp_path, capsys):
+def test_objectives_without_a_held_out_metric_are_reported(tmp_path, capsys):
     result = {"studies": 4, "objective": ["mlm"], "untrained": {}, "trained": {}, "baselines": {}}
     (tmp_path / "evidence.json").write_text(json.dumps(result))
     show_evidence(tmp_path)
-    assert "no held-out number is defined for the objectives mlm alone" in capsys.readouterr().out
+    assert "no held-out metric is defined for the objectives mlm alone" in capsys.readouterr().out

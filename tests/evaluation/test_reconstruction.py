@@ -7,43 +7,44 @@ from mg3d.evaluation.reconstruction import BODY_ABOVE, ReconstructionError
 SHAPE = (4, 2, 6)
 
 
-def drawn(*shape, seed):
+def random_volume(*shape, seed):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_errors_over_batches_are_those_of_all_hidden_voxels_at_once():
-    mean, error = drawn(1, *SHAPE, seed=0), ReconstructionError(drawn(1, *SHAPE, seed=0))
-    prediction, target = drawn(5, 1, *SHAPE, seed=1), drawn(5, 1, *SHAPE, seed=2)
-    hidden = drawn(5, 1, *SHAPE, seed=3) < 0.3
+def test_errors_over_batches_equal_those_of_all_masked_voxels_at_once():
+    mean, error = random_volume(1, *SHAPE, seed=0), ReconstructionError(random_volume(1, *SHAPE, seed=0))
+    prediction, target = random_volume(5, 1, *SHAPE, seed=1), random_volume(5, 1, *SHAPE, seed=2)
+    masked = random_volume(5, 1, *SHAPE, seed=3) < 0.3
     for rows in (slice(0, 3), slice(3, 5)):
-        error.update(prediction[rows], target[rows], hidden[rows])
-    ours, rivals = {"hidden": [], "hidden_body": []}, {"hidden": [], "hidden_body": []}
-    for place in np.ndindex(*target.shape):
-        if not hidden[place]:
+        error.update(prediction[rows], target[rows], masked[rows])
+    model_errors, baselines = {"masked": [], "masked_body": []}, {"masked": [], "masked_body": []}
+    for voxel in np.ndindex(*target.shape):
+        if not masked[voxel]:
             continue
-        names = ("hidden", "hidden_body") if target[place] > 0.25 else ("hidden",)
+        names = ("masked", "masked_body") if target[voxel] > 0.25 else ("masked",)
         for name in names:
-            ours[name].append(float(prediction[place] - target[place]) ** 2)
-            rivals[name].append(float(mean[place[1:]] - target[place]) ** 2)
+            model_errors[name].append(float(prediction[voxel] - target[voxel]) ** 2)
+            baselines[name].append(float(mean[voxel[1:]] - target[voxel]) ** 2)
     result = error.result()
-    for name in ours:
-        assert result[name] == pytest.approx(np.mean(ours[name]), rel=1e-5)
-        assert result[f"{name}_mean_image"] == pytest.approx(np.mean(rivals[name]), rel=1e-5)
-        assert result[f"{name}_ratio"] == pytest.approx(np.mean(ours[name]) / np.mean(rivals[name]), rel=1e-5)
+    for name in model_errors:
+        assert result[name] == pytest.approx(np.mean(model_errors[name]), rel=1e-5)
+        assert result[f"{name}_mean_image"] == pytest.approx(np.mean(baselines[name]), rel=1e-5)
+        assert result[f"{name}_ratio"] == pytest.approx(np.mean(model_errors[name]) / np.mean(baselines[name]), rel=1e-5)
 
 
-def test_body_begins_at_minus_500_hu():
+def test_the_body_threshold_is_minus_500_hu():
     assert BODY_ABOVE == (-500 - -1000) / (1000 - -1000)
 
 
-def test_predicting_the_mean_image_is_as_good_as_the_mean_image():
-    mean = drawn(1, *SHAPE, seed=0)
+def test_predicting_the_mean_image_has_ratio_one():
+    mean = random_volume(1, *SHAPE, seed=0)
     error = ReconstructionError(mean)
-    error.update(mean.expand(3, 1, *SHAPE), drawn(3, 1, *SHAPE, seed=1), torch.ones(3, 1, *SHAPE, dtype=torch.bool))
-    assert error.result()["hidden_ratio"] == error.result()["hidden_body_ratio"] == 1.0
+    error.update(mean.expand(3, 1, *SHAPE), random_volume(3, 1, *SHAPE, seed=1), torch.ones(3, 1, *SHAPE, dtype=torch.bool))
+    assert error.result()["masked_ratio"] == error.result()["masked_body_ratio"] == 1.0
 
 
-def test_nothing_hidden_is_no_perfect_score():
+def test_without_masked_voxels_all_errors_are_nan():
     error = ReconstructionError(torch.zeros(1, *SHAPE))
-    error.update(drawn(2, 1, *SHAPE, seed=0), drawn(2, 1, *SHAPE, seed=1), torch.zeros(2, 1, *SHAPE, dtype=torch.bool))
+    prediction, target = random_volume(2, 1, *SHAPE, seed=0), random_volume(2, 1, *SHAPE, seed=1)
+    error.update(prediction, target, torch.zeros(2, 1, *SHAPE, dtype=torch.bool))
     assert all(np.isnan(value) for value in error.result().values())

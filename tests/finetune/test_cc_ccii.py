@@ -92,7 +92,11 @@ def test_the_original_crop_is_the_middle_of_a_slice(tmp_path):
 
 
 def test_a_run_goes_on_without_broken_scans(tiny_set, tmp_path, capsys):
-    root = tiny_set("cc-ccii", broken=True)
+    root = shutil.copytree(tiny_set("cc-ccii"), tmp_path / "set")
+    scans = sorted(path.parent for path in root.glob("*/*/*/0000.*"))
+    first, truncated = next(scans[0].glob("0001.*")), next(scans[-1].glob("0002.*"))
+    Image.new("L", (14, 14)).save(first)
+    truncated.write_bytes(truncated.read_bytes()[:40])
     assert run(MODULE.TASK, [f"data_root={root}", f"log_dir={tmp_path}", "run_name=r", "crop=original", *SMALL]) == 0
     assert "2 of 11 cases are set aside" in capsys.readouterr().out
     reasons = " / ".join(pd.read_csv(tmp_path / "cc-ccii" / "r" / "set_aside.csv")["reason"])

@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from mg3d.checkpoints.export import from_pretrained
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.studies import Studies
-from mg3d.evaluation import held_out
-from mg3d.evaluation.zero_shot import zero_shot_scores
+from mg3d.datasets.windowing import sample_intensities
+from mg3d.evaluation.encoder import MG3DEncoder, as_sentence
+from mg3d.evaluation.zero_shot import prompt_texts, zero_shot_scores
 from mg3d.finetune.cases import RawScan, divide
 from mg3d.finetune.encoder import start_encoder
 from mg3d.finetune.fit import load_network
@@ -127,14 +128,10 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained):
     rows = pd.DataFrame(kind.rows(network, batch_of(kind, test)))
     found = from_pretrained(pretrained)
     studies = Studies(VolumeIndex(arrows / "clm_ct_rate_test.arrow"), text_unit="clause", window_hu=(-1000.0, 1000.0))
-    from mg3d.datasets.collate import Collator
-
-    collator = Collator(found.tokenizer, max_text_len=60, mim_patch_size=8, mim_mask_ratio=0.5,
-                        mlm_probability=0.15, sentence_views=0,
-                        negated_view_fraction=0.0)  # fmt: skip
-    loader = held_out.batches(studies, collator, size=2, device=torch.device("cpu"))
-    embedded = held_out.embed(found.model, loader, found.tokenizer)
-    expected = zero_shot_scores(embedded.volumes, embedded.prompts, embedded.logit_scale)
+    encoder = MG3DEncoder(found.model, found.tokenizer, max_text_len=60)
+    volumes = [torch.from_numpy(sample_intensities(studies.sample(study))) for study in range(len(studies))]
+    prompts = encoder.embed_texts([as_sentence(text) for text in prompt_texts(("there_is",))]).unflatten(0, (len(LABELS), 2))
+    expected = zero_shot_scores(encoder.embed_volumes(torch.stack(volumes)), prompts, encoder.logit_scale)
     assert np.allclose(rows[[f"score/{name}" for name in LABELS]], expected, atol=1e-5)
 
 

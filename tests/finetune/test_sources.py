@@ -52,7 +52,7 @@ def test_a_synthetic_set_of_another_task_or_version_is_made_anew(read):
 def test_what_is_not_synthetic_is_never_removed(read):
     MADE.mkdir(parents=True)
     (MADE / "tasks").write_text("of a user")
-    with pytest.raises(ValueError, match="was not written by this function"):
+    with pytest.raises(ValueError, match="holds no synthetic set"):
         read("Task06_Lung")
     assert (MADE / "tasks").read_text() == "of a user"
 

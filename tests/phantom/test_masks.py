@@ -1,4 +1,4 @@
-"""Where the findings are: counts, places and label maps."""
+"""Location of the findings: voxel counts, centres and label maps."""
 
 import hashlib
 import json
@@ -20,33 +20,33 @@ GRID = 40
 
 
 def with_findings(monkeypatch, *labels, seed=3):
-    """A case with these findings and no other."""
+    """A case with only these findings."""
     present = {name: name in labels for name in LABELS}
     monkeypatch.setattr(case_module, "sample_findings", lambda generator, tempered: (present, 0.0))
     return make_case((seed,), voxels_in_plane=GRID, style="ctrate", tempered=True)
 
 
 def near(case, point, radius_mm):
-    """The voxels (bool) within a radius of a point in mm (x, y, z from the scan's centre), by plain distances."""
+    """Voxels (bool) within a radius of a point (x, y, z) in mm from the scan centre."""
     index = np.indices(case.mask.shape).reshape(3, -1).T
     middle = (np.array(case.mask.shape) - 1) / 2
-    away = np.linalg.norm((index - middle) * case.voxel_mm - np.array(point)[::-1], axis=1)
-    return (away <= radius_mm).reshape(case.mask.shape)
+    distance = np.linalg.norm((index - middle) * case.voxel_mm - np.array(point)[::-1], axis=1)
+    return (distance <= radius_mm).reshape(case.mask.shape)
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_a_finding_alone_has_its_voxels_in_the_mask_and_its_places_among_them(monkeypatch, label):
+def test_a_single_finding_is_in_the_mask_around_its_centres(monkeypatch, label):
     case = with_findings(monkeypatch, label)
     finding, value = case.findings[label], 1 + LABELS.index(label)
     assert set(np.unique(case.mask)) == {0, value}
     assert finding.voxels == (case.mask == value).sum() > 0
     assert bool(finding.centres_mm) == (label not in DIFFUSE)
-    around = 60 if label == "Pericardial effusion" else 0  # its place is that of the heart, which it lies around
-    reach = max(finding.size_mm, 2 * case.voxel_mm) + case.voxel_mm + around
+    surrounded = 60 if label == "Pericardial effusion" else 0  # its centre is that of the heart, which it surrounds
+    reach = max(finding.size_mm, 2 * case.voxel_mm) + case.voxel_mm + surrounded
     assert all((case.mask[near(case, point, reach)] == value).any() for point in finding.centres_mm)
 
 
-def test_every_drawn_part_has_its_place(monkeypatch):
+def test_every_drawn_part_has_a_centre(monkeypatch):
     counts = set()
     for seed in range(12):
         finding = with_findings(monkeypatch, "Lymphadenopathy", seed=seed).findings["Lymphadenopathy"]
@@ -58,7 +58,7 @@ def test_every_drawn_part_has_its_place(monkeypatch):
     assert case.findings["Pericardial effusion"].centres_mm == (case.findings["Pericardial effusion"].centre_mm,)
 
 
-def test_fluid_on_both_sides_has_a_place_on_either(monkeypatch):
+def test_bilateral_effusion_has_a_centre_on_each_side(monkeypatch):
     seen = set()
     for seed in range(14):
         fluid = with_findings(monkeypatch, "Pleural effusion", seed=seed).findings["Pleural effusion"]
@@ -68,15 +68,15 @@ def test_fluid_on_both_sides_has_a_place_on_either(monkeypatch):
     assert "bilateral" in seen
 
 
-def test_an_enlarged_heart_counts_as_the_ellipsoid_it_is(monkeypatch):
+def test_an_enlarged_heart_has_the_volume_of_its_ellipsoid(monkeypatch):
     finding = with_findings(monkeypatch, "Cardiomegaly").findings["Cardiomegaly"]
-    share = finding.size_mm / 60  # radii 60, 48, 56 mm, all times the factor that the first tells
-    volume = 4 / 3 * np.pi * 60 * 48 * 56 * share**3
+    factor = finding.size_mm / 60  # radii 60, 48 and 56 mm times one factor
+    volume = 4 / 3 * np.pi * 60 * 48 * 56 * factor**3
     assert finding.voxels * (360 / GRID) ** 3 == pytest.approx(volume, rel=0.03)
 
 
-def test_what_lies_in_the_heart_is_not_hidden_by_it(monkeypatch):
-    # A heart as large as the scan.
+def test_findings_inside_an_enlarged_heart_keep_their_voxels(monkeypatch):
+    # A heart that fills the scan.
     monkeypatch.setattr(case_module, "_heart", lambda canvas, body: Change(np.ones(canvas.hu.shape, bool), 0.0))
     assert list(DRAWERS).index("Lymphadenopathy") < list(DRAWERS).index("Cardiomegaly")
     for seed in range(4):
@@ -85,13 +85,13 @@ def test_what_lies_in_the_heart_is_not_hidden_by_it(monkeypatch):
 
 
 def content(root):
-    """Everything written, as hashes; NIfTI by header and voxels, for its packing holds a name."""
+    """Hash of every file; NIfTI by its voxels, because the gzip header holds a file name."""
     files = (path for path in root.rglob("*") if path.is_file())
     read = {p: nib.load(p).dataobj.get_unscaled().tobytes() if p.name.endswith(".nii.gz") else p.read_bytes() for p in files}
     return {path.relative_to(root).as_posix(): hashlib.sha256(value).hexdigest() for path, value in read.items()}
 
 
-def test_masks_lie_beside_the_truth_on_the_volumes_grid_and_change_nothing_else(tmp_path):
+def test_masks_are_on_the_grid_of_the_volumes_and_change_nothing_else(tmp_path):
     generate(tmp_path / "plain", SET, workers=1)
     counts = generate(tmp_path / "masks", SET, workers=1, masks=True)
     plain, masked = content(tmp_path / "plain"), content(tmp_path / "masks")
@@ -108,11 +108,11 @@ def test_masks_lie_beside_the_truth_on_the_volumes_grid_and_change_nothing_else(
         assert found <= {finding["label"] for finding in truth["findings"] if finding["voxels"]}
     assert (tmp_path / "masks/truth/masks/ctrg/1.nii.gz").is_file()
     generate(tmp_path / "plain", SET, workers=2, masks=True)
-    assert content(tmp_path / "plain") == masked  # added to a set that was complete
+    assert content(tmp_path / "plain") == masked  # added to a complete set
     assert generate(tmp_path / "masks", SET, workers=1) == counts  # a set with masks is the same set
 
 
-def test_the_default_draws_are_those_of_the_sets_that_were_measured():
+def test_default_draws_are_unchanged():
     case = make_case((0, 0, 1, 0), voxels_in_plane=36, style="ctrate", tempered=True)
     drawn = {label: (f.side, f.centre_mm, round(f.size_mm, 3)) for label, f in case.findings.items() if f}
     assert drawn == {

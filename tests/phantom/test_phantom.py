@@ -13,10 +13,10 @@ from mg3d.phantom.canvas import Canvas
 from mg3d.phantom.case import make_case, reconstruct
 from mg3d.phantom.ct_rate import METADATA_COLUMNS
 from mg3d.phantom.generate import PhantomSettings, generate
-from mg3d.phantom.pathology import DRAWERS, Hand, lobe_of
+from mg3d.phantom.pathology import DRAWERS, DrawContext, lobe_of
 from mg3d.phantom.report import write_report
 from mg3d.phantom.sampling import sample_findings, sample_patient
-from mg3d.phantom.wording import CONNECTIVES, NEGATIVE, NORMAL, NOTHING_FOUND, POSITIVE, UNCERTAIN, WORDS
+from mg3d.phantom.wording import CONNECTIVES, NEGATIVE, NORMAL, NOTHING_FOUND, PHRASES, POSITIVE, UNCERTAIN
 from mg3d.sentence_spans import clean_section, normalise, polarity, report_units
 
 SMALL = PhantomSettings(
@@ -51,53 +51,53 @@ def canvas_with(label, seed, grid=48):
     patient = sample_patient(generator, vascular=0.0)
     canvas = Canvas(voxels_in_plane=grid, length_mm=patient.length)
     body = draw_body(canvas, patient, generator, heart_factor=1.0)
-    with canvas.watch() as tell:
-        finding = DRAWERS[label](Hand(canvas, body, generator))
-    return canvas, body, finding, tell().voxels
+    with canvas.track_change() as change:
+        finding = DRAWERS[label](DrawContext(canvas, body, generator))
+    return canvas, body, finding, change().voxels
 
 
-def test_every_label_can_be_drawn_and_worded():
-    assert set(DRAWERS) == set(WORDS) == set(LABELS)
-    for label, words in WORDS.items():
-        assert words.names[0] == label[0].lower() + label[1:]
-        assert words.organ in NORMAL
-        assert len(set(words.positive) | set(POSITIVE)) >= 8
-        assert len(set(words.negative) | set(NEGATIVE)) >= 5
+def test_every_label_has_a_drawer_and_phrases():
+    assert set(DRAWERS) == set(PHRASES) == set(LABELS)
+    for label, phrases in PHRASES.items():
+        assert phrases.names[0] == label[0].lower() + label[1:]
+        assert phrases.organ in NORMAL
+        assert len(set(phrases.positive) | set(POSITIVE)) >= 8
+        assert len(set(phrases.negative) | set(NEGATIVE)) >= 5
     assert len(UNCERTAIN) >= 3
     assert len(CONNECTIVES) == 10
     assert all(len(options) >= 4 for options in NORMAL.values())
 
 
-def test_templates_hold_no_comma_and_mean_what_they_say():
-    for words in WORDS.values():
-        for template in (*POSITIVE, *words.positive, *NEGATIVE, *words.negative, *UNCERTAIN):
+def test_templates_have_no_comma_and_the_right_polarity():
+    for phrases in PHRASES.values():
+        for template in (*POSITIVE, *phrases.positive, *NEGATIVE, *phrases.negative, *UNCERTAIN):
             assert "," not in template
             assert ";" not in template
-        filled = {"name": words.names[0], "Name": words.names[0], "where": "", "size": "9", "grade": "mild"}
-        assert all(polarity(template.format(**filled)) == 1 for template in (*POSITIVE, *words.positive))
-        assert all(polarity(template.format(**filled)) == -1 for template in (*NEGATIVE, *words.negative))
+        filled = {"name": phrases.names[0], "Name": phrases.names[0], "where": "", "size": "9", "grade": "mild"}
+        assert all(polarity(template.format(**filled)) == 1 for template in (*POSITIVE, *phrases.positive))
+        assert all(polarity(template.format(**filled)) == -1 for template in (*NEGATIVE, *phrases.negative))
     assert all(polarity(text) == -1 for options in (*NORMAL.values(), NOTHING_FOUND) for text in options)
 
 
-def test_no_verb_gives_a_denial_away():
+def test_every_verb_occurs_with_both_polarities():
     for verb in ("present", "seen", "identified", "noted", "observed"):
         assert any(verb in template for template in POSITIVE)
         assert any(verb in template for template in NEGATIVE)
 
 
-def test_findings_come_as_often_and_as_together_as_in_ct_rate():
+def test_prevalence_and_correlation_of_findings_match_ct_rate():
     drawn = np.array([list(sample_findings(np.random.default_rng([1, i]), tempered=False)[0].values()) for i in range(6000)])
-    share = dict(zip(LABELS, drawn.mean(0), strict=True))
-    assert share["Lung nodule"] == pytest.approx(0.455, abs=0.02)
-    assert share["Pericardial effusion"] == pytest.approx(0.071, abs=0.012)
-    phi, place = np.corrcoef(drawn.T), LABELS.index
+    prevalence = dict(zip(LABELS, drawn.mean(0), strict=True))
+    assert prevalence["Lung nodule"] == pytest.approx(0.455, abs=0.02)
+    assert prevalence["Pericardial effusion"] == pytest.approx(0.071, abs=0.012)
+    phi, index = np.corrcoef(drawn.T), LABELS.index
     for one, other, real in PHI:
-        assert phi[place(one), place(other)] == pytest.approx(real, abs=0.09), (one, other)
+        assert phi[index(one), index(other)] == pytest.approx(real, abs=0.09), (one, other)
     tempered = [sample_findings(np.random.default_rng([1, i]), tempered=True)[0]["Cardiomegaly"] for i in range(3000)]
     assert np.mean(tempered) == pytest.approx(0.107**0.7, abs=0.025)
 
 
-def test_the_heart_lies_left_and_in_front_of_the_spine():
+def test_the_heart_is_left_of_and_anterior_to_the_spine():
     canvas, body, _, _ = canvas_with("Lung nodule", 0)
     x, y, _ = body.heart[0]
     assert x > 0
@@ -110,7 +110,7 @@ def test_the_heart_lies_left_and_in_front_of_the_spine():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pleural_fluid_gathers_behind_and_below(seed):
+def test_pleural_fluid_is_posterior_and_inferior(seed):
     _, body, finding, voxels = canvas_with("Pleural effusion", seed)
     fluid, lung = np.argwhere(voxels).mean(0), np.argwhere(body.both_lungs > 0.5).mean(0)
     assert fluid[0] < lung[0]
@@ -120,21 +120,21 @@ def test_pleural_fluid_gathers_behind_and_below(seed):
 
 
 @pytest.mark.parametrize("label", ["Consolidation", "Lung nodule", "Emphysema", "Mosaic attenuation pattern"])
-def test_findings_of_the_lung_stay_in_the_lung(label):
+def test_lung_findings_are_inside_the_lung(label):
     for seed in range(3):
         _, body, _, voxels = canvas_with(label, seed)
         assert voxels.any()
         assert (body.both_lungs[voxels] > 0).all()
 
 
-def test_lobes_are_told_by_place():
+def test_lobe_of_points():
     assert lobe_of((-70, -30, 80), "right") == "upper"
     assert lobe_of((-70, 50, -60), "right") == "lower"
     assert lobe_of((-70, -60, -50), "right") == "middle"
     assert lobe_of((70, -60, -50), "left") == "lower"
 
 
-def test_a_case_depends_on_its_seed_words_alone():
+def test_a_case_is_determined_by_its_seed_words():
     one, same, other = (make_case(words, voxels_in_plane=32, style="ctrate", tempered=True) for words in ((0, 5), (0, 5), (0, 6)))
     assert np.array_equal(one.volume_hu, same.volume_hu)
     assert one.report == same.report
@@ -144,14 +144,14 @@ def test_a_case_depends_on_its_seed_words_alone():
 
 
 @pytest.mark.parametrize("style", ["ctrate", "ctrg"])
-def test_every_clause_of_a_report_has_its_truth(style):
+def test_every_clause_of_a_report_has_ground_truth(style):
     mentioned = Counter()
     for seed in range(12):
         case = make_case((3, seed), voxels_in_plane=32, style=style, tempered=True)
         report, units = report_units(clean_section(case.report.findings), clean_section(case.report.impression))
-        spoken = {normalise(report[unit.start : unit.end]) for unit in units if unit.kind == 1}
+        sentences = {normalise(report[unit.start : unit.end]) for unit in units if unit.kind == 1}
         truth = {normalise(clause.text): clause for clause in case.report.clauses}
-        assert spoken == set(truth)
+        assert sentences == set(truth)
         for text, clause in truth.items():
             if clause.polarity != "?":
                 assert polarity(text) == (1 if clause.polarity == "+" else -1), text
@@ -161,7 +161,7 @@ def test_every_clause_of_a_report_has_its_truth(style):
     assert min(mentioned["+"], mentioned["-"]) > 20
 
 
-def test_nearly_every_finding_is_mentioned_and_half_of_the_absent_ones():
+def test_absent_findings_are_mentioned_at_the_intended_rates():
     counts = Counter()
     for seed in range(150):
         report = write_report(dict.fromkeys(LABELS), style="ctrate", generator=np.random.default_rng(seed))
@@ -170,7 +170,7 @@ def test_nearly_every_finding_is_mentioned_and_half_of_the_absent_ones():
     assert counts["Pleural effusion"] / 150 == pytest.approx(0.9, abs=0.08)
 
 
-def test_the_ct_rate_tree_is_written_as_the_owners_write_it(written):
+def test_the_ct_rate_tree_has_the_public_layout(written):
     root, counts = written
     dataset = root / "ct_rate" / "dataset"
     files = sorted(dataset.glob("train_fixed/*/*/*.nii.gz"))
@@ -194,7 +194,7 @@ def test_the_ct_rate_tree_is_written_as_the_owners_write_it(written):
     assert int(row["NumberofSlices"]) == image.shape[2]
 
 
-def test_tables_agree_with_the_truth(written):
+def test_tables_agree_with_the_ground_truth(written):
     root, _ = written
     dataset = root / "ct_rate" / "dataset"
     labels = list(csv.DictReader((dataset / "multi_abnormality_labels" / "valid_predicted_labels.csv").open()))
@@ -209,16 +209,16 @@ def test_tables_agree_with_the_truth(written):
         assert reports[row["VolumeName"]]["Findings_EN"] == truth["report"]["findings"]
 
 
-def test_ctrg_slices_go_from_the_top_down(written):
+def test_ctrg_slices_run_from_superior_to_inferior(written):
     root, _ = written
     cases = json.loads((root / "ctrg" / "chest_ctrg_jpg.json").read_text())
     assert len(cases) == 2
     slices = [np.asarray(Image.open(root / "ctrg" / path)).astype(float) for path in cases[0]["image_path"]]
-    lung_share = [(picture[8:24, 8:24] < 60).mean() for picture in slices]
-    assert np.mean(lung_share[: len(slices) // 2]) > np.mean(lung_share[len(slices) // 2 :])  # the abdomen comes last
+    lung_fraction = [(pixels[8:24, 8:24] < 60).mean() for pixels in slices]
+    assert np.mean(lung_fraction[: len(slices) // 2]) > np.mean(lung_fraction[len(slices) // 2 :])  # the abdomen comes last
 
 
-def test_a_set_is_the_same_for_any_number_of_workers_and_after_a_break(written, tmp_path):
+def test_a_set_is_independent_of_workers_and_interruptions(written, tmp_path):
     root, _ = written
     generate(tmp_path, SMALL, workers=2)
     names = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
@@ -226,16 +226,16 @@ def test_a_set_is_the_same_for_any_number_of_workers_and_after_a_break(written, 
     for name in names:
         if name.suffix in (".json", ".csv", ".jpg"):
             assert (root / name).read_bytes() == (tmp_path / name).read_bytes(), name
-    broken = next(tmp_path.glob("truth/ct_rate/train_2_a.json"))
-    content = broken.read_bytes()
-    broken.unlink()
+    interrupted = next(tmp_path.glob("truth/ct_rate/train_2_a.json"))
+    content = interrupted.read_bytes()
+    interrupted.unlink()
     mark = tmp_path / "phantom.json"
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"complete": False}))
     generate(tmp_path, SMALL, workers=1)
-    assert broken.read_bytes() == content
+    assert interrupted.read_bytes() == content
 
 
-def test_other_settings_in_the_same_folder_are_refused(written):
+def test_a_folder_with_other_settings_is_refused(written):
     root, _ = written
     with pytest.raises(ValueError, match="grid"):
         generate(root, PhantomSettings(train_patients=5, valid_patients=3, ctrg_cases=2, grid=48, seed=4), workers=1)

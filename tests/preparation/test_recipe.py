@@ -6,7 +6,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from small_raw import LPS, SPACING, CtRateTree, chest
+from small_raw import LPS, SPACING, CtRateTree, chest, source_options
 
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import Options, prepare
@@ -35,7 +35,7 @@ def volume(tree):
         unsaid = {"Rows": "", "Columns": "", "NumberofSlices": ""}
         shown = chest(7).transpose(2, 1, 0) if stored is None else stored
         tree.add("train_1_a_1", stored=shown, affine=affine, row=unsaid)
-        record = next(r for r in list_ct_rate(tree.write(), val_patients=0, seed=0).records if r.split == "train")
+        record = next(r for r in list_ct_rate(tree.write(), source_options()).records if r.split == "train")
         return make_volume(record, tree.root / "dataset", recipe)
 
     return make

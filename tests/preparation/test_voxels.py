@@ -6,7 +6,7 @@ import struct
 import nibabel as nib
 import numpy as np
 import pytest
-from small_raw import LPS, SHAPE, SPACING, chest
+from small_raw import LPS, SHAPE, SPACING, chest, source_options
 
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
@@ -19,7 +19,7 @@ STORED = (32, 24, 16)
 def make(tree, name, **volume):
     tree.add("valid_1_a_1")
     tree.add(name, **volume)
-    records = list_ct_rate(tree.write(), val_patients=0, seed=0).records
+    records = list_ct_rate(tree.write(), source_options()).records
     record = next(record for record in records if record.volume_id == f"ct_rate/{name}")
     return make_volume(record, tree.root / "dataset", Recipe(shape=STORED))
 
@@ -87,7 +87,7 @@ def test_a_file_that_ends_early_is_noticed(tree, kept):
     path = tree.add("train_1_a_1")
     tree.add("valid_1_a_1")
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    record = list_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
+    record = list_ct_rate(tree.write(), source_options()).records[0]
     with pytest.raises(Refusal) as caught:
         make_volume(record, tree.root / "dataset", Recipe(shape=STORED))
     assert caught.value.code in {"gzip_truncated", "nifti_header"}
@@ -101,6 +101,6 @@ def test_a_header_whose_spacing_is_not_a_number_is_refused(tree):
     for offset in (88, 320):  # pixdim[3], and the third number of srow_z
         content[offset : offset + 4] = struct.pack("<f", float("nan"))
     path.write_bytes(gzip.compress(bytes(content)))
-    record = list_ct_rate(tree.write(), val_patients=0, seed=0).records[0]
+    record = list_ct_rate(tree.write(), source_options()).records[0]
     with pytest.raises(Refusal, match="nan_spacing"):
         make_volume(record, tree.root / "dataset", Recipe(shape=STORED))

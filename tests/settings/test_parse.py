@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import fields
 from typing import get_args
@@ -38,53 +39,53 @@ def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
     ("update", "words"),
     [
         ({"learning_rat": 1.0}, "did you mean learning_rate"),
-        ({"learning_rate": "fast"}, "expected float, found str"),
-        ({"num_workers": True}, "expected int"),
-        ({"wiring": "gate"}, "expected one of paper, intended, released"),
-        ({"window_hu": [0]}, "expected 2 values, found 1"),
+        ({"learning_rate": "fast"}, "learning_rate='fast': must be a valid number"),
+        ({"num_workers": True}, "num_workers=True: must be a valid integer"),
+        ({"wiring": "gate"}, "must be 'paper', 'intended' or 'released'"),
+        ({"window_hu": [0]}, "more values are required"),
         ({"image_size": 100}, "multiple of 32"),
-        ({"volume_size": [64, 96]}, "three multiples of 32"),
-        ({"volume_size": [64, 96, 100]}, "three multiples of 32"),
-        ({"augment_crop": [0.9, 0.6]}, "smallest <= largest"),
-        ({"augment_crop": [0.0, 1.0]}, "0 < smallest"),
-        ({"augment_crop": [0.5, 1.5]}, "largest <= 1"),
-        ({"augment_width": 1.0}, "smaller than 1"),
-        ({"augment_noise": 1.5}, "between 0 and 1"),
-        ({"mim_mask_ratio": 1.5}, "between 0 and 1"),
-        ({"load_path": "a.ckpt", "load_minimum_coverage": 1.5}, "between 0 and 1"),
-        ({"load_entry": "teacher"}, "say how load_path is read, which is not set"),
-        ({"datasets": ["ct_rate", "foo"]}, "datasets='foo': expected one of ct_rate, ctrg"),
+        ({"volume_size": [64, 96]}, "must be three multiples of 32"),
+        ({"volume_size": [64, 96, 100]}, "must be three multiples of 32"),
+        ({"augment_crop": [0.9, 0.6]}, "minimum <= maximum"),
+        ({"augment_crop": [0.0, 1.0]}, "0 < minimum"),
+        ({"augment_crop": [0.5, 1.5]}, "maximum <= 1"),
+        ({"augment_width": 1.0}, "must be less than 1"),
+        ({"augment_noise": 1.5}, "must be less than or equal to 1"),
+        ({"mim_mask_ratio": 1.5}, "must be less than or equal to 1"),
+        ({"load_path": "a.ckpt", "load_minimum_coverage": 1.5}, "must be less than or equal to 1"),
+        ({"load_entry": "teacher"}, "describe the file of load_path, which is not set"),
+        ({"datasets": ["ct_rate", "foo"]}, "must be 'ct_rate', 'ctrg', 'rad_chestct' or 'custom'"),
         ({"datasets": []}, "at least one data set"),
-        ({"datasets": ["ctrg", "ctrg"]}, "names one twice"),
-        ({"embed_dim": 12, "num_heads": [3, 6, 5, 24]}, r"must divide its channels, \[12, 24, 48, 96\] with embed_dim=12"),
-        ({"num_heads": [3, 6, 0, 24]}, "must divide its channels"),
+        ({"datasets": ["ctrg", "ctrg"]}, "contains a data set twice"),
+        ({"embed_dim": 12, "num_heads": [3, 6, 5, 24]}, r"channels of each stage, \[12, 24, 48, 96\] with embed_dim=12"),
+        ({"num_heads": [3, 6, 0, 24]}, "must divide the channels"),
         ({"depths": [], "num_heads": []}, "one to four stages"),
         ({"depths": [2, 0], "num_heads": [3, 6]}, "one to four stages of at least one block"),
-        ({"depths": [1] * 5, "num_heads": [3] * 5}, "must be multiples of 64 voxels"),
+        ({"depths": [1] * 5, "num_heads": [3] * 5}, "must be divisible by 64 voxels"),
         (
             {"wiring": "intended", "hidden_size": 20, "fusion_heads": 4},
             "8 heads, which do not divide",
         ),
-        ({"hidden_size": 12}, "until it has undone the stride 32, and nothing is left; use at least 16"),
+        ({"hidden_size": 12}, "up from stride 32; use hidden_size=16 or more"),
         ({"text_encoder": "tiny", "freeze_text": False, "tiny_text_heads": 5}, "does not divide tiny_text_width=128"),
-        ({"tiny_text_heads": 0}, "must be at least 1"),
-        ({"contrast": "softmax"}, "expected one of infonce, sigmoid"),
+        ({"tiny_text_heads": 0}, "must be greater than 0"),
+        ({"contrast": "softmax"}, "must be 'infonce' or 'sigmoid'"),
         ({"contrast": "sigmoid", "wiring": "intended"}, "contrast=sigmoid needs wiring=paper"),
-        ({"grad_cache_chunk": -1}, "must be at least 0"),
+        ({"grad_cache_chunk": -1}, "must be greater than or equal to 0"),
         ({"grad_cache_chunk": 4, "vision_encoder": "unet"}, "use norm_statistics=instance or grad_cache_chunk=0"),
-        ({"text_cache": "there", "freeze_text": False}, "use freeze_text=True or no cache"),
+        ({"text_cache": "there", "freeze_text": False}, "set freeze_text=True"),
         ({"text_cache": "there", "wiring": "released"}, "use wiring=paper or no text_cache"),
-        ({"warmup_steps": 10, "max_steps": 10}, "smaller than max_steps"),
+        ({"warmup_steps": 10, "max_steps": 10}, "less than max_steps"),
         ({"dataset_weights": [1.0]}, "one weight for each"),
         ({"text_encoder": "tiny"}, "cannot be frozen"),
-        ({f"weight_{name}": 0.0 for name in ("mlm", "sal", "mim", "cml", "dcl", "ssm")}, "nothing to learn"),
-        ({"weight_captioning": -1.0}, "weight_captioning=-1.0: must be at least 0"),
-        ({"caption_layers": 0}, "must be at least 1"),
-        ({"caption_label_smoothing": 1.5}, "between 0 and 1"),
-        ({"learning_rate": math.inf}, "learning_rate=inf: a finite number"),
-        ({"betas": [0.9, 1.0]}, "at least 0 and smaller than 1"),
-        ({"dataset_weights": [-1.0, 2.0]}, "none may be negative"),
-        ({"dataset_weights": [0.0, 0.0]}, "one must be more than 0"),
+        ({f"weight_{name}": 0.0 for name in ("mlm", "sal", "mim", "cml", "dcl", "ssm")}, "every loss weight is 0"),
+        ({"weight_captioning": -1.0}, "weight_captioning=-1.0: must be greater than or equal to 0"),
+        ({"caption_layers": 0}, "must be greater than 0"),
+        ({"caption_label_smoothing": 1.5}, "must be less than or equal to 1"),
+        ({"learning_rate": math.inf}, "learning_rate=inf: must be a finite number"),
+        ({"betas": [0.9, 1.0]}, "must be less than 1"),
+        ({"dataset_weights": [-1.0, 2.0]}, "must be greater than or equal to 0"),
+        ({"dataset_weights": [0.0, 0.0]}, "at least one must be greater than 0"),
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(update, words):
@@ -104,11 +105,23 @@ def test_the_command_line_tells_mistakes_without_a_trace(arguments, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_sacred_experiment_runs_the_command_with_the_resolved_settings_and_stores_them(tmp_path, monkeypatch):
+    from mg3d.training import run
+
+    received = []
+    monkeypatch.setattr(run, "diagnose", received.append)
+    arguments = ["diagnose", f"--file_storage={tmp_path}", "with", "tiny", "unet", "image_size=128", "betas=[0.5,0.9]"]
+    assert command_line(arguments) == 0
+    assert received == [resolve(["tiny", "unet"], {"image_size": 128, "betas": [0.5, 0.9]})]
+    assert json.loads((tmp_path / "1" / "config.json").read_text()) == flatten(received[0])
+    assert json.loads((tmp_path / "1" / "run.json").read_text())["status"] == "COMPLETED"
+
+
 def test_print_config_shows_every_setting(capsys):
     assert command_line(["print_config", "with", "tiny", "learning_rate=0.25"]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} = " in shown for name in defaults())
-    assert "learning_rate = 0.25\n      Peak rate of encoder and fusion." in shown
+    assert "learning_rate = 0.25\n      Peak learning rate of encoders and fusion." in shown
     assert "wiring = 'paper'\n      ['paper' | 'intended' | 'released'] " in shown
 
 
@@ -171,11 +184,11 @@ def test_a_named_setting_that_the_encoder_does_not_read_is_refused_and_a_words_l
 @pytest.mark.parametrize(
     ("words", "update", "sentence"),
     [
-        (["tiny", "unet"], {}, r"sides \(64, 48, 64\) must be multiples of 32 voxels, the stride of this unet encoder"),
-        (["swin_b"], {"image_size": 64}, "stride of this swin encoder; a multiple of 128 fits"),
+        (["tiny", "unet"], {}, r"volume \(64, 48, 64\) must be divisible by 32 voxels, the stride of this unet encoder"),
+        (["swin_b"], {"image_size": 64}, "stride of this swin encoder; use a multiple of 128"),
         (["nnunet"], {"embed_dim": 15}, "embed_dim=15 must be even"),
         (["swin_b"], {"depths": [2]}, "differ in length"),
-        (["swin_b"], {"volume_size": [64, 96, 32], "patch_size": 4}, r"volume_size=\(64, 96, 32\): .* multiples of 64 fit"),
+        (["swin_b"], {"volume_size": [64, 96, 32], "patch_size": 4}, r"volume_size=\(64, 96, 32\): .* use multiples of 64"),
         (["swin_b"], {"mim_patch_size": 1}, "must be a multiple of patch_size=2"),
     ],
 )

@@ -68,8 +68,8 @@ def test_the_presets_it_names_exist():
     ("words", "sentence"),
     [
         (["learning_rat=1"], "unknown setting 'learning_rat'; did you mean learning_rate"),
-        (["swin_bb"], "unknown word 'swin_bb'; did you mean swin_b"),
-        (["max_steps=many"], "max_steps='many': expected int, found str"),
+        (["swin_bb"], "unknown preset 'swin_bb'; did you mean swin_b"),
+        (["max_steps=many"], "max_steps='many': must be a valid integer"),
         (["load_path=nowhere.ckpt"], "there is no file nowhere.ckpt"),
     ],
 )

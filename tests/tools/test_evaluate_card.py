@@ -56,10 +56,10 @@ def evaluate(model, data, *more):
     return EVALUATE.main(["phantom", "--checkpoint", str(model), "--data-root", str(data), "--device", "cpu", *map(str, more)])
 
 
-def test_half_the_data_are_refused_in_one_line(model, data, capsys):
+def test_incomplete_data_are_refused_in_one_line(model, data, capsys):
     assert evaluate(model, data) == 2
     said = capsys.readouterr().err
-    assert said.startswith("mg3d: these are not the data of card phantom v1: 6 volumes instead of 9")
+    assert said.startswith("mg3d: the data differ from card phantom v1: 6 volumes instead of 9")
     assert said.count("\n") == 1
 
 
@@ -70,8 +70,8 @@ def test_partial_results_are_marked_repeat_and_compare(model, data, tmp_path, ca
     headings = [line for line in said.splitlines() if "· card phantom v1" in line]
     assert len(headings) > 8
     assert all(line.endswith("· PARTIAL 6/9") for line in headings)
-    assert any(line.startswith("Stress, 3 volumes") for line in headings)
-    assert "Sentences: examples" not in said  # the text of real reports stays out
+    assert any(line.startswith("Stress test, 3 volumes") for line in headings)
+    assert "enlarged" not in said  # the text of reports is not shown
     assert "PARTIAL 6/9" in (tmp_path / "page.html").read_text()
     assert evaluate(model, data, "--partial", "--stress", "--json", second) == 0
     assert first.read_bytes() == second.read_bytes()
@@ -80,43 +80,39 @@ def test_partial_results_are_marked_repeat_and_compare(model, data, tmp_path, ca
     assert "0.000 [0.000, 0.000]" in capsys.readouterr().out
 
 
-def test_a_set_without_reports_is_judged_by_its_labels(model, tmp_path, capsys):
+def test_a_set_without_reports_is_evaluated_by_its_labels(model, tmp_path, capsys):
     write_split(tmp_path, "ct_rate", "train", patients=4, shape=(32, 24, 32), voxels=bright_side, reported=lambda number: False)
     assert evaluate(model, tmp_path, "--partial") == 0
     said = capsys.readouterr().out
     assert "Zero-shot findings · card phantom v1 · PARTIAL 4/9" in said
-    assert "Sentences" not in said
+    assert "Sentence pairs" not in said
 
 
-def test_volumes_of_another_size_are_told(model, tmp_path, capsys):
+def test_volumes_of_another_size_are_refused(model, tmp_path, capsys):
     write_split(tmp_path, "ct_rate", "train", patients=2)
     assert evaluate(model, tmp_path, "--partial") == 2
-    assert "holds volumes of (16, 12, 8) voxels (z, y, x), the model reads (32, 24, 32)" in capsys.readouterr().err
+    assert "has volumes of (16, 12, 8) voxels (z, y, x), but the model reads (32, 24, 32)" in capsys.readouterr().err
 
 
-def test_a_truth_of_other_studies_is_refused(model, data, tmp_path, capsys):
+def test_ground_truth_of_other_studies_is_refused_before_anything_is_computed(model, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mg3d.evaluation.evaluate.evaluate_card", None)
     assert evaluate(model, data, "--partial", "--ground-truth-root", tmp_path) == 2
-    assert "does not hold the truth of these studies" in capsys.readouterr().err
+    assert "does not have the ground truth of these studies" in capsys.readouterr().err
 
 
-def test_a_synthetic_set_without_masks_is_refused_before_anything_is_computed(model, data, tmp_path, capsys, monkeypatch):
-    (tmp_path / "truth").mkdir()
-    monkeypatch.setattr("mg3d.evaluation.run_card.run_card", None)
-    assert evaluate(model, data, "--partial", "--ground-truth-root", tmp_path) == 2
-    assert "add them with `python tools/make_phantom.py --out" in capsys.readouterr().err
-
-
-def test_no_draw_and_a_folder_that_is_not_there_are_refused_at_once(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        COMPARE.main(["a", "b", "--n-bootstrap", "0"])
-    assert "argument --n-bootstrap: '0' is no count; it starts at 1" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        evaluate("model", tmp_path, "--json", tmp_path / "no" / "x.json")
-    assert "there is no folder" in capsys.readouterr().err
+def test_wrong_options_are_refused_at_once(tmp_path, capsys):
+    for arguments, expected in (
+        (["--json", tmp_path / "no" / "x.json"], "there is no folder"),
+        (["--batch", "0"], "argument --batch"),
+        (["--reports", "r.json"], "--reports needs --ground-truth-root"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate("model", tmp_path, *arguments)
+        assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_no_result_is_told(tmp_path, capsys):
+def test_a_file_that_is_not_a_result_is_refused(tmp_path, capsys):
     (tmp_path / "other.json").write_text("[]")
     assert COMPARE.main([str(tmp_path / "other.json")] * 2) == 2
-    assert "is no result" in capsys.readouterr().err
+    assert "was not written by `tools/evaluate_card.py --json`" in capsys.readouterr().err

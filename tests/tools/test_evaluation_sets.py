@@ -22,27 +22,27 @@ def prepared(tmp_path):
     return tmp_path / "out"
 
 
-def test_every_list_is_counted_beside_what_is_expected(prepared, capsys):
+def test_actual_and_expected_sizes_of_all_sets_are_printed(prepared, capsys):
     assert TOOL.main([str(prepared)]) == 0
     said = capsys.readouterr().out
-    assert "ct_rate_valid: 3,039 expected on the full set, 3 here, of which 1 are set aside and have no voxels" in said
+    assert "ct_rate_valid: 3,039 expected on the full set, 3 here, 1 of them quarantined (no voxels)" in said
     assert "ct_rate_valid_scans: 1,564 expected on the full set, 2 here" in said
     assert "ct_rate_valid_chest: 3,001 expected on the full set, 2 here (" in said
     assert "ct_rate_train: 47,149 expected on the full set, 2 here (" in said
 
 
 def test_ids_are_printed_or_written(prepared, tmp_path, capsys):
-    assert TOOL.main([str(prepared), "--list", "ct_rate_valid_scans"]) == 0
+    assert TOOL.main([str(prepared), "--set", "ct_rate_valid_scans"]) == 0
     assert capsys.readouterr().out.split() == ["ct_rate/valid_1_a_1", "ct_rate/valid_2_a_1"]
     out = tmp_path / "list.txt"
-    assert TOOL.main([str(prepared), "--list", "ct_rate_valid_scans", "--stored", "--out", str(out)]) == 0
+    assert TOOL.main([str(prepared), "--set", "ct_rate_valid_scans", "--stored", "--out", str(out)]) == 0
     assert out.read_text() == "ct_rate/valid_2_a_1\n"
     assert "1,564 expected on the full set, 2 here" in capsys.readouterr().err
     assert [json.loads(line)["code"] for line in (prepared / "quarantine.jsonl").read_text().splitlines()] == ["no_chest"]
 
 
-def test_mistakes_are_told(prepared, tmp_path, capsys):
+def test_errors_are_reported(prepared, tmp_path, capsys):
     assert TOOL.main([str(tmp_path)]) == 2
-    assert "holds no Arrow file" in capsys.readouterr().err
-    assert TOOL.main([str(prepared), "--list", "valid"]) == 2
-    assert "there is no list 'valid'" in capsys.readouterr().err
+    assert "has no Arrow files" in capsys.readouterr().err
+    assert TOOL.main([str(prepared), "--set", "valid"]) == 2
+    assert "unknown evaluation set 'valid'" in capsys.readouterr().err

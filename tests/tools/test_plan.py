@@ -7,7 +7,7 @@ import pytest
 
 from mg3d.benchmarks.planner import predict, stand_in, verdict
 from mg3d.benchmarks.step import Measured
-from mg3d.config import read_words
+from mg3d.config import read_arguments
 
 SPEC = importlib.util.spec_from_file_location("plan_tool", Path(__file__).parents[2] / "tools/plan.py")
 plan_tool = importlib.util.module_from_spec(SPEC)
@@ -16,7 +16,7 @@ WORDS = ["tiny", "max_text_len=20", "per_gpu_batchsize=2", "batch_size=8", "max_
 
 
 def test_a_step_takes_as_long_as_its_flops_or_as_the_measured_passes():
-    settings = read_words(WORDS)
+    settings = read_arguments(WORDS)
     plan = predict(settings, devices=2, peak_flops=1e12, utilisation=0.5, measured=None)
     assert plan.step_s == pytest.approx(plan.step_flops / 1e12)
     assert plan.run_h == pytest.approx(plan.step_s / 36)
@@ -27,7 +27,7 @@ def test_a_step_takes_as_long_as_its_flops_or_as_the_measured_passes():
 
 def test_memory_and_measured_passes_are_those_of_a_device():
     def memory(*words, devices=1):
-        settings = read_words([*WORDS, *words])
+        settings = read_arguments([*WORDS, *words])
         return predict(settings, devices=devices, peak_flops=None, utilisation=None, measured=None).memory_gb
 
     assert memory("per_gpu_batchsize=8", "grad_cache_chunk=2") == memory() == memory("per_gpu_batchsize=8", devices=4)
@@ -35,7 +35,7 @@ def test_memory_and_measured_passes_are_those_of_a_device():
 
 
 def test_parameters_and_disk_are_exact():
-    settings = read_words(WORDS)
+    settings = read_arguments(WORDS)
     plan = predict(settings, devices=1, peak_flops=None, utilisation=None, measured=None)
     model = stand_in(settings)
     assert plan.trained + plan.frozen == sum(parameter.numel() for parameter in model.parameters())

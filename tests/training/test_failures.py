@@ -15,7 +15,7 @@ import torch
 from small_arrow import write_split
 from small_run import assert_same_training, checkpoint, words, write_arrows
 
-from mg3d.config import command_line, sentence
+from mg3d.config import command_line, error_sentence
 from mg3d.settings.schema import Settings
 from mg3d.training import finite
 from mg3d.training.finite import StopAtNotFinite
@@ -34,7 +34,7 @@ def test_a_refusal_within_a_run_stands_alone(tmp_path):
     command = [sys.executable, "-m", "mg3d.config", *words("nowhere", tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("mg3d: no Arrow file nowhere/")
+    assert done.stderr.startswith("mg3d: nowhere/clm_ct_rate_train.arrow does not exist")
     assert done.stderr.count("\n") == 1
 
 
@@ -42,7 +42,7 @@ def test_a_missing_shard_is_told_before_training(tmp_path, capfd):
     root = write_arrows(tmp_path / "arrows")
     (root / SHARD).unlink()
     assert command_line(words(root, tmp_path, "num_workers=1")) == 2
-    assert f"{SHARD} is missing; prepro/prepro_pretraining_data.py writes again" in only_sentence(capfd)
+    assert f"{SHARD} is missing. Rerun prepro/prepro_pretraining_data.py" in only_sentence(capfd)
     assert not (tmp_path / "run").exists()
 
 
@@ -53,8 +53,8 @@ def test_a_run_does_not_start_on_data_that_leak(tmp_path, capfd):
     )
     assert command_line(words(root, tmp_path)) == 2
     error = only_sentence(capfd)
-    assert "1 images lie in more than one split, e.g. ct_rate/train_2_0_0 and ct_rate/val_0_0_0" in error
-    assert "take one of each pair out" in error
+    assert "images in more than one split: 1, e.g. ct_rate/train_2_0_0 and ct_rate/val_0_0_0" in error
+    assert "Remove one of each pair" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -109,7 +109,7 @@ def test_what_a_loader_process_refuses_is_told_as_if_there_were_none(tmp_path, c
     for workers in (0, 1):
         assert command_line(words(root, tmp_path / str(workers), f"num_workers={workers}")) == 2
         error = only_sentence(capfd)
-        assert f"{SHARD} holds another volume than" in error
+        assert f"{SHARD} is not ct_rate/train_0_0_0: the index is stale" in error
         assert "worker" not in error
 
 
@@ -125,8 +125,7 @@ def test_a_full_disk_keeps_the_newest_checkpoint(arrows, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save_until_full)
         assert command_line(words(arrows, tmp_path)) == 2
-    assert "the disk of" in (error := only_sentence(capfd))
-    assert "is full; make room" in error
+    assert "the disk is full; free some space" in only_sentence(capfd)
     assert checkpoint(tmp_path / "run")["global_step"] == 2
     assert not list((tmp_path / "run" / "checkpoints").glob("*.tmp-*"))
     assert command_line(words(arrows, tmp_path, "resume_from=last")) == 0
@@ -137,13 +136,13 @@ def test_a_full_disk_keeps_the_newest_checkpoint(arrows, tmp_path, monkeypatch, 
 def test_a_file_in_place_of_the_log_folder_is_told(arrows, tmp_path, capfd):
     (tmp_path / "file").touch()
     assert command_line(words(arrows, tmp_path / "file")) == 2
-    assert f"not a directory; log_dir='{tmp_path / 'file'}' must be a directory" in only_sentence(capfd)
+    assert f"not a directory; log_dir='{tmp_path / 'file'}' must be a writable folder" in only_sentence(capfd)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_used_up_quota_is_a_full_disk(number):
-    assert sentence(OSError(number, "words of the system", "/there/x"), Settings()).startswith("the disk of /there/x is full")
-    assert sentence(OSError(number, "words of the system"), Settings()).startswith("the disk of result/pretrain is full")
+    assert error_sentence(OSError(number, "text", "/there/x"), Settings()).startswith("/there/x: the disk is full")
+    assert error_sentence(OSError(number, "text"), Settings()).startswith("result/pretrain: the disk is full")
 
 
 def test_a_loader_process_that_was_ended_from_outside_is_told(monkeypatch, capsys):
@@ -154,7 +153,7 @@ def test_a_loader_process_that_was_ended_from_outside_is_told(monkeypatch, capsy
 
     monkeypatch.setattr(run, "pretrain", ended)
     assert command_line(["with", "tiny"]) == 1
-    assert capsys.readouterr().err.startswith("mg3d: a loader process was ended from outside")
+    assert capsys.readouterr().err.startswith("mg3d: a data-loader process was killed")
 
 
 def test_other_errors_of_the_program_keep_their_trace(monkeypatch):
@@ -182,9 +181,9 @@ def test_a_lack_of_memory_is_told_and_what_helps(monkeypatch, capsys, tmp_path, 
     monkeypatch.setattr(run, "pretrain", full)
     assert command_line(["with", "tiny", f"log_dir={tmp_path}"]) == 1
     told = only_sentence(capsys)
-    assert "the memory of the device is used up; grad_cache_chunk=1 to 8" in told
-    assert told.endswith("no checkpoint had been written yet, so the same command starts anew\n")
+    assert "out of memory; grad_cache_chunk=1 to 8" in told
+    assert told.endswith("no checkpoint was written yet, so the same command starts from scratch\n")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert command_line(["with", "tiny", f"log_dir={tmp_path}"]) == 1
-    assert only_sentence(capsys).endswith("`resume_from=last` goes on from the newest checkpoint\n")
+    assert only_sentence(capsys).endswith("`resume_from=last` resumes from the newest checkpoint\n")

@@ -73,7 +73,7 @@ def test_a_run_left_within_a_step_goes_on_bit_by_bit(unbroken, arrows, tmp_path,
         patch.setattr(run, "build_trainer", lambda *a, **k: build(*a, extra=(LeaveMidStep(interrupt=interrupt),), **k))
         assert command_line(words(arrows, tmp_path, *ACCUMULATED)) == (130 if interrupt else 0)
     signal.signal(signal.SIGINT, sigint)  # Lightning ignores further Ctrl-C
-    assert ("mg3d: stopped" in capsys.readouterr().err) == interrupt
+    assert ("mg3d: interrupted" in capsys.readouterr().err) == interrupt
     assert checkpoint(tmp_path / "run")["global_step"] == 2
     assert command_line(words(arrows, tmp_path, *ACCUMULATED, "resume_from=last")) == 0
     assert_same_training(checkpoint(tmp_path / "run"), checkpoint(unbroken))

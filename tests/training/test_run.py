@@ -136,7 +136,7 @@ def test_a_run_keeps_its_volumes_recipe_and_does_not_go_on_with_others(arrows, t
 def test_data_sets_of_one_run_that_show_other_parts_of_the_chest_are_told():
     body, usual = (Recipe(crop=crop).provenance("custom") for crop in ("body", "fraction"))
     told = mixed_recipes({"ctrg": usual, "ct_rate": usual, "rad_chestct": usual, "custom": body})
-    assert [line.split(",")[0] for line in told] == ["own was prepared otherwise (crop) than ct_rate"]
+    assert [line.split(",")[0] for line in told] == ["custom was prepared otherwise (crop) than ct_rate"]
     assert mixed_recipes({"ct_rate": None, "custom": body}) == []
 
 
@@ -148,7 +148,7 @@ def test_data_sets_of_one_run_that_show_other_parts_of_the_chest_are_told():
         (("resume_from=nowhere.ckpt",), "there is no nowhere.ckpt"),
         (("run_name=other", "accelerator=gpu"), "sees no GPU"),
         (("run_name=other", "image_size=64", "mim_patch_size=16"), "set image_size=32"),
-        (("run_name=other", "data_root=nowhere"), "prepro_pretraining_data.py"),
+        (("data_root=nowhere",), "nowhere/clm_ct_rate_train.arrow does not exist"),
         (("run_name=other", "text_encoder=nobody/has-this"), "text_encoder=<local directory>"),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_told(unbroken, arrows, tmp_path, capsys):
     assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_judged_on_held_out_studies(unbroken, arrows, capsys):
+def test_a_finished_run_is_evaluated_on_held_out_studies(unbroken, arrows, capsys):
     assert command_line(["evaluate", *words(arrows, unbroken.parent)]) == 0
     result = json.loads((unbroken / "evidence.json").read_text())
     assert result["studies"] == 9

@@ -12,7 +12,7 @@ import pytest
 from pytorch_lightning.callbacks import Callback
 from small_run import assert_same_training, checkpoint, words
 
-from mg3d.config import GO_ON, command_line
+from mg3d.config import PREEMPTED, command_line
 from mg3d.training import run
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_a_signal_saves_before_validation_and_the_same_command_resumes(arrows, t
     build, before, sender = run.build_trainer, signal.getsignal(signal.SIGUSR1), SignalWithin(phase)
     with monkeypatch.context() as patch:
         patch.setattr(run, "build_trainer", lambda *a, **k: build(*a, extra=(sender,), **k))
-        assert command_line(words(arrows, tmp_path, *PASSES, "resume_from=auto", "num_workers=1")) == GO_ON
+        assert command_line(words(arrows, tmp_path, *PASSES, "resume_from=auto", "num_workers=1")) == PREEMPTED
     assert "stopped at step 2 by a signal" in capsys.readouterr().err
     if phase == "training":
         assert signal.getsignal(signal.SIGUSR1) == before
@@ -123,7 +123,7 @@ def test_a_dry_run_prints_one_process_per_gpu_on_every_node(cluster):
     [
         (["--dryrun", "tiny"], "unknown option --dryrun; options of sbatch come before the script"),
         (["--dry-run", "tiny", "devices=4"], "devices=4: devices and num_nodes come from the job"),
-        (["swin_q", "--dry-run"], "unknown word 'swin_q'; did you mean"),
+        (["swin_q", "--dry-run"], "unknown preset 'swin_q'; did you mean"),
     ],
 )
 def test_words_that_a_job_would_not_heed_are_refused_before_it(cluster, arguments, sentence):
@@ -167,5 +167,5 @@ def test_a_signal_to_the_script_for_several_gpus_ends_all_its_processes(cluster,
         time.sleep(0.2)
     started.send_signal(signal.SIGUSR1)
     told = started.communicate(timeout=120)[1]
-    assert started.returncode == GO_ON, told
-    assert told.count("by a signal; resume_from=auto goes on from there") == 1
+    assert started.returncode == PREEMPTED, told
+    assert told.count("by a signal; resume_from=auto resumes from there") == 1

@@ -10,7 +10,7 @@ from small_run import checkpoint
 from small_text_cache import cache_text, save_bert, told
 from transformers import BertConfig, BertModel
 
-from mg3d.config import command_line, read_words
+from mg3d.config import command_line, read_arguments
 from mg3d.datasets.text_cache import TextCache
 from mg3d.models.text.encoder import load_text_encoder
 from mg3d.training.build import build_data
@@ -21,7 +21,7 @@ def test_a_run_with_cached_text_is_the_run_without(arrows, tmp_path, capsys):
     plain = told(arrows, tmp_path / "plain", f"text_encoder={bert}")
     cached = told(arrows, tmp_path / "cached", f"text_encoder={bert}", f"text_cache={cache}")
     assert command_line(cached) == 2
-    assert "no cache is there" in capsys.readouterr().err
+    assert "holds no cache" in capsys.readouterr().err
     assert cache_text.main(cached) == 0
     assert command_line(plain) == 0
     assert command_line(cached) == 0
@@ -32,16 +32,16 @@ def test_a_run_with_cached_text_is_the_run_without(arrows, tmp_path, capsys):
 
     other = told(arrows, tmp_path / "other", f"text_encoder={save_bert(tmp_path / 'another', 1)}", f"text_cache={cache}")
     assert command_line(other) == 2
-    assert "holds features of another text encoder" in capsys.readouterr().err
+    assert "was computed with another text encoder" in capsys.readouterr().err
     assert command_line(told(arrows, tmp_path / "cut", f"text_encoder={bert}", f"text_cache={cache}", "max_text_len=12")) == 2
-    assert "with another max_text_len, 250 instead of 12" in capsys.readouterr().err
+    assert "max_text_len=250 instead of 12" in capsys.readouterr().err
 
 
 def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp_path):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
     arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}")
     assert cache_text.main(arguments) == 0
-    settings = read_words(arguments[1:])
+    settings = read_arguments(arguments[1:])
     data = build_data(settings, small_tokenizer(tmp_path / "again"), with_text_cache=True)
     batch = next(iter(data.train_dataloader()))
     text = load_text_encoder(bert)
@@ -49,11 +49,11 @@ def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp
         real = batch.attention_mask[row]
         torch.testing.assert_close(features[real], text(batch.report_ids[row : row + 1, real], real[real][None])[0])
         assert not features[~real].any()
-    pickled = pickle.dumps(data.collator_options["text_features"])
+    pickled = pickle.dumps(data.options.collator["text_features"])
     assert len(pickled) < 1000
     ids = [row[real].numpy() for row, real in zip(batch.report_ids, batch.attention_mask, strict=True)]
     assert torch.equal(pickle.loads(pickled)(ids), batch.text_features)
-    with pytest.raises(ValueError, match="does not hold a report of 3 tokens"):
+    with pytest.raises(ValueError, match="does not contain a report of 3 tokens"):
         TextCache(cache)([np.array([2, 5, 3])])
 
 

@@ -7,7 +7,7 @@ from small_model import build
 from small_run import assert_same_training, checkpoint
 from small_text_cache import cache_text, save_bert, told
 
-from mg3d.config import command_line, read_words
+from mg3d.config import command_line, read_arguments
 from mg3d.datasets import negatives
 from mg3d.models.contrast import embed_further_reports
 from mg3d.models.text.encoder import load_text_encoder
@@ -38,12 +38,12 @@ def test_a_report_is_tokenised_when_it_is_first_drawn_alone(arrows, tmp_path, mo
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
     arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
     assert cache_text.main(arguments) == 0
-    data, asked = build_data(read_words(arguments[1:]), small_tokenizer(tmp_path / "again"), with_text_cache=True), []
+    data, asked = build_data(read_arguments(arguments[1:]), small_tokenizer(tmp_path / "again"), with_text_cache=True), []
     encode = negatives.encode_report
     monkeypatch.setattr(negatives, "encode_report", lambda *of: asked.append(of[1]) or encode(*of))
     draw = data._negatives()
     samples = [data.train_parts[0].sample(study, (0, 0, study)) for study in range(8)]
-    first, studies = draw(samples), len(draw.known)
+    first, studies = draw(samples), len(draw.tokenized)
     again = draw(samples)
     assert len(asked) == studies <= sum(len(part) for part in data.train_parts)
     assert all(torch.equal(again[name], value) for name, value in first.items())
@@ -56,7 +56,7 @@ def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arr
     tokenizer = small_tokenizer(tmp_path / "again")
 
     def first_batch(*more):
-        data = build_data(read_words([*arguments[1:], *more]), tokenizer, with_text_cache=True)
+        data = build_data(read_arguments([*arguments[1:], *more]), tokenizer, with_text_cache=True)
         return data, next(iter(data.train_dataloader()))
 
     data, batch = first_batch()
@@ -85,7 +85,7 @@ def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arr
     ("changes", "message"),
     [
         ({"text_negatives": 4}, "text_cache"),
-        ({"text_negatives": 4, "text_cache": "there", "weight_cml": 0.0}, "whose weight_cml is 0"),
+        ({"text_negatives": 4, "text_cache": "there", "weight_cml": 0.0}, "but weight_cml is 0"),
         ({"text_negatives": -1}, "0 or more reports"),
     ],
 )

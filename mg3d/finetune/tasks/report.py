@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mg3d.datasets.report_tokenizers import M2KT_TOKENS, LosslessTokenizer, M2KTTokenizer, ReportTokenizer
+from mg3d.datasets.report_tokenizers import M2KT_MAX_LENGTH, LosslessTokenizer, M2KTTokenizer, ReportTokenizer
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.data_check import FileFacts
 from mg3d.finetune.labellers import open_labeller
@@ -26,7 +26,7 @@ from mg3d.models.text.decoder import ReportDecoder
 from mg3d.models.vision.registry import VisionEncoder
 
 TOKENIZERS: dict[str, type[M2KTTokenizer] | type[LosslessTokenizer]] = {"m2kt": M2KTTokenizer, "lossless": LosslessTokenizer}
-MAX_TOKENS = {"m2kt": M2KT_TOKENS, "lossless": 300}
+MAX_TOKENS = {"m2kt": M2KT_MAX_LENGTH, "lossless": 300}
 BASELINE = "constant"
 """The most frequent training report, for every scan."""
 EFFICACY = ("micro_precision", "micro_recall", "micro_f1", "macro_precision", "macro_recall", "macro_f1")
@@ -118,7 +118,7 @@ class ReportGeneration(TaskType):
 
     def state(self) -> dict[str, Any]:
         """Vocabulary and size of the decoder."""
-        return {"tokenizer": self.tokenizer_name, "vocabulary": list(self.tokenizer.words), "decoder": dict(self.decoder)}
+        return {"tokenizer": self.tokenizer_name, "vocabulary": list(self.tokenizer.vocabulary), "decoder": dict(self.decoder)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Vocabulary and size of the decoder."""
@@ -135,7 +135,7 @@ class ReportGeneration(TaskType):
 
     def _with_tokens(self, read: Callable[[FinetuneCase], Sample], case: FinetuneCase) -> Sample:
         ids = self.tokenizer.encode(case.report, self.decoder["longest"])
-        padded = np.pad(ids, (0, self.decoder["longest"] - len(ids)), constant_values=self.tokenizer.padding)
+        padded = np.pad(ids, (0, self.decoder["longest"] - len(ids)), constant_values=self.tokenizer.pad_id)
         return read(case) | {"report": case.report, "ids": torch.from_numpy(padded), "count": len(ids)}
 
     def loss(self, network: nn.Module, batch: Sample) -> Tensor:
@@ -151,7 +151,7 @@ class ReportGeneration(TaskType):
         """One row per case, by beam search."""
         tokenizer = self.tokenizer
         ids = network.decoder.generate(
-            network.image_tokens(batch["image"]), begin=tokenizer.begin, end=tokenizer.end, padding=tokenizer.padding,
+            network.image_tokens(batch["image"]), begin=tokenizer.bos_id, end=tokenizer.eos_id, padding=tokenizer.pad_id,
             most_tokens=self.decoder["longest"], **self.search,
         )  # fmt: skip
         rows = []

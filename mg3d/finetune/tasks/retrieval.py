@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mg3d.datasets.tokenizer import pad_reports
-from mg3d.evaluation.retrieval import directions
+from mg3d.evaluation.retrieval import retrieval_directions
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.data_check import FileFacts
 from mg3d.finetune.tasks.base import Row
@@ -65,8 +65,8 @@ class Retrieval(PromptClassification):
         """Ranks among all volumes and reports of the split."""
         volumes, reports, labels = (np.stack(table[name]) for name in ("volume", "report", "target"))
         found = table[["case_id", "patient_id"]].copy()
-        for direction in directions(volumes, reports, report_keys=table["text"].tolist()):
-            name, relevant = direction.name.replace(" ", "_"), direction.right
+        for direction in retrieval_directions(volumes, reports, report_keys=table["text"].tolist()):
+            name, relevant = direction.name.replace(" ", "_"), direction.relevant
             for column, values in {"rank": first_rank(direction.similarity, relevant), "relevant": relevant.sum(1)}.items():
                 found[f"{column}/{name}"] = np.nan
                 found.loc[direction.queries, f"{column}/{name}"] = values

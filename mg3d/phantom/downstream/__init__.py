@@ -1,1 +1,1 @@
-"""Synthetic sets in the public layouts of the eight downstream data sets, for tests and for trying a task without its data."""
+"""Synthetic sets in the layouts of the eight downstream data sets, for tests and for trying a task without its data."""

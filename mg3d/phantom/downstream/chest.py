@@ -1,4 +1,4 @@
-"""A chest CT with lesions of one's choice and where exactly they are. Places are (x, y, z) in mm, LPS, from the body's centre."""
+"""Chest CT with chosen lesions and their masks. Points are (x, y, z) in mm, LPS, from the body axis."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,21 +9,21 @@ from scipy import ndimage
 from mg3d.phantom.body import draw_body
 from mg3d.phantom.canvas import Canvas, Point
 from mg3d.phantom.case import reconstruct
-from mg3d.phantom.pathology import DRAWERS, HEART_NORMAL, Hand
-from mg3d.phantom.sampling import Patient, sample_patient
+from mg3d.phantom.pathology import DRAWERS, HEART_NORMAL, DrawContext
+from mg3d.phantom.sampling import sample_patient
 
-HAZE_HU = -450.0
-AIRWAYS_FILLED = 2
-"""Voxels by which vessels and airways in the lung are bridged."""
+GROUND_GLASS_HU = -450.0
+CLOSING_VOXELS = 2
+"""Vessels and airways up to twice this width count as lung."""
 
 
-class Scan(NamedTuple):
-    """A volume on a grid whose slices may be thicker than its pixels. Axes z, y, x: to the top, the back, the left."""
+class LabelledVolume(NamedTuple):
+    """Volume and mask [z, y, x] (superior, posterior, left); slices may be thicker than the pixels."""
 
     hu: np.ndarray
     """int16."""
     mask: np.ndarray
-    """uint8, same shape."""
+    """uint8."""
     spacing: tuple[float, float, float]
     """mm along z, y, x."""
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -31,68 +31,68 @@ class Scan(NamedTuple):
 
 
 class Chest:
-    """A body that lesions are drawn into; `mask` keeps where each is."""
+    """A body to draw lesions into, and the mask of these lesions."""
 
-    def __init__(self, words: Sequence[int], *, voxels_in_plane: int, others: Sequence[str] = ()) -> None:
-        """others: findings of CT-RATE that are no lesions of the task, drawn first."""
-        self.words = tuple(words)
-        self.generator = np.random.default_rng(words)
-        self.patient: Patient = sample_patient(self.generator, vascular=0.0)
-        self.canvas = Canvas(voxels_in_plane=voxels_in_plane, length_mm=self.patient.length)
+    def __init__(self, seed_words: Sequence[int], *, voxels_in_plane: int, other_findings: Sequence[str] = ()) -> None:
+        """other_findings: findings of CT-RATE that are not lesions of the task; drawn first, not in the mask."""
+        self.seed_words = tuple(seed_words)
+        self.generator = np.random.default_rng(seed_words)
+        patient = sample_patient(self.generator, vascular=0.0)
+        self.canvas = Canvas(voxels_in_plane=voxels_in_plane, length_mm=patient.length)
         heart = float(self.generator.uniform(*HEART_NORMAL))
-        body = draw_body(self.canvas, self.patient, self.generator, heart_factor=heart)
-        self.hand = Hand(self.canvas, body, self.generator)
+        body = draw_body(self.canvas, patient, self.generator, heart_factor=heart)
+        self.random = DrawContext(self.canvas, body, self.generator)
         self.lung = {side: _closed(weight > 0.5) for side, weight in body.lungs.items()}
-        """Side -> bool [z, y, x], vessels and airways included."""
-        for label in others:
-            DRAWERS[label](self.hand)
+        """Side -> bool [z, y, x], including vessels and airways."""
+        for label in other_findings:
+            DRAWERS[label](self.random)
         self.mask = np.zeros(self.canvas.hu.shape, np.uint8)
 
-    def lesion(self, centre: Point, radii: Point, hu: float, *, side: str, value: int = 1) -> np.ndarray:
-        """Draws an ellipsoid into a lung, where denser things stay; gives its voxels (bool), at least half full."""
+    def add(self, shape: tuple, hu: float, value: int = 1) -> None:
+        """Draw a shape of the canvas; voxels that are more than half inside get the mask value."""
+        box, weight = shape
+        self.canvas.blend(box, weight, hu)
+        self.mask[box.index][weight > 0.5] = value
+
+    def add_lung_lesion(self, centre: Point, radii: Point, hu: float, *, side: str) -> None:
+        """Draw an ellipsoid, clipped to a lung; denser tissue inside it stays."""
         box, weight = self.canvas.ellipsoid(centre, radii)
-        weight = weight * self.lung[side][box.place]
-        self.canvas.blend(box, weight * (self.canvas.hu[box.place] < hu), hu)
-        voxels = np.zeros(self.mask.shape, bool)
-        voxels[box.place] = weight > 0.5
-        self.mask[voxels] = value
-        return voxels
+        weight = weight * self.lung[side][box.index]
+        self.canvas.blend(box, weight * (self.canvas.hu[box.index] < hu), hu)
+        self.mask[box.index][weight > 0.5] = 1
 
-    def peripheral(self, side: str) -> Point:
-        """A place (x, y, z) near the surface of a lung: the outermost of some."""
-        places = [self.hand.inside_lung(side, low=0.1, high=0.8) for _ in range(8)]
-        return max(places, key=lambda place: abs(place[0]) / 130 + abs(place[1] - 5) / 80)
+    def add_opacities(self, sides: Sequence[str], *, low_mm: float, high_mm: float) -> None:
+        """Draw peripheral ground-glass opacities, one per entry of `sides`; radii between two limits."""
+        for side in sides:
+            radius = self.random.radius(low_mm, high_mm)
+            radii, centre = (radius, radius, 0.8 * radius), self.peripheral_point(side)
+            self.add_lung_lesion(centre, radii, GROUND_GLASS_HU + self.random.uniform(-80, 80), side=side)
 
-    def deep(self, side: str, distance_mm: float) -> Point:
-        """A place (x, y, z) in a lung, that far from its surface, or as far as there is."""
+    def peripheral_point(self, side: str) -> Point:
+        """Random point near the lung surface: the outermost of eight."""
+        points = [self.random.lung_point(side, low=0.1, high=0.8) for _ in range(8)]
+        return max(points, key=lambda point: abs(point[0]) / 130 + abs(point[1] - 5) / 80)
+
+    def deep_point(self, side: str, distance_mm: float) -> Point:
+        """Random point at least this far below the lung surface, or as far as possible."""
         depth = ndimage.distance_transform_edt(self.lung[side]) * self.canvas.voxel_mm
-        where = np.argwhere(depth >= min(distance_mm, 0.9 * float(depth.max())))
-        z, y, x = where[self.generator.integers(len(where))]
-        return float(self.canvas.x[x]), float(self.canvas.y[y]), float(self.canvas.z[z])
+        voxels = np.argwhere(depth >= min(distance_mm, 0.9 * float(depth.max())))
+        return self.canvas.point(voxels[self.generator.integers(len(voxels))])
 
-    def scan(self, *, slice_factor: float = 1.0) -> Scan:
-        """The volume with noise. slice_factor: distance of the slices in pixels, at least 1."""
-        voxel = self.canvas.voxel_mm
-        count = 1 + int((len(self.canvas.z) - 1) / slice_factor)
-        places = np.arange(count) * slice_factor
-        low = np.minimum(places.astype(int), len(self.canvas.z) - 1)
-        share = (places - low)[:, None, None].astype(np.float32)
-        hu = self.canvas.hu
-        thick = hu[low] * (1 - share) + hu[np.minimum(low + 1, len(hu) - 1)] * share
-        near = np.minimum(np.rint(places).astype(int), len(hu) - 1)
-        origin = tuple(float(axis[0]) for axis in (self.canvas.x, self.canvas.y, self.canvas.z))
-        return Scan(
-            reconstruct(thick, (*self.words, 1), sharp=False), self.mask[near], (voxel * slice_factor, voxel, voxel), origin
-        )
+    def scan(self, *, slice_factor: float = 1.0) -> LabelledVolume:
+        """Volume with noise and its mask. slice_factor: slice spacing in pixels, at least 1."""
+        voxel_mm, hu = self.canvas.voxel_mm, self.canvas.hu
+        position = np.arange(1 + int((len(hu) - 1) / slice_factor)) * slice_factor
+        low = np.minimum(position.astype(int), len(hu) - 1)
+        t = (position - low)[:, None, None].astype(np.float32)
+        resampled = hu[low] * (1 - t) + hu[np.minimum(low + 1, len(hu) - 1)] * t
+        nearest = np.minimum(np.rint(position).astype(int), len(hu) - 1)
+        noisy = reconstruct(resampled, (*self.seed_words, 1), sharp=False)
+        return LabelledVolume(
+            noisy, self.mask[nearest], (voxel_mm * slice_factor, voxel_mm, voxel_mm), self.canvas.point((0, 0, 0))
+        )  # fmt: skip
 
 
 def _closed(lung: np.ndarray) -> np.ndarray:
-    padded = np.pad(lung, AIRWAYS_FILLED)
-    return ndimage.binary_closing(padded, iterations=AIRWAYS_FILLED)[(slice(AIRWAYS_FILLED, -AIRWAYS_FILLED),) * 3]
-
-
-def opacities(chest: Chest, sides: Sequence[str], *, low_mm: float, high_mm: float) -> None:
-    """Hazy peripheral lesions, one for every entry of `sides`."""
-    for side in sides:
-        radius = chest.hand.radius(low_mm, high_mm)
-        chest.lesion(chest.peripheral(side), (radius, radius, 0.8 * radius), HAZE_HU + chest.hand.uniform(-80, 80), side=side)
+    padded = np.pad(lung, CLOSING_VOXELS)
+    return ndimage.binary_closing(padded, iterations=CLOSING_VOXELS)[(slice(CLOSING_VOXELS, -CLOSING_VOXELS),) * 3]

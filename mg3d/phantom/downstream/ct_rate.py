@@ -1,20 +1,25 @@
-"""CT-RATE alone: images, reports, metadata and labels of both splits, one reconstruction for most scans."""
+"""CT-RATE alone: images, reports, metadata and labels of both splits."""
 
 import shutil
 
-from mg3d.phantom.downstream.order import Order
-from mg3d.phantom.generate import PhantomSettings, generate
+from mg3d.phantom.generate import generate
+from mg3d.phantom.spec import DatasetSpec, PhantomSettings
 
 
-def write(order: Order) -> None:
-    """Writes three in four patients into train and the others into valid, and the truth of each study beside them."""
-    valid = max(1, order.cases // 4)
+def write(spec: DatasetSpec) -> None:
+    """Write three quarters of the patients into train and the others into valid, and `truth/`."""
+    valid = max(1, spec.cases // 4)
+    write_part(spec, "ct_rate/dataset", train_patients=spec.cases - valid, valid_patients=valid)
+
+
+def write_part(spec: DatasetSpec, folder: str, *, train_patients: int = 0, valid_patients: int = 0, ctrg_cases: int = 0) -> None:
+    """Generate a pre-training set and move the content of one folder, and `truth/`, to the root of the downstream set."""
+    generated = spec.root / "generated"
     settings = PhantomSettings(
-        train_patients=order.cases - valid, valid_patients=valid, ctrg_cases=0, grid=order.voxels_in_plane, seed=order.seed
-    )
-    made = order.root / "made"
-    generate(made, settings, workers=order.workers)
-    for part in (made / "ct_rate" / "dataset").iterdir():
-        part.rename(order.root / part.name)
-    (made / "truth").rename(order.root / "truth")
-    shutil.rmtree(made)
+        train_patients=train_patients, valid_patients=valid_patients, ctrg_cases=ctrg_cases, grid=spec.voxels_in_plane,
+        seed=spec.seed,
+    )  # fmt: skip
+    generate(generated, settings, workers=spec.workers)
+    for path in (*(generated / folder).iterdir(), generated / "truth"):
+        path.rename(spec.root / path.name)
+    shutil.rmtree(generated)

@@ -1,18 +1,16 @@
-"""CTRG-Chest alone: JPEG folders and their list, and the 8-bit NIfTI form with its split and labels for report generation."""
+"""CTRG-Chest alone: JPEG folders and their list, and the 8-bit NIfTI form with a split and labels for report generation."""
 
 import json
-import shutil
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from PIL import Image
 
 from mg3d.files import write_json
-from mg3d.phantom.ct_rate import write_csv, write_whole
+from mg3d.phantom.ct_rate import write_csv, write_nifti
 from mg3d.phantom.ctrg import ANNOTATIONS
-from mg3d.phantom.downstream.order import Order, for_all
-from mg3d.phantom.generate import PhantomSettings, generate
+from mg3d.phantom.downstream.ct_rate import write_part
+from mg3d.phantom.spec import DatasetSpec
 
 SPLIT = "chest_ctrg_nitfy_ori_split.json"
 VOLUMES = "Chest_New_nitfy_2"
@@ -22,50 +20,40 @@ LABELS = {
     "Pneumothorax": "", "Pleural Effusion": "Pleural effusion", "Pleural Other": "", "Fracture": "",
     "Support Devices": "Medical material", "No Finding": "",
 }  # fmt: skip
-"""Column of the label table -> the phantom's finding it is told from."""
+"""Column of the label table -> finding of the phantom."""
 POSITIVE, NEGATIVE, UNCERTAIN = 1, 2, 3
 CODES = {"+": POSITIVE, "-": NEGATIVE, "?": UNCERTAIN}
 
 
-def write(order: Order, *, own_validation: bool = False) -> None:
-    """Writes the cases, four in five of them for training, and the truth of each beside them.
+def write(spec: DatasetSpec, *, own_validation: bool = False) -> None:
+    """Write the cases, four fifths of them for training, and `truth/`.
 
-    own_validation: the validation part is not the test part, as it is in the published split, but half of it.
+    own_validation: split the held-out cases into validation and test; in the published split both are the same cases.
     """
-    settings = PhantomSettings(
-        train_patients=0, valid_patients=0, ctrg_cases=order.cases, grid=order.voxels_in_plane, seed=order.seed
-    )
-    made = order.root / "made"
-    generate(made, settings, workers=order.workers)
-    for part in (made / "ctrg").iterdir():
-        part.rename(order.root / part.name)
-    (made / "truth").rename(order.root / "truth")
-    shutil.rmtree(made)
-    cases = json.loads((order.root / ANNOTATIONS).read_text(encoding="utf-8"))
-    for _ in for_all(_write_volume, [(order, case) for case in cases], order.workers):
-        pass
-    mixed = order.generator(80).permutation(len(cases)).tolist()
-    training = round(0.8 * len(cases))
-    middle = training + (len(cases) - training) // 2
-    parts = {"train": mixed[:training], "val": mixed[training:], "test": mixed[training:]}
+    write_part(spec, "ctrg", ctrg_cases=spec.cases)
+    cases = json.loads((spec.root / ANNOTATIONS).read_text(encoding="utf-8"))
+    spec.map(_write_volume, [(spec, case) for case in cases])
+    shuffled = spec.generator(80).permutation(len(cases)).tolist()
+    n_training = round(0.8 * len(cases))
+    middle = n_training + (len(cases) - n_training) // 2
+    splits = {"train": shuffled[:n_training], "val": shuffled[n_training:], "test": shuffled[n_training:]}
     if own_validation:
-        parts |= {"val": mixed[training:middle], "test": mixed[middle:]}
-    # In the published file the entries of the test part say "val", too.
-    words = {"train": "train", "val": "val", "test": "test" if own_validation else "val"}
-    split = {part: [_entry(cases[place], words[part]) for place in sorted(places)] for part, places in parts.items()}
-    write_json(order.root / SPLIT, split)
-    write_csv(order.root / "CTRG_finding_labels.csv", ("id", *LABELS), (_labels(order, case) for case in cases))
+        splits |= {"val": shuffled[n_training:middle], "test": shuffled[middle:]}
+    # In the published file the entries of the test split also say "val".
+    names = {"train": "train", "val": "val", "test": "test" if own_validation else "val"}
+    split = {part: [_entry(cases[index], names[part]) for index in sorted(indices)] for part, indices in splits.items()}
+    write_json(spec.root / SPLIT, split)
+    write_csv(spec.root / "CTRG_finding_labels.csv", ("id", *LABELS), (_label_row(spec, case) for case in cases))
 
 
-def _write_volume(job: tuple[Order, dict[str, Any]]) -> None:
-    """Stacks a case's slices as they are, top first, to uint8 (x, y, z) with a header that tells nothing."""
-    order, case = job
+def _write_volume(job: tuple[DatasetSpec, dict[str, Any]]) -> None:
+    """Stack the slices of a case, superior first, as uint8 (x, y, z) with a blank header."""
+    spec, case = job
     slices = []
-    for relative in case["image_path"]:
-        with Image.open(order.root / relative) as picture:
-            slices.append(np.asarray(picture))
-    stack = np.ascontiguousarray(np.stack(slices).transpose(2, 1, 0))
-    write_whole(order.root / VOLUMES / f"{case['id']}.nii.gz", nib.Nifti1Image(stack, np.eye(4)))
+    for path in case["image_path"]:
+        with Image.open(spec.root / path) as image:
+            slices.append(np.asarray(image))
+    write_nifti(spec.root / VOLUMES / f"{case['id']}.nii.gz", np.stack(slices).transpose(2, 1, 0), np.eye(4))
 
 
 def _entry(case: dict[str, Any], split: str) -> dict[str, str]:
@@ -74,9 +62,9 @@ def _entry(case: dict[str, Any], split: str) -> dict[str, str]:
     return {"id": name, **texts, "image_path": f"./{VOLUMES}/{name}", "split": split}
 
 
-def _labels(order: Order, case: dict[str, Any]) -> dict[str, Any]:
-    """1 stated, 2 denied, 3 unsure, empty where the report says nothing."""
-    truth = json.loads((order.root / "truth" / "ctrg" / f"{case['id']}.json").read_text(encoding="utf-8"))
-    said = {clause["label"]: CODES[clause["polarity"]] for clause in truth["clauses"] if clause["label"]}
-    row = {column: said.get(label, "") for column, label in LABELS.items()}
-    return {"id": f"{case['id']}.nii.gz", **row, "No Finding": "" if POSITIVE in said.values() else POSITIVE}
+def _label_row(spec: DatasetSpec, case: dict[str, Any]) -> dict[str, Any]:
+    """1 positive, 2 negative, 3 uncertain, empty if not mentioned."""
+    truth = json.loads((spec.root / "truth" / "ctrg" / f"{case['id']}.json").read_text(encoding="utf-8"))
+    mentioned = {clause["label"]: CODES[clause["polarity"]] for clause in truth["clauses"] if clause["label"]}
+    row = {column: mentioned.get(label, "") for column, label in LABELS.items()}
+    return {"id": f"{case['id']}.nii.gz", **row, "No Finding": "" if POSITIVE in mentioned.values() else POSITIVE}

@@ -1,4 +1,4 @@
-"""The eight synthetic sets by the names of their folders in downstream/, and the one function that writes them."""
+"""The eight synthetic downstream sets, by the names of their folders in downstream/."""
 
 import json
 import shutil
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from mg3d.files import write_json
 from mg3d.phantom.case import VERSION
 from mg3d.phantom.downstream import acdc, cc_ccii, covid19_20, ct_rate, ctrg, luna16, msd, stoic2021
-from mg3d.phantom.downstream.order import Order
+from mg3d.phantom.spec import DatasetSpec
 
 MARK = "synthetic.json"
 
 
 class Size(NamedTuple):
-    """How large a set is."""
+    """Size of a set."""
 
     cases: int
     voxels_in_plane: int
@@ -26,12 +26,12 @@ TINY = Size(9, 28)
 
 
 class SyntheticSet(NamedTuple):
-    """One data set."""
+    """One downstream set."""
 
     write: Callable[..., None]
-    """Takes the order and the set's own options."""
-    usual: Size
-    """Enough for a task to be learnt a little on CPU in minutes."""
+    """Takes a `DatasetSpec` and options of the set."""
+    default_size: Size
+    """Large enough to learn something on a CPU in minutes."""
 
 
 SETS: dict[str, SyntheticSet] = {
@@ -46,56 +46,57 @@ SETS: dict[str, SyntheticSet] = {
 }
 
 
-def set_facts(*, cases: int, voxels_in_plane: int, seed: int = 0, **options: Any) -> dict[str, Any]:
-    """What a set's content depends on, as its mark keeps it."""
+def set_settings(*, cases: int, voxels_in_plane: int, seed: int = 0, **options: Any) -> dict[str, Any]:
+    """Settings that determine the content of a set, as stored in `MARK`."""
     options = json.loads(json.dumps(options))
     return {"version": VERSION, "cases": cases, "voxels_in_plane": voxels_in_plane, "seed": seed, "options": options}
 
 
-def stored_facts(folder: Path) -> dict[str, Any] | None:
-    """`set_facts` of the set in a folder; None where none is."""
+def stored_settings(folder: Path) -> dict[str, Any] | None:
+    """`set_settings` of the set in a folder; None if the folder holds no synthetic set."""
     mark = folder / MARK
     return json.loads(mark.read_text(encoding="utf-8")).get("settings", {}) if mark.is_file() else None
 
 
 def write_set(
-    name: str, root: Path, *, cases: int, voxels_in_plane: int, seed: int = 0, workers: int = 1, renew: bool = False,
+    name: str, root: Path, *, cases: int, voxels_in_plane: int, seed: int = 0, workers: int = 1, overwrite: bool = False,
     **options: Any,
 ) -> Path:  # fmt: skip
-    """Writes a set into `root / name` and gives that folder, which a user would pass as `data_root`.
+    """Write a set into `root / name` and return that folder, the `data_root` of its task.
 
-    A set of equal settings that is there is kept. It grows beside its place, in `root / .<name>.partial`, and takes it when it is
-    whole; what a killed run left there is made anew. Not for several processes at once.
+    A complete set with equal settings is reused. A new one is written to `root / .<name>.partial` (previous content is deleted)
+    and renamed when complete. Not safe for several processes at once.
 
-    cases: labelled cases (ACDC: patients of both parts; cc-ccii: patients; CT-RATE: patients).
-    renew: a synthetic set of other settings or another version gives way.
-    options: the set's own, see the `write` of its module.
+    cases: number of labelled cases (ACDC, cc-ccii, CT-RATE: patients).
+    overwrite: replace a synthetic set with other settings.
+    options: passed to `write` of the set's module.
 
     Raises:
-        ValueError: no such set; too small; the folder holds something else.
+        ValueError: unknown or too small set, or the folder holds something else.
     """
     if name not in SETS:
-        raise ValueError(f"there is no synthetic set {name!r}; there are {', '.join(SETS)}")
+        raise ValueError(f"unknown synthetic set {name!r}; choose from {', '.join(SETS)}")
     if cases < 4 or voxels_in_plane < 16:
-        raise ValueError(f"{name}: {cases} cases of {voxels_in_plane} voxels in plane; a set needs at least 4 cases of 16 voxels")
-    wanted = set_facts(cases=cases, voxels_in_plane=voxels_in_plane, seed=seed, **options)
+        raise ValueError(f"{name}: {cases} cases with {voxels_in_plane} voxels in plane; use at least 4 cases and 16 voxels")
+    settings = set_settings(cases=cases, voxels_in_plane=voxels_in_plane, seed=seed, **options)
     folder, partial = root / name, root / f".{name}.partial"
     if folder.exists():
-        there = stored_facts(folder)
-        if there is None:
-            raise ValueError(f"{folder} is there and was not written by this function ({MARK} is missing); choose another folder")
-        if there == wanted:
+        stored = stored_settings(folder)
+        if stored is None:
+            raise ValueError(f"{folder} exists, but holds no synthetic set ({MARK} is missing); use another folder")
+        if stored == settings:
             return folder
-        if not renew:
-            other = ", ".join(sorted(key for key in wanted if there.get(key) != wanted[key]))
-            raise ValueError(f"{folder} holds a synthetic set of other settings ({other}); choose another folder, or remove it")
+        if not overwrite:
+            different = ", ".join(sorted(key for key in settings if stored.get(key) != settings[key]))
+            raise ValueError(
+                f"{folder} holds a synthetic set with other settings ({different}); use another folder, or delete it"
+            )
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    order = Order(root=partial, cases=cases, voxels_in_plane=voxels_in_plane, seed=seed, workers=workers)
-    SETS[name].write(order, **wanted["options"])
-    made_by = "synthetic: drawn by mg3d.phantom.downstream; no patient, and no result for a paper"
-    write_json(partial / MARK, {"what": made_by, "name": name, "settings": wanted})
-    if folder.exists():
-        shutil.rmtree(folder)
+    spec = DatasetSpec(root=partial, cases=cases, voxels_in_plane=voxels_in_plane, seed=seed, workers=workers)
+    SETS[name].write(spec, **settings["options"])
+    note = "synthetic: drawn by mg3d.phantom.downstream; no patient, and no result for a paper"
+    write_json(partial / MARK, {"what": note, "name": name, "settings": settings})
+    shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder

@@ -1,33 +1,33 @@
-"""STOIC2021: COVID-19 as peripheral opacities of both lungs, severe where they are many; the others have something else."""
+"""STOIC2021: COVID-19 as bilateral peripheral ground glass, severe if extensive; other patients have other findings."""
 
 from mg3d.phantom.body import LEFT, RIGHT
 from mg3d.phantom.ct_rate import write_csv
-from mg3d.phantom.downstream.chest import Chest, opacities
-from mg3d.phantom.downstream.images import write_meta
-from mg3d.phantom.downstream.order import Order, for_all
+from mg3d.phantom.downstream.chest import Chest
+from mg3d.phantom.downstream.write import write_metaimage
+from mg3d.phantom.spec import DatasetSpec
 
 COLUMNS = ("PatientID", "probCOVID", "probSevere")
-OTHERS: tuple[tuple[str, ...], ...] = ((), ("Pleural effusion",), ("Lung nodule",), ("Emphysema",))
-"""What patients without COVID-19 have instead."""
+OTHER_FINDINGS: tuple[tuple[str, ...], ...] = ((), ("Pleural effusion",), ("Lung nodule",), ("Emphysema",))
+"""Findings of patients without COVID-19."""
 SLICE_FACTORS = (1.0, 1.25, 1.6)
 
 
-def write(order: Order) -> None:
-    """Writes the scans and their reference: six in ten positive, one in three of these severe."""
-    jobs = [(order, number) for number in range(order.cases)]
-    write_csv(order.root / "metadata" / "reference.csv", COLUMNS, for_all(_write_case, jobs, order.workers))
+def write(spec: DatasetSpec) -> None:
+    """Write the scans and their reference table: six in ten are positive, one in three of these severe."""
+    rows = spec.map(_write_case, [(spec, number) for number in range(spec.cases)])
+    write_csv(spec.root / "metadata" / "reference.csv", COLUMNS, rows)
 
 
-def _write_case(job: tuple[Order, int]) -> dict[str, int]:
-    order, number = job
+def _write_case(case: tuple[DatasetSpec, int]) -> dict[str, int]:
+    spec, number = case
     positive = number % 5 in {0, 2, 4}
     severe = positive and (number // 5 + number % 5 // 2) % 3 == 0
-    others = () if positive else OTHERS[number % len(OTHERS)]
-    chest = Chest((order.seed, 40, number), voxels_in_plane=order.voxels_in_plane, others=others)
+    others = () if positive else OTHER_FINDINGS[number % len(OTHER_FINDINGS)]
+    chest = Chest((spec.seed, 40, number), voxels_in_plane=spec.voxels_in_plane, other_findings=others)
     if positive:
         pairs = int(chest.generator.integers(5, 8)) if severe else 1
-        size = (24, 42) if severe else (14, 26)
-        opacities(chest, [RIGHT, LEFT] * pairs, low_mm=size[0], high_mm=size[1])
-    identity = int(order.generator(41).permutation(9000)[number])  # no order that tells the class
-    write_meta(order.root / "data" / "mha" / f"{identity}.mha", chest.scan(slice_factor=SLICE_FACTORS[number % 3]))
-    return dict(zip(COLUMNS, (identity, int(positive), int(severe)), strict=True))
+        low_mm, high_mm = (24, 42) if severe else (14, 26)
+        chest.add_opacities([RIGHT, LEFT] * pairs, low_mm=low_mm, high_mm=high_mm)
+    patient_id = int(spec.generator(41).permutation(9000)[number])  # independent of the class
+    write_metaimage(spec.root / "data" / "mha" / f"{patient_id}.mha", chest.scan(slice_factor=SLICE_FACTORS[number % 3]))
+    return dict(zip(COLUMNS, (patient_id, int(positive), int(severe)), strict=True))

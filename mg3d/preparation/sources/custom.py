@@ -1,4 +1,4 @@
-"""A hospital's own folder (NIfTI files, DICOM series), with or without a table -> volume records whose ids tell no name."""
+"""Custom data: any folder of NIfTI files, MetaImage files or DICOM series, with an optional table of reports and labels."""
 
 import os
 from collections import defaultdict
@@ -8,53 +8,47 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import pandas as pd
+
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined, Refusal
 from mg3d.preparation.readers.dicom_series import is_dicom, load_pydicom, read_series_uid
+from mg3d.preparation.readers.registry import READER_OF_SUFFIX, reader_of
 from mg3d.preparation.records import Inventory, VolumeRecord
-from mg3d.preparation.sources.pseudonyms import pseudonym
-from mg3d.preparation.sources.tables import Table, flag, read_table
+from mg3d.preparation.sources.options import SourceOptions
+from mg3d.preparation.sources.pseudonyms import pseudonym, read_salt
+from mg3d.preparation.sources.tables import flag, read_table
 from mg3d.preparation.split import draw_val_patients
 from mg3d.sentence_spans import clean_section
 
 DATASET = "custom"
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "volume": (
-        "volumename",
-        "volumepath",
-        "path",
-        "file",
-        "filepath",
-        "filename",
-        "image",
-        "imagepath",
-        "series",
-        "nifti",
-        "scan",
-    ),
+    "volume": ("volumename", "volumepath", "path", "file", "filepath", "filename", "image", "imagepath", "series", "nifti",
+               "scan"),
     "patient": ("patientid", "subject", "subjectid", "mrn"),
     "study": ("studyid", "accession", "accessionnumber", "studyinstanceuid", "studyuid"),
     "split": ("set", "subset", "partition"),
     "findings": ("finding", "findings_en"),
     "impression": ("impressions", "impressions_en", "conclusion"),
     "report": ("reporttext", "text"),
-}
-"""Column of the table -> other names for it. Any of the 18 labels may be a column too."""
-SPLIT_WORDS = {
+}  # fmt: skip
+"""Column of the table -> other names for it. Each of the 18 labels may be a column as well."""
+SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
-_SUFFIXES = (".nii", ".nii.gz")
-_ADVICE = "mend its first line (docs/data.md lists the names of columns) or save it again as a CSV file in UTF-8"
-_LONG_CELL = 60
+SUFFIXES = tuple(READER_OF_SUFFIX)
+_ADVICE = "fix its header (docs/data.md lists the column names) or save it again as CSV in UTF-8"
+_MIN_TEXT_LENGTH = 60
 
 
 @dataclass(frozen=True)
 class ListedVolume:
-    """A volume as it is named below the root. The repr holds no name."""
+    """A volume as named in the folder or table. The repr contains no name."""
 
     path: PurePosixPath = field(repr=False)
+    """Relative to the root: a file, a folder of DICOM slices, or one slice that represents its series."""
     patient: str = field(repr=False)
     study: str = field(repr=False)
     split: str | None = None
@@ -67,273 +61,259 @@ class ListedVolume:
     """Of the table, from 1."""
 
 
-class Naming(NamedTuple):
-    """How ids are made."""
-
-    salt: bytes
-    keep: bool = False
-    """Names stay as they are: only where no file and no id is a person's name."""
-
-    def id(self, kind: str, name: str) -> str:
-        """custom/<id> of a volume, study or patient."""
-        return f"{DATASET}/{name if self.keep else pseudonym(f'{kind}/{name}', self.salt)}"
-
-
 class Listing(NamedTuple):
-    """What lies in the folder or stands in the table, before ids are made."""
+    """The volumes of a folder or table before ids are assigned."""
 
     volumes: list[ListedVolume]
     notes: list[str]
-    labelled: bool
-    """The table has a column of labels."""
+    has_labels: bool
 
 
-def list_custom(
-    root: Path, listing: Listing, *, naming: Naming, val_patients: int, seed: int, limit: int | None = None
-) -> Inventory:
-    """The records of `listing`, in the order of their names.
+def list_custom(root: Path, options: SourceOptions) -> Inventory:
+    """Lists the volumes of `options.table`, or without a table all volumes below `root`, sorted by path.
 
-    Where no row says val, val is carved out of the patients of train, see `draw_val_patients`; a volume without a split is train.
-
-    Args:
-        root: what the listing's paths are relative to.
-        listing: see `read_listing`.
-        naming: how ids are made.
-        val_patients: how many patients of train become val.
-        seed: of that draw.
-        limit: at most so many volumes of each split.
+    Volumes without a split are train. If no row has the split val, val is drawn from the patients of train.
 
     Raises:
-        ValueError: a patient is in two splits.
+        FileNotFoundError: no volume, or no table.
+        ValueError: the table cannot be read or names no file, or a patient is in two splits.
     """
-    scan = Inventory(root, notes=list(listing.notes))
-    ours = _splits(listing.volumes, val_patients=val_patients, seed=seed, notes=scan.notes)
-    taken, reconstructions = defaultdict(int), defaultdict(int)
-    names = _names([volume.path for volume in listing.volumes])
+    listing = read_listing(root, options.table)
+    salt = None if options.keep_ids else read_salt(options.out / f"{DATASET}_salt.txt")
+
+    def make_id(kind: str, name: str) -> str:
+        return f"{DATASET}/{name if salt is None else pseudonym(f'{kind}/{name}', salt)}"
+
+    inventory = Inventory(root, notes=list(listing.notes))
+    split_of = _assign_splits(listing.volumes, options, inventory.notes)
+    names = _unique_names([volume.path for volume in listing.volumes])
+    n_split, n_study = defaultdict(int), defaultdict(int)
     for volume in sorted(listing.volumes, key=lambda volume: volume.path):
-        volume_id = naming.id("volume", names[volume.path])
+        volume_id = make_id("volume", names[volume.path])
         if volume.fault:
-            scan.refused.append(Quarantined(volume_id, DATASET, "scan", volume.fault, f"row {volume.row}"))
+            inventory.refused.append(Quarantined(volume_id, DATASET, "scan", volume.fault, f"row {volume.row}"))
             continue
-        split = ours[volume.patient]
-        taken[split] += 1
-        if limit is not None and taken[split] > limit:
+        split = split_of[volume.patient]
+        n_split[split] += 1
+        if options.limit is not None and n_split[split] > options.limit:
             continue
-        reconstructions[volume.study] += 1
-        scan.records.append(
+        n_study[volume.study] += 1
+        inventory.records.append(
             VolumeRecord(
                 volume_id=volume_id,
-                study_id=naming.id("study", volume.study),
-                patient_id=naming.id("patient", volume.patient),
+                study_id=make_id("study", volume.study),
+                patient_id=make_id("patient", volume.patient),
                 dataset=DATASET,
                 official_split=volume.split or "none",
                 split=split,
-                reconstruction=reconstructions[volume.study],
+                reconstruction=n_study[volume.study],
                 findings=volume.findings,
                 impression=volume.impression,
                 files=(str(volume.path),),
                 source=volume_id,
-                reader="nifti" if volume.path.name.endswith(_SUFFIXES) else "dicom",
+                reader=reader_of(volume.path) or "dicom",
                 labels=volume.labels,
-                label_source="table" if listing.labelled else "none",
+                label_source="table" if listing.has_labels else "none",
             )
         )
-    alone = sum(record.findings is None and record.impression is None for record in scan.records)
-    scan.notes += [f"custom: {alone} of {len(scan.records)} volumes have no report"] if alone else []
-    if any(record.reader == "dicom" for record in scan.records):
-        _need_pydicom()
-        scan.notes.append(
-            "custom: of a folder with several DICOM series the axial one with most slices is taken, then the thinnest"
+    n_unreported = sum(record.findings is None and record.impression is None for record in inventory.records)
+    if n_unreported:
+        inventory.notes.append(f"custom: {n_unreported} of {len(inventory.records)} volumes have no report")
+    if any(record.reader == "dicom" for record in inventory.records):
+        _require_pydicom()
+        inventory.notes.append(
+            "custom: of a folder with several DICOM series, the axial series with most slices is used, then the thinnest"
         )
-    return scan
+    return inventory
 
 
-def read_listing(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = _SUFFIXES) -> Listing:
-    """The volumes of a folder: those that the table names, or without one all that lie there, each top folder a patient.
+def read_listing(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = SUFFIXES) -> Listing:
+    """The volumes that a table names, or without a table all volumes below `root`; then each top-level folder is a patient.
 
-    suffixes: endings of files that are volumes. Of the other files a row may name a DICOM slice, which stands for its series.
+    suffixes: lower-case endings of volume files.
 
     Raises:
-        FileNotFoundError: there is no volume, or no table.
+        FileNotFoundError: no volume, or no table.
         ValueError: the table cannot be read, or names no file.
     """
     if table is not None:
-        return _list_table(root, table, suffixes)
+        return _read_table_listing(root, table, suffixes)
     volumes = []
     for path in volumes_below(root, suffixes):
-        patient = path.parts[0] if len(path.parts) > 1 else _stem(path)
-        study = str(path.parent) if len(path.parts) > 1 else patient
-        volumes.append(ListedVolume(path, patient, study))
+        patient = _default_patient(path)
+        volumes.append(ListedVolume(path, patient, str(path.parent) if len(path.parts) > 1 else patient))
     if not volumes:
-        raise FileNotFoundError(f"{root} holds neither files {', '.join(suffixes)} nor DICOM series; give the folder that does")
-    patients = len({volume.patient for volume in volumes})
-    note = f"custom: no table, so each of {patients} folders or files at the top counts as a patient"
-    return Listing(volumes, [note], labelled=False)
+        raise FileNotFoundError(f"{root} has no {', '.join(suffixes)} files or DICOM series; check the path")
+    n_patients = len({volume.patient for volume in volumes})
+    note = f"custom: without a table, each of the {n_patients} top-level folders or files counts as one patient"
+    return Listing(volumes, [note], has_labels=False)
 
 
-def volumes_below(root: Path, suffixes: tuple[str, ...] = _SUFFIXES, most_folders: int | None = None) -> Iterator[PurePosixPath]:
-    """Files that end in one of `suffixes` and folders of DICOM slices below `root`, relative to it, folder by folder.
+def volumes_below(root: Path, suffixes: tuple[str, ...] = SUFFIXES, max_folders: int | None = None) -> Iterator[PurePosixPath]:
+    """Volume files and folders of DICOM slices below `root`, as relative paths, in folder order.
 
-    most_folders: look into so many and no more.
+    max_folders: stop after this number of folders.
     """
-    for folder, inside, names in islice(os.walk(root), most_folders):
-        inside.sort()
-        here = Path(folder)
-        names = sorted(name for name in names if not name.startswith(".") and name != "DICOMDIR")
-        yield from (PurePosixPath((here / name).relative_to(root).as_posix()) for name in names if name.endswith(suffixes))
-        others = [name for name in names if Path(name).suffix.lower() in {".dcm", ".ima", ""} or Path(name).suffix[1:].isdigit()]
-        if any(_may_be_dicom(here / name) for name in others[:3]):
-            yield PurePosixPath(here.relative_to(root).as_posix())
+    for name, subfolders, files in islice(os.walk(root), max_folders):
+        subfolders.sort()
+        folder = Path(name)
+        files = sorted(file for file in files if not file.startswith(".") and file != "DICOMDIR")
+        is_volume = {file: file.lower().endswith(suffixes) for file in files}
+        yield from (PurePosixPath((folder / file).relative_to(root).as_posix()) for file in files if is_volume[file])
+        slices = [file for file in files if not is_volume[file] and _has_dicom_name(file)]
+        if any(_may_be_dicom(folder / file) for file in slices[:3]):
+            yield PurePosixPath(folder.relative_to(root).as_posix())
+
+
+def _has_dicom_name(file: str) -> bool:
+    suffix = Path(file).suffix.lower()
+    return suffix in {".dcm", ".ima", ""} or suffix[1:].isdigit()
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """True also for a file that cannot be opened, whose reader will say so."""
+    """True also for an unreadable file: the reader will report it."""
     try:
         return is_dicom(path)
     except OSError:
         return True
 
 
-def _list_table(root: Path, path: Path, suffixes: tuple[str, ...]) -> Listing:
+def _read_table_listing(root: Path, path: Path, suffixes: tuple[str, ...]) -> Listing:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no table {path}; name a CSV or JSON file")
-    table = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE, title="custom")
-    rows = [dict(zip(table.names, cells)) for cells in table.rows]
-    places = _one_name_a_series(root, [_place(root, row["volume"], suffixes) for row in rows], suffixes)
-    _check_found(root, path, table, [place is not None for place in places])
-    notes, volumes = list(table.notes), {}
+        raise FileNotFoundError(f"the table {path} does not exist; give a CSV or JSON file")
+    table, notes = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE)
+    paths = [_locate(root, cell, suffixes) for cell in table["volume"]]
+    _check_located(root, path, table, sum(place is not None for place in paths))
+    first_slice: dict[tuple[PurePosixPath, str], PurePosixPath] = {}
+    volumes: dict[PurePosixPath, ListedVolume] = {}
     rejected = []
-    for number, (row, place) in enumerate(zip(rows, places), start=1):
-        volume = _volume(row, place or PurePosixPath(f"row {number}"), number)
-        fault = "missing_file" if place is None else _fault_of_file(root, place, suffixes)
+    for (row, cells), located in zip(table.to_dict("index").items(), paths):
+        fault = "missing_file"
+        if located is not None:
+            located, fault = _representative(root, located, suffixes, first_slice)
+        volume = _listed_volume(cells, located or PurePosixPath(f"row {row}"), row)
         if fault:
-            rejected.append(_with_fault(volume, fault))
-            continue
-        first = volumes.setdefault(place, volume)
-        if first != volume:
-            volumes[place] = _with_fault(first, "duplicate_row")
-    again = len(rows) - len(rejected) - len(volumes)
-    notes += [f"custom: {again} rows name a volume once more; equal ones count once, others are set aside"] if again else []
-    strange = sum(bool(row.get(label)) and flag(row[label]) < 0 for row in rows for label in LABELS)
-    notes += [f"custom: {strange} cells of labels are neither 1, 0 nor empty; they count as not known"] if strange else []
-    named = volumes.keys() | {place.parent for place in volumes if (root / place).is_file() and not place.name.endswith(suffixes)}
-    left = sum(not named & {path, *path.parents} for path in volumes_below(root, suffixes))
-    notes += [f"custom: {left} volumes of the folder are not in the table; left out"] if left else []
-    if "patient" not in table.names:
-        notes.append("custom: the table has no column `patient`; each folder at the top, or each file there, counts as one")
-    return Listing([*volumes.values(), *rejected], notes, labelled=bool(set(LABELS) & set(table.names)))
+            rejected.append(_reject(volume, fault))
+        elif volumes.setdefault(volume.path, volume) != volume:
+            volumes[volume.path] = _reject(volumes[volume.path], "duplicate_row")
+    named = volumes.keys() | {path.parent for path in first_slice.values()}
+    n_repeated = len(table) - len(rejected) - len(volumes)
+    n_bad_labels = sum(bool(cell) and flag(cell) < 0 for label in LABELS if label in table for cell in table[label])
+    n_unlisted = sum(not named & {path, *path.parents} for path in volumes_below(root, suffixes))
+    notes += [
+        f"custom: {note}"
+        for count, note in (
+            (n_repeated, f"{n_repeated} rows repeat a volume; identical rows count once, contradicting rows are quarantined"),
+            (n_bad_labels, f"{n_bad_labels} label cells are neither 1, 0 nor empty; they are stored as unknown"),
+            (n_unlisted, f"{n_unlisted} volumes of the folder are not in the table and are skipped"),
+            ("patient" not in table, "the table has no column `patient`; each top-level folder or file counts as one patient"),
+        )
+        if count
+    ]
+    return Listing([*volumes.values(), *rejected], notes, has_labels=any(label in table for label in LABELS))
 
 
-def _volume(row: Mapping[str, str], place: PurePosixPath, number: int) -> ListedVolume:
-    split = row.get("split", "").lower()
-    if split and split not in SPLIT_WORDS:
-        raise ValueError(f"row {number} of the table has another split than train, val, test; write one, or leave it empty")
-    patient = row.get("patient") or (place.parts[0] if len(place.parts) > 1 else _stem(place))
-    study = row.get("study")
+def _listed_volume(cells: Mapping[str, str], path: PurePosixPath, row: int) -> ListedVolume:
+    split = cells.get("split", "").lower()
+    if split and split not in SPLIT_NAMES:
+        raise ValueError(f"row {row} of the table has a split other than train, val or test; use one of these or leave it empty")
+    patient, study = cells.get("patient") or _default_patient(path), cells.get("study")
     return ListedVolume(
-        path=place,
+        path=path,
         patient=patient,
-        study=f"{patient}/{study}" if study else _stem(place),
-        split=SPLIT_WORDS.get(split),
-        findings=clean_section(row.get("findings")) or clean_section(row.get("report")),
-        impression=clean_section(row.get("impression")),
-        labels=tuple(flag(row.get(label, "")) for label in LABELS),
-        row=number,
+        study=f"{patient}/{study}" if study else _strip_suffix(path),
+        split=SPLIT_NAMES.get(split),
+        findings=clean_section(cells.get("findings")) or clean_section(cells.get("report")),
+        impression=clean_section(cells.get("impression")),
+        labels=tuple(flag(cells.get(label, "")) for label in LABELS),
+        row=row,
     )
 
 
-def _with_fault(volume: ListedVolume, fault: str) -> ListedVolume:
+def _reject(volume: ListedVolume, fault: str) -> ListedVolume:
     return ListedVolume(volume.path, volume.patient, volume.study, fault=fault, row=volume.row)
 
 
-def _need_pydicom() -> None:
+def _default_patient(path: PurePosixPath) -> str:
+    return path.parts[0] if len(path.parts) > 1 else _strip_suffix(path)
+
+
+def _locate(root: Path, cell: str, suffixes: tuple[str, ...]) -> PurePosixPath | None:
+    """The file or folder below `root` that a cell names, with or without its suffix; None if it does not exist."""
+    path, base = PurePosixPath(cell.replace("\\", "/")), root.absolute().as_posix()
+    if path.is_absolute() and path.is_relative_to(base):
+        path = path.relative_to(base)
+    if not cell or path.is_absolute() or ".." in path.parts:
+        return None
+    try:
+        names = [f"{path}{suffix}" for suffix in ("", ".nii.gz", ".nii", *suffixes)]
+        return next((PurePosixPath(name) for name in names if (root / name).exists()), None)
+    except OSError:  # name too long or not accessible; the message contains the cell
+        return None
+
+
+def _representative(
+    root: Path, path: PurePosixPath, suffixes: tuple[str, ...], first_slice: dict[tuple[PurePosixPath, str], PurePosixPath]
+) -> tuple[PurePosixPath, str | None]:
+    """The path of a volume, and a reason code if it cannot be used. All slices of a series get the path of the first one."""
+    if (root / path).is_dir() or path.name.lower().endswith(suffixes):
+        return path, None
+    if not _may_be_dicom(root / path):
+        return path, "unknown_format"
+    _require_pydicom()
+    try:
+        return first_slice.setdefault((path.parent, read_series_uid(root / path)), path), None
+    except Refusal as refusal:
+        return path, refusal.code
+
+
+def _require_pydicom() -> None:
     try:
         load_pydicom()
     except Refusal:
-        raise ValueError("the folder holds DICOM series; reading them needs more packages: pip install -e '.[dicom]'") from None
+        raise ValueError("the folder contains DICOM series; to read them, run: pip install -e '.[dicom]'") from None
 
 
-def _place(root: Path, cell: str, suffixes: tuple[str, ...]) -> PurePosixPath | None:
-    """The file or folder below root that a cell names, with or without its suffix; None if it does not exist."""
-    written = PurePosixPath(cell.replace("\\", "/"))
-    if written.is_absolute() and written.is_relative_to(root.absolute().as_posix()):
-        written = written.relative_to(root.absolute().as_posix())
-    if not cell or written.is_absolute() or ".." in written.parts or len(cell) > 1000:
-        return None
-    try:
-        for name in (f"{written}{suffix}" for suffix in ("", *reversed(_SUFFIXES), *suffixes)):
-            path = root / name
-            if path.exists():
-                return PurePosixPath(name)
-    except OSError:  # longer than a name may be, or not to be looked at; its message repeats the cell
-        return None
-    return None
-
-
-def _fault_of_file(root: Path, place: PurePosixPath, suffixes: tuple[str, ...]) -> str | None:
-    """Reason code if `place` is a file in a format that is not read here; a DICOM slice names its series."""
-    path = root / place
-    if path.is_dir() or place.name.endswith(suffixes) or _may_be_dicom(path):
-        return None
-    return "unknown_format"
-
-
-def _one_name_a_series(root: Path, places: list[PurePosixPath | None], suffixes: tuple[str, ...]) -> list[PurePosixPath | None]:
-    """The same places, where all slices of one series are replaced by the first of them in the table."""
-    first: dict[tuple[PurePosixPath, str], PurePosixPath] = {}
-
-    def canonical(place: PurePosixPath | None) -> PurePosixPath | None:
-        if place is None or place.name.endswith(suffixes) or not (root / place).is_file() or not _may_be_dicom(root / place):
-            return place
-        try:
-            return first.setdefault((place.parent, read_series_uid(root / place)), place)
-        except Refusal as refusal:
-            if refusal.code == "codec_missing":
-                _need_pydicom()
-            return place  # its reader will say what is wrong
-
-    return [canonical(place) for place in places]
-
-
-def _check_found(root: Path, path: Path, table: Table, found: list[bool]) -> None:
-    """Refuses a table whose column `volume` holds something else."""
-    if not found:
-        raise ValueError(f"{path} has no rows; one row a volume is expected")
-    cells = [row[table.names.index("volume")] for row in table.rows]
-    texts = sum(len(cell) > _LONG_CELL and cell.count(" ") > 5 for cell in cells)
-    if any(found) and 2 * texts < len(found):
+def _check_located(root: Path, path: Path, table: pd.DataFrame, n_located: int) -> None:
+    """Raises ValueError for a table whose column `volume` contains something else."""
+    if table.empty:
+        raise ValueError(f"{path} has no rows; expected one row per volume")
+    n_texts = sum(len(cell) > _MIN_TEXT_LENGTH and cell.count(" ") > 5 for cell in table["volume"])
+    if n_located and 2 * n_texts < len(table):
         return
-    what = f"; {texts} of them hold text, so columns seem swapped" if texts else ""
+    swapped = f"; {n_texts} cells contain text, so the columns seem swapped" if n_texts else ""
     raise ValueError(
-        f"{path}: the column `volume` names a file or folder below {root} in {sum(found)} of {len(found)} rows{what}; "
-        f"columns understood: {', '.join(table.names)}; write paths relative to that folder"
+        f"{path}: the column `volume` names a file or folder below {root} in {n_located} of {len(table)} rows{swapped}; "
+        f"write paths relative to that folder (columns read: {', '.join(table.columns)})"
     )
 
 
-def _splits(volumes: list[ListedVolume], *, val_patients: int, seed: int, notes: list[str]) -> dict[str, str]:
-    """Patient -> our split."""
-    said = defaultdict(set)
+def _assign_splits(volumes: list[ListedVolume], options: SourceOptions, notes: list[str]) -> dict[str, str]:
+    """Patient -> split."""
+    splits = defaultdict(set)
     for volume in volumes:
         if not volume.fault:
-            said[volume.patient].add(volume.split or "train")
-    twice = sum(len(splits) > 1 for splits in said.values())
-    if twice:
-        raise ValueError(f"custom: {twice} patients lie in more than one split; give all volumes of a patient the same `split`")
-    ours = {patient: next(iter(splits)) for patient, splits in sorted(said.items())}
-    if "val" in ours.values():
-        return ours
-    val, note = draw_val_patients([patient for patient, split in ours.items() if split == "train"], val_patients, seed)
+            splits[volume.patient].add(volume.split or "train")
+    n_mixed = sum(len(values) > 1 for values in splits.values())
+    if n_mixed:
+        raise ValueError(f"custom: {n_mixed} patients are in more than one split; give all volumes of a patient the same `split`")
+    split_of = {patient: next(iter(values)) for patient, values in sorted(splits.items())}
+    if "val" in split_of.values():
+        return split_of
+    train = [patient for patient, split in split_of.items() if split == "train"]
+    val, note = draw_val_patients(train, options.val_patients, options.seed)
     notes += [f"custom: {note}"] if note else []
-    return ours | dict.fromkeys(val, "val")
+    return split_of | dict.fromkeys(val, "val")
 
 
-def _names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
-    """Path -> what its id is made of: without its ending, unless a folder or a `.nii.gz` beside it has that name already."""
-    taken: dict[str, PurePosixPath] = {}
-    for path in sorted(paths, key=lambda path: (path.name.endswith(_SUFFIXES), path.name.endswith(".nii"), path)):
-        taken.setdefault(_stem(path), path)
-    return {path: _stem(path) if taken[_stem(path)] == path else str(path) for path in paths}
+def _unique_names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """Path -> name for its id: without suffix, unless a folder or `.nii.gz` of that name takes precedence."""
+    owner: dict[str, PurePosixPath] = {}
+    for path in sorted(paths, key=lambda path: (reader_of(path) is not None, not path.name.endswith(".gz"), path)):
+        owner.setdefault(_strip_suffix(path), path)
+    return {path: _strip_suffix(path) if owner[_strip_suffix(path)] == path else str(path) for path in paths}
 
 
-def _stem(path: PurePosixPath) -> str:
-    return str(path).removesuffix(".gz").removesuffix(".nii")
+def _strip_suffix(path: PurePosixPath) -> str:
+    suffix = next((suffix for suffix in (".nii.gz", *SUFFIXES) if path.name.lower().endswith(suffix)), "")
+    return str(path)[: len(str(path)) - len(suffix)]

@@ -1,4 +1,4 @@
-"""Tables as people write them: several encodings and delimiters, names of columns in any case, rows that come twice."""
+"""Tables of volumes: CSV with comma, semicolon or tab, or JSON, in any usual encoding and spelling of column names."""
 
 import codecs
 import csv
@@ -6,189 +6,131 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-DELIMITERS = (",", ";", "\t")
-_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-_LONGEST_CELL = 1 << 24
-_LONGEST_NAME = 48
+import pandas as pd
 
-
-class Table(NamedTuple):
-    """The columns that were asked for and found."""
-
-    names: tuple[str, ...]
-    """As they were asked for, in that order."""
-    rows: list[tuple[str, ...]]
-    """Cells in the order of `names`, stripped; a missing one is empty."""
-    notes: list[str]
-    """What a person should know of how it was read."""
+_BOMS_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_MAX_NAME = 48
+_FLAGS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
 def read_table(
-    path: Path, columns: Mapping[str, Sequence[str]], *, required: Collection[str], advice: str, title: str = ""
-) -> Table:
-    """A CSV file (comma, semicolon or tab) or a JSON list of objects.
+    path: Path, columns: Mapping[str, Sequence[str]], *, required: Collection[str], advice: str
+) -> tuple[pd.DataFrame, list[str]]:
+    """Cells as stripped strings ("" if missing), indexed by row number from 1, and notes for the user.
 
     Args:
-        path: `.json` is read as JSON, all else as CSV.
-        columns: wanted name -> other names under which it may be found; case, spaces and underscores do not count.
-        required: the wanted names that must be there.
-        advice: what to do when the table cannot be read, the end of a sentence.
-        title: of the data set, begins the notes.
+        path: a `.json` list of objects, or a CSV file with a header.
+        columns: column name -> other names for it; case, spaces and punctuation are ignored. Other columns are dropped.
+        required: columns that must be present.
+        advice: what to do if the table cannot be read; ends the error message.
 
     Raises:
-        ValueError: the file is no such table, or lacks a required column. No cell is ever repeated.
+        ValueError: not such a table, or a required column is missing. The message contains no cell.
     """
-    with _long_cells():
-        return _read_table(path, columns, required=required, advice=advice, title=title)
-
-
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    """Lets the `csv` module read cells as long as a report may be, for this while."""
-    before = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _read_table(path: Path, columns: Mapping[str, Sequence[str]], *, required: Collection[str], advice: str, title: str) -> Table:
     try:
         text, encoding = decode(path.read_bytes())
-        rows = _json_rows(text) if path.suffix.lower() == ".json" else _csv_rows(text, columns)
-        found = next(rows, None) or []
-    except _ERRORS as error:
-        raise _unreadable(path, error, required, advice) from None
-    places = match_columns(found, columns)
-    missing = [name for name in required if name not in places]
+        table = _parse_json(text) if path.suffix.lower() == ".json" else _parse_csv(text, columns)
+    except (ValueError, RecursionError, csv.Error) as error:
+        expected = f"expected a header with {', '.join(list(required)[:3])}"
+        raise ValueError(f"{path} cannot be read as a table: {_reason(error)}; {expected}; {advice}") from None
+    positions = match_columns(list(table.columns), columns)
+    missing = [name for name in required if name not in positions]
     if missing:
-        told = found_columns(found, columns)
-        raise ValueError(f"{path} lacks the columns {missing}; {told}; expected are {', '.join(required)}; {advice}")
-    names = tuple(name for name in columns if name in places)
-    try:
-        cells = [tuple(row[places[name]].strip() for name in names) for row in rows]
-    except _ERRORS as error:
-        raise _unreadable(path, error, required, advice) from None
-    plain = encoding in {"utf-8", "utf-8-sig"}
-    told = f"{title}: {path.name} is no UTF-8 and was read as {encoding}; look at its special letters"
-    return Table(names, cells, [] if plain else [told.removeprefix(": ")])
+        found = _describe_columns(list(table.columns), columns)
+        raise ValueError(f"{path} has no column {', '.join(missing)}; {found}; {advice}")
+    table = table.iloc[:, [positions[name] for name in columns if name in positions]]
+    table = table.set_axis([name for name in columns if name in positions], axis=1).map(str.strip)
+    unusual = f"{path.name} is not UTF-8 and was read as {encoding}; check its special characters"
+    return table, [] if encoding == "utf-8-sig" else [unusual]
 
 
 def decode(content: bytes) -> tuple[str, str]:
-    """The text of a file and its encoding: that of its mark, else the first that fits of UTF-8, UTF-16, Windows-1252, Latin-1.
+    """The text of a file and its encoding: UTF-16 if it has a byte order mark, else the first of UTF-8, cp1252, Latin-1.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: not a text file.
     """
-    marked = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
-    zeros = [content[start:2000:2].count(0) for start in (0, 1)]
-    wide = "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
-    for encoding in (marked,) if marked else ("utf-8", *([wide] if any(zeros) else []), "cp1252", "latin-1"):
+    for encoding in ("utf-16",) if content.startswith(_BOMS_UTF16) else ("utf-8-sig", "cp1252", "latin-1"):
         try:
             text = content.decode(encoding)
         except UnicodeDecodeError:
             continue
         if "\0" not in text:
             return text, encoding
-    raise ValueError("no text in any known encoding")
+    raise ValueError("it is not a text file")
 
 
 def match_columns(found: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Wanted name -> place of the first column that carries it or one of its other names."""
-    places: dict[str, int] = {}
+    """Column name -> position of the first column in `found` with that name or one of its other names."""
     plain = [_plain(name) for name in found]
-    for name, others in columns.items():
-        wanted = [_plain(word) for word in (name, *others)]
-        hit = next((plain.index(word) for word in wanted if word in plain), None)
+    positions = {}
+    for name, aliases in columns.items():
+        hit = next((plain.index(alias) for alias in map(_plain, (name, *aliases)) if alias in plain), None)
         if hit is not None:
-            places[name] = hit
-    return places
+            positions[name] = hit
+    return positions
 
 
-def found_columns(found: Sequence[str], columns: Mapping[str, Sequence[str]]) -> str:
-    """What columns there are, for people. A first line that holds none of the wanted ones may be a patient's: it is not told."""
-    places = match_columns(found, columns)
-    rest = {_plain(name): name for place, name in enumerate(found) if place not in places.values()}
-    near = {}
-    for name in columns.keys() - places.keys():
-        close = difflib.get_close_matches(_plain(name), rest, n=1, cutoff=0.7)
-        near |= {name: rest[close[0]]} if close else {}
-    hint = "".join(f"; {there!r} may be meant for {name}" for name, there in sorted(near.items()))
-    if not places and not near:
-        return f"its first line has {len(found)} fields and none is such a name"
-    shown = [name if len(name) <= _LONGEST_NAME else "(a long one)" for name in found[:50]] if places else list(near.values())
-    return f"it has {shown}{hint}"
-
-
-def by_key(rows: Iterable[tuple[str, ...]]) -> tuple[dict[str, tuple[str, ...]], set[str]]:
-    """First cell -> the others, and the keys with rows that differ; of these the first counts. Rows without a key are left."""
-    table: dict[str, tuple[str, ...]] = {}
-    conflicts = set()
-    for key, *cells in rows:
-        if key and table.setdefault(key, tuple(cells)) != tuple(cells):
-            conflicts.add(key)
-    return table, conflicts
+def rows_by_key(table: pd.DataFrame, key: str) -> tuple[dict[str, dict[str, str]], set[str]]:
+    """Key -> its first row, and the keys whose rows differ. Rows without a key are dropped."""
+    table = table[table[key] != ""].drop_duplicates()
+    conflicts = set(table.loc[table[key].duplicated(), key])
+    return table.drop_duplicates(key).set_index(key).to_dict("index"), conflicts
 
 
 def flag(cell: str) -> int:
-    """1 or 0 as people and programs write them, -1 for what is neither."""
-    return {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}.get(cell.strip().lower(), -1)
+    """1 or 0 for a label as people and programs write it, -1 for anything else."""
+    return _FLAGS.get(cell.strip().lower(), -1)
 
 
-_ERRORS = (csv.Error, ValueError, KeyError, IndexError, AttributeError, RecursionError)
-
-
-def _unreadable(path: Path, error: Exception, required: Collection[str], advice: str) -> ValueError:
-    told = str(error) if isinstance(error, _BrokenRow) else type(error).__name__
-    expected = f"it should be a table with the names of its columns first, among them {', '.join(list(required)[:3])}"
-    return ValueError(f"{path} cannot be read as a table ({told}); {expected}; {advice}")
-
-
-class _BrokenRow(ValueError):
-    """Holds counts only."""
-
-
-def _csv_rows(text: str, columns: Mapping[str, Sequence[str]]) -> Iterable[list[str]]:
-    """The fields of the first line, then of every row."""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, columns), strict=True)
-    header: list[str] | None = None
-    for row in rows:
+def _parse_csv(text: str, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    header = text.lstrip().partition("\n")[0]
+    separator = max(",;\t", key=lambda mark: (len(match_columns(header.split(mark), columns)), header.count(mark)))
+    # Not pandas.read_csv, which fills or cuts rows of another length: an unquoted comma would silently cut a report.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[list[str]] = []
+    for row in reader:
         if not any(cell.strip() for cell in row):
             continue
-        if header is None:
-            header = [cell.strip() for cell in row]
-        while len(row) > len(header) and not row[-1].strip():
+        while rows and len(row) > len(rows[0]) and not row[-1].strip():
             row.pop()
-        if len(row) != len(header):
-            raise _BrokenRow(f"line {rows.line_num} has {len(row)} fields, the first has {len(header)}")
-        yield row
+        if rows and len(row) != len(rows[0]):
+            raise ValueError(f"line {reader.line_num} has {len(row)} fields, the header has {len(rows[0])}")
+        rows.append(row)
+    if not rows:
+        raise ValueError("it is empty")
+    return pd.DataFrame(rows[1:], columns=rows[0], index=range(1, len(rows)), dtype=object)
 
 
-def _delimiter(text: str, columns: Mapping[str, Sequence[str]]) -> str:
-    first = io.StringIO(text.lstrip()[:_LONGEST_CELL])
-
-    def score(delimiter: str) -> tuple[int, int]:
-        first.seek(0)
-        header = next(csv.reader(first, delimiter=delimiter), [])
-        return len(match_columns(header, columns)), len(header)
-
-    return max(DELIMITERS, key=score)
-
-
-def _json_rows(text: str) -> Iterable[list[str]]:
-    items: Any = json.loads(text)
+def _parse_json(text: str) -> pd.DataFrame:
+    items = json.loads(text)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise _BrokenRow("no list of objects")
-    names = list(dict.fromkeys(name for item in items for name in item))
-    yield names
-    for item in items:
-        yield ["" if (cell := item.get(name)) is None else str(cell) for name in names]
+        raise ValueError("a list of objects is expected")
+    table = pd.DataFrame(items, dtype=object, index=range(1, len(items) + 1))
+    return table.map(lambda cell: "" if cell is None or cell != cell else str(cell))
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without any cell."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON (line {error.lineno}: {error.msg})"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _describe_columns(found: Sequence[str], columns: Mapping[str, Sequence[str]]) -> str:
+    """The columns of a file. A header without any known name may be a patient's data and is not shown."""
+    positions = match_columns(found, columns)
+    others = {_plain(name): name for position, name in enumerate(found) if position not in positions.values()}
+    close = {name: difflib.get_close_matches(_plain(name), others, n=1, cutoff=0.7) for name in columns if name not in positions}
+    similar = {name: others[match[0]] for name, match in sorted(close.items()) if match}
+    if not positions and not similar:
+        return f"none of the {len(found)} names in its first line is known"
+    shown = [name if len(name) <= _MAX_NAME else "(a long name)" for name in found[:50]] if positions else [*similar.values()]
+    return f"it has {', '.join(shown)}" + "".join(f"; rename {there} to {name}?" for name, there in similar.items())
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.lower())
+    return re.sub(r"[\W_]+", "", str(name).lower())
