@@ -22,7 +22,8 @@ NIFTI_LIST = "chest_ctrg_nitfy_ori_split.json"
 FOLDS = 10
 """A tenth of the training cases is used for validation."""
 GENERATION = (
-    "tokenizer", "max_tokens", "decoder_width", "decoder_layers", "decoder_heads", "num_beams", "no_repeat_ngram_size", "labeller",
+    "tokenizer", "max_tokens", "decoder_width", "decoder_layers", "decoder_heads", "num_beams", "no_repeat_ngram_size",
+    "labeller",
 )  # fmt: skip
 """Settings that `ReportGeneration` takes."""
 
@@ -45,7 +46,7 @@ class Settings(FinetuneSettings):
     decoder_heads: PositiveInt = 8
     """Attention heads of the report decoder; must divide decoder_width."""
     labeller: str = ""
-    """Labels reports for the clinical scores: folder of a CT-RATE run with task=labeller, cues, chexbert, or radbert_ct:FOLDER."""
+    """Labeller for the clinical scores: folder of a CT-RATE run with task=labeller, cues, chexbert, or radbert_ct:FOLDER."""
     center_crop_fraction: tuple[float, float, float] = (0.88, 0.65625, 0.875)
     """Central fraction (z, y, x) of a scan that is used; volumes of the pre-training preparation are cropped already."""
     image_size: Size = (128, 96, 128)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mg3d.evaluation.results import tables_text
+from mg3d.evaluation.tables import format_tables
 from mg3d.files import write_bytes, write_json
 from mg3d.finetune.console import info
 from mg3d.finetune.settings import INITIALIZATION, UNCOMPARED, as_builtins, changed
@@ -69,7 +69,7 @@ def show_scores(title: str, scores: Mapping[str, Sequence[Score]]) -> None:
         ]
         for split, found in scores.items()
     }
-    print(tables_text(f"{title} [95 % interval]", tables), flush=True)
+    print(format_tables(f"{title} [95 % interval]", tables), flush=True)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def compare(task_type: TaskType, first: Path, second: Path) -> None:
     split = "test" if all(has_test) else "val"
     rows = compare_tables(task_type, first, second, split=split)
     heading = "difference: second - first [95 % interval over patients]"
-    print(tables_text(f"{split}; {heading}", {"Paired comparison": rows}), flush=True)
+    print(format_tables(f"{split}; {heading}", {"Paired comparison": rows}), flush=True)
 
 
 def run_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
