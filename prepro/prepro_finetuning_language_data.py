@@ -1,31 +1,37 @@
-"""Reports of CT-RATE or CTRG -> Arrow files of reports (with 18 labels) and of sentences (weak labels, polarity)."""
+"""Reports of CT-RATE or CTRG-Chest -> Arrow files for the report labeller: reports with 18 labels, and sentences with weak labels.
+
+Labels of sentences come from cue words and negation. No volume is opened. An unchanged file is kept.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.checkpoints.command import Parser
-from mg3d.finetune.language import write_language
+from mg3d.cli import ArgumentParser
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line as values."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE's folder, or one of its Arrow files")
-    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest's folder, or one of its Arrow files")
-    parser.add_argument("--out", type=Path, default=Path("data/finetune_language_arrows"), help="(%(default)s)")
-    parser.add_argument("--val-patients", type=int, default=500, help="carved out of train, at most a tenth of it (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw (%(default)s)")
+    """The command line."""
+    parser = ArgumentParser(description=__doc__)
+    root = "folder of {} in its published layout, or of Arrow files of its volumes"
+    parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help=root.format("CT-RATE"))
+    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help=root.format("CTRG-Chest"))
+    parser.add_argument("--out", type=Path, default=Path("data/finetune_language_arrows"), help="output folder (%(default)s)")
+    parser.add_argument("--val-patients", type=int, default=500, help="patients of the validation split; at most a tenth of the "
+                        "training patients (%(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the validation split (%(default)s)")
     values = parser.parse_args(arguments)
     if values.ct_rate is None and values.ctrg is None:
-        parser.error("give a folder: --ct-rate ROOT or --ctrg ROOT")
+        parser.error("--ct-rate ROOT or --ctrg ROOT is required")
     return values
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the files of each data set: 0 done, 2 not possible as asked."""
+    """Writes the files of each data set; returns the exit code."""
     values = parse(arguments)
+    from mg3d.finetune.language import write_language
+
     for dataset in ("ct_rate", "ctrg"):
         root = getattr(values, dataset)
         if root is None:
