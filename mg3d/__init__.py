@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "load": "inference.load",
-    "from_pretrained": "checkpoints.export",
-    "save_pretrained": "checkpoints.export",
+    "from_pretrained": "checkpoints.pretrained",
+    "save_pretrained": "checkpoints.pretrained",
     "load_weights": "checkpoints.load",
-    "inspect_checkpoint": "checkpoints.inspect",
+    "inspect_checkpoint": "checkpoints.info",
 }
 
 

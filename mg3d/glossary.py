@@ -1,4 +1,4 @@
-"""The vocabulary of chest CT that several parts of mg3d share: labels, prompts, negation cues, placeholders."""
+"""Vocabulary of chest CT findings: labels, prompts, synonyms, negation cues, placeholders."""
 
 LABELS: tuple[str, ...] = (
     "Medical material",
@@ -26,7 +26,7 @@ PREVALENCE: tuple[float, ...] = (
     0.120, 0.278, 0.107, 0.071, 0.248, 0.142, 0.253, 0.194, 0.256, 0.455, 0.367, 0.267, 0.119, 0.074, 0.103, 0.176, 0.100,
     0.079,
 )  # fmt: skip
-"""Share of CT-RATE training scans that carry each label."""
+"""Prevalence of each label among the CT-RATE training scans."""
 
 PROMPTS: dict[str, tuple[str, str]] = {
     "there_is": ("There is {finding}.", "There is no {finding}."),
@@ -36,11 +36,11 @@ PROMPTS: dict[str, tuple[str, str]] = {
     "evidence": ("There is evidence of {finding}.", "There is no evidence of {finding}."),
     "noted": ("{Finding} is noted.", "{Finding} is not noted."),
 }
-"""Zero-shot prompt pairs (the finding is there, it is not) by name. `there_is`: ours; `ct_clip`: the wording of the CT-CLIP
-evaluation; `original`: that of the original's evaluation on CT-RATE; the others are paraphrases."""
+"""Wording -> zero-shot prompt pair (present, absent). `there_is`: the default; `ct_clip`: from the CT-CLIP evaluation;
+`original`: from the original code's evaluation on CT-RATE; the others are paraphrases."""
 
 ENSEMBLE: tuple[str, ...] = ("there_is", "ct_clip", "seen", "evidence", "noted")
-"""Wordings whose embeddings are averaged; `original` is left out, for a bare name is no sentence of a report."""
+"""Wordings whose embeddings are averaged; without `original`, because a bare name is not a report sentence."""
 
 FINDING_CUES: dict[str, tuple[str, ...]] = {
     "Medical material": (
@@ -68,20 +68,20 @@ FINDING_CUES: dict[str, tuple[str, ...]] = {
     "Bronchiectasis": ("bronchiecta",),
     "Interlobular septal thickening": ("septal thickening", "thickening of the interlobular sept"),
 }  # fmt: skip
-"""Beginnings of words by which reports name each of `LABELS`; a weak guide, without other synonyms and without doubt."""
+"""Word prefixes that name each of `LABELS` in reports. A weak labeller: it knows neither all synonyms nor uncertainty."""
 
 NEGATION_CUES: tuple[str, ...] = (
     "no", "not", "without", "neither", "nor", "none", "never", "absent", "absence of", "free of", "negative for",
     "unremarkable", "normal", "within normal limits", "within the expected range", "clear of", "preserved",
 )  # fmt: skip
-"""Words and phrases after which a sentence denies a finding or states that something is normal."""
+"""Words and phrases that mark a sentence as negative (absent finding) or normal."""
 
 NOT_GIVEN: tuple[str, ...] = ("", "not given.", "not given", "nan", "none")
-"""How the data sets write a section that is missing (lower case, stripped)."""
+"""Markers of a missing report section in the data sets (lower case, stripped)."""
 
 
 def prompts(finding: str, *, wording: str = "there_is") -> tuple[str, str]:
-    """The prompt pair (present, absent) of a finding, e.g. `"Hiatal hernia"`."""
+    """Prompt pair (present, absent) of a finding such as `"Hiatal hernia"`."""
     lower = finding[0].lower() + finding[1:]
     present, absent = PROMPTS[wording]
     return present.format(finding=lower, Finding=finding), absent.format(finding=lower, Finding=finding)

@@ -1,91 +1,71 @@
-"""Prints the vocabulary that mg3d's parts share (mg3d/glossary.py) and checks it; exit code 1 where something is wrong.
+"""Print the vocabulary of chest CT findings (mg3d/glossary.py): labels, prevalences, prompts, negation cues.
 
-usage: python prepro/glossary.py [LABELS.csv]      a label file of CT-RATE's shape: its columns and frequencies are checked too
+Label files in the format of CT-RATE are compared with it; exit code 1 if one does not match.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-from rich.console import Console
-from rich.table import Table
+from mg3d.glossary import LABELS, NEGATION_CUES, NOT_GIVEN, PREVALENCE, PROMPTS, prompts
 
-from mg3d import glossary
-
-FAR = 0.1
-"""Difference of a label's frequency from the one noted that is told."""
+MAX_DIFFERENCE = 0.1
+"""Larger differences of a label's frequency from CT-RATE's are reported."""
 
 
-def problems() -> list[str]:
-    """What is wrong with the glossary, a sentence each."""
-    found = []
-    labels, cues = glossary.LABELS, glossary.NEGATION_CUES
-    if len(set(map(str.lower, labels))) != len(labels):
-        found.append("a label occurs twice")
-    if len(glossary.PREVALENCE) != len(labels) or not all(0 < share < 1 for share in glossary.PREVALENCE):
-        found.append(
-            f"{len(glossary.PREVALENCE)} shares for {len(labels)} labels; one for each, above 0 and below 1, is expected"
-        )
-    for name in glossary.PROMPTS:
-        pairs = [glossary.prompts(label, wording=name) for label in labels]
-        texts = [text for pair in pairs for text in pair]
-        if len(set(texts)) != 2 * len(labels) or any(
-            label.lower() not in text.lower() for label, pair in zip(labels, pairs) for text in pair
-        ):
-            found.append(f"the prompts {name!r} do not tell every finding and its absence apart")
-    for name, words in (("negation cue", cues), ("missing section", glossary.NOT_GIVEN)):
-        found += [
-            f"{name} {word!r} is not in lower case without blanks around it" for word in words if word != word.lower().strip()
-        ]
-        if len(set(words)) != len(words):
-            found.append(f"a {name} occurs twice")
-    denying = [label for label in labels if set(label.lower().split()) & set(cues)]
-    return found + [f"the label {label!r} holds a negation cue, so naming it would deny it" for label in denying]
+def mismatches(path: Path) -> list[str]:
+    """Differences of a label file from the glossary, one sentence each.
 
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    import pandas as pd
 
-def problems_of(path: Path) -> list[str]:
-    """What of a label file of CT-RATE's shape does not fit the glossary; ValueError where it cannot be read."""
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    table = pd.read_csv(path)
-    columns = [name for name in table.columns if name in glossary.LABELS]
-    absent = [label for label in glossary.LABELS if label not in columns]
-    if absent:
-        return [f"{path} has no column for {', '.join(absent[:5])}"]
-    found = [] if columns == list(glossary.LABELS) else [f"{path} has the labels in another order"]
-    means = table[list(glossary.LABELS)].mean()
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    missing = [label for label in LABELS if label not in table.columns]
+    if missing:
+        return [f"{path}: no column for {', '.join(missing)}"]
+    in_order = [name for name in table.columns if name in LABELS] == list(LABELS)
+    found = [] if in_order else [f"{path}: the labels are in another order than in CT-RATE"]
+    frequency = table[list(LABELS)].mean()
     return found + [
-        f"{label}: {means[label]:.3f} of {len(table)} rows of {path}, the glossary notes {share:.3f}"
-        for label, share in zip(glossary.LABELS, glossary.PREVALENCE, strict=True)
-        if abs(means[label] - share) > FAR
+        f"{path}: {label} is positive in {frequency[label]:.3f} of {len(table)} rows; in CT-RATE in {prevalence:.3f}"
+        for label, prevalence in zip(LABELS, PREVALENCE, strict=True)
+        if abs(frequency[label] - prevalence) > MAX_DIFFERENCE
     ]
 
 
-def show(console: Console) -> None:
-    """Prints labels with shares and prompts, and the words."""
-    table = Table("label", "share", *(f"{name}, {word}" for name in glossary.PROMPTS for word in ("present", "absent")))
-    for label, share in zip(glossary.LABELS, glossary.PREVALENCE, strict=False):
-        texts = [text for name in glossary.PROMPTS for text in glossary.prompts(label, wording=name)]
-        table.add_row(label, f"{share:.3f}", *texts)
+def show() -> None:
+    """Print the vocabulary as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("label", "prevalence", *(f"{name}, {polarity}" for name in PROMPTS for polarity in ("present", "absent")))
+    for label, prevalence in zip(LABELS, PREVALENCE, strict=True):
+        table.add_row(label, f"{prevalence:.3f}", *(text for name in PROMPTS for text in prompts(label, wording=name)))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    console.print("negation cues:", ", ".join(glossary.NEGATION_CUES))
-    console.print("missing sections:", ", ".join(repr(word) for word in glossary.NOT_GIVEN))
+    console.print("negation cues:", ", ".join(NEGATION_CUES))
+    console.print("markers of a missing section:", ", ".join(map(repr, NOT_GIVEN)))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line; returns the exit code."""
-    if any(word in ("-h", "--help") for word in arguments):
-        print(__doc__)
-        return 0
-    show(Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, metavar="LABELS.csv", help="label files to compare with the glossary")
+    files = parser.parse_args(arguments).files
+    show()
     try:
-        found = problems() + [problem for path in arguments for problem in problems_of(Path(path))]
+        found = [text for path in files for text in mismatches(path)]
     except ValueError as error:
         print(f"mg3d: {error}", file=sys.stderr)
         return 2
-    for problem in found:
-        print(f"mg3d: {problem}", file=sys.stderr)
+    for text in found:
+        print(f"mg3d: {text}", file=sys.stderr)
     return int(bool(found))
 
 

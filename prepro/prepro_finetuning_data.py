@@ -1,23 +1,15 @@
-"""Raw CT-RATE and CTRG folders -> Arrow files for fine-tuning: the pre-training preparation, into a folder of its own.
+"""Convert raw CT-RATE and CTRG-Chest folders to Arrow files for fine-tuning.
 
-Takes every option of prepro_pretraining_data.py. Official test parts stay as they are; val is carved out of train by patient.
-Arrow files of pre-training serve as well: the two differ only where other options are given.
+Takes the options of prepro_pretraining_data.py and writes the same kind of files. The official test set stays test; val is drawn
+from the training patients. Existing Arrow files of pre-training can be used as well, unless other options are needed.
 """
 
-import runpy
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-OUT = "data/finetune_arrows"
+from prepro_pretraining_data import main
 
-
-def with_folder(arguments: Sequence[str]) -> list[str]:
-    """The command line with `--out OUT` where it names no folder."""
-    named = any(word == "--out" or word.startswith("--out=") for word in arguments)
-    return [*arguments] if named else [*arguments, "--out", OUT]
-
+OUT = Path("data/finetune_arrows")
 
 if __name__ == "__main__":
-    preparation = runpy.run_path(str(Path(__file__).with_name("prepro_pretraining_data.py")))
-    sys.exit(preparation["main"](with_folder(sys.argv[1:])))
+    sys.exit(main(sys.argv[1:], description=__doc__, out=OUT))

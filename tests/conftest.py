@@ -1,4 +1,4 @@
-"""No test asks the network. Set before anything reads it."""
+"""Disable network access in all tests. Set before any library reads these variables."""
 
 import os
 

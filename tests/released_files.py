@@ -1,4 +1,4 @@
-"""Synthetic files in the released layout, written from the lists of released keys, and models that they fit."""
+"""Synthetic checkpoints with the keys and shapes of the released ones, and models that match them."""
 
 import json
 from functools import cache

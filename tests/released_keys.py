@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors of released weights, as the published code makes them."""
+"""Names and shapes of the tensors in released weights, as the published code creates them."""
 
 import json
 from pathlib import Path

@@ -11,7 +11,7 @@ from mg3d.sentence_spans import normalise, report_units
 
 SHAPE = (16, 12, 8)
 OFFSET = {"train": 0, "val": 80, "test": 160}
-"""Added to the voxels of a split, so that no image lies in two."""
+"""Added to the voxels of a split, so that no image occurs in two splits."""
 ORGANS = ("heart", "aorta", "liver", "lung", "trachea", "pleura", "spine")
 
 
@@ -28,10 +28,10 @@ def write_split(
     reported=lambda number: True, compression=None, window=None,
     recipe=None,
 ):  # fmt: skip
-    """`patients` patients with `scans` studies each; voxels all -1000 + OFFSET + the row, or `voxels(number, shape)`.
+    """Write `patients` patients with `scans` studies each; all voxels are -1000 + OFFSET + row, or `voxels(number, shape)`.
 
-    reported: patients whose report is not empty; compression: of the shard; window: HU that 8-bit voxels store as 0 and 255;
-    recipe: how the index says that the volumes were prepared.
+    reported: whether a patient has a report; compression: of the shard; window: HU stored as 0 and 255 by 8-bit voxels;
+    recipe: preparation recipe in the index.
     """
     rows, shard = [], f"shards/{dataset}/{split}.arrow"
     (root / "shards" / dataset).mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,6 @@ def write_split(
 
 
 def small_tokenizer(folder):
-    """A WordPiece tokenizer of the tiny reports."""
+    """WordPiece tokenizer trained on the tiny reports."""
     texts = [" ".join(report_of(number)) for number in range(40)]
     return train_wordpiece(texts, vocab_size=120, out_dir=folder)

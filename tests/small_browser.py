@@ -1,4 +1,4 @@
-"""Headless Chromium behind its own driver, in the W3C protocol, for tests that look at a page."""
+"""Headless Chromium, controlled by WebDriver, for tests of web pages."""
 
 import base64
 import io
@@ -20,11 +20,11 @@ FLAGS = (
     "--enable-unsafe-swiftshader", "--window-size=1400,900",
 )  # fmt: skip
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-"""The name that the protocol gives to references."""
+"""Key of element references in the W3C WebDriver protocol."""
 
 
 class Browser:
-    """One page."""
+    """One browser window."""
 
     def __init__(self, driver, folder):
         self._base = driver
@@ -54,19 +54,19 @@ class Browser:
         return self._ask("/execute/sync", {"script": script, "args": []})
 
     def wait(self, condition, seconds=30):
-        """Until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true."""
         end = time.monotonic() + seconds
         while not self.run(f"return Boolean({condition})"):
             assert time.monotonic() < end, f"not after {seconds} s: {condition}"
             time.sleep(0.1)
 
     def picture(self, selector=None):
-        """RGB [rows, columns, 3] of the window or of an element."""
+        """Screenshot of the window or of an element, RGB [rows, columns, 3]."""
         png = base64.b64decode(self._ask((self.find(selector) if selector else "") + "/screenshot"))
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
     def complaints(self):
-        """What the page wrote to its console as an error."""
+        """Errors in the console of the page."""
         return [entry["message"] for entry in self._ask("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
 
     def close(self):

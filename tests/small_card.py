@@ -1,4 +1,4 @@
-"""A card of a few volumes, and a hand-made encoder that distinguishes left from right."""
+"""An evaluation card of a few volumes, and a hand-made encoder that distinguishes left from right."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""DICOM series by hand: a chest [z, y, x] as files whose names say nothing of the order of their slices."""
+"""Small DICOM series of a chest [z, y, x]; file names do not reveal the slice order."""
 
 import random
 
@@ -45,7 +45,7 @@ def write_slice(path, stored, *, position, orientation=UPRIGHT, spacing=SPACING[
 
 
 def write_series(folder, hu=None, *, slope=1, intercept=0, kind=np.int16, each=None, start="IM", **told):
-    """A series of slices from HU [z, y, x], at places that rise by 5 mm; `each(place)` gives tags of one slice.
+    """Write a series from HU [z, y, x] with slices 5 mm apart; `each(index)` returns further tags of a slice.
 
     Files are named `<start><number>.dcm`, numbered in random order.
     """

@@ -1,4 +1,4 @@
-"""A small untrained model in our own format, and scans of one chest in many files, for tests of `mg3d.inference`."""
+"""A small untrained model in our format, and a chest in several file formats, for tests of `mg3d.inference`."""
 
 import nibabel as nib
 import numpy as np
@@ -6,7 +6,7 @@ import torch
 from released_files import small_bert
 from small_raw import LPS, chest
 
-from mg3d.checkpoints.export import save_pretrained
+from mg3d.checkpoints.pretrained import save_pretrained
 from mg3d.config import resolve
 from mg3d.datasets.tokenizer import train_wordpiece
 from mg3d.models.build import build_model
@@ -21,7 +21,7 @@ REPORTS = ["There is no effusion. Lungs are clear.", "A small effusion on the le
 
 
 def build(**changes):
-    """An untrained model of a few numbers, and its settings."""
+    """A tiny untrained model and its settings."""
     torch.manual_seed(3)
     settings = resolve(["tiny"], SIZES | changes)
     return build_model(settings, small_bert(words=80, layers=1, width=16, heads=2, positions=48)).eval(), settings
@@ -31,7 +31,7 @@ RECIPE = Recipe(shape=(32, 24, 32)).provenance("custom")
 
 
 def save(folder, recipe=RECIPE, **changes):
-    """The model in `folder`, with its tokenizer."""
+    """Save the model and its tokenizer to `folder`."""
     model, settings = build(**changes)
     tokenizer = train_wordpiece(REPORTS, vocab_size=80, out_dir=folder.parent / "words")
     return save_pretrained(model, folder, settings=settings, tokenizer=tokenizer, recipe=recipe)

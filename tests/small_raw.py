@@ -1,4 +1,4 @@
-"""Small raw trees by hand. Every axis has another size, and a volume's voxels tell where they lie."""
+"""Small raw CT-RATE and CTRG trees. Every axis has a different size, and voxel values encode their position."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ GOOD_ROW = {
 
 
 def chest(seed=0):
-    """HU [z, y, x]: half air, and inside a body that grows towards superior, posterior and left."""
+    """HU [z, y, x]: air around a body whose HU increase towards superior, posterior and left."""
     rng = np.random.default_rng(seed)
     volume = np.full(SHAPE, -1000) + rng.integers(-3, 4, SHAPE)
     z, y, x = np.meshgrid(*(np.arange(length) for length in SHAPE), indexing="ij")
@@ -60,13 +60,13 @@ def write_nifti(path, stored_xyz, affine, *, blank=False):
 
 
 class CtRateTree:
-    """Collects volumes and table rows; `write` makes the files."""
+    """Collects volumes and table rows; `write` writes the tables."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.rows, self.no_chest = root, {}, []
 
     def add(self, name, hu=None, *, folder=None, row=None, report=REPORT, stored=None, affine=LPS, blank=False, file=True):
-        """One volume; `folder` defaults to `<split>_fixed`; `stored` [x, y, z] overrides what `hu` [z, y, x] says."""
+        """Add a volume; `folder` defaults to `<split>_fixed`; `stored` [x, y, z] overrides `hu` [z, y, x]."""
         split = name.split("_")[0]
         path = self.path(name, folder or f"{split}_fixed")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def write_csv(path, rows):
 
 
 def write_ctrg(root, count, *, slices=20, as_list=True, edit=None):
-    """Cases `Person <k>` of JPEG slices [22, 24] from superior to inferior; slice k from the top has grey value 10 k."""
+    """Cases `Person <k>` of JPEG slices [22, 24] from superior to inferior; slice k has grey value 10 k."""
     items = []
     for case in range(count):
         folder = root / "Chest_New" / f"Person {case}"

@@ -1,4 +1,4 @@
-"""A whole run of a few seconds, from the command line."""
+"""A pre-training run of a few seconds, started from the command line."""
 
 import torch
 from small_arrow import write_split

@@ -1,4 +1,4 @@
-"""A frozen BERT of a few numbers, its cache, and the words of a run that reads it."""
+"""A tiny frozen BERT, its text cache, and the arguments of a run that reads the cache."""
 
 import importlib.util
 from pathlib import Path

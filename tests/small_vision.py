@@ -1,4 +1,4 @@
-"""One small encoder of every kind, of five maps and stride 32, and a volume of different sides for them."""
+"""One small encoder of each type (five feature maps, stride 32), and a volume with a different size on every axis."""
 
 import torch
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mg3d.benchmarks.timing import Comparison, Options
-from mg3d.checkpoints.command import Parser, count, new_file
+from mg3d.cli import ArgumentParser, output_file, positive_int
 from mg3d.files import write_json
 
 TOPICS = {
@@ -55,20 +55,20 @@ def _refuse_early(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("topic", choices=TOPICS, help="what to measure")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these parts, of {TOPICS}; all without")
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, not how fast")
-    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the numbers too")
-    parser.add_argument("--size", type=count, nargs=3, metavar="VOXELS", help="of a volume, z y x (128 96 128)")
-    parser.add_argument("--batch", type=count, help="volumes or reports")
-    parser.add_argument("--threads", type=count, help="CPU threads of a measured process (2)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the numbers too")
+    parser.add_argument("--size", type=positive_int, nargs=3, metavar="VOXELS", help="of a volume, z y x (128 96 128)")
+    parser.add_argument("--batch", type=positive_int, help="volumes or reports")
+    parser.add_argument("--threads", type=positive_int, help="CPU threads of a measured process (2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (cpu)")
     parser.add_argument("--precision", choices=("32", "bf16"), help="bf16: autocast (32)")
-    parser.add_argument("--repeats", type=count, help="rounds, of which the median is shown (3)")
-    parser.add_argument("--tokens", type=count, help="of a report (250)")
-    parser.add_argument("--sentences", type=count, help="of a report (32)")
-    parser.add_argument("--workers", type=count, nargs="+", help="loader: numbers of loader processes (1 2 4 8)")
+    parser.add_argument("--repeats", type=positive_int, help="rounds, of which the median is shown (3)")
+    parser.add_argument("--tokens", type=positive_int, help="of a report (250)")
+    parser.add_argument("--sentences", type=positive_int, help="of a report (32)")
+    parser.add_argument("--workers", type=positive_int, nargs="+", help="loader: numbers of loader processes (1 2 4 8)")
     parser.add_argument("--step-ms", type=float, help="loader: how long the step takes for which batches are loaded (250)")
     parser.add_argument("--compile", action="store_true", help="encoder: also ours with torch.compile, beside ours without")
     return parser

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.checkpoints.command import Parser, answer, count
+from mg3d.cli import ArgumentParser, positive_int, run_and_print
 
 
 def comparison(given: argparse.Namespace) -> str:
@@ -19,14 +19,14 @@ def comparison(given: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the comparison; returns the exit code."""
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
     parser.add_argument(
-        "--n-bootstrap", type=count, default=2000, help="bootstrap draws of patients; the smallest p is 2 / (draws + 1)"
+        "--n-bootstrap", type=positive_int, default=2000, help="bootstrap draws of patients; the smallest p is 2 / (draws + 1)"
     )
     given = parser.parse_args(arguments)
-    return answer(lambda: comparison(given))
+    return run_and_print(lambda: comparison(given))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mg3d.checkpoints.command import Parser, new_file
+from mg3d.cli import ArgumentParser, output_file
 from mg3d.datasets.schema import DATASETS
 from mg3d.doctor.examine import Examination, Options, examine
 from mg3d.doctor.page import VERDICTS, write_examination
@@ -26,7 +26,7 @@ T = TypeVar("T")
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line as values."""
     kinds = ", ".join(f"{name} ({DATASETS[name].title})" for name in SOURCES if name in DATASETS)
-    parser = Parser(description=__doc__, epilog="exit code: 0 go on, 1 blocking, 2 not possible as asked")
+    parser = ArgumentParser(description=__doc__, epilog="exit code: 0 go on, 1 blocking, 2 not possible as asked")
     parser.add_argument("path", type=Path, help="raw folder, folder of Arrow files, or one index file")
     parser.add_argument("--kind", choices=tuple(SOURCES), help=f"what the raw folder is, if its content does not tell: {kinds}")
     parser.add_argument(
@@ -38,8 +38,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--table", type=Path, metavar="FILE", help="--kind custom: table of its reports, as the preparation's")
     parser.add_argument("--val-patients", type=int, default=500, help="as given to the preparation (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="as given to the preparation (%(default)s)")
-    parser.add_argument("--json", type=new_file, metavar="FILE", help="write everything that was found")
-    parser.add_argument("--html", type=new_file, metavar="FILE", help="write a page with pictures")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write everything that was found")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page with pictures")
     parser.add_argument("--fail-on", choices=("blocking", "warning"), default="blocking", help="what makes the exit code 1")
     given = parser.parse_args(arguments)
     if given.table and given.kind != "custom":

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mg3d.checkpoints.command import Parser, answer, count, new_file
+from mg3d.cli import ArgumentParser, output_file, positive_int, run_and_print
 from mg3d.evaluation.cards import CARDS, find_card
 
 if TYPE_CHECKING:
-    from mg3d.checkpoints.export import Pretrained
+    from mg3d.checkpoints.pretrained import Pretrained
     from mg3d.evaluation.card_data import CardData
     from mg3d.evaluation.card_result import CardResult
 
 
 def load(checkpoint: str, tokenizer: Path | None) -> "Pretrained":
     """Model of a saved folder, hub id, run, or checkpoint of a run."""
-    from mg3d.checkpoints.export import from_pretrained, from_run
-    from mg3d.checkpoints.places import find_weights
+    from mg3d.checkpoints.pretrained import from_pretrained, from_run
+    from mg3d.checkpoints.resolve import find_local
 
-    found = find_weights(checkpoint)
+    found = find_local(checkpoint)
     loaded = from_run(found, tokenizer=tokenizer) if found and found.is_file() else from_pretrained(checkpoint)
     if loaded.tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, so prompts cannot be embedded. Name its folder with --tokenizer.")
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Print all tables; returns the exit code."""
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("card", choices=CARDS, help="; ".join(f"{card.name}: {card.revision}" for card in CARDS.values()))
     parser.add_argument("--checkpoint", required=True, help="run folder, .ckpt of a run, saved model folder, or hub id")
     parser.add_argument("--data-root", type=Path, required=True, metavar="FOLDER", help="folder of Arrow files")
@@ -105,9 +105,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer, if it is not stored with the checkpoint")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: GPU if available)")
-    parser.add_argument("--batch", type=count, default=8, metavar="N", help="volumes per forward pass (default: %(default)s)")
-    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result, for tools/compare_results.py")
-    parser.add_argument("--html", type=new_file, metavar="FILE", help="write tables and plots as one page")
+    parser.add_argument("--batch", type=positive_int, default=8, metavar="N", help="volumes per forward pass (%(default)s)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the result, for tools/compare_results.py")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="write tables and plots as one page")
     parser.add_argument(
         "--stress", action="store_true", help="stress test: drop in AUROC under flips, rotations, HU offsets, spacings, crops"
     )
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.reports and not options.ground_truth_root:
         parser.error("--reports needs --ground-truth-root")
-    return answer(lambda: run(options))
+    return run_and_print(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.checkpoints.command import Parser, new_file
+from mg3d.cli import ArgumentParser, output_file
 from mg3d.datasets.evaluation_sets import EVALUATION_SETS, evaluation_set, read_volumes
 from mg3d.files import write_bytes
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints or writes a list; returns the exit code."""
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of Arrow files written by prepro/prepro_pretraining_data.py")
     names = ", ".join(EVALUATION_SETS)
     parser.add_argument("--set", metavar="NAME", help=f"print the volume ids of this set (default: sizes of all sets): {names}")
-    parser.add_argument("--out", type=new_file, metavar="FILE", help="write the ids to FILE, one per line")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="write the ids to FILE, one per line")
     parser.add_argument("--stored", action="store_true", help="only volumes with stored voxels, without quarantined ones")
     options = parser.parse_args(arguments)
     if options.out and not options.set:

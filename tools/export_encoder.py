@@ -8,14 +8,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mg3d.checkpoints.command import new_file
+from mg3d.cli import output_file
 from mg3d.inference.command import answer, check_early, load_model, new_parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exports; returns the exit code."""
     parser = new_parser("export_encoder.py", __doc__)
-    parser.add_argument("out", type=new_file, metavar="FILE.pt2", help="file to write")
+    parser.add_argument("out", type=output_file, metavar="FILE.pt2", help="file to write")
     parser.add_argument("--tolerance", type=float, help="largest difference allowed, where the usual one does not do")
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))

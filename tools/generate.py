@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mg3d.checkpoints.command import count, new_file
+from mg3d.cli import output_file, positive_int
 from mg3d.inference.command import add_many, answer, check_early, load_model, new_parser, track
 
 
@@ -15,8 +15,8 @@ def main(arguments: Sequence[str]) -> int:
     """Prints or writes reports; returns the exit code."""
     parser = new_parser("generate.py", __doc__)
     parser.add_argument("source", help="a scan, or with --out a folder of scans or an .arrow index of prepared files")
-    parser.add_argument("--out", type=new_file, metavar="FILE.csv", help="one row per scan")
-    parser.add_argument("--beams", type=count, default=1, help="hypotheses kept (%(default)s: always the likeliest word)")
+    parser.add_argument("--out", type=output_file, metavar="FILE.csv", help="one row per scan")
+    parser.add_argument("--beams", type=positive_int, default=1, help="hypotheses kept (%(default)s: always the likeliest word)")
     parser.add_argument("--no-repeat", type=int, default=0, metavar="N", help="no run of N words comes twice (0: it may)")
     add_many(parser)
     options = parser.parse_args(arguments)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mg3d.checkpoints.command import new_file
+from mg3d.cli import output_file
 from mg3d.inference.command import answer, check_early, load_model, new_parser
 
 
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("sentence", help='such as "A small effusion on the left."')
     parser.add_argument("--against", metavar="TEXT", help='what it stands against, such as "There is no effusion."')
     parser.add_argument("--by", default="contrast", help="contrast, or attention for models with DCL or SSM (%(default)s)")
-    parser.add_argument("--out", type=new_file, required=True, metavar="FILE.nii.gz", help="the map")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE.nii.gz", help="the map")
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))
 

@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from mg3d.checkpoints.command import Parser
+from mg3d.cli import ArgumentParser
 from mg3d.phantom.spec import PhantomSettings
 
 
@@ -17,29 +18,31 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _parser() -> Parser:
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__)
     defaults = PhantomSettings()
-    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="output folder; gets ct_rate/, ctrg/ and truth/")
-    add("--train-patients", type=int, default=defaults.train_patients, help="patients in the CT-RATE train split")
-    add("--valid-patients", type=int, default=defaults.valid_patients, help="patients in the CT-RATE valid split")
-    add("--ctrg-cases", type=int, default=defaults.ctrg_cases, help="CTRG-Chest cases")
-    add("--grid", type=int, default=defaults.grid, help="voxels along x and y; the field of view is 360 mm, voxels are cubic")
-    add("--seed", type=int, default=defaults.seed, help="random seed; the same seed and settings give the same data")
-    add(
-        "--second-scans", type=_fraction, default=defaults.second_scans, help="fraction of patients with two scans; CT-RATE: 0.14"
+
+    def add(name: str, kind: Callable[[str], object], text: str, *, default: object, metavar: str = "N") -> None:
+        parser.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})")
+
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output; gets ct_rate/, ctrg/ and truth/")
+    add("--train-patients", int, "patients in the CT-RATE train split", default=defaults.train_patients)
+    add("--valid-patients", int, "patients in the CT-RATE valid split", default=defaults.valid_patients)
+    add("--ctrg-cases", int, "cases of CTRG-Chest", default=defaults.ctrg_cases)
+    add("--grid", int, "voxels along x and y of a 360 mm field of view; voxels are cubic", default=defaults.grid)
+    add("--seed", int, "random seed; equal settings give equal data", default=defaults.seed)
+    text = "fraction of patients with two scans; CT-RATE: 0.14"
+    add("--second-scans", _fraction, text, default=defaults.second_scans, metavar="FRACTION")
+    text = "fraction of scans with a second reconstruction (sharp kernel); CT-RATE: 0.90"
+    add("--second-reconstructions", _fraction, text, default=defaults.second_reconstructions, metavar="FRACTION")
+    add("--workers", int, "number of processes", default=os.cpu_count())
+    flag = partial(parser.add_argument, action="store_true")
+    flag(
+        "--masks",
+        help="also write truth/masks: label maps of the findings (NIfTI), used for grounding; also into an existing set",
     )
-    add(
-        "--second-reconstructions",
-        type=_fraction,
-        default=defaults.second_reconstructions,
-        help="fraction of scans with a second reconstruction (sharp kernel); CT-RATE: 0.90",
-    )
-    add("--masks", action="store_true", help="also write truth/masks: label maps of the findings (NIfTI); needed for grounding")
-    add("--raw-tree", action="store_true", help="also write the layout of CT-RATE's first release: raw values, blank headers")
-    add("--true-prevalence", action="store_true", help="use CT-RATE's prevalences instead of raising those of rare findings")
-    add("--workers", type=int, default=os.cpu_count(), help="number of processes")
+    flag("--raw-tree", help="also write the layout of CT-RATE's first release: raw values, blank headers")
+    flag("--true-prevalence", help="use CT-RATE's prevalences; by default rare findings are more frequent (prevalence ** 0.7)")
     return parser
 
 

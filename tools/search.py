@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mg3d.checkpoints.command import count
+from mg3d.cli import positive_int
 from mg3d.inference.command import answer, check_early, load_model, new_parser
 
 
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--text", help="a report, a sentence, or a few words")
     asked.add_argument("--scan", metavar="FILE", help="NIfTI, .mha, .mhd, .npz or a folder of DICOM slices")
-    parser.add_argument("-k", type=count, default=10, help="how many (%(default)s)")
+    parser.add_argument("-k", type=positive_int, default=10, help="how many (%(default)s)")
     parser.add_argument("--kind", metavar="KIND", help="only entries of this kind: scan, report or sentence")
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))

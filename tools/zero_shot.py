@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mg3d.checkpoints.command import new_file
+from mg3d.cli import output_file
 from mg3d.glossary import LABELS, PROMPTS
 from mg3d.inference.command import add_many, answer, check_early, load_model, new_parser, track
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("source", help="a scan, or with --out a folder of scans or an .arrow index of prepared files")
     parser.add_argument("--findings", nargs="+", default=list(LABELS), metavar="WORDS", help="any; CT-RATE's 18 without")
     parser.add_argument("--wording", choices=PROMPTS, default="there_is", help="of the prompts (%(default)s)")
-    parser.add_argument("--out", type=new_file, metavar="FILE.csv", help="one row per scan")
+    parser.add_argument("--out", type=output_file, metavar="FILE.csv", help="one row per scan")
     add_many(parser)
     options = parser.parse_args(arguments)
     return answer(lambda: run(options))

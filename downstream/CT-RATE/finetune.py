@@ -83,7 +83,7 @@ def resolve(settings: Settings) -> Settings:
     if checkpoint == "none" and Path(settings.encoder).exists():
         checkpoint = settings.encoder
     if checkpoint != "none":
-        from mg3d.checkpoints.inspect import inspect_checkpoint
+        from mg3d.checkpoints.info import inspect_checkpoint
 
         if preprocessing := inspect_checkpoint(checkpoint).preprocessing:
             size, window = tuple(preprocessing["shape"]), tuple(preprocessing["window_hu"])

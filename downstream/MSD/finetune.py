@@ -52,8 +52,6 @@ def resolve(settings: Settings) -> Settings:
     found: dict[str, Any] = {"labels": {0: "background", 1: "cancer"}, "modality": ["CT"]}
     name = name or LUNG
     if settings.data_root not in NO_ROOT:
-        if not root.is_dir():
-            raise FileNotFoundError(f"data_root={root}: no such folder")
         name = settings.task or (root.absolute().name if (root / "dataset.json").is_file() else LUNG)
         folder = task_folder(root, name)
         if settings.task and folder.name != name and re.fullmatch(r"Task\d\d_\w+", folder.name):

@@ -33,7 +33,7 @@ def run(options: Options) -> list[Comparison]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "volume.nii.gz"
             _write(path, source)
-            per_core = [_beside_monai(path, source, resize, rounds) for resize in ("compat", "antialias")]
+            per_core = [_beside_monai(path, source, resize, rounds) for resize in ("trilinear", "antialias")]
             return [*per_core, _two_beside_one(path, files, rounds)]
     finally:
         torch.set_num_threads(threads)
@@ -77,11 +77,11 @@ def _monai(source: tuple[int, int, int], recipe: Recipe) -> Callable[[Path], np.
     return lambda path: chain(path)[0].numpy().transpose(2, 1, 0)
 
 
-def _beside_monai(path: Path, source: tuple[int, int, int], resize: Literal["compat", "antialias"], rounds: int) -> Comparison:
+def _beside_monai(path: Path, source: tuple[int, int, int], resize: Literal["trilinear", "antialias"], rounds: int) -> Comparison:
     recipe = Recipe(resize=resize)
     chain = _monai(source, recipe)
     gap = np.abs(_ours(path, recipe) - chain(path)).max()
-    note = f"largest difference {gap:.3f} HU (ours is rounded)" if resize == "compat" else "outputs differ by the antialiasing"
+    note = f"largest difference {gap:.3f} HU (ours is rounded)" if resize == "trilinear" else "outputs differ by the antialiasing"
     return compare(
         f"a volume on one core, {resize}", ("make_volume", lambda: _ours(path, recipe)), ("MONAI", lambda: chain(path)),
         rounds=rounds, goal=PER_CORE_GOAL, note=note,

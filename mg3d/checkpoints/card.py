@@ -1,4 +1,4 @@
-"""The model card that a saved model carries: what it is, what it needs, where it comes from."""
+"""Model card of a saved model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,76 +10,72 @@ tags: [medical, chest-ct, radiology, vision-language, 3d]
 ---
 # {title}
 
-A 3D vision-language model of chest CT volumes and radiology reports, pre-trained with
-[MG-3D](https://arxiv.org/abs/2412.05876) as re-implemented by mg3d {version}. {parameters:.1f} M parameters, {precision}.
+A 3D vision-language model of chest CT volumes and radiology reports, pre-trained with mg3d {version}, an implementation of
+[MG-3D](https://arxiv.org/abs/2412.05876). {parameters:.1f} M parameters, {precision}.
 
 ```python
 import mg3d
 
-model, settings, tokenizer, config = mg3d.from_pretrained("<this folder or its hub id>")
+model, settings, tokenizer, config = mg3d.from_pretrained("<this folder or its Hugging Face id>")
 ```
 
-## What a volume must look like
+## Volume input
 
 | | |
 |---|---|
 {preprocessing}
 
-The encoder's patch merging is **{merging}**. Equal tensors in an encoder with another merging give other features, without error.
+The encoder's patch merging is **{merging}**. The same tensors in an encoder with another merging give wrong features without an
+error.
 
-## What a report must look like
+## Report input
 
 {text}. {tokenizer}
 
-## How it was trained
+## Training
 
 | | |
 |---|---|
 {settings}
 
-## Where the weights come from
+## Provenance
 
 {provenance}
 
-## Limits
+## Limitations
 
-For research. It was not tested as a medical device and must not decide about patients. Licences of the training data apply.
+For research only. Not a medical device; not for clinical decisions. The licences of the training data apply.
 """
-_TOLD = (
+_TRAINING = (
     "vision_encoder", "embed_dim", "depths", "num_heads", "text_encoder", "hidden_size", "wiring",
     "weight_mlm", "weight_sal", "weight_mim", "weight_cml", "weight_dcl", "weight_ssm", "weight_captioning", "learning_rate",
     "batch_size", "max_steps", "datasets", "seed",
 )  # fmt: skip
+"""Settings listed in the section Training."""
 
 
-def model_card(config: Mapping[str, Any], *, parameters: int, words: int | None) -> str:
-    """Markdown from what config.json holds; words: entries of the tokenizer stored with the model, None where none is."""
-    settings, provenance = config["settings"], config["provenance"]
-    lines = [f"* {name}: {value}" for name, value in provenance.items()]
-    known, source = config["text_config"].get("vocab_size"), settings["text_encoder"]
-    tokenizer = f"Its tokenizer, of {words} entries, is in the folder `tokenizer`."
-    if words is None:
-        whose = "the one trained on the reports of the run" if source == "tiny" else f"that of {source}"
-        tokenizer = f"**No tokenizer is stored here**: reports must be read with {whose} (the model knows {known} words)."
+def model_card(config: Mapping[str, Any], *, parameters: int, vocabulary: int | None) -> str:
+    """Markdown from the content of config.json; vocabulary: size of the stored tokenizer, None without one."""
+    settings, preprocessing = config["settings"], config["preprocessing"]
+    tokenizer = f"Its tokenizer, of {vocabulary} entries, is in the folder `tokenizer`."
+    if vocabulary is None:
+        source = settings["text_encoder"]
+        origin = "the tokenizer of its training run" if source == "tiny" else f"the tokenizer of {source}"
+        tokenizer = f"**No tokenizer is stored here**: use {origin} ({config['text_config'].get('vocab_size')} entries)."
+    recipe = preprocessing.get("recipe", {})
+    volume = {name: value for name, value in preprocessing.items() if name not in ("text", "recipe")}
     return _CARD.format(
-        text=config["preprocessing"]["text"].capitalize(),
-        tokenizer=tokenizer,
         title=f"mg3d, {settings['vision_encoder']} of width {settings['embed_dim']}",
         version=config["package_version"],
         parameters=parameters / 1e6,
         precision=config["precision"],
-        preprocessing=_table(_volume(config["preprocessing"])),
+        preprocessing=_table(volume | {name: recipe[name] for name in ("crop", "resize") if name in recipe}),
         merging=config["patch_merging"],
-        settings=_table({name: settings[name] for name in _TOLD if name in settings}),
-        provenance="\n".join(lines) or "Not stated when the model was saved.",
+        text=preprocessing["text"].capitalize(),
+        tokenizer=tokenizer,
+        settings=_table({name: settings[name] for name in _TRAINING if name in settings}),
+        provenance="\n".join(f"* {name}: {value}" for name, value in config["provenance"].items()) or "Not stated.",
     )
-
-
-def _volume(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of volumes, with the steps that decide what of a scan is seen."""
-    recipe = preprocessing.get("recipe", {})
-    steps = {name: recipe[name] for name in ("crop", "resize") if name in recipe}
-    return {name: value for name, value in preprocessing.items() if name not in ("text", "recipe")} | steps
 
 
 def _table(rows: Mapping[str, Any]) -> str:

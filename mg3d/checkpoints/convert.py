@@ -1,8 +1,7 @@
-"""The same tensors under the names of another program: METER, PTUnifier, MG-3D, ours.
+"""Rename tensors between METER, PTUnifier, MG-3D and mg3d, which share one family of architectures.
 
-The four are one family: a report encoder, an image encoder, a projection of each, two types, fusion, heads. Report side,
-projections, types and word head correspond in all; image encoders of METER and PTUnifier read flat pictures, and fusion and
-contrast differ.
+Report encoder, projections, type embeddings and MLM head correspond in all four. METER and PTUnifier read 2D images: their image
+encoders have no counterpart, and fusion and contrastive heads differ.
 """
 
 from collections.abc import Mapping
@@ -10,13 +9,14 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from mg3d.checkpoints.inspect import merging_of_file, vision_shape
-from mg3d.checkpoints.layout import UNUSED, to_ours, to_released
-from mg3d.checkpoints.read import CheckpointFile
-from mg3d.checkpoints.styles import OUTER, bring_to_our_names
+from mg3d.checkpoints.info import image_encoder
+from mg3d.checkpoints.key_mapping import WRAPPERS, map_keys, prefixes_of, with_dot
+from mg3d.checkpoints.patch_merging import merging_of_file
+from mg3d.checkpoints.read import CheckpointFile, shorten
+from mg3d.checkpoints.released_names import UNUSED, to_ours, to_released
 
-Program = Literal["ours", "released", "ptunifier", "meter"]
-_FAMILY: tuple[tuple[str, str], ...] = (
+Program = Literal["mg3d", "released", "ptunifier", "meter"]
+_SHARED: tuple[tuple[str, str], ...] = (
     ("language_encoder.", "text_transformer."),
     ("multi_modal_language_proj.", "cross_modal_text_transform."),
     ("multi_modal_vision_proj.", "cross_modal_image_transform."),
@@ -28,159 +28,150 @@ _FAMILY: tuple[tuple[str, str], ...] = (
     ("mlm_head.transform.", "mlm_score.transform."),
     ("mlm_head.decoder.", "mlm_score.decoder."),
 )
-"""(MG-3D and PTUnifier, METER): what corresponds between programs that read flat pictures and MG-3D."""
-_SIGNS: tuple[tuple[Program, tuple[str, str]], ...] = (
-    ("ours", ("project_image.weight", "type_embedding.weight")),
+"""(MG-3D and PTUnifier, METER): tensors with a counterpart."""
+_ANCHORS: tuple[tuple[Program, tuple[str, str]], ...] = (
+    ("mg3d", ("project_image.weight", "type_embedding.weight")),
     ("meter", ("cross_modal_image_transform.weight", "token_type_embeddings.weight")),
     ("released", ("multi_modal_vision_proj.weight", "modality_type_embeddings.weight")),
 )
-_WHY: tuple[tuple[str, str], ...] = (
-    ("vit_model.", "reads flat pictures"),
-    ("vision_encoder.", "image encoders differ"),
-    ("vision.", "image encoders differ"),
+_REASONS: tuple[tuple[str, str], ...] = (
+    ("vit_model.", "reads 2D images"),
+    ("vision_encoder.", "different image encoder"),
+    ("vision.", "different image encoder"),
     ("cross_modal_image_pooler.", "pools the class token, MG-3D all tokens"),
     ("multi_modal_vision_pooler.", "pools the class token, MG-3D all tokens"),
-    ("mlm_head.", "MG-3D's sentence predictor"),
-    ("itm_", "no matching head there"),
-    ("pseudo_", "no pseudo tokens there"),
+    ("mlm_head.", "sentence predictor of MG-3D"),
+    ("itm_", "no image-text matching"),
+    ("pseudo_", "no pseudo tokens"),
 )
 
 
 class Row(NamedTuple):
-    """Where one tensor went."""
+    """Result for one tensor."""
 
     source: str
     target: str | None
-    """None = nowhere."""
-    why: str
-    """Empty where it went somewhere."""
+    """None = no counterpart."""
+    reason: str
+    """Why there is no counterpart."""
 
 
 class Conversion(NamedTuple):
-    """Tensors under other names, and what became of each."""
+    """Renamed tensors, and the result for each."""
 
     program: Program
     """Whose names the file had."""
     tensors: dict[str, Tensor]
     rows: tuple[Row, ...]
     merging: str
-    """Patch merging of the image encoder among them; `none` where there is none."""
+    """Patch merging of the image encoder; `none` without one."""
 
     def table(self) -> str:
-        """One line per tensor, then the counts."""
-        lines = [f"{row.source} -> {row.target or '(left out: ' + row.why + ')'}" for row in self.rows]
-        return "\n".join([*lines, f"{len(self.tensors)} of {len(self.rows)} tensors converted from {self.program} names"])
+        """One line per tensor and a summary."""
+        lines = [f"{row.source} -> {row.target or f'(no counterpart: {row.reason})'}" for row in self.rows]
+        return "\n".join([*lines, f"converted {len(self.tensors)} of {len(self.rows)} tensors from {self.program} names"])
 
 
 def program_of(tensors: Mapping[str, Tensor]) -> tuple[Program, str]:
-    """Whose names these are, and what stands before them; an MG-3D file of an image encoder alone counts as released.
+    """Whose names these are, and their prefix; an MG-3D image encoder alone is `released`.
 
     Raises:
         ValueError: none of the four programs.
     """
-    for program, (first, second) in _SIGNS:
-        places = [name.removesuffix(first) for name in tensors if name == first or name.endswith("." + first)]
-        known = [place for place in places if all(word in OUTER for word in place.split(".") if word)]
+    for program, (first, second) in _ANCHORS:
+        known = [prefix for prefix in prefixes_of(tensors, first) if all(part in WRAPPERS for part in prefix.split(".") if part)]
         if known and known[0] + second in tensors:
-            flat = program == "released" and not _has_volume_encoder(tensors)
-            return ("ptunifier" if flat else program), known[0]
-    named = bring_to_our_names(tensors)
-    if named.style == "released":
-        return "released", named.prefix.removesuffix("vision_encoder.")
-    raise ValueError(
-        f"names of METER, PTUnifier, MG-3D or ours are expected; found {named.family}, names such as {sorted(tensors)[:5]}"
-    )
-
-
-def _has_volume_encoder(tensors: Mapping[str, Tensor]) -> bool:
-    return any("vision_encoder." in name and tensor.ndim == 5 for name, tensor in tensors.items())
+            is_3d = any("vision_encoder." in name and tensor.ndim == 5 for name, tensor in tensors.items())
+            return ("ptunifier" if program == "released" and not is_3d else program), known[0]
+    mapped = map_keys(tensors)
+    if mapped.style == "released":
+        return "released", mapped.prefix.removesuffix("vision_encoder.")
+    raise ValueError(f"not names of METER, PTUnifier, MG-3D or mg3d ({mapped.description}): {shorten(sorted(tensors))}")
 
 
 def convert(
     file: CheckpointFile, to: Program, *, keep_unused: bool = False, prefix: str = "", merging: str | None = None
 ) -> Conversion:
-    """The tensors of a file under the names of `to`.
+    """The tensors of a file under the names of another program.
 
     Args:
-        keep_unused: between MG-3D and ours, carry along what no objective reads, so that the way back gives the same file.
-        prefix: what stands before the names, where it is none of the usual words; what lies elsewhere is left out.
-        merging: `legacy`, `monai` or `monai_v2`, the patch merging the weights were trained with, where the file does not tell.
+        keep_unused: between MG-3D and mg3d, keep tensors that no objective reads, so that converting back restores the file.
+        prefix: prefix of the names, if it is not a known wrapper; other tensors are left out.
+        merging: patch merging of the weights, if the file does not store it.
 
     Raises:
-        ValueError: the names are of none of the four programs, `to` is none, nothing corresponds, no name begins with `prefix`,
-            or an image encoder would go along whose patch merging is not known, or which the other program does not compute.
+        ValueError: unknown names, target or prefix; no counterpart at all; an image encoder whose patch merging is unknown, or
+            not computed by the target program.
     """
     if to not in get_args(Program):
-        raise ValueError(f"to={to!r}: expected one of {', '.join(get_args(Program))}")
-    outside = prefix if not prefix or prefix.endswith(".") else prefix + "."
-    mine = {name.removeprefix(outside): tensor for name, tensor in file.tensors.items() if name.startswith(outside)}
-    if not mine:
-        raise ValueError(f"{file.path}: no name begins with prefix={outside!r}; names are such as {sorted(file.tensors)[:5]}")
-    program, place = program_of(mine)
+        raise ValueError(f"to={to!r}: must be one of {', '.join(get_args(Program))}")
+    outer = with_dot(prefix)
+    inside = {name.removeprefix(outer): tensor for name, tensor in file.tensors.items() if name.startswith(outer)}
+    if not inside:
+        raise ValueError(f"{file.path}: no name starts with prefix={outer!r}; names: {shorten(sorted(file.tensors))}")
+    program, wrapper = program_of(inside)
     rows, tensors = [], {}
     for name, tensor in file.tensors.items():
-        inner = name.removeprefix(outside + place)
-        target = _target(inner, program, to, keep_unused) if name.startswith(outside + place) else None
-        rows.append(Row(name, target, "" if target else _why(inner, program, to)))
+        inner = name.removeprefix(outer + wrapper)
+        target = _target(inner, program, to, keep_unused) if name.startswith(outer + wrapper) else None
+        rows.append(Row(name, target, "" if target else _reason(inner, program, to)))
         if target:
             tensors[target] = tensor
     if not tensors:
-        raise ValueError(f"{file.path}: none of its {len(rows)} tensors, of {program} names, corresponds to one of {to}")
-    known = _agree_on_merging(file._replace(tensors=mine), to, merging)
-    return Conversion(program, tensors, tuple(rows), known)
+        raise ValueError(f"{file.path}: none of its {len(rows)} {program} tensors has a counterpart in {to}")
+    return Conversion(program, tensors, tuple(rows), _agree_on_merging(file._replace(tensors=inside), to, merging))
 
 
-def _agree_on_merging(file: CheckpointFile, to: Program, users: str | None) -> str:
-    """Patch merging of the file; equal names and shapes compute other features in an encoder with another."""
-    named = bring_to_our_names(file.tensors)
-    files, source = merging_of_file(file, named, vision_shape(named.tensors))
-    if users and files not in ("unknown", "none", users):
-        raise ValueError(f"{file.path} has patch merging {files!r} ({source}), not merging {users!r}")
-    if to in ("meter", "ptunifier") or files == "none":
+def _agree_on_merging(file: CheckpointFile, to: Program, given: str | None) -> str:
+    mapped = map_keys(file.tensors)
+    of_file, source = merging_of_file(file, mapped, image_encoder(mapped.tensors))
+    if given and of_file not in ("unknown", "none", given):
+        raise ValueError(f"{file.path} has patch merging {of_file!r} ({source}), not merging {given!r}")
+    if to in ("meter", "ptunifier") or of_file == "none":
         return "none"
-    if files == "unknown" and not users:
+    if of_file == "unknown" and not given:
         raise ValueError(
-            f"{file.path} does not tell its patch merging, and a wrong guess gives other features without any error: ask whoever "
-            "trained it and say --merging legacy (MG-3D, early MONAI), monai (present MONAI) or monai_v2 (its mergingv2)"
+            f"{file.path}: the patch merging is unknown, and the wrong one gives different features without an error. Pass "
+            "--merging legacy (MG-3D, early MONAI), monai (current MONAI) or monai_v2 (its mergingv2)"
         )
-    known = users or files
-    if to == "released" and known != "legacy":
+    merging = given or of_file
+    if to == "released" and merging != "legacy":
         raise ValueError(
-            f"{file.path} was trained with MONAI's patch merging {known!r}, which MG-3D's code does not compute: there its "
-            "features would be others, without any error; train with patch_merging=legacy for weights that go back"
+            f"{file.path} was trained with MONAI's patch merging {merging!r}, which the published MG-3D code does not compute; "
+            "train with patch_merging=legacy to convert to released names"
         )
-    return known
+    return merging
 
 
 def _target(name: str, program: Program, to: Program, keep_unused: bool) -> str | None:
     if program == to:
         return name
     released = _as_released(name, program)
-    volumes = {program, to} <= {"ours", "released"}
-    if released is None or (not volumes and not any(released.startswith(ours) for ours, _ in _FAMILY)):
+    are_3d = {program, to} <= {"mg3d", "released"}
+    if released is None or (not are_3d and not any(released.startswith(shared) for shared, _ in _SHARED)):
         return None
     if to == "meter":
-        return next(theirs + released[len(ours) :] for ours, theirs in _FAMILY if released.startswith(ours))
-    if to != "ours":
+        return next(meter + released[len(shared) :] for shared, meter in _SHARED if released.startswith(shared))
+    if to != "mg3d":
         return released
     ours = to_ours(released)
     return ours if keep_unused or not ours.startswith(UNUSED) else None
 
 
 def _as_released(name: str, program: Program) -> str | None:
-    if program == "ours":
+    if program == "mg3d":
         try:
             return to_released(name)
         except ValueError:
             return None
     if program == "meter":
-        return next((ours + name[len(theirs) :] for ours, theirs in _FAMILY if name.startswith(theirs)), None)
+        return next((shared + name[len(meter) :] for shared, meter in _SHARED if name.startswith(meter)), None)
     return name
 
 
-def _why(name: str, program: Program, to: Program) -> str:
-    if {program, to} <= {"ours", "released"}:
-        return "nothing reads it" if to == "ours" else "the released code has no such tensor"
-    if to == "ours" and any(name.startswith(part) for pair in _FAMILY for part in pair):
-        return "nothing reads it"
-    return next((why for start, why in _WHY if name.startswith(start)), "nothing corresponds")
+def _reason(name: str, program: Program, to: Program) -> str:
+    if {program, to} <= {"mg3d", "released"}:
+        return "unused" if to == "mg3d" else "not in the published code"
+    if to == "mg3d" and any(name.startswith(part) for pair in _SHARED for part in pair):
+        return "unused"
+    return next((reason for start, reason in _REASONS if name.startswith(start)), "different module")

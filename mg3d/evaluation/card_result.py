@@ -72,8 +72,8 @@ def _nan_to_null(value: Any) -> Any:
 
 def write_result_page(path: Path, result: CardResult) -> None:
     """Write every table and the reliability diagram as one HTML file."""
-    from mg3d.visualize.evaluation import reliability_figure
     from mg3d.visualize.page import CaptionedFigure, PageItem, write_page
+    from mg3d.visualize.plots import reliability_figure
 
     sections: list[tuple[str, list[PageItem]]] = []
     for heading, rows in result.tables.items():

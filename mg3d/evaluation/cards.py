@@ -33,7 +33,7 @@ class Card:
     """Hash of the volume ids (`CardData.facts`); None if it has not been published, and then only counts are checked."""
     labels_sha256: str | None = None
     """Hash of ids and labels; None if it has not been published."""
-    crop: str = "fraction of each axis, centred"
+    crop: str = "fraction"
     """Crop recorded in the index files."""
     wording: str = "ensemble"
     """Prompts of the main results: a key of `glossary.PROMPTS`, or `ensemble`."""

@@ -37,9 +37,9 @@ from mg3d.models.mg3d import MG3D
 from mg3d.sentence_spans import normalise
 from mg3d.settings.schema import Settings
 from mg3d.types import Batch
-from mg3d.visualize.curves import curves_figure
 from mg3d.visualize.page import png, write_page
 from mg3d.visualize.planes import case_figure
+from mg3d.visualize.plots import curves_figure
 
 TARGETS = ("Cardiomegaly", "Pleural effusion", "Consolidation", "Emphysema", "Hiatal hernia")
 """Findings of the headline AUROC."""

@@ -34,10 +34,14 @@ def find_root(task: DownstreamTask, settings: FinetuneSettings, *, synthetic: bo
     """
     if synthetic and settings.data_root in NO_ROOT:
         return _synthetic_root(task, settings)
-    root = Path(settings.data_root)
-    if not root.exists():
-        raise FileNotFoundError(f"data_root={root}: no such folder; data_root=phantom shows the task on synthetic data")
-    return root
+    return require_root(settings.data_root)
+
+
+def require_root(data_root: str) -> Path:
+    """An existing data root; FileNotFoundError otherwise."""
+    if not Path(data_root).exists():
+        raise FileNotFoundError(f"data_root={data_root}: no such folder; data_root=phantom shows the task on synthetic data")
+    return Path(data_root)
 
 
 def _synthetic_root(task: DownstreamTask, settings: FinetuneSettings) -> Path:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
+from mg3d.checkpoints.info import CheckpointInfo, inspect_checkpoint
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.checkpoints.read import read_checkpoint
 from mg3d.finetune.settings import ENCODER_PRESETS, FinetuneSettings
@@ -114,7 +114,7 @@ def build_encoder(flat: Mapping[str, Any]) -> VisionEncoder:
     return StandardizedInput(encoder) if settings.vision.standardise_voxels else encoder
 
 
-def architecture(info: Passport, settings: FinetuneSettings) -> dict[str, Any]:
+def architecture(info: CheckpointInfo, settings: FinetuneSettings) -> dict[str, Any]:
     """Flat settings of the encoder in a checkpoint: stored settings, else a preset that fits its tensors.
 
     Raises:
@@ -128,9 +128,11 @@ def architecture(info: Passport, settings: FinetuneSettings) -> dict[str, Any]:
     elif info.encoder in PRESETS:
         projected = "_unprojected" if info.encoder == "swin_l" and not info.details.get("projection") else ""
         flat = defaults() | PRESETS[info.encoder + projected]
+    elif "mg3d_finetune" in read_checkpoint(info.path).metadata:
+        raise ValueError(f"{info.path} is a fine-tuned checkpoint: use checkpoint=... with mode=predict or mode=evaluate")
     else:
         raise ValueError(
-            f"{info.path} holds {info.encoder!r} ({info.family}), not a known encoder ({', '.join(ENCODERS)}); "
+            f"{info.path} holds {info.encoder!r} ({info.description}), not a known encoder ({', '.join(ENCODERS)}); "
             "tools/inspect_checkpoint.py shows its content, encoder=... sets an architecture"
         )
     merging = settings.load_patch_merging or info.merging

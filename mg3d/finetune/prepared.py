@@ -14,7 +14,7 @@ from mg3d.finetune.distributed import run_on_first_rank
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.voxels import make_volume
 
 MAX_QUARANTINED = 0.02
@@ -36,13 +36,13 @@ def prepare_dataset(
     """
     if is_prepared(root, dataset):
         return root
-    options = Options(out=out, roots={dataset: root}, recipe=Recipe(shape=shape), workers=workers, val_patients=val_patients)
+    options = PrepareOptions(out=out, roots={dataset: root}, recipe=Recipe(shape=shape), workers=workers, val_patients=val_patients)
     files = [index_path(out, dataset, split) for split in SPLITS]
     run_on_first_rank(lambda: _prepare(root, options), done=lambda: all(file.is_file() for file in files), what=str(out))
     return out
 
 
-def _prepare(root: Path, options: Options) -> None:
+def _prepare(root: Path, options: PrepareOptions) -> None:
     info(f"preparing {root} into {options.out}; an interrupted preparation continues")
     try:
         summary = prepare(options)

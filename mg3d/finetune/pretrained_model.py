@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mg3d.checkpoints.export import export_run, from_pretrained, text_config
-from mg3d.checkpoints.inspect import Passport, inspect_checkpoint
+from mg3d.checkpoints.info import CheckpointInfo, inspect_checkpoint
 from mg3d.checkpoints.load import load_weights
-from mg3d.checkpoints.places import weights_at
+from mg3d.checkpoints.pretrained import export_run, from_pretrained, text_config
+from mg3d.checkpoints.resolve import resolve_checkpoint
 from mg3d.datasets.tokenizer import load_tokenizer
 from mg3d.finetune.encoder import architecture
 from mg3d.finetune.settings import FinetuneSettings, Size
@@ -59,7 +59,7 @@ def load_pretrained_model(settings: FinetuneSettings, *, text_encoder: str, shap
     if settings.pretrained == "none":
         source = settings.model_copy(update={"pretrained": settings.encoder, "encoder": "auto"})
         return _reinitialized(load_pretrained_model(source, text_encoder=text_encoder, shape=shape))
-    path = weights_at(settings.pretrained)
+    path = resolve_checkpoint(settings.pretrained)
     if path.is_dir():
         return _from_folder(path, shape)
     info = inspect_checkpoint(path, prefix=settings.load_prefix or None)
@@ -98,7 +98,7 @@ def _reinitialized(start: ModelStart) -> ModelStart:
     return ModelStart(model, start.settings, tokenizer, ("everything",), f"architecture of {start.origin}, random weights")
 
 
-def _from_released(info: Passport, settings: FinetuneSettings, text_encoder: str, shape: Size) -> ModelStart:
+def _from_released(info: CheckpointInfo, settings: FinetuneSettings, text_encoder: str, shape: Size) -> ModelStart:
     if not text_encoder:
         lacks = "has no text encoder" if info.text is None else "has no tokenizer for its text encoder"
         raise ValueError(f"{info.path} {lacks}, which prompts need; text_encoder=... sets the folder of that BERT")

@@ -106,9 +106,11 @@ def with_prepared_settings(task: DownstreamTask, given: Mapping[str, Any]) -> tu
         ValueError: the two contradict each other.
     """
     from mg3d.finetune import arrows
-    from mg3d.finetune.data_root import is_synthetic
+    from mg3d.finetune.data_root import NO_ROOT, is_synthetic, require_root
 
     data_root = parse_settings(FinetuneSettings, {"data_root": given.get("data_root", "")}, {}).data_root
+    if data_root not in NO_ROOT:
+        require_root(data_root)
     prepared = arrows.find_prepared(data_root, task.folder)
     if not prepared:
         return dict(given), is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict"), None
@@ -244,8 +246,8 @@ def run_fold(
     task_type.check([*split.train, *split.val, *split.test], facts)
     pl.seed_everything(settings.seed, verbose=False)
     run_facts = results.read_facts(folder) if (folder / results.SCORES).is_file() else {}
+    task_type.fit_vocabulary(split.train, facts)
     if settings.mode == "train":
-        task_type.fit_vocabulary(split.train, facts)
         start = None
         if task_type.uses_encoder:
             start = start_encoder(settings, synthetic=synthetic)

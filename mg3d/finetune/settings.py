@@ -1,5 +1,6 @@
 """Settings of fine-tuning: name, type, range, default and meaning of each. A folder of downstream/ adds its own in a subclass."""
 
+import difflib
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ from pydantic import (
     model_validator,
 )
 
-from mg3d.settings.parse import refuse_unknown
 from mg3d.settings.schema import PatchMerging
 
 ENCODER_PRESETS = ("auto", "swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet", "tiny")
@@ -182,7 +182,11 @@ def parse_settings(kind: type[S], given: Mapping[str, Any], defaults: Mapping[st
     Raises:
         ValueError: an unknown name, a wrong type or a value out of range.
     """
-    refuse_unknown(given, kind.model_fields)
+    for name in given:
+        if name not in kind.model_fields:
+            similar = difflib.get_close_matches(name, kind.model_fields, n=3)
+            hint = f"did you mean {' or '.join(similar)}?" if similar else "--help lists all settings"
+            raise ValueError(f"unknown setting {name!r}; {hint}")
     try:
         return kind(**{**defaults, **{name: _located(kind, name, value) for name, value in given.items()}})
     except ValidationError as error:

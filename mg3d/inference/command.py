@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mg3d.checkpoints.command import Parser, count
-from mg3d.checkpoints.command import answer as print_answer
-from mg3d.checkpoints.places import find_weights
+from mg3d.checkpoints.resolve import find_local
+from mg3d.cli import ArgumentParser, positive_int
+from mg3d.cli import run_and_print as print_answer
 from mg3d.glossary import LABELS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
     """A parser with the options of every tool."""
-    parser = Parser(prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="saved folder, run (result/tiny), checkpoint, released file or hub id")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="where it is not found with the model")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes the GPU where there is one")
@@ -33,15 +33,15 @@ def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
 
 def add_many(parser: argparse.ArgumentParser) -> None:
     """Options of tools that go over many scans."""
-    parser.add_argument("--batch", type=count, default=4, help="scans in one pass (%(default)s)")
-    parser.add_argument("--workers", type=count, default=2, help="threads that read scans (%(default)s)")
+    parser.add_argument("--batch", type=positive_int, default=4, help="scans in one pass (%(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=2, help="threads that read scans (%(default)s)")
     parser.add_argument(
         "--table", metavar="FILE", help="CSV or JSON: a column `volume` with scans below SOURCE, `report` (docs/data.md)"
     )
 
 
 def answer(work: Callable[[], str]) -> int:
-    """As `checkpoints.command.answer`; a stop from the keyboard is told in a line too, exit code 130."""
+    """As `cli.run_and_print`; a stop from the keyboard is told in a line too, exit code 130."""
     try:
         return print_answer(work)
     except KeyboardInterrupt:
@@ -56,7 +56,7 @@ def check_early(options: argparse.Namespace, *reads: str | Path | None) -> None:
         FileNotFoundError: one of `reads`, the table or the model is not there.
         ValueError: the model's folder holds none, or a finding has no word.
     """
-    find_weights(options.model)
+    find_local(options.model)
     for path in (*reads, getattr(options, "table", None)):
         if path is not None and not Path(path).exists():
             raise FileNotFoundError(f"there is no {path}; correct the path")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from mg3d.checkpoints.export import Pretrained, from_pretrained, from_run
-from mg3d.checkpoints.inspect import RELEASED_PREPROCESSING, Passport, passport
+from mg3d.checkpoints.info import RELEASED_PREPROCESSING, CheckpointInfo, checkpoint_info
+from mg3d.checkpoints.key_mapping import map_keys
 from mg3d.checkpoints.load import load_weights
-from mg3d.checkpoints.merging import identity_of
-from mg3d.checkpoints.places import CONFIG, find_weights
+from mg3d.checkpoints.patch_merging import mg3d_metadata
+from mg3d.checkpoints.pretrained import Pretrained, from_pretrained, from_run
 from mg3d.checkpoints.read import read_checkpoint
-from mg3d.checkpoints.styles import bring_to_our_names
+from mg3d.checkpoints.resolve import CONFIG, find_local
 from mg3d.datasets.tokenizer import load_tokenizer
 from mg3d.inference.model import ScanModel
 from mg3d.models.build import build_vision
@@ -37,15 +37,15 @@ def load(
         ValueError: it is something else, or lacks a part; says which.
     """
     where = _device(device)
-    found = find_weights(path)
+    found = find_local(path)
     if found is None:
         pretrained = from_pretrained(path, revision=revision)
     elif (found / CONFIG).is_file():
         pretrained = from_pretrained(found)
     else:
         file = read_checkpoint(found)
-        if "text_config" not in identity_of(file):
-            return _told(_encoder_alone(passport(file, bring_to_our_names(file.tensors)), where, batch))
+        if "text_config" not in mg3d_metadata(file):
+            return _told(_encoder_alone(checkpoint_info(file, map_keys(file.tensors)), where, batch))
         pretrained = from_run(found, tokenizer=tokenizer)
     if tokenizer is not None:
         pretrained = pretrained._replace(tokenizer=load_tokenizer(str(tokenizer)))
@@ -72,11 +72,11 @@ def _whole(pretrained: Pretrained, device: torch.device, batch: int) -> ScanMode
     )
 
 
-def _encoder_alone(found: Passport, device: torch.device, batch: int) -> ScanModel:
+def _encoder_alone(found: CheckpointInfo, device: torch.device, batch: int) -> ScanModel:
     """An image encoder that a preset builds, with a file's weights."""
     if found.encoder not in PRESETS:
         raise ValueError(
-            f"{found.path} ({found.family}, encoder {found.encoder}) says not how its model is built, and no preset builds that "
+            f"{found.path} ({found.description}, encoder {found.encoder}) stores no settings, and no preset builds that "
             "encoder; build one and fill it with mg3d.load_weights, then mg3d.save_pretrained gives a folder that can be loaded"
         )
     settings = parse(PRESETS[found.encoder])

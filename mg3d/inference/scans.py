@@ -22,7 +22,7 @@ from mg3d.preparation.readers.registry import READER_OF_SUFFIX, READERS, reader_
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import RawVolume, VolumeRecord
 from mg3d.preparation.sources.custom import DATASET
-from mg3d.preparation.voxels import shape_volume
+from mg3d.preparation.voxels import preprocess
 
 T = TypeVar("T")
 _NPZ = {"ct": "rad_chestct", "arr_0": "ct_clip"}
@@ -47,7 +47,7 @@ class Preprocessing:
         if not steps:
             return cls(usual, window, f"the model does not tell how its training volumes were prepared; {_usual(usual)}")
         try:
-            recipe = Recipe.of(steps)
+            recipe = Recipe.from_provenance(steps)
         except ValueError as error:
             return cls(usual, window, f"{error}, as the model's training volumes were prepared; {_usual(usual)}")
         other = differing_steps(steps, recipe.provenance(DATASET))
@@ -190,8 +190,8 @@ def told(refusal: Refusal) -> str:
 
 def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
     recipe = preprocessing.recipe
-    stored, box = shape_volume(raw, recipe, DATASET)
-    window = torch.tensor([window_bounds(recipe.unit(DATASET), preprocessing.window_hu, recipe.store_window)])
+    stored, box = preprocess(raw, recipe, DATASET)
+    window = torch.tensor([window_bounds(recipe.unit(DATASET), preprocessing.window_hu, recipe.uint8_window)])
     volume: Tensor = apply_window(torch.from_numpy(stored)[None, None], window)[0, 0]
     return Scan(
         volume=volume.numpy(),

@@ -1,4 +1,4 @@
-"""What works through the shards of a plan: processes of this machine, or others in their place."""
+"""Engines run `build_shard` over tasks: processes of this machine here, a Ray cluster in `engine_ray`."""
 
 import multiprocessing
 import os
@@ -7,33 +7,33 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.connection import wait
-from multiprocessing.sharedctypes import SynchronizedArray
+from multiprocessing.sharedctypes import Synchronized
 
 from mg3d.preparation import progress
-from mg3d.preparation.shards import Outcome, ShardTask
+from mg3d.preparation.shards import ShardResult, ShardTask
 
-Engine = Callable[[Callable[[ShardTask], Outcome], Sequence[ShardTask]], Generator[Outcome, None, None]]
-"""Maps a function over tasks, yields results in any order and stops when closed."""
+Engine = Callable[[Callable[[ShardTask], ShardResult], Sequence[ShardTask]], Generator[ShardResult, None, None]]
+"""Maps a function over tasks and yields results in any order. Closing the generator stops the workers."""
 
 
-def local_engine(workers: int, tally: SynchronizedArray) -> Engine:
-    """Processes of this machine, which count in `tally`; in this very process when there is one worker or one task."""
+def local_engine(workers: int, counter: Synchronized) -> Engine:
+    """Worker processes of this machine; the calling process itself for one worker or one task."""
 
-    def run(work: Callable[[ShardTask], Outcome], tasks: Sequence[ShardTask]) -> Generator[Outcome, None, None]:
-        if min(workers, len(tasks)) <= 1:
-            progress.share(tally)
+    def run(work: Callable[[ShardTask], ShardResult], tasks: Sequence[ShardTask]) -> Generator[ShardResult, None, None]:
+        size = min(workers, len(tasks))
+        if size <= 1:
+            progress.use_counter(counter)
             yield from map(work, tasks)
             return
-        others = set(multiprocessing.active_children())
+        running = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")
-        size = min(workers, len(tasks))
-        with ProcessPoolExecutor(size, mp_context=context, initializer=_start_worker, initargs=(tally,)) as pool:
+        with ProcessPoolExecutor(size, mp_context=context, initializer=_start_worker, initargs=(counter,)) as pool:
             futures = [pool.submit(work, task) for task in tasks]
             try:
                 yield from (future.result() for future in as_completed(futures))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in set(multiprocessing.active_children()) - others:
+                for process in set(multiprocessing.active_children()) - running:
                     process.terminate()
                     process.join()
                 raise
@@ -41,17 +41,17 @@ def local_engine(workers: int, tally: SynchronizedArray) -> Engine:
     return run
 
 
-def _start_worker(tally: SynchronizedArray) -> None:
+def _start_worker(counter: Synchronized) -> None:
     follow_parent()
-    progress.share(tally)
+    progress.use_counter(counter)
 
 
 def follow_parent() -> None:
-    """Prepares a process of a pool: Ctrl-C is left to the one that started it, with whose end, however it comes, it ends."""
+    """Initializer of worker processes: ignore Ctrl-C, which the parent handles, and exit when the parent ends or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""From a stored array to the model's grid: orientation, crop and resize."""
+"""Orientation, crop and resize of a volume."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,9 +18,10 @@ SPACING_MM = (0.2, 15.0)
 MIN_SLICES = 20
 MAX_LENGTH_MM = 1500.0
 AIR_HU = -1000
-"""Of voxels that a crop adds around a volume."""
+"""Value of voxels that a crop adds around a volume."""
 BODY_HU = -300
 COARSE_MM = 4.0
+"""Sampling distance of the body search."""
 MAX_SHEAR_DEGREES = 1.0
 MAX_ROTATION_DEGREES = 5.0
 """Largest angle between a voxel axis and the patient axis nearest to it."""
@@ -29,19 +30,19 @@ _SLAB = 16
 Spacing = tuple[float, float, float]
 """z y x in mm."""
 Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""Voxels before and behind along z, y, x."""
+"""Voxels before and after along z, y, x."""
 Box = tuple[tuple[int, int], ...]
-"""First and last + 1 voxel along z, y, x; it may reach beyond the volume."""
+"""Start and stop along z, y, x; may extend beyond the volume."""
 
 
 def table_affine(table: TableGeometry | None) -> np.ndarray:
-    """The affine (to RAS mm) that the metadata table describes, without an origin.
+    """The affine to RAS mm described by the metadata table, with the origin at 0.
 
     Raises:
         Refusal: nan_spacing.
     """
     if table is None or not np.isfinite(table.spacing_zyx_mm).all():
-        raise Refusal("nan_spacing", "blank header, and no spacing in the metadata")
+        raise Refusal("nan_spacing", "no geometry in the header and no spacing in the metadata")
     along_i, along_j = np.array(table.orientation[:3]), np.array(table.orientation[3:])
     to_lps = np.stack([along_i, along_j, np.cross(along_i, along_j)], axis=1)
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.block(
@@ -58,12 +59,12 @@ def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[flo
         Refusal: nan_spacing, spacing_out_of_range, gantry_tilt (sheared axes), oblique, too_few_slices, too_long.
     """
     if not np.isfinite(affine).all():
-        raise Refusal("nan_spacing", "the header's geometry is not a number")
+        raise Refusal("nan_spacing", "NaN in the header's affine")
     sizes = nib.affines.voxel_sizes(affine)
     if not all(SPACING_MM[0] <= size <= SPACING_MM[1] for size in sizes):
         raise Refusal("spacing_out_of_range", f"{' x '.join(f'{size:.4g}' for size in sizes)} mm")
     _check_axes(affine[:3, :3] / sizes)
-    change = _turn_to_lps(affine)
+    change = _orientation_to_lps(affine)
     view = orientations.apply_orientation(array, change).transpose(2, 1, 0)
     spacing = np.empty(3)
     spacing[change[:, 0].astype(int)] = sizes
@@ -86,44 +87,42 @@ def _check_axes(directions: np.ndarray) -> None:
         raise Refusal("oblique", f"{rotation:.1f} degrees, {MAX_ROTATION_DEGREES:g} allowed; resample to axial slices")
 
 
-def from_lps(upright: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The array [i, j, k] whose view `to_lps(array, affine)` is `upright` [z, y, x]."""
+def from_lps(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Inverse of `to_lps`: an array [i, j, k] from an LPS volume [z, y, x]."""
     back = orientations.ornt_transform(orientations.axcodes2ornt("LPS"), orientations.io_orientation(affine))
-    return orientations.apply_orientation(upright.transpose(2, 1, 0), back)
+    return orientations.apply_orientation(volume.transpose(2, 1, 0), back)
 
 
 def lps_affine(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """From voxels [x, y, z] of the upright volume of `shape` (z, y, x) to RAS mm; `affine` is that of the file's array."""
+    """Affine from voxels [x, y, z] of the LPS volume of `shape` (z, y, x) to RAS mm; `affine` is that of the file."""
     in_file = from_lps(np.broadcast_to(np.int8(0), shape), affine).shape
-    return affine @ orientations.inv_ornt_aff(_turn_to_lps(affine), in_file)
+    return affine @ orientations.inv_ornt_aff(_orientation_to_lps(affine), in_file)
 
 
-def _turn_to_lps(affine: np.ndarray) -> np.ndarray:
+def _orientation_to_lps(affine: np.ndarray) -> np.ndarray:
     return orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt("LPS"))
 
 
 def center_box(shape: Sequence[int]) -> Box:
-    """The middle of a volume of `shape` (z, y, x): `CROP` of every axis, rounded."""
-    kept = [max(1, round(share * length)) for share, length in zip(CROP, shape)]
-    return tuple(((length - keep) // 2, (length - keep) // 2 + keep) for keep, length in zip(kept, shape))
+    """The central fraction `CROP` of every axis of a volume of `shape` (z, y, x)."""
+    sizes = [max(1, round(fraction * length)) for fraction, length in zip(CROP, shape)]
+    return tuple(((length - size) // 2, (length - size) // 2 + size) for size, length in zip(sizes, shape))
 
 
 def cut(volume: np.ndarray, box: Box) -> tuple[np.ndarray, Padding]:
-    """What of a box lies in the volume, as a view, and how many voxels are missing before and behind it along every axis."""
+    """The part of a box inside the volume (a view), and the padding that the rest of the box needs."""
     view = volume[tuple(slice(max(start, 0), end) for start, end in box)]
     return view, tuple((max(-start, 0), max(end - length, 0)) for (start, end), length in zip(box, volume.shape))
 
 
 def body_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None) -> Box:
-    """First and last + 1 voxel along z, y, x of the body: the largest connected part above `BODY_HU`.
-
-    Only about every `COARSE_MM` a voxel is looked at, so that the body may reach that much further.
+    """Bounding box of the body: the largest connected component above `BODY_HU`, to within `COARSE_MM`.
 
     Raises:
         Refusal: nan_spacing without a spacing, no_body.
     """
     if spacing_mm is None:
-        raise Refusal("nan_spacing", "a crop in mm needs the volume's spacing")
+        raise Refusal("nan_spacing", "this crop needs the voxel spacing")
     steps = [max(1, int(COARSE_MM / mm)) for mm in spacing_mm]
     coarse = volume[tuple(slice(None, None, step) for step in steps)].astype(np.float32)
     parts, count = ndimage.label(coarse * np.float32(scale[0]) + np.float32(scale[1]) > BODY_HU)
@@ -135,7 +134,7 @@ def body_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing
 
 
 def margin_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, margin_mm: float) -> Box:
-    """The body's box and `margin_mm` around it as far as the volume reaches, see `body_box`."""
+    """The body's bounding box and a margin, clipped to the volume. Raises as `body_box`."""
     box = body_box(volume, scale, spacing_mm)
     margins = [round(margin_mm / mm) for mm in spacing_mm]
     return tuple(
@@ -144,18 +143,18 @@ def margin_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spaci
 
 
 def mm_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, size_mm: Spacing) -> Box:
-    """The box of `size_mm` (z, y, x, rounded to voxels) around the middle of the body; it may reach beyond the volume."""
+    """A box of `size_mm` (z, y, x, rounded to voxels) around the body's center; may extend beyond the volume."""
     body = body_box(volume, scale, spacing_mm)
-    counts = [max(1, round(wanted / mm)) for wanted, mm in zip(size_mm, spacing_mm)]
+    counts = [max(1, round(length / mm)) for length, mm in zip(size_mm, spacing_mm)]
     starts = [(first + end - count) // 2 for (first, end), count in zip(body, counts)]
     return tuple((start, start + count) for start, count in zip(starts, counts))
 
 
 @lru_cache(maxsize=64)
 def resize_weights(before: int, after: int) -> Tensor:
-    """Weights [after, before] of an antialiased linear resize of one axis; every row sums to 1.
+    """Weights [after, before] of an antialiased linear resize of one axis (`align_corners=False`); every row sums to 1.
 
-    A triangle whose half width is one sample of the coarser grid, voxel edges aligned (`align_corners=False`).
+    The kernel is a triangle with a half width of one voxel of the coarser grid.
     """
     scale = before / after
     centers = (torch.arange(after, dtype=torch.float64) + 0.5) * scale
@@ -166,17 +165,16 @@ def resize_weights(before: int, after: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def linear_weights(before: int, after: int) -> Tensor:
-    """Weights [after, before] of a plain linear resize of one axis, which reads two voxels for each whatever lies between.
+    """Weights [after, before] of a linear resize of one axis without antialiasing.
 
-    As `torch.nn.functional.interpolate` with `align_corners=False`: voxel edges aligned, and beyond the first and last centre the
-    nearest voxel.
+    As `torch.nn.functional.interpolate(mode="trilinear", align_corners=False)`.
     """
-    places = ((torch.arange(after, dtype=torch.float64) + 0.5) * (before / after) - 0.5).clamp(0, before - 1)
-    distance = (torch.arange(before, dtype=torch.float64) - places[:, None]).abs()
+    positions = ((torch.arange(after, dtype=torch.float64) + 0.5) * (before / after) - 0.5).clamp(0, before - 1)
+    distance = (torch.arange(before, dtype=torch.float64) - positions[:, None]).abs()
     return (1 - distance).clamp(min=0).float()
 
 
-KERNELS = {"antialias": resize_weights, "compat": linear_weights}
+KERNELS = {"antialias": resize_weights, "trilinear": linear_weights}
 """Values of `Recipe.resize` -> weights [after, before] of one axis."""
 
 
@@ -184,11 +182,11 @@ def resize(
     volume: np.ndarray, shape: tuple[int, int, int], *, scale: tuple[float, float] = (1.0, 0.0), limits: tuple[float, float],
     kernel: str = "antialias", padding: Padding = ((0, 0), (0, 0), (0, 0)),
 ) -> Tensor:  # fmt: skip
-    """`volume * scale[0] + scale[1]`, cut to `limits`, then resized to `shape`: float32 [z, y, x].
+    """Rescales (`volume * scale[0] + scale[1]`), clips to `limits` and resizes to `shape`: float32 [z, y, x].
 
-    The three axes are resized one after the other with the weights of `kernel`. Slabs of slices bound the memory, since a volume
-    of 1024 x 1024 pixels takes gigabytes as float. `padding` puts voxels of `AIR_HU` around the volume, of which only the weights
-    are told: they count as 0 after air has been taken from everything else. Voxels that no weight reads are not touched.
+    Axes are resized one after the other with the weights of `kernel`, in slabs of slices, as a float copy of a large volume would
+    take gigabytes. `padding` adds voxels of `AIR_HU` around the volume without allocating them: air is subtracted from all
+    values, so that padding contributes 0, and added again at the end. Voxels with zero weight are not read.
     """
     axes = [_axis(length, pads, after, kernel) for length, pads, after in zip(volume.shape, padding, shape)]
     (along_z, rows_z), (along_y, rows_y), (along_x, rows_x) = axes
@@ -206,7 +204,7 @@ def resize(
 
 
 def _axis(length: int, pads: tuple[int, int], after: int, kernel: str) -> tuple[Tensor, np.ndarray]:
-    """Weights [after, n] of the n voxels of an axis that any of them reads, and which ones those are."""
+    """Weights [after, n] of the n voxels of an axis with a nonzero weight, and the indices of these voxels."""
     weights = KERNELS[kernel](length + sum(pads), after)[:, pads[0] : pads[0] + length]
-    read = weights.any(0)
-    return weights[:, read].contiguous(), read.nonzero().flatten().numpy()
+    used = weights.any(0)
+    return weights[:, used].contiguous(), used.nonzero().flatten().numpy()

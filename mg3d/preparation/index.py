@@ -1,7 +1,6 @@
-"""The index files: records and sidecars, joined to the rows of INDEX_SCHEMA."""
+"""Write the index files: records and sidecars joined to rows of INDEX_SCHEMA."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mg3d.datasets.schema import DATASETS, INDEX_SCHEMA, SPLITS, encode_metadata, index_path
-from mg3d.files import replacing, write_json
+from mg3d.files import replacing
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.shards import PLAN, ShardTask
+from mg3d.preparation.shards import ShardTask
 from mg3d.sentence_spans import UNITS_VERSION, normalise, report_units
 
 _SPLIT_AND_ROW = pa.schema([pa.field("split", pa.string(), nullable=False), *INDEX_SCHEMA])
@@ -24,7 +23,7 @@ _SPLIT_AND_ROW = pa.schema([pa.field("split", pa.string(), nullable=False), *IND
 def join(
     tasks: Sequence[ShardTask], sidecars: Sequence[Mapping[str, Any]], out: Path
 ) -> tuple[pa.Table, list[Quarantined], list[str]]:
-    """Rows of every stored volume in the plan's order with a column `split`, what was refused, and ids of what is absent."""
+    """Index rows of all stored volumes with a column `split`, quarantined volumes, and ids of those not downloaded yet."""
     parts, refused, absent = [_SPLIT_AND_ROW.empty_table()], [], []
     for task, sidecar in zip(tasks, sidecars):
         shard, rows = task.path.relative_to(out).as_posix(), []
@@ -41,7 +40,7 @@ def join(
 
 
 def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None:
-    """Writes the three index files of a data set, empty where a split has no volume; without train only those with volumes."""
+    """Writes the index files of a data set: of all splits, or only of those with volumes if there is no training volume."""
     facts = DATASETS[dataset]
     metadata = {
         "shape": list(recipe.shape),
@@ -61,20 +60,8 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None
             writer.write_table(chosen.cast(schema))
 
 
-def write_manifest(folder: Path, sidecars: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `manifest.json` into the shards' folder: what whole shards there are, with sizes and sums, and by which plan."""
-    named = ("shard", "rows", "bytes", "sha256")
-    shards = [{name: sidecar[name] for name in named} for sidecar in sidecars if "sha256" in sidecar]
-    manifest = {
-        "plan_hash": json.loads((folder / PLAN).read_text(encoding="utf-8"))["hash"],
-        **{name: sum(shard[name] for shard in shards) for name in ("rows", "bytes")},
-        "shards": shards,
-    }
-    write_json(folder / "manifest.json", manifest)
-
-
 def remove_index(out: Path, dataset: str) -> None:
-    """Removes the index files of a data set whose shards are about to change, so that nobody reads old rows of new shards."""
+    """Deletes the index files of a data set before its shards change."""
     for split in SPLITS:
         index_path(out, dataset, split).unlink(missing_ok=True)
 
@@ -105,6 +92,6 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
 
 @lru_cache(maxsize=64)
 def _text(findings: str | None, impression: str | None) -> tuple[str, list[dict[str, int]], str]:
-    """Report, units and sum; the reconstructions of a scan, which follow one another, share them."""
+    """Report, sentence spans and hash. Cached, because consecutive reconstructions of a scan share the report."""
     report, units = report_units(findings, impression)
     return report, [unit._asdict() for unit in units], hashlib.sha256(normalise(report).encode()).hexdigest()

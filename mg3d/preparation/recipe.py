@@ -1,4 +1,4 @@
-"""How voxels are made from a raw volume: every parameter that decides them. Stored with each file, hashed into each shard."""
+"""The preprocessing recipe: all parameters that determine the stored voxels, written to every index file."""
 
 import hashlib
 import json
@@ -8,91 +8,94 @@ from typing import Any, Literal
 
 from mg3d.datasets.schema import DATASETS, INTENSITIES
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import AIR_HU, AIR_SHARE, CLIP_HU, PADDING_HU
+from mg3d.preparation.hounsfield import AIR_HU, AIR_QUANTILE, CLIP_HU, PADDING_HU
 from mg3d.settings.schema import CROP, volume_shape
 
-CROPS = {
-    "fraction": "fraction of each axis, centred", "body": "box of the largest body", "mm": "mm around the body's middle",
-}  # fmt: skip
-"""Kind of crop -> how index files tell it."""
+BODY_MARGIN_MM = 10.0
+"""Margin of the crop `body`."""
+CROP_MM = (10.0, 1500.0)
+"""Smallest and largest side of the crop `mm`."""
 _CLIP = {"hu": CLIP_HU, "uint8_unknown_window": (0, 255)}
-_KERNELS = {"antialias": "triangle, antialiased, separable", "compat": "linear, not antialiased, edges aligned"}
-MARGIN_MM = 10.0
-"""Of the crop kind `body`."""
-_MM = (10.0, 1500.0)
-"""Shortest and longest side of a crop in mm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The chosen preprocessing; the defaults are the paper's volume.
+    """Preprocessing of a data set. The defaults are those of the paper.
 
     Raises:
-        ValueError: sizes or a window that no volume can have, or `crop_mm` without `crop="mm"` and the other way round.
+        ValueError: an impossible size or window, or `crop_mm` without `crop="mm"` and vice versa.
     """
 
     shape: tuple[int, int, int] = volume_shape(128)
     """Voxels (z, y, x) of a stored volume."""
     crop: Literal["fraction", "body", "mm"] = "fraction"
-    """fraction: the central `CROP` of every axis, as the original; body: the box of the body; mm: `crop_mm` around its middle."""
+    """fraction: the central `CROP` of every axis, as in the original; body: the body's bounding box and a margin; mm: a box of
+    `crop_mm` around the body's center."""
     crop_mm: tuple[float, float, float] | None = None
-    """z y x."""
-    resize: Literal["antialias", "compat"] = "antialias"
-    """antialias: a triangle as wide as the coarser grid's voxel; compat: the original's, which skips voxels when it shrinks."""
-    store: Literal["int16", "uint8"] = "int16"
-    """Type of voxels in HU; uint8 are 256 steps of `store_window`. Grey volumes are uint8 anyway."""
-    store_window: tuple[float, float] = (-1000.0, 1000.0)
-    """HU that a uint8 of 0 and of 255 stands for."""
+    """z y x in mm."""
+    resize: Literal["antialias", "trilinear"] = "antialias"
+    """trilinear: without antialiasing, as in the original."""
+    dtype: Literal["int16", "uint8"] = "int16"
+    """Type of voxels in HU; uint8 has 256 levels of `uint8_window`. Volumes without HU are always uint8."""
+    uint8_window: tuple[float, float] = (-1000.0, 1000.0)
+    """HU of the values 0 and 255."""
     compression: Literal["none", "zstd"] = "none"
-    """Of the shards' buffers. Changes their bytes and no voxel, so that neither provenance nor digest know of it."""
+    """Of the shards. It does not change voxels and is not part of provenance and digest."""
 
     def __post_init__(self) -> None:
         if (self.crop == "mm") != (self.crop_mm is not None):
-            raise ValueError(
-                f"crop {self.crop!r}, crop_mm {self.crop_mm}: the kind 'mm' takes three lengths (--crop-mm Z Y X), others none"
-            )
-        if self.crop_mm and not all(_MM[0] <= length <= _MM[1] for length in self.crop_mm):
-            raise ValueError(f"crop_mm {self.crop_mm}: every side must be {_MM[0]:g} to {_MM[1]:g} mm")
-        low, high = self.store_window
+            raise ValueError(f"crop {self.crop!r} with crop_mm {self.crop_mm}: use --crop mm and --crop-mm Z Y X together")
+        if self.crop_mm and not all(CROP_MM[0] <= length <= CROP_MM[1] for length in self.crop_mm):
+            raise ValueError(f"crop_mm {self.crop_mm}: every side must be {CROP_MM[0]:g} to {CROP_MM[1]:g} mm")
+        low, high = self.uint8_window
         if not CLIP_HU[0] <= low < high <= CLIP_HU[1]:
-            raise ValueError(f"store_window {low:g} to {high:g} HU must rise and lie within {CLIP_HU[0]} to {CLIP_HU[1]}")
+            raise ValueError(f"uint8_window {low:g} to {high:g} HU must be increasing and within {CLIP_HU[0]} to {CLIP_HU[1]}")
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "Recipe":
-        """The recipe that an index file of a data set in HU tells in its metadata `preproc`.
-
-        Steps that no recipe chooses (limits, the air of a scan) are not looked at: compare `provenance` with what was told.
+    def from_provenance(cls, steps: Mapping[str, Any]) -> "Recipe":
+        """The recipe of the metadata entry `preproc` of an index file in HU. Compare `provenance` to check its fixed parameters.
 
         Raises:
-            ValueError: a crop, a kernel or numbers that this program does not know.
+            ValueError: an unknown crop or resize.
         """
         try:
-            crop, kernel = (
-                next(name for name, words in known.items() if words == found)
-                for known, found in ((CROPS, told["crop"]["kind"]), (_KERNELS, told["resize"]["kernel"]))
+            crop, resize = steps["crop"], steps["resize"]
+            length = crop.get("zyx_mm") if crop["kind"] == "mm" else None
+            stored = {"dtype": "uint8", "uint8_window": tuple(steps["store"]["window_hu"])} if "store" in steps else {}
+            recipe = cls(
+                shape=tuple(resize["zyx"]), crop=crop["kind"], crop_mm=length and tuple(length), resize=resize["kernel"], **stored
             )
-            length = told["crop"].get("zyx_mm")
-            store = {"store": "uint8", "store_window": tuple(told["store"]["window_hu"])} if "store" in told else {}
-            shape = tuple(told["resize"]["zyx"])
-            return cls(shape=shape, crop=crop, crop_mm=tuple(length) if length else None, resize=kernel, **store)
-        except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
-            raise ValueError(f"the crop and resize {told.get('crop')}, {told.get('resize')} are not known here") from error
+            if recipe.crop in ("fraction", "body", "mm") and recipe.resize in geometry.KERNELS:
+                return recipe
+            raise ValueError("unknown name")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"unknown crop or resize: {steps.get('crop')}, {steps.get('resize')}") from error
 
     def unit(self, dataset: str) -> str:
-        """The key of INTENSITIES in which a data set's voxels are stored."""
+        """Unit of the stored voxels, a key of INTENSITIES."""
         unit = DATASETS[dataset].unit
-        return "hu8" if unit == "hu" and self.store == "uint8" else unit
+        return "hu8" if unit == "hu" and self.dtype == "uint8" else unit
 
     def limits(self, dataset: str) -> tuple[float, float]:
-        """Lowest and highest value before the resize, HU or grey."""
+        """Range that values are clipped to before the resize."""
         return _CLIP[DATASETS[dataset].unit]
 
     def provenance(self, dataset: str) -> dict[str, Any]:
-        """All parameters as builtins, in the order of the steps.
+        """All parameters as JSON values, in the order of the steps.
 
         Raises:
-            ValueError: a crop that needs HU and a spacing, for a data set that has neither.
+            ValueError: the crop needs HU and a spacing, and the data set has neither.
         """
+        in_hu = DATASETS[dataset].unit == "hu"
+        if self.crop != "fraction" and not in_hu:
+            title = DATASETS[dataset].title
+            raise ValueError(f"--crop {self.crop} needs HU and a voxel spacing, which {title} does not have; use --crop fraction")
+        body = {"body_hu": geometry.BODY_HU, "coarse_mm": geometry.COARSE_MM}
+        crops = {
+            "fraction": {"zyx": list(CROP)},
+            "body": {**body, "margin_mm": BODY_MARGIN_MM},
+            "mm": {**body, "zyx_mm": self.crop_mm and list(self.crop_mm), "padding_hu": geometry.AIR_HU},
+        }
         steps = {
             "version": 1,
             "read": {
@@ -100,43 +103,32 @@ class Recipe:
                 "max_shear_degrees": geometry.MAX_SHEAR_DEGREES,
                 "max_rotation_degrees": geometry.MAX_ROTATION_DEGREES,
             },
-            "crop": self._crop(dataset),
-            "resize": {"zyx": list(self.shape), "kernel": _KERNELS[self.resize], "rounding": "to nearest even"},
+            "crop": {"kind": self.crop, **crops[self.crop]},
+            "resize": {"zyx": list(self.shape), "kernel": self.resize, "rounding": "half to even"},
             "clip": list(self.limits(dataset)),
             "limits": {
                 "spacing_mm": list(geometry.SPACING_MM), "slices": geometry.MIN_SLICES, "length_mm": geometry.MAX_LENGTH_MM,
             },
         }  # fmt: skip
-        if DATASETS[dataset].unit == "hu":
-            steps["hu"] = {"air_hu": list(AIR_HU), "share": AIR_SHARE, "padding_hu": PADDING_HU, "table": "when stored is not HU"}
+        if in_hu:
+            steps["hu"] = {"air_hu": list(AIR_HU), "air_quantile": AIR_QUANTILE, "padding_hu": PADDING_HU}
         else:
             steps["slices"] = "by number, reversed: files run from superior to inferior"
         if self.unit(dataset) == "hu8":
-            steps["store"] = {"dtype": "uint8", "window_hu": list(self.store_window)}
+            steps["store"] = {"dtype": "uint8", "window_hu": list(self.uint8_window)}
         return steps
 
-    def _crop(self, dataset: str) -> dict[str, Any]:
-        if self.crop == "fraction":
-            return {"kind": CROPS["fraction"], "zyx": list(CROP)}
-        if DATASETS[dataset].unit != "hu":
-            title = DATASETS[dataset].title
-            raise ValueError(f"the crop {self.crop!r} needs HU and a spacing, {title} has neither; prepare it with 'fraction'")
-        body = {"body_hu": geometry.BODY_HU, "coarse_mm": geometry.COARSE_MM}
-        if self.crop == "body":
-            return {"kind": CROPS["body"], **body, "margin_mm": MARGIN_MM}
-        return {"kind": CROPS["mm"], **body, "zyx_mm": list(self.crop_mm), "padding_hu": geometry.AIR_HU}
-
     def intensity(self, dataset: str) -> dict[str, Any]:
-        """What the index says of the stored numbers."""
+        """The metadata entry `intensity` of the index."""
         unit = self.unit(dataset)
-        window = {"window": list(self.store_window)} if unit == "hu8" else {}
+        window = {"window": list(self.uint8_window)} if unit == "hu8" else {}
         return {"unit": unit, "dtype": str(INTENSITIES[unit]), "clip": list(self.limits(dataset)), **window}
 
     def digest(self, dataset: str) -> str:
-        """Changes with the preprocessing."""
+        """Hash of the provenance."""
         return digest(self.provenance(dataset))
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of builtins written as canonical JSON."""
+    """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

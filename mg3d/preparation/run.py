@@ -1,4 +1,4 @@
-"""The whole preparation: scan, shards, quarantine, leak check, index. What is done already is not done again."""
+"""Run the preparation: list the raw data, write shards, check the splits, write the index files."""
 
 import multiprocessing
 import time
@@ -10,38 +10,40 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+from filelock import FileLock
 
-from mg3d.datasets.integrity import LEAK_CHECKS, LeakError, find_leaks
+from mg3d.datasets.integrity import LeakError, find_leaks
 from mg3d.datasets.schema import DATASETS, SPLITS
-from mg3d.files import is_full_disk, remove_partial
-from mg3d.preparation import progress
+from mg3d.files import remove_partial
 from mg3d.preparation.engine_ray import ray_engine
 from mg3d.preparation.engines import Engine, local_engine
-from mg3d.preparation.index import join, remove_index, write_index, write_manifest
-from mg3d.preparation.locks import POLL_S, clear, holder, waiting_for
-from mg3d.preparation.plan import check_limit, pending_tasks, settle_plan
+from mg3d.preparation.index import join, remove_index, write_index
+from mg3d.preparation.manifest import check_nothing_is_lost, check_shards, write_manifest, write_plan
+from mg3d.preparation.progress import progress_bar
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Inventory
-from mg3d.preparation.shards import ShardTask, plan_shards, tidy, work
+from mg3d.preparation.shards import ShardTask, build_shard, is_locked, plan_shards, remove_partial_shard
 from mg3d.preparation.sources.options import CtrgSplit, SourceOptions
-from mg3d.preparation.sources.registry import SOURCES
-from mg3d.preparation.stream_hubs import Hub
-from mg3d.preparation.stream_source import Stream, hand_out, open_stream, remove_left
-from mg3d.preparation.summary import Summary
+from mg3d.preparation.sources.registry import SOURCES, STREAMED_TABLES
+from mg3d.preparation.streaming import HubSource, open_hub, prefetch_count
+from mg3d.preparation.summary import PrepareSummary
 from mg3d.settings.schema import volume_shape
+
+POLL_S = 0.5
+"""Pause before a run checks again whether other runs have finished their shards."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line asks for."""
+class PrepareOptions:
+    """Options of a preparation, as on the command line."""
 
     out: Path
     roots: Mapping[str, Path]
-    """Data set -> folder of its raw files; of a streamed one, the folder that its files pass through."""
+    """Data set -> folder of its raw files; for a streamed one, the download cache."""
     image_size: int = 128
     recipe: Recipe | None = None
-    """How voxels are made; None: the paper's way at `image_size`, which decides nothing otherwise."""
+    """None: the paper's preprocessing at `image_size`, which is not used otherwise."""
     workers: int = 1
     val_patients: int = 500
     seed: int = 0
@@ -51,214 +53,228 @@ class Options:
     keep_ids: bool = False
     retry_quarantine: bool = False
     verify: bool = False
-    """Finished shards are compared with their SHA-256."""
+    """Compare finished shards with their SHA-256."""
     compression: Literal["none", "zstd"] = "none"
     worker: tuple[int, int] | None = None
-    """(i, n): this is one of n runs side by side; it begins with its part and ends when nothing is left to take."""
+    """(i, n): one of n concurrent runs. It starts with every n-th shard and ends when no shard is left to take."""
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
-    stream: Mapping[str, str | Hub] = field(default_factory=dict)
-    """Data set -> where its raw files come from while they are needed."""
+    stream: Mapping[str, str] = field(default_factory=dict)
+    """Data set -> repository on the Hugging Face Hub from which raw files are downloaded during the preparation."""
     stream_budget: int = 50 * 10**9
-    """Most bytes of streamed volumes on disk, over all workers of this run."""
+    """Maximum bytes of downloaded volumes on disk, over all workers of this run."""
     shard_rows: int | None = None
-    """Volumes listed to a shard; None: `shards.SHARD_ROWS`."""
+    """Volumes per shard; None: `shards.SHARD_ROWS`."""
 
     @property
-    def resolved(self) -> Recipe:
-        """The preprocessing that is asked for."""
-        recipe = self.recipe or Recipe(shape=volume_shape(self.image_size))
-        return replace(recipe, compression=self.compression)
+    def full_recipe(self) -> Recipe:
+        """The preprocessing, with defaults filled in."""
+        return replace(self.recipe or Recipe(shape=volume_shape(self.image_size)), compression=self.compression)
 
 
 @dataclass
 class _Job:
-    """One data set under way."""
+    """Preparation of one data set."""
 
-    scan: Inventory
+    inventory: Inventory
     tasks: list[ShardTask]
     pending: list[ShardTask]
-    sidecars: dict[str, dict[str, Any]]
-    """Shard -> sidecar of those that are done."""
+    done: dict[str, dict[str, Any]]
+    """Shard -> sidecar."""
+
+    @property
+    def unfinished(self) -> list[ShardTask]:
+        return [task for task in self.pending if task.path.name not in self.done]
 
 
-def prepare(options: Options, engine: Engine | None = None) -> Summary:
-    """Makes index files, shards and quarantine.jsonl in `options.out`; finished shards of an earlier run stay.
+def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSummary:
+    """Writes index files, shards and quarantine.jsonl into `options.out`. Finished shards of earlier runs are kept.
 
-    Runs side by side in one folder share the shards among them. One with `options.worker` ends when others have the rest in hand,
-    one without waits for them. Whoever finds all done writes the index.
+    Concurrent runs in one folder share the shards. A run with `options.worker` ends when other runs hold the remaining shards;
+    one without waits for them. The run that finds all shards finished writes the index.
 
     Raises:
-        FileNotFoundError, ValueError: a raw data set is not what was expected, a split is empty, or another run has another plan.
-        LeakError: a patient, scan or image lies in two splits; no index file is written.
-        OSError: the disk is full, or a hub gives nothing.
+        FileNotFoundError, ValueError: raw data are not as expected, a split is empty, or a run with other settings is at work.
+        LeakError: a patient, study or image is in two splits; no index file is written.
+        OSError: the disk is full, or the Hub cannot be reached.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     if options.image_size < 32 or options.image_size % 32:
-        raise ValueError(f"image size {options.image_size} is no positive multiple of 32; use 64, 96 or 128")
+        raise ValueError(f"image size {options.image_size} is not a positive multiple of 32; use 64, 96 or 128")
     for dataset in options.roots:
-        options.resolved.provenance(dataset)
-    tally = progress.new_tally(multiprocessing.get_context("spawn"))
-    progress.share(tally)
+        options.full_recipe.provenance(dataset)
+    counter = multiprocessing.get_context("spawn").Value("q", 0)
     if engine is None and options.engine == "ray":
         engine = ray_engine(options.workers, options.ray_address)
-    engine = engine or local_engine(options.workers, tally)
-    summary = Summary()
-    jobs = _jobs(options, summary)
+    engine = engine or local_engine(options.workers, counter)
+    summary = PrepareSummary()
+    jobs = _plan_jobs(options, summary)
     for dataset, job in jobs.items():
         if job.pending:
             remove_index(options.out, dataset)
-        for part in _parts(job, options.worker):
-            with progress.telling(dataset, sum(len(task.records) for task in part), tally):
-                _work_through(part, job, engine, summary)
-    summary.waiting = _wait(jobs, engine, summary, patient=options.worker is None)
+        for tasks in _order(job, options.worker):
+            with progress_bar(dataset, sum(len(task.records) for task in tasks), counter):
+                _run_tasks(tasks, job, engine, summary)
+    summary.waiting = _wait(jobs, engine, summary, until_done=options.worker is None)
     if not summary.waiting:
         _finish(options, jobs, summary)
-    summary.seconds = time.monotonic() - began
+    summary.seconds = time.monotonic() - start
     return summary
 
 
-def _jobs(options: Options, summary: Summary) -> dict[str, _Job]:
-    """Scans, plans and looks at what is there; touches no shard."""
-    streams = {name: open_stream(source, options.roots[name], name) for name, source in options.stream.items()}
-    scans, jobs = _scan(options, streams), {}
-    for dataset, scan in scans.items():
-        if not scan.records:
-            _check_splits(dataset, scan, set(), options.out / "quarantine.jsonl")
-        tasks = plan_shards(scan.records, root=scan.root, out=options.out, recipe=options.resolved, rows=options.shard_rows)
-        if options.limit is not None:
-            check_limit(tasks, options.limit)
-        tasks, note = settle_plan(tasks)
-        sidecars: dict[str, dict[str, Any]] = {}
-        pending, stored, others = pending_tasks(tasks, sidecars, retry=options.retry_quarantine, verify=options.verify)
-        _check_splits(dataset, scan, stored, options.out / "quarantine.jsonl")
-        if dataset in streams:
-            pending = hand_out(streams[dataset], pending, options.stream_budget, options.workers)
-        summary.notes += [*scan.notes, *([note] if note else [])]
-        if others:
-            told = f"{dataset}: the raw files of {others} volumes are not those of the last run; these volumes are prepared anew"
-            summary.notes.append(told)
-        summary.skipped += len(tasks) - len(pending)
-        jobs[dataset] = _Job(scan, tasks, pending, sidecars)
+def _plan_jobs(options: PrepareOptions, summary: PrepareSummary) -> dict[str, _Job]:
+    """Lists the raw data, plans the shards and compares them with those on disk. Writes no shard."""
+    sources = _open_sources(options)
+    jobs = {}
+    for dataset, inventory in _list_raw_data(options, sources).items():
+        if not inventory.records:
+            _check_splits(dataset, inventory, set(), options.out / "quarantine.jsonl")
+        tasks = plan_shards(
+            inventory.records, root=inventory.root, out=options.out, recipe=options.full_recipe, rows=options.shard_rows
+        )
+        if source := sources.get(dataset):
+            prefetch = prefetch_count(source, inventory.records, options.stream_budget, options.workers)
+            tasks = [replace(task, source=replace(source, prefetch=prefetch)) for task in tasks]
+        check_nothing_is_lost(tasks, options.limit)
+        tasks, note = write_plan(tasks)
+        status = check_shards(tasks, retry=options.retry_quarantine, verify=options.verify)
+        _check_splits(dataset, inventory, status.stored, options.out / "quarantine.jsonl")
+        summary.notes += [*inventory.notes, *([note] if note else [])]
+        if status.changed:
+            summary.notes.append(f"{dataset}: raw files of {status.changed} volumes have changed; they are prepared again")
+        for task in status.pending:
+            remove_partial_shard(task)
+        summary.skipped += len(status.done)
+        jobs[dataset] = _Job(inventory, tasks, status.pending, status.done)
     return jobs
 
 
-def _scan(options: Options, streams: Mapping[str, Stream]) -> dict[str, Inventory]:
+def _open_sources(options: PrepareOptions) -> dict[str, HubSource]:
+    """Data set -> repository, of the streamed data sets; downloads their tables."""
+    sources = {}
+    for name, repo in options.stream.items():
+        if name not in STREAMED_TABLES:
+            raise ValueError(f"{name} cannot be streamed, only {', '.join(STREAMED_TABLES)}; download it and give its folder")
+        sources[name] = open_hub(repo, options.roots[name], STREAMED_TABLES[name])
+    return sources
+
+
+def _list_raw_data(options: PrepareOptions, sources: Mapping[str, HubSource]) -> dict[str, Inventory]:
     for name, root in options.roots.items():
         if not root.is_dir():
             raise FileNotFoundError(f"the {DATASETS[name].title} folder {root} does not exist")
-    choice = SourceOptions(
+    common = SourceOptions(
         out=options.out, val_patients=options.val_patients, seed=options.seed, ctrg_split=options.ctrg_split, limit=options.limit,
         table=options.table, keep_ids=options.keep_ids,
     )  # fmt: skip
-    listings = {name: stream.listing for name, stream in streams.items()}
-    return {name: SOURCES[name](root, replace(choice, listing=listings.get(name))) for name, root in options.roots.items()}
+    inventories = {}
+    for name, root in options.roots.items():
+        listing = list(sources[name].sizes) if name in sources else None
+        inventories[name] = SOURCES[name](root, replace(common, listing=listing))
+    return inventories
 
 
-def _check_splits(dataset: str, scan: Inventory, stored: set[str], listed: Path) -> None:
-    """Refuses a scan without a volume for a split that must have one, after it has written to `listed` what was set aside.
+def _check_splits(dataset: str, inventory: Inventory, stored: set[str], quarantine: Path) -> None:
+    """Refuses an inventory without a volume for a required split, after writing its exclusions to `quarantine`.
 
-    stored: ids of volumes that shards hold, whether their raw files are there or not.
+    stored: ids of volumes that are in shards; these may have no raw files.
     """
-    found = Counter(record.split for record in scan.records if record.files or record.volume_id in stored)
-    empty = [split for split in DATASETS[dataset].required_splits if not found[split]]
-    if found and not empty:
+    usable = Counter(record.split for record in inventory.records if record.files or record.volume_id in stored)
+    empty = [split for split in DATASETS[dataset].required_splits if not usable[split]]
+    if usable and not empty:
         return
-    write_quarantine(listed, scan.refused, {dataset})
-    codes = ", ".join(f"{code} {number}" for code, number in counts(scan.refused).items())
-    usable = ", ".join(f"{split} {number}" for split, number in found.items())
-    where = " and ".join(empty) or "any split"
-    told = f"set aside were {codes}, see {listed}" if codes else "nothing was set aside, so the download is not complete"
-    told += f"; add a volume for {where}, one is enough (docs/data.md says which become which split), or raise --limit if given"
-    raise ValueError(f"{dataset} has no usable volume for {where} (usable: {usable or 'none'}); {told}")
+    write_quarantine(quarantine, inventory.refused, {dataset})
+    codes = ", ".join(f"{code} {number}" for code, number in counts(inventory.refused).items())
+    why = f"excluded: {codes}, see {quarantine}" if codes else "nothing was excluded, so the download is incomplete"
+    found = ", ".join(f"{split} {number}" for split, number in usable.items()) or "none"
+    raise ValueError(
+        f"{dataset} has no usable volume for {' and '.join(empty) or 'any split'} (usable: {found}); {why}; add at least one "
+        "volume (docs/data.md lists the splits), or raise --limit if it is set"
+    )
 
 
-def _parts(job: _Job, worker: tuple[int, int] | None) -> list[list[ShardTask]]:
-    """What a run begins with, and what it then helps with, beginning behind its own."""
+def _order(job: _Job, worker: tuple[int, int] | None) -> list[list[ShardTask]]:
+    """The shards a run starts with, and those it then helps with, starting behind its own."""
     if worker is None:
         return [job.pending]
-    place, count = worker
-    own = {task.path.name for task in job.tasks[place::count]}
-    rest = [task for task in job.pending if task.path.name not in own]
-    start = len(rest) * place // count
-    return [[task for task in job.pending if task.path.name in own], rest[start:] + rest[:start]]
+    index, count = worker
+    own = {task.path.name for task in job.tasks[index::count]}
+    others = [task for task in job.pending if task.path.name not in own]
+    start = len(others) * index // count
+    return [[task for task in job.pending if task.path.name in own], others[start:] + others[:start]]
 
 
-def _work_through(part: Sequence[ShardTask], job: _Job, engine: Engine, summary: Summary) -> None:
+def _run_tasks(tasks: Sequence[ShardTask], job: _Job, engine: Engine, summary: PrepareSummary) -> None:
     try:
-        with closing(engine(work, part)) as outcomes:
-            for outcome in (found for found in outcomes if found.sidecar is not None):
-                job.sidecars[outcome.shard] = outcome.sidecar
-                summary.add(outcome)
-    except BaseException as error:
-        for task in part:
-            tidy(task, partial=is_full_disk(error))
+        with closing(engine(build_shard, tasks)) as results:
+            for result in results:
+                if result.sidecar is not None:
+                    job.done[result.shard] = result.sidecar
+                    summary.add(result)
+    except BaseException:
+        for task in tasks:
+            remove_partial_shard(task)
         raise
 
 
-def _wait(jobs: Mapping[str, _Job], engine: Engine, summary: Summary, *, patient: bool) -> list[str]:
-    """Shards that other processes have in hand; when `patient`, waits until there is none.
+def _wait(jobs: Mapping[str, _Job], engine: Engine, summary: PrepareSummary, *, until_done: bool) -> list[str]:
+    """Builds shards that other processes leave unfinished. Returns those they still hold, unless `until_done`: then it waits.
 
-    What nobody holds is taken up: it was left undone, or somebody finished it after this run passed by. A run looks only when it
-    holds nothing itself, so of several that end together the last finds everything done.
+    A run checks only while it holds no shard, so that of several that end together the last one finds everything finished.
     """
-    while busy := [(job, task) for job in jobs.values() for task in _undone(job)]:
-        free = [(job, task) for job, task in busy if holder(task.lock) is None]
-        for job, task in free:
-            _work_through([task], job, engine, summary)
-        if not free and not patient:
-            return [f"{task.path.name}: {holder(task.lock) or 'just let go'}" for _, task in busy]
-        if not free:
-            time.sleep(POLL_S)
+    while any(job.unfinished for job in jobs.values()):
+        free = {name: [task for task in job.unfinished if not is_locked(task.lock)] for name, job in jobs.items()}
+        for name, tasks in free.items():
+            _run_tasks(tasks, jobs[name], engine, summary)
+        if any(free.values()):
+            continue
+        if not until_done:
+            return [task.path.stem for job in jobs.values() for task in job.unfinished]
+        time.sleep(POLL_S)
     return []
 
 
-def _undone(job: _Job) -> list[ShardTask]:
-    return [task for task in job.pending if task.path.name not in job.sidecars]
-
-
-def _finish(options: Options, jobs: Mapping[str, _Job], summary: Summary) -> None:
-    """Writes quarantine, manifests and index, one process at a time; a second one writes the same once more."""
-    with waiting_for(options.out / "finish.lock"):
-        rows = {}
-        for dataset, job in jobs.items():
-            sidecars = [job.sidecars[task.path.name] for task in job.tasks]
-            rows[dataset], refused, absent = join(job.tasks, sidecars, options.out)
-            stored = set(rows[dataset]["volume_id"].to_pylist())
-            missing = [entry for entry in job.scan.refused if entry.volume_id not in stored]
-            summary.quarantined += [*missing, *refused]
-            summary.absent += len(set(absent) - {entry.volume_id for entry in missing})
-            found = Counter(rows[dataset]["split"].to_pylist())
-            summary.rows[dataset] = {split: found[split] for split in SPLITS}
-            told = Counter(facts["note"] for sidecar in sidecars for facts in sidecar["volumes"].values() if facts.get("note"))
-            summary.notes += [f"{dataset}: {number} volumes read with {note}" for note, number in sorted(told.items())]
-            summary.notes += _empty_val(dataset, job.scan, summary.rows[dataset])
-            write_manifest(options.out / "shards" / dataset, sidecars)
-            remove_partial(options.out / "shards" / dataset)
-            for task in job.pending:
-                remove_left(task)
-            for lock in (options.out / "shards" / dataset).glob("*.lock"):
-                clear(lock)
+def _finish(options: PrepareOptions, jobs: Mapping[str, _Job], summary: PrepareSummary) -> None:
+    """Writes quarantine, manifests and index, one process at a time; a second run writes the same again."""
+    lock = options.out / "finish.lock"
+    with FileLock(lock):
+        tables = {dataset: _join(dataset, job, options.out, summary) for dataset, job in jobs.items()}
         write_quarantine(options.out / "quarantine.jsonl", summary.quarantined, jobs.keys())
-        _check_leaks(rows, options.out, summary)
-        for dataset, part in rows.items():
-            write_index(options.out, dataset, options.resolved, part)
-        for names in ("*.arrow", "quarantine.jsonl", "finish.lock"):
-            remove_partial(options.out, names)
+        _check_leaks(tables, options.out, summary)
+        for dataset, rows in tables.items():
+            write_index(options.out, dataset, options.full_recipe, rows)
+        for pattern in ("*.arrow", "quarantine.jsonl"):
+            remove_partial(options.out, pattern)
+    lock.unlink(missing_ok=True)
 
 
-def _empty_val(dataset: str, scan: Inventory, stored: Mapping[str, int]) -> list[str]:
-    waiting = len({record.patient_id for record in scan.records if record.split == "val"})
-    if stored["val"] or not waiting:
-        return []
-    return [f"{dataset}: val is empty, for none of its {waiting} patients, drawn from all that are listed, is downloaded yet"]
+def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Table:
+    """The index rows of a data set; adds its counts and exclusions to the summary and removes what killed runs left."""
+    folder, sidecars = out / "shards" / dataset, [job.done[task.path.name] for task in job.tasks]
+    rows, quarantined, not_downloaded = join(job.tasks, sidecars, out)
+    stored = set(rows["volume_id"].to_pylist())
+    excluded = [entry for entry in job.inventory.refused if entry.volume_id not in stored]
+    summary.quarantined += [*excluded, *quarantined]
+    summary.not_downloaded += len(set(not_downloaded) - {entry.volume_id for entry in excluded})
+    per_split = Counter(rows["split"].to_pylist())
+    summary.rows[dataset] = {split: per_split[split] for split in SPLITS}
+    notes = Counter(facts["note"] for sidecar in sidecars for facts in sidecar["volumes"].values() if facts.get("note"))
+    summary.notes += [f"{dataset}: {number} volumes read with {note}" for note, number in sorted(notes.items())]
+    waiting = len({record.patient_id for record in job.inventory.records if record.split == "val"})
+    if waiting and not per_split["val"]:
+        summary.notes.append(f"{dataset}: val is empty: none of its {waiting} patients is downloaded yet")
+    write_manifest(folder, sidecars)
+    remove_partial(folder)
+    for lock in folder.glob("*.lock"):
+        if not is_locked(lock):
+            lock.unlink(missing_ok=True)
+    return rows
 
 
-def _check_leaks(rows: Mapping[str, pa.Table], out: Path, summary: Summary) -> None:
-    columns = ["split", "volume_id", *LEAK_CHECKS]
-    leaks = find_leaks(pa.concat_tables(table.select(columns) for table in rows.values()))
+def _check_leaks(tables: Mapping[str, pa.Table], out: Path, summary: PrepareSummary) -> None:
+    leaks = find_leaks(pa.concat_tables(tables.values()))
     summary.notes += [leak.message for leak in leaks] or ["no leak between splits"]
     if any(leak.is_error for leak in leaks):
-        for dataset in rows:
+        for dataset in tables:
             remove_index(out, dataset)
         raise LeakError("; ".join(f"{leak.message}. {leak.fix}" for leak in leaks if leak.is_error))

@@ -1,39 +1,39 @@
-"""Shards: the plan, their writing, and whether one is up to date. Every shard has a sidecar that says what it holds."""
+"""Shards: Arrow files of up to 256 volumes, each with a JSON sidecar that records what became of every volume."""
 
 import hashlib
 import json
 import resource
-import secrets
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from filelock import FileLock, Timeout
 
-from mg3d.datasets.schema import shard_schema, volume_batch
-from mg3d.files import is_full_disk, replacing
+from mg3d.datasets.schema import decode_metadata, shard_schema, volume_batch
+from mg3d.files import remove_partial, replacing, write_bytes
 from mg3d.preparation import progress
-from mg3d.preparation.kept import KeptRows, encode_facts
-from mg3d.preparation.locks import clear, holder, holding
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.raw_files import exchanged, fingerprint
 from mg3d.preparation.recipe import Recipe, digest
 from mg3d.preparation.records import VolumeRecord
-from mg3d.preparation.stream import Delivery, deliver
+from mg3d.preparation.streaming import HubSource, stream_volumes
 from mg3d.preparation.voxels import make_volume
 
 SHARD_ROWS = 256
-PLAN = "plan.json"
+MANIFEST = "manifest.json"
+_FACTS = b"mg3d.facts"
 _NOT_DOWNLOADED = {"refused": "not_downloaded", "detail": ""}
+_LOST = {"refused": "missing_file", "detail": "the stored row is damaged and the raw file is gone"}
 
 
 class PlanChangedError(ValueError):
-    """Another run works in the same folder by another plan."""
+    """Another run prepares the same folder with other settings or tables."""
 
 
 @dataclass(frozen=True)
@@ -42,72 +42,95 @@ class ShardTask:
 
     path: Path
     root: Path
+    """Folder that record files are relative to."""
     dataset: str
     recipe: Recipe
     records: tuple[VolumeRecord, ...]
     plan: str | None = None
-    """Hash of the plan of the whole data set, checked before work; None: there is none."""
-    delivery: Delivery | None = None
-    """How raw files come; None: they lie below `root`."""
-    known: int | None = None
-    """The sidecar's time when this run began, ns; a later one was written beside this run."""
-    again: bool = False
-    """Volumes that were set aside are tried again, even if the shard is finished."""
+    """Hash of the data set's plan; the worker stops if the manifest has another one."""
+    source: HubSource | None = None
+    """Where raw files are downloaded from; None: they are in `root`."""
+    retry: bool = False
+    """Rebuild a finished shard because of its quarantined volumes."""
     verify: bool = False
-    """A finished shard is read and compared with its SHA-256."""
+    """Rebuild a finished shard if its SHA-256 is wrong."""
+    sidecar_time: int | None = None
+    """Modification time of the sidecar in ns when the run began; if it changed, another run has already rebuilt the shard."""
 
     @property
     def sidecar(self) -> Path:
-        """The JSON file beside the shard."""
+        """JSON file next to the shard."""
         return self.path.with_suffix(".json")
 
     @property
     def lock(self) -> Path:
-        """Held while the shard is written."""
+        """Lock file, held while the shard is written."""
         return self.path.with_suffix(".lock")
 
     @property
-    def ids_hash(self) -> str:
-        """Changes with the list of the shard's volumes, whether their files are there or not."""
-        return digest([record.volume_id for record in self.records])
-
-    @property
     def preproc_hash(self) -> str:
-        """Changes with the preprocessing."""
+        """Identifies the preprocessing."""
         return self.recipe.digest(self.dataset)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must match between a sidecar and this task."""
+        ids = digest([record.volume_id for record in self.records])
+        return {"ids_hash": ids, "preproc_hash": self.preproc_hash, "compression": self.recipe.compression}
 
-class Outcome(NamedTuple):
-    """What became of a task."""
+
+class ShardResult(NamedTuple):
+    """Outcome of a task."""
 
     shard: str
     sidecar: dict[str, Any] | None
-    """None: another process has the shard in hand."""
+    """None: another process holds the shard."""
     built: bool
     volumes: int = 0
-    """Listed in the shard, if it was built."""
-    raw_bytes: int = 0
+    """Volumes of the shard, if it was built."""
     peak_bytes: int = 0
-    """Most memory that the worker's process ever had, resident."""
+    """Peak resident memory of the worker process."""
 
 
 def plan_shards(
     records: Sequence[VolumeRecord], *, root: Path, out: Path, recipe: Recipe, rows: int | None = None
 ) -> list[ShardTask]:
-    """Records by id, `rows` to a shard `shards/<dataset>/shard-00000.arrow`; neither splits nor missing files decide anything.
-
-    rows: None: SHARD_ROWS.
-    """
+    """Sorts records by id and cuts them into shards of `rows` (None: `SHARD_ROWS`), whether their files exist or not."""
     tasks, records, rows = [], sorted(records, key=lambda record: record.volume_id), rows or SHARD_ROWS
-    for number, start in enumerate(range(0, len(records), rows)):
+    for index, start in enumerate(range(0, len(records), rows)):
         part = tuple(records[start : start + rows])
-        path = out / "shards" / part[0].dataset / f"shard-{number:05d}.arrow"
+        path = out / "shards" / part[0].dataset / f"shard-{index:05d}.arrow"
         tasks.append(ShardTask(path, root, part[0].dataset, recipe, part))
     return tasks
 
 
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Whether the lock `path` was free; it is then held until the block ends, or the process does.
+
+    A lock avoids double work and does not protect the result: a shard is the same whoever writes it, and appears at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds a lock."""
+    with try_lock(path) as free:
+        return not free
+
+
 def read_sidecar(task: ShardTask) -> dict[str, Any] | None:
-    """The sidecar as it is; None when there is none that can be read."""
+    """The sidecar of a shard; None if it is missing or unreadable."""
     try:
         return json.loads(task.sidecar.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -115,80 +138,73 @@ def read_sidecar(task: ShardTask) -> dict[str, Any] | None:
 
 
 def finished(task: ShardTask, sidecar: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """The sidecar (read if it is not given) of a shard that is whole and up to date, else None.
+    """The sidecar (read if not given) of a shard that is complete and up to date, else None.
 
-    Up to date: no volume whose files are there is unknown to the shard, came from another row of the table or from other files,
-    be it at the same paths. Raw files that were removed since take nothing away. A shard of which nothing is there yet has a
-    sidecar, in memory, of nothing.
+    Up to date: every volume with raw files was made from the same table row and the same files. Raw files may be deleted
+    afterwards. A shard with no downloads yet gets an empty sidecar.
     """
     sidecar = sidecar or read_sidecar(task)
     if sidecar is None:
-        nothing = not task.path.exists() and not any(record.files for record in task.records)
+        if task.path.exists() or any(record.files for record in task.records):
+            return None
         volumes = {record.volume_id: _NOT_DOWNLOADED for record in task.records}
-        return {"shard": task.path.name, "rows": 0, "bytes": 0, "volumes": volumes} if nothing else None
-    try:
-        size = task.path.stat().st_size
-    except FileNotFoundError:
+        return {"shard": task.path.name, "rows": 0, "bytes": 0, "volumes": volumes}
+    if not task.path.is_file():
         return None
-    expected = _identity(task) | {"bytes": size}
+    expected = task.identity | {"bytes": task.path.stat().st_size}
     if any(sidecar.get(name) != value for name, value in expected.items()):
         return None
-    known = (sidecar["volumes"][record.volume_id].get("key") == record.image_key for record in task.records if record.files)
-    return sidecar if all(known) and not anew(task, sidecar) else None
+    volumes = sidecar["volumes"]
+    return sidecar if all(_is_current(record, volumes.get(record.volume_id), task) for record in task.records) else None
 
 
-def anew(task: ShardTask, sidecar: dict[str, Any]) -> list[str]:
-    """Ids of volumes that the sidecar knows, whose raw files were exchanged for others at the same paths since it was written."""
-    found, since_ns = [], sidecar_time(task)
-    for record in task.records:
-        facts = sidecar["volumes"].get(record.volume_id, {})
-        if facts.get("key") == record.image_key and exchanged(record, task.root, facts.get("raw"), since_ns):
-            found.append(record.volume_id)
-    return found
+def changed_files(task: ShardTask, sidecar: Mapping[str, Any]) -> int:
+    """Number of volumes whose raw files were replaced since they were prepared."""
+    known = ((record, sidecar["volumes"].get(record.volume_id, {})) for record in task.records)
+    return sum("raw" in facts and not _same_files(record, facts["raw"], task) for record, facts in known)
 
 
-def work(task: ShardTask) -> Outcome:
-    """Takes the shard, if nobody has it, and builds it, if nobody has done so since the run began.
+def build_shard(task: ShardTask) -> ShardResult:
+    """Writes the shard, unless another process holds it or has finished it since the run began.
 
     Raises:
-        PlanChangedError: another run has another plan for the data set.
-        OSError: the disk is full or cannot be written; of a full disk nothing half-written is left on it.
+        PlanChangedError: another run has replaced the plan.
+        OSError: the disk is full or not writable.
     """
-    plan = task.path.with_name(PLAN)
-    if task.plan and json.loads(plan.read_text(encoding="utf-8"))["hash"] != task.plan:
+    manifest = task.path.with_name(MANIFEST)
+    if task.plan and json.loads(manifest.read_text(encoding="utf-8"))["plan_hash"] != task.plan:
         raise PlanChangedError(
-            f"another run has begun in {plan.parent} with other settings or other tables; give all runs the same, or other --out"
+            f"another run prepares {manifest.parent} with other settings or tables; use the same for all runs, or another --out"
         )
-    with holding(task.lock) as mine:
-        sidecar = finished(task) if mine else None
-        if not mine or (sidecar and not _due(task, sidecar)):
-            progress.count(len(task.records) if mine else 0, 0)
-            return Outcome(task.path.name, sidecar, built=False)
-        with _one_thread():
-            sidecar, raw_bytes = _build(task)
+    with try_lock(task.lock) as locked:
+        sidecar = finished(task) if locked else None
+        if not locked or (sidecar and not _needs_rebuild(task, sidecar)):
+            progress.count(len(task.records) if locked else 0)
+            return ShardResult(task.path.name, sidecar, built=False)
+        with _single_thread():
+            sidecar = _build(task)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Outcome(task.path.name, sidecar, True, len(task.records), raw_bytes, peak)
+    return ShardResult(task.path.name, sidecar, True, len(task.records), peak)
 
 
-def tidy(task: ShardTask, *, partial: bool) -> None:
-    """Removes the lock of a worker that was stopped, and if `partial` what it had written; else a later run goes on there."""
-    clear(task.lock)
-    if partial and holder(task.lock) is None:
-        for path in _partials(task):
-            path.unlink(missing_ok=True)
+def remove_partial_shard(task: ShardTask) -> None:
+    """Removes what a killed or stopped worker left of a shard, unless another process is writing it."""
+    with try_lock(task.lock) as locked:
+        if not locked:
+            return
+        remove_partial(task.path.parent, f"{task.path.stem}.*")
+        if task.source is not None:
+            shutil.rmtree(task.source.folder(task.path.stem), ignore_errors=True)
 
 
 def sidecar_time(task: ShardTask) -> int | None:
-    """When the sidecar was written, ns; None when there is none."""
-    try:
-        return task.sidecar.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
+    """Modification time of the sidecar in ns; None if there is none."""
+    return task.sidecar.stat().st_mtime_ns if task.sidecar.exists() else None
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Workers share the cores among themselves; a count that is always the same keeps sums in the same order."""
+def _single_thread() -> Iterator[None]:
+    """Workers share the cores; one thread also fixes the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -197,136 +213,161 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _identity(task: ShardTask) -> dict[str, Any]:
-    return {"ids_hash": task.ids_hash, "preproc_hash": task.preproc_hash, "compression": task.recipe.compression}
-
-
-def _due(task: ShardTask, sidecar: dict[str, Any]) -> bool:
-    """Whether a finished shard is to be built even so; not if that was done beside this run."""
-    if task.known is None or sidecar_time(task) != task.known:
+def _needs_rebuild(task: ShardTask, sidecar: Mapping[str, Any]) -> bool:
+    if sidecar_time(task) != task.sidecar_time:
         return False
-    return task.again or (task.verify and _sha256(task.path) != sidecar["sha256"])
+    return task.retry or (task.verify and _sha256(task.path) != sidecar["sha256"])
 
 
-def _build(task: ShardTask) -> tuple[dict[str, Any], int]:
-    """Writes a shard and then its sidecar; returns the sidecar and the bytes of raw files that were read.
+def _file_state(record: VolumeRecord, task: ShardTask) -> dict[str, int] | None:
+    """Number, total size and sum of the modification times of a volume's raw files; None if they cannot be found."""
+    if task.source is not None:
+        return {"files": len(record.files), "bytes": task.source.bytes_of(record)}
+    paths = [task.root / name for name in record.files]
+    if record.reader == "dicom":
+        paths = [path for folder in paths for path in folder.rglob("*") if path.is_file()]
+    try:
+        stats = [path.stat() for path in paths]
+    except OSError:
+        return None
+    if not stats:
+        return None
+    return {
+        "files": len(stats),
+        "bytes": sum(stat.st_size for stat in stats),
+        "mtime_ns": sum(stat.st_mtime_ns for stat in stats),
+    }
 
-    Volumes that cannot be used are noted, not written; what earlier versions of the shard hold is taken over. The old sidecar
-    goes before the old shard does, and every row says itself what it is, so that no moment to be killed at loses a row.
+
+def _same_files(record: VolumeRecord, known: Mapping[str, int] | None, task: ShardTask) -> bool:
+    """Whether raw files are those of the state `known`; deleted files count as the same."""
+    state = _file_state(record, task)
+    if state is None:
+        return True
+    return known is not None and all(known[name] == state[name] for name in known.keys() & state.keys())
+
+
+def _is_current(record: VolumeRecord, facts: Mapping[str, Any] | None, task: ShardTask) -> bool:
+    if facts is None:
+        return False
+    return not record.files or (facts.get("key") == record.image_key and _same_files(record, facts.get("raw"), task))
+
+
+def _build(task: ShardTask) -> dict[str, Any]:
+    """Writes a shard, then its sidecar, and returns the sidecar.
+
+    The old sidecar is deleted before the shard is replaced, so that a kill in between leaves a shard that counts as unfinished.
     """
-    with replacing(task.path) as stream, _left_to_the_next(task, stream):
-        volumes, raw_bytes = _write(task, stream)
+    with replacing(task.path) as stream:
+        volumes = _write(task, stream)
         stream.flush()
         sidecar = {
             "shard": task.path.name,
             "rows": sum("row" in facts for facts in volumes.values()),
             "bytes": stream.tell(),
             "sha256": _sha256(Path(stream.name)),
-            **_identity(task),
+            **task.identity,
             "volumes": volumes,
         }
         task.sidecar.unlink(missing_ok=True)
-    with replacing(task.sidecar) as stream:
-        stream.write((json.dumps(sidecar, indent=1, sort_keys=True) + "\n").encode())
-    for path in _partials(task):
-        path.unlink(missing_ok=True)
-    return sidecar, raw_bytes
+    write_bytes(task.sidecar, (json.dumps(sidecar, indent=1, sort_keys=True) + "\n").encode())
+    return sidecar
 
 
-@contextmanager
-def _left_to_the_next(task: ShardTask, stream: IO[bytes]) -> Iterator[None]:
-    """Keeps what was written, for the next run to go on there, when anything but a full disk ends the block."""
-    try:
-        yield
-    except BaseException as error:
-        if not is_full_disk(error):
-            stream.flush()
-            Path(stream.name).rename(task.path.with_name(f"{task.path.name}.tmp-cut-{secrets.token_hex(4)}"))
-        raise
-
-
-def _write(task: ShardTask, stream: IO[bytes]) -> tuple[dict[str, dict[str, Any]], int]:
-    """Writes the rows; returns what became of each volume, and the bytes of raw files that were read."""
+def _write(task: ShardTask, stream: IO[bytes]) -> dict[str, dict[str, Any]]:
+    """Writes all rows; returns volume id -> row and facts, or the reason why it was quarantined."""
     schema = shard_schema(task.recipe.shape, task.recipe.unit(task.dataset), {"preproc_hash": task.preproc_hash})
     options = pa.ipc.IpcWriteOptions(compression=None if task.recipe.compression == "none" else task.recipe.compression)
     volumes: dict[str, dict[str, Any]] = {}
-    rows = raw_bytes = 0
-    with pa.ipc.new_file(stream, schema, options=options) as writer, closing(_rows(task)) as found:
-        for record, image, facts, size in found:
-            volumes[record.volume_id] = facts if image is None else {"row": rows, **facts}
+    rows = 0
+    with pa.ipc.new_file(stream, schema, options=options) as writer, closing(_rows(task)) as results:
+        for record, image, facts, state in results:
+            volumes[record.volume_id] = {**facts, **({"raw": state} if state else {})}
             if image is not None:
-                writer.write_batch(volume_batch(record.volume_id, image, schema), encode_facts(facts))
+                metadata = {_FACTS: json.dumps(facts, sort_keys=True).encode()}
+                writer.write_batch(volume_batch(record.volume_id, image, schema), metadata)
+                volumes[record.volume_id]["row"] = rows
                 rows += 1
-            raw_bytes += size
-            progress.count(1, size)
-    return volumes, raw_bytes
+            progress.count(1)
+    return volumes
 
 
-def _rows(task: ShardTask) -> Iterator[tuple[VolumeRecord, np.ndarray | None, dict[str, Any], int]]:
-    """Each record with its voxels [z, y, x] or None, what is known of it, and the bytes of raw files that were read for it."""
-    stored = _stored(task)
-    wanted = [record for record in task.records if record.files and record.volume_id not in stored]
-    with closing(deliver(wanted, task.delivery) if task.delivery else _at_hand(wanted)) as arrivals:
+_Row = tuple[VolumeRecord, np.ndarray | None, dict[str, Any], dict[str, int] | None]
+"""Record, voxels [z, y, x] (None: not stored), facts, state of the raw files."""
+
+
+def _rows(task: ShardTask) -> Iterator[_Row]:
+    """One row per record of the shard. Valid rows of the present shard are copied, so that only new volumes are read."""
+    previous = _PreviousShard(task)
+    missing = [record for record in task.records if record.files and record.volume_id not in previous.rows]
+    folder = task.source.folder(task.path.stem) if task.source else task.root
+    arrivals = stream_volumes(missing, task.source, folder) if task.source else ((record, None) for record in missing)
+    local = replace(task, root=folder / task.source.prefix) if task.source else task
+    with closing(arrivals):
         for record in task.records:
-            if record.volume_id in stored:
-                kept = stored[record.volume_id]
-                yield record, kept.voxels(record.volume_id), kept.facts[record.volume_id][1], 0
+            state = _file_state(record, task) if record.files else None
+            if record.volume_id in previous.rows:
+                facts, image = previous.read(record.volume_id)
+                yield record, image, facts, state or previous.raw(record.volume_id)
             elif not record.files:
-                yield record, None, _NOT_DOWNLOADED, 0
+                yield record, None, _LOST if previous.had(record.volume_id) else _NOT_DOWNLOADED, None
             else:
                 _, failure = next(arrivals)
-                yield record, *_try_volume(record, task, failure), _raw_bytes(record, task)
-        next(arrivals, None)  # lets the files of the last one go
+                yield record, *_try_volume(record, local, failure), state
+        next(arrivals, None)  # deletes the files of the last volume
 
 
-def _stored(task: ShardTask) -> dict[str, KeptRows]:
-    """Volume id -> the earlier file that has its row, for every row that is still right."""
-    records = {record.volume_id: record for record in task.records}
-    stored: dict[str, KeptRows] = {}
-    for path in [task.path, *sorted(task.path.parent.glob(f"{task.path.name}.tmp-*"))]:
-        kept = KeptRows(path, task.preproc_hash)
-        for volume_id, (_, facts) in kept.facts.items():
-            if volume_id not in stored and volume_id in records and _is_of(facts, records[volume_id], task):
-                stored[volume_id] = kept
-    return stored
+class _PreviousShard:
+    """Rows of the shard file on disk that are still valid: same preprocessing, table row, raw files and checksum."""
+
+    def __init__(self, task: ShardTask) -> None:
+        self.rows: dict[str, int] = {}
+        """Volume id -> record batch."""
+        self._volumes = (read_sidecar(task) or {}).get("volumes", {})
+        records = {record.volume_id: record for record in task.records}
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(task.path)))
+            if decode_metadata(self._reader.schema).get("preproc_hash") != task.preproc_hash:
+                return
+            for index in range(self._reader.num_record_batches):
+                batch, metadata = self._reader.get_batch_with_custom_metadata(index)
+                facts, record = json.loads(metadata[_FACTS]), records.get(batch["volume_id"][0].as_py())
+                if record is None or hashlib.sha256(_voxels(batch)).hexdigest() != facts["image_sha256"]:
+                    continue
+                if _is_current(record, facts | {"raw": self.raw(record.volume_id)}, task):
+                    self.rows[record.volume_id] = index
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+            return  # missing, damaged, or written by another program: what was not read is prepared again
+
+    def read(self, volume_id: str) -> tuple[dict[str, Any], np.ndarray]:
+        """Facts and voxels [z, y, x] of a row."""
+        batch, metadata = self._reader.get_batch_with_custom_metadata(self.rows[volume_id])
+        return json.loads(metadata[_FACTS]), _voxels(batch)
+
+    def had(self, volume_id: str) -> bool:
+        """Whether the volume was stored, readable or not."""
+        return "row" in self._volumes.get(volume_id, {})
+
+    def raw(self, volume_id: str) -> dict[str, int] | None:
+        """State of the raw files that a row was made from; None: unknown."""
+        return self._volumes.get(volume_id, {}).get("raw")
 
 
-def _is_of(facts: Mapping[str, Any], record: VolumeRecord, task: ShardTask) -> bool:
-    if not record.files:
-        return True
-    return facts["key"] == record.image_key and not exchanged(record, task.root, facts.get("raw"))
+def _voxels(batch: pa.RecordBatch) -> np.ndarray:
+    return batch["image"].to_numpy_ndarray()[0]
 
 
-def _at_hand(records: Sequence[VolumeRecord]) -> Iterator[tuple[VolumeRecord, None]]:
-    yield from ((record, None) for record in records)
-
-
-def _try_volume(
-    record: VolumeRecord, task: ShardTask, failure: Refusal | None = None
-) -> tuple[np.ndarray | None, dict[str, Any]]:
-    raw = fingerprint(record, task.root)
-    same = {"key": record.image_key, "source": record.source} | ({"raw": raw} if raw else {})
+def _try_volume(record: VolumeRecord, task: ShardTask, failure: Refusal | None) -> tuple[np.ndarray | None, dict[str, Any]]:
+    facts = {"key": record.image_key, "source": record.source}
     try:
         if failure is not None:
             raise failure
-        image, facts = make_volume(record, task.root, task.recipe)
-        return image, same | facts
+        image, measured = make_volume(record, task.root, task.recipe)
+        return image, facts | measured
     except Refusal as refusal:
-        return None, same | {"refused": refusal.code, "detail": refusal.detail}
-    # One strange volume must not end a run of days. The message may name a file, hence a person: only its type is kept.
-    except Exception as error:
-        return None, same | {"refused": "unknown", "detail": type(error).__name__}
-
-
-def _raw_bytes(record: VolumeRecord, task: ShardTask) -> int:
-    try:
-        return sum((task.root / name).stat().st_size for name in record.files)
-    except OSError:
-        return 0
-
-
-def _partials(task: ShardTask) -> list[Path]:
-    return [*task.path.parent.glob(f"{task.path.stem}.*.tmp-*")]
+        return None, facts | {"refused": refusal.code, "detail": refusal.detail}
+    except Exception as error:  # one bad volume must not end a long run; the message may contain a patient's name
+        return None, facts | {"refused": "unknown", "detail": type(error).__name__}
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The stored voxels of one record: read, turned upright, cropped, resized, rounded."""
+"""Make the stored voxels of one volume: read, reorient, crop, resize, round."""
 
 import hashlib
 from pathlib import Path
@@ -11,19 +11,19 @@ from mg3d.datasets.schema import INTENSITIES
 from mg3d.preparation import geometry
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.registry import READERS
-from mg3d.preparation.recipe import MARGIN_MM, Recipe
+from mg3d.preparation.recipe import BODY_MARGIN_MM, Recipe
 from mg3d.preparation.records import RawVolume, VolumeRecord
 
 
 def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
-    """The voxels [z, y, x] of `recipe.shape` (int16 HU, uint8 of a window, or uint8 grey), and what the index says of them.
+    """Voxels [z, y, x] of `recipe.shape` (int16 HU or uint8), and the index fields that describe them.
 
     Raises:
         Refusal: the volume cannot be used.
     """
     try:
         raw = READERS[record.reader](record, root)
-        image, box = shape_volume(raw, recipe, record.dataset)
+        image, box = preprocess(raw, recipe, record.dataset)
     except MemoryError:
         raise Refusal("oom") from None
     spacing = raw.spacing_mm
@@ -39,33 +39,33 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
     return image, facts
 
 
-def shape_volume(raw: RawVolume, recipe: Recipe, dataset: str) -> tuple[np.ndarray, geometry.Box]:
-    """A raw volume as it is stored for a data set, [z, y, x] of `recipe.shape`, and the box of it that was resized to that.
+def preprocess(raw: RawVolume, recipe: Recipe, dataset: str) -> tuple[np.ndarray, geometry.Box]:
+    """Crops and resizes a raw volume. Returns voxels [z, y, x] of `recipe.shape` and the cropped box.
 
     Raises:
-        Refusal: voxels that are not finite, or no body or spacing for a crop that needs them.
+        Refusal: NaN or infinite voxels, or no body or spacing for a crop that needs them.
     """
-    box = _box(raw, recipe)
+    box = _crop_box(raw, recipe)
     cropped, padding = geometry.cut(raw.voxels, box)
     values = geometry.resize(
         cropped, recipe.shape, scale=raw.scale, limits=recipe.limits(dataset), kernel=recipe.resize, padding=padding
     )
     if not values.isfinite().all():
-        raise Refusal("hu_ambiguous", "voxels that are not finite")
-    return _store(values, recipe, recipe.unit(dataset)), box
+        raise Refusal("hu_ambiguous", "NaN or infinite voxels")
+    return _quantize(values, recipe, recipe.unit(dataset)), box
 
 
-def _box(raw: RawVolume, recipe: Recipe) -> geometry.Box:
+def _crop_box(raw: RawVolume, recipe: Recipe) -> geometry.Box:
     if recipe.crop == "body":
-        return geometry.margin_box(raw.voxels, raw.scale, raw.spacing_mm, MARGIN_MM)
+        return geometry.margin_box(raw.voxels, raw.scale, raw.spacing_mm, BODY_MARGIN_MM)
     if recipe.crop == "mm":
         return geometry.mm_box(raw.voxels, raw.scale, raw.spacing_mm, recipe.crop_mm)
     return geometry.center_box(raw.voxels.shape)
 
 
-def _store(values: Tensor, recipe: Recipe, unit: str) -> np.ndarray:
-    """Rounds float32 [z, y, x], for `hu8` after its window is spread over 0 to 255."""
+def _quantize(values: Tensor, recipe: Recipe, unit: str) -> np.ndarray:
+    """Rounds to the stored type; `hu8` maps its window to 0..255 first."""
     if unit == "hu8":
-        low, high = recipe.store_window
+        low, high = recipe.uint8_window
         values = values.clamp(low, high).sub_(low).mul_(255 / (high - low))
     return values.round_().numpy().astype(INTENSITIES[unit].to_pandas_dtype())

@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from mg3d.checkpoints.export import text_config
 from mg3d.checkpoints.load import LoadReport, load_weights
+from mg3d.checkpoints.pretrained import text_config
 from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.arrow import open_index
 from mg3d.datasets.integrity import require_valid
@@ -77,8 +77,6 @@ def run_folder(settings: Settings) -> Path:
 def pretrain(settings: Settings) -> None:
     """Trains (or goes on), validates, and shows the evidence; a finished run is only shown again."""
     run_dir = run_folder(settings)
-    if not settings.run.resume_from:
-        require_data(settings)  # before an existing run is reported: a typo in data_root is the likelier mistake
     checkpoint = find_checkpoint(settings, run_dir)
     if checkpoint and is_finished(checkpoint, settings) and (run_dir / "evidence.json").is_file():
         say(f"{run_dir} holds this run, finished; nothing to train (run_name=... starts another)")
@@ -164,7 +162,7 @@ def start_from(
     """
     report = load(settings, model, tokenizer=origin)
     say(str(report))
-    theirs = (report.passport.preprocessing or {}).get("recipe")
+    theirs = (report.info.preprocessing or {}).get("recipe")
     for name, ours in recipes.items():
         if other := differing_steps(theirs, ours, GEOMETRY_STEPS):
             say(
@@ -316,6 +314,7 @@ def find_checkpoint(settings: Settings, run_dir: Path) -> Path | None:
     last = run_dir / "checkpoints" / "last.ckpt"
     wanted = settings.run.resume_from
     if wanted == "" and last.is_file():
+        require_data(settings)  # a typo in data_root is the likelier mistake
         raise ValueError(
             f"{run_dir} holds a run already; resume_from=last goes on with it, run_name=... starts another beside it"
         )

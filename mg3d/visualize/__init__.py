@@ -1,1 +1,1 @@
-"""Figures and pages: arrays in, matplotlib figures or one HTML file out."""
+"""Matplotlib figures from arrays and tables, and self-contained HTML pages."""

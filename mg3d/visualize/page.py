@@ -1,4 +1,4 @@
-"""One HTML file with text, tables and figures in it, that needs no network."""
+"""Self-contained HTML pages of text, tables and figures."""
 
 import base64
 import html
@@ -16,12 +16,12 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; } img { max-width: 100%; }
-.words th, .words td { text-align: left; vertical-align: top; } pre { white-space: pre-wrap; }
+.text th, .text td { text-align: left; vertical-align: top; } pre { white-space: pre-wrap; }
 """
 
 
 class CaptionedFigure(NamedTuple):
-    """A figure and what it shows, for those who do not see it."""
+    """A figure with a text alternative for screen readers."""
 
     figure: Figure
     alt: str
@@ -31,22 +31,21 @@ PageItem = str | Figure | CaptionedFigure | Sequence[Mapping[str, Any]]
 
 
 def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence[PageItem]]]) -> None:
-    """Writes the page, whole or not at all. A section is a heading and pieces: text, a figure, or a table as a list of rows."""
-    body = "".join(f"<h2>{html.escape(heading)}</h2>\n" + "".join(map(_piece, pieces)) for heading, pieces in sections)
+    """Writes an HTML page atomically. A section is a heading and items: a paragraph, a figure, or a table as a list of rows."""
+    body = "".join(f"<h2>{html.escape(heading)}</h2>\n" + "".join(map(_render, items)) for heading, items in sections)
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    content = f"{head}\n<h1>{html.escape(title)}</h1>\n{body}</html>\n".encode()
-    write_bytes(path, content)
+    write_bytes(path, f"{head}\n<h1>{html.escape(title)}</h1>\n{body}</html>\n".encode())
 
 
-def _piece(piece: PageItem) -> str:
-    if isinstance(piece, str):
-        return f"<p>{html.escape(piece)}</p>\n"
-    if isinstance(piece, Figure):
-        piece = CaptionedFigure(piece, "")
-    if isinstance(piece, CaptionedFigure):
-        alt = html.escape(piece.alt, quote=True)
-        return f"<p><img alt='{alt}' src='data:image/png;base64,{base64.b64encode(png(piece.figure)).decode()}'></p>\n"
-    return _table(piece)
+def _render(item: PageItem) -> str:
+    if isinstance(item, str):
+        return f"<p>{html.escape(item)}</p>\n"
+    if isinstance(item, Figure):
+        item = CaptionedFigure(item, "")
+    if isinstance(item, CaptionedFigure):
+        alt = html.escape(item.alt, quote=True)
+        return f"<p><img alt='{alt}' src='data:image/png;base64,{base64.b64encode(png(item.figure)).decode()}'></p>\n"
+    return _table(item)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -54,23 +53,25 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
-    lines = ["".join(f"<td>{_unbroken(html.escape(shown(row.get(name, ''))))}</td>" for name in names) for row in rows]
-    words = " class='words'" if all(isinstance(cell, str) for row in rows for cell in row.values()) else ""
-    return f"<table{words}><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n"
+    lines = ["".join(f"<td>{_cell(row.get(name, ''))}</td>" for name in names) for row in rows]
+    is_text = all(isinstance(cell, str) for row in rows for cell in row.values())
+    style = " class='text'" if is_text else ""
+    return f"<table{style}><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n"
 
 
-def _unbroken(cell: str) -> str:
-    """A value keeps its interval beside it: `0.5 [0.4, 0.6]`."""
-    return cell.replace(" ", "\N{NO-BREAK SPACE}") if cell.endswith("]") and cell[:1] in "-0123456789" else cell
+def _cell(value: Any) -> str:
+    """Floats with three decimals; a value stays on one line with its interval, as in `0.5 [0.4, 0.6]`."""
+    text = html.escape(format_value(value))
+    return text.replace(" ", "\N{NO-BREAK SPACE}") if text.endswith("]") and text[:1] in "-0123456789" else text
 
 
-def shown(value: Any) -> str:
-    """A cell: numbers with three decimals."""
+def format_value(value: Any) -> str:
+    """Floats with three decimals, everything else as str."""
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG."""
+    """The figure as PNG bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()

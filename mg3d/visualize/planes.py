@@ -1,4 +1,4 @@
-"""Three planes of a chest as radiologists look at them."""
+"""Axial, coronal and sagittal planes of a chest CT in radiological orientation."""
 
 import textwrap
 from collections.abc import Sequence
@@ -7,15 +7,17 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-LETTERS, LINE_INCHES = 72, 0.12
-"""Letters of a report's line that fit beside the planes, and the height of a line."""
+REPORT_LINE_LENGTH, REPORT_LINE_INCHES = 72, 0.12
+EDGES = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
+"""Letters at the left, right, top and bottom edge."""
+EDGE_POSITIONS = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.96), (0.5, 0.04))
 
 
 def orthogonal_planes(volume: np.ndarray, *, centre: Sequence[int] | None = None) -> dict[str, np.ndarray]:
     """Axial, coronal and sagittal plane [rows, columns] through a voxel (z, y, x; default: the middle) of a volume [z, y, x].
 
-    Volume axes: +z superior, +y posterior, +x patient left. As on a workstation: the patient's right is at the left edge of axial
-    and coronal planes, the front on top of axial ones and at the left of sagittal ones, the head on top of the other two.
+    Volume axes: +z superior, +y posterior, +x patient left. Radiological display: patient right on the left of axial and coronal
+    planes; anterior at the top of axial and on the left of sagittal planes; superior at the top of coronal and sagittal planes.
     """
     z, y, x = centre if centre is not None else (side // 2 for side in volume.shape)
     return {"axial": volume[z], "coronal": volume[::-1, y], "sagittal": volume[::-1, :, x]}
@@ -31,33 +33,31 @@ def case_figure(
     overlay: np.ndarray | None = None,
     centre: Sequence[int] | None = None,
 ) -> Figure:
-    """The three planes of a volume [z, y, x] through `centre` (see `orthogonal_planes`) beside its report.
+    """The three planes of a volume [z, y, x] through `centre`, and its report if there is one.
 
-    spacing_mm (z, y, x) sets the aspect; window: values that become black and white; overlay: bool [z, y, x], shown in red. The
-    figure is as high as the report needs.
+    Args:
+        spacing_mm: (z, y, x), for the aspect ratio.
+        window: values shown as black and white; default: minimum and maximum.
+        overlay: bool [z, y, x], shown in red.
     """
-    lines = [line for part in report.split("\n") for line in textwrap.wrap(part, LETTERS)]
-    figure = Figure(figsize=(14 if report else 10, max(4.2, 0.6 + LINE_INCHES * len(lines))), layout="constrained")
-    columns = 4 if report else 3
-    marked = {} if overlay is None else orthogonal_planes(overlay, centre=centre)
+    lines = [line for part in report.split("\n") for line in textwrap.wrap(part, REPORT_LINE_LENGTH)]
+    height = max(4.2, 0.6 + REPORT_LINE_INCHES * len(lines))
+    figure = Figure(figsize=(14 if report else 10, height), layout="constrained")
     depth, height, width = spacing_mm if spacing_mm is not None else (1.0, 1.0, 1.0)
     aspects = {"axial": height / width, "coronal": depth / width, "sagittal": depth / height}
     low, high = window if window is not None else (float(volume.min()), float(volume.max()))
-    edges = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
-    for place, (name, plane) in enumerate(orthogonal_planes(volume, centre=centre).items()):
-        axes = figure.add_subplot(1, columns, place + 1)
-        axes.imshow(plane, cmap="gray", vmin=low, vmax=high, aspect=aspects[name], interpolation="nearest")
-        if name in marked:
-            visible = np.ma.masked_equal(marked[name], 0)
-            axes.imshow(visible, cmap=ListedColormap(["red"]), alpha=0.4, aspect=aspects[name], interpolation="nearest")
-        axes.set_title(name)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for letter, (x, y) in zip(edges[name], ((0.03, 0.5), (0.97, 0.5), (0.5, 0.96), (0.5, 0.04)), strict=True):
+    masks = {} if overlay is None else orthogonal_planes(overlay, centre=centre)
+    panels = figure.subplots(1, 4 if report else 3)
+    for axes, (name, plane) in zip(panels, orthogonal_planes(volume, centre=centre).items()):
+        image = {"aspect": aspects[name], "interpolation": "nearest"}
+        axes.imshow(plane, cmap="gray", vmin=low, vmax=high, **image)
+        if name in masks:
+            axes.imshow(np.ma.masked_equal(masks[name], 0), cmap=ListedColormap(["red"]), alpha=0.4, **image)
+        axes.set(title=name, xticks=[], yticks=[])
+        for letter, (x, y) in zip(EDGES[name], EDGE_POSITIONS, strict=True):
             axes.text(x, y, letter, color="yellow", transform=axes.transAxes, ha="center", va="center")
     if report:
-        axes = figure.add_subplot(1, columns, columns)
-        axes.axis("off")
-        axes.text(0, 1, "\n".join(lines), va="top", fontsize=6, transform=axes.transAxes, parse_math=False)
+        panels[3].axis("off")
+        panels[3].text(0, 1, "\n".join(lines), va="top", fontsize=6, transform=panels[3].transAxes, parse_math=False)
     figure.suptitle(title, parse_math=False)
     return figure

@@ -1,4 +1,4 @@
-"""Names of METER, PTUnifier, MG-3D and ours, in every direction where tensors correspond."""
+"""Conversion between the names of METER, PTUnifier, MG-3D and mg3d."""
 
 import importlib.util
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 from released_files import small_key_list, synthetic
 
 from mg3d.checkpoints.convert import convert, program_of
-from mg3d.checkpoints.layout import UNUSED, to_ours
 from mg3d.checkpoints.read import CheckpointFile, read_checkpoint
+from mg3d.checkpoints.released_names import UNUSED, to_ours
 from mg3d.models.vision.swin import SwinEncoder
 
 SPEC = importlib.util.spec_from_file_location("convert_tool", Path(__file__).parents[2] / "tools/convert_meter_weights.py")
@@ -56,36 +56,35 @@ def meter():
     return synthetic(METER)
 
 
-def test_meter_becomes_released_where_tensors_correspond(meter):
+def test_meter_names_become_released_names(meter):
     done = convert(as_file(meter), "released")
     assert done.program == "meter"
     assert {row.source: row.target for row in done.rows if row.target} == AS_RELEASED
     assert all(torch.equal(done.tensors[target], meter[source]) for source, target in AS_RELEASED.items())
-    left = {row.source: row.why for row in done.rows if not row.target}
+    left = {row.source: row.reason for row in done.rows if not row.target}
     assert left == {
-        "vit_model.visual.class_embedding": "reads flat pictures",
+        "vit_model.visual.class_embedding": "reads 2D images",
         "cross_modal_image_pooler.dense.weight": "pools the class token, MG-3D all tokens",
-        "itm_score.fc.weight": "no matching head there",
+        "itm_score.fc.weight": "no image-text matching",
     }
 
 
 @pytest.mark.parametrize("between", ["released", "ptunifier"])
-def test_meter_comes_back_from_its_relatives(meter, between):
+def test_meter_round_trip(meter, between):
     there = convert(as_file(meter), between)
     back = convert(as_file(there.tensors), "meter")
     assert set(back.tensors) == set(AS_RELEASED)
     assert all(torch.equal(back.tensors[name], meter[name]) for name in AS_RELEASED)
 
 
-def test_meter_becomes_ours_where_something_reads_it(meter):
-    done = convert(as_file(meter), "ours")
+def test_meter_to_mg3d_converts_only_tensors_that_are_used(meter):
+    done = convert(as_file(meter), "mg3d")
     assert set(done.tensors) == {
         "text.bert.embeddings.word_embeddings.weight", "text.bert.encoder.layer.0.output.dense.bias", "project_report.weight",
         "project_image.weight", "project_image.bias", "type_embedding.weight", "mlm_head.bias", "mlm_head.decoder.weight",
     }  # fmt: skip
-    assert "3 of" not in done.table()
-    assert "8 of 14 tensors converted from meter names" in done.table()
-    assert "vit_model.visual.class_embedding -> (left out: reads flat pictures)" in done.table()
+    assert "converted 8 of 14 tensors from meter names" in done.table()
+    assert "vit_model.visual.class_embedding -> (no counterpart: reads 2D images)" in done.table()
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +94,8 @@ def released():
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_released_comes_back_from_ours_with_what_nothing_reads(released, prefix):
-    there = convert(as_file({prefix + name: tensor for name, tensor in released.items()}), "ours", keep_unused=True)
+def test_released_round_trip_with_unused_tensors(released, prefix):
+    there = convert(as_file({prefix + name: tensor for name, tensor in released.items()}), "mg3d", keep_unused=True)
     assert set(there.tensors) == {to_ours(name) for name in released}
     assert there.merging == "legacy"
     back = convert(as_file(there.tensors), "released", merging="legacy")
@@ -104,63 +103,63 @@ def test_released_comes_back_from_ours_with_what_nothing_reads(released, prefix)
     assert all(torch.equal(back.tensors[name], released[name]) for name in released)
 
 
-def test_what_nothing_reads_is_left_out_unless_asked_for(released):
-    done = convert(as_file(released), "ours")
+def test_unused_tensors_are_dropped_by_default(released):
+    done = convert(as_file(released), "mg3d")
     assert not any(name.startswith(UNUSED) for name in done.tensors)
-    assert sum(row.why == "nothing reads it" for row in done.rows) == 197
+    assert sum(row.reason == "unused" for row in done.rows) == 197
 
 
-def test_a_volume_encoder_does_not_go_to_programs_of_flat_pictures(released):
+def test_a_3d_encoder_is_not_converted_to_2d_programs(released):
     done = convert(as_file(released), "ptunifier")
     assert not any(name.startswith("vision_encoder.") for name in done.tensors)
     assert "language_encoder.embeddings.word_embeddings.weight" in done.tensors
 
 
-def test_programs_are_told_by_their_names(released, meter):
+def test_the_program_is_recognised_by_its_names(released, meter):
     assert program_of({"model." + name: tensor for name, tensor in released.items()}) == ("released", "model.")
     flat = convert(as_file(meter), "ptunifier").tensors
     assert program_of(flat) == ("ptunifier", "")
     alone = {name: tensor for name, tensor in released.items() if name.startswith("vision_encoder.")}
     assert program_of(alone) == ("released", "")
-    with pytest.raises(ValueError, match="names of METER, PTUnifier, MG-3D or ours are expected; found not known"):
+    with pytest.raises(ValueError, match=r"not names of METER, PTUnifier, MG-3D or mg3d .unknown"):
         program_of({"a.weight": torch.ones(2)})
 
 
-def test_a_prefix_that_nobody_knows_is_taken_when_it_is_named(released, meter, tmp_path, capsys):
+def test_an_unknown_prefix_can_be_passed(released, meter, tmp_path, capsys):
     theirs = {"their.net." + name: tensor for name, tensor in released.items()} | {"their.optimiser": torch.ones(1)}
-    with pytest.raises(ValueError, match=r"a prefix that is not known"):
-        convert(as_file(theirs), "ours")
-    done = convert(as_file(theirs), "ours", prefix="their")
-    assert done.tensors.keys() == convert(as_file(released), "ours").tensors.keys()
+    with pytest.raises(ValueError, match="unknown prefix"):
+        convert(as_file(theirs), "mg3d")
+    done = convert(as_file(theirs), "mg3d", prefix="their")
+    assert done.tensors.keys() == convert(as_file(released), "mg3d").tensors.keys()
     assert (done.program, done.merging) == ("released", "legacy")
     assert [row.source for row in done.rows] == list(theirs)
     assert next(row.target for row in done.rows if row.source == "their.optimiser") is None
-    with pytest.raises(ValueError, match=r"no name begins with prefix='mine.'; names are such as \['their.net"):
-        convert(as_file(theirs), "ours", prefix="mine")
+    with pytest.raises(ValueError, match=r"no name starts with prefix='mine.'; names: their.net"):
+        convert(as_file(theirs), "mg3d", prefix="mine")
     torch.save({"their.net." + name: tensor for name, tensor in meter.items()}, tmp_path / "in.pt")
-    words = [str(tmp_path / "in.pt"), str(tmp_path / "out.pt"), "--to", "ours", "--prefix"]
+    words = [str(tmp_path / "in.pt"), str(tmp_path / "out.pt"), "--to", "mg3d", "--prefix"]
     assert TOOL.main([*words, "their.net"]) == 0
-    assert "8 of 14 tensors converted from meter names" in capsys.readouterr().out
+    assert "converted 8 of 14 tensors from meter names" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("out", ["out.safetensors", "out.ckpt"])
 def test_the_tool_writes_names_and_patch_merging(released, out, tmp_path, capsys):
     torch.save({"state_dict": released}, tmp_path / "in.ckpt")
-    assert TOOL.main([str(tmp_path / "in.ckpt"), str(tmp_path / out), "--to", "ours"]) == 0
+    assert TOOL.main([str(tmp_path / "in.ckpt"), str(tmp_path / out), "--to", "mg3d"]) == 0
     assert "vision_encoder.patch_embed.proj.bias -> vision.patch_embed.proj.bias" in capsys.readouterr().out
     file = read_checkpoint(tmp_path / out)
-    assert file.facts["mg3d"] == {"patch_merging": "legacy"}
+    assert file.metadata["mg3d"] == {"patch_merging": "legacy"}
     assert torch.equal(file.tensors["vision.patch_embed.proj.bias"], released["vision_encoder.patch_embed.proj.bias"])
 
 
-def test_a_patch_merging_that_is_not_known_must_be_said(tmp_path, capsys):
+def test_an_unknown_patch_merging_must_be_passed(tmp_path, capsys):
     swin = SwinEncoder(embed_width=12, depths=(1,), heads=(2,)).state_dict()
     ours = {"vision." + name: tensor for name, tensor in swin.items()}
     ours |= {"project_image.weight": torch.ones(2, 3), "type_embedding.weight": torch.ones(2, 3)}
     torch.save({"state_dict": ours}, tmp_path / "ours.ckpt")
     words = [str(tmp_path / "ours.ckpt"), str(tmp_path / "out.ckpt"), "--to", "released"]
     for more, sentence in (
-        ([], "does not tell its patch merging"), (["--merging", "monai"], "MG-3D's code does not compute"),
+        ([], "the patch merging is unknown"), (["--merging", "monai"], "the published MG-3D code does not compute"),
     ):  # fmt: skip
         assert TOOL.main([*words, *more]) == 2
         assert sentence in capsys.readouterr().err
@@ -170,4 +169,4 @@ def test_a_patch_merging_that_is_not_known_must_be_said(tmp_path, capsys):
     assert TOOL.main([*words, "--merging", "legacy"]) == 0
     assert "vision_encoder.layers1.0.downsample.reduction.weight" in read_checkpoint(tmp_path / "out.ckpt").tensors
     assert TOOL.main([words[0], str(tmp_path / "out.bin"), "--to", "released"]) == 2
-    assert "expected a name that ends in" in capsys.readouterr().err
+    assert "must end in" in capsys.readouterr().err

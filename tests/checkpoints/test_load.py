@@ -1,12 +1,12 @@
-"""Every kind of file into the pre-training model and into an encoder alone: all of it, each tensor in its place."""
+"""Loading weights of every kind of file into the pre-training model and into an encoder alone."""
 
 import pytest
 import torch
 from released_files import key_list, pretraining_model, small_bert, small_key_list, synthetic
 from safetensors.torch import save_file
 
-from mg3d.checkpoints.layout import UNUSED, to_ours
 from mg3d.checkpoints.load import load_weights, merging_of
+from mg3d.checkpoints.released_names import UNUSED, to_ours
 from mg3d.config import resolve
 from mg3d.models.build import build_model
 from mg3d.models.vision.swin import SwinEncoder
@@ -59,7 +59,7 @@ def test_a_whole_released_file_fills_an_encoder_alone(whole_file):
     report = load_weights(encoder, path)
     assert report.encoder_coverage == report.coverage == 1.0
     assert not report.unexpected
-    assert any(name.startswith("text.") for name in report.not_asked)
+    assert any(name.startswith("text.") for name in report.ignored)
     assert_holds(encoder, {name: tensor for name, tensor in state.items() if name.startswith("vision.")}, inside="vision.")
 
 
@@ -82,7 +82,7 @@ def test_a_released_encoder_file_fills_its_encoder(keys, arguments, layout, tmp_
     encoder = SwinEncoder(**arguments)
     report = load_weights(encoder, path)
     assert report.coverage == report.encoder_coverage == 1.0
-    assert report.passport.precision["float16"] > 100
+    assert report.info.precision["float16"] > 100
     assert "float16" in str(report)
     assert_holds(encoder, {to_ours(name): tensor for name, tensor in state.items()}, inside="vision.")
 
@@ -95,7 +95,7 @@ def test_a_released_unet_file_fills_its_encoder(norm_statistics, tmp_path):
     encoder = unet.UNetEncoder(norm_statistics=norm_statistics)
     report = load_weights(encoder, tmp_path / "unet.ckpt")
     assert report.coverage == report.encoder_coverage == 1.0
-    assert (report.merging, report.passport.encoder) == ("none", "unet")
+    assert (report.merging, report.info.encoder) == ("none", "unet")
     assert_holds(encoder, {to_ours(name): tensor for name, tensor in state.items()}, inside="vision.")
 
 
@@ -105,7 +105,7 @@ def test_a_released_unet_file_fills_its_encoder(norm_statistics, tmp_path):
      "backbone.", "encoder.", "model.encoder.", "vision.", "module.student.swinViT.", "model._orig_mod.backbone."],
 )  # fmt: skip
 @pytest.mark.parametrize("whole", [False, True])
-def test_every_style_of_prefix_is_found(prefix, whole, tmp_path):
+def test_known_prefixes_are_found(prefix, whole, tmp_path):
     model = encoder = small_swin()
     if whole:
         sizes = {"embed_dim": 12, "patch_size": 2, "window_size": 3, "depths": [2, 1], "num_heads": [2, 3], "hidden_size": 24}
@@ -114,15 +114,15 @@ def test_every_style_of_prefix_is_found(prefix, whole, tmp_path):
         encoder = model.vision
     state = small_state(encoder)
     torch.save({"state_dict": {prefix + name: tensor for name, tensor in state.items()}}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="does not tell its patch merging"):
+    with pytest.raises(ValueError, match="the patch merging is unknown"):
         load_weights(model, tmp_path / "weights.pt")
     report = load_weights(model, tmp_path / "weights.pt", merging="legacy")
     assert report.encoder_coverage == 1.0
-    assert report.passport.prefix == prefix
+    assert report.info.prefix == prefix
     assert_holds(encoder, state)
 
 
-def test_older_names_of_the_mlp_are_known(tmp_path):
+def test_older_mlp_names_are_known(tmp_path):
     encoder = small_swin()
     state = small_state(encoder)
     older = {"module." + name.replace("mlp.linear", "mlp.fc"): tensor for name, tensor in state.items()}
@@ -131,17 +131,17 @@ def test_older_names_of_the_mlp_are_known(tmp_path):
     assert_holds(encoder, state)
 
 
-def test_the_network_around_an_encoder_is_told_and_not_asked_for(tmp_path):
+def test_the_network_around_an_encoder_is_ignored(tmp_path):
     encoder = small_swin()
     state = {"swinViT." + name: tensor for name, tensor in small_state(encoder).items()}
     around = {"encoder10.layer.conv1.conv.weight": torch.ones(2), "decoder5.transp_conv.conv.weight": torch.ones(3)}
     torch.save(state | around, tmp_path / "unetr.pt")
     report = load_weights(encoder, tmp_path / "unetr.pt", merging="legacy")
-    assert set(report.not_asked) == set(around)
+    assert set(report.ignored) == set(around)
     assert "SwinUNETR" in str(report)
 
 
-def test_the_student_is_taken_unless_the_teacher_is_asked_for(tmp_path):
+def test_the_student_is_loaded_unless_the_teacher_is_requested(tmp_path):
     encoder = small_swin()
     state = small_state(encoder)
     torch.save({"student": state, "teacher": doubled(state)}, tmp_path / "pair.pt")
@@ -151,14 +151,14 @@ def test_the_student_is_taken_unless_the_teacher_is_asked_for(tmp_path):
     assert_holds(encoder, doubled(state))
 
 
-def test_a_prefix_nobody_knows_is_named_with_its_first_names_and_may_be_passed(tmp_path):
+def test_an_unknown_prefix_is_reported_and_can_be_passed(tmp_path):
     encoder = small_swin()
     state = {"spine.trunk7." + name: tensor for name, tensor in small_state(encoder).items()}
     torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"'spine.trunk7.', a prefix that is not known.*spine.trunk7.layers1.0.blocks.0.attn"):
+    with pytest.raises(ValueError, match=r"unknown prefix 'spine.trunk7.' .spine.trunk7.layers1.0.blocks.0.attn"):
         load_weights(encoder, tmp_path / "weights.pt", merging="legacy")
     assert load_weights(encoder, tmp_path / "weights.pt", merging="legacy", prefix="spine.trunk7").coverage == 1.0
-    with pytest.raises(ValueError, match=r"no image encoder stands behind prefix='other.'"):
+    with pytest.raises(ValueError, match=r"there is no image encoder with prefix='other.'"):
         load_weights(encoder, tmp_path / "weights.pt", prefix="other")
 
 
@@ -166,35 +166,35 @@ def test_a_prefix_nobody_knows_is_named_with_its_first_names_and_may_be_passed(t
 
 
 @pytest.mark.parametrize("merging", ["legacy", "monai"])
-def test_the_merging_of_a_model_is_seen(merging):
+def test_the_merging_of_a_model_is_detected(merging):
     assert merging_of(small_swin(patch_merging=merging)) == merging
 
 
-def test_released_weights_are_refused_by_a_model_with_the_present_merging(tmp_path):
+def test_released_weights_are_refused_by_a_model_with_the_current_merging(tmp_path):
     encoder = SwinEncoder(patch_merging="monai")
     torch.save(synthetic(key_list("keys_vision_swinb")), tmp_path / "released.ckpt")
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     with pytest.raises(
-        ValueError, match=r"trained with patch merging 'legacy' and the model computes 'monai'.*patch_merging=legacy"
+        ValueError, match=r"trained with patch merging 'legacy', but the model computes 'monai'.*patch_merging=legacy"
     ):
         load_weights(encoder, tmp_path / "released.ckpt")
-    with pytest.raises(ValueError, match=r"has patch merging 'legacy' .true of all released.*, not merging='monai'"):
+    with pytest.raises(ValueError, match=r"has patch merging 'legacy' .all released MG-3D weights., not merging='monai'"):
         load_weights(encoder, tmp_path / "released.ckpt", merging="monai")
     with pytest.raises(ValueError, match="the model computes 'monai'"):
         load_weights(encoder, tmp_path / "released.ckpt", prefix="vision_encoder")
     assert_holds(encoder, before)
 
 
-def test_the_users_word_on_an_unknown_merging_is_held_against_the_model(tmp_path):
+def test_a_given_merging_must_match_the_model(tmp_path):
     torch.save(small_state(small_swin()), tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="'monai' and the model computes 'legacy'"):
+    with pytest.raises(ValueError, match="'monai', but the model computes 'legacy'"):
         load_weights(small_swin(), tmp_path / "weights.pt", merging="monai")
     assert load_weights(small_swin(patch_merging="monai"), tmp_path / "weights.pt", merging="monai").merging == "monai"
-    with pytest.raises(ValueError, match="expected legacy or monai"):
+    with pytest.raises(ValueError, match="must be one of legacy, monai, monai_v2"):
         load_weights(small_swin(), tmp_path / "weights.pt", merging="new")
 
 
-# --- too little, another shape, broken numbers: refused, and nothing has changed
+# --- refusals leave the model unchanged
 
 
 def refused(state, tmp_path, sentence, encoder=None, **options):
@@ -206,7 +206,7 @@ def refused(state, tmp_path, sentence, encoder=None, **options):
     assert_holds(encoder, before)
 
 
-def test_a_file_that_holds_too_little_is_refused_with_the_first_names(tmp_path):
+def test_too_low_coverage_is_refused_with_missing_names(tmp_path):
     state = small_state(small_swin())
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("layers2")}
     sizes = [sum(t.numel() for n, t in part.items() if not n.endswith("_index")) for part in (kept, state)]
@@ -214,11 +214,11 @@ def test_a_file_that_holds_too_little_is_refused_with_the_first_names(tmp_path):
     refused(
         kept,
         tmp_path,
-        f"covers {share} of the encoder's parameters, at least 90% are asked for.*missing .*layers2.0.blocks.0.norm1",
+        f"contains {share} of the encoder's parameters; at least 90% are required.*missing .*layers2.0.blocks.0.norm1",
     )
 
 
-def test_a_lower_threshold_is_taken_and_the_rest_left_as_it_was(tmp_path):
+def test_a_lower_minimum_coverage_leaves_missing_tensors_unchanged(tmp_path):
     encoder = small_swin()
     state = small_state(encoder)
     kept = {"vision_encoder." + name: tensor for name, tensor in state.items() if not name.startswith("layers2")}
@@ -230,40 +230,40 @@ def test_a_lower_threshold_is_taken_and_the_rest_left_as_it_was(tmp_path):
     assert_holds(encoder, {name: (before if name.startswith("layers2") else state)[name] for name in state})
 
 
-def test_another_width_is_refused_with_the_setting_that_would_fit(tmp_path):
-    refused(small_state(small_swin(embed_width=24)), tmp_path, "the file asks for embed_dim=24")
+def test_another_width_is_refused_with_the_fitting_setting(tmp_path):
+    refused(small_state(small_swin(embed_width=24)), tmp_path, "the file needs embed_dim=24")
 
 
-def test_another_kind_of_encoder_is_refused_by_its_name(tmp_path):
+def test_another_architecture_is_refused_by_name(tmp_path):
     unet = {name: torch.zeros(shape) for name, shape in key_list("keys_vision_unet").items()}
     torch.save(unet, tmp_path / "unet.ckpt")
-    with pytest.raises(ValueError, match=r"covers 0.0% .*is unet, the model swin; the file asks for vision_encoder=unet"):
+    with pytest.raises(ValueError, match=r"contains 0.0% .*is unet, the model swin; the file needs vision_encoder=unet"):
         load_weights(small_swin(), tmp_path / "unet.ckpt")
 
 
-def test_another_window_is_refused_though_its_tables_are_small(tmp_path):
+def test_another_window_is_refused(tmp_path):
     wide = small_state(small_swin(window_size=4))
     refused(
-        wide, tmp_path, r"another shape in the encoder.*window_size=4.*relative_position_bias_table \[343, 2\] against \[125, 2\]"
+        wide, tmp_path, r"of another shape.*window_size=4.*relative_position_bias_table \[343, 2\] \(model \[125, 2\]\)"
     )
 
 
 def test_a_file_without_an_encoder_is_refused(tmp_path):
     torch.save({"classifier.weight": torch.ones(2, 3), "classifier.bias": torch.ones(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"covers 0.0% .*no image encoder that is known here.*patch_embed.proj.weight"):
+    with pytest.raises(ValueError, match=r"contains 0.0% .*no image encoder that mg3d knows.*patch_embed.proj.weight"):
         load_weights(small_swin(), tmp_path / "other.pt")
 
 
-def test_numbers_that_are_not_finite_are_refused(tmp_path):
+def test_nan_is_refused(tmp_path):
     state = small_state(small_swin())
     state["layers2.0.blocks.0.mlp.linear1.bias"][3] = float("nan")
-    refused(state, tmp_path, "not finite in vision.layers2.0.blocks.0.mlp.linear1.bias")
+    refused(state, tmp_path, "NaN or Inf in vision.layers2.0.blocks.0.mlp.linear1.bias")
 
 
 # --- the text encoder
 
 
-def test_another_text_encoder_is_left_out_whole_and_said(tmp_path):
+def test_another_text_encoder_is_skipped_as_a_whole(tmp_path):
     model = pretraining_model("tiny", text_encoder="x", freeze_text=True)
     state = {"model." + name: tensor for name, tensor in model.state_dict().items()}
     words = "model.text.bert.embeddings.word_embeddings.weight"
@@ -276,12 +276,12 @@ def test_another_text_encoder_is_left_out_whole_and_said(tmp_path):
     with torch.no_grad():
         model.text.bert.encoder.layer[1].output.dense.weight.copy_(before)
     report = load_weights(model, tmp_path / "other_words.ckpt")
-    assert "the text encoder of the file is another and was left out: vocabulary 57 (model 50)" in str(report)
+    assert "skipped the text encoder of the file, which differs from the model's: vocabulary 57 (model 50)" in str(report)
     assert torch.equal(model.text.bert.encoder.layer[1].output.dense.weight, before)
     assert report.encoder_coverage == 1.0
 
 
-def test_copies_of_text_weights_start_as_the_text_encoder(tmp_path):
+def test_copies_of_text_weights_are_initialised_from_the_text_encoder(tmp_path):
     text = small_bert(layers=1, width=16, heads=2, frozen=False)
     model = build_model(resolve(["tiny"], {}), text)
     state = small_state(model)

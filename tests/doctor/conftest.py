@@ -4,7 +4,7 @@ import pytest
 from small_doctor import SETTINGS, RawSet
 
 from mg3d.phantom.generate import generate
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 
 
 @pytest.fixture(scope="session")
@@ -25,5 +25,5 @@ def raw_set(clean_set, tmp_path):
 def clean_arrows(clean_set, tmp_path_factory):
     out = tmp_path_factory.mktemp("arrows")
     (out / "phantom.json").write_text("{}")
-    prepare(Options(out=out, roots={"ct_rate": clean_set / "ct_rate", "ctrg": clean_set / "ctrg"}, image_size=32))
+    prepare(PrepareOptions(out=out, roots={"ct_rate": clean_set / "ct_rate", "ctrg": clean_set / "ctrg"}, image_size=32))
     return out

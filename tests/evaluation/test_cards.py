@@ -74,7 +74,7 @@ def test_changed_labels_are_refused_or_marked(tmp_path):
 def test_other_label_sources_and_crops_and_more_volumes_are_refused(tmp_path):
     facts = facts_of(write(tmp_path), small_card())
     with pytest.raises(ValueError, match="labels from test instead of corrected; volumes cropped by 'unknown'"):
-        check_card_data(small_card(label_source="corrected", crop="box of the largest body"), facts, partial=False)
+        check_card_data(small_card(label_source="corrected", crop="body"), facts, partial=False)
     with pytest.raises(ValueError, match="found 12 volumes, but card phantom v1 lists 11"):
         check_card_data(small_card(volumes=11), facts, partial=True)
 

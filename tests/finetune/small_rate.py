@@ -5,7 +5,7 @@ import torch
 from downstream.folders import load
 from small_arrow import small_tokenizer, write_split
 
-from mg3d.checkpoints.export import save_pretrained
+from mg3d.checkpoints.pretrained import save_pretrained
 from mg3d.config import resolve
 from mg3d.finetune.dataset import collate
 from mg3d.finetune.settings import parse_settings

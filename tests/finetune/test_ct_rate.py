@@ -7,7 +7,7 @@ from downstream.folders import load
 from finetune.small_rate import SHAPE, batch_of, network_of, save_model, task_and_cases, voxels, write_rate
 from sklearn.linear_model import LogisticRegression
 
-from mg3d.checkpoints.export import from_pretrained
+from mg3d.checkpoints.pretrained import from_pretrained
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import sample_intensities
@@ -200,7 +200,7 @@ def test_ranks_by_hand(arrows, pretrained):
 
 def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
     words = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=retrieval",
-             "resamples=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
+             "n_bootstrap=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
     assert run(load("CT-RATE").TASK, words) == 0
     scores = read_facts(tmp_path / "CT-RATE" / "retrieval" / "run" / "fold0")["scores"]["test"]
     recall = next(score for score in scores if score["name"] == "report_to_volume/recall@1")

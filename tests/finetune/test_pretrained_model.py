@@ -6,7 +6,7 @@ from finetune.small_rate import SHAPE, SIZES, save_model
 from released_files import small_bert, small_key_list, synthetic
 from small_arrow import small_tokenizer
 
-from mg3d.checkpoints.export import from_pretrained, text_config
+from mg3d.checkpoints.pretrained import from_pretrained, text_config
 from mg3d.config import resolve
 from mg3d.finetune.pretrained_model import can_compare, describe, load_pretrained_model, rebuild
 from mg3d.finetune.settings import FinetuneSettings

@@ -216,7 +216,6 @@ def test_evaluation_again_and_prediction_of_either_form_write_the_same_reports(t
             "mode=predict",
             f"input={tmp_path / form}",
             f"output={tmp_path / form}_out",
-            "width=16",
             "max_cases=2",
         ]
         assert run(load("CTRG").TASK, asked) == 0

@@ -293,10 +293,10 @@ def test_a_cut_off_run_does_not_go_on_with_other_settings(trained, tmp_path, cap
     shutil.copy(folder / "checkpoints" / "last.ckpt", there)
     asked = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=cut", *SMALL]
     assert run(load("stoic2021").TASK, [*asked, "learning_rate=5e-4", "encoder_lr_multiplier=0.5"]) == 2
-    assert "learning_rate=0.001 (now 0.0005), encoder_lr_multiplier=1.0 (now 0.5)" in capsys.readouterr().err
+    assert "learning_rate=0.0005 (was 0.001), encoder_lr_multiplier=0.5 (was 1.0)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("word", "told"), [("seed=1", "seed=0 (now 1)"), ("fold=1", "fold=fold0 (now fold1)")])
+@pytest.mark.parametrize(("word", "told"), [("seed=1", "seed=1 (was 0)"), ("fold=1", "was trained with fold0")])
 def test_a_network_is_not_judged_on_cases_it_learned_from(trained, tmp_path, capsys, word, told):
     root, folder, _ = trained
     best = folder / "checkpoints" / "best.ckpt"

@@ -1,4 +1,4 @@
-"""prepro/make_arrow.py and prepro/glossary.py."""
+"""prepro/make_arrow.py."""
 
 import importlib.util
 
@@ -8,7 +8,6 @@ import pytest
 from downstream.folders import ROOT, load
 from PIL import Image
 
-from mg3d import glossary
 from mg3d.finetune import arrows
 from mg3d.finetune.images import read_image
 from mg3d.finetune.run import run
@@ -128,42 +127,3 @@ def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, told):
 def test_bad_words_are_one_sentence(script, tmp_path, capsys, words, told):
     assert script("make_arrow").main([str(write_table(tmp_path)), *words]) == 2
     assert told in capsys.readouterr().err
-
-
-def test_the_glossary_is_printed_and_sound(script, capsys):
-    assert script("glossary").main([]) == 0
-    told = capsys.readouterr().out
-    assert "without" in told
-    assert "Hiatal" in told
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "told"),
-    [
-        ("LABELS", (*glossary.LABELS[:-1], "emphysema"), "a label occurs twice"),
-        ("LABELS", (*glossary.LABELS[:-1], "No finding"), "holds a negation cue"),
-        ("PREVALENCE", (0.5,), "1 shares for 18 labels"),
-        ("PROMPTS", {"bad": ("There is {finding}.", "There is {finding}.")}, "do not tell every finding"),
-        ("NEGATION_CUES", ("No",), "is not in lower case"),
-        ("NOT_GIVEN", ("nan", "nan"), "occurs twice"),
-    ],
-)
-def test_a_fault_of_the_glossary_is_found(script, monkeypatch, capsys, name, value, told):
-    monkeypatch.setattr(glossary, name, value)
-    assert script("glossary").main([]) == 1
-    assert told in capsys.readouterr().err
-
-
-def test_a_label_file_is_compared_with_it(script, tmp_path, capsys):
-    table = pd.DataFrame(
-        {label: [float(share > 0.2), 0] for label, share in zip(glossary.LABELS, glossary.PREVALENCE, strict=True)}
-    )
-    table.iloc[:, ::-1].to_csv(tmp_path / "a.csv", index=False)
-    table.drop(columns="Emphysema").to_csv(tmp_path / "b.csv", index=False)
-    main = script("glossary").main
-    assert main([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]) == 1
-    error = capsys.readouterr().err
-    assert "in another order" in error
-    assert "no column for Emphysema" in error
-    assert "Cardiomegaly: 0.000 of 2 rows" in error
-    assert main([str(tmp_path / "none.csv")]) == 2

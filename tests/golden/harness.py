@@ -10,7 +10,7 @@ from golden import recipe
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from mg3d.checkpoints.layout import to_released
+from mg3d.checkpoints.released_names import to_released
 from mg3d.models.build import build_model
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.models.vision.swin import SwinEncoder

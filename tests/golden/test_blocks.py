@@ -6,7 +6,7 @@ from golden import recipe
 from golden.harness import build, recorded
 from torch import nn
 
-from mg3d.checkpoints.layout import to_released
+from mg3d.checkpoints.released_names import to_released
 
 SHAPES = {
     "image": (48, 768),

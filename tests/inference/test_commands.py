@@ -73,7 +73,7 @@ def test_an_index_of_a_folder_holds_what_python_gives_and_goes_on(tree, folder, 
     np.testing.assert_allclose(by_key["one/a.nii.gz", "report", REPORTS[0]], model.embed_report(REPORTS[0]), atol=1e-5)
     aside = read_rows(out / "set_aside.csv")
     assert [row["scan"] for row in aside] == ["broken.nii.gz"]
-    assert aside[0]["reason"].startswith("the compressed file ends early")
+    assert aside[0]["reason"].startswith("the compressed file is truncated")
     save_scan(tree / "broken.nii.gz", seed=5)
     assert command("embed", *asked) == 0
     assert "1 scans done, 3 were there" in capsys.readouterr().out

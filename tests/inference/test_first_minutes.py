@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from small_inference import RECIPE, REPORTS, build, save_scan
 
-from mg3d.checkpoints.export import text_config
+from mg3d.checkpoints.pretrained import text_config
 from mg3d.datasets.tokenizer import train_wordpiece
 from mg3d.inference.index import Entry, IndexWriter
 from mg3d.inference.load import load
@@ -44,5 +44,5 @@ def test_the_program_of_the_page_prints_what_the_page_shows(tmp_path, monkeypatc
     exec(compile(program, "docs/inference.md", "exec"), {})
     said = capsys.readouterr()
     assert [kind_of(line) for line in said.out.splitlines()] == [kind_of(line) for line in shown.splitlines()]
-    assert said.err == "mg3d: result/tiny is a run; its checkpoint result/tiny/checkpoints/last.ckpt is taken\n"
+    assert said.err == "mg3d: using result/tiny/checkpoints/last.ckpt of the run result/tiny\n"
     assert (tmp_path / "map.nii.gz").is_file()

@@ -9,8 +9,8 @@ from small_raw import SPACING, chest
 from torch.nn import functional as F
 
 import mg3d
-from mg3d.checkpoints.export import export_run, from_pretrained, text_config
-from mg3d.checkpoints.inspect import inspect_checkpoint
+from mg3d.checkpoints.info import inspect_checkpoint
+from mg3d.checkpoints.pretrained import export_run, from_pretrained, text_config
 from mg3d.datasets.tokenizer import encode_report, train_wordpiece
 from mg3d.glossary import LABELS
 from mg3d.inference.model import IMAGE_ALONE, JOINT
@@ -155,9 +155,9 @@ def test_a_run_s_checkpoint_and_what_is_saved_of_it_tell_its_recipe(tmp_path, ca
     for place in (run, once, twice):
         assert mg3d.load(place, device="cpu").preprocessing.recipe == Recipe(shape=(32, 24, 32), crop="body")
         assert inspect_checkpoint(place / "checkpoints" / "last.ckpt" if place == run else place).preprocessing["recipe"] == BODY
-    assert capsys.readouterr().err.splitlines() == [f"mg3d: {run} is a run; its checkpoint {run}/checkpoints/last.ckpt is taken"]
-    assert "kept_share" not in from_pretrained(once).config["preprocessing"]
-    assert "box of the largest body" in (once / "README.md").read_text()
+    assert capsys.readouterr().err.splitlines() == [f"mg3d: using {run}/checkpoints/last.ckpt of the run {run}"]
+    assert "crop_fraction" not in from_pretrained(once).config["preprocessing"]
+    assert '"kind": "body"' in (once / "README.md").read_text()
 
 
 def test_a_model_that_tells_no_recipe_says_so_in_one_line(tmp_path, capsys):
@@ -235,9 +235,9 @@ def test_every_bad_question_is_one_sentence(model, scans, tmp_path):
         (lambda: model.embed([]), "no scan to embed"),
         (lambda: model.embed_report(" ... "), "a text without a word"),
         (lambda: model.ground(scans[0], ""), "a text without a word"),
-        (lambda: mg3d.load(tmp_path), "holds neither a saved model"),
-        (lambda: mg3d.load(tmp_path / "nothing.ckpt"), "there is no"),
-        (lambda: mg3d.load(tmp_path / "run" / "last"), "there is no"),
+        (lambda: mg3d.load(tmp_path), "contains neither a saved model"),
+        (lambda: mg3d.load(tmp_path / "nothing.ckpt"), "does not exist"),
+        (lambda: mg3d.load(tmp_path / "run" / "last"), "does not exist"),
         (lambda: mg3d.load("nobody/no-such-model-v1.0", device="cpu"), "no model of that name came from the hub"),
         (lambda: mg3d.load("nobody/no-such-model", device="tpu9"), "cannot be used here"),
     ]

@@ -118,7 +118,7 @@ def test_the_volume_is_what_the_preparation_stores_brought_to_the_window(tmp_pat
 
 def test_a_scan_is_read_as_the_checkpoint_says_that_its_training_volumes_were_prepared(tmp_path):
     path = save_scan(tmp_path / "scan.nii.gz", seed=4)
-    recipe = Recipe(shape=GRID, crop="body", resize="compat", store="uint8", store_window=(-900.0, 400.0))
+    recipe = Recipe(shape=GRID, crop="body", resize="trilinear", dtype="uint8", uint8_window=(-900.0, 400.0))
     told = {"shape": list(GRID), "window_hu": [-700.0, 300.0], "recipe": recipe.provenance("ct_rate")}
     asked = Preprocessing.of(told)
     assert (asked.recipe, asked.note) == (recipe, "")
@@ -180,7 +180,7 @@ def test_any_scan_becomes_nifti_with_its_hu_where_they_were(tmp_path, kind):
 
 BAD = {
     "text.txt": (b"words", "is not a format that is read here; expected .nii"),
-    "cut.nii.gz": (b"\x1f\x8b\x08\x00", "ends early or is damaged"),
+    "cut.nii.gz": (b"\x1f\x8b\x08\x00", "is truncated or damaged"),
     "head.nii": (b"1" * 400, "the header cannot be read"),
     "other.npz": (b"PK", "the .npz file is damaged"),
     "empty.mha": (b"", "no plain line ElementDataFile"),
@@ -217,7 +217,7 @@ def test_what_is_not_there_and_arrays_that_are_no_scan_are_refused(tmp_path):
         read_scan(tmp_path, ASKED)
     with pytest.raises(ValueError, match=r"found an array of shape \[2, 3\]"):
         scan_of_array(np.zeros((2, 3)), ASKED)
-    with pytest.raises(ValueError, match="every voxel is the same"):
+    with pytest.raises(ValueError, match="all voxels are equal"):
         scan_of_array(np.zeros(SHAPE), ASKED)
     with pytest.raises(ValueError, match="air lies at -1000 HU neither"):
         scan_of_array(chest(0) + 1024, ASKED)

@@ -174,7 +174,7 @@ def test_a_scan_that_cannot_be_read_says_why_without_its_place(server, place):
     case = next(item["id"] for item in told(server, "/api/cases")["cases"] if item["name"] == "broken.nii.gz")
     for path in (f"/api/case/{case}", f"/scan/{case}.nii"):
         status, _, content = ask(server, path)
-        assert (status, "ends early" in content.decode(), str(place) in content.decode()) == (422, True, False)
+        assert (status, "truncated" in content.decode(), str(place) in content.decode()) == (422, True, False)
 
 
 @pytest.mark.parametrize(

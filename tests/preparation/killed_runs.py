@@ -1,8 +1,8 @@
-"""Forks a preparation, kills it with SIGKILL at random moments, again and again: killed_runs.py ROOT FOLDER KILLS WORKERS BUDGET.
+"""Forks a preparation and kills it with SIGKILL at random times, repeatedly: killed_runs.py ROOT FOLDER KILLS WORKERS BUDGET.
 
 With a BUDGET above 0, in bytes, the raw files are streamed, through FOLDER/cache.
 
-Prints JSON: how many runs were killed in the midst, how often the whole was completed, and what differed from an unbroken run.
+Prints JSON: number of killed runs, number of completed preparations, and differences from an uninterrupted run.
 """
 
 import json
@@ -14,22 +14,25 @@ import sys
 import time
 from pathlib import Path
 
-from mg3d.preparation.run import Options, prepare
+from fake_hub import REPO, FakeHub
+
+from mg3d.preparation.run import PrepareOptions, prepare
 
 
 def options(root, out, workers, budget):
     small = {"out": out, "image_size": 32, "val_patients": 1, "shard_rows": 2, "workers": workers}
     if not budget:
-        return Options(roots={"ct_rate": root}, **small)
+        return PrepareOptions(roots={"ct_rate": root}, **small)
     cache = out.parent / "cache"
-    return Options(roots={"ct_rate": cache}, stream={"ct_rate": str(root)}, stream_budget=budget, **small)
+    FakeHub(root, cache).install()
+    return PrepareOptions(roots={"ct_rate": cache}, stream={"ct_rate": REPO}, stream_budget=budget, **small)
 
 
 def content(out):
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
-def finished_shards(out):
+def shard_times(out):
     return {path: path.stat().st_mtime_ns for path in out.rglob("*.arrow") if path.with_suffix(".json").exists()}
 
 
@@ -59,31 +62,31 @@ def left_behind(group, wait_s=20):
 
 def main(root, folder, kills, workers, budget):
     began = time.monotonic()
-    prepare(options(root, folder / "unbroken", workers, budget))
+    prepare(options(root, folder / "uninterrupted", workers, budget))
     whole = time.monotonic() - began
-    expected, out = content(folder / "unbroken"), folder / "broken"
+    expected, out = content(folder / "uninterrupted"), folder / "broken"
     draw, killed, rounds, faults = random.Random(kills), 0, 0, []
-    kept, groups = {}, []
-    cut_off = True
-    while killed < kills or cut_off:
+    finished, groups = {}, []
+    killed_now = True
+    while killed < kills or killed_now:
         process = start(root, out, workers, budget)
         if killed < kills:
             time.sleep(draw.uniform(0, whole))
             os.kill(process, signal.SIGKILL)
         status = os.waitpid(process, 0)[1]
-        cut_off = os.WIFSIGNALED(status)
-        killed += cut_off
+        killed_now = os.WIFSIGNALED(status)
+        killed += killed_now
         groups.append(process)
-        kept |= finished_shards(out)
+        finished |= shard_times(out)
         faults += ["too much on disk"] if streamed_bytes(folder) > budget else []
-        faults += [f"{path.name} was redone" for path, then in kept.items() if finished_shards(out).get(path) != then]
-        if not cut_off:
+        faults += [f"{path.name} was redone" for path, then in finished.items() if shard_times(out).get(path) != then]
+        if not killed_now:
             rounds += 1
             found = content(out)
             faults += [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
             faults += [] if os.WEXITSTATUS(status) == 0 else [f"exit code {os.WEXITSTATUS(status)}"]
             shutil.rmtree(out)
-            kept = {}
+            finished = {}
     faults += [f"processes of run {group} live on" for group in groups if left_behind(group)]
     print(json.dumps({"killed": killed, "rounds": rounds, "faults": faults}))
 

@@ -134,7 +134,7 @@ def slow_linear_axis(values, after):
 @pytest.mark.parametrize("shape", [(8, 30, 17), (26, 5, 60), (1, 22, 3)])
 def test_the_compatible_resize_equals_torch_and_a_slow_one(shape):
     volume = chest()[:, ::-1]
-    found = geometry.resize(volume, shape, limits=(-900, 500), kernel="compat")
+    found = geometry.resize(volume, shape, limits=(-900, 500), kernel="trilinear")
     clipped = torch.from_numpy(volume.astype(np.float32)).clamp(-900, 500)
     theirs = torch.nn.functional.interpolate(clipped[None, None], size=shape, mode="trilinear", align_corners=False)
     torch.testing.assert_close(found, theirs[0, 0], atol=2e-3, rtol=0)
@@ -144,7 +144,7 @@ def test_the_compatible_resize_equals_torch_and_a_slow_one(shape):
     np.testing.assert_allclose(found.numpy(), slow, atol=2e-3)
 
 
-@pytest.mark.parametrize("kernel", ["antialias", "compat"])
+@pytest.mark.parametrize("kernel", ["antialias", "trilinear"])
 def test_padding_is_air_that_nobody_stores(kernel):
     padding = ((3, 0), (0, 5), (2, 7))
     scale, limits = (1.0, -1024.0), (-1024, 1500)

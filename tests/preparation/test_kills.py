@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: nothing is lost, nothing that was done is done again, and the files are those of an unbroken run."""
+"""SIGKILL at random times: finished shards are not repeated, and the files equal those of an uninterrupted run."""
 
 import json
 import os
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "OMP_NUM_THREADS": "1"}
 
 
 def killed_runs(root, folder, kills, workers=1, budget=0):
     words = [HERE / "killed_runs.py", root, folder, kills, workers, budget]
     command = [sys.executable, *map(str, words)]
-    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture
@@ -29,30 +29,30 @@ def tree_with_faults(small_tree):
 
 
 def test_three_kills_lose_nothing(tree_with_faults, tmp_path):
-    told = killed_runs(tree_with_faults, tmp_path, kills=3)
-    assert told["faults"] == []
-    assert told["killed"] == 3
-    assert told["rounds"] >= 1
+    result = killed_runs(tree_with_faults, tmp_path, kills=3)
+    assert result["faults"] == []
+    assert result["killed"] == 3
+    assert result["rounds"] >= 1
 
 
 @pytest.mark.slow
 def test_a_hundred_kills_lose_nothing(tree_with_faults, tmp_path):
-    told = killed_runs(tree_with_faults, tmp_path, kills=100)
-    assert told["faults"] == []
-    assert told["killed"] == 100
-    assert told["rounds"] >= 1
+    result = killed_runs(tree_with_faults, tmp_path, kills=100)
+    assert result["faults"] == []
+    assert result["killed"] == 100
+    assert result["rounds"] >= 1
 
 
 @pytest.mark.slow
 def test_kills_of_a_pool_lose_nothing_and_leave_no_process_behind(tree_with_faults, tmp_path):
-    told = killed_runs(tree_with_faults, tmp_path, kills=10, workers=2)
-    assert told["faults"] == []
-    assert told["killed"] == 10
+    result = killed_runs(tree_with_faults, tmp_path, kills=10, workers=2)
+    assert result["faults"] == []
+    assert result["killed"] == 10
 
 
 @pytest.mark.slow
 def test_kills_of_a_stream_lose_nothing_and_keep_its_budget(tree_with_faults, tmp_path):
     largest = max(path.stat().st_size for path in tree_with_faults.rglob("*.nii.gz"))
-    told = killed_runs(tree_with_faults, tmp_path, kills=30, budget=2 * largest)
-    assert told["faults"] == []
-    assert told["killed"] == 30
+    result = killed_runs(tree_with_faults, tmp_path, kills=30, budget=2 * largest)
+    assert result["faults"] == []
+    assert result["killed"] == 30

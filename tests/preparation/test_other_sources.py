@@ -10,7 +10,7 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import SPLITS, index_path
 from mg3d.glossary import LABELS
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 
 RECIPE = Recipe(shape=(32, 64, 96))
 
@@ -43,7 +43,7 @@ def test_a_clinics_folder_of_nifti_and_dicom(tmp_path):
         writer = csv.DictWriter(stream, list(rows[0]), delimiter=";")
         writer.writeheader()
         writer.writerows(rows)
-    options = Options(out=tmp_path / "out", roots={"custom": root}, table=table, val_patients=1, recipe=RECIPE)
+    options = PrepareOptions(out=tmp_path / "out", roots={"custom": root}, table=table, val_patients=1, recipe=RECIPE)
     summary = prepare(options)
     assert sorted((entry.code, entry.detail) for entry in summary.quarantined) == [
         ("gantry_tilt", "16.3 degrees"), ("missing_file", "row 6"),
@@ -68,7 +68,7 @@ def test_rad_chestct_is_a_test_set_that_agrees_with_its_tables(tmp_path):
     for number, name in enumerate(("trn00001", "val00002", "tst00003")):
         np.savez(root / f"{name}.npz", ct=chest(number).clip(-1000, 1000)[::-1])
     (root / "imgtest_Abnormality_and_Location_Labels.csv").write_text("NoteAcc_DEID,hernia*other\ntst00003,1\n")
-    options = Options(out=tmp_path / "out", roots={"rad_chestct": root}, recipe=RECIPE)
+    options = PrepareOptions(out=tmp_path / "out", roots={"rad_chestct": root}, recipe=RECIPE)
     summary = prepare(options)
     assert not summary.quarantined
     found = rows_of(options.out, "rad_chestct")

@@ -13,7 +13,7 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import SPLITS, index_path
 from mg3d.phantom.generate import PhantomSettings, generate
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.sources.pseudonyms import pseudonym
 
 SMALL = PhantomSettings(
@@ -75,7 +75,7 @@ class Prepared(NamedTuple):
 
 
 def run(root, out, faults=None):
-    options = Options(out=out, roots={"ct_rate": root / "ct_rate", "ctrg": root / "ctrg"}, image_size=32, val_patients=1)
+    options = PrepareOptions(out=out, roots={"ct_rate": root / "ct_rate", "ctrg": root / "ctrg"}, image_size=32, val_patients=1)
     summary = prepare(options)
     rows = {}
     for dataset in options.roots:

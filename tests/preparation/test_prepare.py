@@ -1,12 +1,16 @@
-"""The whole preparation from the command line: files, resume, what is set aside, leaks, mistakes."""
+"""The command line of the preparation: files, resume, quarantine, leaks, error messages."""
 
 import importlib.util
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_prepare import files
 from small_raw import SHAPE, chest, write_ctrg
 
 from mg3d.datasets.arrow import VolumeIndex
@@ -35,7 +39,7 @@ def quarantined(out):
 def test_indices_hold_every_volume_with_its_report_and_voxels(small_tree, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(small_tree.write(), out) == 0
-    assert "leak:" not in capsys.readouterr().out
+    assert "excluded: none" in capsys.readouterr().out
     table = index(out, "test").table
     assert table.schema.names == INDEX_SCHEMA.names
     assert len(index(out, "train")) + len(index(out, "val")) == 8
@@ -79,7 +83,7 @@ def test_a_second_run_writes_nothing_and_a_lost_shard_comes_back_the_same(small_
     assert {path: path.read_bytes() for path in out.rglob("*.arrow")} == files
 
 
-def test_what_cannot_be_used_is_set_aside_with_its_reason(small_tree, tmp_path, capsys):
+def test_unusable_volumes_are_quarantined_with_their_reason(small_tree, tmp_path, capsys):
     small_tree.add("train_7_a_1", file=False)
     cut = small_tree.add("train_8_a_1")
     small_tree.add("train_9_a_1", stored=np.zeros((SHAPE[2], SHAPE[1]), np.int16) - 1000)
@@ -136,7 +140,7 @@ def test_ctrg_is_prepared_without_names(tmp_path, capsys):
         (["--ct-rate", ".", "--image-size", "100"], "multiple of 32"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
+def test_invalid_folders_and_sizes_are_reported_in_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert script.main([*arguments, "--out", "out"]) == 2
     error = capsys.readouterr().err
@@ -191,7 +195,7 @@ def test_a_broken_annotation_is_named_with_what_it_should_hold(tmp_path, capsys,
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
-def test_no_error_below_ctrg_tells_a_path(tmp_path, monkeypatch, capsys, error):
+def test_errors_below_ctrg_do_not_print_paths(tmp_path, monkeypatch, capsys, error):
     root = write_ctrg(tmp_path / "ctrg", 12)
 
     def broken(*arguments):
@@ -207,7 +211,7 @@ def test_no_error_below_ctrg_tells_a_path(tmp_path, monkeypatch, capsys, error):
     assert said.err.count("\n") == 1
 
 
-def test_an_error_elsewhere_tells_its_path(small_tree, tmp_path, monkeypatch, capsys):
+def test_other_errors_print_the_path(small_tree, tmp_path, monkeypatch, capsys):
     blocked = tmp_path / "out"
     blocked.write_text("a file where a folder should be")
     assert run(small_tree.write(), blocked) in (1, 2)
@@ -216,7 +220,7 @@ def test_an_error_elsewhere_tells_its_path(small_tree, tmp_path, monkeypatch, ca
     assert error.count("\n") == 1
 
 
-def test_a_full_disk_is_told_and_leaves_no_part(small_tree, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(small_tree, tmp_path, monkeypatch, capsys):
     root, out, room = small_tree.write(), tmp_path / "out", [5]
 
     def write(*arguments):
@@ -230,20 +234,10 @@ def test_a_full_disk_is_told_and_leaves_no_part(small_tree, tmp_path, monkeypatc
     assert run(root, out) == 1
     assert "disk" in capsys.readouterr().err
     assert [path.name for path in out.rglob("*.arrow*")] == ["shard-00000.arrow"]
-    assert not list(out.rglob("*.lock"))
     room[0] = 1000
     assert run(root, out) == 0
     assert room[0] == 1000 - 6
     assert "2 written, 1 up to date" in capsys.readouterr().out
-
-
-def test_a_folder_is_streamed_from_the_command_line(small_tree, tmp_path, capsys):
-    out, words = tmp_path / "out", ["--image-size", "32", "--val-patients", "1", "--compression", "zstd"]
-    assert script.main(["--stream", str(small_tree.write()), "--out", str(out), "--stream-budget", "0.001", *words]) == 0
-    assert "train 7, val 1, test 2" in capsys.readouterr().out
-    assert len(index(out, "test")) == 2
-    assert index(out, "test").volume(0).shape == (32, 24, 32)
-    assert not list((out / "stream").rglob("*.nii.gz*"))
 
 
 @pytest.mark.parametrize(
@@ -251,24 +245,41 @@ def test_a_folder_is_streamed_from_the_command_line(small_tree, tmp_path, capsys
     [
         (["--ct-rate", ".", "--worker", "8/8"], "'8/8' is not I/N with I from 0 to N - 1"),
         (["--ct-rate", ".", "--worker", "1"], "'1' is not I/N"),
-        (["--stream", ".", "--stream-budget", "0"], "'0' is no number of gigabytes above 0"),
-        (["--stream", ".", "--stream-budget", "much"], "'much' is no number"),
-        (["--stream", ".", "--ct-rate", "."], "--stream takes the place of --ct-rate"),
-        ([], "--stream SOURCE"),
-        (["--ct-rate", ".", "--limit", "0"], "--limit start at 1"),
-        (["--ct-rate", ".", "--max-quarantine", "3"], "--max-quarantine 3: a share from 0 to 1"),
-        (["--ct-rate", ".", "--ray-address", "auto"], "--ray-address is for --engine ray"),
-        (["--ct-rate", ".", "--crop", "mm"], "three lengths (--crop-mm Z Y X)"),
+        (["--stream", "a/b", "--stream-budget", "0"], "'0' is not a positive number of gigabytes"),
+        (["--stream", "a/b", "--stream-budget", "much"], "'much' is not a positive number"),
+        (["--stream", "a/b", "--ct-rate", "."], "use either --stream or --ct-rate"),
+        ([], "--stream OWNER/NAME"),
+        (["--ct-rate", ".", "--limit", "0"], "--workers and --limit must be at least 1"),
+        (["--ct-rate", ".", "--max-quarantine", "3"], "--max-quarantine 3: expected a fraction between 0 and 1"),
+        (["--ct-rate", ".", "--ray-address", "auto"], "--ray-address needs --engine ray"),
+        (["--ct-rate", ".", "--crop", "mm"], "use --crop mm and --crop-mm Z Y X together"),
+        (["--ct-rate", ".", "--size", "32", "48", "32"], "--size 32 48 32: every side must be a positive multiple of 32"),
+        (["--ct-rate", ".", "--table", "x.csv"], "--table needs --custom ROOT"),
     ],
 )
-def test_wrong_words_are_told_with_what_would_be_right(arguments, words, capsys):
+def test_invalid_options_are_reported_with_the_fix(arguments, words, capsys):
     with pytest.raises(SystemExit) as stopped:
         script.main(arguments)
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
 
 
-def test_the_help_states_memory(capsys):
-    with pytest.raises(SystemExit):
-        script.main(["--help"])
-    assert "A worker holds one volume at a time" in capsys.readouterr().out
+@pytest.mark.parametrize(("name", "out"), [("pretraining", "data/pretrain_arrows"), ("finetuning", "data/finetune_arrows")])
+def test_each_script_has_its_own_help_within_a_second(name, out):
+    start = time.monotonic()
+    command = [sys.executable, SCRIPT.with_name(f"prepro_{name}_data.py"), "--help"]
+    result = subprocess.run(command, env={"PYTHONPATH": str(SCRIPT.parents[1])}, capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 5  # 0.1 s on a quiet machine; importing torch alone takes longer
+    text = " ".join(result.stdout.split())
+    assert f"Arrow files for {name.replace('pretraining', 'pre-training').replace('finetuning', 'fine-tuning')}" in text
+    assert f"output folder (default: {out})" in text
+    assert "A worker holds one volume at a time" in text
+
+
+def test_the_fine_tuning_script_prepares_the_same_files(small_tree, tmp_path):
+    root = small_tree.write()
+    command = [sys.executable, SCRIPT.with_name("prepro_finetuning_data.py"), "--ct-rate", root, "--image-size", "32"]
+    environment = {"PYTHONPATH": str(SCRIPT.parents[1])}
+    subprocess.run([*command, "--val-patients", "1"], env=environment, cwd=tmp_path, capture_output=True, check=True)
+    assert run(root, tmp_path / "out") == 0
+    assert files(tmp_path / "data" / "finetune_arrows", "*.arrow") == files(tmp_path / "out", "*.arrow")

@@ -1,4 +1,4 @@
-"""What of the voxels can be chosen, and what is written of the choice."""
+"""Options of the preprocessing, and the provenance that is written to index files."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import pytest
 from small_raw import LPS, SPACING, CtRateTree, chest, source_options
 
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.run import Options, prepare
+from mg3d.preparation.run import PrepareOptions, prepare
 from mg3d.preparation.sources.ct_rate import list_ct_rate
 from mg3d.preparation.voxels import make_volume
 
@@ -20,9 +20,9 @@ CHOICES = {
     "body": {"crop": "body"},
     "mm": {"crop": "mm", "crop_mm": (100.0, 60.0, 50.0)},
     "other mm": {"crop": "mm", "crop_mm": (100.0, 60.0, 51.0)},
-    "compat": {"resize": "compat"},
-    "uint8": {"store": "uint8"},
-    "other window": {"store": "uint8", "store_window": (-1000.0, 200.0)},
+    "trilinear": {"resize": "trilinear"},
+    "uint8": {"dtype": "uint8"},
+    "other window": {"dtype": "uint8", "uint8_window": (-1000.0, 200.0)},
 }
 
 
@@ -44,24 +44,24 @@ def volume(tree):
 def test_every_choice_changes_the_hash_and_nothing_else_does():
     digests = {name: Recipe(**choice).digest("ct_rate") for name, choice in CHOICES.items()}
     assert len(set(digests.values())) == len(CHOICES)
-    assert Recipe(store_window=(-900.0, 900.0)).digest("ct_rate") == digests["default"]
-    assert Recipe(store="uint8").digest("ctrg") == Recipe().digest("ctrg")
+    assert Recipe(uint8_window=(-900.0, 900.0)).digest("ct_rate") == digests["default"]
+    assert Recipe(dtype="uint8").digest("ctrg") == Recipe().digest("ctrg")
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
-def test_a_recipe_is_read_back_from_what_the_index_files_tell(choice):
+def test_a_recipe_is_restored_from_its_provenance(choice):
     recipe = Recipe(**choice)
-    told = json.loads(json.dumps(recipe.provenance("ct_rate")))
-    assert Recipe.of(told) == recipe
-    assert Recipe.of(told).provenance("custom") == recipe.provenance("ct_rate")
+    steps = json.loads(json.dumps(recipe.provenance("ct_rate")))
+    assert Recipe.from_provenance(steps) == recipe
+    assert Recipe.from_provenance(steps).provenance("custom") == recipe.provenance("ct_rate")
 
 
 @pytest.mark.parametrize("step", ["crop", "resize"])
-def test_steps_of_another_program_are_not_taken_for_ours(step):
-    with pytest.raises(ValueError, match="are not known here"):
-        Recipe.of(Recipe().provenance("custom") | {step: {"kind": "by eye", "kernel": "by eye", "zyx": [1, 2, 3]}})
-    with pytest.raises(ValueError, match="are not known here"):
-        Recipe.of({})
+def test_unknown_steps_are_refused(step):
+    with pytest.raises(ValueError, match="unknown crop or resize"):
+        Recipe.from_provenance(Recipe().provenance("custom") | {step: {"kind": "by eye", "kernel": "by eye", "zyx": [1, 2, 3]}})
+    with pytest.raises(ValueError, match="unknown crop or resize"):
+        Recipe.from_provenance({})
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
@@ -80,22 +80,22 @@ def test_all_48_orientations_give_the_same_voxels(volume, choice):
         assert its_facts["spacing_mm"] == pytest.approx(facts["spacing_mm"])
 
 
-def test_uint8_is_the_window_in_256_steps(volume):
+def test_uint8_is_the_window_in_256_levels(volume):
     low, high = -1000.0, 200.0
     hu, _ = volume(Recipe(shape=STORED))
-    stored, _ = volume(Recipe(shape=STORED, store="uint8", store_window=(low, high)))
+    stored, _ = volume(Recipe(shape=STORED, dtype="uint8", uint8_window=(low, high)))
     assert stored.dtype == np.uint8
     expected = (hu.clip(low, high) - low) / (high - low) * 255
     assert np.abs(stored - expected).max() <= 0.5 + 0.5 * 255 / (high - low) + 1e-3
     assert (stored.min(), stored.max()) == (0, 255)
     values = np.array([low, low + 1200 / 255 * 7.4, high])
     assert np.round((values - low) / (high - low) * 255).tolist() == [0, 7, 255]
-    assert Recipe(store="uint8", store_window=(low, high)).intensity("ct_rate") == {
+    assert Recipe(dtype="uint8", uint8_window=(low, high)).intensity("ct_rate") == {
         "unit": "hu8", "dtype": "uint8", "clip": [-1024, 3071], "window": [low, high],
     }  # fmt: skip
 
 
-def test_a_crop_in_mm_has_the_spacing_that_was_asked_for(volume):
+def test_a_crop_in_mm_has_the_expected_spacing(volume):
     image, facts = volume(Recipe(shape=STORED, crop="mm", crop_mm=(320.0, 144.0, 96.0)))
     assert facts["spacing_mm"] == pytest.approx([10.0, 6.0, 6.0])
     assert (image[:3] == -1000).all()  # the volume is 130 mm long
@@ -103,7 +103,7 @@ def test_a_crop_in_mm_has_the_spacing_that_was_asked_for(volume):
     assert image.max() > 0
 
 
-def test_a_body_crop_leaves_out_the_air_around(volume):
+def test_a_body_crop_excludes_the_air_around_it(volume):
     wide = np.pad(chest(7), ((6, 6), (20, 20), (25, 25)), constant_values=-1000)
     whole, _ = volume(Recipe(shape=STORED, crop="fraction"), wide.transpose(2, 1, 0))
     body, facts = volume(Recipe(shape=STORED, crop="body"), wide.transpose(2, 1, 0))
@@ -120,18 +120,18 @@ def test_a_body_crop_leaves_out_the_air_around(volume):
         {"crop_mm": (100.0, 100.0, 100.0)},
         {"crop": "mm", "crop_mm": (100.0, 100.0, 5.0)},
         {"crop": "mm", "crop_mm": (100.0, float("nan"), 50.0)},
-        {"store_window": (200.0, -1000.0)},
-        {"store_window": (-2000.0, 200.0)},
+        {"uint8_window": (200.0, -1000.0)},
+        {"uint8_window": (-2000.0, 200.0)},
     ],
 )
 def test_a_choice_that_no_volume_can_have_is_refused(choice):
-    with pytest.raises(ValueError, match=r"crop|store_window"):
+    with pytest.raises(ValueError, match=r"crop|uint8_window"):
         Recipe(**choice)
 
 
-def test_grey_volumes_have_no_millimetres_to_crop(tmp_path):
+def test_crops_in_mm_are_refused_for_volumes_without_hu(tmp_path):
     root = CtRateTree(tmp_path / "raw").root
     root.mkdir()
-    with pytest.raises(ValueError, match=r"CTRG-Chest-548K has neither"):
-        prepare(Options(out=tmp_path / "out", roots={"ctrg": root}, recipe=Recipe(crop="body")))
+    with pytest.raises(ValueError, match=r"which CTRG-Chest-548K does not have"):
+        prepare(PrepareOptions(out=tmp_path / "out", roots={"ctrg": root}, recipe=Recipe(crop="body")))
     assert not (tmp_path / "out").exists()

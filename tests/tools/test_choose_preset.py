@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from mg3d.config import resolve
 from mg3d.settings.presets import PRESETS
@@ -41,7 +42,7 @@ def test_words_of_the_user_come_last():
 
 @pytest.mark.parametrize(
     ("words", "found", "sentence"),
-    [([], BOTH, "add the word tiny"), (["swin_l"], [], "swin_l needs a GPU"), (["full"], [], "use the word tiny")],
+    [([], BOTH, "or the preset tiny"), (["swin_l"], [], "swin_l needs a GPU"), (["full"], [], "use the preset tiny")],
 )
 def test_without_a_gpu_the_large_models_are_refused_in_one_sentence(words, found, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -102,10 +103,10 @@ def test_help_of_the_script_for_slurm_leaves_its_options_out():
 
 
 def test_a_forbidden_gpu_is_no_gpu(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(TOOL.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     (tmp_path / "clm_ct_rate_train.arrow").touch()
     assert TOOL.main([f"data_root={tmp_path}", "accelerator=cpu"]) == 2
-    assert "no usable GPU" in capsys.readouterr().err
+    assert "but no GPU" in capsys.readouterr().err
     assert TOOL.main([f"data_root={tmp_path}"]) == 0
 
 

@@ -7,7 +7,7 @@ from small_arrow import small_tokenizer, write_split
 from small_card import bright_side, small_card
 from small_run import SMALL
 
-from mg3d.checkpoints.export import save_pretrained
+from mg3d.checkpoints.pretrained import save_pretrained
 from mg3d.config import resolve
 from mg3d.models.build import build_untrained
 

@@ -62,9 +62,9 @@ def test_the_tool_prints_cost_and_refuses_a_typo(capsys):
     [
         (["--devices", "0", "with", *WORDS], "--devices 0: must be at least 1"),
         (["--price", "-2.5", "with", *WORDS], "--price -2.5: must be at least 0"),
-        (["--utilisation", "40", "with", *WORDS], "--utilisation 40: a share above 0 and up to 1"),
+        (["--utilisation", "40", "with", *WORDS], "--utilisation 40: must be a fraction above 0"),
         (["--devices", "3", "with", *WORDS], "batch_size=8 cannot be shared evenly by 3 processes; use batch_size=12"),
-        (WORDS, "unknown option 'tiny' (--help lists them); settings come after the word `with`"),
+        (WORDS, "'tiny' is not an option; presets and settings come after `with`"),
     ],
 )
 def test_what_no_run_could_have_is_not_planned(arguments, sentence, capsys):

@@ -8,7 +8,7 @@ from small_model import OBJECTIVES, build, random_batch
 from small_run import assert_same_training, checkpoint, words
 from torch.nn.functional import cross_entropy
 
-from mg3d.checkpoints.export import export_run, from_pretrained, save_pretrained
+from mg3d.checkpoints.pretrained import export_run, from_pretrained, save_pretrained
 from mg3d.config import command_line, resolve
 from mg3d.losses.captioning import CaptionLoss
 from mg3d.models.build import build_untrained

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_arrow import write_split
 
-from mg3d.checkpoints.export import from_pretrained
+from mg3d.checkpoints.pretrained import from_pretrained
 from mg3d.config import command_line
 from mg3d.datasets.tokenizer import load_tokenizer, train_wordpiece
 
@@ -62,7 +62,7 @@ def test_words_of_other_reports_are_not_taken_for_those_of_the_run(begin, capsys
     first["mg3d"]["tokenizer"] |= {"sha256": "of other reports"}
     torch.save(first, root / "other_reports.ckpt")
     assert run("fifth", f"load_path={root / 'other_reports.ckpt'}", "learning_rate=1e-30", "weight_decay=0.0") == 0
-    assert "left out: its words come from other reports" in " ".join(capsys.readouterr().out.split())
+    assert "its tokenizer was trained on other reports" in " ".join(capsys.readouterr().out.split())
     ours = last(root, "fifth")["state_dict"]
     words = "model.text.bert.embeddings.word_embeddings.weight"
     assert (ours[words] - first["state_dict"][words]).abs().max() > 1e-3
@@ -80,8 +80,8 @@ def test_a_large_rate_is_told(begin, capsys):
         (("load_path=nowhere.ckpt",), "there is no file nowhere.ckpt"),
         (("embed_dim=24",), "embed_dim=12"),
         (("patch_merging=monai",), "patch_merging=legacy"),
-        (("load_patch_merging=new",), "load_patch_merging='new': expected one of"),
-        (("load_prefix=theirs",), "no image encoder stands behind prefix='theirs.'"),
+        (("load_patch_merging=new",), "load_patch_merging='new': must be"),
+        (("load_prefix=theirs",), "there is no image encoder with prefix='theirs.'"),
         (("load_entry=teacher",), "has no entry 'teacher'"),
     ],
 )
@@ -111,7 +111,7 @@ def test_what_holds_too_little_of_an_encoder_is_taken_when_that_is_asked_for(beg
     torch.save({name: tensor for name, tensor in state.items() if not name.startswith("vision.layers1.")}, tmp_path / "w.pt")
     words = [f"load_path={tmp_path / 'w.pt'}", "load_patch_merging=legacy"]
     assert run("sixth", *words) == 2
-    assert "at least 90% are asked for" in capsys.readouterr().err
+    assert "at least 90% are required" in capsys.readouterr().err
     assert run("sixth", *words, "load_minimum_coverage=0.0") == 0
 
 
@@ -136,7 +136,7 @@ def test_a_runs_checkpoint_is_exported_whole(begin, capsys):
     assert twice.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
     torch.save({"w": torch.ones(1)}, root / "other.ckpt")
     assert tool([str(root / "other.ckpt"), str(root / "again")]) == 2
-    assert "no checkpoint of a run of this package" in capsys.readouterr().err
+    assert "is not a checkpoint of an mg3d pre-training run" in capsys.readouterr().err
 
 
 def test_a_checkpoint_away_from_its_run_is_exported_with_the_tokenizer_that_is_named(begin, tmp_path, capsys):
@@ -146,14 +146,14 @@ def test_a_checkpoint_away_from_its_run_is_exported_with_the_tokenizer_that_is_n
     away.parent.mkdir(parents=True)
     shutil.copy(root / "first" / "checkpoints" / "last.ckpt", away)
     assert tool([str(away), str(tmp_path / "without")]) == 0
-    assert "without a tokenizer, as none was found; --tokenizer FOLDER" in capsys.readouterr().out
-    assert "the one trained on the reports of the run" in (tmp_path / "without" / "README.md").read_text()
+    assert "no tokenizer was found or stored; --tokenizer FOLDER" in capsys.readouterr().out
+    assert "the tokenizer of its training run" in (tmp_path / "without" / "README.md").read_text()
     words = root / "first" / "tokenizer"
     assert tool([str(away), str(tmp_path / "with"), "--tokenizer", str(words)]) == 0
-    assert "without" not in capsys.readouterr().out
+    assert "no tokenizer" not in capsys.readouterr().out
     assert from_pretrained(tmp_path / "with").tokenizer.get_vocab() == load_tokenizer(str(words)).get_vocab()
     assert not any(str(root) in file.read_text() for file in (tmp_path / "with" / "tokenizer").iterdir())
     train_wordpiece([" ".join(map(str, range(100, 900)))], vocab_size=900, out_dir=tmp_path / "other")
     assert tool([str(away), str(tmp_path / "wrong"), "--tokenizer", str(tmp_path / "other")]) == 2
-    assert "it is that of another model" in capsys.readouterr().err
+    assert "use the tokenizer that the model was trained with" in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mg3d.preparation.hounsfield import TISSUE_HU, TISSUE_SHARE, choose_hu_rescale
+from mg3d.preparation.hounsfield import MIN_TISSUE_FRACTION, TISSUE_HU, choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.limits import MAX_BYTES, check_range, check_shape, check_slices
 from mg3d.preparation.records import RawVolume, VolumeRecord
@@ -41,7 +41,7 @@ def read_ct_clip(record: VolumeRecord, root: Path) -> RawVolume:
         raise Refusal("hu_ambiguous", f"{low:g} to {high:g}, expected -1 to 1")
     check_range(low, high)
     tissue = float((stored[::4, ::4, ::4] > TISSUE_HU / 1000).mean())
-    if tissue < TISSUE_SHARE:
+    if tissue < MIN_TISSUE_FRACTION:
         raise Refusal("hu_ambiguous", f"{tissue:.1%} of the voxels above {TISSUE_HU} HU: the intercept was added twice")
     choose_hu_rescale(stored[::2] * np.float32(1000), None)
     return RawVolume(stored.transpose(0, 2, 1), CT_CLIP_MM, "ct_clip", (1000.0, 0.0))

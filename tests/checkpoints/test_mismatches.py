@@ -1,13 +1,13 @@
-"""Files of encoders that nearly fit: refused by the name of what differs, and the model is left as it was."""
+"""Encoders that nearly fit are refused with what differs, and the model is unchanged."""
 
 import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from released_files import key_list, pretraining_model, small_bert, synthetic
 
-from mg3d.checkpoints.inspect import inspect_checkpoint
+from mg3d.checkpoints.info import inspect_checkpoint
 from mg3d.checkpoints.load import load_weights
-from mg3d.checkpoints.merging import merging_of
+from mg3d.checkpoints.patch_merging import merging_of
 from mg3d.config import resolve
 from mg3d.models.build import build_model
 from mg3d.models.vision.nnunet import NNUNetEncoder
@@ -48,14 +48,14 @@ def refuses(model, content, sentence, tmp_path, **options):
         (small_swin(depths=(4, 3)), small_swin(), r"depths=\[4, 3\]. .*not in the model .*vision.layers1.0.blocks.2"),
         (small_swin(), small_swin(depths=(3, 1)), r"depths=\[2, 1\]. .*missing .*vision.layers1.0.blocks.2"),
         (small_swin(depths=(2, 1, 1), heads=(2, 3, 2)), small_swin(), r"depths=\[2, 1, 1\].*not in the model .*layers3.0"),
-        (monai_swin(use_v2=True), small_swin(), r"built in another way.*not in the model .*layers1c.0"),
-        (monai_swin(), monai_swin(use_v2=True), r"nowhere in the file .*layers1c.0"),
-        (monai_swin(qkv_bias=False), small_swin(), r"nowhere in the file 3: vision.layers1.0.blocks.0.attn.qkv.bias"),
+        (monai_swin(use_v2=True), small_swin(), r"another structure.*not in the model .*layers1c.0"),
+        (monai_swin(), monai_swin(use_v2=True), r"not in the file .*layers1c.0"),
+        (monai_swin(qkv_bias=False), small_swin(), r"not in the file 3: vision.layers1.0.blocks.0.attn.qkv.bias"),
         (monai_swin(), monai_swin(qkv_bias=False), r"not in the model 3: vision.layers1.0.blocks.0.attn.qkv.bias"),
         (monai_swin(patch_norm=True), small_swin(), r"not in the model 2: vision.patch_embed.norm.weight"),
-        (monai_swin(), monai_swin(patch_norm=True), r"nowhere in the file 2: vision.patch_embed.norm.weight"),
-        (small_swin(in_channels=2), small_swin(), r"in_channels=2 .*patch_embed.proj.weight \[12, 2, 2, 2, 2\] against"),
-        (small_swin(window_size=(2, 3, 4)), small_swin(), r"has tensors of another shape in the encoder. wrong shape"),
+        (monai_swin(), monai_swin(patch_norm=True), r"not in the file 2: vision.patch_embed.norm.weight"),
+        (small_swin(in_channels=2), small_swin(), r"in_channels=2. .*patch_embed.proj.weight \[12, 2, 2, 2, 2\] \(model"),
+        (small_swin(window_size=(2, 3, 4)), small_swin(), r"has encoder tensors of another shape. wrong shape"),
     ],
 )  # fmt: skip
 def test_an_encoder_that_is_built_in_another_way_is_refused_by_what_differs(file, model, sentence, tmp_path):
@@ -63,12 +63,12 @@ def test_an_encoder_that_is_built_in_another_way_is_refused_by_what_differs(file
 
 
 @pytest.mark.parametrize(
-    ("keys", "arguments", "word"),
+    ("keys", "arguments", "preset"),
     [("keys_vision_swinl", {"projection_width": 768}, "swin_l_unprojected"), ("keys_vision_swinl_with_projhead", {}, "swin_l")],
 )
-def test_swin_l_with_and_without_its_projection_are_two_encoders(keys, arguments, word, tmp_path):
+def test_swin_l_with_and_without_its_projection_are_two_encoders(keys, arguments, preset, tmp_path):
     model = SwinEncoder(embed_width=96, **arguments)
-    refuses(model, synthetic(key_list(keys), torch.bfloat16), f"the preset word {word} sets.*proj_head", tmp_path)
+    refuses(model, synthetic(key_list(keys), torch.bfloat16), f"set by the preset {preset}.*proj_head", tmp_path)
 
 
 @pytest.mark.parametrize("masked", ["file", "model"])
@@ -84,12 +84,12 @@ def test_heads_beside_an_encoder_without_a_prefix_are_not_asked_for(tmp_path):
     heads = {f"module.{name}": torch.ones(4) for name in ("rotation_head.bias", "convTrans3d.bias", "norm.bias")}
     content = {"module." + name: tensor for name, tensor in small_swin().state_dict().items()} | heads
     report = load_weights(small_swin(), saved(content, tmp_path), merging="legacy")
-    assert (set(report.not_asked), report.unexpected) == (set(heads), ())
+    assert (set(report.ignored), report.unexpected) == (set(heads), ())
 
 
 def test_windows_that_are_told_by_their_tables_alone_are_held_against_each_other(tmp_path):
     file, model = small_swin(window_size=(2, 3, 4)), small_swin(window_size=(4, 3, 2))
-    refuses(model, file.state_dict(), "another window than the model's.*relative_position_index", tmp_path, merging="legacy")
+    refuses(model, file.state_dict(), "another attention window.*relative_position_index", tmp_path, merging="legacy")
 
 
 def test_tables_of_positions_stay_the_models_own(tmp_path):
@@ -109,7 +109,7 @@ def test_a_part_of_the_encoder_asks_for_no_setting(minimum, tmp_path):
     if minimum == 0.0:
         assert load_weights(model, path, merging="legacy", minimum_coverage=minimum).encoder_coverage < 0.5
         return
-    with pytest.raises(ValueError, match=r"What it holds fits, the rest is not in it\. missing"):
+    with pytest.raises(ValueError, match=r"Everything in it fits\. missing"):
         load_weights(model, path, merging="legacy")
 
 
@@ -127,17 +127,17 @@ def test_ninety_percent_is_the_border(tmp_path):
     assert (report.missing, report.encoder_coverage) == (("vision.layers2.0.blocks.0.mlp.linear1.weight",), pytest.approx(share))
     kept, share = without("layers2.0.blocks.0.mlp.linear1.weight", "layers1.0.blocks.0.mlp.linear1.weight")
     assert 0.87 < share < 0.9
-    refuses(model, kept, f"covers {share:.1%} .*at least 90%", tmp_path, merging="legacy")
+    refuses(model, kept, f"contains {share:.1%} .*at least 90%", tmp_path, merging="legacy")
 
 
 def test_nothing_at_all_is_refused_at_any_minimum(tmp_path):
     other = {"classifier.weight": torch.ones(2, 3)}
-    refuses(small_swin(), other, "covers 0.0% .*no image encoder", tmp_path, minimum_coverage=0.0)
+    refuses(small_swin(), other, "contains 0.0% .*no image encoder", tmp_path, minimum_coverage=0.0)
 
 
 @pytest.mark.parametrize("share", [90, -0.1, float("nan")])
 def test_a_minimum_that_is_no_share_is_refused(share, tmp_path):
-    refuses(small_swin(), small_swin().state_dict(), "expected a share from 0 to 1", tmp_path, minimum_coverage=share)
+    refuses(small_swin(), small_swin().state_dict(), "must be a fraction between 0 and 1", tmp_path, minimum_coverage=share)
 
 
 # --- merging
@@ -148,7 +148,7 @@ def test_both_mergings_of_monai_are_told_apart(word, kind, tmp_path):
     model = monai_swin(downsample=word)
     assert merging_of(model) == kind
     other = {"monai": "monai_v2", "monai_v2": "monai"}[kind]
-    refuses(model, model.state_dict(), f"'{other}' and the model computes '{kind}'", tmp_path, merging=other)
+    refuses(model, model.state_dict(), f"'{other}', but the model computes '{kind}'", tmp_path, merging=other)
     assert load_weights(model, saved(model.state_dict(), tmp_path), merging=kind).merging == kind
 
 
@@ -159,7 +159,7 @@ def test_a_merging_that_is_not_known_here_is_refused(tmp_path):
             self.reduction, self.norm = torch.nn.Linear(8 * dim, 2 * dim, bias=False), norm_layer(8 * dim)
 
     model = monai_swin(downsample=Merge)
-    refuses(model, model.state_dict(), "patch merging is .*Merge; build it with one of", tmp_path, merging="monai")
+    refuses(model, model.state_dict(), "patch merging is .*Merge; it must be exactly one of", tmp_path, merging="monai")
 
 
 def test_a_model_that_mixes_mergings_is_refused():
@@ -171,7 +171,7 @@ def test_only_what_was_released_is_taken_for_released(tmp_path):
     state = {"vision_encoder." + name: tensor for name, tensor in small_swin().state_dict().items()}
     told = inspect_checkpoint(saved(state, tmp_path))
     assert (told.style, told.merging, told.preprocessing) == ("released", "unknown", None)
-    refuses(small_swin(), state, "does not tell its patch merging", tmp_path)
+    refuses(small_swin(), state, "the patch merging is unknown", tmp_path)
 
 
 @pytest.mark.parametrize("prefix", [None, "vision_encoder", "vision_encoder."])
@@ -195,7 +195,7 @@ def test_the_merging_is_read_from_both_places_where_it_is_stored(identity, mergi
     told = inspect_checkpoint(saved({"state_dict": small_swin().state_dict(), "mg3d": identity}, tmp_path))
     assert told.merging == merging
     contradicting = identity.get("settings") == {"patch_merging": "legacy"}
-    assert ("contradicts itself: 'legacy' and 'monai'" in told.merging_source) is contradicting
+    assert ("stores both 'legacy' and 'monai'" in told.merging_source) is contradicting
 
 
 # --- norms of the U-Net
@@ -213,23 +213,23 @@ class WithRunningStatistics(UNetEncoder):
     ("stored", "model", "note"),
     [
         ("batch", UNetEncoder(embed_width=4), None),
-        ("instance", UNetEncoder(embed_width=4), "norm_statistics='instance', the model computes 'batch'"),
-        ("batch", UNetEncoder(embed_width=4, norm_statistics="instance"), "the model computes 'instance': equal for one"),
-        (None, UNetEncoder(embed_width=4), "does not tell what its norms measured"),
+        ("instance", UNetEncoder(embed_width=4), "norm_statistics='instance', the model uses 'batch'"),
+        ("batch", UNetEncoder(embed_width=4, norm_statistics="instance"), "the model uses 'instance': equal for one"),
+        (None, UNetEncoder(embed_width=4), "norm statistics of the file are unknown"),
         (None, WithRunningStatistics(), None),
     ],
 )  # fmt: skip
 def test_the_statistics_of_norms_are_held_against_the_model(stored, model, note, tmp_path):
     identity = {"settings": {"norm_statistics": stored}} if stored else {}
     report = load_weights(model, saved({"state_dict": model.state_dict(), "mg3d": identity}, tmp_path))
-    assert report.passport.norm_statistics == (stored or "unknown")
+    assert report.info.norm_statistics == (stored or "unknown")
     assert [note in one for one in report.notes] == ([True] if note else [])
 
 
 def test_weights_of_batch_statistics_are_refused_by_norms_that_read_running_ones(tmp_path):
     model = WithRunningStatistics()
     content = {"state_dict": model.state_dict(), "mg3d": {"settings": {"norm_statistics": "batch"}}}
-    refuses(model, content, "norm_statistics='batch' and the model reads running statistics", tmp_path)
+    refuses(model, content, "norm_statistics='batch', but the model uses running statistics", tmp_path)
 
 
 # --- numbers
@@ -238,12 +238,12 @@ def test_weights_of_batch_statistics_are_refused_by_norms_that_read_running_ones
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda tensor: tensor.to(torch.int8), r"type that is not loaded: vision.patch_embed.proj.bias \(int8, strided\)"),
+        (lambda tensor: tensor.to(torch.int8), r"unsupported type: vision.patch_embed.proj.bias \(int8, strided\)"),
         (lambda tensor: tensor.to(torch.int32), r"bias \(int32, strided\)"),
         (lambda tensor: tensor.to(torch.complex64), r"bias \(complex64, strided\)"),
         (lambda tensor: tensor.to(torch.float8_e4m3fn), r"bias \(float8_e4m3fn, strided\)"),
         (lambda tensor: tensor.to_sparse(), r"bias \(float32, sparse_coo\)"),
-        (lambda tensor: tensor.double() + 1e300, r"not finite in vision.patch_embed.proj.bias, as float32"),
+        (lambda tensor: tensor.double() + 1e300, "NaN or Inf in vision.patch_embed.proj.bias, as float32"),
     ],
 )  # fmt: skip
 def test_numbers_that_cannot_be_loaded_are_refused_by_name(change, sentence, tmp_path):
@@ -255,10 +255,10 @@ def test_numbers_that_cannot_be_loaded_are_refused_by_name(change, sentence, tmp
 def test_numbers_are_finite_in_the_models_precision_too(tmp_path):
     state = small_swin().state_dict()
     state["patch_embed.proj.bias"] = state["patch_embed.proj.bias"] + 1e6
-    refuses(small_swin().half(), state, "not finite in vision.patch_embed.proj.bias, as float16", tmp_path, merging="legacy")
+    refuses(small_swin().half(), state, "NaN or Inf in vision.patch_embed.proj.bias, as float16", tmp_path, merging="legacy")
     report = load_weights(small_swin(), saved(small_swin().half().state_dict(), tmp_path), merging="legacy")
     tensors = len(list(small_swin().parameters()))
-    assert f"{tensors} tensors were converted to the model's precision from float16; half precision" in report.notes[0]
+    assert f"converted {tensors} tensors from float16 to the model's precision; half precision" in report.notes[0]
 
 
 # --- wrappers, places
@@ -278,7 +278,7 @@ def test_a_wrapped_model_is_loaded_as_what_it_wraps(tmp_path):
 def test_of_two_equally_good_places_one_must_be_chosen(tmp_path):
     state = small_swin().state_dict()
     pair = {word + name: tensor for word in ("backbone.", "encoder.") for name, tensor in state.items()}
-    refuses(small_swin(), pair, "equally good encoders stand behind 'backbone.', 'encoder.'; pass prefix", tmp_path)
+    refuses(small_swin(), pair, "several image encoders, 'backbone.', 'encoder.'; pass prefix", tmp_path)
     assert load_weights(small_swin(), saved(pair, tmp_path), merging="legacy", prefix="encoder").coverage == 1.0
 
 
@@ -286,7 +286,7 @@ def test_of_two_equally_good_places_one_must_be_chosen(tmp_path):
 def test_the_teacher_is_not_taken_though_it_lies_nearer(order, tmp_path):
     state = {word + name: tensor for word in order for name, tensor in small_swin().state_dict().items()}
     report = load_weights(small_swin(), saved(state, tmp_path), merging="legacy")
-    assert report.passport.prefix == "student.backbone."
+    assert report.info.prefix == "student.backbone."
 
 
 # --- released fusion, text
@@ -296,7 +296,7 @@ def test_released_fusion_that_the_preset_does_not_have_is_told(tmp_path):
     model = pretraining_model("tiny", text_encoder="x", freeze_text=True)
     state = {name.replace("fusion_report.", "fusion_report.gates."): t for name, t in model.state_dict().items()}
     report = load_weights(model, saved(state, tmp_path), merging="legacy")
-    assert "fusion is another in the file" in str(report)
+    assert "the fusion of the file differs" in str(report)
     assert load_weights(model, saved(model.state_dict(), tmp_path), merging="legacy").notes == ()
 
 
@@ -307,8 +307,8 @@ ORIGIN = {"tiny_vocabulary": 50, "reports": 9, "sha256": "ab"}
     ("stored", "ours", "note", "loaded"),
     [
         (ORIGIN, ORIGIN, None, True),
-        (ORIGIN, ORIGIN | {"sha256": "cd"}, "left out: its words come from other reports", False),
-        (ORIGIN, None, "has a tokenizer of its own", True),
+        (ORIGIN, ORIGIN | {"sha256": "cd"}, "its tokenizer was trained on other reports", False),
+        (ORIGIN, None, "has its own tokenizer", True),
         (None, ORIGIN, None, True),
     ],
 )
@@ -323,7 +323,7 @@ def test_a_text_encoder_whose_words_have_other_numbers_is_left_out(stored, ours,
     words = (f"text.{embeddings}", f"target_text.{embeddings}", "mlm_head.decoder.weight", "sentence_space.word_weight")
     for name in words:
         assert bool(model.state_dict()[name].any()) is not loaded, name
-        assert (name in report.not_asked) is not loaded
+        assert (name in report.ignored) is not loaded
     assert not model.state_dict()["project_report.weight"].any()
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from released_files import LISTS, key_list, small_key_list
 
-from mg3d.checkpoints.layout import UNUSED, to_ours, to_released
-from mg3d.checkpoints.rebuild import outline
+from mg3d.checkpoints.pretrained import outline
+from mg3d.checkpoints.released_names import UNUSED, to_ours, to_released
 from mg3d.config import resolve
 
 

@@ -1,8 +1,4 @@
-"""Names of tensors: ours, and those of the released MG-3D code. Tensors correspond one to one; only their names differ.
-
-Both directions are renamings of prefixes, so `to_ours(to_released(name)) == name` for every name of ours and
-`to_released(to_ours(name)) == name` for every released one. The axes of every tensor are the same on both sides.
-"""
+"""Parameter names of mg3d and of the published MG-3D code: one-to-one prefix renamings, with identical tensors on both sides."""
 
 _PAIRS: tuple[tuple[str, str], ...] = (
     ("vision.", "vision_encoder."),
@@ -32,10 +28,10 @@ _PAIRS: tuple[tuple[str, str], ...] = (
     ("dcl_aggregate_head.norm.", "itc_agg_head.language_ln."),
     ("dcl_aggregate_head.projection.", "itc_agg_head.language_proj."),
 )
-"""(ours, released). Where one prefix begins with another, the longer one stands first."""
+"""(ours, released); a longer prefix precedes its own beginning."""
 
 UNUSED = "unused."
-"""Ours for a released tensor that no preset computes with: this prefix before its released name."""
+"""Prefix of released tensors that no forward pass reads."""
 
 _UNUSED_WITHIN: tuple[tuple[str, str], ...] = (
     ("local_img_cross_multihead_attention.", ".fc"),
@@ -45,11 +41,11 @@ _UNUSED_WITHIN: tuple[tuple[str, str], ...] = (
     ("language_encoder.", "pooler."),
     ("language_encoder.", "embeddings.position_ids"),
 )
-"""(released prefix, what the rest of the name contains): built by the released code inside modules that are used, never read."""
+"""(released prefix, part of the rest of the name): unused tensors inside modules that are used."""
 
 
 def to_ours(released: str) -> str:
-    """Our name of a released tensor."""
+    """mg3d's name of a released tensor."""
     if any(released.startswith(prefix) and within in released[len(prefix) - 1 :] for prefix, within in _UNUSED_WITHIN):
         return UNUSED + released
     for ours, theirs in _PAIRS:
@@ -59,14 +55,14 @@ def to_ours(released: str) -> str:
 
 
 def to_released(ours: str) -> str:
-    """The released name of one of our tensors.
+    """The released name of one of mg3d's tensors; the inverse of `to_ours`.
 
     Raises:
-        ValueError: the released code has nothing that corresponds (for example the learned mask token).
+        ValueError: the released code has no counterpart, for example of the learned mask token.
     """
     if ours.startswith(UNUSED):
         return ours[len(UNUSED) :]
     for prefix, theirs in _PAIRS:
         if ours.startswith(prefix) and to_ours(released := theirs + ours[len(prefix) :]) == ours:
             return released
-    raise ValueError(f"{ours} has no counterpart in the released code")
+    raise ValueError(f"{ours} has no counterpart in the published MG-3D code")

@@ -1,7 +1,7 @@
 import pandas as pd
 
-from mg3d.visualize.curves import curves_figure
 from mg3d.visualize.page import png
+from mg3d.visualize.plots import curves_figure
 
 
 def written(path, columns):

@@ -1,0 +1,63 @@
+"""Shared by the command-line programs: argument types, short errors, exit codes. Cheap to import, for a fast --help."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from mg3d.files import is_full_disk
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Reports an error below one line of usage; argparse prints all options first."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with code 2."""
+        self.exit(2, f"usage: {self.prog} --help lists all options\n{self.prog}: error: {message}\n")
+
+
+def output_file(text: str) -> Path:
+    """Argument type: a file to write, in an existing folder."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder {path.parent} does not exist; create it or choose another one")
+    return path
+
+
+def positive_int(text: str) -> int:
+    """Argument type: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def run_and_print(work: Callable[[], str]) -> int:
+    """Prints the result of `work`; returns the exit code: 2 with one line on stderr for a ValueError or OSError."""
+    try:
+        text = work()
+    except (ValueError, OSError) as error:
+        print(f"mg3d: {error_sentence(error)}", file=sys.stderr)
+        return 2
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter reports it again at exit
+        if not isinstance(error, BrokenPipeError):  # `| head` closed the pipe; the work is done
+            print(f"mg3d: cannot print the result: {error_sentence(error)}", file=sys.stderr)
+            return 2
+    return 0
+
+
+def error_sentence(error: ValueError | OSError) -> str:
+    """Our own messages unchanged, the system's with the path."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return " ".join(str(error).split())
+    path = error.filename2 or error.filename
+    prefix = f"{path}: " if path else ""
+    if is_full_disk(error):
+        return f"{prefix}the disk is full; free some space or write elsewhere"
+    return f"{prefix}{(error.strerror or str(error)).lower()}"
