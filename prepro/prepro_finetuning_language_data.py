@@ -1,4 +1,4 @@
-"""Reports of CT-RATE or CTRG-Chest -> Arrow files for the report labeller: reports with 18 labels, and sentences with weak labels.
+"""Reports of CT-RATE or CTRG-Chest -> Arrow files for the report labeller: reports with 18 labels, sentences with weak ones.
 
 Labels of sentences come from cue words and negation. No volume is opened. An unchanged file is kept.
 """

@@ -36,7 +36,9 @@ def prepare_dataset(
     """
     if is_prepared(root, dataset):
         return root
-    options = PrepareOptions(out=out, roots={dataset: root}, recipe=Recipe(shape=shape), workers=workers, val_patients=val_patients)
+    options = PrepareOptions(
+        out=out, roots={dataset: root}, recipe=Recipe(shape=shape), workers=workers, val_patients=val_patients
+    )
     files = [index_path(out, dataset, split) for split in SPLITS]
     run_on_first_rank(lambda: _prepare(root, options), done=lambda: all(file.is_file() for file in files), what=str(out))
     return out

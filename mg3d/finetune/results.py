@@ -16,8 +16,8 @@ from mg3d.finetune.settings import INITIALIZATION, UNCOMPARED, as_builtins, chan
 from mg3d.finetune.tasks.base import Score, TaskType
 from mg3d.metrics.bootstrap import paired_comparisons
 from mg3d.settings.encoders import ENCODERS
-from mg3d.visualize.plots import curves_figure
 from mg3d.visualize.page import PageItem, write_page
+from mg3d.visualize.plots import curves_figure
 
 SCORES = "scores.json"
 
