@@ -67,7 +67,7 @@ def show_plan(settings: "Settings", options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mg3d.benchmarks.planner import DEVICES, calibrate, predict, verdict
+    from mg3d.benchmarks.planner import DEVICES, calibrate, describe_fit, predict
     from mg3d.settings.parse import refuse_unknown
 
     refuse_unknown([options.device] if options.device else [], DEVICES, "device")
@@ -91,7 +91,7 @@ def show_plan(settings: "Settings", options: argparse.Namespace) -> None:
     if measured is not None:
         table.add_row("memory of a step", f"{measured.bytes / 1e9:.3g} GB in addition to weights", f"measured on this {local}")
     memory_gb = device.memory_gb if device else _local_memory_gb(local)
-    table.add_row("fits in memory", verdict(plan.memory_gb, memory_gb), device.name if device else f"this {local}")
+    table.add_row("fits in memory", describe_fit(plan.memory_gb, memory_gb), device.name if device else f"this {local}")
     console.print(parts, table)
 
 

@@ -14,6 +14,7 @@ from mg3d.finetune.images import reversed_slices, slice_files
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings, Size
 from mg3d.finetune.task import DownstreamTask, protocol
+from mg3d.settings.schema import CROP
 
 if TYPE_CHECKING:
     from mg3d.finetune.tasks.base import TaskType
@@ -47,7 +48,7 @@ class Settings(FinetuneSettings):
     """Attention heads of the report decoder; must divide decoder_width."""
     labeller: str = ""
     """Labeller for the clinical scores: folder of a CT-RATE run with task=labeller, cues, chexbert, or radbert_ct:FOLDER."""
-    center_crop_fraction: tuple[float, float, float] = (0.88, 0.65625, 0.875)
+    center_crop_fraction: tuple[float, float, float] = CROP
     """Central fraction (z, y, x) of a scan that is used; volumes of the pre-training preparation are cropped already."""
     image_size: Size = (128, 96, 128)
     """Voxels (z, y, x) of the network's input."""

@@ -1,5 +1,6 @@
 """Model card of a saved model."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,4 +80,5 @@ def model_card(config: Mapping[str, Any], *, parameters: int, vocabulary: int | 
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    texts = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in rows.items()}
+    return "\n".join(f"| {name} | {text} |" for name, text in texts.items())

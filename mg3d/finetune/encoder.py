@@ -83,10 +83,11 @@ def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Enc
         )
     if is_standardized and file != "none":
         tensors = read_checkpoint(settings.pretrained if report else file).tensors
-        for name, stored in (("mean", "mean"), ("std", "deviation")):
-            for key, tensor in tensors.items():
-                if key.endswith((f"voxels.{stored}", f"voxels.{name}")):
-                    getattr(encoder, name).fill_(float(tensor.float().mean()))
+        for key, tensor in tensors.items():
+            if key.endswith("voxels.mean"):
+                encoder.mean.fill_(float(tensor.float().mean()))
+            elif key.endswith(("voxels.std", "voxels.deviation")):
+                encoder.std.fill_(float(tensor.float().mean()))
     names = (*VisionSettings.__dataclass_fields__, "hidden_size", "fusion_heads")
     vision = {name: list(flat[name]) if isinstance(flat[name], tuple) else flat[name] for name in names}
     return EncoderStart(encoder, vision, report)

@@ -1,5 +1,6 @@
 """Report labellers by name: our own, and CheXbert and RadBERT if they are installed."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -34,10 +35,10 @@ class LabellerEntry(NamedTuple):
 class _CheXbert:
     def __init__(self) -> None:
         try:
-            from f1chexbert import F1CheXbert
+            package = importlib.import_module("f1chexbert")
         except ImportError as error:
             raise ModuleNotFoundError("labeller=chexbert needs a package and its weights: pip install f1chexbert") from error
-        self.model = F1CheXbert()
+        self.model = package.F1CheXbert()
 
     def labels(self, reports: Sequence[str]) -> np.ndarray:
         """int8 [n, 14]; an uncertain mention counts as present."""

@@ -52,8 +52,8 @@ def _prepare(root: Path, options: PrepareOptions) -> None:
         raise ValueError(str(error)) from error
     for note in summary.notes:
         info(note)
-    if summary.share > MAX_QUARANTINED:
-        info(f"{summary.share:.1%} of the volumes were quarantined; see {options.out / 'quarantine.jsonl'}")
+    if summary.quarantined_fraction > MAX_QUARANTINED:
+        info(f"{summary.quarantined_fraction:.1%} of the volumes were quarantined; see {options.out / 'quarantine.jsonl'}")
 
 
 def read_prepared_cases(

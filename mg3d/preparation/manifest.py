@@ -13,7 +13,6 @@ from mg3d.preparation.shards import (
     MANIFEST,
     PlanChangedError,
     ShardTask,
-    changed_files,
     finished,
     is_locked,
     read_sidecar,
@@ -29,8 +28,6 @@ class ShardStatus(NamedTuple):
     """Shard -> sidecar."""
     stored: set[str]
     """Ids of the volumes in all shards."""
-    changed: int
-    """Volumes whose raw files were replaced since they were prepared."""
 
 
 def write_plan(tasks: Sequence[ShardTask]) -> tuple[list[ShardTask], str | None]:
@@ -52,14 +49,10 @@ def write_plan(tasks: Sequence[ShardTask]) -> tuple[list[ShardTask], str | None]
             "it ends, or use another --out"
         )
     write_json(path, {"plan": plan, "plan_hash": plan_hash})
-    dataset = plan["dataset"]
-    if old and old["preproc"] != plan["preproc"]:
-        return planned, f"{dataset}: the voxel settings differ from the last run; all shards are rewritten"
-    if old and old["ids"] != plan["ids"]:
-        return planned, (
-            f"{dataset}: the list of volumes has changed ({old['volumes']} -> {plan['volumes']}); shards with other volumes than "
-            "before are rewritten"
-        )
+    if old and (old["preproc"], old["ids"]) != (plan["preproc"], plan["ids"]):
+        what = "voxel settings" if old["preproc"] != plan["preproc"] else "list of volumes"
+        counts = f" ({old['volumes']} -> {plan['volumes']} volumes)" if old["volumes"] != plan["volumes"] else ""
+        return planned, f"{plan['dataset']}: the {what} changed since the last run{counts}; affected shards are rewritten"
     return planned, None
 
 
@@ -69,20 +62,19 @@ def check_shards(tasks: Sequence[ShardTask], *, retry: bool, verify: bool) -> Sh
     retry: rebuild shards with quarantined volumes.
     verify: rebuild shards whose checksum is wrong (found by the worker).
     """
-    status, changed = ShardStatus([], {}, set(), 0), 0
+    status = ShardStatus([], {}, set())
     for task in tasks:
         on_disk = read_sidecar(task)
         sidecar = finished(task, on_disk)
         facts = (on_disk or {}).get("volumes", {})
         status.stored.update(name for name, known in facts.items() if "row" in known)
-        changed += changed_files(task, on_disk) if on_disk and sidecar is None else 0
         codes = {known.get("refused") for known in (sidecar or {}).get("volumes", {}).values()}
         again = bool(codes & RETRIED) or (retry and bool(codes - {None, "not_downloaded"}))
         if sidecar is None or again or (verify and sidecar["rows"]):
             status.pending.append(replace(task, sidecar_time=sidecar_time(task), retry=again, verify=verify))
         else:
             status.done[task.path.name] = sidecar
-    return status._replace(changed=changed)
+    return status
 
 
 def check_nothing_is_lost(tasks: Sequence[ShardTask], limit: int | None) -> None:

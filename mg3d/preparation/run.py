@@ -56,7 +56,7 @@ class PrepareOptions:
     """Compare finished shards with their SHA-256."""
     compression: Literal["none", "zstd"] = "none"
     worker: tuple[int, int] | None = None
-    """(i, n): one of n concurrent runs. It starts with every n-th shard and ends when no shard is left to take."""
+    """(i, n): run i of n concurrent runs, which start at different shards. It ends when no shard is left to take."""
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     stream: Mapping[str, str] = field(default_factory=dict)
@@ -112,9 +112,8 @@ def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSum
     for dataset, job in jobs.items():
         if job.pending:
             remove_index(options.out, dataset)
-        for tasks in _order(job, options.worker):
-            with progress_bar(dataset, sum(len(task.records) for task in tasks), counter):
-                _run_tasks(tasks, job, engine, summary)
+        with progress_bar(dataset, sum(len(task.records) for task in job.pending), counter):
+            _run_tasks(_rotate(job.pending, options.worker), job, engine, summary)
     summary.waiting = _wait(jobs, engine, summary, until_done=options.worker is None)
     if not summary.waiting:
         _finish(options, jobs, summary)
@@ -140,8 +139,6 @@ def _plan_jobs(options: PrepareOptions, summary: PrepareSummary) -> dict[str, _J
         status = check_shards(tasks, retry=options.retry_quarantine, verify=options.verify)
         _check_splits(dataset, inventory, status.stored, options.out / "quarantine.jsonl")
         summary.notes += [*inventory.notes, *([note] if note else [])]
-        if status.changed:
-            summary.notes.append(f"{dataset}: raw files of {status.changed} volumes have changed; they are prepared again")
         for task in status.pending:
             remove_partial_shard(task)
         summary.skipped += len(status.done)
@@ -193,15 +190,11 @@ def _check_splits(dataset: str, inventory: Inventory, stored: set[str], quaranti
     )
 
 
-def _order(job: _Job, worker: tuple[int, int] | None) -> list[list[ShardTask]]:
-    """The shards a run starts with, and those it then helps with, starting behind its own."""
-    if worker is None:
-        return [job.pending]
-    index, count = worker
-    own = {task.path.name for task in job.tasks[index::count]}
-    others = [task for task in job.pending if task.path.name not in own]
-    start = len(others) * index // count
-    return [[task for task in job.pending if task.path.name in own], others[start:] + others[:start]]
+def _rotate(tasks: list[ShardTask], worker: tuple[int, int] | None) -> list[ShardTask]:
+    """All tasks, starting at i/n of the list for worker (i, n)."""
+    index, count = worker or (0, 1)
+    start = len(tasks) * index // count
+    return tasks[start:] + tasks[:start]
 
 
 def _run_tasks(tasks: Sequence[ShardTask], job: _Job, engine: Engine, summary: PrepareSummary) -> None:

@@ -158,12 +158,6 @@ def finished(task: ShardTask, sidecar: dict[str, Any] | None = None) -> dict[str
     return sidecar if all(_is_current(record, volumes.get(record.volume_id), task) for record in task.records) else None
 
 
-def changed_files(task: ShardTask, sidecar: Mapping[str, Any]) -> int:
-    """Number of volumes whose raw files were replaced since they were prepared."""
-    known = ((record, sidecar["volumes"].get(record.volume_id, {})) for record in task.records)
-    return sum("raw" in facts and not _same_files(record, facts["raw"], task) for record, facts in known)
-
-
 def build_shard(task: ShardTask) -> ShardResult:
     """Writes the shard, unless another process holds it or has finished it since the run began.
 

@@ -1,7 +1,7 @@
 """COVID-19-20: bilateral peripheral ground glass, thick slices. `Train` is labelled, `Validation` is not."""
 
 from mg3d.phantom.body import LEFT, RIGHT
-from mg3d.phantom.downstream.chest import Chest, LabelledVolume
+from mg3d.phantom.downstream.chest import Chest
 from mg3d.phantom.downstream.write import write_volume
 from mg3d.phantom.spec import DatasetSpec
 
@@ -18,17 +18,12 @@ def write(spec: DatasetSpec) -> None:
     spec.map(_write_case, cases)
 
 
-def draw(spec: DatasetSpec, group: int, index: int) -> LabelledVolume:
-    """Draw one case and its lesions."""
+def _write_case(case: tuple[DatasetSpec, int, int]) -> None:
+    spec, group, index = case
     chest = Chest((spec.seed, 20, group, index), voxels_in_plane=spec.voxels_in_plane)
     extra = [chest.random.side() for _ in range(int(chest.generator.integers(0, 4)))]
     chest.add_opacities([RIGHT, LEFT, *extra], low_mm=14, high_mm=34)
-    return chest.scan(slice_factor=SLICE_FACTORS[index % len(SLICE_FACTORS)])
-
-
-def _write_case(case: tuple[DatasetSpec, int, int]) -> None:
-    spec, group, index = case
-    volume = draw(spec, group, index)
+    volume = chest.scan(slice_factor=SLICE_FACTORS[index % len(SLICE_FACTORS)])
     folder = spec.root / TOP / ("Train" if group == TRAIN else "Validation")
     stem = f"volume-covid19-A-{3 * index + FIRST_NUMBER[group]:04d}"  # numbers have gaps, as in the public set
     axis_codes = "LPS" if index % 2 == 0 else "RAS"

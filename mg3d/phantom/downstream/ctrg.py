@@ -25,24 +25,16 @@ POSITIVE, NEGATIVE, UNCERTAIN = 1, 2, 3
 CODES = {"+": POSITIVE, "-": NEGATIVE, "?": UNCERTAIN}
 
 
-def write(spec: DatasetSpec, *, own_validation: bool = False) -> None:
-    """Write the cases, four fifths of them for training, and `truth/`.
-
-    own_validation: split the held-out cases into validation and test; in the published split both are the same cases.
-    """
+def write(spec: DatasetSpec) -> None:
+    """Write the cases, four fifths of them for training, and `truth/`. Validation and test are the same cases, as published."""
     write_part(spec, "ctrg", ctrg_cases=spec.cases)
     cases = json.loads((spec.root / ANNOTATIONS).read_text(encoding="utf-8"))
     spec.map(_write_volume, [(spec, case) for case in cases])
     shuffled = spec.generator(80).permutation(len(cases)).tolist()
     n_training = round(0.8 * len(cases))
-    middle = n_training + (len(cases) - n_training) // 2
-    splits = {"train": shuffled[:n_training], "val": shuffled[n_training:], "test": shuffled[n_training:]}
-    if own_validation:
-        splits |= {"val": shuffled[n_training:middle], "test": shuffled[middle:]}
-    # In the published file the entries of the test split also say "val".
-    names = {"train": "train", "val": "val", "test": "test" if own_validation else "val"}
-    split = {part: [_entry(cases[index], names[part]) for index in sorted(indices)] for part, indices in splits.items()}
-    write_json(spec.root / SPLIT, split)
+    train, held_out = ([cases[index] for index in sorted(part)] for part in (shuffled[:n_training], shuffled[n_training:]))
+    validation = [_entry(case, "val") for case in held_out]  # the published entries of the test split also say "val"
+    write_json(spec.root / SPLIT, {"train": [_entry(case, "train") for case in train], "val": validation, "test": validation})
     write_csv(spec.root / "CTRG_finding_labels.csv", ("id", *LABELS), (_label_row(spec, case) for case in cases))
 
 
