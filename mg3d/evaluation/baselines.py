@@ -1,11 +1,15 @@
 """Supervised baseline: logistic regression on block means of the volume."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
+
+from mg3d.metrics.classification import macro_auroc
 
 POOLED_GRID = (8, 6, 8)
 
@@ -29,6 +33,26 @@ def fit_logistic(
             model = LogisticRegression(C=c, max_iter=1000, solver=solver).fit(features[known], labels[known, index])
             weights[index], intercepts[index] = model.coef_[0], model.intercept_[0]
     return weights, intercepts
+
+
+def fit_best_logistic(
+    train: tuple[np.ndarray | csr_matrix, np.ndarray],
+    val: tuple[np.ndarray | csr_matrix, np.ndarray],
+    penalties: Sequence[float],
+    *,
+    solver: str = "lbfgs",
+) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """(c, macro AUROC on `val`, weights, intercepts) of the best inverse penalty; `train` and `val` are features and labels.
+
+    See `fit_logistic`.
+    """
+    best = None
+    for c in penalties:
+        weights, intercepts = fit_logistic(*train, c=c, solver=solver)
+        score = macro_auroc(val[1], val[0] @ weights.T + intercepts)
+        if best is None or np.nan_to_num(score) > np.nan_to_num(best[1]):
+            best = (c, score, weights, intercepts)
+    return best
 
 
 def logistic_scores(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:

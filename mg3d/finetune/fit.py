@@ -52,37 +52,27 @@ def machine(settings: FinetuneSettings) -> RunSettings:
     return RunSettings(**{name: getattr(settings, name) for name in names})
 
 
-class FoldData(pl.LightningDataModule):
-    """Loaders of one fold, sharded over ranks."""
+class FinetuneData(pl.LightningDataModule):
+    """Loaders sharded over ranks: of training and validation (`split`), or of prediction (`data`)."""
 
-    def __init__(self, task_type: TaskType, split: Split) -> None:
+    def __init__(self, task_type: TaskType, split: Split | None = None, data: Dataset | None = None) -> None:
         super().__init__()
-        self.task_type, self.settings = task_type, task_type.settings
-        self.training, self.draw = task_type.training_data(split.train)
-        self.validation = task_type.evaluation_data(split.val)
+        self.task_type, self.settings, self.data = task_type, task_type.settings, data
+        if split is not None:
+            self.training, self.draw = task_type.training_data(split.train)
+            self.data = task_type.evaluation_data(split.val)
 
     def train_dataloader(self) -> DataLoader:
         """Samples of an epoch, drawn by seed and epoch."""
-        ranks = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size} if self.trainer else {}
+        ranks = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
         sampler = EpochSampler(self.draw, count=len(self.training), seed=self.settings.seed, **ranks)
         return _loader(self.training, sampler, self.settings, size=self.settings.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """Every case once."""
-        ranks = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size} if self.trainer else {}
-        return evaluation_loader(self.validation, self.task_type, **ranks)
-
-
-class PredictionData(pl.LightningDataModule):
-    """Evaluation samples, sharded over ranks."""
-
-    def __init__(self, task_type: TaskType, data: Dataset) -> None:
-        super().__init__()
-        self.task_type, self.data = task_type, data
-
-    def predict_dataloader(self) -> DataLoader:
-        """Every case once."""
         return evaluation_loader(self.data, self.task_type, rank=self.trainer.global_rank, ranks=self.trainer.world_size)
+
+    predict_dataloader = val_dataloader
 
 
 def _loader(data: Dataset, sampler: EpochSampler, settings: FinetuneSettings, *, size: int) -> DataLoader:
@@ -122,7 +112,7 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
     if last.is_file():
         require_same_run(folder, read_finetuned(last)["mg3d_finetune"], config)
         info(f"continuing from {last}")
-    data = FoldData(task_type, split)
+    data = FinetuneData(task_type, split)
     ranks = resolve_devices(run) * run.num_nodes
     module = FinetuneModule(
         network, task_type, steps_per_epoch=steps_per_epoch(data.draw, settings, ranks=ranks), config=config
@@ -253,7 +243,7 @@ def predict(
         **_devices(settings, several=several), logger=False, enable_checkpointing=False, callbacks=[_progress_bar()],
     )  # fmt: skip
     module = FinetuneModule(network, task_type, masks=masks)
-    data = PredictionData(task_type, task_type.evaluation_data(cases, collect_errors=collect_errors))
+    data = FinetuneData(task_type, data=task_type.evaluation_data(cases, collect_errors=collect_errors))
     batches = trainer.predict(module, datamodule=data) or []
     return gather_rows([row for batch in batches for row in batch])
 

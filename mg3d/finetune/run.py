@@ -133,12 +133,12 @@ def with_stored_settings(
     if config["folder"] != task.folder:
         raise ValueError(f"checkpoint={settings.checkpoint} was fine-tuned for {config['folder']}, not for {task.folder}")
     current = as_builtins(settings)
-    kept = {name: value for name, value in config["settings"].items() if name not in EVALUATION and name in current}
-    named = {name: current[name] for name in given if name in kept}
-    different = changed(kept, named, ignore=EVALUATION)
+    trained = {name: value for name, value in config["settings"].items() if name not in EVALUATION and name in current}
+    named = {name: current[name] for name in given if name in trained}
+    different = changed(trained, named, ignore=EVALUATION)
     if different:
         raise ValueError(f"the checkpoint was fine-tuned with other settings: {', '.join(different[:4])}; leave them out")
-    return settings.__class__(**{**current, **kept})
+    return settings.__class__(**{**current, **trained})
 
 
 def run_folder(task: DownstreamTask, settings: FinetuneSettings, *, synthetic: bool) -> Path:

@@ -37,7 +37,7 @@ def trained(tiny_set, tmp_path_factory):
     return root, results / "Covid19_20" / "one" / "fold0", words(root, results)
 
 
-def test_masks_of_a_run_lie_on_the_grid_of_their_scans_and_carry_the_scores(trained):
+def test_masks_are_on_the_grid_of_their_scans_and_match_the_scores(trained):
     root, folder, _ = trained
     table = pd.read_csv(folder / "predictions_val.csv")
     assert len(table) == 2
@@ -126,8 +126,8 @@ def test_a_task_of_several_channels_is_read_channel_by_channel(tmp_path):
     nib.save(nib.Nifti1Image(voxels, np.diag([1, 2, 3, 1.0])), folder / "imagesTr" / "BRATS_001.nii.gz")
     nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.diag([1, 2, 3, 1.0])), folder / "labelsTr" / "BRATS_001.nii.gz")
     entry = {"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}
-    told = {"labels": {"0": "background", "1": "edema", "3": "enhancing", "2": "core"}, "modality": {"0": "FLAIR", "1": "T1w"}}
-    (folder / "dataset.json").write_text(json.dumps(told | {"training": [entry]}))
+    message = {"labels": {"0": "background", "1": "edema", "3": "enhancing", "2": "core"}, "modality": {"0": "FLAIR", "1": "T1w"}}
+    (folder / "dataset.json").write_text(json.dumps(message | {"training": [entry]}))
     module = load("MSD")
     settings = module.resolve(module.Settings(data_root=str(folder), channel=1))
     assert settings.structures == ("edema", "core", "enhancing")
@@ -182,13 +182,13 @@ def spoil(root, fault):
         ("empty", "none of the 2 training cases has a voxel of lesion"),
     ],
 )
-def test_faults_are_told_before_training(fault, sentence, tiny_set, tmp_path, capsys):
+def test_bad_masks_are_refused_before_training(fault, sentence, tiny_set, tmp_path, capsys):
     root = shutil.copytree(tiny_set("Covid19_20"), tmp_path / "copy")
     spoil(root, fault)
     assert run(load("Covid19_20").TASK, words(root, tmp_path / "results")) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert sentence in told
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert sentence in message
     assert not list((tmp_path / "results").rglob("*.ckpt"))
 
 
@@ -202,11 +202,11 @@ def test_faults_are_told_before_training(fault, sentence, tiny_set, tmp_path, ca
         ("channel=x", "channel='x'"),
     ],
 )
-def test_wrong_words_are_told_before_training(word, sentence, tiny_set, tmp_path, capsys):
+def test_bad_arguments_are_refused_before_training(word, sentence, tiny_set, tmp_path, capsys):
     assert run(load("MSD").TASK, words(tiny_set("MSD", **options_of("MSD")), tmp_path, "task=Task06_Lung", word)) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert sentence in told
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert sentence in message
 
 
 @pytest.mark.parametrize("change", [lambda found: {**found, "training": ["a.nii.gz"]}, lambda found: [1], lambda found: {}])
@@ -215,9 +215,9 @@ def test_another_dataset_json_is_refused(change, tiny_set, tmp_path, capsys):
     (file,) = root.rglob("Task06_Lung/dataset.json")
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     assert run(load("MSD").TASK, words(root, tmp_path / "results", "task=Task06_Lung")) == 2
-    told = capsys.readouterr().err
-    assert file.name in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert file.name in message
+    assert message.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -232,7 +232,7 @@ def test_a_short_training_learns_something(name, tiny_set, tmp_path):
     assert scores["dice"] > 0.2
 
 
-def test_label_values_with_a_gap_are_one_sentence(tmp_path):
+def test_label_values_with_a_gap_are_refused(tmp_path):
     labels = {"0": "background", "1": "organ", "3": "tumour"}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "modality": {"0": "CT"}, "training": []}))
     with pytest.raises(ValueError, match="label values 0, 1, 3; expected 0, 1, 2"):

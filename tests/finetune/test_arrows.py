@@ -131,7 +131,7 @@ def three(tmp_path):
 
 
 @pytest.mark.parametrize("lost", [1, 60, 900])
-def test_a_killed_run_goes_on_behind_its_last_whole_case(tmp_path, monkeypatch, lost):
+def test_a_killed_run_continues_after_its_last_complete_case(tmp_path, monkeypatch, lost):
     cases, out = three(tmp_path), tmp_path / "s.arrow"
     whole = tmp_path / "whole.arrow"
     arrows.write_cases(whole, cases, FACTS)
@@ -171,12 +171,12 @@ def test_unreadable_cases_are_excluded_with_a_reason(tmp_path):
         arrows.write_cases(tmp_path / "t.arrow", cases, FACTS)
 
 
-def test_contradictions_and_broken_files_are_one_sentence(prepared, tmp_path, capsys):
+def test_contradictions_and_truncated_files_are_refused(prepared, tmp_path, capsys):
     _, file = prepared("Luna16")
     cut, other = tmp_path / "cut.arrow", tmp_path / "other.arrow"
     cut.write_bytes(file.read_bytes()[:-40])
     other.write_bytes(prepared("stoic2021")[1].read_bytes())
-    for words, told in (
+    for words, message in (
         ([f"data_root={file}", "candidates=V1"], "was prepared with other settings: candidates='V1' (was 'V2')"),
         ([f"data_root={cut}"], "truncated"),
         ([f"data_root={other}"], "was made for downstream/stoic2021, not for Luna16"),
@@ -184,14 +184,14 @@ def test_contradictions_and_broken_files_are_one_sentence(prepared, tmp_path, ca
     ):
         assert run(load("Luna16").TASK, words) == 2
         error = capsys.readouterr().err
-        assert told in error
+        assert message in error
         assert error.count("\n") == 1
 
 
-def test_the_script_tells_mistakes_in_one_sentence(prepared, tmp_path, capsys):
+def test_the_script_refuses_mistakes_in_one_sentence(prepared, tmp_path, capsys):
     main = script("prepro_finetuning_vision_data").main
     root, file = prepared("stoic2021")
-    for words, told in (
+    for words, message in (
         (["stoic", "data_root=phantom"], "'stoic': expected one of"),
         (["stoic2021"], "data_root=... is missing"),
         (["stoic2021", f"data_root={root}", f"out={file}"], "exists"),
@@ -200,6 +200,6 @@ def test_the_script_tells_mistakes_in_one_sentence(prepared, tmp_path, capsys):
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
-        assert told in error
+        assert message in error
         assert error.count("\n") == 1
     assert main(["--help"]) == 0

@@ -60,7 +60,7 @@ def test_scans_smaller_than_a_cube_are_padded_with_their_minimum(luna):
     assert sample["image"].min() == 0
 
 
-def test_loader_processes_may_be_started_anew(luna):
+def test_the_data_set_can_be_pickled_into_workers(luna):
     data = task_type().evaluation_data(read(luna))
     assert torch.equal(pickle.loads(pickle.dumps(data))[3]["image"], data[3]["image"])
 
@@ -174,7 +174,7 @@ def test_a_run_leaves_candidates_and_nodules_in_its_table(luna, trained):
     assert (folder / "predictions_val.csv").read_text() == before
 
 
-def test_new_scans_are_predicted_at_the_places_of_a_list(luna, trained, tmp_path):
+def test_new_scans_are_predicted_at_listed_candidates(luna, trained, tmp_path):
     case = next(case for case in read(luna) if case.fold == 0)
     scans = tmp_path / "in"
     scans.mkdir()
@@ -201,7 +201,7 @@ def spoiled(root, tmp_path, name, change):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "told"),
+    ("name", "change", "message"),
     [
         ("annotations.csv", lambda path: path.unlink(), "there is no .*annotations.csv"),
         ("candidates_V2.csv", lambda path: path.write_text("a,b\n1,2\n"), "lacks the columns .*seriesuid"),
@@ -214,13 +214,13 @@ def spoiled(root, tmp_path, name, change):
         (".", lambda path: [folder.rename(folder.with_name("x" + folder.name)) for folder in path.glob("subset*")], "no subset0"),
     ],
 )
-def test_bad_tables_are_one_sentence(luna, tmp_path, name, change, told):
-    with pytest.raises((ValueError, FileNotFoundError), match=told):
+def test_bad_tables_are_refused(luna, tmp_path, name, change, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         read(spoiled(luna, tmp_path, name, change))
 
 
 @pytest.mark.parametrize("words", [["candidates=V3"], ["negatives=0"], ["negatives=many"]])
-def test_bad_options_are_one_sentence(luna, capsys, words):
+def test_bad_settings_are_one_sentence(luna, capsys, words):
     assert run(MODULE.TASK, [f"data_root={luna}", *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

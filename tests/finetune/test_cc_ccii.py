@@ -83,7 +83,7 @@ def test_a_run_excludes_broken_scans(tiny_set, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda folder: None, None),
         (lambda folder: (folder / "a.raw").unlink(), "a.mhd .* voxels are not where"),
@@ -100,7 +100,7 @@ def test_a_run_excludes_broken_scans(tiny_set, tmp_path, capsys):
         (lambda folder: Image.new("L", (4, 4)).save(folder / "2.jpg"), "have sizes"),
     ],
 )
-def test_unreadable_files_are_reported_with_a_reason(tmp_path, spoil, told):
+def test_unreadable_files_are_reported_with_a_reason(tmp_path, spoil, message):
     noise = np.random.default_rng(0).integers(0, 255, (3, 40, 50)).astype(np.uint8)
     for name in ("a.mhd", "d.mha"):
         sitk.WriteImage(sitk.GetImageFromArray(noise[:2, :6, :10].copy()), str(tmp_path / name))
@@ -112,13 +112,13 @@ def test_unreadable_files_are_reported_with_a_reason(tmp_path, spoil, told):
     spoil(tmp_path)
     cases = [FinetuneCase(case_id=str(place), patient_id="p", image=source) for place, source in enumerate(sources)]
     errors = [facts["error"] for facts in inspect_files(cases, tmp_path / "files.json").values() if "error" in facts]
-    assert len(errors) == (told is not None)
-    if told:
-        assert re.search(told, errors[0])
+    assert len(errors) == (message is not None)
+    if message:
+        assert re.search(message, errors[0])
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda root: (root / "CC_CCII_fold0_valid.csv").unlink(), "there is no CC_CCII_fold0_valid.csv"),
         (lambda root: (root / "CC_CCII_fold0_valid.csv").write_text("a\n1\n"), "lacks the columns"),
@@ -129,11 +129,11 @@ def test_unreadable_files_are_reported_with_a_reason(tmp_path, spoil, told):
         (lambda root: [path.unlink() for path in root.glob("*.npy")], "has none of the folders"),
     ],
 )
-def test_bad_lists_are_one_sentence(arrays, tmp_path, change, told):
+def test_bad_lists_are_refused(arrays, tmp_path, change, message):
     root = tmp_path / "deep" / "copy"
     shutil.copytree(arrays, root)
     change(root)
-    with pytest.raises((ValueError, FileNotFoundError), match=told):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         read(root)
 
 

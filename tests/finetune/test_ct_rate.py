@@ -77,7 +77,7 @@ def test_eight_bit_volumes_become_hounsfield_units_again(tmp_path):
     assert image.pixdim.tolist() == [1.0, 2.0, 3.0]
 
 
-def test_one_reconstruction_per_study_is_learned_from_and_all_are_judged(arrows):
+def test_training_uses_one_reconstruction_per_study_and_the_test_split_all(arrows):
     _, cases = task_and_cases(arrows, reconstructions="first")
     counts = [sum((case.split, case.fold) == key for case in cases) for key in (("train", 1), ("train", 0), ("test", -0))]
     assert counts == [6, 4, 10]
@@ -107,7 +107,7 @@ def test_each_volume_and_the_prompts_are_encoded_once_per_step(arrows, pretraine
     assert sorted(calls) == [("text", 36), ("volume", 3)]
 
 
-def test_only_the_asked_parts_learn(arrows, pretrained):
+def test_only_the_selected_submodules_are_trained(arrows, pretrained):
     joining = {"project_image", "position", "project_report", "type_embedding", "contrast", "cml_scale"}
     for words, learned in (("projections", joining), ("vision+text", {"vision", "text"})):
         task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained, train=words)
@@ -259,7 +259,7 @@ def test_unknown_labels_are_excluded_from_logistic_regression():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["task=prob"], "task='prob' should be 'probe', 'full'"),
         (["reconstructions=both"], "should be 'all' or 'first'"),
@@ -272,11 +272,11 @@ def test_unknown_labels_are_excluded_from_logistic_regression():
         (["task=prompts"], "this task needs pretrained=..., a model"),
     ],
 )
-def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, words, told):
+def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, words, message):
     asked = [f"data_root={arrows}", f"log_dir={tmp_path}", "accelerator=cpu", "num_workers=0", *words]
     assert run(load("CT-RATE").TASK, asked) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 

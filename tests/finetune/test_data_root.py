@@ -16,7 +16,7 @@ MADE = data_root.SYNTHETIC_ROOT / "MSD"
 
 @pytest.fixture
 def read(monkeypatch, tmp_path):
-    """What a task is told of its synthetic set, which is one small file here."""
+    """What a task is message of its synthetic set, which is one small file here."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distributed, "TIMEOUT_S", 0.05)
     monkeypatch.setattr(distributed, "POLL_S", 0.01)
@@ -38,9 +38,9 @@ def test_synthetic_data_of_another_task_or_version_are_rebuilt(read):
     before = (MADE / "tasks").stat().st_mtime_ns
     assert "rebuilding" not in read("Task06_Lung")[1]
     assert (MADE / "tasks").stat().st_mtime_ns == before  # kept
-    found, told = read("Task10_Colon")
+    found, message = read("Task10_Colon")
     assert found == "Task10_Colon"
-    assert "made by another version or with other settings; rebuilding it" in told
+    assert "made by another version or with other settings; rebuilding it" in message
     mark = json.loads((MADE / registry.MARK).read_text())
     mark["settings"]["version"] = -1
     (MADE / registry.MARK).write_text(json.dumps(mark))
@@ -65,7 +65,7 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("folder", "words", "told"),
+    ("folder", "words", "message"),
     [
         ("stoic2021", ["pretrained=/nowhere.ckpt"], "pretrained=/nowhere.ckpt: no such file"),
         ("stoic2021", ["mode=evaluate", "checkpoint=/nowhere.ckpt"], "checkpoint=/nowhere.ckpt: no such file"),
@@ -76,12 +76,12 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
         ("CTRG", ["labeller=chexbert"], "labeller=chexbert needs a package"),
     ],
 )
-def test_a_path_that_is_not_there_is_refused_before_data_are_made(monkeypatch, tmp_path, capsys, folder, words, told):
+def test_a_missing_path_is_refused_before_data_are_prepared(monkeypatch, tmp_path, capsys, folder, words, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data_root, "find_root", partial(pytest.fail, "data were read"))
     assert run(load(folder).TASK, [word.format(tmp_path) for word in words]) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 

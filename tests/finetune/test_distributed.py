@@ -65,7 +65,7 @@ def test_files_are_read_by_the_first_alone(second, monkeypatch, tmp_path):
         ({}, True),
     ],
 )
-def test_the_environment_tells_the_first(variables, first):
+def test_the_first_rank_is_read_from_the_environment(variables, first):
     code = (
         "from mg3d.finetune import distributed; distributed.run_on_first_rank(lambda: print('made'), done=lambda: True, what='x')"
     )

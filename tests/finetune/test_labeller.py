@@ -90,7 +90,7 @@ def test_a_saved_labeller_gives_the_scores_of_its_run(trained):
 
 
 @pytest.mark.parametrize(
-    ("word", "error", "told"),
+    ("word", "error", "message"),
     [
         ("tfidf:/nowhere", FileNotFoundError, "holds no labeller; train one"),
         ("chexbert", ModuleNotFoundError, "labeller=chexbert needs a package and its weights"),
@@ -99,7 +99,7 @@ def test_a_saved_labeller_gives_the_scores_of_its_run(trained):
         ("bert", ValueError, "labeller='bert': expected one of"),
     ],
 )
-def test_what_a_labeller_lacks_is_one_sentence(word, error, told):
-    with pytest.raises(error, match=told) as caught:
+def test_a_labeller_that_cannot_be_opened_is_refused(word, error, message):
+    with pytest.raises(error, match=message) as caught:
         open_labeller(word)
     assert "\n" not in str(caught.value)

@@ -46,7 +46,7 @@ def write_run(folder, *, tokenizer=True):
     return model, folder / "checkpoints" / "last.ckpt"
 
 
-def test_a_checkpoint_of_a_run_takes_the_tokenizer_beside_it(tmp_path):
+def test_a_checkpoint_of_a_run_uses_its_tokenizer(tmp_path):
     model, path = write_run(tmp_path / "run")
     whole = start(path)
     assert torch.equal(whole.model.project_image.weight, model.project_image.weight)

@@ -25,7 +25,7 @@ SMALL = ["epochs=2", "batch_size=1", "learning_rate=3e-3", "num_workers=0", "n_b
          "decoder_width=32", "decoder_heads=4", "decoder_layers=1", "max_tokens=24", "num_beams=2"]  # fmt: skip
 
 
-def words_of(root, results, *more):
+def arguments_of(root, results, *more):
     return [f"data_root={root}", f"log_dir={results}", "run_name=first", *SMALL, *more]
 
 
@@ -33,9 +33,9 @@ def words_of(root, results, *more):
 def trained(tiny_set, tmp_path_factory):
     """A run on the small CTRG, judged by its last epoch, for the first writes nothing: (data root, results, its words)."""
     root, results = tiny_set("CTRG"), tmp_path_factory.mktemp("results")
-    assert run(load("CTRG").TASK, words_of(root, results)) == 0
+    assert run(load("CTRG").TASK, arguments_of(root, results)) == 0
     folder = results / "CTRG" / "first" / "fold0"
-    words = words_of(root, results, f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}")
+    words = arguments_of(root, results, f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}")
     assert run(load("CTRG").TASK, [*words, "mode=evaluate"]) == 0
     return root, folder / "of-last", words
 
@@ -97,7 +97,7 @@ def sample_of(task_type, tmp_path, report, name="1"):
     return task_type.read(masks=False)(case(report, name=name, image=tmp_path / "scan.npy"))
 
 
-def test_long_reports_are_cut_with_their_end_and_unknown_words_are_one(tmp_path):
+def test_long_reports_are_truncated_with_an_end_token_and_rare_words_are_unk(tmp_path):
     task_type = fitted()
     sample = sample_of(task_type, tmp_path, "Clear effusion " * 9)
     assert (sample["count"], len(sample["ids"]), int(sample["ids"][-1])) == (8, 8, 0)
@@ -107,7 +107,7 @@ def test_long_reports_are_cut_with_their_end_and_unknown_words_are_one(tmp_path)
     assert sample["ids"].tolist()[4:] == [0, 0, 0, 0]
 
 
-def test_the_loss_is_of_every_word_and_its_end_and_of_no_padding(tmp_path):
+def test_the_loss_covers_every_token_and_no_padding(tmp_path):
     """Against one report at a time without padding, by hand."""
     task_type = fitted()
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_the_loss_is_of_every_word_and_its_end_and_of_no_padding(tmp_path):
     assert found == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_two_scans_are_told_apart_after_a_few_steps(tmp_path):
+def test_two_scans_get_different_reports_after_a_few_steps(tmp_path):
     task_type = fitted(decoder_width=32)
     reports = {"bright": "No effusion.", "dark": "Clear lung. No effusion."}
     scans = np.zeros((2, 20, 16, 24))
@@ -181,22 +181,22 @@ def test_a_run_leaves_texts_counts_and_scores_that_follow_from_its_table(trained
     facts = json.loads((folder / "scores.json").read_text())
     table = pd.read_csv(folder / "predictions_test.csv", dtype={"case_id": str})
     assert {"reference", "target", "generated", "constant"} <= set(table)
-    told = {score["name"]: score["value"] for score in facts["scores"]["test"]}
+    message = {score["name"]: score["value"] for score in facts["scores"]["test"]}
     for name, value in writer().statistics(table).items():
-        assert told[name] == pytest.approx(value), name
-    assert {"bleu4", "rouge_l", "cider", "raw/bleu4", "constant/bleu4"} <= set(told)
+        assert message[name] == pytest.approx(value), name
+    assert {"bleu4", "rouge_l", "cider", "raw/bleu4", "constant/bleu4"} <= set(message)
     assert table["target"].str.split().str.len().max() <= 24 - 2
 
 
 def test_no_report_is_logged(trained, capsys):
     _, folder, words = trained
     assert run(load("CTRG").TASK, [*words, "mode=evaluate"]) == 0
-    told = capsys.readouterr()
+    message = capsys.readouterr()
     table = pd.read_csv(folder / "predictions_test.csv")
     pieces = [report[:30] for name in ("reference", "target", "generated") for report in table[name].dropna()]
     page = (folder / "results.html").read_text()
     assert pieces
-    assert not [piece for piece in pieces if piece in told.out + told.err + page]
+    assert not [piece for piece in pieces if piece in message.out + message.err + page]
 
 
 def test_evaluation_again_and_prediction_of_either_form_write_the_same_reports(trained, tmp_path):
@@ -224,7 +224,7 @@ def test_evaluation_again_and_prediction_of_either_form_write_the_same_reports(t
 
 
 @pytest.mark.slow
-def test_training_goes_on_where_it_was_cut_off(trained, tmp_path, monkeypatch):
+def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkeypatch):
     root, folder, _ = trained
     kept = fit.build_trainer
 
@@ -235,10 +235,10 @@ def test_training_goes_on_where_it_was_cut_off(trained, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(fit, "build_trainer", stops_early)
-        assert run(load("CTRG").TASK, words_of(root, tmp_path)) == 0
+        assert run(load("CTRG").TASK, arguments_of(root, tmp_path)) == 0
     again = tmp_path / "CTRG" / "first" / "fold0"
     (again / "scores.json").unlink()
-    assert run(load("CTRG").TASK, words_of(root, tmp_path)) == 0
+    assert run(load("CTRG").TASK, arguments_of(root, tmp_path)) == 0
     files = (path / "checkpoints" / "last.ckpt" for path in (folder.parent, again))
     one, other = (torch.load(file, weights_only=True)["state_dict"] for file in files)
     for name, tensor in one.items():
@@ -274,7 +274,7 @@ def test_cases_without_findings_are_excluded(trained, tmp_path, capsys):
     assert "excluded 1 of 9 cases" in capsys.readouterr().out
 
 
-def test_pictures_files_and_arrows_show_the_same_scan_the_same_way_up(trained, tmp_path):
+def test_slices_nifti_and_arrow_files_have_the_same_orientation(trained, tmp_path):
     root, *_ = trained
     folder = load("CTRG")
     (tmp_path / "pictures").mkdir()
@@ -297,7 +297,7 @@ def test_pictures_files_and_arrows_show_the_same_scan_the_same_way_up(trained, t
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["tokenizer=english"], "tokenizer='english' should be 'm2kt' or 'lossless'"),
         (["num_beams=0"], "num_beams='0' should be greater than 0"),
@@ -307,11 +307,11 @@ def test_pictures_files_and_arrows_show_the_same_scan_the_same_way_up(trained, t
         (["num_beam=2"], "did you mean num_beams"),
     ],
 )
-def test_mistakes_are_one_sentence(trained, tmp_path, capsys, words, told):
+def test_mistakes_are_one_sentence(trained, tmp_path, capsys, words, message):
     root, *_ = trained
-    assert run(load("CTRG").TASK, [*words_of(root, tmp_path), *words]) == 2
+    assert run(load("CTRG").TASK, [*arguments_of(root, tmp_path), *words]) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -323,5 +323,5 @@ def test_another_option_under_the_same_name_is_refused(trained, capsys):
 
 def test_a_folder_without_ctrg_is_refused(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert run(load("CTRG").TASK, words_of(tmp_path / "empty", tmp_path)) == 2
+    assert run(load("CTRG").TASK, arguments_of(tmp_path / "empty", tmp_path)) == 2
     assert "give CTRG-Chest's folder" in capsys.readouterr().err

@@ -60,9 +60,9 @@ def test_a_finished_run_is_shown_and_not_trained_again(trained, capsys):
     _, folder, words = trained
     before = (folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns
     assert run(load("stoic2021").TASK, words) == 0
-    told = capsys.readouterr().out
-    assert "finished" in told
-    assert "auroc/probSevere" in told
+    message = capsys.readouterr().out
+    assert "finished" in message
+    assert "auroc/probSevere" in message
     assert (folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns == before
 
 
@@ -110,7 +110,7 @@ def test_files_that_differ_in_their_ending_alone_keep_their_own_names(tmp_path):
     assert sorted(case.case_id for case in find_scans(tmp_path)) == ["a_mha", "a_nii_gz", "b"]
 
 
-def test_scores_of_another_checkpoint_lie_beside_the_runs(trained):
+def test_another_checkpoint_has_a_separate_results_folder(trained):
     _, folder, words = trained
     before = (folder / "scores.json").read_text()
     last = folder / "checkpoints" / "last.ckpt"
@@ -132,16 +132,16 @@ def test_two_runs_are_compared_on_the_same_cases(trained, tmp_path, capsys):
     assert run(load("stoic2021").TASK, [*other, "run_name=second", "learning_rate=1e-5"]) == 0
     capsys.readouterr()
     assert run(load("stoic2021").TASK, [*words, "mode=compare", f"other={folder.parents[1] / 'second' / 'fold0'}"]) == 0
-    told = capsys.readouterr().out
-    assert "difference: second - first" in told
-    assert "auroc/probSevere" in told
-    assert "not like for like: learning_rate=1e-05 (was 0.001)" in told
-    assert told.count("not like for like") == 1
-    assert "too few" in told
+    message = capsys.readouterr().out
+    assert "difference: second - first" in message
+    assert "auroc/probSevere" in message
+    assert "not like for like: learning_rate=1e-05 (was 0.001)" in message
+    assert message.count("not like for like") == 1
+    assert "too few" in message
     assert run(load("stoic2021").TASK, [*words, "mode=compare", f"other={folder}"]) == 0
-    told = capsys.readouterr().out
-    assert "like for like: one network" in told
-    assert "not like" not in told
+    message = capsys.readouterr().out
+    assert "like for like: one network" in message
+    assert "not like" not in message
 
 
 def test_differences_of_network_cases_and_epochs_are_named(trained):
@@ -159,9 +159,9 @@ def test_runs_with_different_splits_are_compared_on_validation(trained, tmp_path
     shutil.copytree(folder, other, ignore=shutil.ignore_patterns("checkpoints"))
     shutil.copy(other / "predictions_val.csv", other / "predictions_test.csv")
     assert run(load("stoic2021").TASK, [*words, "mode=compare", f"other={other}"]) == 0
-    told = capsys.readouterr().out
-    assert f"{folder} has no test split: comparing validation scores" in told
-    assert "val; difference" in told
+    message = capsys.readouterr().out
+    assert f"{folder} has no test split: comparing validation scores" in message
+    assert "val; difference" in message
 
 
 def test_a_finished_run_is_not_shown_for_other_cases(trained, tmp_path, capsys):
@@ -201,7 +201,7 @@ def test_scratch_can_be_the_very_network_of_a_file(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("word", "merging"), [("merging", "monai"), ("mergingv2", "monai_v2")])
-def test_an_encoder_of_monai_starts_with_the_merging_that_is_named(tmp_path, word, merging):
+def test_an_encoder_of_monai_uses_the_given_patch_merging(tmp_path, word, merging):
     torch.manual_seed(0)
     theirs = SwinTransformer(1, 48, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), downsample=word).eval()
     torch.save(theirs.state_dict(), tmp_path / "weights.pt")
@@ -214,7 +214,7 @@ def test_an_encoder_of_monai_starts_with_the_merging_that_is_named(tmp_path, wor
         assert torch.allclose(started.encoder.eval()(volume)[-1], theirs(volume)[-1], atol=1e-4)
 
 
-def test_training_goes_on_where_it_was_cut_off(trained, tmp_path):
+def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path):
     """One epoch, then the other, gives the weights of two in one run."""
     root, folder, _ = trained
     words = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=cut", *SMALL]
@@ -256,7 +256,7 @@ def test_all_folds_are_pooled(tiny_set, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["fold=9"], "fold=9: expected 0 to 4"),
         (["data_root=/nowhere"], "no such folder"),
@@ -265,11 +265,11 @@ def test_all_folds_are_pooled(tiny_set, tmp_path):
         (["leaning_rate=1"], "did you mean learning_rate"),
     ],
 )
-def test_mistakes_are_one_sentence(trained, tmp_path, capsys, words, told):
+def test_mistakes_are_one_sentence(trained, tmp_path, capsys, words, message):
     root, *_ = trained
     assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, *words]) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -296,21 +296,21 @@ def test_a_cut_off_run_does_not_go_on_with_other_settings(trained, tmp_path, cap
     assert "learning_rate=0.0005 (was 0.001), encoder_lr_multiplier=0.5 (was 1.0)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("word", "told"), [("seed=1", "seed=1 (was 0)"), ("fold=1", "was trained with fold0")])
-def test_a_network_is_not_judged_on_cases_it_learned_from(trained, tmp_path, capsys, word, told):
+@pytest.mark.parametrize(("word", "message"), [("seed=1", "seed=1 (was 0)"), ("fold=1", "was trained with fold0")])
+def test_a_network_is_not_evaluated_on_its_training_cases(trained, tmp_path, capsys, word, message):
     root, folder, _ = trained
     best = folder / "checkpoints" / "best.ckpt"
     words = [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "mode=evaluate", f"checkpoint={best}", word]
     assert run(load("stoic2021").TASK, words) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_metric_without_a_value_is_told_before_the_first_epoch_is_the_best(trained, tmp_path, capsys):
+def test_an_undefined_metric_triggers_a_warning(trained, tmp_path, capsys):
     root, *_ = trained
     assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "max_cases=1"]) == 0
-    told = capsys.readouterr().out
-    assert told.count("auroc/probSevere is undefined on these validation cases") == 1
-    assert "the best epoch was chosen on the reported cases" in told
+    message = capsys.readouterr().out
+    assert message.count("auroc/probSevere is undefined on these validation cases") == 1
+    assert "the best epoch was chosen on the reported cases" in message
 
 
 def test_scans_that_turn_out_damaged_are_set_excluded_and_the_others_scored(trained, tmp_path, capsys):
@@ -323,9 +323,9 @@ def test_scans_that_turn_out_damaged_are_set_excluded_and_the_others_scored(trai
         scan.write_bytes(scan.read_bytes()[:600])  # the header is whole
     words = [f"data_root={tmp_path / 'set'}", f"log_dir={tmp_path}", "run_name=r", *SMALL, "epochs=1"]
     assert run(load("stoic2021").TASK, words) == 0
-    told = capsys.readouterr().out
-    assert f"excluded 2 of {len(scans)} cases" in told
-    assert f"{len(judged) - 1} of {len(judged)} val cases; scores are of these" in told
+    message = capsys.readouterr().out
+    assert f"excluded 2 of {len(scans)} cases" in message
+    assert f"{len(judged) - 1} of {len(judged)} val cases; scores are of these" in message
     excluded = read_table(tmp_path / "stoic2021" / "r" / "excluded.csv")
     assert sorted(excluded["case_id"]) == sorted(scan.stem for scan in cut)
     assert excluded["reason"].str.contains(".mha cannot be read as a scan").all()

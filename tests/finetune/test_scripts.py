@@ -37,7 +37,7 @@ def write_table(tmp_path, rows=6):
     return tmp_path / "own.csv"
 
 
-def test_a_table_of_ones_own_is_a_data_root(script, tmp_path):
+def test_a_custom_table_becomes_a_data_root(script, tmp_path):
     out = tmp_path / "out" / "own.arrow"
     assert script("make_arrow").main([str(write_table(tmp_path)), "folder=stoic2021", f"out={out}"]) == 0
     cases = arrows.read_cases(out)
@@ -74,12 +74,12 @@ def test_exclusive_targets_and_masks_come_from_their_columns(script, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["CT-RATE", "Luna16"])
-def test_a_folder_that_a_table_cannot_tell_of_is_refused(script, tmp_path, capsys, folder):
+def test_a_folder_that_needs_more_than_a_table_is_refused(script, tmp_path, capsys, folder):
     assert script("make_arrow").main([str(write_table(tmp_path)), f"folder={folder}", f"out={tmp_path / 't.arrow'}"]) == 2
     assert f"folder={folder}: expected one of" in capsys.readouterr().err
 
 
-def test_pictures_are_stacked_by_the_numbers_in_their_names(script, tmp_path):
+def test_slices_are_sorted_by_the_numbers_in_their_names(script, tmp_path):
     for grey, name in enumerate(("s2.png", "s10.png", "s010.png", "s100.PNG")):
         Image.fromarray(np.full((3, 4), 10 * grey, np.uint8)).save(tmp_path / name)
     (tmp_path / ".s1.png").write_bytes(b"no picture")
@@ -89,7 +89,7 @@ def test_pictures_are_stacked_by_the_numbers_in_their_names(script, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("picture\na.npy\n", "has no column image"),
         ("image,colour\na.npy,red\n", r"the unknown columns \['colour'\]"),
@@ -104,19 +104,19 @@ def test_pictures_are_stacked_by_the_numbers_in_their_names(script, tmp_path):
         ("image\na.npy\n", "none of the 1 cases could be read"),
     ],
 )
-def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, told):
+def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, message):
     (tmp_path / "t.csv").write_text(text)
     import re
 
     assert script("make_arrow").main([str(tmp_path / "t.csv"), "folder=stoic2021", f"out={tmp_path / 't.arrow'}"]) == 2
     error = capsys.readouterr().err
-    assert re.search(told, error)
+    assert re.search(message, error)
     assert error.count("\n") == 1
     assert not (tmp_path / "t.arrow").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["folder=stoic2021"], "out=... is missing"),
         (["folder=x", "out=a.arrow"], "folder=x: expected one of"),
@@ -124,6 +124,6 @@ def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, told):
         (["folder=stoic2021", "out=a.arrow", "x=1"], "x=... is unknown"),
     ],
 )
-def test_bad_words_are_one_sentence(script, tmp_path, capsys, words, told):
+def test_bad_arguments_are_one_sentence(script, tmp_path, capsys, words, message):
     assert script("make_arrow").main([str(write_table(tmp_path)), *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

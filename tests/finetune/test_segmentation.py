@@ -80,7 +80,7 @@ def test_single_voxels_return_to_their_position_in_the_file(name, tta, tmp_path)
 
 
 @pytest.mark.parametrize("name", AFFINES)
-def test_a_resampled_mask_comes_back_to_its_place(name, tmp_path):
+def test_a_resampled_mask_returns_to_its_position(name, tmp_path):
     mask = np.zeros(SHAPE, np.uint8)
     mask[3:10, 10:20, 2:9] = 1
     case = write_case(tmp_path, AFFINES[name], mask)
@@ -99,7 +99,7 @@ def test_several_structures_keep_their_values(tmp_path):
     assert table.loc[0, ["dice/one", "dice/two"]].tolist() == [1.0, 1.0]
 
 
-def test_worker_processes_keep_the_way_back(tmp_path):
+def test_worker_processes_keep_the_transform_history(tmp_path):
     cases = [write_case(tmp_path, AFFINES[name], few_voxels(), name=name) for name in ("LPS", "oblique")]
     task_type = segmentation(settings=FinetuneSettings(num_workers=1, accelerator="cpu"))
     assert predict(task_type, Echo(), cases, masks=None)["dice/lesion"].tolist() == [1.0, 1.0]

@@ -47,7 +47,7 @@ def test_the_challenges_table_holds_the_scores_of_the_run(trained, predict, tmp_
         assert found[name].to_numpy() == pytest.approx(wanted[f"score/{name}"].to_numpy(), abs=1e-6)
 
 
-def test_a_missing_word_is_one_sentence(predict, capsys):
+def test_a_missing_argument_is_one_sentence(predict, capsys):
     assert predict(["input=x"]) == 2
     error = capsys.readouterr().err
     assert "missing checkpoint=..., output=..." in error

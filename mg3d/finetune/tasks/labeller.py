@@ -11,14 +11,13 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import nn
 
-from mg3d.evaluation.baselines import fit_logistic
+from mg3d.evaluation.baselines import fit_best_logistic
 from mg3d.finetune.cases import FinetuneCase, Split
 from mg3d.finetune.console import info
 from mg3d.finetune.data_check import FileFacts
 from mg3d.finetune.tasks.base import Row
 from mg3d.finetune.tasks.classification import Classification
 from mg3d.finetune.transforms import Sample
-from mg3d.metrics.classification import auroc, mean_of_defined, per_label
 from mg3d.metrics.thresholds import choose_thresholds, decide
 from mg3d.models.vision.registry import VisionEncoder
 from mg3d.sentence_spans import normalise, polarity, split_clauses
@@ -113,29 +112,21 @@ class ReportLabeller(Classification):
         reports, val_reports = ([case.report for case in part] for part in (split.train, split.val))
         targets, val_targets = (np.array([case.target for case in part]) for part in (split.train, split.val))
         vectorizer = TfidfVectorizer(analyzer=terms, sublinear_tf=True, vocabulary=self.vocabulary)
-        features, best = vectorizer.fit_transform(reports), (-1.0, 0.0)
-        network.idf.copy_(torch.as_tensor(vectorizer.idf_))
-        fits = {c: fit_logistic(features, targets, c=c, solver="liblinear") for c in INVERSE_PENALTIES}
-        for c in INVERSE_PENALTIES:
-            _set_linear(network.head, *fits[c])
-            score = float(np.nan_to_num(mean_of_defined(per_label(auroc, val_targets, network.scores(val_reports)))))
-            best = max(best, (score, c), key=lambda found: found[0])
-        _set_linear(network.head, *fits[best[1]])
+        train = (vectorizer.fit_transform(reports), targets)
+        val = (vectorizer.transform(val_reports), val_targets)
+        best, score, weights, bias = fit_best_logistic(train, val, INVERSE_PENALTIES, solver="liblinear")
+        with torch.no_grad():
+            for tensor, values in ((network.idf, vectorizer.idf_), (network.head.weight, weights), (network.head.bias, bias)):
+                tensor.copy_(torch.as_tensor(values))
         thresholds = choose_thresholds(val_targets, network.scores(val_reports), rule="f1")
         network.thresholds.copy_(torch.as_tensor(np.nan_to_num(thresholds, nan=0.5)))
-        info(f"labeller: {len(self.vocabulary)} terms, C={best[1]}; macro AUROC {best[0]:.3f} on validation")
+        info(f"labeller: {len(self.vocabulary)} terms, C={best}; macro AUROC {score:.3f} on validation")
 
 
 def _sample(case: FinetuneCase) -> Sample:
     return {
         "case_id": case.case_id, "patient_id": case.patient_id, "report": case.report, "target": torch.tensor(case.target),
     }  # fmt: skip
-
-
-def _set_linear(layer: nn.Linear, weights: np.ndarray, bias: np.ndarray) -> None:
-    with torch.no_grad():
-        layer.weight.copy_(torch.as_tensor(weights))
-        layer.bias.copy_(torch.as_tensor(bias))
 
 
 def load_labeller(path: str | Path) -> ReportClassifier:

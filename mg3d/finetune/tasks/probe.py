@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mg3d.evaluation.baselines import fit_logistic
+from mg3d.evaluation.baselines import fit_best_logistic
 from mg3d.files import write_bytes
 from mg3d.finetune.cases import FinetuneCase, PreparedRow, Split
 from mg3d.finetune.console import info
 from mg3d.finetune.settings import as_builtins
 from mg3d.finetune.tasks.classification import Classification
-from mg3d.metrics.classification import auroc, mean_of_defined, per_label
 from mg3d.models.vision.registry import VisionEncoder
 
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -62,13 +61,11 @@ class LinearProbe(Classification):
         mean, std = train.mean(0), train.std(0)
         std[std < 1e-8] = 1.0
         train, val = (train - mean) / std, (val - mean) / std
-        fits = {c: fit_logistic(train, targets, c=c) for c in INVERSE_PENALTIES}
-        scores = {c: mean_of_defined(per_label(auroc, val_targets, val @ fit[0].T + fit[1])) for c, fit in fits.items()}
-        best = max(scores, key=lambda c: np.nan_to_num(scores[c], nan=0.0))
-        info(f"linear probe: C={best} of {', '.join(map(str, INVERSE_PENALTIES))}; macro AUROC {scores[best]:.3f} on validation")
+        best, score, weights, bias = fit_best_logistic((train, targets), (val, val_targets), INVERSE_PENALTIES)
+        info(f"linear probe: C={best} of {', '.join(map(str, INVERSE_PENALTIES))}; macro AUROC {score:.3f} on validation")
         with torch.no_grad():
-            for tensor, values in ((network.mean, mean), (network.std, std), (network.head.weight, fits[best][0]),
-                                   (network.head.bias, fits[best][1])):  # fmt: skip
+            tensors = (network.mean, network.std, network.head.weight, network.head.bias)
+            for tensor, values in zip(tensors, (mean, std, weights, bias), strict=True):
                 tensor.copy_(torch.as_tensor(values, dtype=tensor.dtype))
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from mg3d.datasets.tokenizer import pad_reports
@@ -102,9 +103,16 @@ class Retrieval(PromptClassification):
         """Recall and Jaccard index need no positive and negative labels."""
         return ""
 
-    def figures(self, table: pd.DataFrame) -> list:
-        """None."""
-        return []
+    def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
+        """Recall at k."""
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        axes = figure.add_subplot()
+        for name in DIRECTIONS:
+            ranks = np.sort(table[f"rank/{name}"].dropna())
+            axes.step(ranks, np.arange(1, len(ranks) + 1) / len(ranks), where="post", label=name)
+        axes.set(xlabel="k", ylabel="recall at k")
+        axes.legend()
+        return [("Recall", figure)]
 
 
 def _with_report(case: FinetuneCase, *, read: Callable[[FinetuneCase], Sample]) -> Sample:
