@@ -5,5 +5,5 @@ def info(message: str) -> None:
     """Prints one line, from the first rank only."""
     from pytorch_lightning.utilities import rank_zero_only
 
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if not getattr(rank_zero_only, "rank", 0):
         print(f"mg3d: {message}", flush=True)

@@ -237,8 +237,9 @@ def predict(
     collect_errors: cases that cannot be read become rows with `error` instead of an exception.
     """
     settings = task_type.settings
-    run = machine(settings)
-    several = task_type.uses_sgd and resolve_devices(run) * run.num_nodes > 1
+    if not task_type.uses_sgd:
+        settings = settings.model_copy(update={"devices": 1, "num_nodes": 1})
+    several = resolve_devices(machine(settings)) * settings.num_nodes > 1
     trainer = pl.Trainer(
         **_devices(settings, several=several), logger=False, enable_checkpointing=False, callbacks=[_progress_bar()],
     )  # fmt: skip

@@ -11,6 +11,7 @@ from mg3d.finetune.console import info
 from mg3d.finetune.settings import (
     ENCODER_PRESETS,
     EVALUATION,
+    INITIALIZATION,
     FinetuneSettings,
     as_builtins,
     changed,
@@ -60,7 +61,7 @@ def run(task: DownstreamTask, arguments: Sequence[str]) -> int:
         print(f"mg3d: {error_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mg3d: interrupted; the same command continues from the last epoch", file=sys.stderr)
+        print("mg3d: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
@@ -133,7 +134,8 @@ def with_stored_settings(
     if config["folder"] != task.folder:
         raise ValueError(f"checkpoint={settings.checkpoint} was fine-tuned for {config['folder']}, not for {task.folder}")
     current = as_builtins(settings)
-    trained = {name: value for name, value in config["settings"].items() if name not in EVALUATION and name in current}
+    free = EVALUATION | INITIALIZATION  # the network is built from the config, not from these
+    trained = {name: value for name, value in config["settings"].items() if name not in free and name in current}
     named = {name: current[name] for name in given if name in trained}
     different = changed(trained, named, ignore=EVALUATION)
     if different:
@@ -277,7 +279,7 @@ def run_fold(
     scores = results.write_results(out, task_type, task.title, tables, run_facts)
     if task_type.uses_sgd and not split.test:
         info("no test split: the best epoch was chosen on the reported cases, so the scores are slightly too high")
-    results.show_scores(f"{task.title} (pretrained={settings.pretrained}, {folder.name})", scores)
+    results.show_scores(f"{task.title} (pretrained={trained['settings']['pretrained']}, {folder.name})", scores)
     if not run_facts.get("finished", True):
         info("stopped at max_minutes before the last epoch; the same command continues")
     info(f"wrote {out}")

@@ -103,7 +103,7 @@ class PromptClassification(Classification):
                 "this task needs pretrained=..., a model that was pre-trained to compare volumes with reports (preset mg3d)"
                 + "; encoder=CHECKPOINT trains its architecture from random weights" * (not zero_shot)
             )
-        if text_encoder:
+        if text_encoder and settings.mode == "train":
             load_tokenizer(text_encoder)  # fails before data are prepared
 
     def _load(self) -> tuple[MG3D, PreTrainedTokenizerBase]:

@@ -96,7 +96,7 @@ class ReportGeneration(TaskType):
         self.tokenizer: ReportTokenizer | None = None
         self.constant = ""
         self.criterion = CaptionLoss()
-        self.labeller, self.label_names = open_labeller(labeller) if labeller else (None, ())
+        self.labeller, self.label_names = open_labeller(labeller) if labeller and settings.mode != "predict" else (None, ())
         self.known_labels: dict[str, np.ndarray] = {}
 
     def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
