@@ -1,7 +1,4 @@
-"""Reports of CT-RATE or CTRG-Chest -> Arrow files for the report labeller: reports with 18 labels, sentences with weak ones.
-
-Labels of sentences come from cue words and negation. No volume is opened. An unchanged file is kept.
-"""
+"""Convert CT-RATE or CTRG-Chest to Arrow files of reports (with 18 labels) and of sentences (with weak labels and polarity)."""
 
 import argparse
 import sys
@@ -12,23 +9,27 @@ from mg3d.cli import ArgumentParser
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = ArgumentParser(description=__doc__)
-    root = "folder of {} in its published layout, or of Arrow files of its volumes"
-    parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help=root.format("CT-RATE"))
-    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help=root.format("CTRG-Chest"))
-    parser.add_argument("--out", type=Path, default=Path("data/finetune_language_arrows"), help="output folder (%(default)s)")
-    parser.add_argument("--val-patients", type=int, default=500, help="patients of the validation split; at most a tenth of the "
-                        "training patients (%(default)s)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="seed of the validation split (%(default)s)")
+    parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE: its folder, or one of its Arrow files")
+    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest: its folder, or one of its Arrow files")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/finetune_language_arrows"), metavar="FOLDER",
+        help="output folder (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--val-patients", type=int, default=500, metavar="N",
+        help="training patients that become the validation set, at most a tenth of them (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the validation split (default: %(default)s)")
     values = parser.parse_args(arguments)
     if values.ct_rate is None and values.ctrg is None:
-        parser.error("--ct-rate ROOT or --ctrg ROOT is required")
+        parser.error("no data set: use --ct-rate ROOT or --ctrg ROOT")
     return values
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the files of each data set; returns the exit code."""
+    """Writes the files of each data set. Exit codes: 0 done; 2 invalid options or data."""
     values = parse(arguments)
     from mg3d.finetune.language import write_language
 

@@ -40,14 +40,14 @@ def run_isolated(
 
 
 def _raise_oom_score() -> None:
-    """Lets the Linux OOM killer choose this process instead of the user's other ones."""
+    """Let the Linux OOM killer choose this process instead of the user's other ones."""
     score = Path("/proc/self/oom_score_adj")
     if score.exists():
         score.write_text("1000")
 
 
 def synchronizer(options: BenchmarkOptions) -> Callable[[], object]:
-    """Waits for the device to finish."""
+    """Wait for the device to finish."""
     return torch.cuda.synchronize if options.device == "cuda" else lambda: None
 
 
@@ -67,7 +67,7 @@ class PeakMemory:
         self.before = torch.cuda.memory_allocated() if self.on_gpu else _resident_bytes("VmRSS")
 
     def reset(self) -> None:
-        """Forgets earlier peaks."""
+        """Forget earlier peaks."""
         gc.collect()
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()

@@ -61,7 +61,7 @@ class VoxelDataset(Dataset[Sample]):
 
 
 def run(options: BenchmarkOptions) -> list[BenchmarkRow]:
-    """Writes 300 MB to a temporary folder; two minutes, without `quick`."""
+    """Write 300 MB to a temporary folder; two minutes, without `quick`."""
     sizes = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
         return [*_against_copy(Path(folder), sizes), _against_monai(Path(folder), sizes)]

@@ -12,12 +12,12 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrai
 from mg3d.checkpoints.info import CheckpointInfo, inspect_checkpoint
 from mg3d.checkpoints.load import load_weights
 from mg3d.checkpoints.pretrained import export_run, from_pretrained, text_config
+from mg3d.checkpoints.released_names import part_of
 from mg3d.checkpoints.resolve import resolve_checkpoint
 from mg3d.datasets.tokenizer import load_tokenizer
 from mg3d.finetune.encoder import architecture
 from mg3d.finetune.settings import FinetuneSettings, Size
 from mg3d.models.build import build_model, build_text_encoder
-from mg3d.models.contrast import ImageReportContrast
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.settings.parse import defaults, flatten, parse
@@ -114,12 +114,12 @@ def _from_released(info: CheckpointInfo, settings: FinetuneSettings, text_encode
 
 
 def _submodules(parameters: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted({name.split(".")[0] for name in parameters}))
+    return tuple(sorted({part_of(name) for name in parameters}))
 
 
 def can_compare(start: ModelStart) -> bool:
     """Whether the projections that compare volumes with texts are trained."""
-    return isinstance(start.model.contrast, ImageReportContrast) and not {"everything", "contrast"} & set(start.untrained)
+    return start.model.has_joint_embedding and not {"everything", "branches.contrast"} & set(start.untrained)
 
 
 def describe(start: ModelStart) -> dict[str, Any]:

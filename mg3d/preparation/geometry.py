@@ -77,7 +77,7 @@ def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[flo
 
 
 def _check_axes(directions: np.ndarray) -> None:
-    """Refuses unit axes (columns) that are sheared or rotated away from the patient axes."""
+    """Refuse unit axes (columns) that are sheared or rotated away from the patient axes."""
     cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
     shear = float(np.degrees(np.arcsin(cosines.max().clip(max=1))))
     if shear > MAX_SHEAR_DEGREES:

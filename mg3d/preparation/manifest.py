@@ -21,7 +21,7 @@ from mg3d.preparation.shards import (
 
 
 class ShardStatus(NamedTuple):
-    """What is on disk of the shards of a data set."""
+    """State of the shards of a data set on disk."""
 
     pending: list[ShardTask]
     done: dict[str, dict[str, Any]]
@@ -31,7 +31,7 @@ class ShardStatus(NamedTuple):
 
 
 def write_plan(tasks: Sequence[ShardTask]) -> tuple[list[ShardTask], str | None]:
-    """Writes the plan of a data set. Returns the tasks with its hash, and a note if an earlier run had another plan.
+    """Write the plan of a data set. Returns the tasks with its hash, and a note if an earlier run had another plan.
 
     Raises:
         PlanChangedError: a run with another plan is at work.
@@ -57,7 +57,7 @@ def write_plan(tasks: Sequence[ShardTask]) -> tuple[list[ShardTask], str | None]
 
 
 def check_shards(tasks: Sequence[ShardTask], *, retry: bool, verify: bool) -> ShardStatus:
-    """Compares the planned shards with those on disk.
+    """Compare the planned shards with those on disk.
 
     retry: rebuild shards with quarantined volumes.
     verify: rebuild shards whose checksum is wrong (found by the worker).
@@ -78,7 +78,7 @@ def check_shards(tasks: Sequence[ShardTask], *, retry: bool, verify: bool) -> Sh
 
 
 def check_nothing_is_lost(tasks: Sequence[ShardTask], limit: int | None) -> None:
-    """Refuses a plan without volumes that are stored and could not be prepared again.
+    """Refuse a plan without volumes that are stored and could not be prepared again.
 
     Raises:
         ValueError: `limit` excludes stored volumes, or shards must be rewritten but raw files were deleted.
@@ -104,7 +104,7 @@ def check_nothing_is_lost(tasks: Sequence[ShardTask], limit: int | None) -> None
 
 
 def write_manifest(folder: Path, sidecars: Sequence[Mapping[str, Any]]) -> None:
-    """Adds all shards to `manifest.json`, with rows, sizes and checksums."""
+    """Add all shards to `manifest.json`, with rows, sizes and checksums."""
     names = ("shard", "rows", "bytes", "sha256")
     shards = [{name: sidecar[name] for name in names} for sidecar in sidecars if "sha256" in sidecar]
     plan = {name: value for name, value in _read(folder / MANIFEST).items() if name in {"plan", "plan_hash"}}

@@ -88,7 +88,7 @@ class _Job:
 
 
 def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSummary:
-    """Writes index files, shards and quarantine.jsonl into `options.out`. Finished shards of earlier runs are kept.
+    """Write index files, shards and quarantine.jsonl into `options.out`. Finished shards of earlier runs are kept.
 
     Concurrent runs in one folder share the shards. A run with `options.worker` ends when other runs hold the remaining shards;
     one without waits for them. The run that finds all shards finished writes the index.
@@ -122,7 +122,7 @@ def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSum
 
 
 def _plan_jobs(options: PrepareOptions, summary: PrepareSummary) -> dict[str, _Job]:
-    """Lists the raw data, plans the shards and compares them with those on disk. Writes no shard."""
+    """List the raw data, plan the shards and compare them with those on disk. Writes no shard."""
     sources = _open_sources(options)
     jobs = {}
     for dataset, inventory in _list_raw_data(options, sources).items():
@@ -172,7 +172,7 @@ def _list_raw_data(options: PrepareOptions, sources: Mapping[str, HubSource]) ->
 
 
 def _check_splits(dataset: str, inventory: Inventory, stored: set[str], quarantine: Path) -> None:
-    """Refuses an inventory without a volume for a required split, after writing its exclusions to `quarantine`.
+    """Refuse an inventory without a volume for a required split, after writing its exclusions to `quarantine`.
 
     stored: ids of volumes that are in shards; these may have no raw files.
     """
@@ -211,7 +211,7 @@ def _run_tasks(tasks: Sequence[ShardTask], job: _Job, engine: Engine, summary: P
 
 
 def _wait(jobs: Mapping[str, _Job], engine: Engine, summary: PrepareSummary, *, until_done: bool) -> list[str]:
-    """Builds shards that other processes leave unfinished. Returns those they still hold, unless `until_done`: then it waits.
+    """Build shards that other processes leave unfinished. Returns those they still hold, unless `until_done`: then wait for them.
 
     A run checks only while it holds no shard, so that of several that end together the last one finds everything finished.
     """
@@ -228,7 +228,7 @@ def _wait(jobs: Mapping[str, _Job], engine: Engine, summary: PrepareSummary, *, 
 
 
 def _finish(options: PrepareOptions, jobs: Mapping[str, _Job], summary: PrepareSummary) -> None:
-    """Writes quarantine, manifests and index, one process at a time; a second run writes the same again."""
+    """Write quarantine, manifests and index, one process at a time; a second run writes the same again."""
     lock = options.out / "finish.lock"
     with FileLock(lock):
         tables = {dataset: _join(dataset, job, options.out, summary) for dataset, job in jobs.items()}
@@ -242,7 +242,7 @@ def _finish(options: PrepareOptions, jobs: Mapping[str, _Job], summary: PrepareS
 
 
 def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Table:
-    """The index rows of a data set; adds its counts and exclusions to the summary and removes what killed runs left."""
+    """The index rows of a data set; adds its counts and exclusions to the summary and removes files left by killed runs."""
     folder, sidecars = out / "shards" / dataset, [job.done[task.path.name] for task in job.tasks]
     rows, quarantined, not_downloaded = join(job.tasks, sidecars, out)
     stored = set(rows["volume_id"].to_pylist())

@@ -108,7 +108,7 @@ def test_each_volume_and_the_prompts_are_encoded_once_per_step(arrows, pretraine
 
 
 def test_only_the_selected_submodules_are_trained(arrows, pretrained):
-    joining = {"project_image", "position", "project_report", "type_embedding", "contrast", "cml_scale"}
+    joining = {"project_image", "position", "project_report", "type_embedding", "branches"}
     for words, learned in (("projections", joining), ("vision+text", {"vision", "text"})):
         task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained, train=words)
         network = network_of(task_type, cases).train()

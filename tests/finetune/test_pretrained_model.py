@@ -71,6 +71,6 @@ def test_a_released_file_needs_a_text_encoder_and_leaves_the_contrast_random(tmp
     vocabulary = len(small_tokenizer(tmp_path / "bert"))
     small_bert(words=vocabulary, layers=1, width=16, heads=2, positions=64).bert.save_pretrained(tmp_path / "bert")
     whole = start(tmp_path / "MG-3D-Swin-B.ckpt", shape=(128, 96, 128), text_encoder=str(tmp_path / "bert"))
-    assert "contrast" in whole.untrained
+    assert "branches.contrast" in whole.untrained
     assert "vision" not in whole.untrained
     assert not can_compare(whole)

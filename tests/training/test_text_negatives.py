@@ -9,7 +9,6 @@ from small_text_cache import cache_text, save_bert, told
 
 from mg3d.config import command_line, read_arguments
 from mg3d.datasets import negatives
-from mg3d.models.contrast import embed_further_reports
 from mg3d.models.text.encoder import load_text_encoder
 from mg3d.sentence_spans import text_key
 from mg3d.settings.parse import parse
@@ -70,7 +69,7 @@ def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arr
     assert set(batch.negative_patient_key.flatten().tolist()) <= known
     model = build(objectives=("cml",)).float()
     model.text = load_text_encoder(bert)
-    embedded = embed_further_reports(batch, model._project_report, model.eval().contrast)["negative_embedding"]
+    embedded = model.eval().branches["contrast"]._embed_negatives(model.tokens(batch))["negative_embedding"]
     mine = list(zip(batch.patient_key.tolist(), batch.report_key.tolist(), strict=True))
     theirs = list(zip(batch.negative_patient_key[0].tolist(), batch.negative_report_key[0].tolist(), strict=True))
     assert set(mine) & set(theirs)
@@ -86,7 +85,7 @@ def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arr
     [
         ({"text_negatives": 4}, "text_cache"),
         ({"text_negatives": 4, "text_cache": "there", "weight_cml": 0.0}, "but weight_cml is 0"),
-        ({"text_negatives": -1}, "0 or more reports"),
+        ({"text_negatives": -1}, "must be greater than or equal to 0"),
     ],
 )
 def test_contradicting_settings_are_refused(changes, message):

@@ -25,7 +25,7 @@ from mg3d.models.vision.registry import VisionEncoder
 TRAINABLE = {
     "vision": ("vision",),
     "text": ("text",),
-    "projections": ("project_image", "position", "project_report", "type_embedding", "contrast", "cml_scale"),
+    "projections": ("project_image", "position", "project_report", "type_embedding", "branches.contrast"),
 }
 """Name in the setting `train` -> submodules of the model."""
 
@@ -44,7 +44,7 @@ class PromptNetwork(nn.Module):
         self.encoder = model.vision  # registered first, so that its parameters are named `encoder.*`
         self.model = model
         rows = [(text, ((0, len(text)),)) for pair in pairs for text in pair]
-        for name, part in zip(("ids", "mask", "index"), pad_reports(tokenizer, rows, model.text.longest), strict=True):
+        for name, part in zip(("ids", "mask", "index"), pad_reports(tokenizer, rows, model.text.max_length), strict=True):
             self.register_buffer(f"prompt_{name}", part, persistent=False)
         self.cached: Tensor | None = None
 
@@ -66,7 +66,7 @@ class PromptNetwork(nn.Module):
     def forward(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of volumes [B, E] and of prompts [outputs, 2, E], and the logit scale."""
         volumes = self.model.embed_volume(volume)
-        return volumes, self.embed_prompts(), self.model.cml_scale(volumes)
+        return volumes, self.embed_prompts(), self.model.logit_scale
 
 
 class PromptClassification(Classification):
@@ -132,12 +132,11 @@ class PromptClassification(Classification):
         """A `PromptNetwork` around the whole model."""
         model, tokenizer = self._load()
         network = PromptNetwork(model, tokenizer, [prompts(name, wording=self.wording) for name in self.outputs])
-        for name, child in model.named_children():
-            is_trained = name in self.submodules
-            child.requires_grad_(is_trained)
-            if name == "text":
-                child.frozen = not is_trained
-                child.train(is_trained)
+        model.requires_grad_(False)
+        for submodule in self.submodules:
+            model.get_submodule(submodule).requires_grad_(True)
+        model.text.frozen = "text" not in self.submodules
+        model.text.train("text" in self.submodules)
         return network
 
     def loss(self, network: PromptNetwork, batch: Sample) -> Tensor:

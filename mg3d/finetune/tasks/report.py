@@ -18,7 +18,7 @@ from mg3d.finetune.labellers import open_labeller
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.base import Row, TaskType
 from mg3d.finetune.transforms import Sample
-from mg3d.losses.captioning import NOT_ASKED, CaptionLoss
+from mg3d.losses.captioning import IGNORE_INDEX, CaptionLoss
 from mg3d.metrics.captions import caption_counts, caption_scores, tokenize
 from mg3d.metrics.clinical import clinical_efficacy
 from mg3d.models.pyramid import PyramidTokens
@@ -143,7 +143,7 @@ class ReportGeneration(TaskType):
         longest = int(batch["count"].max())
         ids, positions = batch["ids"][:, :longest], torch.arange(longest, device=batch["ids"].device)
         mask = positions < batch["count"][:, None]
-        targets = ids[:, 1:].masked_fill(~mask[:, 1:], NOT_ASKED)
+        targets = ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE_INDEX)
         return self.criterion(network(batch["image"], ids[:, :-1], mask[:, :-1]).float(), targets)
 
     @torch.no_grad()

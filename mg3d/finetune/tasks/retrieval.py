@@ -57,7 +57,7 @@ class Retrieval(PromptClassification):
     def _embed(self, network: PromptNetwork, reports: Sequence[str]) -> Tensor:
         settings: dict[str, Any] = self.description["settings"]
         split = split_clauses if settings["text_unit"] == "clause" else split_sentences
-        longest = min(settings["max_text_len"], network.model.text.longest)
+        longest = min(settings["max_text_len"], network.model.text.max_length)
         parts = pad_reports(self._load()[1], [(report, tuple(split(report))) for report in reports], longest)
         device = next(network.parameters()).device
         return network.model.embed_report(*(part.to(device) for part in parts))
