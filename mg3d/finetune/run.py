@@ -140,7 +140,7 @@ def with_stored_settings(
     different = changed(trained, named, ignore=EVALUATION)
     if different:
         raise ValueError(f"the checkpoint was fine-tuned with other settings: {', '.join(different[:4])}; leave them out")
-    return settings.__class__(**{**current, **trained})
+    return parse_settings(task.settings, {}, {**current, **trained})
 
 
 def run_folder(task: DownstreamTask, settings: FinetuneSettings, *, synthetic: bool) -> Path:

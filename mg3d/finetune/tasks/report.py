@@ -38,7 +38,7 @@ class ReportWriter(nn.Module):
     Args:
         encoder: of volumes [B, 1, D, H, W].
         vocabulary_size: V.
-        decoder: `width`, `layers`, `heads` and `longest` of `ReportDecoder`.
+        decoder: `width`, `layers`, `heads` and `max_length` of `ReportDecoder`.
         dropout: of the decoder.
     """
 
@@ -91,8 +91,8 @@ class ReportGeneration(TaskType):
         if settings.tta:
             raise ValueError("tta=true: reports of mirrored copies cannot be averaged; leave it out")
         self.tokenizer_name, self.search = tokenizer, {"beams": num_beams, "no_repeat": no_repeat_ngram_size}
-        longest = max_tokens or MAX_TOKENS[tokenizer]
-        self.decoder = {"width": decoder_width, "layers": decoder_layers, "heads": decoder_heads, "longest": longest}
+        max_length = max_tokens or MAX_TOKENS[tokenizer]
+        self.decoder = {"width": decoder_width, "layers": decoder_layers, "heads": decoder_heads, "max_length": max_length}
         self.tokenizer: ReportTokenizer | None = None
         self.constant = ""
         self.criterion = CaptionLoss()
@@ -114,7 +114,7 @@ class ReportGeneration(TaskType):
         self.constant = self._expressible(constant)
 
     def _expressible(self, report: str) -> str:
-        return self.tokenizer.decode(self.tokenizer.encode(report, self.decoder["longest"]))
+        return self.tokenizer.decode(self.tokenizer.encode(report, self.decoder["max_length"]))
 
     def state(self) -> dict[str, Any]:
         """Vocabulary and size of the decoder."""
@@ -134,8 +134,8 @@ class ReportGeneration(TaskType):
         return partial(self._with_tokens, super().read(masks=False))
 
     def _with_tokens(self, read: Callable[[FinetuneCase], Sample], case: FinetuneCase) -> Sample:
-        ids = self.tokenizer.encode(case.report, self.decoder["longest"])
-        padded = np.pad(ids, (0, self.decoder["longest"] - len(ids)), constant_values=self.tokenizer.pad_id)
+        ids = self.tokenizer.encode(case.report, self.decoder["max_length"])
+        padded = np.pad(ids, (0, self.decoder["max_length"] - len(ids)), constant_values=self.tokenizer.pad_id)
         return read(case) | {"report": case.report, "ids": torch.from_numpy(padded), "count": len(ids)}
 
     def loss(self, network: nn.Module, batch: Sample) -> Tensor:
@@ -152,7 +152,7 @@ class ReportGeneration(TaskType):
         tokenizer = self.tokenizer
         ids = network.decoder.generate(
             network.image_tokens(batch["image"]), begin=tokenizer.bos_id, end=tokenizer.eos_id, padding=tokenizer.pad_id,
-            most_tokens=self.decoder["longest"], **self.search,
+            most_tokens=self.decoder["max_length"], **self.search,
         )  # fmt: skip
         rows = []
         for index, generated in enumerate(ids.tolist()):
