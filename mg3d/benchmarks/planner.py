@@ -15,7 +15,7 @@ from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder, tiny_text_encoder
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.objectives import build_losses
-from mg3d.training.trainer import share_batch
+from mg3d.training.trainer import plan_batches
 
 ROOMY = 0.8
 """Share of a device's memory up to which what is counted is said to fit: buffers for the moment are not counted."""
@@ -87,7 +87,7 @@ def predict(
     Raises:
         ValueError: the devices cannot share `batch_size` evenly.
     """
-    per_device = share_batch(settings, devices).per_rank
+    per_device = plan_batches(settings, devices).per_rank
     model, data = stand_in(settings), settings.data
     shape = volume_shape(data.image_size, data.volume_size)
     views, is_cached = (data.sentence_views, min(VIEW_TOKENS, data.max_text_len)), bool(settings.text.text_cache)
@@ -117,7 +117,7 @@ def calibrate(settings: Settings, *, devices: int, device: str, threads: int, se
     torch.set_num_threads(threads)
     data, precision = settings.data, "bf16" if "bf16" in settings.run.precision else "32"
     options = Options(
-        size=volume_shape(data.image_size, data.volume_size), batch=share_batch(settings, devices).per_rank, device=device,
+        size=volume_shape(data.image_size, data.volume_size), batch=plan_batches(settings, devices).per_rank, device=device,
         precision=precision, tokens=data.max_text_len, sentences=sentences, threads=threads,
     )  # fmt: skip
     model = stand_in(settings).train()

@@ -32,14 +32,13 @@ from mg3d.finetune.module import FinetuneModule, gathered
 from mg3d.finetune.pipeline import TicketSampler, in_order
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.settings.schema import RunSettings
-from mg3d.training.finite import StopAtNotFinite
+from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.trainer import (
-    PlainBar,
-    RichBar,
+    AtomicCheckpointIO,
     TimeLimit,
-    WholeCheckpoints,
-    checkpoints,
+    checkpoint_callbacks,
     csv_part,
+    progress_bar,
     resolve_accelerator,
     resolve_devices,
     resolve_precision,
@@ -222,10 +221,10 @@ def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
     settings, run = kind.settings, machine(kind.settings)
     metric = f"val/{kind.task.metric}"
     callbacks: list[pl.Callback] = [
-        *checkpoints(folder / "checkpoints", monitor=metric, mode="max"),
+        *checkpoint_callbacks(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),
-        RichBar() if sys.stdout.isatty() else PlainBar(refresh_rate=20),
-        StopAtNotFinite(folder, names=itemgetter("case_id"), advice=NOT_FINITE),
+        progress_bar(20),
+        NonFiniteGuard(folder, names=itemgetter("case_id"), advice=NOT_FINITE),
     ]  # fmt: skip
     if settings.patience:
         callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
@@ -249,7 +248,7 @@ def build_trainer(kind: Kind, folder: Path, *, several: bool) -> pl.Trainer:
             TensorBoardLogger(folder, name="", version="tensorboard"),
             CSVLogger(folder, name="csv", version=csv_part(folder)),
         ],
-        plugins=[WholeCheckpoints()],
+        plugins=[AtomicCheckpointIO()],
         callbacks=callbacks,
     )
 

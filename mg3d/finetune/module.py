@@ -33,7 +33,7 @@ class FinetuneModule(pl.LightningModule):
         self.network, self.kind, self.identity = network, kind, dict(identity)
         self.steps_per_epoch, self.say = steps_per_epoch, say
         self.found: list[Row] = []
-        self.latest_terms: dict[str, Tensor] = {}  # read by `StopAtNotFinite`
+        self.latest_terms: dict[str, Tensor] = {}  # read by `NonFiniteGuard`
         self.told = False  # that the metric is not defined
         if kind.settings.freeze_encoder:
             network.encoder.requires_grad_(False)

@@ -86,7 +86,7 @@ def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arr
     [
         ({"text_negatives": 4}, "text_cache"),
         ({"text_negatives": 4, "text_cache": "there", "weight_cml": 0.0}, "but weight_cml is 0"),
-        ({"text_negatives": -1}, "0 or more reports"),
+        ({"text_negatives": -1}, "must be greater than or equal to 0"),
     ],
 )
 def test_contradicting_settings_are_refused(changes, message):
