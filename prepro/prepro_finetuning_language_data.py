@@ -1,4 +1,4 @@
-"""Reports of CT-RATE or CTRG -> Arrow files of reports (with 18 labels) and of sentences (weak labels, polarity)."""
+"""Convert CT-RATE or CTRG-Chest to Arrow files of reports (with 18 labels) and of sentences (with weak labels and polarity)."""
 
 import argparse
 import sys
@@ -6,26 +6,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.cli import ArgumentParser
-from mg3d.finetune.language import write_language
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line as values."""
+    """Parses the command line."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE's folder, or one of its Arrow files")
-    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest's folder, or one of its Arrow files")
-    parser.add_argument("--out", type=Path, default=Path("data/finetune_language_arrows"), help="(%(default)s)")
-    parser.add_argument("--val-patients", type=int, default=500, help="carved out of train, at most a tenth of it (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw (%(default)s)")
+    parser.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE: its folder, or one of its Arrow files")
+    parser.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest: its folder, or one of its Arrow files")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/finetune_language_arrows"), metavar="FOLDER",
+        help="output folder (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--val-patients", type=int, default=500, metavar="N",
+        help="training patients that become the validation set, at most a tenth of them (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the validation split (default: %(default)s)")
     values = parser.parse_args(arguments)
     if values.ct_rate is None and values.ctrg is None:
-        parser.error("give a folder: --ct-rate ROOT or --ctrg ROOT")
+        parser.error("no data set: use --ct-rate ROOT or --ctrg ROOT")
     return values
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the files of each data set: 0 done, 2 not possible as asked."""
+    """Writes the files of each data set. Exit codes: 0 done; 2 invalid options or data."""
     values = parse(arguments)
+    from mg3d.finetune.language import write_language
+
     for dataset in ("ct_rate", "ctrg"):
         root = getattr(values, dataset)
         if root is None:

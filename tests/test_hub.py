@@ -1,4 +1,4 @@
-"""Pre-trained models from folders that are whole, damaged, or not there: encoder and tokenizer."""
+"""Text encoder and tokenizer from complete, damaged and missing folders."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def without(*words):
     return edit
 
 
-def test_a_whole_folder_gives_both(folder):
+def test_a_complete_folder_loads_both(folder):
     tokenizer, encoder = load_both(folder)
     assert encoder.vocabulary_size == len(tokenizer)
     assert encoder.width == 12
@@ -86,7 +86,7 @@ def test_a_whole_folder_gives_both(folder):
         (write("model.safetensors", b""), "damaged or missing .SafetensorError"),
         (pickled(b"x" * 100), "damaged or missing .UnpicklingError"),
         (pickled(b""), "damaged or missing .EOFError: no message"),
-        (cut("config.json"), "text encoder .* damaged or missing .OSError.* config.json and model.safetensors are expected"),
+        (cut("config.json"), "text encoder .* damaged or missing .OSError.* expected: config.json and model.safetensors"),
         (write("config.json", b"{}"), "text encoder .* damaged or missing .ValueError"),
         (change("config.json", hidden_size="x"), "expected int, got str|damaged or missing"),
         (lambda folder: (folder / "model.safetensors").unlink(), "damaged or missing .OSError"),
@@ -95,7 +95,7 @@ def test_a_whole_folder_gives_both(folder):
         (change("config.json", model_type="gpt2"), "a 'bert' model is needed"),
     ],
 )
-def test_a_damaged_text_encoder_is_told_as_such(folder, damage, words):
+def test_a_damaged_text_encoder_is_reported(folder, damage, words):
     damage(folder)
     with pytest.raises(ValueError, match=words) as caught:
         load_text_encoder(folder)
@@ -110,15 +110,15 @@ def test_a_damaged_text_encoder_is_told_as_such(folder, damage, words):
         (write("tokenizer.json", b"{}"), "damaged or missing .KeyError"),
         (write("tokenizer.json", b"[]"), "damaged or missing .TypeError"),
         (change("tokenizer.json", model=None), "damaged or missing .Exception: Model missing"),
-        (cut("tokenizer.json"), "damaged or missing .JSONDecodeError.* tokenizer.json and tokenizer_config.json are expected"),
+        (cut("tokenizer.json"), "damaged or missing .JSONDecodeError.* expected: tokenizer.json and tokenizer_config.json"),
         (cut("tokenizer_config.json"), "damaged or missing .JSONDecodeError"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "damaged or missing"),
-        (without("[MASK]"), r"has no \[MASK\]; the tokenizer of a BERT"),
-        (without("[PAD]", "[CLS]"), r"has no \[PAD\] and no \[CLS\];"),
-        (without("[SEP]"), r"has no \[SEP\];"),
+        (without("[MASK]"), r"lacks \[MASK\]\. Set text_encoder to a BERT"),
+        (without("[PAD]", "[CLS]"), r"lacks \[PAD\], \[CLS\]\."),
+        (without("[SEP]"), r"lacks \[SEP\]\."),
     ],
 )
-def test_a_damaged_or_other_tokenizer_is_told_as_such(folder, damage, words):
+def test_a_damaged_or_unsuitable_tokenizer_is_reported(folder, damage, words):
     damage(folder)
     with pytest.raises(ValueError, match=words) as caught:
         load_tokenizer(str(folder))
@@ -128,13 +128,13 @@ def test_a_damaged_or_other_tokenizer_is_told_as_such(folder, damage, words):
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_text_encoder])
-def test_a_folder_that_is_not_there_is_not_called_damaged(load, tmp_path):
+def test_a_missing_folder_is_not_reported_as_damaged(load, tmp_path):
     for name in ("nobody/has-this-model", str(tmp_path / "none")):
-        with pytest.raises(FileNotFoundError, match=r"is no local folder .* set text_encoder=<local directory>") as caught:
+        with pytest.raises(FileNotFoundError, match=r"is not a local folder .* set text_encoder=<local directory>") as caught:
             load(name)
         assert "damaged" not in str(caught.value)
 
 
-def test_files_of_two_models_in_one_folder_are_told(folder):
+def test_files_of_two_models_in_one_folder_are_reported(folder):
     with pytest.raises(ValueError, match="both are read from text_encoder, which mixes files of two models or lacks tokenizer"):
         load_text_encoder(folder, tokenizer_size=200)

@@ -1,85 +1,92 @@
-"""Measure mg3d against another way of doing the same, both in one run, and print the ratios (`--help`)."""
+"""Measure the speed and memory of mg3d against a baseline, alternately in one run, and print the ratios.
+
+data      preparation of raw files and reading of prepared files, against MONAI (parts: preparation, reading)
+encoder   Swin-B against MONAI's code on the same weights
+step      a training step of all objectives, against the same step with MONAI's encoder; fraction spent in the losses
+text      the frozen text encoder: padded, trimmed, cached
+loader    fraction of the training time spent waiting for batches, by number of workers
+"""
 
 import argparse
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from mg3d.benchmarks.timing import Comparison, Options
+from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow
 from mg3d.cli import ArgumentParser, output_file, positive_int
-from mg3d.files import write_json
 
-TOPICS = {
-    "data": ("preparation", "reading"),
-    "encoder": ("encoder",),
-    "step": ("step",),
-    "losses": ("losses", "growth"),
-    "text": ("text",),
-    "loader": ("loader",),
-}
-"""Topic -> modules of mg3d.benchmarks; each has `run(options: Options) -> list[Comparison]`."""
-SHAPES = {"losses": {"batch": 16}, "text": {"batch": 4}, "loader": {"batch": 4}, "step": {"batch": 2}}
-"""Topic -> options that have another default there."""
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TOPICS = {"data": ("preparation", "reading"), **{name: (name,) for name in ("encoder", "step", "text", "loader")}}
+"""Topic -> modules of mg3d.benchmarks with a function `run(options: BenchmarkOptions) -> list[BenchmarkRow]`."""
+DEFAULT_BATCH = {"text": 4, "loader": 4, "step": 2}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs what was asked for; returns the exit code: 1 when a goal was missed."""
+    """Runs a benchmark; returns the exit code: 1 if a target was missed."""
     parser = _parser()
     given = vars(parser.parse_args(arguments))
     topic, parts, json = given.pop("topic"), given.pop("parts"), given.pop("json")
     unknown = [part for part in parts if part not in TOPICS[topic]]
     if unknown:
-        parser.error(f"{topic} has no part {unknown[0]!r}, only {', '.join(TOPICS[topic])}")
-    _refuse_early(parser, given)
+        parser.error(f"{topic} has no part {unknown[0]!r}; its parts are {', '.join(TOPICS[topic])}")
+    _check_device(parser, given)
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
-    options = Options(**SHAPES.get(topic, {}) | chosen)
-    found: list[Comparison] = []
+    options = BenchmarkOptions(**{"batch": DEFAULT_BATCH.get(topic, 1)} | chosen)
+    rows: list[BenchmarkRow] = []
     for part in parts or TOPICS[topic]:
-        found += importlib.import_module(f"mg3d.benchmarks.{part}").run(options)
-    Console(width=None if sys.stdout.isatty() else 200).print(_table(found))
+        rows += importlib.import_module(f"mg3d.benchmarks.{part}").run(options)
+    from rich.console import Console
+
+    from mg3d.files import write_json
+
+    Console(width=None if sys.stdout.isatty() else 200).print(_table(rows))
     if json:
-        rows = [{**comparison._asdict(), "ratio": comparison.ratio} for comparison in found]
-        write_json(json, {"topic": topic, "options": options._asdict(), "rows": rows})
-    return int(any(comparison.goal is not None and comparison.ratio < comparison.goal for comparison in found))
+        entries = [{**row._asdict(), "ratio": row.ratio} for row in rows]
+        write_json(json, {"topic": topic, "options": options._asdict(), "rows": entries})
+    return int(any(row.target is not None and row.ratio < row.target for row in rows))
 
 
-def _refuse_early(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> None:
-    """Ends with a sentence what would fail after it has measured."""
-    if given["device"] == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here")
+def _check_device(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> None:
+    if given["device"] == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: no GPU is available to PyTorch")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("topic", choices=TOPICS, help="what to measure")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these parts, of {TOPICS}; all without")
-    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, not how fast")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the numbers too")
-    parser.add_argument("--size", type=positive_int, nargs=3, metavar="VOXELS", help="of a volume, z y x (128 96 128)")
-    parser.add_argument("--batch", type=positive_int, help="volumes or reports")
-    parser.add_argument("--threads", type=positive_int, help="CPU threads of a measured process (2)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (cpu)")
-    parser.add_argument("--precision", choices=("32", "bf16"), help="bf16: autocast (32)")
-    parser.add_argument("--repeats", type=positive_int, help="rounds, of which the median is shown (3)")
-    parser.add_argument("--tokens", type=positive_int, help="of a report (250)")
-    parser.add_argument("--sentences", type=positive_int, help="of a report (32)")
-    parser.add_argument("--workers", type=positive_int, nargs="+", help="loader: numbers of loader processes (1 2 4 8)")
-    parser.add_argument("--step-ms", type=float, help="loader: how long the step takes for which batches are loaded (250)")
-    parser.add_argument("--compile", action="store_true", help="encoder: also ours with torch.compile, beside ours without")
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("topic", choices=TOPICS, help="what to measure (see above)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="data only: preparation or reading (default: both)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: checks that it runs; times mean nothing")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--size", type=positive_int, nargs=3, metavar=("Z", "Y", "X"), help="voxels (default: 128 96 128)")
+    parser.add_argument("--batch", type=positive_int, metavar="N", help="volumes or reports (default: 1; step 2; text, loader 4)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads per measured process (default: 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="device (default: cpu)")
+    parser.add_argument("--precision", choices=("32", "bf16"), help="float32, or autocast to bfloat16 (default: 32)")
+    parser.add_argument("--repeats", type=positive_int, metavar="N", help="rounds; medians are shown (default: 3)")
+    parser.add_argument("--tokens", type=positive_int, metavar="N", help="step, text: tokens per report (default: 250)")
+    parser.add_argument("--sentences", type=positive_int, metavar="N", help="step: sentences per report (default: 32)")
+    parser.add_argument("--workers", type=positive_int, nargs="+", metavar="N", help="loader: workers (default: 1 2 4 8)")
+    parser.add_argument(
+        "--step-ms", type=float, metavar="MS", help="loader: duration of the simulated training step in ms (default: 250)"
+    )
+    parser.add_argument("--compile", action="store_true", help="encoder: also measure torch.compile against eager mode")
     return parser
 
 
-def _table(found: Sequence[Comparison]) -> Table:
-    table = Table("measured", "ours", "", "other", "", "ratio", "goal", "seen")
-    for one in found:
-        goal = "" if one.goal is None else f"{one.goal:g}"
-        costs = (f"{one.our_cost:.3g} {one.unit}", f"{one.their_cost:.3g} {one.unit}")
-        table.add_row(one.name, one.ours, costs[0], one.theirs, costs[1], f"{one.ratio:.2f}", goal, one.note)
+def _table(rows: Sequence[BenchmarkRow]) -> "Table":
+    from rich.table import Table
+
+    table = Table("measured", "candidate", "cost", "baseline", "cost", "ratio", "target", "note")
+    for row in rows:
+        costs = (f"{row.candidate_cost:.3g} {row.unit}", f"{row.baseline_cost:.3g} {row.unit}")
+        target = "" if row.target is None else f"{row.target:g}"
+        table.add_row(row.name, row.candidate, costs[0], row.baseline, costs[1], f"{row.ratio:.2f}", target, row.note)
     return table
 
 

@@ -67,7 +67,7 @@ def show_plan(settings: "Settings", options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mg3d.benchmarks.planner import DEVICES, calibrate, predict, verdict
+    from mg3d.benchmarks.planner import DEVICES, calibrate, describe_fit, predict
     from mg3d.settings.parse import refuse_unknown
 
     refuse_unknown([options.device] if options.device else [], DEVICES, "device")
@@ -83,15 +83,15 @@ def show_plan(settings: "Settings", options: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     parts = Table("part, per volume", "passes", "forward GFLOP", "saved GB, float32", "trained")
     for part in plan.parts:
-        flops, saved = f"{part.forward_flops / 1e9:.4g}", f"{part.kept_bytes / 1e9:.3g}"
-        parts.add_row(part.name, str(part.passes), flops, saved, "yes" if part.learns else "no")
+        flops, saved = f"{part.forward_flops / 1e9:.4g}", f"{part.saved_bytes / 1e9:.3g}"
+        parts.add_row(part.name, str(part.passes), flops, saved, "yes" if part.is_trained else "no")
     table = Table("quantity", "prediction", "source")
     for row in _rows(plan, settings, options):
         table.add_row(*row)
     if measured is not None:
         table.add_row("memory of a step", f"{measured.bytes / 1e9:.3g} GB in addition to weights", f"measured on this {local}")
     memory_gb = device.memory_gb if device else _local_memory_gb(local)
-    table.add_row("fits in memory", verdict(plan.memory_gb, memory_gb), device.name if device else f"this {local}")
+    table.add_row("fits in memory", describe_fit(plan.memory_gb, memory_gb), device.name if device else f"this {local}")
     console.print(parts, table)
 
 

@@ -1,1 +1,1 @@
-"""Measurements of two things in one run, called by tools/benchmark.py; no test asserts a time."""
+"""Benchmarks of tools/benchmark.py: each measures mg3d and a baseline alternately in one run. No test asserts a time."""

@@ -1,4 +1,4 @@
-"""Swin-B alone, beside MONAI's code over the same weights: forward, backward and memory, each side in processes of its own."""
+"""Swin-B against MONAI's code on the same weights: forward, backward and memory, each side in fresh processes."""
 
 import time
 from typing import NamedTuple
@@ -6,83 +6,76 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mg3d.benchmarks.fresh import Memory, alternate, autocast, settler
-from mg3d.benchmarks.monai_baseline import MonaiSwin, largest_difference
-from mg3d.benchmarks.timing import Comparison, Options, median, seconds_of
+from mg3d.benchmarks.isolated import PeakMemory, autocast, run_isolated, synchronizer
+from mg3d.benchmarks.monai_baseline import MonaiSwin, max_relative_difference
+from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow, median_of, median_seconds
 from mg3d.models.vision.swin import SwinEncoder
 
-OURS, STOCK, FUSED, COMPILED = "mg3d", "MONAI", "MONAI, fused", "mg3d, compiled"
+OURS, MONAI, MONAI_FUSED, COMPILED = "mg3d", "MONAI", "MONAI, fused attention", "mg3d, compiled"
 QUICK = {"size": (32, 24, 32), "repeats": 1}
-TRAINING_GOAL, MEMORY_GOAL, INFERENCE_GOAL = 2.0, 4.0, 1.0
+TRAINING_TARGET, MEMORY_TARGET, INFERENCE_TARGET = 2.0, 4.0, 1.0
 
 
-class Measured(NamedTuple):
-    """One process."""
+class EncoderCost(NamedTuple):
+    """Measurements of one process."""
 
     inference_s: float
     inference_bytes: float
     forward_s: float
-    """With a graph."""
+    """With gradients enabled."""
     training_s: float
     """Forward and backward."""
     training_bytes: float
-    last: list[list[float]]
-    """The last map [B, places], for the comparison."""
-    first_passes_s: float
-    """One with and one without a graph, which compile; 0 where no side is compiled."""
+    output: list[list[float]]
+    """The last map, [B, values]."""
+    warm_up_s: float
+    """First calls, which compile; 0 if no side is compiled."""
 
 
-def run(options: Options) -> list[Comparison]:
-    """Inference beside both of MONAI's paths, training beside the one it has, and ours compiled beside ours if that is asked for;
-    costs are medians over the processes."""
+def run(options: BenchmarkOptions) -> list[BenchmarkRow]:
+    """Inference against both attention paths of MONAI, training against the one that supports gradients; with `compile`, also
+    the compiled encoder against the eager one."""
     options = options._replace(**QUICK) if options.quick else options
-    found = alternate(measure, (OURS, STOCK, FUSED, *([COMPILED] if options.compile else [])), options)
-    told = f"{'x'.join(map(str, options.size))}, batch {options.batch}, {options.precision}, {options.device}"
+    results = run_isolated(measure, (OURS, MONAI, MONAI_FUSED, *([COMPILED] if options.compile else [])), options)
     rows = [
-        ("inference", OURS, STOCK, "inference_s", INFERENCE_GOAL),
-        ("inference", OURS, FUSED, "inference_s", INFERENCE_GOAL),
-        ("inference memory", OURS, FUSED, "inference_bytes", None),
-        ("forward of training", OURS, STOCK, "forward_s", None),
-        ("forward + backward", OURS, STOCK, "training_s", TRAINING_GOAL),
-        ("training memory", OURS, STOCK, "training_bytes", MEMORY_GOAL),
+        ("inference", OURS, MONAI, "inference_s", INFERENCE_TARGET),
+        ("inference", OURS, MONAI_FUSED, "inference_s", INFERENCE_TARGET),
+        ("inference memory", OURS, MONAI_FUSED, "inference_bytes", None),
+        ("training forward", OURS, MONAI, "forward_s", None),
+        ("training forward + backward", OURS, MONAI, "training_s", TRAINING_TARGET),
+        ("training memory", OURS, MONAI, "training_bytes", MEMORY_TARGET),
     ]
     if options.compile:
-        rows += [
-            ("inference", COMPILED, OURS, "inference_s", None),
-            ("inference memory", COMPILED, OURS, "inference_bytes", None),
-            ("forward of training", COMPILED, OURS, "forward_s", None),
-            ("forward + backward", COMPILED, OURS, "training_s", None),
-            ("training memory", COMPILED, OURS, "training_bytes", None),
-        ]
-    return [
-        Comparison(
-            name, ours, theirs,
-            *(median(found[side], field) / (1e9 if field.endswith("bytes") else 1) for side in (ours, theirs)),
-            goal=None if options.quick else goal, unit="GB" if field.endswith("bytes") else "s",
-            note=told + _seen(found, COMPILED if ours == COMPILED else STOCK),
-        )
-        for name, ours, theirs, field, goal in rows
-    ]  # fmt: skip
+        compiled = [row for row in rows if row[2] != MONAI_FUSED or "memory" in row[0]]
+        rows += [(name, COMPILED, OURS, field, None) for name, _, _, field, _ in compiled]
+    table = []
+    for name, candidate, baseline, field, target in rows:
+        scale, unit = (1e9, "GB") if field.endswith("bytes") else (1, "s")
+        costs = (median_of(results[side], field) / scale for side in (candidate, baseline))
+        note = _note(results, COMPILED if candidate == COMPILED else MONAI, options)
+        target = None if options.quick else target
+        table.append(BenchmarkRow(name, candidate, baseline, *costs, target=target, unit=unit, note=note))
+    return table
 
 
-def _seen(found: dict[str, list[Measured]], side: str) -> str:
-    """How far the outputs of `side` are from ours, and how long its first passes took where they compile."""
-    if not found[side]:
-        return ""
-    gap = largest_difference(torch.tensor(found[OURS][0].last), torch.tensor(found[side][0].last))
-    longest = max(one.first_passes_s for one in found[side]) if side == COMPILED else 0
-    return f"; outputs differ by {gap:.1e} deviations" + (f"; compiled in up to {longest:.0f} s, not counted" if longest else "")
+def _note(results: dict[str, list[EncoderCost]], side: str, options: BenchmarkOptions) -> str:
+    """Sizes, difference of the outputs, and the compilation time."""
+    note = f"{'x'.join(map(str, options.size))}, batch {options.batch}, {options.precision}, {options.device}"
+    if not results[side]:
+        return note
+    difference = max_relative_difference(torch.tensor(results[OURS][0].output), torch.tensor(results[side][0].output))
+    compiled = f"; compiled in {max(one.warm_up_s for one in results[side]):.0f} s (not included)" if side == COMPILED else ""
+    return f"{note}; outputs differ by {difference:.1e} std{compiled}"
 
 
-def measure(side: str, options: Options) -> Measured:
-    """In this process; memory is over what the process held when the model and its volume were there, and
-    where compiled code is asked for, after first passes."""
+def measure(side: str, options: BenchmarkOptions) -> EncoderCost:
+    """Costs of one side in this process; memory excludes the model and its input."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     encoder = SwinEncoder()
-    model = (MonaiSwin(encoder, fused=side == FUSED) if side in (STOCK, FUSED) else encoder).to(options.device)
+    model = (MonaiSwin(encoder, fused=side == MONAI_FUSED) if side in (MONAI, MONAI_FUSED) else encoder).to(options.device)
     volume = torch.rand(options.batch, 1, *options.size).to(options.device)
-    settle, first_passes_s = settler(options), 0.0
+    synchronize, warm_up_s = synchronizer(options), 0.0
 
     def last_map(volume: Tensor) -> Tensor:
         return model(volume)[-1]
@@ -102,18 +95,18 @@ def measure(side: str, options: Options) -> Measured:
         forward().float().square().mean().backward()
         model.zero_grad(set_to_none=True)
 
-    if options.compile:  # on all sides, so that their memory counts from the same place
-        begin = time.perf_counter()
+    if options.compile:  # for every side, so that memory is measured from the same state
+        start = time.perf_counter()
         infer(), train()
-        settle()
-        first_passes_s = time.perf_counter() - begin
-    memory = Memory(options)
-    memory.restart()
-    inference_s = seconds_of(infer, settle=settle)
-    inference_bytes, last = memory.peak(), infer()
-    memory.restart()
-    training_s = seconds_of(train, settle=settle)
-    training_bytes = memory.peak()
-    forward_s = seconds_of(forward, settle=settle)
-    shown = last.flatten(1).float().tolist()
-    return Measured(inference_s, inference_bytes, forward_s, training_s, training_bytes, shown, first_passes_s)
+        synchronize()
+        warm_up_s = time.perf_counter() - start
+    memory = PeakMemory(options)
+    memory.reset()
+    inference_s = median_seconds(infer, synchronize=synchronize)
+    inference_bytes, last = memory.bytes(), infer()
+    memory.reset()
+    training_s = median_seconds(train, synchronize=synchronize)
+    training_bytes = memory.bytes()
+    forward_s = median_seconds(forward, synchronize=synchronize)
+    output = last.flatten(1).float().tolist()
+    return EncoderCost(inference_s, inference_bytes, forward_s, training_s, training_bytes, output, warm_up_s)

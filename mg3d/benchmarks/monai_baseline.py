@@ -1,4 +1,4 @@
-"""MONAI's Swin as it is, over the parameters of our encoder."""
+"""MONAI's own Swin code on the parameters of our encoder."""
 
 import torch
 from monai.networks.nets.swin_unetr import WindowAttention
@@ -9,9 +9,9 @@ from mg3d.models.vision.swin import SwinEncoder
 
 
 class MonaiSwin(nn.Module):
-    """Takes an encoder of ours and computes the same with MONAI's code for stages, blocks and windows.
+    """Compute the outputs of an encoder with MONAI's stages, blocks and window attention.
 
-    fused: with the fused attention that MONAI uses where no gradient is asked for.
+    fused: use MONAI's fused attention, which it supports without gradients only.
     """
 
     def __init__(self, encoder: SwinEncoder, *, fused: bool = False) -> None:
@@ -21,23 +21,23 @@ class MonaiSwin(nn.Module):
             if isinstance(module, WindowAttention):
                 module.use_flash_attention = fused
 
-    def forward(self, volume: Tensor, hidden: Tensor | None = None) -> list[Tensor]:
-        """The pyramid, as `SwinEncoder.forward`."""
+    def forward(self, volume: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Feature pyramid, as `SwinEncoder.forward`."""
         swin = self.swin
-        maps = [hide(swin.patch_embed(volume), hidden, swin.mask_token)]
+        maps = [hide(swin.patch_embed(volume), mask, swin.mask_token)]
         for stage in (*swin.layers1, *swin.layers2, *swin.layers3, *swin.layers4):
             maps.append(stage(maps[-1].contiguous()))
         return [swin.proj_out(features, True) for features in maps]
 
-    def encode(self, volume: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def encode(self, volume: Tensor, mask: Tensor | None = None) -> Tensor:
         """The last map, as `SwinEncoder.encode`."""
-        last = self(volume, hidden)[-1]
+        last = self(volume, mask)[-1]
         if self.swin.proj_head is None:
             return last
         return self.swin.proj_head(last.movedim(1, -1)).movedim(-1, 1)
 
 
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """In units of the larger one's deviation."""
-    gap = (ours.double() - theirs.double()).abs().max()
-    return float(gap / torch.clamp(theirs.double().std(), min=torch.finfo(torch.float64).tiny))
+def max_relative_difference(output: Tensor, reference: Tensor) -> float:
+    """Largest absolute difference in standard deviations of the reference."""
+    difference = (output.double() - reference.double()).abs().max()
+    return float(difference / torch.clamp(reference.double().std(), min=torch.finfo(torch.float64).tiny))

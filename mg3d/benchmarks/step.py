@@ -1,83 +1,107 @@
-"""A whole step of all objectives, beside the same step around MONAI's encoder, each side in processes of its own."""
+"""A training step of all objectives with our encoder and with MONAI's, each in fresh processes; and the time of the losses."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim import AdamW
 
-from mg3d.benchmarks.batches import build, on_device, random_batch
-from mg3d.benchmarks.fresh import Memory, alternate, autocast, settler
+from mg3d.benchmarks.isolated import PeakMemory, autocast, run_isolated, synchronizer
 from mg3d.benchmarks.monai_baseline import MonaiSwin
-from mg3d.benchmarks.timing import Comparison, Options, median, seconds_of
+from mg3d.benchmarks.synthetic import random_batch, random_model
+from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow, median_of, median_seconds
+from mg3d.datasets.windowing import move_to_device
 from mg3d.models.mg3d import MG3D
 from mg3d.settings.schema import Settings
 from mg3d.training.chunks import features_in_chunks
-from mg3d.types import Batch
+from mg3d.types import Batch, Features
 
-OURS, STOCK = "mg3d", "around MONAI's Swin"
+OURS, MONAI = "mg3d", "MONAI's Swin"
 QUICK = {"size": (32, 64, 32), "repeats": 1, "batch": 2, "tokens": 20, "sentences": 3}
-MEMORY_GOAL_GB = 12.0
+MEMORY_TARGET_GB = 12.0
 """At batch 2 in float32."""
+LOSSES_TARGET = 10.0
+"""A step takes at least this many times as long as its losses."""
 
 
-class Measured(NamedTuple):
-    """One process."""
+class StepCost(NamedTuple):
+    """Measurements of one process."""
 
     seconds: float
+    losses_s: float
+    """Forward and backward of the losses alone."""
     bytes: float
     total: float
-    """The loss of the first step, equal on both sides but for rounding."""
+    """Loss of the first step; equal for both encoders up to rounding."""
 
 
-def run(options: Options) -> list[Comparison]:
-    """Forward, losses, backward and optimiser, with a frozen report encoder of BERT-base's size."""
+def run(options: BenchmarkOptions) -> list[BenchmarkRow]:
+    """Forward, losses, backward and optimizer, with a frozen text encoder of BERT-base's size."""
     options = options._replace(**QUICK) if options.quick else options
-    found = alternate(measure, (OURS, STOCK), options)
-    totals = [f"{rounds[0].total:.6f}" if rounds else "none, for the process was killed (memory)" for rounds in found.values()]
-    told = (
+    results = run_isolated(measure, (OURS, MONAI), options)
+    totals = [f"{rounds[0].total:.6f}" if rounds else "none (out of memory)" for rounds in results.values()]
+    note = (
         f"{'x'.join(map(str, options.size))}, batch {options.batch}, {options.tokens} tokens, {options.sentences} sentences, "
         f"{options.precision}, {options.device}; losses {totals[0]} and {totals[1]}"
     )
-    costs = {field: [median(rounds, field) for rounds in found.values()] for field in ("seconds", "bytes")}
-    memory = [cost / 1e9 for cost in costs["bytes"]]
+    seconds, memory = ([median_of(rounds, field) for rounds in results.values()] for field in ("seconds", "bytes"))
+    gigabytes = [value / 1e9 for value in memory]
+    losses_s = median_of(results[OURS], "losses_s")
+    memory_target, losses_target = (None, None) if options.quick else (1.0, LOSSES_TARGET)
+    limit = MEMORY_TARGET_GB * options.batch / 2
     return [
-        Comparison("step", OURS, STOCK, *costs["seconds"], note=told),
-        Comparison("step, memory", OURS, STOCK, *memory, unit="GB", note=told),
-        Comparison("step, memory", OURS, "12 GB at batch 2", memory[0], MEMORY_GOAL_GB * options.batch / 2, unit="GB",
-                   goal=None if options.quick else 1.0, note=told),
+        BenchmarkRow("step", OURS, MONAI, *seconds, note=note),
+        BenchmarkRow("step memory", OURS, MONAI, *gigabytes, unit="GB", note=note),
+        BenchmarkRow("step memory", OURS, f"limit of {limit:g} GB", gigabytes[0], limit, unit="GB", target=memory_target,
+                     note=note),
+        BenchmarkRow("losses in a step", "losses", "whole step", losses_s, seconds[0], target=losses_target,
+                     note=f"{losses_s / seconds[0]:.1%} of a step"),
     ]  # fmt: skip
 
 
-def measure(side: str, options: Options) -> Measured:
-    """In this process."""
+def measure(side: str, options: BenchmarkOptions) -> StepCost:
+    """Costs of one side in this process."""
     torch.set_num_threads(options.threads)
-    model, losses, settings = build(options)
-    if side == STOCK:
+    model, settings = random_model(options)
+    if side == MONAI:
         model.vision = MonaiSwin(model.vision)
-    return measure_step(model, losses, settings, random_batch(options), options)
+    return measure_step(model, settings, random_batch(options), options)
 
 
-def measure_step(
-    model: MG3D, losses: Mapping[str, nn.Module], settings: Settings, batch: Batch, options: Options
-) -> Measured:
-    """Steps of this model on this batch, over and over; memory is over what the process held with both of them there."""
+def measure_step(model: MG3D, settings: Settings, batch: Batch, options: BenchmarkOptions) -> StepCost:
+    """Repeat steps on one batch; memory excludes the model and the batch."""
     model.to(options.device)
-    batch = on_device(batch, options.device)
+    batch = move_to_device(batch, options.device)
     optimizer = AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-5)
-    memory, totals = Memory(options), []
+    memory, totals = PeakMemory(options), []
+
+    def total_loss(features: Features) -> Tensor:
+        return sum(getattr(settings.loss, f"weight_{name}") * value for name, value in model.losses(features).items())
+
+    def compute_features() -> Features:
+        return features_in_chunks(model, batch, settings.optim.grad_cache_chunk)
 
     def step() -> None:
         with autocast(options):
-            features = features_in_chunks(model, batch, settings.optim.grad_cache_chunk)
-            values = {name: loss(**{key: getattr(features, key) for key in loss.inputs}) for name, loss in losses.items()}
-            total = sum(getattr(settings.loss, f"weight_{name}") * value for name, value in values.items())
+            total = total_loss(compute_features())
         total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         totals.append(total.detach())
 
-    memory.restart()
-    seconds = seconds_of(step, settle=settler(options))
-    return Measured(seconds, memory.peak(), float(totals[0]))
+    memory.reset()
+    seconds = median_seconds(step, synchronize=synchronizer(options))
+    peak = memory.bytes()
+    with torch.no_grad(), autocast(options):
+        fixed = compute_features()
+    leaves = {
+        name: value.detach().requires_grad_() if value.is_floating_point() else value for name, value in fixed.items()
+    }
+
+    def losses_only() -> None:
+        with autocast(options):
+            total = total_loss(leaves)
+        total.backward()
+
+    losses_s = median_seconds(losses_only, synchronize=synchronizer(options), min_total_s=0.2)
+    return StepCost(seconds, losses_s, peak, float(totals[0]))

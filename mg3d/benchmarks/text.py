@@ -1,4 +1,4 @@
-"""A frozen report encoder once for each text of a step, or read from a file, beside three passes padded to the longest text."""
+"""The frozen text encoder: padded three times per step as in the original, trimmed to the longest report, and cached."""
 
 import tempfile
 from pathlib import Path
@@ -7,55 +7,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mg3d.benchmarks.batches import bert_base, random_batch
-from mg3d.benchmarks.fresh import autocast, settler
-from mg3d.benchmarks.timing import Comparison, Options, compare
+from mg3d.benchmarks.isolated import autocast, synchronizer
+from mg3d.benchmarks.synthetic import random_batch, random_bert
+from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow, compare
 
-LONGEST = 250
+PADDED_LENGTH = 250
 """Tokens to which the original pads every report."""
-QUICK = {"batch": 2, "tokens": 12, "repeats": 1, "sentences": 2, "size": (32, 64, 32)}
 PASSES = 3
-"""Of the original: masked once, unmasked twice."""
+"""Forward passes per step in the original: masked once, unmasked twice."""
+QUICK = {"batch": 2, "tokens": 12, "repeats": 1, "sentences": 2, "size": (32, 64, 32)}
 
 
 @torch.no_grad()
-def run(options: Options) -> list[Comparison]:
-    """`tokens` is the length of the batch's longest report; a mean report of CT-RATE has far fewer than 250."""
+def run(options: BenchmarkOptions) -> list[BenchmarkRow]:
+    """`tokens` is the length of the longest report of the batch; an average report of CT-RATE is much shorter than 250."""
     options = options._replace(**QUICK) if options.quick else options
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    encoder, batch = bert_base(small=options.quick).to(options.device), random_batch(options)
-    settle, longest = settler(options), max(LONGEST, options.tokens)
+    encoder, batch = random_bert(small=options.quick).to(options.device), random_batch(options)
+    synchronize, length = synchronizer(options), max(PADDED_LENGTH, options.tokens)
     trimmed = [part.to(options.device) for part in (batch.report_ids, batch.attention_mask)]
-    padded = [torch.nn.functional.pad(part, (0, longest - options.tokens)) for part in trimmed]
+    padded = [torch.nn.functional.pad(part, (0, length - options.tokens)) for part in trimmed]
 
-    def encode(parts: list[Tensor], passes: int) -> Tensor:
+    def encode(inputs: list[Tensor], passes: int) -> Tensor:
         with autocast(options):
-            found = [encoder(*parts) for _ in range(passes)]
-        settle()
-        return found[-1]
+            outputs = [encoder(*inputs) for _ in range(passes)]
+        synchronize()
+        return outputs[-1]
 
     with tempfile.TemporaryDirectory() as folder:
-        stored = _store(Path(folder) / "features.npy", encode(trimmed, 1))
+        path = Path(folder) / "features.npy"
+        np.save(path, encode(trimmed, 1).float().cpu().numpy())
+        cached = np.load(path, mmap_mode="r")
 
-        def read() -> Tensor:
-            """One pass, of the masked report; the unmasked one comes from the file."""
+        def encode_and_read() -> None:
+            """The masked report is encoded, the unmasked one is read."""
             encode(trimmed, 1)
-            found = torch.from_numpy(np.array(stored)).to(options.device)
-            settle()
-            return found
+            torch.from_numpy(np.array(cached)).to(options.device)
+            synchronize()
 
-        gap = float((encode(padded, 1)[:, : options.tokens] - encode(trimmed, 1)).abs().max())
-        three = (f"{PASSES} passes at {longest} tokens", lambda: encode(padded, PASSES))
-        told = f"B={options.batch}, {options.tokens} tokens, {options.precision}, {options.device}; padding changes {gap:.1e}"
-        ways = (
-            (f"{PASSES} passes, trimmed", lambda: encode(trimmed, PASSES), ""),
+        difference = float((encode(padded, 1)[:, : options.tokens] - encode(trimmed, 1)).abs().max())
+        note = f"batch {options.batch}, {options.tokens} tokens, {options.precision}, {options.device}"
+        baseline = (f"{PASSES} passes at {length} tokens", lambda: encode(padded, PASSES))
+        candidates = (
+            (f"{PASSES} passes, trimmed", lambda: encode(trimmed, PASSES), f"; padding changes the output by {difference:.1e}"),
             ("2 passes, trimmed", lambda: encode(trimmed, 2), ""),
-            ("1 pass, trimmed, and a file", read, f"; float16, {stored.nbytes / options.batch / 1e3:.0f} kB a report"),
+            ("1 pass, trimmed, and the cache", encode_and_read, f"; {cached.nbytes / options.batch / 1e3:.0f} kB per report"),
         )
-        return [compare("report encoder", way[:2], three, rounds=options.repeats, note=told + way[2]) for way in ways]
-
-
-def _store(path: Path, features: Tensor) -> np.ndarray:
-    np.save(path, features.cpu().to(torch.float16).numpy())
-    return np.load(path, mmap_mode="r")
+        return [
+            compare("text encoder", (name, work), baseline, rounds=options.repeats, note=note + extra)
+            for name, work, extra in candidates
+        ]

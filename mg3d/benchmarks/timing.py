@@ -1,4 +1,4 @@
-"""Two ways of doing one thing, measured in turn."""
+"""Options, rows and timers of all benchmarks."""
 
 import statistics
 import time
@@ -6,85 +6,84 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
-class Options(NamedTuple):
-    """What a benchmark was asked for; each topic reads what concerns it."""
+class BenchmarkOptions(NamedTuple):
+    """Options of a benchmark; each topic uses those that apply."""
 
     quick: bool = False
-    """Small sizes and few rounds: shows that it runs, not how fast."""
+    """Small sizes and one round, to check that it runs; the times mean nothing."""
     size: tuple[int, int, int] = (128, 96, 128)
-    """Voxels z, y, x."""
+    """Volume size in voxels, z y x."""
     batch: int = 1
-    """Volumes, or reports."""
+    """Volumes or reports per batch."""
     threads: int = 2
-    """CPU threads of a measured process."""
+    """CPU threads per measured process."""
     device: str = "cpu"
     """`cpu` or `cuda`."""
     precision: str = "32"
     """`32`, or `bf16` for autocast to bfloat16."""
     repeats: int = 3
-    """Rounds that count; the table shows their medians."""
+    """Rounds; medians are reported."""
     tokens: int = 250
-    """Of a report."""
+    """Tokens per report."""
     sentences: int = 32
-    """Of a report."""
+    """Sentences per report."""
     workers: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of loader processes."""
+    """Numbers of data-loader workers to compare."""
     step_ms: float = 250.0
-    """How long a step takes for which a loader has to have a batch ready."""
+    """Simulated duration of a training step in ms."""
     compile: bool = False
-    """The encoder compiled as well."""
+    """Also measure the encoder with torch.compile."""
 
 
-class Comparison(NamedTuple):
-    """Ours beside another way."""
+class BenchmarkRow(NamedTuple):
+    """Cost of a candidate and of its baseline."""
 
     name: str
-    ours: str
-    """What was measured."""
-    theirs: str
-    our_cost: float
+    candidate: str
+    baseline: str
+    candidate_cost: float
     """Median of the rounds."""
-    their_cost: float
-    goal: float | None = None
-    """The ratio that ours should reach."""
+    baseline_cost: float
+    target: float | None = None
+    """Minimum ratio; None = none."""
     note: str = ""
-    """What else was seen: the outputs' largest difference, memory."""
     unit: str = "s"
-    """Of both costs."""
 
     @property
     def ratio(self) -> float:
-        """How many times as fast (or small) ours is."""
-        return self.their_cost / self.our_cost if self.our_cost else float("inf")
+        """Baseline cost / candidate cost: how many times faster or smaller the candidate is."""
+        return self.baseline_cost / self.candidate_cost if self.candidate_cost else float("inf")
 
 
 def compare(
-    name: str, ours: tuple[str, Callable[[], object]], theirs: tuple[str, Callable[[], object]], *, rounds: int,
-    goal: float | None = None, note: str = "",
-) -> Comparison:  # fmt: skip
-    """Times both in turn, `rounds` times each after one that does not count, so that a slow spell of the machine hits both."""
+    name: str, candidate: tuple[str, Callable[[], object]], baseline: tuple[str, Callable[[], object]], *, rounds: int,
+    target: float | None = None, note: str = "",
+) -> BenchmarkRow:  # fmt: skip
+    """Time both alternately after one warm-up round, so that a slow phase of the machine affects both."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    for round_ in range(rounds + 1):
-        for kept, (_, work) in zip(seconds, (ours, theirs), strict=True):
-            began = time.perf_counter()
+    for round_index in range(rounds + 1):
+        for times, (_, work) in zip(seconds, (candidate, baseline), strict=True):
+            start = time.perf_counter()
             work()
-            kept += [time.perf_counter() - began] if round_ else []
-    return Comparison(name, ours[0], theirs[0], *(statistics.median(kept) for kept in seconds), goal=goal, note=note)
+            times += [time.perf_counter() - start] if round_index else []
+    return BenchmarkRow(name, candidate[0], baseline[0], *map(statistics.median, seconds), target=target, note=note)
 
 
-def seconds_of(work: Callable[[], object], *, settle: Callable[[], object] = lambda: None, at_least: float = 1.0) -> float:
-    """Median time of `work` after one that does not count, repeated for `at_least` seconds; `settle` waits for the device."""
+def median_seconds(
+    work: Callable[[], object], *, synchronize: Callable[[], object] = lambda: None, min_total_s: float = 1.0
+) -> float:
+    """Median time of `work` after one warm-up call, repeated for `min_total_s` seconds."""
     work()
-    settle()
-    found: list[float] = []
-    while sum(found) < at_least:
-        began = time.perf_counter()
+    synchronize()
+    times: list[float] = []
+    while sum(times) < min_total_s:
+        start = time.perf_counter()
         work()
-        settle()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
-def median(rounds: Sequence[NamedTuple], field: str) -> float:
-    """The median of one field over rounds; infinite where there are none, for the machine was too small."""
+def median_of(rounds: Sequence[NamedTuple], field: str) -> float:
+    """Median of one field over rounds; infinite without rounds (the process ran out of memory)."""
     return statistics.median(getattr(one, field) for one in rounds) if rounds else float("inf")

@@ -53,7 +53,7 @@ def _connect(ray: Any, workers: int, address: str | None) -> None:
 def _map(
     ray: Any, work: Callable[[ShardTask], ShardResult], tasks: Sequence[ShardTask], workers: int
 ) -> Generator[ShardResult, None, None]:
-    """Yields results as they finish, with at most `workers` tasks in flight."""
+    """Yield results as they finish, with at most `workers` tasks in flight."""
     remote = ray.remote(num_cpus=1, max_retries=3)(lambda task: work(task))
     upcoming = iter(tasks)
     running = [remote.remote(task) for task in islice(upcoming, workers)]

@@ -77,7 +77,7 @@ def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[flo
 
 
 def _check_axes(directions: np.ndarray) -> None:
-    """Refuses unit axes (columns) that are sheared or rotated away from the patient axes."""
+    """Refuse unit axes (columns) that are sheared or rotated away from the patient axes."""
     cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
     shear = float(np.degrees(np.arcsin(cosines.max().clip(max=1))))
     if shear > MAX_SHEAR_DEGREES:
@@ -182,7 +182,7 @@ def resize(
     volume: np.ndarray, shape: tuple[int, int, int], *, scale: tuple[float, float] = (1.0, 0.0), limits: tuple[float, float],
     kernel: str = "antialias", padding: Padding = ((0, 0), (0, 0), (0, 0)),
 ) -> Tensor:  # fmt: skip
-    """Rescales (`volume * scale[0] + scale[1]`), clips to `limits` and resizes to `shape`: float32 [z, y, x].
+    """Rescale (`volume * scale[0] + scale[1]`), clip to `limits` and resize to `shape`: float32 [z, y, x].
 
     Axes are resized one after the other with the weights of `kernel`, in slabs of slices, as a float copy of a large volume would
     take gigabytes. `padding` adds voxels of `AIR_HU` around the volume without allocating them: air is subtracted from all

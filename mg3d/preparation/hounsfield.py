@@ -39,7 +39,7 @@ class HuRescale(NamedTuple):
 
 
 def choose_hu_rescale(stored: np.ndarray, table: tuple[float, float] | None) -> HuRescale:
-    """Decides by the location of the air peak, and not by the folder of the file, whether a volume is in HU.
+    """Decide by the location of the air peak, and not by the folder of the file, whether a volume is in HU.
 
     Args:
         stored: all voxels, any shape. Large volumes are sampled with an odd stride, which visits all columns.

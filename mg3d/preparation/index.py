@@ -40,7 +40,7 @@ def join(
 
 
 def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None:
-    """Writes the index files of a data set: of all splits, or only of those with volumes if there is no training volume."""
+    """Write the index files of a data set: of all splits, or only of those with volumes if there is no training volume."""
     facts = DATASETS[dataset]
     metadata = {
         "shape": list(recipe.shape),
@@ -61,7 +61,7 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None
 
 
 def remove_index(out: Path, dataset: str) -> None:
-    """Deletes the index files of a data set before its shards change."""
+    """Delete the index files of a data set before its shards change."""
     for split in SPLITS:
         index_path(out, dataset, split).unlink(missing_ok=True)
 

@@ -13,7 +13,6 @@ from mg3d.preparation.shards import (
     MANIFEST,
     PlanChangedError,
     ShardTask,
-    changed_files,
     finished,
     is_locked,
     read_sidecar,
@@ -22,19 +21,17 @@ from mg3d.preparation.shards import (
 
 
 class ShardStatus(NamedTuple):
-    """What is on disk of the shards of a data set."""
+    """State of the shards of a data set on disk."""
 
     pending: list[ShardTask]
     done: dict[str, dict[str, Any]]
     """Shard -> sidecar."""
     stored: set[str]
     """Ids of the volumes in all shards."""
-    changed: int
-    """Volumes whose raw files were replaced since they were prepared."""
 
 
 def write_plan(tasks: Sequence[ShardTask]) -> tuple[list[ShardTask], str | None]:
-    """Writes the plan of a data set. Returns the tasks with its hash, and a note if an earlier run had another plan.
+    """Write the plan of a data set. Returns the tasks with its hash, and a note if an earlier run had another plan.
 
     Raises:
         PlanChangedError: a run with another plan is at work.
@@ -52,41 +49,36 @@ def write_plan(tasks: Sequence[ShardTask]) -> tuple[list[ShardTask], str | None]
             "it ends, or use another --out"
         )
     write_json(path, {"plan": plan, "plan_hash": plan_hash})
-    dataset = plan["dataset"]
-    if old and old["preproc"] != plan["preproc"]:
-        return planned, f"{dataset}: the voxel settings differ from the last run; all shards are rewritten"
-    if old and old["ids"] != plan["ids"]:
-        return planned, (
-            f"{dataset}: the list of volumes has changed ({old['volumes']} -> {plan['volumes']}); shards with other volumes than "
-            "before are rewritten"
-        )
+    if old and (old["preproc"], old["ids"]) != (plan["preproc"], plan["ids"]):
+        what = "voxel settings" if old["preproc"] != plan["preproc"] else "list of volumes"
+        counts = f" ({old['volumes']} -> {plan['volumes']} volumes)" if old["volumes"] != plan["volumes"] else ""
+        return planned, f"{plan['dataset']}: the {what} changed since the last run{counts}; affected shards are rewritten"
     return planned, None
 
 
 def check_shards(tasks: Sequence[ShardTask], *, retry: bool, verify: bool) -> ShardStatus:
-    """Compares the planned shards with those on disk.
+    """Compare the planned shards with those on disk.
 
     retry: rebuild shards with quarantined volumes.
     verify: rebuild shards whose checksum is wrong (found by the worker).
     """
-    status, changed = ShardStatus([], {}, set(), 0), 0
+    status = ShardStatus([], {}, set())
     for task in tasks:
         on_disk = read_sidecar(task)
         sidecar = finished(task, on_disk)
         facts = (on_disk or {}).get("volumes", {})
         status.stored.update(name for name, known in facts.items() if "row" in known)
-        changed += changed_files(task, on_disk) if on_disk and sidecar is None else 0
         codes = {known.get("refused") for known in (sidecar or {}).get("volumes", {}).values()}
         again = bool(codes & RETRIED) or (retry and bool(codes - {None, "not_downloaded"}))
         if sidecar is None or again or (verify and sidecar["rows"]):
             status.pending.append(replace(task, sidecar_time=sidecar_time(task), retry=again, verify=verify))
         else:
             status.done[task.path.name] = sidecar
-    return status._replace(changed=changed)
+    return status
 
 
 def check_nothing_is_lost(tasks: Sequence[ShardTask], limit: int | None) -> None:
-    """Refuses a plan without volumes that are stored and could not be prepared again.
+    """Refuse a plan without volumes that are stored and could not be prepared again.
 
     Raises:
         ValueError: `limit` excludes stored volumes, or shards must be rewritten but raw files were deleted.
@@ -112,7 +104,7 @@ def check_nothing_is_lost(tasks: Sequence[ShardTask], limit: int | None) -> None
 
 
 def write_manifest(folder: Path, sidecars: Sequence[Mapping[str, Any]]) -> None:
-    """Adds all shards to `manifest.json`, with rows, sizes and checksums."""
+    """Add all shards to `manifest.json`, with rows, sizes and checksums."""
     names = ("shard", "rows", "bytes", "sha256")
     shards = [{name: sidecar[name] for name in names} for sidecar in sidecars if "sha256" in sidecar]
     plan = {name: value for name, value in _read(folder / MANIFEST).items() if name in {"plan", "plan_hash"}}

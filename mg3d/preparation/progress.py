@@ -13,12 +13,12 @@ _counter: list[Synchronized] = []
 
 
 def use_counter(counter: Synchronized) -> None:
-    """Makes this process count its volumes in `counter`."""
+    """Make this process count its volumes in `counter`."""
     _counter[:] = [counter]
 
 
 def count(volumes: int) -> None:
-    """Counts finished volumes."""
+    """Count finished volumes."""
     for counter in _counter:
         with counter.get_lock():
             counter.value += volumes
@@ -26,7 +26,7 @@ def count(volumes: int) -> None:
 
 @contextmanager
 def progress_bar(label: str, total: int, counter: Synchronized) -> Iterator[None]:
-    """Shows how far `counter` has come towards `total` volumes: twice a second on a terminal, else once a minute."""
+    """Show `counter` out of `total` volumes; updated twice a second on a terminal, else once a minute."""
     interval_s = 0.5 if sys.stderr.isatty() else 60.0
     done, start = threading.Event(), counter.value
     with tqdm(total=total, desc=label, unit="volume", mininterval=interval_s, disable=not total) as bar:

@@ -75,7 +75,7 @@ class Quarantined:
 
 
 def write_quarantine(path: Path, entries: Sequence[Quarantined], datasets: Collection[str]) -> None:
-    """Replaces the entries of `datasets` in quarantine.jsonl and keeps those of other data sets. Invalid lines are dropped."""
+    """Replace the entries of `datasets` in quarantine.jsonl and keep those of other data sets. Invalid lines are dropped."""
     others = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

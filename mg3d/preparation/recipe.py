@@ -40,7 +40,7 @@ class Recipe:
     uint8_window: tuple[float, float] = (-1000.0, 1000.0)
     """HU of the values 0 and 255."""
     compression: Literal["none", "zstd"] = "none"
-    """Of the shards. It does not change voxels and is not part of provenance and digest."""
+    """Compression of the shards. It does not change voxels, so it is not part of provenance and digest."""
 
     def __post_init__(self) -> None:
         if (self.crop == "mm") != (self.crop_mm is not None):

@@ -56,7 +56,7 @@ class PrepareOptions:
     """Compare finished shards with their SHA-256."""
     compression: Literal["none", "zstd"] = "none"
     worker: tuple[int, int] | None = None
-    """(i, n): one of n concurrent runs. It starts with every n-th shard and ends when no shard is left to take."""
+    """(i, n): run i of n concurrent runs, which start at different shards. It ends when no shard is left to take."""
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     stream: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class _Job:
 
 
 def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSummary:
-    """Writes index files, shards and quarantine.jsonl into `options.out`. Finished shards of earlier runs are kept.
+    """Write index files, shards and quarantine.jsonl into `options.out`. Finished shards of earlier runs are kept.
 
     Concurrent runs in one folder share the shards. A run with `options.worker` ends when other runs hold the remaining shards;
     one without waits for them. The run that finds all shards finished writes the index.
@@ -112,9 +112,8 @@ def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSum
     for dataset, job in jobs.items():
         if job.pending:
             remove_index(options.out, dataset)
-        for tasks in _order(job, options.worker):
-            with progress_bar(dataset, sum(len(task.records) for task in tasks), counter):
-                _run_tasks(tasks, job, engine, summary)
+        with progress_bar(dataset, sum(len(task.records) for task in job.pending), counter):
+            _run_tasks(_rotate(job.pending, options.worker), job, engine, summary)
     summary.waiting = _wait(jobs, engine, summary, until_done=options.worker is None)
     if not summary.waiting:
         _finish(options, jobs, summary)
@@ -123,7 +122,7 @@ def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSum
 
 
 def _plan_jobs(options: PrepareOptions, summary: PrepareSummary) -> dict[str, _Job]:
-    """Lists the raw data, plans the shards and compares them with those on disk. Writes no shard."""
+    """List the raw data, plan the shards and compare them with those on disk. Writes no shard."""
     sources = _open_sources(options)
     jobs = {}
     for dataset, inventory in _list_raw_data(options, sources).items():
@@ -140,8 +139,6 @@ def _plan_jobs(options: PrepareOptions, summary: PrepareSummary) -> dict[str, _J
         status = check_shards(tasks, retry=options.retry_quarantine, verify=options.verify)
         _check_splits(dataset, inventory, status.stored, options.out / "quarantine.jsonl")
         summary.notes += [*inventory.notes, *([note] if note else [])]
-        if status.changed:
-            summary.notes.append(f"{dataset}: raw files of {status.changed} volumes have changed; they are prepared again")
         for task in status.pending:
             remove_partial_shard(task)
         summary.skipped += len(status.done)
@@ -175,7 +172,7 @@ def _list_raw_data(options: PrepareOptions, sources: Mapping[str, HubSource]) ->
 
 
 def _check_splits(dataset: str, inventory: Inventory, stored: set[str], quarantine: Path) -> None:
-    """Refuses an inventory without a volume for a required split, after writing its exclusions to `quarantine`.
+    """Refuse an inventory without a volume for a required split, after writing its exclusions to `quarantine`.
 
     stored: ids of volumes that are in shards; these may have no raw files.
     """
@@ -193,15 +190,11 @@ def _check_splits(dataset: str, inventory: Inventory, stored: set[str], quaranti
     )
 
 
-def _order(job: _Job, worker: tuple[int, int] | None) -> list[list[ShardTask]]:
-    """The shards a run starts with, and those it then helps with, starting behind its own."""
-    if worker is None:
-        return [job.pending]
-    index, count = worker
-    own = {task.path.name for task in job.tasks[index::count]}
-    others = [task for task in job.pending if task.path.name not in own]
-    start = len(others) * index // count
-    return [[task for task in job.pending if task.path.name in own], others[start:] + others[:start]]
+def _rotate(tasks: list[ShardTask], worker: tuple[int, int] | None) -> list[ShardTask]:
+    """All tasks, starting at i/n of the list for worker (i, n)."""
+    index, count = worker or (0, 1)
+    start = len(tasks) * index // count
+    return tasks[start:] + tasks[:start]
 
 
 def _run_tasks(tasks: Sequence[ShardTask], job: _Job, engine: Engine, summary: PrepareSummary) -> None:
@@ -218,7 +211,7 @@ def _run_tasks(tasks: Sequence[ShardTask], job: _Job, engine: Engine, summary: P
 
 
 def _wait(jobs: Mapping[str, _Job], engine: Engine, summary: PrepareSummary, *, until_done: bool) -> list[str]:
-    """Builds shards that other processes leave unfinished. Returns those they still hold, unless `until_done`: then it waits.
+    """Build shards that other processes leave unfinished. Returns those they still hold, unless `until_done`: then wait for them.
 
     A run checks only while it holds no shard, so that of several that end together the last one finds everything finished.
     """
@@ -235,7 +228,7 @@ def _wait(jobs: Mapping[str, _Job], engine: Engine, summary: PrepareSummary, *, 
 
 
 def _finish(options: PrepareOptions, jobs: Mapping[str, _Job], summary: PrepareSummary) -> None:
-    """Writes quarantine, manifests and index, one process at a time; a second run writes the same again."""
+    """Write quarantine, manifests and index, one process at a time; a second run writes the same again."""
     lock = options.out / "finish.lock"
     with FileLock(lock):
         tables = {dataset: _join(dataset, job, options.out, summary) for dataset, job in jobs.items()}
@@ -249,7 +242,7 @@ def _finish(options: PrepareOptions, jobs: Mapping[str, _Job], summary: PrepareS
 
 
 def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Table:
-    """The index rows of a data set; adds its counts and exclusions to the summary and removes what killed runs left."""
+    """The index rows of a data set; adds its counts and exclusions to the summary and removes files left by killed runs."""
     folder, sidecars = out / "shards" / dataset, [job.done[task.path.name] for task in job.tasks]
     rows, quarantined, not_downloaded = join(job.tasks, sidecars, out)
     stored = set(rows["volume_id"].to_pylist())

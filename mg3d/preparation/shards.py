@@ -1,4 +1,4 @@
-"""Shards: Arrow files of up to 256 volumes, each with a JSON sidecar that records what became of every volume."""
+"""Shards: Arrow files of up to 256 volumes, each with a JSON sidecar that records the outcome of every volume."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ class ShardTask:
 
     @property
     def preproc_hash(self) -> str:
-        """Identifies the preprocessing."""
+        """Identify the preprocessing."""
         return self.recipe.digest(self.dataset)
 
     @property
@@ -95,7 +95,7 @@ class ShardResult(NamedTuple):
 def plan_shards(
     records: Sequence[VolumeRecord], *, root: Path, out: Path, recipe: Recipe, rows: int | None = None
 ) -> list[ShardTask]:
-    """Sorts records by id and cuts them into shards of `rows` (None: `SHARD_ROWS`), whether their files exist or not."""
+    """Sort records by id and cut them into shards of `rows` (None: `SHARD_ROWS`), whether their files exist or not."""
     tasks, records, rows = [], sorted(records, key=lambda record: record.volume_id), rows or SHARD_ROWS
     for index, start in enumerate(range(0, len(records), rows)):
         part = tuple(records[start : start + rows])
@@ -106,9 +106,9 @@ def plan_shards(
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Whether the lock `path` was free; it is then held until the block ends, or the process does.
+    """Yield whether the lock `path` was free; if so, hold it until the block or the process ends.
 
-    A lock avoids double work and does not protect the result: a shard is the same whoever writes it, and appears at once.
+    The lock avoids duplicate work. It does not protect the result: every process writes the same shard, atomically.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -158,14 +158,8 @@ def finished(task: ShardTask, sidecar: dict[str, Any] | None = None) -> dict[str
     return sidecar if all(_is_current(record, volumes.get(record.volume_id), task) for record in task.records) else None
 
 
-def changed_files(task: ShardTask, sidecar: Mapping[str, Any]) -> int:
-    """Number of volumes whose raw files were replaced since they were prepared."""
-    known = ((record, sidecar["volumes"].get(record.volume_id, {})) for record in task.records)
-    return sum("raw" in facts and not _same_files(record, facts["raw"], task) for record, facts in known)
-
-
 def build_shard(task: ShardTask) -> ShardResult:
-    """Writes the shard, unless another process holds it or has finished it since the run began.
+    """Write the shard, unless another process holds it or has finished it since the run began.
 
     Raises:
         PlanChangedError: another run has replaced the plan.
@@ -188,7 +182,7 @@ def build_shard(task: ShardTask) -> ShardResult:
 
 
 def remove_partial_shard(task: ShardTask) -> None:
-    """Removes what a killed or stopped worker left of a shard, unless another process is writing it."""
+    """Remove partial files of a shard that a killed or stopped worker left, unless another process is writing it."""
     with try_lock(task.lock) as locked:
         if not locked:
             return
@@ -254,7 +248,7 @@ def _is_current(record: VolumeRecord, facts: Mapping[str, Any] | None, task: Sha
 
 
 def _build(task: ShardTask) -> dict[str, Any]:
-    """Writes a shard, then its sidecar, and returns the sidecar.
+    """Write a shard, then its sidecar; returns the sidecar.
 
     The old sidecar is deleted before the shard is replaced, so that a kill in between leaves a shard that counts as unfinished.
     """
@@ -275,7 +269,7 @@ def _build(task: ShardTask) -> dict[str, Any]:
 
 
 def _write(task: ShardTask, stream: IO[bytes]) -> dict[str, dict[str, Any]]:
-    """Writes all rows; returns volume id -> row and facts, or the reason why it was quarantined."""
+    """Write all rows; returns volume id -> row and facts, or the reason why it was quarantined."""
     schema = shard_schema(task.recipe.shape, task.recipe.unit(task.dataset), {"preproc_hash": task.preproc_hash})
     options = pa.ipc.IpcWriteOptions(compression=None if task.recipe.compression == "none" else task.recipe.compression)
     volumes: dict[str, dict[str, Any]] = {}
@@ -337,7 +331,7 @@ class _PreviousShard:
                 if _is_current(record, facts | {"raw": self.raw(record.volume_id)}, task):
                     self.rows[record.volume_id] = index
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
-            return  # missing, damaged, or written by another program: what was not read is prepared again
+            return  # missing, damaged, or written by another program: rows that were not read are prepared again
 
     def read(self, volume_id: str) -> tuple[dict[str, Any], np.ndarray]:
         """Facts and voxels [z, y, x] of a row."""

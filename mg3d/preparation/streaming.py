@@ -23,7 +23,7 @@ from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import VolumeRecord
 
 ATTEMPTS = 3
-"""Downloads of one file before it counts as failed; each resumes the file and has retries of its own in huggingface_hub."""
+"""Downloads of one file before it counts as failed; each attempt resumes the file, and huggingface_hub retries internally."""
 RETRY_WAIT_S = 5.0
 MAX_CONSECUTIVE_FAILURES = 8
 MAX_THREADS = 4
@@ -59,7 +59,7 @@ class HubSource:
 
 
 def open_hub(repo: str, cache: Path, tables: Sequence[str]) -> HubSource:
-    """Lists the files of the newest commit of `repo` and downloads those that match `tables` into `cache`.
+    """List the files of the newest commit of `repo` and download those that match `tables` into `cache`.
 
     Raises:
         ValueError: `repo` is not `owner/name`. The argument is not repeated if it may contain a password.
@@ -88,10 +88,10 @@ def open_hub(repo: str, cache: Path, tables: Sequence[str]) -> HubSource:
 
 
 def prefetch_count(source: HubSource, records: Sequence[VolumeRecord], budget: int, workers: int) -> int:
-    """How many volumes each worker may keep on disk so that all workers stay below `budget` bytes.
+    """Volumes that each worker may hold on disk while all workers stay below `budget` bytes.
 
     Raises:
-        ValueError: not even one.
+        ValueError: the budget is too small for one volume per worker.
     """
     largest = max((source.bytes_of(record) for record in records if record.files), default=1)
     count = budget // (workers * largest)
@@ -106,7 +106,7 @@ def prefetch_count(source: HubSource, records: Sequence[VolumeRecord], budget: i
 def stream_volumes(
     records: Sequence[VolumeRecord], source: HubSource, folder: Path
 ) -> Iterator[tuple[VolumeRecord, Refusal | None]]:
-    """Yields each record once its files are in `folder`, or with the reason why not; deletes them when the next is requested.
+    """Yield each record once its files are in `folder`, or with the failure; delete them when the next one is requested.
 
     Raises:
         HubAccessError, ConnectionError: access denied, or many consecutive downloads failed.
@@ -162,7 +162,7 @@ def _download(source: HubSource, path: str, folder: Path) -> None:
 
 
 def _raise_if_fatal(repo: str, error: Exception) -> None:
-    """Raises for errors that a retry cannot fix. Messages of the Hub are not passed on: they may contain signed URLs."""
+    """Raise for errors that a retry cannot fix. Messages of the Hub are not passed on: they may contain signed URLs."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, (GatedRepoError, RepositoryNotFoundError)) or status in {401, 403}:
         raise HubAccessError(
@@ -174,7 +174,7 @@ def _raise_if_fatal(repo: str, error: Exception) -> None:
 
 
 def _list_files(repo: str, revision: str, cached: Path) -> dict[str, int]:
-    """All files of a commit. The list is kept, because a large repository takes many requests and every worker needs it."""
+    """All files of a commit. The list is cached, because a large repository takes many requests and every worker needs it."""
     try:
         listing = json.loads(cached.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run of the preparation did, and the lines it prints at the end."""
+"""Result of a preparation run, and the summary that it prints."""
 
 from dataclasses import dataclass, field
 
@@ -36,7 +36,7 @@ class PrepareSummary:
         return lost / max(lost + stored, 1)
 
     def add(self, result: ShardResult) -> None:
-        """Counts a shard."""
+        """Count a shard."""
         self.built += result.built
         self.skipped += not result.built
         self.volumes += result.volumes

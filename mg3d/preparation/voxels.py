@@ -40,7 +40,7 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
 
 
 def preprocess(raw: RawVolume, recipe: Recipe, dataset: str) -> tuple[np.ndarray, geometry.Box]:
-    """Crops and resizes a raw volume. Returns voxels [z, y, x] of `recipe.shape` and the cropped box.
+    """Crop and resize a raw volume. Returns voxels [z, y, x] of `recipe.shape` and the cropped box.
 
     Raises:
         Refusal: NaN or infinite voxels, or no body or spacing for a crop that needs them.
@@ -64,7 +64,7 @@ def _crop_box(raw: RawVolume, recipe: Recipe) -> geometry.Box:
 
 
 def _quantize(values: Tensor, recipe: Recipe, unit: str) -> np.ndarray:
-    """Rounds to the stored type; `hu8` maps its window to 0..255 first."""
+    """Round to the stored type; `hu8` maps its window to 0..255 first."""
     if unit == "hu8":
         low, high = recipe.uint8_window
         values = values.clamp(low, high).sub_(low).mul_(255 / (high - low))

@@ -29,7 +29,6 @@ from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
 from mg3d.training.compiled import compile_encode, require_compiler
 from mg3d.training.module import PretrainModule
-from mg3d.training.objectives import build_losses
 from mg3d.training.optim import build_optimizer
 from mg3d.training.resume import find_checkpoint, is_finished, load_checkpoint, refuse_other_data, refuse_other_text, run_folder
 from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator, resolve_device
@@ -126,7 +125,6 @@ def build_module(
     stored = {"settings": flatten(settings), "text_config": text_config(model)}
     return PretrainModule(
         model,
-        build_losses(settings.model, list(weights)),
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,

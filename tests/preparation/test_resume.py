@@ -112,7 +112,7 @@ def test_a_longer_list_reads_only_new_volumes_and_never_loses_one_whose_raw_file
     read.clear()
     large_tree.add("valid_9_a_1")
     summary = prepare(options(large_tree.write(), out))
-    assert any("(27 -> 28)" in note for note in summary.notes)
+    assert any("(27 -> 28 volumes)" in note for note in summary.notes)
     assert (summary.built, read) == (1, ["ct_rate/valid_9_a_1"])
     move(large_tree, range(13, 20), tmp_path / "away")
     large_tree.add("train_12_b_1")  # 15 and 18 would move into the next shard
@@ -188,7 +188,7 @@ def test_a_missing_file_of_a_downloaded_patient_counts_and_a_patient_that_is_not
 
 
 @pytest.mark.parametrize("lost_sidecar", [False, True])
-def test_a_replaced_raw_file_is_read_again_and_reported(small_tree, tmp_path, read, lost_sidecar):
+def test_a_replaced_raw_file_is_read_again(small_tree, tmp_path, read, lost_sidecar):
     out, root = tmp_path / "out", small_tree.write()
     prepare(options(root, out))
     before = hashes(out)
@@ -199,8 +199,6 @@ def test_a_replaced_raw_file_is_read_again_and_reported(small_tree, tmp_path, re
     summary = prepare(options(root, out))
     assert summary.built == 1
     assert lost_sidecar or read == ["ct_rate/train_2_a_1"]
-    note = "ct_rate: raw files of 1 volumes have changed; they are prepared again"
-    assert (note in summary.notes) is not lost_sidecar
     after = hashes(out)
     assert {name for name in before if before[name] != after[name]} == {"ct_rate/train_2_a_1"}
     prepare(options(root, tmp_path / "fresh"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mg3d.benchmarks.planner import predict, stand_in, verdict
-from mg3d.benchmarks.step import Measured
+from mg3d.benchmarks.planner import describe_fit, predict, random_weights
+from mg3d.benchmarks.step import StepCost
 from mg3d.config import read_arguments
 
 SPEC = importlib.util.spec_from_file_location("plan_tool", Path(__file__).parents[2] / "tools/plan.py")
@@ -20,7 +20,7 @@ def test_a_step_takes_as_long_as_its_flops_or_as_the_measured_passes():
     plan = predict(settings, devices=2, peak_flops=1e12, utilisation=0.5, measured=None)
     assert plan.step_s == pytest.approx(plan.step_flops / 1e12)
     assert plan.run_h == pytest.approx(plan.step_s / 36)
-    measured = predict(settings, devices=2, peak_flops=None, utilisation=None, measured=Measured(3.0, 1e9, 0.0))
+    measured = predict(settings, devices=2, peak_flops=None, utilisation=None, measured=StepCost(3.0, 0.1, 1e9, 0.0))
     assert measured.step_s == pytest.approx(6.0)  # two passes of two volumes on each of two devices
     assert predict(settings, devices=1, peak_flops=None, utilisation=None, measured=None).step_s is None
 
@@ -37,15 +37,15 @@ def test_memory_and_measured_passes_are_those_of_a_device():
 def test_parameters_and_disk_are_exact():
     settings = read_arguments(WORDS)
     plan = predict(settings, devices=1, peak_flops=None, utilisation=None, measured=None)
-    model = stand_in(settings)
+    model = random_weights(settings)
     assert plan.trained + plan.frozen == sum(parameter.numel() for parameter in model.parameters())
     assert plan.volume_mb == pytest.approx(64 * 48 * 64 * 2 / 1e6)
 
 
-def test_room_is_told_in_three_words():
-    assert verdict(1, 10).startswith("fits")
-    assert verdict(9, 10).startswith("close")
-    assert verdict(11, 10).startswith("does not fit")
+def test_memory_use_is_described_in_three_levels():
+    assert describe_fit(1, 10).startswith("fits")
+    assert describe_fit(9, 10).startswith("close")
+    assert describe_fit(11, 10).startswith("does not fit")
 
 
 def test_the_tool_prints_cost_and_refuses_a_typo(capsys):

@@ -147,7 +147,7 @@ def test_data_sets_of_one_run_that_show_other_parts_of_the_chest_are_told():
         (("resume_from=last", "learning_rate=0.5"), "was trained with other settings: learning_rate"),
         (("resume_from=nowhere.ckpt",), "nowhere.ckpt does not exist"),
         (("run_name=other", "accelerator=gpu"), "sees no GPU"),
-        (("run_name=other", "image_size=64", "mim_patch_size=16"), "set image_size=32"),
+        (("run_name=other", "image_size=64", "mim_patch_size=16"), "Set image_size=32"),
         (("data_root=nowhere",), "nowhere/clm_ct_rate_train.arrow does not exist"),
         (("run_name=other", "text_encoder=nobody/has-this"), "text_encoder=<local directory>"),
     ],

@@ -79,7 +79,7 @@ class Stack(NamedTuple):
 
 
 def load_pydicom() -> ModuleType:
-    """Imports pydicom and silences its logger, whose warnings may quote a patient.
+    """Import pydicom and silence its logger, whose warnings may quote a patient.
 
     Raises:
         Refusal: codec_missing if it is not installed.
@@ -159,7 +159,7 @@ def choose_series(headers: Sequence[Header]) -> tuple[list[Header], int]:
 
 
 def stack_series(headers: Sequence[Header]) -> Stack:
-    """Sorts the slices of one series along their normal.
+    """Sort the slices of one series along their normal.
 
     Raises:
         Refusal: too_large, not_ct, nan_spacing, shape_mismatch, slices_disagree, gantry_tilt, missing_slices, too_few_slices.
@@ -264,7 +264,7 @@ def _slice_gap(heights: np.ndarray) -> float:
 
 
 def _check_line(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray) -> None:
-    """Refuses slices that are shifted sideways along the normal, evenly (gantry tilt) or not."""
+    """Refuse slices that are shifted sideways along the normal, evenly (gantry tilt) or not."""
     sideways = positions - positions[0] - np.outer(heights - heights[0], normal)
     slope = sideways[-1] / (heights[-1] - heights[0])
     tilt = float(np.degrees(np.arctan(np.linalg.norm(slope))))

@@ -12,7 +12,7 @@ MAX_BYTES = 3 * 10**9
 
 
 def check_shape(shape: Sequence[int], bytes_per_voxel: int) -> None:
-    """Raises `Refusal` not_3d or too_large for a shape that is not a CT volume."""
+    """Raise `Refusal` not_3d or too_large for a shape that is not a CT volume."""
     text = "x".join(map(str, shape))
     if len(shape) != 3 or min(shape) < 1:
         raise Refusal("not_3d", f"shape {text}")
@@ -23,7 +23,7 @@ def check_shape(shape: Sequence[int], bytes_per_voxel: int) -> None:
 
 
 def check_slices(count: int, spacing_mm: float | None = None) -> None:
-    """Raises `Refusal` too_few_slices or too_long for a stack of `count` axial slices."""
+    """Raise `Refusal` too_few_slices or too_long for a stack of `count` axial slices."""
     if count < MIN_SLICES:
         raise Refusal("too_few_slices", f"{count} slices, at least {MIN_SLICES} expected")
     if spacing_mm is not None and count * spacing_mm > MAX_LENGTH_MM:
@@ -31,6 +31,6 @@ def check_slices(count: int, spacing_mm: float | None = None) -> None:
 
 
 def check_range(low: float, high: float) -> None:
-    """Raises `Refusal` constant_image if the smallest and the largest voxel are equal."""
+    """Raise `Refusal` constant_image if the smallest and the largest voxel are equal."""
     if low == high:
         raise Refusal("constant_image", f"every voxel is {low:g}")

@@ -46,7 +46,7 @@ def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
 
 
 def _check_data_file(path: Path) -> None:
-    """Refuses a header that points to voxels outside the folder of `path`, or to several files."""
+    """Refuse a header that points to voxels outside the folder of `path`, or to several files."""
     try:
         with path.open("rb") as stream:
             header = stream.read(_HEADER_BYTES)

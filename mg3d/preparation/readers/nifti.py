@@ -119,7 +119,7 @@ def _read_stream(stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _fill(stream: IO[bytes], target: np.ndarray) -> bool:
-    """Reads into `target` (uint8) in chunks, without a second copy of the volume; False if the stream ends early."""
+    """Read into `target` (uint8) in chunks, without a second copy of the volume; False if the stream ends early."""
     view, done = memoryview(target), 0
     while done < len(view):
         count = stream.readinto(view[done : done + _CHUNK_BYTES])
@@ -130,7 +130,7 @@ def _fill(stream: IO[bytes], target: np.ndarray) -> bool:
 
 
 def _check_table(table: TableGeometry, shape_zyx: tuple[int, ...]) -> None:
-    """Refuses a volume that contradicts its row of the metadata table."""
+    """Refuse a volume that contradicts its row of the metadata table."""
     # Such a header was written from the same table, so its own z spacing cannot be trusted either.
     if math.isnan(table.spacing_zyx_mm[0]):
         raise Refusal("nan_spacing", "the metadata's ZSpacing is not a number")

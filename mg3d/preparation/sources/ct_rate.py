@@ -49,7 +49,7 @@ class _SplitTables(NamedTuple):
 
 
 def list_ct_rate(root: Path, options: SourceOptions) -> Inventory:
-    """Lists all volumes below `root` (the folder with `dataset/`, or `dataset` itself), sorted by id.
+    """List all volumes below `root` (the folder with `dataset/`, or `dataset` itself), sorted by id.
 
     A volume is taken from `<split>_fixed`, else from `<split>`, else from CT-CLIP's arrays in `<split>_preprocessed`. Official
     valid becomes test; val is drawn from the patients of train, whether they are downloaded or not. A volume in the tables but

@@ -32,7 +32,7 @@ class _Entry:
 
 
 def list_ctrg(root: Path, options: SourceOptions) -> Inventory:
-    """Lists all cases of the annotation file in `root`, in its order. Each case counts as one patient.
+    """List all cases of the annotation file in `root`, in its order. Each case counts as one patient.
 
     Paths in the annotation are looked up below `root` by their longest suffix that exists. `ctrg_split="resplit"` draws val from
     train and uses all other cases as test; `"original"` keeps the published splits.

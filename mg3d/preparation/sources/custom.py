@@ -70,7 +70,7 @@ class Listing(NamedTuple):
 
 
 def list_custom(root: Path, options: SourceOptions) -> Inventory:
-    """Lists the volumes of `options.table`, or without a table all volumes below `root`, sorted by path.
+    """List the volumes of `options.table`, or without a table all volumes below `root`, sorted by path.
 
     Volumes without a split are train. If no row has the split val, val is drawn from the patients of train.
 
@@ -275,7 +275,7 @@ def _require_pydicom() -> None:
 
 
 def _check_located(root: Path, path: Path, table: pd.DataFrame, n_located: int) -> None:
-    """Raises ValueError for a table whose column `volume` contains something else."""
+    """Raise ValueError for a table whose column `volume` contains something else."""
     if table.empty:
         raise ValueError(f"{path} has no rows; expected one row per volume")
     n_texts = sum(len(cell) > _MIN_TEXT_LENGTH and cell.count(" ") > 5 for cell in table["volume"])

@@ -43,7 +43,7 @@ _ADVICE = "download it again from Zenodo"
 
 
 def list_rad_chestct(root: Path, options: SourceOptions) -> Inventory:
-    """Lists all `<id>.npz` in `root` or its subfolders, sorted by id. All are test, whatever their official split.
+    """List all `<id>.npz` in `root` or its subfolders, sorted by id. All are test, whatever their official split.
 
     Labels are unknown without the label tables.
 
