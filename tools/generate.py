@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> str:
     check_early(options, options.source)
     model = load_model(options)
     model.require_writer()
-    how = {"beams": options.beams, "no_repeat": options.no_repeat}
+    how = {"num_beams": options.beams, "no_repeat_ngram_size": options.no_repeat}
     if options.out is None:
         return str(model.generate(model.read(options.source), **how))
     items = list_scans(model, options.source, table=options.table)

@@ -205,7 +205,7 @@ class ScanModel:
         return index.search(query[None], k=k, kind=kind)[0]
 
     def generate(self, scans: Scan | Sequence[Scan], **how: Any) -> Report | list[Report]:
-        """The report that the model writes of each scan; `how` goes to its decoder (beams, no_repeat, temperature ...).
+        """The report that the model writes of each scan; `how`: options of `ReportDecoder.generate`.
 
         Raises:
             ValueError: this model cannot write.
@@ -213,8 +213,9 @@ class ScanModel:
         if isinstance(scans, Scan):
             return self.generate([scans], **how)[0]
         model, tokenizer = self.require_writer()
-        words = {"begin": tokenizer.cls_token_id, "end": tokenizer.sep_token_id, "padding": tokenizer.pad_token_id}
-        how = words | {"most_tokens": min(self.settings.data.max_text_len, model.text.max_length)} | how
+        words = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+        words |= {"pad_token_id": tokenizer.pad_token_id}
+        how = words | {"max_length": min(self.settings.data.max_text_len, model.text.max_length)} | how
         with torch.no_grad():
             rows = [row for volume in self._volumes(scans) for row in model.generate_reports(volume, **how).tolist()]
         return [Report(tokenizer.decode(row, skip_special_tokens=True).strip()) for row in rows]

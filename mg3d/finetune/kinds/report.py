@@ -86,9 +86,9 @@ class ReportGeneration(Kind):
                 raise ValueError(f"{name}={options[name]!r}: expected a whole number of at least {value}")
         if settings.flips:
             raise ValueError("flips=true: reports on mirror images cannot be averaged; leave it out")
-        self.search = {"beams": options["beams"], "no_repeat": options["no_repeat"]}
+        self.search = {"num_beams": options["beams"], "no_repeat_ngram_size": options["no_repeat"]}
         longest = options["most_tokens"] or MOST_TOKENS[self.style]
-        self.decoder = {name: options[name] for name in ("width", "layers", "heads")} | {"longest": longest}
+        self.decoder = {name: options[name] for name in ("width", "layers", "heads")} | {"max_length": longest}
         self.words: ReportTokenizer | None = None
         self.constant = ""
         self.caption_loss = CaptionLoss()
@@ -125,7 +125,7 @@ class ReportGeneration(Kind):
         return " ".join(f"{start} {name.lower()}." for name, start in told)
 
     def _speakable(self, report: str) -> str:
-        return self.words.decode(self.words.encode(report, self.decoder["longest"]))
+        return self.words.decode(self.words.encode(report, self.decoder["max_length"]))
 
     def state(self) -> dict[str, Any]:
         """Words, and the shape of the decoder."""
@@ -155,8 +155,8 @@ class ReportGeneration(Kind):
 
     def _sample(self, made: Sequence[mt.Compose], case: Case) -> Sample:
         sample = made[isinstance(case.image, PreparedRow)](upwards(case) if self.task.top_first else case)
-        ids = self.words.encode(case.report, self.decoder["longest"])
-        padded = np.pad(ids, (0, self.decoder["longest"] - len(ids)), constant_values=self.words.pad_id)
+        ids = self.words.encode(case.report, self.decoder["max_length"])
+        padded = np.pad(ids, (0, self.decoder["max_length"] - len(ids)), constant_values=self.words.pad_id)
         told = {"report": case.report, "ids": torch.from_numpy(padded), "count": len(ids)}
         return sample | told | {"template": self._template(case.target) if case.target else ""}
 
@@ -173,8 +173,8 @@ class ReportGeneration(Kind):
         """One row per case, by beam search."""
         words = self.words
         ids = network.decoder.generate(
-            network.see(batch["image"]), begin=words.bos_id, end=words.eos_id, padding=words.pad_id,
-            most_tokens=self.decoder["longest"], **self.search,
+            network.see(batch["image"]), bos_token_id=words.bos_id, eos_token_id=words.eos_id, pad_token_id=words.pad_id,
+            max_length=self.decoder["max_length"], **self.search,
         )  # fmt: skip
         rows = []
         for place, written in enumerate(ids.tolist()):
