@@ -1,4 +1,4 @@
-"""The whole model out of every kind of file."""
+"""The whole model from every kind of checkpoint."""
 
 import pytest
 import torch
@@ -8,15 +8,15 @@ from small_arrow import small_tokenizer
 
 from mg3d.checkpoints.pretrained import from_pretrained, text_config
 from mg3d.config import resolve
+from mg3d.finetune.pretrained_model import can_compare, describe, load_pretrained_model, rebuild
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.whole import can_compare, describe, rebuild, start_whole
 from mg3d.models.build import build_untrained
 from mg3d.settings.parse import flatten
 
 
 def start(path, shape=SHAPE, **named):
     settings = FinetuneSettings(pretrained=str(path), accelerator="cpu")
-    return start_whole(settings, shape=shape, reports=[], synthetic=True, **{"text_encoder": "", **named})
+    return load_pretrained_model(settings, shape=shape, **{"text_encoder": "", **named})
 
 
 def test_a_folder_of_ours_gives_its_own_embeddings(tmp_path):
@@ -46,7 +46,7 @@ def write_run(folder, *, tokenizer=True):
     return model, folder / "checkpoints" / "last.ckpt"
 
 
-def test_a_checkpoint_of_a_run_takes_the_tokenizer_beside_it(tmp_path):
+def test_a_checkpoint_of_a_run_uses_its_tokenizer(tmp_path):
     model, path = write_run(tmp_path / "run")
     whole = start(path)
     assert torch.equal(whole.model.project_image.weight, model.project_image.weight)
@@ -54,18 +54,18 @@ def test_a_checkpoint_of_a_run_takes_the_tokenizer_beside_it(tmp_path):
 
 
 def test_a_checkpoint_without_its_tokenizer_says_so(tmp_path):
-    with pytest.raises(ValueError, match="no tokenizer beside it"):
+    with pytest.raises(ValueError, match="has no tokenizer"):
         start(write_run(tmp_path / "run", tokenizer=False)[1])
 
 
 def test_volumes_of_another_size_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"reads volumes of \(32, 24, 32\) voxels"):
+    with pytest.raises(ValueError, match=r"expects volumes of \(32, 24, 32\) voxels"):
         start(save_model(tmp_path / "model"), shape=(64, 48, 64))
 
 
 def test_a_released_file_needs_a_text_encoder_and_leaves_the_contrast_random(tmp_path):
     torch.save(synthetic(small_key_list()), tmp_path / "MG-3D-Swin-B.ckpt")
-    with pytest.raises(ValueError, match=r"text_encoder=\.\.\. names the folder of that BERT"):
+    with pytest.raises(ValueError, match=r"text_encoder=\.\.\. sets the folder of that BERT"):
         start(tmp_path / "MG-3D-Swin-B.ckpt", shape=(128, 96, 128))
     small_tokenizer(tmp_path / "bert")
     vocabulary = len(small_tokenizer(tmp_path / "bert"))

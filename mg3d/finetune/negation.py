@@ -1,4 +1,4 @@
-"""Weak labels of sentences: which finding is named by its usual words, and whether the clause denies it."""
+"""Labels of reports and sentences from cue words and negation."""
 
 import re
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from mg3d.glossary import FINDING_CUES, LABELS
 from mg3d.sentence_spans import polarity, split_clauses
 
 _CUES = [re.compile(r"\b(?:" + "|".join(map(re.escape, FINDING_CUES[name])) + ")", re.IGNORECASE) for name in LABELS]
-NOT_NAMED = -1
+NOT_MENTIONED = -1
 
 
 def sentence_labels(sentence: str) -> np.ndarray:
-    """int8 [18]: 1 named, 0 named in clauses that deny or call normal alone, `NOT_NAMED`. Order of `glossary.LABELS`."""
-    found = np.full(len(LABELS), NOT_NAMED, np.int8)
+    """int8 [18] in the order of `LABELS`: 1 mentioned, 0 mentioned in negated or normal clauses only, `NOT_MENTIONED`."""
+    labels = np.full(len(LABELS), NOT_MENTIONED, np.int8)
     for start, end in split_clauses(sentence):
         clause = sentence[start:end]
-        named = np.array([bool(cue.search(clause)) for cue in _CUES])
-        found[named] = np.maximum(found[named], int(polarity(clause) > 0))
-    return found
+        mentioned = np.array([bool(cue.search(clause)) for cue in _CUES])
+        labels[mentioned] = np.maximum(labels[mentioned], int(polarity(clause) > 0))
+    return labels
 
 
 class CueLabeller:
-    """The words of the glossary as a labeller of reports: what no clause names counts as absent."""
+    """Labels reports by the cue words of the glossary; findings that are not mentioned are absent."""
 
     def labels(self, reports: Sequence[str]) -> np.ndarray:
         """int8 [n, 18]: 1 present, 0 absent."""
