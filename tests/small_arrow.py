@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from mg3d.datasets.schema import INDEX_SCHEMA, encode_metadata, index_path, shard_schema, volume_batch
 from mg3d.datasets.tokenizer import train_wordpiece
-from mg3d.sentence_spans import normalise, report_units
+from mg3d.sentence_spans import build_report, normalize_text
 
 SHAPE = (16, 12, 8)
 OFFSET = {"train": 0, "val": 80, "test": 160}
@@ -42,7 +42,7 @@ def write_split(
                 for reconstruction in range(reconstructions):
                     study = f"{dataset}/{split}_{number}_{scan}"
                     findings, impression = report_of(number + 100 * scan) if reported(number) else ("", "")
-                    report, units = report_units(findings, impression)
+                    report, units = build_report(findings, impression)
                     dtype = np.int16 if unit == "hu" else np.uint8
                     same = np.full(shape, OFFSET[split] + len(rows) - (1000 if unit == "hu" else 0), dtype)
                     image = voxels(number, shape) if voxels else same
@@ -59,7 +59,7 @@ def write_split(
                             "impression": impression,
                             "report": report,
                             "sentence_spans": [unit_._asdict() for unit_ in units],
-                            "report_sha256": hashlib.sha256(normalise(report).encode()).hexdigest(),
+                            "report_sha256": hashlib.sha256(normalize_text(report).encode()).hexdigest(),
                             "labels": [(number + label) % 2 for label in range(18)],
                             "label_source": "test",
                             "shard": shard,

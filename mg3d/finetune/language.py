@@ -17,7 +17,7 @@ from mg3d.finetune.prepared import is_prepared
 from mg3d.glossary import LABELS
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES
-from mg3d.sentence_spans import polarity, report_units, split_sentences
+from mg3d.sentence_spans import build_report, polarity, split_sentences
 
 _LABELS = pa.list_(pa.int8(), len(LABELS))
 _IDS = [pa.field(name, pa.string(), nullable=False) for name in ("study_id", "patient_id")]
@@ -78,7 +78,7 @@ def _raw(root: Path, dataset: str, val_patients: int, seed: int) -> Iterator[Stu
         choice = SourceOptions(out=Path(scratch), val_patients=val_patients, seed=seed, ctrg_split="resplit", limit=None)
         records = SOURCES[dataset](root, choice).records
     for record in records:
-        report, _ = report_units(record.findings, record.impression)
+        report, _ = build_report(record.findings, record.impression)
         yield Study(record.split, record.study_id, record.patient_id, report, tuple(record.labels))
 
 

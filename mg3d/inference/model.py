@@ -22,7 +22,7 @@ from mg3d.inference.scans import Preprocessing, Scan, read_scan, scan_of_array
 from mg3d.models.grounding import Texts, attention_maps, occlusion_maps
 from mg3d.models.mg3d import MG3D
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.sentence_spans import clean_section, report_units
+from mg3d.sentence_spans import build_report, clean_section
 from mg3d.settings.schema import Settings
 
 JOINT, IMAGE_ALONE = "image and report", "image alone"
@@ -143,7 +143,7 @@ class ScanModel:
         return [text[start:end] for start, end in units]
 
     def _units(self, report: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-        text, units = report_units(clean_section(report), None)
+        text, units = build_report(clean_section(report), None)
         kind = int(self.settings.data.text_unit == "clause")
         chosen = tuple((unit.start, unit.end) for unit in units if unit.kind == kind)
         if not chosen:

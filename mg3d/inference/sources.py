@@ -21,7 +21,7 @@ from mg3d.inference.scans import Scan
 from mg3d.preparation.quarantine import REASONS
 from mg3d.preparation.readers.registry import READER_OF_SUFFIX
 from mg3d.preparation.sources.custom import ListedVolume, read_listing, volumes_below
-from mg3d.sentence_spans import report_units
+from mg3d.sentence_spans import build_report
 
 _SUFFIXES = (*READER_OF_SUFFIX, ".npz")
 
@@ -91,7 +91,7 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
 def _listed(model: ScanModel, root: Path, volume: ListedVolume) -> Item:
     """A row of a table; what the table contradicts itself about, or what is not there, is set aside."""
     key = str(volume.path)
-    report, _ = report_units(volume.findings, volume.impression)
+    report, _ = build_report(volume.findings, volume.impression)
     if volume.fault:
         return Item(key, "", partial(_refuse, REASONS[volume.fault]))
     return Item(key, report, partial(model.read, root / key))

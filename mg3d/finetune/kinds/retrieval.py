@@ -18,7 +18,7 @@ from mg3d.finetune.kinds.prompts import PromptNetwork, Prompts
 from mg3d.finetune.pipeline import Sample
 from mg3d.metrics.retrieval import chance_recall_at, first_rank, nearest_jaccards, recall_at
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.sentence_spans import normalise, split_clauses, split_sentences
+from mg3d.sentence_spans import normalize_text, split_clauses, split_sentences
 
 RECALL_AT = (1, 5, 10, 50, 100)
 JACCARD_AT = (1, 5, 10, 50)
@@ -58,7 +58,7 @@ class Retrieval(Prompts):
         rows = []
         for place, (case, patient) in enumerate(zip(batch["case_id"], batch["patient_id"], strict=True)):
             row: Row = {"case_id": case, "patient_id": patient, "volume": volumes[place], "report": reports[place]}
-            row |= {"text": normalise(batch["text"][place]), "target": batch["target"][place].cpu().numpy()}
+            row |= {"text": normalize_text(batch["text"][place]), "target": batch["target"][place].cpu().numpy()}
             rows.append(row)
         return rows
 
