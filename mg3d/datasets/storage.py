@@ -71,7 +71,7 @@ class Storage:
         raise AssertionError("unreachable")
 
     def check(self, names: Iterable[str]) -> None:
-        """Checks that files of a URL exist and that those not yet downloaded fit into the cache; downloads nothing.
+        """Check that files of a URL exist and that those not yet downloaded fit into the cache; downloads nothing.
 
         Raises:
             FileNotFoundError: a file is missing.
