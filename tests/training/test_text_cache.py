@@ -66,9 +66,9 @@ def test_a_folder_of_other_things_is_not_replaced_by_a_cache(arrows, tmp_path, c
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 
-def test_a_forgotten_with_is_told(capsys):
+def test_a_missing_with_is_reported(capsys):
     assert cache_text.main(["tiny"]) == 2
-    assert "settings come after the word `with`" in capsys.readouterr().err
+    assert "presets and settings follow `with`" in capsys.readouterr().err
 
 
 def test_an_encoder_with_a_pooler_is_read_without_the_librarys_table(tmp_path, capfd):
