@@ -8,14 +8,12 @@ import pytest
 from PIL import Image
 
 from mg3d.glossary import LABELS
-from mg3d.phantom.body import draw_body
-from mg3d.phantom.canvas import Canvas
 from mg3d.phantom.case import make_case, reconstruct
 from mg3d.phantom.ct_rate import METADATA_COLUMNS
 from mg3d.phantom.generate import PhantomSettings, generate
 from mg3d.phantom.pathology import DRAWERS, DrawContext, lobe_of
 from mg3d.phantom.report import write_report
-from mg3d.phantom.sampling import sample_findings, sample_patient
+from mg3d.phantom.sampling import sample_findings
 from mg3d.phantom.wording import CONNECTIVES, NEGATIVE, NORMAL, NOTHING_FOUND, PHRASES, POSITIVE, UNCERTAIN
 from mg3d.sentence_spans import build_report, clean_section, normalize_text, polarity
 
@@ -47,13 +45,10 @@ def written(tmp_path_factory):
 
 
 def canvas_with(label, seed, grid=48):
-    generator = np.random.default_rng([seed, 7])
-    patient = sample_patient(generator, vascular=0.0)
-    canvas = Canvas(voxels_in_plane=grid, length_mm=patient.length)
-    body = draw_body(canvas, patient, generator, heart_factor=1.0)
-    with canvas.track_change() as change:
-        finding = DRAWERS[label](DrawContext(canvas, body, generator))
-    return canvas, body, finding, change().voxels
+    context = DrawContext(np.random.default_rng([seed, 7]), voxels_in_plane=grid)
+    with context.canvas.track_change() as change:
+        finding = DRAWERS[label](context)
+    return context.canvas, context.body, finding, change().voxels
 
 
 def test_every_label_has_a_drawer_and_phrases():
