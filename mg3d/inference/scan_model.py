@@ -221,7 +221,9 @@ class ScanModel:
         tokenizer = self.tokenizer
         options = {
             "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
-            "pad_token_id": tokenizer.pad_token_id, "max_length": min(self.settings.data.max_text_len, self.model.text.max_length), **decoding,
+            "pad_token_id": tokenizer.pad_token_id,
+            "max_length": min(self.settings.data.max_text_len, self.model.text.max_length),
+            **decoding,
         }  # fmt: skip
         with torch.no_grad():
             rows = [row for volume in self._batches(scans) for row in self.model.generate_reports(volume, **options)]
