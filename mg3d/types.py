@@ -7,7 +7,7 @@ labelled tokens of the batch, D H W voxels along z, y, x. Volume axes are always
 NamedTuples, because Lightning moves them to the device field by field.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -95,63 +95,67 @@ class Batch(NamedTuple):
     """int64 [B, R]."""
 
 
-class Features(NamedTuple):
-    """What the model computes from a batch, under the names the losses ask for. None = no active objective needs it.
+class Features(TypedDict, total=False):
+    """Inputs of the losses, by name, as the branches of the model compute them; embeddings are L2-normalised.
 
-    Every `*_embedding` is L2-normalised.
+    A new branch may add features of its own name; all but scalars have the patients (or, for tokens, M) as first axis.
     """
 
-    mlm_token_loss: Tensor | None = None
-    """[M], cross entropy at each labelled token."""
-    sal_prediction: Tensor | None = None
-    """[B, S, d'], sentence features recovered from the masked report with the volume's help."""
-    sal_target: Tensor | None = None
-    """[B, S, d'], features of the same sentences, unmasked."""
-    captioning_logits: Tensor | None = None
-    """[B, T - 1, V]: scores of the word that follows each word of the report."""
-    captioning_targets: Tensor | None = None
-    """int64 [B, T - 1]: the words that follow; -100 on padding."""
-    mim_prediction: Tensor | None = None
+    mlm_token_loss: Tensor
+    """[M]: cross entropy of each masked token."""
+    sal_prediction: Tensor
+    """[B, S, d']: sentences recovered from the masked report with the help of the volume."""
+    sal_target: Tensor
+    """[B, S, d']: the same sentences, unmasked."""
+    captioning_logits: Tensor
+    """[B, T - 1, V]: of every next token."""
+    captioning_targets: Tensor
+    """int64 [B, T - 1]: next tokens; -100 on padding."""
+    mim_prediction: Tensor
     """[B, 1, D, H, W]."""
-    mim_target: Tensor | None = None
+    mim_target: Tensor
     """[B, 1, D, H, W] in [0, 1]."""
-    patch_mask: Tensor | None = None
-    """bool [B, D/c, H/c, W/c]; True = was hidden."""
-    cml_first_embedding: Tensor | None = None
-    """[B, E]; preset mg3d: the image, unfused."""
-    cml_second_embedding: Tensor | None = None
-    """[B, E]; preset mg3d: the report, unfused."""
-    cml_view_embedding: Tensor | None = None
-    """[B, K, E]; views of the report, unfused; None where CML has none."""
-    cml_logit_scale: Tensor | None = None
-    """Scalar; 1 / temperature."""
-    cml_logit_bias: Tensor | None = None
-    """Scalar; None where CML is InfoNCE."""
-    dcl_image_embedding: Tensor | None = None
+    cml_image_embedding: Tensor
     """[B, E]."""
-    dcl_aggregate_embedding: Tensor | None = None
-    """[B, E]; image features gathered sentence by sentence."""
-    dcl_logit_scale: Tensor | None = None
-    """Scalar; 1 / temperature."""
-    dcl_logit_bias: Tensor | None = None
-    """Scalar; None where DCL is InfoNCE."""
-    ssm_visual: Tensor | None = None
-    """[B, S, 128], the visual side of every sentence; not normalised."""
-    ssm_text: Tensor | None = None
-    """[B, S, d''], the text side of every sentence, without gradient; not normalised."""
-    sentence_mask: Tensor | None = None
-    """bool [B, S]."""
-    sentence_polarity: Tensor | None = None
+    cml_report_embedding: Tensor
+    """[B, E]."""
+    cml_view_embedding: Tensor
+    """[B, K, E]: views of the report."""
+    cml_logit_scale: Tensor
+    """Scalar, 1 / temperature."""
+    cml_logit_bias: Tensor
+    """Scalar; with contrast=sigmoid."""
+    negative_embedding: Tensor
+    """[B, R, E]: reports of other studies."""
+    negative_patient_key: Tensor
+    """int64 [B, R]."""
+    negative_report_key: Tensor
+    """int64 [B, R]."""
+    cml_multimodal_embedding: Tensor
+    """[B, E], only in the released wirings: report and image after fusion."""
+    cml_unimodal_embedding: Tensor
+    """[B, E], only in the released wirings: report and image before fusion."""
+    dcl_image_embedding: Tensor
+    """[B, E]."""
+    dcl_aggregate_embedding: Tensor
+    """[B, E]: image features gathered sentence by sentence."""
+    dcl_logit_scale: Tensor
+    """Scalar, 1 / temperature."""
+    dcl_logit_bias: Tensor
+    """Scalar; with contrast=sigmoid."""
+    ssm_visual: Tensor
+    """[B, S, 128]: visual side of every sentence, not normalised."""
+    ssm_text: Tensor
+    """[B, S, d'']: text side of every sentence, without gradient, not normalised."""
+    sentence_mask: Tensor
+    """bool [B, S]; this and the following are fields of the batch."""
+    sentence_polarity: Tensor
     """int8 [B, S]."""
-    patient_key: Tensor | None = None
+    patch_mask: Tensor
+    """bool [B, D/c, H/c, W/c]; True = masked."""
+    patient_key: Tensor
     """int64 [B]."""
-    report_key: Tensor | None = None
+    report_key: Tensor
     """int64 [B]."""
-    view_key: Tensor | None = None
+    view_key: Tensor
     """int64 [B, K]."""
-    negative_embedding: Tensor | None = None
-    """[B, R, E]: reports of other studies, unfused."""
-    negative_patient_key: Tensor | None = None
-    """int64 [B, R]."""
-    negative_report_key: Tensor | None = None
-    """int64 [B, R]."""

@@ -1,10 +1,13 @@
-"""Downstream sets, as their authors publish them -> one Arrow file each, for faster fine-tuning. Run it again to go on.
+"""A downstream data set in its published layout -> one Arrow file, for faster fine-tuning. An interrupted run continues.
 
-usage: python prepro/prepro_finetuning_vision_data.py FOLDER data_root=... [name=value ...] [out=...]
+usage: python prepro/prepro_finetuning_vision_data.py FOLDER data_root=... [name=value ...] [out=FILE.arrow]
 
-FOLDER is one of downstream/. The words are those of its finetune.sh that decide which cases are read (split, Luna16's candidates,
-MSD's task). The file is data/finetune_vision_arrows/<FOLDER>.arrow (MSD: <FOLDER>-<task>.arrow) unless out= names another; it is
-then a data_root like the raw folder. Cases that cannot be read are set aside in <file>.refused.csv.
+FOLDER    one of downstream/: ACDC, cc-ccii, Covid19_20, Luna16, MSD, stoic2021
+data_root the data set as its authors publish it (phantom: synthetic data)
+name=value  settings of the folder that decide which cases are read, such as task of MSD or candidates of Luna16
+out       Arrow file to write (default: data/finetune_vision_arrows/FOLDER.arrow; MSD: MSD-<task>.arrow)
+
+Use the file as data_root of the folder's finetune.sh. Cases that cannot be read are listed in <file>.excluded.csv.
 """
 
 import sys
@@ -12,61 +15,54 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mg3d.finetune.arrows import declared, write_cases
-from mg3d.finetune.cases import check_cases
-from mg3d.finetune.folders import load_task
-from mg3d.finetune.run import declaration, sentence
-from mg3d.finetune.settings import parse_settings, read_words
-from mg3d.finetune.sources import read_root
-
 OUT = Path("data/finetune_vision_arrows")
 DOWNSTREAM = Path(__file__).parents[1] / "downstream"
-KINDS = ("classification", "candidates", "segmentation")
+FOLDERS = ("ACDC", "cc-ccii", "Covid19_20", "Luna16", "MSD", "stoic2021")
 
 
 def prepare(folder: str, given: dict[str, Any]) -> Path:
-    """Writes the file of a set and returns it; ValueError or OSError for a user's mistake."""
+    """Writes the Arrow file of a folder and returns it; ValueError or OSError for a mistake of the user."""
+    from mg3d.finetune.arrows import find_prepared, write_cases
+    from mg3d.finetune.cases import check_cases
+    from mg3d.finetune.data_root import find_root, is_synthetic
+    from mg3d.finetune.settings import as_builtins, parse_settings
+    from mg3d.finetune.task import load_task
+
     out = given.pop("out", "")
+    if folder not in FOLDERS:
+        raise ValueError(f"{folder!r}: expected one of {', '.join(FOLDERS)}")
     if not given.get("data_root"):
-        raise ValueError("give the folder of the data set: data_root=... (data_root=phantom: a synthetic one)")
-    plain = load_task(DOWNSTREAM, folder)
-    if plain.kind not in KINDS:
-        raise ValueError(f"{folder} is a task of kind {plain.kind}; this script prepares {', '.join(KINDS)}")
-    task, given, options, synthetic, prepared = declaration(plain, given)
-    if prepared:
-        raise ValueError(f"{prepared} is a prepared file already; data_root names the raw folder")
-    settings = parse_settings(given, defaults=task.defaults, options=task.options)
-    root = read_root(task, settings, synthetic=synthetic, say=print)
-    task = plain.adapt(plain, options | {"data_root": str(root)}) if plain.adapt else plain
-    without = plain.adapt(plain, options | {"data_root": ""}) if plain.adapt else plain
+        raise ValueError("data_root=... is missing: the folder of the data set (data_root=phantom: synthetic data)")
+    task = load_task(DOWNSTREAM, folder)
+    synthetic = is_synthetic(str(given["data_root"]))
+    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, synthetic)))
+    if prepared := find_prepared(settings.data_root, folder):
+        raise ValueError(f"{prepared} is prepared already; data_root is the published folder")
+    root = find_root(task, settings, synthetic=synthetic)
     cases = task.read_cases(root, settings)
     check_cases(cases, where=root)
-    facts = {
-        "folder": folder,
-        "split": settings.split,
-        "fold": settings.fold,
-        "options": {name: options[name] for name in task.stored},
-        "declared": declared(task, without),
-        "synthetic": synthetic,
-        "cases": len(cases),
-    }
-    file = Path(out) if out else OUT / f"{'-'.join(filter(None, (folder, task.variant)))}.arrow"
-    refused = write_cases(file, cases, facts)
-    print(f"mg3d: {len(cases) - len(refused)} of {len(cases)} cases prepared; wrote {file}")
-    for row in refused[:3]:
-        print(f"mg3d: set aside {row['case_id']}: {row['reason']}")
+    stored = {name: as_builtins(settings)[name] for name in task.stored}
+    variant = getattr(settings, task.variant) if task.variant else ""
+    file = Path(out) if out else OUT / f"{'-'.join(filter(None, (folder, variant)))}.arrow"
+    excluded = write_cases(file, cases, {"folder": folder, "settings": stored, "synthetic": synthetic, "cases": len(cases)})
+    print(f"mg3d: {len(cases) - len(excluded)} of {len(cases)} cases prepared; wrote {file}")
+    for row in excluded[:3]:
+        print(f"mg3d: excluded {row['case_id']}: {row['reason']}")
     return file
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit code."""
+    from mg3d.finetune.run import error_message
+    from mg3d.finetune.settings import read_arguments
+
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
     try:
-        prepare(arguments[0], read_words(arguments[1:]))
+        prepare(arguments[0], read_arguments(arguments[1:]))
     except (ValueError, OSError) as error:
-        print(f"mg3d: {sentence(error)}", file=sys.stderr)
+        print(f"mg3d: {error_message(error)}", file=sys.stderr)
         return 2
     return 0
 

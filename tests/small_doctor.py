@@ -1,8 +1,8 @@
-"""A synthetic raw set that tests edit, and an examination as they want it."""
+"""A synthetic raw set that tests modify, and shortcuts to run the doctor."""
 
 import pandas as pd
 
-from mg3d.doctor.examine import Options, examine
+from mg3d.doctor.run import DoctorOptions, run_doctor
 from mg3d.phantom.generate import PhantomSettings
 
 TABLES = {
@@ -16,7 +16,7 @@ SETTINGS = PhantomSettings(
 
 
 class RawSet:
-    """A synthetic set whose files and tables can be edited."""
+    """A synthetic set whose files and tables can be modified."""
 
     def __init__(self, root):
         self.root, self.dataset = root, root / "ct_rate" / "dataset"
@@ -27,39 +27,38 @@ class RawSet:
         return self.dataset / tree.format(split) / f"{split}_{patient}" / study / f"{name}.nii.gz"
 
     def table(self, kind, split="train"):
-        word = "validation" if split == "valid" and kind != "labels" else split
-        return self.dataset / TABLES[kind].format(word)
+        long = "validation" if split == "valid" and kind != "labels" else split
+        return self.dataset / TABLES[kind].format(long)
 
     def edit(self, kind, name, column, value):
-        """Changes cells of one row, or of all rows of a scan."""
-        split = name.split("_")[0]
-        table = pd.read_csv(self.table(kind, split), dtype=str, keep_default_na=False)
+        """Changes cells of one row, or of all rows of a study."""
+        path = self.table(kind, name.split("_")[0])
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
         table.loc[table["VolumeName"].str.startswith(name), column] = value
-        table.to_csv(self.table(kind, split), index=False)
+        table.to_csv(path, index=False)
 
     def add_row(self, kind, like, name, **cells):
-        """A row as another volume has it, under a name of its own."""
+        """Copies the row of another volume under a new name."""
         table = pd.read_csv(self.table(kind, like.split("_")[0]), dtype=str, keep_default_na=False)
         row = table[table["VolumeName"] == f"{like}.nii.gz"].assign(VolumeName=f"{name}.nii.gz", **cells)
         path = self.table(kind, name.split("_")[0])
-        other = pd.read_csv(path, dtype=str, keep_default_na=False)
-        pd.concat([other, row]).to_csv(path, index=False)
+        pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False), row]).to_csv(path, index=False)
 
     def move_to_first_release(self, name):
-        """The volume lies in the first release's tree alone."""
+        """Removes the corrected file; returns the path in the tree of the first release."""
         self.path(name).unlink()
         return self.path(name, "{}")
 
 
-def look(path, **more):
-    """An examination without a progress bar."""
-    return examine(Options(path=path, **more), lambda items, what, total: iter(items))
+def diagnose(path, **options):
+    """Runs the doctor without a progress bar."""
+    return run_doctor(DoctorOptions(path=path, **options), lambda items, description, total: iter(items))
 
 
-def bad(examination):
-    """Code -> volumes without data set, of what is no mere fact."""
+def problems(report):
+    """Code -> volumes without data set, for errors and warnings."""
     return {
-        finding.code: sorted(name.split("/")[-1] for name in finding.volumes)
-        for finding in examination.findings
-        if finding.severity != "fact"
+        result.code: sorted(name.split("/")[-1] for name in result.volumes)
+        for result in report.results
+        if result.severity != "info"
     }

@@ -1,47 +1,38 @@
-"""A model and a batch of a few numbers, for tests."""
+"""A small model and a small batch, for tests."""
 
 import torch
 
 from mg3d.models.mg3d import MG3D
+from mg3d.models.released import ReleasedMG3D
 from mg3d.models.text.encoder import tiny_text_encoder
 from mg3d.models.vision.swin import SwinEncoder
-from mg3d.settings.parse import parse
-from mg3d.settings.presets import PRESETS
-from mg3d.training.objectives import build_losses
+from mg3d.settings.schema import ModelSettings
 from mg3d.types import Batch
 
 OBJECTIVES = ("mlm", "sal", "mim", "cml", "dcl", "ssm")
 SHAPE = (16, 8, 24)
-INTENDED = {
-    "fusion": "gate", "image_position": False,
-        "cml_pair": "multimodal_unimodal", "mim_text": "sentences_image_layers", "mim_fill": "zero",
-    "aggregation_values": "sentence", "sal_target": "word_embedding", "ssm_text": "plain",
-}  # fmt: skip
-WIRINGS = {
-    "mg3d": {},
-    "mg3d_intended": INTENDED,
-    "mg3d_released": INTENDED | {"mim_text": "tokens_text_layers", "project_twice": True},
-}
+WIRINGS = ("paper", "intended", "released")
 
 
-def build(wiring="mg3d", *, objectives=OBJECTIVES, frozen=False, seed=0, width=24, vision=None, shape=SHAPE, **changes):
+def build(wiring="paper", *, objectives=OBJECTIVES, frozen=False, seed=0, width=24, vision=None, shape=SHAPE, **settings):
+    """A small MG3D in float64; `settings` of ModelSettings."""
     torch.manual_seed(seed)
-    options = WIRINGS[wiring] | changes
-    vision = vision or SwinEncoder(embed_width=12, patch_size=2, window_size=4, depths=(2,), heads=(2,),
-                         mask_token=options.get("mim_fill", "token") == "token" and "mim" in objectives)  # fmt: skip
+    masks = wiring == "paper" and "mim" in objectives
+    vision = vision or SwinEncoder(embed_width=12, patch_size=2, window_size=4, depths=(2,), heads=(2,), mask_token=masks)
     text = tiny_text_encoder(vocab_size=40, width=16, layers=1, heads=2, max_positions=32, frozen=frozen)
-    return MG3D(vision=vision, text=text, objectives=objectives, volume_shape=shape, width=width, embedding_width=20,
-                fusion_layers=2, fusion_heads=3, mim_decoder="linear", **options).double()  # fmt: skip
+    sizes = {"hidden_size": width, "embedding_size": 20, "fusion_heads": 3, "mim_decoder": "linear"}
+    model = MG3D if wiring == "paper" else ReleasedMG3D
+    settings = ModelSettings(wiring=wiring, **(sizes | settings))
+    return model(vision, text, settings, objectives=objectives, volume_shape=shape).double()
 
 
-def objective(wiring, **changes):
-    """(settings, losses by name) of an objective preset."""
-    settings = parse({**PRESETS[wiring], **changes})
-    return settings, build_losses(settings.model, list(OBJECTIVES))
+def losses_of(model, batch, branches=None):
+    """Objective -> loss of a batch, of all branches or of some."""
+    return model.losses(model(batch, branches))
 
 
 def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
-    """A batch of `size` patients with 2, 3, ... sentences; the same patients whatever `size`. Hidden cubes have `cube` voxels."""
+    """A batch of `size` patients with 2, 3, ... sentences; masked patches have `cube` voxels."""
     generator = torch.Generator().manual_seed(seed)
     tokens, most = 14, 4
     index = torch.full((size, tokens), -1)

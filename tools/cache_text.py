@@ -1,33 +1,36 @@
-"""Compute the frozen text encoder's features of every report once: `python tools/cache_text.py with WORD ... text_cache=FOLDER`.
+"""Compute the features of the frozen text encoder for every report once, so that training reads them instead of encoding.
 
-Train with the same words; a cache of another encoder or of other reports is refused.
+    python tools/cache_text.py with PRESET ... SETTING=VALUE ... text_cache=FOLDER
+
+Use the presets and settings of the training run, and pass the same text_cache to it. A cache of another text encoder, tokenizer,
+max_text_len or of other reports is refused.
 """
 
 import sys
 from collections.abc import Sequence
 
-from mg3d.config import read_arguments
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Makes the cache; returns the exit code."""
-    if not arguments or any(word in ("-h", "--help") for word in arguments):
+    """Writes the cache; returns the exit code."""
+    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
         print(__doc__)
         return 0
+    from mg3d.config import read_arguments
+
     try:
         if arguments[0] != "with":
-            raise ValueError("settings come after the word `with`: python tools/cache_text.py with WORD text_cache=FOLDER")
+            raise ValueError("presets and settings follow `with`: python tools/cache_text.py with PRESET text_cache=FOLDER")
         settings = read_arguments(arguments[1:])
         if not settings.text.text_cache:
-            raise ValueError("text_cache=FOLDER says where the features go; it is not set")
-        from mg3d.training.text_cache import cache_text  # heavy: only when there is something to do
+            raise ValueError("text_cache is not set. Add text_cache=FOLDER, the folder to write")
+        from mg3d.training.text_cache import cache_text
 
-        made = cache_text(settings)
+        written = cache_text(settings)
     except (ValueError, OSError) as error:
         print(f"cache_text: {error}", file=sys.stderr)
         return 2
-    size = made["tokens"] * made["width"] * 4 / 1e9
-    print(f"{made['reports']:,} distinct reports, {made['tokens']:,} tokens, {size:.3g} GB in {settings.text.text_cache}")
+    size = f"{written['tokens']:,} tokens, {written['tokens'] * written['width'] * 4 / 1e9:.3g} GB"
+    print(f"{written['reports']:,} distinct reports, {size} in {settings.text.text_cache}")
     return 0
 
 

@@ -83,8 +83,8 @@ def show_plan(settings: "Settings", options: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     parts = Table("part, per volume", "passes", "forward GFLOP", "saved GB, float32", "trained")
     for part in plan.parts:
-        flops, saved = f"{part.forward_flops / 1e9:.4g}", f"{part.kept_bytes / 1e9:.3g}"
-        parts.add_row(part.name, str(part.passes), flops, saved, "yes" if part.learns else "no")
+        flops, saved = f"{part.forward_flops / 1e9:.4g}", f"{part.saved_bytes / 1e9:.3g}"
+        parts.add_row(part.name, str(part.passes), flops, saved, "yes" if part.is_trained else "no")
     table = Table("quantity", "prediction", "source")
     for row in _rows(plan, settings, options):
         table.add_row(*row)

@@ -1,151 +1,186 @@
-"""CT-RATE: 18 findings by probe, fine-tuning and prompts, zero-shot, retrieval, and a labeller of reports; see README.md."""
+"""CT-RATE: 18 abnormalities by linear probe, fine-tuning, prompts or zero-shot; retrieval; a report labeller; see README.md."""
 
-import dataclasses
 import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from mg3d.checkpoints.info import inspect_checkpoint
-from mg3d.finetune.cases import Case
-from mg3d.finetune.language import has_language, read_language_cases, write_language
-from mg3d.finetune.prepared import Order, is_prepared, prepared, prepared_shape, read_prepared_cases
-from mg3d.finetune.ranks import first_does
-from mg3d.finetune.run import run, say
-from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.sources import NO_ROOT, is_synthetic
-from mg3d.finetune.task import Augment, Preprocess, Task
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from mg3d.finetune.cases import FinetuneCase, RawScan, Source
+from mg3d.finetune.console import info
+from mg3d.finetune.data_root import NO_ROOT, is_synthetic
+from mg3d.finetune.run import run
+from mg3d.finetune.settings import FinetuneSettings, Location, Size
+from mg3d.finetune.task import DownstreamTask
 from mg3d.glossary import LABELS
 from mg3d.settings.schema import volume_shape
 
+if TYPE_CHECKING:
+    from mg3d.finetune.tasks.base import TaskType
+
 ARROWS, LANGUAGE_ARROWS = Path("data/finetune_arrows"), Path("data/finetune_language_arrows")
-USUAL_SIZE, SYNTHETIC_SIZE = 128, 64
-OPTIONS = {
-    "task": "probe", "reconstructions": "all", "image_size": 0, "val_patients": 500, "arrows": "", "train": "projections",
-    "loss": "bce", "wording": "there_is", "text_encoder": "",
+DEFAULT_SIZE, SYNTHETIC_SIZE = 128, 64
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "full": {
+        "epochs": 10, "batch_size": 4, "learning_rate": 1e-4, "weight_decay": 0.05, "warmup_epochs": 0.5, "layer_decay": 0.75,
+    },
+    "prompts": {"epochs": 10, "batch_size": 4, "learning_rate": 1e-5, "weight_decay": 0.1, "warmup_epochs": 0.5},
 }  # fmt: skip
-"""Own settings, see README.md."""
+"""Defaults of the tasks that are trained."""
 
 
-class Variant(NamedTuple):
-    """What one word of `task=` means."""
+class Settings(FinetuneSettings):
+    """Settings of CT-RATE."""
 
-    kind: str
-    title: str
-    metric: str
-    defaults: Mapping[str, Any] = {}
-    phantom: Mapping[str, Any] = {}
-    reports: bool = False
-    """Whether texts are read."""
+    task: Literal["probe", "full", "prompts", "zero_shot", "retrieval", "labeller"] = "probe"
+    """probe: linear probe on frozen features. full: the whole encoder. prompts: prompt pairs, trained. zero_shot: prompt pairs.
+    retrieval: reports and volumes by embedding. labeller: findings of reports, without images."""
+    reconstructions: Literal["all", "first"] = "all"
+    """first: train on one reconstruction per scan. The test split always has all volumes, as published."""
+    image_size: NonNegativeInt = 0
+    """Voxels along z of the prepared volumes. 0: of the Arrow files, else of the weights, else 128 (synthetic: 64)."""
+    val_patients: PositiveInt = 500
+    """Patients of the validation split, at most a tenth of the training patients."""
+    arrows: Location = ""
+    """Folder for the prepared Arrow files. Empty: data/finetune_arrows."""
+    train: str = "projections"
+    """prompts: which parts are trained; vision, text, projections joined by +, or all."""
+    loss: Literal["bce", "softmax_mse"] = "bce"
+    """prompts: binary cross entropy, or the published squared error of the softmax."""
+    wording: Literal["there_is", "ct_clip", "original"] = "there_is"
+    """Prompts: "There is X.", "X is present." or "X." with their negations."""
+    text_encoder: str = ""
+    """Folder of the BERT whose tokenizer a released checkpoint needs."""
+    volume_size: Size = (0, 0, 0)
+    """Voxels (z, y, x) of a volume; follows from image_size, the Arrow files or the weights."""
+    window_hu: tuple[float, float] = (-1000.0, 1000.0)
+    """HU window that becomes 0 to 1; that of the weights."""
+
+    @model_validator(mode="after")
+    def _check_size(self) -> "Settings":
+        if 0 < self.image_size < 32:
+            raise ValueError(f"image_size={self.image_size}: expected at least 32, or 0 for the default")
+        return self
 
 
-VARIANTS = {
-    "probe": Variant("probe", "linear probe of 18 findings", "auroc"),
-    "full": Variant(
-        "labels", "18 findings, the whole encoder fine-tuned", "auroc",
-        {"epochs": 10, "batch_size": 4, "learning_rate": 1e-4, "weight_decay": 0.05, "warmup_epochs": 0.5, "layer_decay": 0.75},
-        {"epochs": 6, "learning_rate": 1e-3},
-    ),
-    "prompts": Variant(
-        "prompts", "18 findings by prompt pairs", "auroc",
-        {"epochs": 10, "batch_size": 4, "learning_rate": 1e-5, "weight_decay": 0.1, "warmup_epochs": 0.5},
-        {"epochs": 6, "learning_rate": 1e-3}, reports=True,
-    ),
-    "zero_shot": Variant("prompts", "18 findings, zero-shot", "auroc", reports=True),
-    "retrieval": Variant("retrieval", "retrieval of reports and volumes", "report_to_volume/median_rank", reports=True),
-    "labeller": Variant("labeller", "a labeller of reports", "auroc", reports=True),
-}  # fmt: skip
+def defaults(given: Mapping[str, Any], synthetic: bool) -> dict[str, Any]:
+    """Protocol of the chosen task."""
+    protocol = PROTOCOLS.get(str(given.get("task", "probe")), {})
+    if not synthetic:
+        return {"cache": False, "num_workers": 4, **protocol}
+    small = {"epochs": 6, "learning_rate": 1e-3} if protocol else {}
+    return {**protocol, **small, "num_workers": 0, "batch_size": 4, "warmup_epochs": 0}
 
 
-def read_cases(
-    root: Path, settings: FinetuneSettings, *, options: Mapping[str, Any] = OPTIONS, shape: tuple[int, int, int] = (128, 96, 128)
-) -> list[Case]:
-    """Volumes of a folder of our Arrow files, or of CT-RATE's own layout, which is prepared first."""
-    if options["task"] == "labeller":
-        return read_reports(root, int(options["val_patients"]))
-    synthetic = is_synthetic(str(root))
-    out = Path(options["arrows"]) if options["arrows"] else (root / "finetune_arrows" if synthetic else ARROWS)
-    order = Order(
-        dataset="ct_rate", out=out if shape == volume_shape(USUAL_SIZE) else out.with_name(f"{out.name}_{shape[0]}"), shape=shape,
-        val_patients=int(options["val_patients"]), workers=max(1, settings.num_workers),
+def resolve(settings: Settings) -> Settings:
+    """Volume size and window of the Arrow files or the weights."""
+    if settings.volume_size[0]:  # stored in a checkpoint
+        return settings
+    size = volume_shape(SYNTHETIC_SIZE if is_synthetic(settings.data_root) and settings.mode != "predict" else DEFAULT_SIZE)
+    window, checkpoint = settings.window_hu, settings.pretrained
+    if checkpoint == "none" and Path(settings.encoder).exists():
+        checkpoint = settings.encoder
+    if checkpoint != "none":
+        from mg3d.checkpoints.info import inspect_checkpoint
+
+        if preprocessing := inspect_checkpoint(checkpoint).preprocessing:
+            size, window = tuple(preprocessing["shape"]), tuple(preprocessing["window_hu"])
+    wanted = volume_shape(settings.image_size) if settings.image_size else None
+    if settings.data_root not in NO_ROOT and settings.task != "labeller":
+        from mg3d.finetune.prepared import is_prepared, prepared_shape
+
+        if is_prepared(Path(settings.data_root), "ct_rate"):
+            size = prepared_shape(Path(settings.data_root), "ct_rate")
+            if wanted not in (None, size):
+                raise ValueError(
+                    f"image_size={settings.image_size}: the volumes in {settings.data_root} have {size} voxels; leave it out"
+                )
+    return settings.model_copy(update={"volume_size": wanted or size, "window_hu": window})
+
+
+def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+    """Volumes of prepared Arrow files, or of CT-RATE's own layout, which is prepared first."""
+    from mg3d.finetune.prepared import prepare_dataset, read_prepared_cases
+
+    if settings.task == "labeller":
+        return read_reports(root, settings.val_patients)
+    default = root / "finetune_arrows" if is_synthetic(str(root)) else ARROWS
+    out = Path(settings.arrows) if settings.arrows else default
+    if settings.volume_size != volume_shape(DEFAULT_SIZE):
+        out = out.with_name(f"{out.name}_{settings.volume_size[0]}")
+    folder = prepare_dataset(
+        root, "ct_rate", out, shape=settings.volume_size, val_patients=settings.val_patients, workers=max(1, settings.num_workers)
     )  # fmt: skip
-    return read_prepared_cases(
-        prepared(root, order, say=say),
-        "ct_rate",
-        every_reconstruction=options["reconstructions"] == "all",
-        reports=VARIANTS[options["task"]].reports,
-    )
+    every, reports = settings.reconstructions == "all", settings.task in ("prompts", "zero_shot", "retrieval")
+    return read_prepared_cases(folder, "ct_rate", every_reconstruction=every, reports=reports)
 
 
-def read_reports(root: Path, val_patients: int) -> list[Case]:
-    """Reports of a folder of our Arrow files (of text or of volumes), or of CT-RATE's own tables; no volume is opened."""
-    if has_language(root, "ct_rate"):
+def read_reports(root: Path, val_patients: int) -> list[FinetuneCase]:
+    """Reports of Arrow files (of reports or volumes), or of CT-RATE's own tables."""
+    from mg3d.finetune.distributed import run_on_first_rank
+    from mg3d.finetune.language import has_reports, read_language_cases, write_language
+
+    if has_reports(root, "ct_rate"):
         return read_language_cases(root, "ct_rate")
     out = root / "finetune_language_arrows" if is_synthetic(str(root)) else LANGUAGE_ARROWS
 
     def write() -> None:
         counts = write_language(root, "ct_rate", out, val_patients=val_patients)
-        say(f"{out} holds {', '.join(f'{count} rows of {name}' for name, count in counts.items())}")
+        info(f"wrote {out}: {', '.join(f'{count} rows of {name}' for name, count in counts.items())}")
 
-    first_does(write, done=lambda: has_language(out, "ct_rate", every=True), what=str(out))
+    run_on_first_rank(write, done=lambda: has_reports(out, "ct_rate"), what=str(out))
     return read_language_cases(out, "ct_rate")
 
 
-def volume_of(options: Mapping[str, Any]) -> tuple[tuple[int, int, int], tuple[float, float]]:
-    """Voxels z, y, x and the window in HU: what the user says, else the Arrow files, else the weights; else the paper's."""
-    shape, window = volume_shape(SYNTHETIC_SIZE if options["synthetic"] else USUAL_SIZE), (-1000.0, 1000.0)
-    if options["pretrained"] != "none" and (stated := inspect_checkpoint(options["pretrained"]).preprocessing):
-        shape, window = tuple(stated["shape"]), tuple(stated["window_hu"])
-    asked, root = int(options["image_size"]), Path(options["data_root"])
-    if options["data_root"] not in NO_ROOT and is_prepared(root, "ct_rate"):
-        shape = prepared_shape(root, "ct_rate")
-        if asked and volume_shape(asked) != shape:
-            raise ValueError(f"image_size={asked}: the volumes in {root} have {shape} voxels (z, y, x); leave it out")
-    return (volume_shape(asked) if asked else shape), window
+def _as_prepared(source: Source, shape: Size) -> Source:
+    return RawScan(source, shape) if isinstance(source, Path) else source
 
 
-def adapt(task: Task, options: Mapping[str, Any]) -> Task:
-    """The declaration of one `task=`, with volumes of the size and window that the weights were trained on."""
-    if options["task"] not in VARIANTS:
-        raise ValueError(f"task={options['task']!r}: expected one of {', '.join(VARIANTS)}")
-    if options["reconstructions"] not in ("all", "first"):
-        raise ValueError(f"reconstructions={options['reconstructions']!r}: expected all or first")
-    for name, least, unless in (("image_size", 32, 0), ("val_patients", 1, 1)):
-        if options[name] < least and options[name] != unless:
-            raise ValueError(f"{name}={options[name]}: must be at least {least}{'' if unless else ', or 0 for the usual one'}")
-    variant = VARIANTS[options["task"]]
-    shape, window = volume_of(options)
-    return dataclasses.replace(
-        task,
-        kind=variant.kind,
-        title=f"CT-RATE: {variant.title}",
-        variant=options["task"],
-        metric=variant.metric,
-        read_cases=partial(read_cases, options=options, shape=shape),
-        preprocess=dataclasses.replace(task.preprocess, window=window, size=shape),
-        defaults={**task.defaults, **variant.defaults},
-        phantom={**task.phantom, **variant.phantom},
-        options=options,
-    )
+def build(settings: Settings) -> "TaskType":
+    """The task type of `task`."""
+    from monai import transforms as mt
+
+    from mg3d.finetune import transforms as t
+    from mg3d.finetune.tasks.classification import Classification
+    from mg3d.finetune.tasks.labeller import ReportLabeller
+    from mg3d.finetune.tasks.probe import LinearProbe
+    from mg3d.finetune.tasks.prompts import PromptClassification
+    from mg3d.finetune.tasks.retrieval import Retrieval
+
+    shared: dict[str, Any] = {"outputs": LABELS, "metric": "auroc", "threshold_rule": "corner"}  # as CT-CLIP
+    if settings.task == "labeller":
+        return ReportLabeller(settings, **shared | {"threshold_rule": "f1"})
+    shared |= {
+        "preprocess": [t.window(*settings.window_hu), t.resize(settings.volume_size)],
+        "augment": [mt.RandGaussianNoised("image", prob=0.3, std=0.02), mt.RandShiftIntensityd("image", offsets=0.05, prob=0.3)],
+        "prepare_scan": partial(_as_prepared, shape=settings.volume_size),
+    }
+    if settings.task in ("probe", "full"):
+        return (LinearProbe if settings.task == "probe" else Classification)(settings, **shared)
+    shared |= {
+        "volume_size": settings.volume_size,
+        "zero_shot": settings.task != "prompts",
+        **{name: getattr(settings, name) for name in ("train", "loss", "wording", "text_encoder")},
+    }
+    if settings.task == "retrieval":
+        return Retrieval(settings, **shared | {"metric": "report_to_volume/median_rank"})
+    return PromptClassification(settings, **shared)
 
 
-TASK = Task(
+TASK = DownstreamTask(
     folder="CT-RATE",
-    title="CT-RATE: 18 findings, zero-shot, retrieval (task=probe, full, prompts, zero_shot, retrieval, labeller)",
-    kind="labels",
+    title="CT-RATE: 18 abnormalities, retrieval, report labeller",
+    settings=Settings,
+    resolve=resolve,
     read_cases=read_cases,
-    outputs=LABELS,
-    metric="auroc",
-    preprocess=Preprocess(window=(-1000.0, 1000.0)),
-    augment=Augment(noise=0.3, noise_deviation=0.02, intensity_shift=0.3, intensity_factor=0.05),
+    build=build,
     folds=1,
-    defaults={"cache": "none", "num_workers": 4},
-    phantom={"num_workers": 0, "batch_size": 4, "warmup_epochs": 0, "cache": "memory"},
-    expected={"test": 3001},
-    options=OPTIONS,
-    adapt=adapt,
-)  # fmt: skip
+    defaults=defaults,
+    expected=lambda settings: {} if settings.task == "labeller" else {"test": 3001},
+    variant="task",
+)
 
 if __name__ == "__main__":
     sys.exit(run(TASK, sys.argv[1:]))

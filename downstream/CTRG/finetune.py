@@ -4,139 +4,164 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from mg3d.datasets.arrow import VolumeIndex
-from mg3d.finetune.cases import Case
-from mg3d.finetune.kinds.report import OPTIONS
-from mg3d.finetune.prepared import is_prepared, read_prepared_cases
-from mg3d.finetune.run import run, say
-from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.task import Preprocess, Task
-from mg3d.metrics.captions import tokenize
-from mg3d.preparation.sources.ctrg import case_folder, find_annotation, find_case, is_nifti, read_annotation, slice_names
-from mg3d.settings.schema import CROP, volume_shape
+from mg3d.finetune.cases import FinetuneCase
+from mg3d.finetune.console import info
+from mg3d.finetune.images import reversed_slices, slice_files
+from mg3d.finetune.run import run
+from mg3d.finetune.settings import FinetuneSettings, Size
+from mg3d.finetune.task import DownstreamTask, protocol
+from mg3d.settings.schema import CROP
 
-NIFTI_SPLIT = "chest_ctrg_nitfy_ori_split.json"
-LABEL_TABLE = "CTRG_finding_labels.csv"
-LABELS = (
-    "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
-    "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from mg3d.finetune.tasks.base import TaskType
+
+NIFTI_LIST = "chest_ctrg_nitfy_ori_split.json"
 FOLDS = 10
-"""A tenth of the training cases chooses the epoch."""
+"""A tenth of the training cases is used for validation."""
+GENERATION = (
+    "tokenizer", "max_tokens", "decoder_width", "decoder_layers", "decoder_heads", "num_beams", "no_repeat_ngram_size",
+    "labeller",
+)  # fmt: skip
+"""Settings that `ReportGeneration` takes."""
 
 
-def read_cases(root: Path, settings: FinetuneSettings) -> list[Case]:
-    """Cases of a folder of pictures or NIfTI files with their list, or of our Arrow files; those without findings are left out.
+class Settings(FinetuneSettings):
+    """Settings of CTRG."""
 
-    split=original: chosen by the cases that are reported, as the published code did.
-    """
-    cases = from_arrow(root) if is_prepared(root, "ctrg") else from_list(root, seed=settings.seed)
-    told = [case for case in cases if tokenize(case.report)]
-    if len(told) < len(cases):
-        say(f"left out: {len(cases) - len(told)} of {len(cases)} cases, whose report has no findings")
-    if settings.split == "ours":
-        return told
-    if settings.folds == "all":
-        raise ValueError("split=original has one division of the cases; leave folds=all out")
-    say("split=original: the epoch is chosen by the very cases that are reported, so scores are too high")
-    places = {"train": settings.fold + 1, "test": settings.fold}
-    return [dataclasses.replace(case, part="train", fold=places[case.part]) for case in told]
+    tokenizer: Literal["m2kt", "lossless"] = "m2kt"
+    """m2kt (published): lower case, no punctuation, words that occur 3 times. lossless: subwords with case and numbers."""
+    max_tokens: NonNegativeInt = 0
+    """Maximum tokens per report; longer references are truncated. 0: 150 (m2kt) or 300 (lossless)."""
+    num_beams: PositiveInt = 3
+    """Beams of the beam search."""
+    no_repeat_ngram_size: NonNegativeInt = 3
+    """No n-gram of this size occurs twice in a generated report; 0 = off."""
+    decoder_width: PositiveInt = 512
+    """Width of the report decoder."""
+    decoder_layers: PositiveInt = 3
+    """Layers of the report decoder."""
+    decoder_heads: PositiveInt = 8
+    """Attention heads of the report decoder; must divide decoder_width."""
+    labeller: str = ""
+    """Labeller for the clinical scores: folder of a CT-RATE run with task=labeller, cues, chexbert, or radbert_ct:FOLDER."""
+    center_crop_fraction: tuple[float, float, float] = CROP
+    """Central fraction (z, y, x) of a scan that is used; volumes of the pre-training preparation are cropped already."""
+    image_size: Size = (128, 96, 128)
+    """Voxels (z, y, x) of the network's input."""
+
+    @model_validator(mode="after")
+    def _check_decoder(self) -> "Settings":
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError(f"decoder_heads={self.decoder_heads} does not divide decoder_width={self.decoder_width}")
+        if 0 < self.max_tokens < 3:
+            raise ValueError(f"max_tokens={self.max_tokens}: expected at least 3, or 0")
+        return self
 
 
-def from_arrow(root: Path) -> list[Case]:
-    """Our own division of a prepared folder: fold 0 validates on its val part."""
+def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+    """Cases of slices or NIfTI files with their list, or of Arrow files of the pre-training preparation."""
+    from mg3d.finetune.prepared import is_prepared
+    from mg3d.metrics.captions import tokenize
+
+    cases = read_arrow_files(root) if is_prepared(root, "ctrg") else read_listed(root, seed=settings.seed)
+    with_findings = [case for case in cases if tokenize(case.report)]
+    if len(with_findings) < len(cases):
+        info(f"excluded {len(cases) - len(with_findings)} of {len(cases)} cases, whose report has no findings")
+    return with_findings
+
+
+def read_arrow_files(root: Path) -> list[FinetuneCase]:
+    """The split of a prepared folder: fold 0 validates on its validation split."""
+    from mg3d.datasets.arrow import VolumeIndex
+    from mg3d.finetune.prepared import read_prepared_cases
+
     cases = read_prepared_cases(root, "ctrg")
     findings = {path: VolumeIndex(path).table["findings"].to_pylist() for path in {case.image.index for case in cases}}
     return [dataclasses.replace(case, target=(), report=findings[case.image.index][case.image.row] or "") for case in cases]
 
 
-def from_list(root: Path, *, seed: int) -> list[Case]:
-    """A seeded tenth of the training cases as fold 0; every case that is not for training alone is tested on.
+def read_listed(root: Path, *, seed: int) -> list[FinetuneCase]:
+    """A tenth of the training cases by seed is fold 0; every case that is not in training only is a test case.
 
-    A case is named by its number, or by its place in the list: names of folders may be names of people.
+    Cases are named by their number or their index in the list, because names of folders may be names of patients.
     """
-    listed = find_list(root)
-    labels = read_labels(root / LABEL_TABLE)
-    parts: dict[PurePosixPath, str] = {}
-    first: dict[PurePosixPath, Mapping[str, Any]] = {}
-    for part, items in read_annotation(listed).items():
-        for item in items:
+    import numpy as np
+
+    from mg3d.preparation.sources.ctrg import case_folder, find_case, is_nifti, read_annotation
+
+    annotation = find_list(root)
+    splits: dict[PurePosixPath, str] = {}
+    items: dict[PurePosixPath, Mapping[str, Any]] = {}
+    for split, listed in read_annotation(annotation).items():
+        for item in listed:
             folder = case_folder(item)
-            first.setdefault(folder, item)
-            parts[folder] = part if parts.get(folder, part) == part == "train" else "test"
+            items.setdefault(folder, item)
+            splits[folder] = split if splits.get(folder, split) == split == "train" else "test"
     cases = []
-    for place, (folder, item) in enumerate(first.items()):
+    for index, (folder, item) in enumerate(items.items()):
         number = str(item.get("id", "")).removesuffix(".gz").removesuffix(".nii")
-        name = number if number.isdigit() else f"place{place}"
-        there = find_case(root, folder)
-        if there is None:
+        name = number if number.isdigit() else f"index{index}"
+        path = find_case(root, folder)
+        if path is None:
             continue
-        image = there if is_nifti(there) else tuple(there / file for file in sorted(slice_names(there)))
-        text = item.get("report", item.get("findings")) or ""
-        cases.append(
-            Case(case_id=name, patient_id=name, image=image, target=labels.get(name, ()), report=text, part=parts[folder])
-        )
+        image = path if is_nifti(path) else slice_files(path.iterdir())[::-1]
+        report = item.get("report", item.get("findings")) or ""
+        cases.append(FinetuneCase(case_id=name, patient_id=name, image=image, report=report, split=splits[folder]))
     if not cases:
-        raise FileNotFoundError(f"none of the {len(first)} scans of {listed} is below {root}")
-    if len(cases) < len(first):
-        say(f"left out: {len(first) - len(cases)} of {len(first)} scans of {listed.name}, which are not below {root}")
-    training = sorted(case.case_id for case in cases if case.part == "train")
-    drawn = np.random.default_rng(seed).permutation(len(training))
-    folds = {case: int(place) % FOLDS for case, place in zip(training, drawn, strict=True)}
+        raise FileNotFoundError(f"none of the {len(items)} scans of {annotation} is in {root}")
+    if len(cases) < len(items):
+        info(f"excluded {len(items) - len(cases)} of {len(items)} scans of {annotation.name}, which are not in {root}")
+    training = sorted(case.case_id for case in cases if case.split == "train")
+    order = np.random.default_rng(seed).permutation(len(training))
+    folds = {name: int(position) % FOLDS for name, position in zip(training, order, strict=True)}
     return [dataclasses.replace(case, fold=folds.get(case.case_id, case.fold)) for case in cases]
 
 
 def find_list(root: Path) -> Path:
-    """The list of the NIfTI form where its scans are there too, else the one that `find_annotation` finds."""
-    path = root / NIFTI_SPLIT
+    """The list of the NIfTI form if its scans are there, else the one that `find_annotation` finds."""
+    from mg3d.preparation.sources.ctrg import case_folder, find_annotation, find_case, read_annotation
+
+    path = root / NIFTI_LIST
     listed = [item for items in read_annotation(path).values() for item in items[:10]] if path.is_file() else []
     return path if any(find_case(root, case_folder(item)) for item in listed) else find_annotation(root)
 
 
-def read_labels(path: Path) -> dict[str, tuple[int, ...]]:
-    """Case -> 1 where a label is stated, else 0; empty without the table."""
-    if not path.is_file():
-        return {}
-    table = pd.read_csv(path, dtype={"id": str})
-    missing = {"id", *LABELS} - set(table)
-    if missing:
-        raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {list(table)[:6]}")
-    names = table["id"].str.removesuffix(".nii.gz")
-    return dict(zip(names, map(tuple, (table[list(LABELS)] == 1).astype(int).to_numpy().tolist()), strict=True))
+def build(settings: Settings) -> "TaskType":
+    """Report generation."""
+    from mg3d.finetune import transforms as t
+    from mg3d.finetune.tasks.report import ReportGeneration
+
+    return ReportGeneration(
+        settings,
+        preprocess=[
+            t.window(0, 255),
+            t.CenterCropRaw(settings.center_crop_fraction),
+            t.resize(settings.image_size),
+        ],
+        superior_first=True,
+        prepare_scan=reversed_slices,
+        **{name: getattr(settings, name) for name in GENERATION},
+    )
 
 
-def adapt(task: Task, options: Mapping[str, Any]) -> Task:
-    """The declaration with its options; a decoder for synthetic reports is small."""
-    small = {"width": 96, "heads": 4, "layers": 2} if options["synthetic"] else {"width": 512, "heads": 8, "layers": 3}
-    return dataclasses.replace(task, options={**options, **{name: options[name] or value for name, value in small.items()}})
-
-
-TASK = Task(
+TASK = DownstreamTask(
     folder="CTRG",
-    title="CTRG-Chest: findings in words",
-    kind="report",
+    title="CTRG-Chest: report generation",
+    settings=Settings,
     read_cases=read_cases,
-    outputs=LABELS,
-    metric="bleu4",
-    preprocess=Preprocess(window=(0, 255), keep=CROP, size=volume_shape(128)),
+    build=build,
     folds=FOLDS,
-    defaults={
-        "epochs": 30, "batch_size": 2, "learning_rate": 1e-4, "encoder_rate": 0.5, "schedule": "step", "weight_decay": 5e-5,
-        "dropout": 0.1,
-    },
-    phantom={
-        "preprocess.size": (48, 36, 48), "epochs": 15, "batch_size": 4, "learning_rate": 1e-3, "encoder_rate": 1.0,
-        "schedule": "constant", "num_workers": 0,
-    },
-    expected={"train": 1444, "test": 360},
-    options={**OPTIONS, "width": 0, "heads": 0, "layers": 0},
-    adapt=adapt,
-    top_first=True,
+    defaults=protocol(
+        {"epochs": 30, "batch_size": 2, "learning_rate": 1e-4, "encoder_lr_multiplier": 0.5, "schedule": "step",
+         "weight_decay": 5e-5, "dropout": 0.1},
+        {"image_size": (48, 36, 48), "epochs": 15, "batch_size": 4, "learning_rate": 1e-3, "encoder_lr_multiplier": 1.0,
+         "schedule": "constant", "num_workers": 0, "decoder_width": 96, "decoder_heads": 4, "decoder_layers": 2},
+    ),
+    expected=lambda settings: {"train": 1444, "test": 360},
 )  # fmt: skip
 
 if __name__ == "__main__":

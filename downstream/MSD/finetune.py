@@ -1,125 +1,159 @@
 """Medical Segmentation Decathlon: any of its ten tasks; see README.md."""
 
-import dataclasses
-import functools
 import json
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mg3d.finetune.cases import Case
-from mg3d.finetune.layout import find_level, with_folds
+from pydantic import NonNegativeInt
+
+from mg3d.finetune.cases import FinetuneCase
+from mg3d.finetune.data_root import NO_ROOT, assign_listed_folds, find_level
 from mg3d.finetune.run import run
-from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.task import Augment, Preprocess, Task
+from mg3d.finetune.settings import FinetuneSettings, Location, Size, Spacing
+from mg3d.finetune.task import DownstreamTask, protocol
 
-LUNG = "Task06_Lung"
-PUBLISHED: dict[str, dict[str, Any]] = {
-    LUNG: {"loss": "dice", "spacing_mm": (1.5, 1.5, 1.5), "window": (-175, 250), "expected": {"train": 63}, "shift": 0.1},
-    "Task10_Colon": {
-        "loss": "dice_ce_squared", "spacing_mm": (1.0, 1.0, 1.0), "window": (-57, 175), "expected": {"train": 126}, "rot90": 0.25,
-        "scale": 0.5,
-    },
-}  # fmt: skip
-"""The two tasks of the publication; the other CT tasks take the lung's steps, MR tasks z-scores on their own grid."""
+if TYPE_CHECKING:
+    from mg3d.finetune.tasks.base import TaskType
+
+LUNG, COLON = "Task06_Lung", "Task10_Colon"
+SPACING_MM = {LUNG: (1.5, 1.5, 1.5), COLON: (1.0, 1.0, 1.0)}
+WINDOW_HU = {LUNG: (-175.0, 250.0), COLON: (-57.0, 175.0)}
+CASES = {LUNG: 63, COLON: 126}
 
 
-def read_cases(root: Path, settings: FinetuneSettings, *, task: str = LUNG, folds_file: str = "") -> list[Case]:
-    """The labelled cases of a task's dataset.json."""
-    folder = task_folder(root, task)
-    cases = []
-    for entry in description(folder)["training"]:
-        image, mask = (folder / entry[name] for name in ("image", "label"))
-        if not mask.is_file():
-            raise FileNotFoundError(f"there is no mask {mask}, which dataset.json names")
-        name = image.name.removesuffix(".gz").removesuffix(".nii")
-        cases.append(Case(case_id=name, patient_id=name, image=image, mask=mask))
-    return with_folds(cases, Path(folds_file)) if folds_file else cases
+class Settings(FinetuneSettings):
+    """Settings of MSD."""
+
+    task: str = ""
+    """Name of the task's folder. Empty: the task in data_root, or Task06_Lung."""
+    channel: NonNegativeInt = 0
+    """Image of a task with several, such as the four of Task01_BrainTumour."""
+    spacing_mm: Spacing | None = None
+    """Voxel size (z, y, x) that CT is resampled to, in mm. None: as published (1.5; colon 1); MR keeps its grid."""
+    patch_size: Size = (96, 96, 96)
+    """Training patches and sliding windows, in voxels (z, y, x)."""
+    patches_per_case: int = 4
+    """Training patches per case and step, half of them around a structure."""
+    folds_file: Location = ""
+    """JSON file of folds, such as the published lists. Empty: folds by seed."""
+    structures: tuple[str, ...] = ()
+    """Names of the label values 1, 2, ... Empty: read from dataset.json."""
+    modalities: tuple[str, ...] = ()
+    """Modality of each channel. Empty: read from dataset.json."""
+
+
+def resolve(settings: Settings) -> Settings:
+    """Task, structures and modality as dataset.json has them; without data those of the lung."""
+    if settings.structures:  # stored in a checkpoint or an Arrow file
+        return settings
+    root, name = Path(settings.data_root), settings.task
+    found: dict[str, Any] = {"labels": {0: "background", 1: "cancer"}, "modality": ["CT"]}
+    name = name or LUNG
+    if settings.data_root not in NO_ROOT:
+        name = settings.task or (root.absolute().name if (root / "dataset.json").is_file() else LUNG)
+        folder = task_folder(root, name)
+        if settings.task and folder.name != name and re.fullmatch(r"Task\d\d_\w+", folder.name):
+            raise ValueError(f"data_root={root} holds {folder.name}, not task={name}")
+        name, found = folder.name, read_description(folder)
+    if settings.channel >= len(found["modality"]):
+        raise ValueError(f"channel={settings.channel}: {name} has {len(found['modality'])} image(s), counted from 0")
+    return settings.model_copy(
+        update={
+            "task": name,
+            "structures": tuple(found["labels"][value] for value in sorted(found["labels"]) if value),
+            "modalities": tuple(found["modality"]),
+            "spacing_mm": settings.spacing_mm or SPACING_MM.get(name, SPACING_MM[LUNG]),
+        }
+    )
 
 
 def task_folder(root: Path, task: str) -> Path:
-    """A task's folder, which is `root` itself or in it."""
+    """A task's folder, which is `root` or in it."""
     return root / task if (root / task / "dataset.json").is_file() else find_level(root, "dataset.json")
 
 
-def description(folder: Path) -> dict[str, Any]:
-    """Labels by value, modalities and labelled pairs of a task's dataset.json; ValueError where it is something else."""
+def read_description(folder: Path) -> dict[str, Any]:
+    """Labels by value, modalities and labelled pairs of dataset.json; ValueError if it has another structure."""
+    path = folder / "dataset.json"
     try:
-        found = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        told = {
-            "labels": {int(value): str(label) for value, label in found["labels"].items()},
-            "modality": [found["modality"][str(place)] for place in range(len(found["modality"]))],
-            "training": [{"image": entry["image"], "label": entry["label"]} for entry in found["training"]],
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        description = {
+            "labels": {int(value): str(label) for value, label in stored["labels"].items()},
+            "modality": [stored["modality"][str(index)] for index in range(len(stored["modality"]))],
+            "training": [{"image": entry["image"], "label": entry["label"]} for entry in stored["training"]],
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'dataset.json'} is not as the Decathlon has it ({type(error).__name__}: {error})") from error
-    if sorted(told["labels"]) != list(range(len(told["labels"]))):
-        values = ", ".join(map(str, sorted(told["labels"])))
-        raise ValueError(f"{folder / 'dataset.json'} has labels of the values {values}; they must be 0, 1, 2, ... without a gap")
-    return told
+        raise ValueError(f"{path} is not a dataset.json of the Decathlon ({type(error).__name__}: {error})") from error
+    if sorted(description["labels"]) != list(range(len(description["labels"]))):
+        values = ", ".join(map(str, sorted(description["labels"])))
+        raise ValueError(f"{path} has the label values {values}; expected 0, 1, 2, ... without a gap")
+    return description
 
 
-def adapt(task: Task, options: Mapping[str, Any]) -> Task:
-    """The declaration of the chosen task, or of the one in `data_root`."""
-    root, name = Path(options["data_root"]), options["task"]
-    wanted = name or (LUNG if not (root / "dataset.json").is_file() else root.absolute().name)
-    found: dict[str, Any] = {"labels": {0: "background", 1: "cancer"}, "modality": ["CT"]}
-    if options["data_root"] not in ("", "phantom") and root.is_dir():
-        folder = task_folder(root, wanted)
-        if name and folder.name != name and re.fullmatch(r"Task\d\d_\w+", folder.name):
-            raise ValueError(f"data_root={root} holds {folder.name}, not task={name}")
-        wanted, found = folder.name, description(folder)
-    elif options["data_root"] and root.name != "phantom":
-        raise FileNotFoundError(f"data_root={root}: there is no such folder")
-    labels = found["labels"]
-    published = PUBLISHED.get(wanted, PUBLISHED[LUNG])
-    ct = found["modality"][0] == "CT"
-    steps = {"spacing_mm": published["spacing_mm"], "window": published["window"]} if ct else {}
-    if options["channel"] not in range(len(found["modality"])):
-        raise ValueError(f"channel={options['channel']!r}: {wanted} has {len(found['modality'])} image(s), counted from 0")
-    channel = options["channel"] if len(found["modality"]) > 1 else None
-    return dataclasses.replace(
-        task,
-        title=f"Medical Segmentation Decathlon, {wanted}",
-        variant=wanted,
-        outputs=tuple(labels[value] for value in sorted(labels) if value),
-        read_cases=functools.partial(read_cases, task=wanted, folds_file=str(options["folds_file"])),
-        loss=published["loss"],
-        preprocess=dataclasses.replace(task.preprocess, channel=channel, by_structure=len(labels) > 2, **steps),
-        augment=dataclasses.replace(
-            task.augment, rot90=published.get("rot90", 0.3), intensity_scale=published.get("scale", 0.1),
-            intensity_shift=published.get("shift", 0.0),
-        ),
-        expected=published["expected"] if wanted in PUBLISHED else {},
-        synthetic={"tasks": [wanted]},
-    )  # fmt: skip
+def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+    """The labelled cases of a task's dataset.json."""
+    folder = task_folder(root, settings.task)
+    cases = []
+    for entry in read_description(folder)["training"]:
+        image, mask = (folder / entry[name] for name in ("image", "label"))
+        if not mask.is_file():
+            raise FileNotFoundError(f"there is no mask {mask}, which dataset.json lists")
+        name = image.name.removesuffix(".gz").removesuffix(".nii")
+        cases.append(FinetuneCase(case_id=name, patient_id=name, image=image, mask=mask))
+    return assign_listed_folds(cases, Path(settings.folds_file)) if settings.folds_file else cases
 
 
-TASK = Task(
+def build(settings: Settings) -> "TaskType":
+    """Segmentation as published for lung and colon; other CT tasks use the values of the lung, MR is z-scored on its own grid."""
+    from monai import transforms as mt
+
+    from mg3d.finetune import transforms as t
+    from mg3d.finetune.tasks.segmentation import Segmentation
+
+    is_colon, is_ct, size = settings.task == COLON, settings.modalities[0] == "CT", settings.patch_size
+    intensity = (
+        [t.spacing(settings.spacing_mm), t.window(*WINDOW_HU.get(settings.task, WINDOW_HU[LUNG]))] if is_ct else [t.z_score()]
+    )
+    count = len(settings.structures)
+    return Segmentation(
+        settings,
+        outputs=settings.structures,
+        loss="dice_ce_squared" if is_colon else "dice",
+        tolerance_mm=4.0,
+        channel=settings.channel if len(settings.modalities) > 1 else None,
+        patch_size=size,
+        windows_per_batch=settings.batch_size * settings.patches_per_case,
+        preprocess=[*intensity, t.crop_foreground(), t.pad(size)],
+        crop=[t.foreground_patches(size, settings.patches_per_case, balanced_classes=count if count > 1 else 0)],
+        augment=[
+            mt.RandZoomd(t.KEYS, prob=0.3, min_zoom=1.3, max_zoom=1.5, mode=("area", "nearest"), allow_missing_keys=True),
+            t.rotate_and_scale(1.0, (0.21, 0.0, 0.0), (0.1, 0.1, 0.1)),
+            *t.flips(0.5, 0.5, 0.5),
+            t.rotate_90(0.25 if is_colon else 0.3),
+            mt.RandScaleIntensityd("image", factors=0.1, prob=0.5 if is_colon else 0.1),
+            mt.RandShiftIntensityd("image", offsets=0.1, prob=0.1 if settings.task == LUNG else 0.0),
+        ],
+    )
+
+
+TASK = DownstreamTask(
     folder="MSD",
     title="Medical Segmentation Decathlon",
-    kind="segmentation",
+    settings=Settings,
+    resolve=resolve,
     read_cases=read_cases,
-    outputs=("cancer",),
-    metric="dice",
-    preprocess=Preprocess(foreground=True, patch=(96, 96, 96), crops=4),
-    augment=Augment(
-        flip=(0.5, 0.5, 0.5), affine=1.0, rotate_rad=(0.21, 0.0, 0.0), scale=(0.1, 0.1, 0.1), zoom=0.3, zoom_range=(1.3, 1.5)
+    build=build,
+    defaults=protocol(
+        {"epochs": 1000, "batch_size": 2, "learning_rate": 1e-4, "warmup_epochs": 50, "grad_clip": 5.0, "val_epochs": 5},
+        {"spacing_mm": (8.0, 8.0, 8.0), "patch_size": (24, 32, 32), "patches_per_case": 2, "epochs": 6, "learning_rate": 2e-3,
+         "warmup_epochs": 1, "val_epochs": 2, "num_workers": 0},
     ),
-    tolerance_mm=4.0,
-    defaults={
-        "epochs": 1000, "batch_size": 2, "learning_rate": 1e-4, "weight_decay": 1e-5, "warmup_epochs": 50, "grad_clip": 5.0,
-        "val_epochs": 5, "overlap": 0.5,
-    },
-    phantom={
-        "preprocess.spacing_mm": (8.0, 8.0, 8.0), "preprocess.patch": (24, 32, 32), "preprocess.crops": 2, "epochs": 6,
-        "learning_rate": 2e-3, "warmup_epochs": 1, "val_epochs": 2, "num_workers": 0,
-    },
-    options={"task": "", "folds_file": "", "channel": 0},
-    stored=("task", "folds_file"),
-    adapt=adapt,
+    expected=lambda settings: {"train": CASES[settings.task]} if settings.task in CASES else {},
+    variant="task",
+    stored=("task", "folds_file", "structures", "modalities"),
+    synthetic=lambda settings: {"tasks": [settings.task]},
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,61 +1,63 @@
 """CC-CCII: normal, common pneumonia or COVID-19 from 8-bit slices; see README.md."""
 
-import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
+from pydantic import NonNegativeInt
 
-from mg3d.finetune.cases import Case
-from mg3d.finetune.images import slices_of
-from mg3d.finetune.run import run, say
-from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.task import Augment, Preprocess, Task
+from mg3d.finetune.cases import FinetuneCase
+from mg3d.finetune.console import info
+from mg3d.finetune.images import reversed_slices, slice_files
+from mg3d.finetune.run import run
+from mg3d.finetune.settings import FinetuneSettings, Size
+from mg3d.finetune.task import DownstreamTask, protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mg3d.finetune.tasks.base import TaskType
 
 CLASSES = ("Normal", "CP", "NCP")
 COLUMNS = ("target", "label", "patient_id", "scan_id")
-ORIGINAL_FOLDS = 3
-LISTS = "CC_CCII_fold{fold}_{part}.csv"
 SPLITS = Path(__file__).parent / "splits"
-CROPS = ("none", "original")
 
 
-def read_cases(root: Path, settings: FinetuneSettings) -> list[Case]:
-    """Scans of <class>/<patient>/<scan>/*.png or .jpg, or p<patient>-s<scan>.npy with the lists of the published code.
+class Settings(FinetuneSettings):
+    """Settings of CC-CCII."""
 
-    split=original: the published code's lists of one fold, in data_root or in splits/.
-    """
-    if any((root / name).is_dir() for name in CLASSES):
-        cases = read_pictures(root)
-    else:
-        cases = read_arrays(root)
-    return as_published(cases, root, settings) if settings.split == "original" else cases
+    center_crop: NonNegativeInt = 0
+    """Pixels of a central crop of each slice (published: 384 of 512). 0: the whole slice."""
+    image_size: Size = (32, 384, 384)
+    """Voxels (z, y, x) of the network's input."""
 
 
-def read_pictures(root: Path) -> list[Case]:
-    """Folders of slices, which run from the top of the chest down, numbers in their names counting as numbers."""
+def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+    """Scans of <class>/<patient>/<scan>/*.png or .jpg, or p<patient>-s<scan>.npy with the published lists."""
+    if not any((root / name).is_dir() for name in CLASSES):
+        return read_arrays(root)
     cases = []
     for target, name in enumerate(CLASSES):
         for folder in sorted((root / name).glob("*/*/")):
-            downwards = slices_of(folder.iterdir())
-            if downwards:
-                cases.append(_case(folder.parent.name, folder.name, downwards[::-1], target))
+            slices = slice_files(folder.iterdir())  # from superior to inferior
+            if slices:
+                cases.append(_case(folder.parent.name, folder.name, slices[::-1], target))
     return cases
 
 
-def read_arrays(root: Path) -> list[Case]:
-    """Arrays [slice, y, x] with targets out of the published code's lists."""
+def read_arrays(root: Path) -> list[FinetuneCase]:
+    """Arrays [slice, y, x], with targets from the published lists of fold 0."""
+    import pandas as pd
+
     files = sorted(root.glob("p*-s*.npy"))
     if not files:
         raise FileNotFoundError(
-            f"{root} has none of the folders {', '.join(CLASSES)} and no p<patient>-s<scan>.npy; name the folder that holds them"
+            f"{root} has none of the folders {', '.join(CLASSES)} and no p<patient>-s<scan>.npy; use the folder that holds them"
         )
-    rows = pd.concat([read_list(root, 0, part) for part in ("train", "valid")]).set_index("case_id")
+    rows = pd.concat([read_list(root, part) for part in ("train", "valid")]).set_index("case_id")
     unlisted = [file.stem for file in files if file.stem not in rows.index]
     if unlisted:
-        say(f"{len(unlisted)} arrays are in no list and are left out, such as {unlisted[:3]}")
+        info(f"{len(unlisted)} arrays are in no list and are excluded, such as {unlisted[:3]}")
     return [
         _case(rows.at[file.stem, "patient_id"], rows.at[file.stem, "scan_id"], file, int(rows.at[file.stem, "target"]))
         for file in files
@@ -63,9 +65,11 @@ def read_arrays(root: Path) -> list[Case]:
     ]
 
 
-def read_list(root: Path, fold: int, part: str) -> pd.DataFrame:
-    """Rows of a published list by `case_id`; ValueError or FileNotFoundError with what is wrong."""
-    name = LISTS.format(fold=fold, part=part)
+def read_list(root: Path, part: str) -> "pd.DataFrame":
+    """Rows of a published list by `case_id`."""
+    import pandas as pd
+
+    name = f"CC_CCII_fold0_{part}.csv"
     path = next((folder / name for folder in (root, root.parent, SPLITS) if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"there is no {name} in {root} or {SPLITS}; it comes with the published code, see README.md")
@@ -75,58 +79,48 @@ def read_list(root: Path, fold: int, part: str) -> pd.DataFrame:
         raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {list(table)[:8]}")
     wrong = table[table["label"].map({name: target for target, name in enumerate(CLASSES)}) != table["target"]]
     if len(wrong):
-        line = wrong.index[0] + 2
-        raise ValueError(f"{path}: the target of {len(wrong)} rows is not that of their label, the first in line {line}")
+        raise ValueError(f"{path}, line {wrong.index[0] + 2}: target does not match label ({len(wrong)} rows)")
     return table.assign(case_id="p" + table["patient_id"] + "-s" + table["scan_id"])
 
 
-def as_published(cases: list[Case], root: Path, settings: FinetuneSettings) -> list[Case]:
-    """Cases divided by the published lists of one fold; those in neither list are left out."""
-    if settings.folds == "all" or not 0 <= settings.fold < ORIGINAL_FOLDS:
-        raise ValueError("split=original of CC-CCII has folds 0, 1 and 2, one run each: their valid parts overlap, so no pooling")
-    say("split=original: 60 % train, 40 % valid and no test; the valid parts of the three folds share scans")
-    fold_of = dict.fromkeys(read_list(root, settings.fold, "train")["case_id"], (settings.fold + 1) % ORIGINAL_FOLDS)
-    fold_of |= dict.fromkeys(read_list(root, settings.fold, "valid")["case_id"], settings.fold)
-    absent = set(fold_of) - {case.case_id for case in cases}
-    if absent:
-        say(f"{len(absent)} of {len(fold_of)} listed scans are not in {root}, such as {sorted(absent)[:3]}")
-    return [dataclasses.replace(case, fold=fold_of[case.case_id]) for case in cases if case.case_id in fold_of]
+def _case(patient: str, scan: str, image: Path | tuple[Path, ...], target: int) -> FinetuneCase:
+    return FinetuneCase(case_id=f"p{patient}-s{scan}", patient_id=patient, image=image, target=(target,))
 
 
-def _case(patient: str, scan: str, image: Path | tuple[Path, ...], target: int) -> Case:
-    return Case(case_id=f"p{patient}-s{scan}", patient_id=patient, image=image, target=(target,))
+def build(settings: Settings) -> "TaskType":
+    """Three exclusive classes."""
+    from monai import transforms as mt
+
+    from mg3d.finetune import transforms as t
+    from mg3d.finetune.tasks.classification import Classification
+
+    crop = [t.crop_or_pad((-1, settings.center_crop, settings.center_crop))] if settings.center_crop else []
+    return Classification(
+        settings,
+        outputs=CLASSES,
+        exclusive=True,
+        metric="accuracy",
+        preprocess=[t.window(0, 255), *crop, t.resize(settings.image_size)],
+        augment=[
+            mt.RandScaleIntensityd("image", factors=0.05, prob=0.5),
+            mt.RandShiftIntensityd("image", offsets=0.05, prob=0.5),
+        ],
+        prepare_scan=reversed_slices,
+    )
 
 
-def adapt(task: Task, options: Mapping[str, Any]) -> Task:
-    """With the published code's central 384 x 384 of 512 x 512 pixels, or with all of every slice."""
-    if options["crop"] not in CROPS:
-        raise ValueError(f"crop={options['crop']!r}: expected one of {', '.join(CROPS)}")
-    if options["crop"] == "none":
-        return task
-    cropped = dataclasses.replace(task.preprocess, extent=(-1, 384, 384))
-    return dataclasses.replace(task, preprocess=cropped, phantom={**task.phantom, "preprocess.extent": (-1, 36, 36)})
-
-
-TASK = Task(
+TASK = DownstreamTask(
     folder="cc-ccii",
     title="CC-CCII: normal, common pneumonia, COVID-19",
-    kind="classification",
+    settings=Settings,
     read_cases=read_cases,
-    outputs=CLASSES,
-    exclusive=True,
-    metric="accuracy",
-    preprocess=Preprocess(window=(0, 255), size=(32, 384, 384)),
-    augment=Augment(flip=(0.0, 0.0, 0.0), intensity_scale=0.5, intensity_shift=0.5, intensity_factor=0.05),
-    defaults={"epochs": 130, "batch_size": 4, "learning_rate": 3e-4, "weight_decay": 0.01, "warmup_epochs": 30},
-    phantom={
-        "preprocess.size": (32, 48, 48), "epochs": 8, "batch_size": 4, "learning_rate": 1e-3, "warmup_epochs": 1,
-        "num_workers": 0,
-    },
-    expected={"train": 4178},
-    options={"crop": "none"},
-    top_first=True,
-    adapt=adapt,
-)  # fmt: skip
+    build=build,
+    defaults=protocol(
+        {"epochs": 130, "batch_size": 4, "learning_rate": 3e-4, "weight_decay": 0.01, "warmup_epochs": 30},
+        {"image_size": (32, 48, 48), "epochs": 8, "learning_rate": 1e-3, "warmup_epochs": 1, "num_workers": 0},
+    ),
+    expected=lambda settings: {"train": 4178},
+)
 
 if __name__ == "__main__":
     sys.exit(run(TASK, sys.argv[1:]))

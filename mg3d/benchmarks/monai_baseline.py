@@ -9,7 +9,7 @@ from mg3d.models.vision.swin import SwinEncoder
 
 
 class MonaiSwin(nn.Module):
-    """Computes the outputs of an encoder with MONAI's stages, blocks and window attention.
+    """Compute the outputs of an encoder with MONAI's stages, blocks and window attention.
 
     fused: use MONAI's fused attention, which it supports without gradients only.
     """

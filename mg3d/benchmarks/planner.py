@@ -12,8 +12,7 @@ from mg3d.models.build import build_model
 from mg3d.models.flops import Part, ReportShape, count_step, needed_flops
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import tiny_text_encoder
-from mg3d.settings.schema import Settings, objective_weights, volume_shape
-from mg3d.training.objectives import build_losses
+from mg3d.settings.schema import Settings, volume_shape
 from mg3d.training.trainer import share_batch
 
 SAFE_MEMORY_FRACTION = 0.8
@@ -95,7 +94,7 @@ def predict(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
     chunk = min(per_device, settings.optim.grad_cache_chunk or per_device)
-    activations = sum(part.kept_bytes for part in parts) * chunk / (2 if "bf16" in settings.run.precision else 1)
+    activations = sum(part.saved_bytes for part in parts) * chunk / (2 if "bf16" in settings.run.precision else 1)
     flops, step_s = float(needed_flops(parts) * settings.optim.batch_size), None
     if measured is not None:
         step_s = measured.seconds * settings.optim.batch_size / (per_device * devices)
@@ -120,9 +119,8 @@ def calibrate(settings: Settings, *, devices: int, device: str, threads: int, se
         precision=precision, tokens=data.max_text_len, sentences=sentences, threads=threads,
     )  # fmt: skip
     model = random_weights(settings).train()
-    losses = build_losses(settings.model, list(objective_weights(settings.loss)))
     batch = random_batch(options, vocab_size=model.text.vocabulary_size, patch_size=settings.model.mim_patch_size)
-    return measure_step(model, losses, settings, batch, options)
+    return measure_step(model, settings, batch, options)
 
 
 def describe_fit(needed_gb: float, available_gb: float) -> str:

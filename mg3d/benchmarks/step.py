@@ -1,10 +1,9 @@
 """A training step of all objectives with our encoder and with MONAI's, each in fresh processes; and the time of the losses."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 from mg3d.benchmarks.isolated import PeakMemory, autocast, run_isolated, synchronizer
@@ -63,15 +62,13 @@ def run(options: BenchmarkOptions) -> list[BenchmarkRow]:
 def measure(side: str, options: BenchmarkOptions) -> StepCost:
     """Costs of one side in this process."""
     torch.set_num_threads(options.threads)
-    model, losses, settings = random_model(options)
+    model, settings = random_model(options)
     if side == MONAI:
         model.vision = MonaiSwin(model.vision)
-    return measure_step(model, losses, settings, random_batch(options), options)
+    return measure_step(model, settings, random_batch(options), options)
 
 
-def measure_step(
-    model: MG3D, losses: Mapping[str, nn.Module], settings: Settings, batch: Batch, options: BenchmarkOptions
-) -> StepCost:
+def measure_step(model: MG3D, settings: Settings, batch: Batch, options: BenchmarkOptions) -> StepCost:
     """Repeat steps on one batch; memory excludes the model and the batch."""
     model.to(options.device)
     batch = move_to_device(batch, options.device)
@@ -79,8 +76,7 @@ def measure_step(
     memory, totals = PeakMemory(options), []
 
     def total_loss(features: Features) -> Tensor:
-        values = {name: loss(**{key: getattr(features, key) for key in loss.inputs}) for name, loss in losses.items()}
-        return sum(getattr(settings.loss, f"weight_{name}") * value for name, value in values.items())
+        return sum(getattr(settings.loss, f"weight_{name}") * value for name, value in model.losses(features).items())
 
     def compute_features() -> Features:
         return features_in_chunks(model, batch, settings.optim.grad_cache_chunk)
@@ -98,10 +94,9 @@ def measure_step(
     peak = memory.bytes()
     with torch.no_grad(), autocast(options):
         fixed = compute_features()
-    leaves = fixed._replace(**{
-        name: value.detach().requires_grad_() for name, value in fixed._asdict().items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    })  # fmt: skip
+    leaves = {
+        name: value.detach().requires_grad_() if value.is_floating_point() else value for name, value in fixed.items()
+    }
 
     def losses_only() -> None:
         with autocast(options):

@@ -10,8 +10,7 @@ from mg3d.models.build import build_model
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.settings.parse import parse
-from mg3d.settings.schema import Settings, objective_weights
-from mg3d.training.objectives import build_losses
+from mg3d.settings.schema import Settings
 from mg3d.types import Batch
 
 VOCAB_SIZE = 28_996
@@ -39,12 +38,12 @@ def random_bert(*, frozen: bool = True, small: bool = False) -> TextEncoder:
     return TextEncoder(BertModel(BertConfig(vocab_size=VOCAB_SIZE, **size), add_pooling_layer=False), frozen=frozen)
 
 
-def random_model(options: BenchmarkOptions) -> tuple[MG3D, dict[str, torch.nn.Module], Settings]:
-    """(model in training mode, losses by name, settings) of the default recipe."""
+def random_model(options: BenchmarkOptions) -> tuple[MG3D, Settings]:
+    """Model in training mode and settings of the default recipe."""
     torch.manual_seed(0)
     settings = default_settings(options)
     model = build_model(settings, random_bert(small=options.quick)).train()
-    return model, build_losses(settings.model, list(objective_weights(settings.loss))), settings
+    return model, settings
 
 
 def random_batch(options: BenchmarkOptions, *, vocab_size: int = VOCAB_SIZE, patch_size: int = PATCH_SIZE) -> Batch:

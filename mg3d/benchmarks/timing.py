@@ -59,7 +59,7 @@ def compare(
     name: str, candidate: tuple[str, Callable[[], object]], baseline: tuple[str, Callable[[], object]], *, rounds: int,
     target: float | None = None, note: str = "",
 ) -> BenchmarkRow:  # fmt: skip
-    """Times both alternately after one warm-up round, so that a slow phase of the machine affects both."""
+    """Time both alternately after one warm-up round, so that a slow phase of the machine affects both."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for round_index in range(rounds + 1):
         for times, (_, work) in zip(seconds, (candidate, baseline), strict=True):

@@ -13,6 +13,7 @@ from mg3d.checkpoints.detection import DetectedEncoder, detect_encoder, is_param
 from mg3d.checkpoints.key_mapping import MappedKeys, encoder_shapes, map_keys
 from mg3d.checkpoints.patch_merging import Merging, merging_of_file, mg3d_metadata, norms_of_file, stored_settings
 from mg3d.checkpoints.read import CheckpointFile, read_checkpoint
+from mg3d.checkpoints.released_names import part_of
 from mg3d.datasets.schema import DATASETS
 from mg3d.settings.schema import CROP, volume_shape
 
@@ -177,7 +178,7 @@ def _parts(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     parts: dict[str, tuple[int, int]] = {}
     for name, tensor in tensors.items():
         if is_parameter(name):
-            part = name.split(".")[0]
+            part = part_of(name)
             count, size = parts.get(part, (0, 0))
             parts[part] = (count + 1, size + tensor.numel())
     return parts

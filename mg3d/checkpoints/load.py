@@ -19,11 +19,14 @@ from mg3d.models.mg3d import MG3D
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_TEXT = "text."
-_VOCABULARY = (_TEXT, "target_text.", "sentence_space.", "mlm_head.decoder.", "mlm_head.bias")
+_TEXT, _TARGET_TEXT = "text.", "branches.report.target_text."
+_VOCABULARY = (
+    _TEXT, _TARGET_TEXT, "branches.disentangled.sentence_space.", "branches.report.mlm_head.decoder.",
+    "branches.report.mlm_head.bias", "branches.captioning.decoder.words.",
+)  # fmt: skip
 """Tensors that depend on the text encoder or its vocabulary."""
 _WORDS = "text.bert.embeddings.word_embeddings.weight"
-_WORD_VECTORS = "sentence_space.word_vectors"
+_WORD_VECTORS = "branches.disentangled.sentence_space.word_vectors"
 Tensors = Mapping[str, Tensor]
 
 
@@ -148,8 +151,8 @@ def _add_copies(offered: Tensors, wanted: Tensors) -> dict[str, Tensor]:
     offered = dict(offered)
     if _WORDS in offered and _WORD_VECTORS in wanted:
         offered.setdefault(_WORD_VECTORS, offered[_WORDS])
-    if not any(name.startswith("target_text.") for name in offered):
-        copies = {"target_text." + name.removeprefix(_TEXT): name for name in offered if name.startswith(_TEXT)}
+    if not any(name.startswith(_TARGET_TEXT) for name in offered):
+        copies = {_TARGET_TEXT + name.removeprefix(_TEXT): name for name in offered if name.startswith(_TEXT)}
         offered |= {copy: offered[name] for copy, name in copies.items() if copy in wanted}
     return offered
 
@@ -276,7 +279,7 @@ def _notes(report: LoadReport, offered: Tensors, wanted: Tensors) -> list[str]:
         loses = "; half precision has about three significant digits" if {torch.float16, torch.bfloat16} & set(converted) else ""
         kinds = ", ".join(sorted({_short(kind) for kind in converted}))
         notes.append(f"converted {len(converted)} tensors from {kinds} to the model's precision{loses}")
-    if all(any(name.startswith("fusion_") for name in names) for names in (report.missing, report.unexpected)):
+    if all(any("fusion" in name for name in names) for names in (report.missing, report.unexpected)):
         notes.append("the fusion of the file differs and starts untrained; the preset mg3d_released has the released fusion")
     return notes
 

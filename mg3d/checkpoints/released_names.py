@@ -8,25 +8,25 @@ _PAIRS: tuple[tuple[str, str], ...] = (
     ("type_embedding.", "modality_type_embeddings."),
     ("fusion_volume.layers.", "local_img_cross_multihead_attention."),
     ("fusion_report.layers.", "local_text_cross_multihead_attention."),
-    ("sal_head.prediction.", "mlm_head.fc."),
-    ("sal_head.target.", "uni_emd_sen."),
-    ("mlm_head.", "mlm_head."),
-    ("mim_head.", "mim_swin_unter_head."),
-    ("contrast.unimodal_image_pool.", "uni_modal_vision_pooler."),
-    ("contrast.multimodal_image_pool.", "multi_modal_vision_pooler."),
-    ("contrast.unimodal_report_pool.", "uni_global_text_attention."),
-    ("contrast.multimodal_report_pool.", "multi_global_text_attention."),
-    ("contrast.multimodal_head.norm.", "itc_cross_head.vision_ln."),
-    ("contrast.multimodal_head.projection.", "itc_cross_head.vision_proj."),
-    ("contrast.unimodal_head.norm.", "itc_cross_head.language_ln."),
-    ("contrast.unimodal_head.projection.", "itc_cross_head.language_proj."),
-    ("aggregation.layers.", "agg_img_cross_attention."),
-    ("aggregation.pool.", "multi_modal_agg_vision_pooler."),
-    ("aggregation.sentence_head.", "multi_modal_sen_vision_pooler."),
-    ("dcl_image_head.norm.", "itc_agg_head.vision_ln."),
-    ("dcl_image_head.projection.", "itc_agg_head.vision_proj."),
-    ("dcl_aggregate_head.norm.", "itc_agg_head.language_ln."),
-    ("dcl_aggregate_head.projection.", "itc_agg_head.language_proj."),
+    ("branches.report.sal_head.prediction.", "mlm_head.fc."),
+    ("branches.report.sal_head.target.", "uni_emd_sen."),
+    ("branches.report.mlm_head.", "mlm_head."),
+    ("branches.volume.decoder.", "mim_swin_unter_head."),
+    ("fused_contrast.unimodal_image_pool.", "uni_modal_vision_pooler."),
+    ("fused_contrast.multimodal_image_pool.", "multi_modal_vision_pooler."),
+    ("fused_contrast.unimodal_report_pool.", "uni_global_text_attention."),
+    ("fused_contrast.multimodal_report_pool.", "multi_global_text_attention."),
+    ("fused_contrast.multimodal_head.norm.", "itc_cross_head.vision_ln."),
+    ("fused_contrast.multimodal_head.projection.", "itc_cross_head.vision_proj."),
+    ("fused_contrast.unimodal_head.norm.", "itc_cross_head.language_ln."),
+    ("fused_contrast.unimodal_head.projection.", "itc_cross_head.language_proj."),
+    ("branches.disentangled.aggregation.layers.", "agg_img_cross_attention."),
+    ("branches.disentangled.aggregation.pool.", "multi_modal_agg_vision_pooler."),
+    ("branches.disentangled.aggregation.sentence_head.", "multi_modal_sen_vision_pooler."),
+    ("branches.disentangled.image_head.norm.", "itc_agg_head.vision_ln."),
+    ("branches.disentangled.image_head.projection.", "itc_agg_head.vision_proj."),
+    ("branches.disentangled.aggregate_head.norm.", "itc_agg_head.language_ln."),
+    ("branches.disentangled.aggregate_head.projection.", "itc_agg_head.language_proj."),
 )
 """(ours, released); a longer prefix precedes its own beginning."""
 
@@ -42,6 +42,11 @@ _UNUSED_WITHIN: tuple[tuple[str, str], ...] = (
     ("language_encoder.", "embeddings.position_ids"),
 )
 """(released prefix, part of the rest of the name): unused tensors inside modules that are used."""
+
+
+def part_of(name: str) -> str:
+    """Part of the model that a tensor of mg3d belongs to: `branches.NAME`, or the first component of its name."""
+    return ".".join(name.split(".")[: 2 if name.startswith("branches.") else 1])
 
 
 def to_ours(released: str) -> str:

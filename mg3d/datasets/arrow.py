@@ -76,7 +76,7 @@ class VolumeIndex:
         return self.metadata.get("preproc")
 
     def open_shards(self) -> None:
-        """Opens every shard, so that missing or truncated files fail before training starts.
+        """Open every shard, so that missing or truncated files fail before training starts.
 
         Shards behind a URL are only checked for existence; they are downloaded when first read.
         """

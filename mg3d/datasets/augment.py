@@ -26,7 +26,7 @@ class AugmentParams(NamedTuple):
 def draw_params(
     settings: AugmentSettings, shape: Sequence[int], window: tuple[float, float], generator: np.random.Generator
 ) -> AugmentParams:
-    """Draws a transform for a volume of `shape` (z, y, x). The number of draws is fixed, so settings do not affect each other."""
+    """Draw a transform for a volume of `shape` (z, y, x). The number of draws is fixed, so settings do not affect each other."""
     uniform = generator.uniform(-1.0, 1.0, 8)
     noise_seed = int(generator.integers(2**62))
     smallest, largest = settings.augment_crop

@@ -25,7 +25,7 @@ PATCHES, WORDS, VIEW, AUGMENTATION = 0, 1, 2, 4
 """Last element of the seed of each kind of draw; 3 draws the reconstruction (`studies`), 5 the negatives (`negatives`)."""
 
 
-class Row(NamedTuple):
+class EncodedSample(NamedTuple):
     """One patient's part of a batch before padding; int64 [T], views [T'] each."""
 
     ids: np.ndarray
@@ -135,7 +135,7 @@ class Collator:
             stored = stored._replace(noise=noise, noise_seed=[params.noise_seed for params in drawn])
         return stored
 
-    def _row(self, sample: Sample) -> Row:
+    def _row(self, sample: Sample) -> EncodedSample:
         patches, words, view = (np.random.default_rng([*sample.seed, purpose]) for purpose in (PATCHES, WORDS, VIEW))
         encoded = self.encode(sample)
         sentences = [sample.report[start:end] for start, end in encoded.sentence_spans]
@@ -144,7 +144,7 @@ class Collator:
         views = [view_tokens(encoded, indices) for indices in chosen]
         mlm_ids, mlm_labels = self.mask_words(encoded.ids, words)
         grid = [side // self.mim_patch_size for side in sample.volume.shape[1:]]
-        return Row(
+        return EncodedSample(
             ids=encoded.ids,
             sentence_index=encoded.sentence_index,
             mlm_ids=mlm_ids,

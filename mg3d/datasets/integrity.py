@@ -107,7 +107,7 @@ def check_arrow_files(data_root: Path, datasets: Iterable[str]) -> list[DataProb
 
 
 def require_valid(data_root: str | Path, datasets: Iterable[str]) -> list[str]:
-    """Raises for the first error of `check_arrow_files`; returns the warnings.
+    """Raise for the first error of `check_arrow_files`; returns the warnings.
 
     A clean result is cached in `checked.json` next to the index files until their size or modification time changes; if the
     folder is read-only, the check is repeated every time. URLs are not checked.

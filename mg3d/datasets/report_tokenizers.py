@@ -5,9 +5,9 @@ Both are rebuilt from `vocabulary`, a list of strings that a checkpoint can stor
 
 import re
 import string
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 from tokenizers import Regex, Tokenizer
@@ -21,29 +21,40 @@ M2KT_MAX_LENGTH = 150
 M2KT_MIN_COUNT = 3
 
 
-class ReportTokenizer(Protocol):
-    """What report generation needs of a tokenizer."""
+class ReportTokenizer(ABC):
+    """Tokenizer of report generation; ids are 0 to `len(tokenizer)` - 1."""
 
     bos_id: int
     eos_id: int
     pad_id: int
-    vocabulary: Sequence[str]
 
-    def __len__(self) -> int:
-        """Vocabulary size V; ids are 0 to V - 1."""
-        ...
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.vocabulary = tuple(vocabulary)
+        if len(set(vocabulary)) != len(vocabulary):
+            raise ValueError(f"the vocabulary has {len(vocabulary)} entries, but only {len(set(vocabulary))} distinct ones")
 
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
     def clean(self, text: str) -> str:
         """The text as `decode` would return it with an unlimited vocabulary and length."""
-        ...
+
+    @abstractmethod
+    def _encode_words(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    def _decode_words(self, ids: list[int]) -> str: ...
 
     def encode(self, text: str, max_length: int) -> np.ndarray:
-        """int64 [T], T <= max_length: BOS, tokens, EOS; longer reports are truncated before EOS."""
-        ...
+        """int64 [T], T <= max_length: BOS, tokens, EOS; longer reports are truncated before EOS (the original drops EOS)."""
+        return np.array([self.bos_id, *self._encode_words(text)[: max_length - 2], self.eos_id], dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids up to the first EOS; a leading BOS is skipped."""
-        ...
+        inner = [int(token_id) for token_id in ids]
+        inner = inner[1:] if inner[:1] == [self.bos_id] else inner
+        return self._decode_words(inner[: inner.index(self.eos_id)] if self.eos_id in inner else inner)
 
 
 def clean_m2kt(text: str) -> str:
@@ -60,7 +71,7 @@ def clean_m2kt(text: str) -> str:
     return " ".join((" . ".join(cleaned) + " .").split())
 
 
-class M2KTTokenizer:
+class M2KTTokenizer(ReportTokenizer):
     """Whole words of cleaned reports; ids from 1 in alphabetical order, 0 is BOS, EOS and padding.
 
     Args:
@@ -70,9 +81,8 @@ class M2KTTokenizer:
     bos_id = eos_id = pad_id = 0
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
-        self.vocabulary = tuple(vocabulary)
+        super().__init__(vocabulary)
         self._ids = {word: index for index, word in enumerate(self.vocabulary, 1)}
-        _refuse_duplicates(self.vocabulary)
         if UNKNOWN not in self._ids:
             raise ValueError(f"the vocabulary lacks {UNKNOWN}. Build it with M2KTTokenizer.fit")
 
@@ -83,25 +93,20 @@ class M2KTTokenizer:
         return cls(sorted([word for word, count in counts.items() if count >= min_count] + [UNKNOWN]))
 
     def __len__(self) -> int:
-        """V, including 0."""
         return len(self.vocabulary) + 1
 
     def clean(self, text: str) -> str:
         """See `clean_m2kt`."""
         return clean_m2kt(text)
 
-    def encode(self, text: str, max_length: int = M2KT_MAX_LENGTH) -> np.ndarray:
-        """See `ReportTokenizer`. A truncated report keeps its EOS; the original drops it."""
-        unknown = self._ids[UNKNOWN]
-        inner = [self._ids.get(word, unknown) for word in clean_m2kt(text).split()][: max_length - 2]
-        return np.array([0, *inner, 0], dtype=np.int64)
+    def _encode_words(self, text: str) -> list[int]:
+        return [self._ids.get(word, self._ids[UNKNOWN]) for word in clean_m2kt(text).split()]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """See `ReportTokenizer`."""
-        return " ".join(self.vocabulary[token_id - 1] for token_id in _strip_ends(ids, self.bos_id, self.eos_id))
+    def _decode_words(self, ids: list[int]) -> str:
+        return " ".join(self.vocabulary[token_id - 1] for token_id in ids)
 
 
-class LosslessTokenizer:
+class LosslessTokenizer(ReportTokenizer):
     """WordPiece whose words include the preceding space, so case, punctuation and numbers are restored exactly.
 
     Runs of white space become one space. A non-ASCII letter that no training report contains becomes [UNK].
@@ -111,8 +116,7 @@ class LosslessTokenizer:
     """
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
-        self.vocabulary = tuple(vocabulary)
-        _refuse_duplicates(self.vocabulary)
+        super().__init__(vocabulary)
         if self.vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
             raise ValueError(f"the vocabulary must begin with {', '.join(SPECIAL_TOKENS)}. Build it with LosslessTokenizer.fit")
         ids = {token: index for index, token in enumerate(self.vocabulary)}
@@ -123,43 +127,23 @@ class LosslessTokenizer:
     @classmethod
     def fit(cls, texts: Iterable[str], *, max_size: int = 3_000) -> "LosslessTokenizer":
         """At most `max_size` tokens: ASCII, all other letters of the training reports, then the most frequent words."""
-        counts = Counter(word for text in texts for word, _ in _SPLIT.pre_tokenize_str(_one_line(text)))
+        counts = Counter(word for text in texts for word, _ in _SPLIT.pre_tokenize_str(" ".join(text.split())))
         return cls(list(wordpiece_vocabulary(counts, _ASCII, max_size)))
 
     def __len__(self) -> int:
-        """V."""
         return len(self.vocabulary)
 
     def clean(self, text: str) -> str:
         """The text with runs of white space as one space."""
-        return _one_line(text)
+        return " ".join(text.split())
 
-    def encode(self, text: str, max_length: int) -> np.ndarray:
-        """See `ReportTokenizer`."""
-        inner = self._tokenizer.encode(_one_line(text)).ids[: max_length - 2]
-        return np.array([self.bos_id, *inner, self.eos_id], dtype=np.int64)
+    def _encode_words(self, text: str) -> list[int]:
+        return self._tokenizer.encode(self.clean(text)).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """See `ReportTokenizer`."""
-        return "".join(self.vocabulary[token_id].removeprefix("##") for token_id in _strip_ends(ids, self.bos_id, self.eos_id))
+    def _decode_words(self, ids: list[int]) -> str:
+        return "".join(self.vocabulary[token_id].removeprefix("##") for token_id in ids)
 
 
 _SPLIT = Split(Regex(r" ?\p{L}+| ?\d| ?[^\p{L}\d ]| "), behavior="isolated")
 """Words and punctuation with the preceding space; numbers digit by digit, so that any number can be generated."""
 _ASCII = set(string.ascii_letters + string.digits + string.punctuation + " ")
-
-
-def _refuse_duplicates(vocabulary: Sequence[str]) -> None:
-    if len(set(vocabulary)) != len(vocabulary):
-        raise ValueError(f"the vocabulary has {len(vocabulary)} entries, but only {len(set(vocabulary))} distinct ones")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _strip_ends(ids: Sequence[int], bos_id: int, eos_id: int) -> list[int]:
-    inner = [int(token_id) for token_id in ids]
-    if inner and inner[0] == bos_id:
-        inner = inner[1:]
-    return inner[: inner.index(eos_id)] if eos_id in inner else inner

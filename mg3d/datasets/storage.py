@@ -71,7 +71,7 @@ class Storage:
         raise AssertionError("unreachable")
 
     def check(self, names: Iterable[str]) -> None:
-        """Checks that files of a URL exist and that those not yet downloaded fit into the cache; downloads nothing.
+        """Check that files of a URL exist and that those not yet downloaded fit into the cache; downloads nothing.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -115,14 +115,14 @@ class Storage:
         if cached.is_file():
             return cached
         cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_name(f"{cached.name}.partial")
         with FileLock(cached.with_name(f"{cached.name}.lock")):
-            if not cached.is_file():
-                partial = cached.with_name(f"{cached.name}.partial")
-                try:
-                    system.get_file(path, str(partial))
-                    if partial.stat().st_size != system.size(path):
-                        raise ConnectionError("the connection closed before the end of the file")
-                    partial.replace(cached)
-                finally:
-                    partial.unlink(missing_ok=True)
-        return cached
+            if cached.is_file():
+                return cached
+            try:
+                system.get_file(path, str(partial))
+                if partial.stat().st_size != system.size(path):
+                    raise ConnectionError("the connection closed before the end of the file")
+                return partial.replace(cached)
+            finally:
+                partial.unlink(missing_ok=True)

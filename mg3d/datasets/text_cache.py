@@ -22,7 +22,7 @@ def ids_key(ids: np.ndarray) -> int:
 
 
 def write_index(folder: Path, keys: Sequence[int], lengths: Sequence[int]) -> None:
-    """Writes the index of features that were written in the order of `keys`."""
+    """Write the index of features that were written in the order of `keys`."""
     entries = np.empty(len(keys), _ENTRY)
     entries["key"], entries["length"] = keys, lengths
     entries["start"] = np.cumsum(lengths) - lengths
@@ -49,7 +49,7 @@ class TextCache:
         return TextCache, (self.folder,)
 
     def require_made_for(self, fingerprint: str, max_text_len: int) -> None:
-        """Raises ValueError if the cache is of another text encoder or was computed with another `max_text_len`."""
+        """Raise ValueError if the cache is of another text encoder or was computed with another `max_text_len`."""
         encoder, length = self.origin["encoder"], self.origin["max_text_len"]
         if encoder != fingerprint:
             raise ValueError(

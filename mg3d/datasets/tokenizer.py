@@ -59,7 +59,7 @@ def load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
 
 
 def train_wordpiece(texts: Iterable[str], *, vocab_size: int, out_dir: Path) -> PreTrainedTokenizerBase:
-    """Builds a lower-case WordPiece tokenizer of at most `vocab_size` tokens and saves it to `out_dir` (atomically).
+    """Build a lower-case WordPiece tokenizer of at most `vocab_size` tokens and save it to `out_dir` (atomically).
 
     The vocabulary is every letter, as initial and as continuation, then the most frequent words. Unlike the trainer of
     `tokenizers`, it is deterministic across processes.
@@ -97,7 +97,7 @@ def lower(text: str) -> str:
 def encode_report(
     tokenizer: PreTrainedTokenizerBase, report: str, sentence_spans: Sequence[tuple[int, int]], max_text_len: int
 ) -> EncodedReport:
-    """Tokenises a lower-cased report (as the original does), truncated to `max_text_len` tokens including [SEP].
+    """Tokenise a lower-cased report (as the original does), truncated to `max_text_len` tokens including [SEP].
 
     sentence_spans: character spans (start, end), ascending, not overlapping.
     """

@@ -1,1 +1,1 @@
-"""Whether a folder of raw volumes or of Arrow files is in order: what was found, what was expected, what to do."""
+"""Checks of raw data and prepared Arrow files before training. `checks.py` is the list of checks."""

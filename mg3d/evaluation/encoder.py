@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets.studies import ReportText
 from mg3d.datasets.tokenizer import encode_report, pad_reports
-from mg3d.models.grounding import Texts, attended_shares, decisive_shares
+from mg3d.models.grounding import Texts, attention_maps, occlusion_maps
 from mg3d.models.mg3d import MG3D
 
 
@@ -53,9 +53,9 @@ class MG3DEncoder:
     def __init__(self, model: MG3D, tokenizer: PreTrainedTokenizerBase, *, max_text_len: int, batch_size: int = 16) -> None:
         self.model, self.tokenizer, self.max_text_len, self.batch_size = model.eval(), tokenizer, max_text_len, batch_size
         self.device = next(model.parameters()).device
-        model.require_plain_contrast()
+        model.require_joint_embedding()
         with torch.no_grad():
-            self.logit_scale = float(model.cml_scale(torch.zeros(1, device=self.device)))
+            self.logit_scale = float(model.logit_scale)
 
     @torch.no_grad()
     def embed_volumes(self, volumes: Tensor) -> Tensor:
@@ -78,8 +78,8 @@ class MG3DEncoder:
         image = self.model.encode_volume(volumes.to(self.device))
         directions = self.model.embed_report(*present) - self.model.embed_report(*absent)
         maps = {
-            "contrast": decisive_shares(self.model, image, directions),
-            "attention": attended_shares(self.model, image, present),
+            "contrast": occlusion_maps(self.model, image, directions),
+            "attention": attention_maps(self.model, image, present),
         }
         return {name: part.unflatten(2, self.model.grid).float().cpu() for name, part in maps.items() if part is not None}
 

@@ -144,7 +144,7 @@ def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tup
     found: dict[str, Any] = {}
     if "mim" in model.objectives:
         found["reconstruction"] = reconstruction_error(model, data.batches(), mean_image)
-    if "cml" not in model.objectives or model.has_fused_contrast:
+    if not model.has_joint_embedding:
         return found, None
     encoder, patients = _encoder(model, data), data.test.patients
     volumes = embed_batches(encoder, data.volumes())

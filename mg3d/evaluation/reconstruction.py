@@ -51,9 +51,9 @@ def reconstruction_error(model: MG3D, batches: Iterable[Batch], mean_image: Tens
     model.eval()
     error = ReconstructionError(mean_image)
     for batch in batches:
-        features = model(batch, frozenset({"mim"}))
+        features = model(batch, ["volume"])
         masked = upsample_mask(batch.patch_mask, batch.volume.shape[2:])[:, None]
-        error.update(features.mim_prediction.float().cpu(), batch.volume.cpu(), masked.cpu())
+        error.update(features["mim_prediction"].float().cpu(), batch.volume.cpu(), masked.cpu())
     return error.result()
 
 

@@ -1,6 +1,6 @@
-"""The image encoder of a fine-tuned network: as the weights need it, with an account of what of them was used."""
+"""The image encoder of a fine-tuned network, with the architecture of its weights and a report of what was loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mg3d.checkpoints.info import CheckpointInfo, inspect_checkpoint
 from mg3d.checkpoints.load import LoadReport, load_weights
 from mg3d.checkpoints.read import read_checkpoint
-from mg3d.finetune.settings import ENCODER_WORDS, FinetuneSettings
+from mg3d.finetune.settings import ENCODER_PRESETS, FinetuneSettings
 from mg3d.models.build import build_vision
 from mg3d.models.vision.registry import VisionEncoder
 from mg3d.settings.encoders import ENCODERS
@@ -18,148 +18,123 @@ from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import PatchMerging, VisionSettings
 
 TINY = {"vision_encoder": "swin", "embed_dim": 48, "patch_size": 4, "window_size": 4, "depths": (2,), "num_heads": (3,)}
-"""A Swin of one stage for synthetic sets on a CPU."""
+"""A Swin of one stage for synthetic data on a CPU."""
 
 
-class Started(NamedTuple):
+class EncoderStart(NamedTuple):
     """An encoder at the start of fine-tuning."""
 
     encoder: VisionEncoder
     vision: dict[str, Any]
-    """Flat vision settings that build it again."""
+    """Flat vision settings from which `build_encoder` builds it again."""
     report: LoadReport | None
     """None without weights."""
 
 
-class ScaledInput(nn.Module):
-    """An encoder that was pre-trained on standardised voxels, for volumes in [0, 1] of any size.
+class StandardizedInput(nn.Module):
+    """An encoder that was pre-trained on standardized voxels, for volumes in [0, 1] of any size.
 
-    Pre-training took mean and deviation of every voxel of volumes of one size; other sizes and regions have no such place, so
-    the means of both over the volume stand for them.
+    Pre-training standardizes each voxel of volumes of one size by its own mean and standard deviation; here their means over the
+    volume are used, which fit other sizes as well.
     """
 
-    def __init__(self, encoder: VisionEncoder, mean: float = 0.0, deviation: float = 1.0) -> None:
+    def __init__(self, encoder: VisionEncoder, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
         self.encoder = encoder
         self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("deviation", torch.tensor(deviation))
+        self.register_buffer("std", torch.tensor(std))
         self.patch_size, self.mask_token = encoder.patch_size, None
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("pyramid_channels", "pyramid_strides", "channels", "stride", "grid"):
+            return getattr(self.encoder, name)
+        return super().__getattr__(name)
+
     def forward(self, volume: Tensor, hidden: Tensor | None = None) -> list[Tensor]:
-        """The encoder's maps of a volume [B, 1, D, H, W] in [0, 1]."""
-        return self.encoder((volume - self.mean) / self.deviation, hidden)
+        """The encoder's feature maps of a volume [B, 1, D, H, W] in [0, 1]."""
+        return self.encoder((volume - self.mean) / self.std, hidden)
 
     def encode(self, volume: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """The encoder's last map."""
-        return self.encoder.encode((volume - self.mean) / self.deviation, hidden)
-
-    def forget(self) -> None:
-        """Passes volumes on as they are: for those that have mean 0 and deviation 1 already."""
-        self.mean.zero_()
-        self.deviation.fill_(1.0)
-
-    @property
-    def pyramid_channels(self) -> Sequence[int]:
-        """Channels of each map."""
-        return self.encoder.pyramid_channels
-
-    @property
-    def pyramid_strides(self) -> Sequence[tuple[int, int, int]]:
-        """Voxels (z, y, x) of one cell of each map."""
-        return self.encoder.pyramid_strides
-
-    @property
-    def channels(self) -> int:
-        """Channels of what `encode` gives."""
-        return self.encoder.channels
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        """Voxels (z, y, x) of one cell of the last map."""
-        return self.encoder.stride
-
-    def grid(self, volume_shape: Sequence[int]) -> tuple[int, ...]:
-        """Cells (z, y, x) of the last map of a volume of this shape."""
-        return self.encoder.grid(volume_shape)
+        """The encoder's last feature map."""
+        return self.encoder.encode((volume - self.mean) / self.std, hidden)
 
 
-def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Started:
-    """The encoder that `encoder` and `pretrained` ask for.
+def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> EncoderStart:
+    """The encoder that `encoder` and `pretrained` select.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_weights`; or the weights are of another encoder than the one asked for.
+        FileNotFoundError, ValueError: as `load_weights`; or the weights have another architecture than `encoder`.
     """
-    file = network_file(settings.encoder, settings.pretrained)
+    file = settings.pretrained if settings.encoder in ENCODER_PRESETS else settings.encoder
     if file == "none":
-        word = preset_of(settings, synthetic=synthetic)
-        flat = defaults() | (TINY if word == "tiny" else PRESETS[word])
+        preset = _preset(settings, synthetic=synthetic)
+        flat = defaults() | (TINY if preset == "tiny" else PRESETS[preset])
     else:
-        flat = settings_of(inspect_checkpoint(file, prefix=settings.load_prefix or None), settings)
+        flat = architecture(inspect_checkpoint(file, prefix=settings.load_prefix or None), settings)
     encoder, report = build_encoder(flat), None
+    is_standardized = isinstance(encoder, StandardizedInput)
     if settings.pretrained != "none":
         report = load_weights(
-            encoder.encoder if isinstance(encoder, ScaledInput) else encoder,
+            encoder.encoder if is_standardized else encoder,
             settings.pretrained,
             minimum_coverage=settings.minimum_coverage,
             merging=settings.load_patch_merging or None,
             prefix=settings.load_prefix or None,
         )
-    if isinstance(encoder, ScaledInput) and file != "none":
+    if is_standardized and file != "none":
         tensors = read_checkpoint(settings.pretrained if report else file).tensors
-        for name in ("mean", "deviation"):
-            found = next((tensor for key, tensor in tensors.items() if key.endswith(f"voxels.{name}")), None)
-            if found is not None:
-                getattr(encoder, name).fill_(float(found.float().mean()))
-    return Started(encoder, _vision_of(flat), report)
+        for key, tensor in tensors.items():
+            if key.endswith("voxels.mean"):
+                encoder.mean.fill_(float(tensor.float().mean()))
+            elif key.endswith(("voxels.std", "voxels.deviation")):
+                encoder.std.fill_(float(tensor.float().mean()))
+    names = (*VisionSettings.__dataclass_fields__, "hidden_size", "fusion_heads")
+    vision = {name: list(flat[name]) if isinstance(flat[name], tuple) else flat[name] for name in names}
+    return EncoderStart(encoder, vision, report)
 
 
-def network_file(encoder: str, pretrained: str) -> str:
-    """The file whose network is built: `encoder` where it is one, else `pretrained`; `none` where a preset decides."""
-    return pretrained if encoder in ENCODER_WORDS else encoder
-
-
-def preset_of(settings: FinetuneSettings, *, synthetic: bool) -> str:
-    """The word that builds the network of a run without a file."""
+def _preset(settings: FinetuneSettings, *, synthetic: bool) -> str:
     return settings.encoder if settings.encoder != "auto" else ("tiny" if synthetic else "swin_b")
 
 
-def told_from_scratch(settings: FinetuneSettings, *, synthetic: bool) -> str:
-    """Which network starts without weights, and how it becomes that of a file."""
-    if settings.encoder not in ENCODER_WORDS:
-        return f"pretrained=none: the network of {settings.encoder} from scratch, none of its weights"
+def scratch_note(settings: FinetuneSettings, *, synthetic: bool) -> str:
+    """The log line of a run without pre-trained weights."""
+    if settings.encoder not in ENCODER_PRESETS:
+        return f"pretrained=none: architecture of {settings.encoder}, random weights"
+    preset = _preset(settings, synthetic=synthetic)
     return (
-        f"pretrained=none: {preset_of(settings, synthetic=synthetic)} from scratch; to compare with pretrained=FILE, "
-        "encoder=FILE builds the very network of that file"
+        f"pretrained=none: {preset}, random weights (to compare with a checkpoint, encoder=CHECKPOINT uses the same architecture)"
     )
 
 
 def build_encoder(flat: Mapping[str, Any]) -> VisionEncoder:
-    """The untrained encoder of flat vision settings; what is random comes from torch's global generator."""
+    """The randomly initialized encoder of flat vision settings."""
     known = defaults()
     settings = parse(known | {name: value for name, value in flat.items() if name in known} | {"weight_mim": 0.0})
     encoder = build_vision(settings)
-    return ScaledInput(encoder) if settings.vision.standardise_voxels else encoder
+    return StandardizedInput(encoder) if settings.vision.standardise_voxels else encoder
 
 
-def _vision_of(flat: Mapping[str, Any]) -> dict[str, Any]:
-    names = (*VisionSettings.__dataclass_fields__, "hidden_size", "fusion_heads")
-    return {name: list(flat[name]) if isinstance(flat[name], tuple) else flat[name] for name in names}
+def architecture(info: CheckpointInfo, settings: FinetuneSettings) -> dict[str, Any]:
+    """Flat settings of the encoder in a checkpoint: stored settings, else a preset that fits its tensors.
 
-
-def settings_of(passport: CheckpointInfo, settings: FinetuneSettings) -> dict[str, Any]:
-    """Flat settings of the encoder in a file: what it stores, else what its tensors tell, else the word of the user."""
-    stored = passport.provenance.get("settings")
+    Raises:
+        ValueError: the checkpoint is fine-tuned, or its architecture is unknown.
+    """
+    stored = info.provenance.get("settings")
     if settings.encoder in PRESETS and settings.encoder != "tiny":
         flat = defaults() | PRESETS[settings.encoder]
     elif isinstance(stored, Mapping):
         flat = defaults() | {name: value for name, value in stored.items() if name in defaults()}
-    elif passport.encoder in PRESETS:
-        projected = "_unprojected" if passport.encoder == "swin_l" and not passport.details.get("projection") else ""
-        flat = defaults() | PRESETS[passport.encoder + projected]
+    elif info.encoder in PRESETS:
+        projected = "_unprojected" if info.encoder == "swin_l" and not info.details.get("projection") else ""
+        flat = defaults() | PRESETS[info.encoder + projected]
+    elif "mg3d_finetune" in read_checkpoint(info.path).metadata:
+        raise ValueError(f"{info.path} is a fine-tuned checkpoint: use checkpoint=... with mode=predict or mode=evaluate")
     else:
         raise ValueError(
-            f"{passport.path} holds {passport.encoder!r} ({passport.description}), not one of the encoders here "
-            f"({', '.join(ENCODERS)} by preset); tools/inspect_checkpoint.py shows what it is, encoder=... names one to try"
+            f"{info.path} holds {info.encoder!r} ({info.description}), not a known encoder ({', '.join(ENCODERS)}); "
+            "tools/inspect_checkpoint.py shows its content, encoder=... sets an architecture"
         )
-    merging = settings.load_patch_merging or passport.merging
+    merging = settings.load_patch_merging or info.merging
     return flat | ({"patch_merging": merging} if merging in get_args(PatchMerging) else {})

@@ -1,116 +1,129 @@
-"""Scans of every kind of file as MONAI's MetaTensor, with the geometry that predictions need on their way back."""
+"""Scans of every file type as MONAI MetaTensors, with the affine that predictions need to return to the file's grid."""
 
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
-import pyarrow as pa
-import SimpleITK as sitk
-import torch
-from monai.data import MetaTensor
-from PIL import Image
 
 from mg3d.finetune.cases import ArrowRow, PreparedRow, RawScan, Source
-from mg3d.finetune.prepared import read_prepared
-from mg3d.preparation.sources.ctrg import natural_key
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".npz")
 SLICE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def slices_of(files: Iterable[Path]) -> tuple[Path, ...]:
-    """The pictures among files, by the numbers in their names; hidden files are left out."""
-    pictures = [file for file in files if file.suffix.lower() in SLICE_SUFFIXES and not file.name.startswith(".")]
-    return tuple(sorted(pictures, key=lambda file: (natural_key(file.name), file.name)))
+def slice_files(files: Iterable[Path]) -> tuple[Path, ...]:
+    """The slice images among files, sorted by the numbers in their names; hidden files are ignored."""
+    from mg3d.preparation.sources.ctrg import natural_key
+
+    images = [file for file in files if file.suffix.lower() in SLICE_SUFFIXES and not file.name.startswith(".")]
+    return tuple(sorted(images, key=lambda file: (natural_key(file.name), file.name)))
 
 
-def read_image(source: Source, *, channel: int | None = None) -> MetaTensor:
-    """A scan [1, i, j, k] in the order of its own file, its numbers unchanged as float32, with its affine (RAS, mm).
+def reversed_slices(source: Source) -> Source:
+    """A stack of slices that runs from superior to inferior, from inferior to superior; any other source unchanged."""
+    return source[::-1] if isinstance(source, tuple) and all(isinstance(part, Path) for part in source) else source
 
-    Slices and bare arrays say nothing of their geometry: their first axis is taken as inferior to superior, then anterior to
-    posterior, then right to left, with voxels of 1 mm. channel: which entry of a fourth axis is taken.
+
+def read_image(source: Source, *, channel: int | None = None) -> "MetaTensor":
+    """A scan [1, i, j, k] in the axis order and units of its file, float32, with its affine (RAS, mm).
+
+    Slice images and plain arrays have no geometry: their axes are taken as inferior to superior, anterior to posterior, right to
+    left, with voxels of 1 mm. channel: index along the fourth axis of a multi-channel file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it cannot be read, or holds no volume of one channel, or not this channel.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, not a 3D volume, or has voxels that are NaN or Inf.
     """
+    import torch
+    from monai.data import MetaTensor
+
     array, affine = read_volume(source, channel=channel)
     tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
-    return MetaTensor(tensor, affine=torch.as_tensor(affine, dtype=torch.float64))
+    meta = {"prepared": isinstance(source, PreparedRow)}
+    return MetaTensor(tensor, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
 
 
 def read_volume(source: Source, *, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_image`, but [i, j, k], and numbers as `read_array` gives them."""
+    """As `read_image`, but an array [i, j, k] in the type of its file."""
     array, affine = read_array(source)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if channel is not None and array.ndim == 4 and -1 < channel < array.shape[-1]:
         array = array[..., channel]
     if array.ndim != 3 or min(array.shape) < 2:
-        raise ValueError(f"{source} holds an array of shape {array.shape}; one volume of three axes is expected")
+        raise ValueError(f"{source} holds an array of shape {array.shape}; expected one 3D volume")
     if array.dtype.kind == "f" and (count := int(array.size - np.isfinite(array).sum())):
         raise ValueError(f"{source} holds {count} voxels that are NaN or Inf, of {array.size}; repair the file or leave it out")
     return array, affine
 
 
 def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_image`, but all channels and the numbers in the type of the file; only NIfTI with a scaling becomes float32.
+    """As `read_volume`, with all channels; only NIfTI with a scaling becomes float32.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it cannot be read, or its values are no plain numbers.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file cannot be read, or its values are not numbers.
     """
     if isinstance(source, ArrowRow):
-        return _from_arrow(source)
+        return _read_arrow(source)
     if isinstance(source, (PreparedRow, RawScan)):
+        from mg3d.finetune.prepared import read_prepared
+
         voxels, spacing_mm = read_prepared(source)
-        return voxels, _bare_affine(spacing_mm)
+        return voxels, array_affine(spacing_mm)
     if isinstance(source, tuple):
-        return _slices(source), _bare_affine()
+        return _read_slices(source), array_affine()
     if not source.exists():
         raise FileNotFoundError(f"there is no file {source}")
     name = source.name.lower()
     try:
         if name.endswith((".nii", ".nii.gz")):
-            array, affine = _from_nifti(source)
+            array, affine = _read_nifti(source)
         elif name.endswith((".mha", ".mhd")):
-            array, affine = _from_itk(source)
+            array, affine = _read_meta_image(source)
         elif name.endswith((".npy", ".npz")):
-            array, affine = _bare(source), _bare_affine()
+            array, affine = _read_numpy(source), array_affine()
         else:
-            raise ValueError(f"its name ends in none of {', '.join(VOLUME_SUFFIXES)}")
+            raise ValueError(f"unknown file type; expected {', '.join(VOLUME_SUFFIXES)}")
         if array.dtype.kind not in "biuf":
-            raise ValueError(f"its values are of type {array.dtype}; plain numbers are expected")
-    except Exception as error:  # libraries raise what they like of a damaged file, such as zlib.error
+            raise ValueError(f"its values are of type {array.dtype}; expected numbers")
+    except Exception as error:  # libraries raise any type for a damaged file, such as zlib.error
         short = str(error).strip().split("\n")[-1][:160]
         raise ValueError(f"{source} cannot be read as a scan ({type(error).__name__}: {short})") from error
     return array, affine
 
 
-def _from_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import nibabel as nib
+
     image = nib.load(path)
     scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
     return np.asarray(image.dataobj, dtype=np.float32 if scaled else None), image.affine
 
 
-def _from_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_meta_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import SimpleITK as sitk
+
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:  # whose last line is of another call's errno
-        raise ValueError("cut off, or its voxels are not where its header says") from error
+        raise ValueError("truncated, or the voxels are not where its header says") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(f"{image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} channels, not one volume")
+        raise ValueError(f"{image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} channels; expected one volume")
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0), LPS_TO_RAS @ affine
 
 
-def _bare(path: Path) -> np.ndarray:
+def _read_numpy(path: Path) -> np.ndarray:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.lib.npyio.NpzFile):
         with loaded:
@@ -118,40 +131,46 @@ def _bare(path: Path) -> np.ndarray:
     return loaded
 
 
-def _bare_affine(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> np.ndarray:
-    """Array axes z, y, x with +z superior, +y posterior, +x left."""
+def array_affine(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+    """Affine (RAS, mm) of array axes z, y, x with +z superior, +y posterior, +x left."""
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = spacing_mm[0], -spacing_mm[1], -spacing_mm[2], 1.0
     return affine
 
 
-def _slices(files: tuple[Path, ...]) -> np.ndarray:
+def _read_slices(files: tuple[Path, ...]) -> np.ndarray:
+    from PIL import Image
+
     planes = []
     for file in files:
         try:
-            with Image.open(file) as picture:
-                planes.append(np.asarray(picture.convert("L")))
+            with Image.open(file) as image:
+                planes.append(np.asarray(image.convert("L")))
         except Exception as error:
-            raise ValueError(f"{file} cannot be read as a picture ({type(error).__name__})") from error
+            raise ValueError(f"{file} cannot be read as an image ({type(error).__name__})") from error
     sizes = {plane.shape for plane in planes}
     if len(sizes) != 1:
-        raise ValueError(f"the slices in {files[0].parent} have sizes {sorted(sizes)[:3]}; one size is expected")
+        raise ValueError(f"the slices in {files[0].parent} have sizes {sorted(sizes)[:3]}; expected one size")
     return np.stack(planes)
 
 
+def _read_arrow(source: ArrowRow) -> tuple[np.ndarray, np.ndarray]:
+    import pyarrow as pa
+
+    batch = pa.ipc.open_file(pa.memory_map(str(source.file))).get_batch(source.row)
+    stored = {name: batch.column(f"{source.column}_{name}")[0].as_py() for name in ("dtype", "shape", "affine")}
+    voxels = np.frombuffer(batch.column(source.column)[0].as_buffer(), dtype=stored["dtype"])
+    return voxels.reshape(stored["shape"]), np.array(json.loads(stored["affine"]))
+
+
 def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray) -> None:
-    """Label values [i, j, k] of a file's own order as compressed NIfTI with that file's affine (RAS)."""
+    """Writes a label map [i, j, k] as compressed NIfTI with an affine (RAS, mm)."""
+    import nibabel as nib
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")  # two ranks may write one case
+    partial = path.with_name(f".{os.getpid()}.{path.name}")  # two ranks may write one case
     image = nib.Nifti1Image(mask.astype(np.uint8), affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
-    nib.save(image, beside)
-    beside.replace(path)
-
-
-def _from_arrow(source: ArrowRow) -> tuple[np.ndarray, np.ndarray]:
-    batch = pa.ipc.open_file(pa.memory_map(str(source.file))).get_batch(source.row)
-    held = {name: batch.column(f"{source.name}_{name}")[0].as_py() for name in ("dtype", "shape", "affine")}
-    pixels = batch.column(source.name)[0].as_buffer()
-    return np.frombuffer(pixels, dtype=held["dtype"]).reshape(held["shape"]), np.array(json.loads(held["affine"]))
+    nib.save(image, partial)
+    partial.replace(path)

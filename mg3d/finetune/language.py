@@ -1,4 +1,4 @@
-"""Arrow files of reports and of sentences, for what learns from text alone; volumes are not opened."""
+"""Arrow files of reports and sentences with labels, for the report labeller; volumes are not opened."""
 
 import contextlib
 import tempfile
@@ -11,30 +11,24 @@ import pyarrow as pa
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.files import replacing
-from mg3d.finetune.cases import Case, PreparedRow
-from mg3d.finetune.cues import sentence_labels
+from mg3d.finetune.cases import FinetuneCase, PreparedRow
+from mg3d.finetune.negation import sentence_labels
 from mg3d.finetune.prepared import is_prepared
 from mg3d.glossary import LABELS
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES
 from mg3d.sentence_spans import polarity, report_units, split_sentences
 
-_LABELS = pa.list_(pa.int8(), len(LABELS))
-_IDS = [pa.field(name, pa.string(), nullable=False) for name in ("study_id", "patient_id")]
-REPORT_SCHEMA = pa.schema([*_IDS, pa.field("report", pa.string(), nullable=False), pa.field("labels", _LABELS, nullable=False)])
-"""One row per study; labels 1, 0, -1 = not known."""
-SENTENCE_SCHEMA = pa.schema(
-    [
-        *_IDS,
-        pa.field("sentence", pa.string(), nullable=False),
-        pa.field("labels", _LABELS, nullable=False),  # weakly, by words: 1 named, 0 denied, -1 not named
-        pa.field("polarity", pa.int8(), nullable=False),  # -1 denies or calls normal, else 1
-    ]
-)
+_IDS = [("study_id", pa.string()), ("patient_id", pa.string())]
+_LABELS = ("labels", pa.list_(pa.int8(), len(LABELS)))
+REPORT_SCHEMA = pa.schema([*_IDS, ("report", pa.string()), _LABELS])
+"""One row per study; labels 1, 0, -1 = unknown."""
+SENTENCE_SCHEMA = pa.schema([*_IDS, ("sentence", pa.string()), _LABELS, ("polarity", pa.int8())])
+"""Weak labels by cue words: 1 mentioned, 0 negated, -1 not mentioned. polarity: -1 for a negated or normal finding, else 1."""
 
 
-class Study(NamedTuple):
-    """The text of one scan."""
+class StudyText(NamedTuple):
+    """The report of one study."""
 
     split: str
     study_id: str
@@ -44,20 +38,20 @@ class Study(NamedTuple):
 
 
 def language_path(folder: Path, dataset: str, kind: str, split: str) -> Path:
-    """The file of one kind (`reports`, `sentences`) of one split."""
+    """The file of `reports` or `sentences` of one split."""
     return folder / f"{DATASETS[dataset].stem}_{kind}_{split}.arrow"
 
 
-def has_language(folder: Path, dataset: str, *, every: bool = False) -> bool:
-    """Whether a folder holds report files of a data set; every: those of all splits."""
-    return (all if every else any)(language_path(folder, dataset, "reports", split).is_file() for split in SPLITS)
+def has_reports(folder: Path, dataset: str) -> bool:
+    """Whether a folder has the report files of all splits."""
+    return all(language_path(folder, dataset, "reports", split).is_file() for split in SPLITS)
 
 
-def studies(root: Path, dataset: str, *, val_patients: int = 500, seed: int = 0) -> Iterator[Study]:
-    """Every study with a report once, of a prepared folder or of a data set in its own layout, with the same splits.
+def read_studies(root: Path, dataset: str, *, val_patients: int = 500, seed: int = 0) -> Iterator[StudyText]:
+    """Every study with a report, from a prepared folder or from the published layout, with the same splits.
 
     Raises:
-        FileNotFoundError, ValueError: as the scan of the data set.
+        FileNotFoundError, ValueError: as the listing of the data set.
     """
     seen: set[str] = set()
     for study in _prepared(root, dataset) if is_prepared(root, dataset) else _raw(root, dataset, val_patients, seed):
@@ -66,35 +60,34 @@ def studies(root: Path, dataset: str, *, val_patients: int = 500, seed: int = 0)
             yield study
 
 
-def _prepared(root: Path, dataset: str) -> Iterator[Study]:
-    names = ["study_id", "patient_id", "report", "labels"]
+def _prepared(root: Path, dataset: str) -> Iterator[StudyText]:
     for split in SPLITS:
-        for row in VolumeIndex(index_path(root, dataset, split)).table.select(names).to_pylist():
-            yield Study(split, row["study_id"], row["patient_id"], row["report"], tuple(row["labels"]))
+        table = VolumeIndex(index_path(root, dataset, split)).table.select(["study_id", "patient_id", "report", "labels"])
+        for row in table.to_pylist():
+            yield StudyText(split, row["study_id"], row["patient_id"], row["report"], tuple(row["labels"]))
 
 
-def _raw(root: Path, dataset: str, val_patients: int, seed: int) -> Iterator[Study]:
+def _raw(root: Path, dataset: str, val_patients: int, seed: int) -> Iterator[StudyText]:
     with tempfile.TemporaryDirectory() as scratch:
-        choice = SourceOptions(out=Path(scratch), val_patients=val_patients, seed=seed, ctrg_split="resplit", limit=None)
-        records = SOURCES[dataset](root, choice).records
+        options = SourceOptions(out=Path(scratch), val_patients=val_patients, seed=seed, ctrg_split="resplit", limit=None)
+        records = SOURCES[dataset](root, options).records
     for record in records:
         report, _ = report_units(record.findings, record.impression)
-        yield Study(record.split, record.study_id, record.patient_id, report, tuple(record.labels))
+        yield StudyText(record.split, record.study_id, record.patient_id, report, tuple(record.labels))
 
 
 def write_language(root: Path, dataset: str, out: Path, *, val_patients: int = 500, seed: int = 0) -> dict[str, int]:
-    """Writes six files into `out`, each whole or not at all, and leaves those that hold these rows; returns rows by file name.
+    """Writes reports and sentences of each split into `out`; unchanged files are kept. Returns rows by file name.
 
     Raises:
-        FileNotFoundError, ValueError: as `studies`; or the data set has no report.
+        FileNotFoundError, ValueError: as `read_studies`; or the data set has no report.
     """
-    found = list(studies(root, dataset, val_patients=val_patients, seed=seed))
-    if not found:
+    studies = list(read_studies(root, dataset, val_patients=val_patients, seed=seed))
+    if not studies:
         raise ValueError(f"{root} has no report of {DATASETS[dataset].title}; check its tables")
-    out.mkdir(parents=True, exist_ok=True)
     counts = {}
     for split in SPLITS:
-        part = [study for study in found if study.split == split]
+        part = [study for study in studies if study.split == split]
         reports = [study._asdict() for study in part]
         sentences = [
             {"study_id": study.study_id, "patient_id": study.patient_id, "sentence": sentence,
@@ -111,7 +104,7 @@ def write_language(root: Path, dataset: str, out: Path, *, val_patients: int = 5
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    with contextlib.suppress(ValueError):  # none is there, or one that was cut off
+    with contextlib.suppress(ValueError):  # missing or truncated
         if _read(path).equals(table):
             return
     with replacing(path) as stream, pa.ipc.new_file(stream, table.schema) as writer:
@@ -126,8 +119,8 @@ def _read(path: Path) -> pa.Table:
         raise ValueError(f"{path} cannot be read as an Arrow file ({type(error).__name__}); remove it and run again") from error
 
 
-def read_language_cases(folder: Path, dataset: str) -> list[Case]:
-    """One case per report, parts and folds as `read_prepared_cases`; there is no image behind them.
+def read_language_cases(folder: Path, dataset: str) -> list[FinetuneCase]:
+    """One case per report, with splits and folds as `read_prepared_cases`; there is no image.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -137,11 +130,12 @@ def read_language_cases(folder: Path, dataset: str) -> list[Case]:
         path = language_path(folder, dataset, "reports", split)
         if not path.is_file():
             raise FileNotFoundError(f"{folder} lacks {path.name}; make it with prepro/prepro_finetuning_language_data.py")
-        rows = _read(path).to_pylist()
-        part, fold = ("test" if split == "test" else "train"), int(split == "train")
+        official, fold = ("test" if split == "test" else "train"), int(split == "train")
         cases += [
-            Case(case_id=row["study_id"], patient_id=row["patient_id"], image=PreparedRow(path, place), report=row["report"],
-                 target=tuple(row["labels"]), part=part, fold=fold)
-            for place, row in enumerate(rows)
+            FinetuneCase(
+                case_id=row["study_id"], patient_id=row["patient_id"], image=PreparedRow(path, index), report=row["report"],
+                target=tuple(row["labels"]), split=official, fold=fold,
+            )
+            for index, row in enumerate(_read(path).to_pylist())
         ]  # fmt: skip
     return cases

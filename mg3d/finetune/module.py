@@ -1,6 +1,7 @@
-"""The LightningModule of fine-tuning: it wires a kind, its network and the optimiser."""
+"""The LightningModule of fine-tuning."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,87 +11,109 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.distributed import rank
-from mg3d.finetune.kinds.base import Kind, Row
+from mg3d.finetune.console import info
+from mg3d.finetune.dataset import ERRORS
 from mg3d.finetune.optim import build_optimizer, parameter_groups
-from mg3d.finetune.pipeline import Sample
+from mg3d.finetune.tasks.base import Row, TaskType
+from mg3d.finetune.transforms import Sample
 
 
 class FinetuneModule(pl.LightningModule):
     """Fine-tuning of one network.
 
     Args:
-        network: of the kind; its encoder is `network.encoder`.
-        kind: losses, predictions, scores.
-        steps_per_epoch: optimiser steps.
-        identity: builtins stored with every checkpoint, from which the network is built again.
-        say: takes a sentence for the user.
+        network: of the task type; its image encoder is `network.encoder`.
+        steps_per_epoch: optimizer steps.
+        config: builtins stored in every checkpoint, from which the network is built again.
+        masks: folder of predicted masks.
     """
 
     def __init__(
-        self, network: nn.Module, kind: Kind, *, steps_per_epoch: int, identity: Mapping[str, Any], say: Callable[[str], None]
+        self,
+        network: nn.Module,
+        task_type: TaskType,
+        *,
+        steps_per_epoch: int = 1,
+        config: Mapping[str, Any] | None = None,
+        masks: Path | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.kind, self.identity = network, kind, dict(identity)
-        self.steps_per_epoch, self.say = steps_per_epoch, say
-        self.found: list[Row] = []
-        self.latest_terms: dict[str, Tensor] = {}  # read by `StopAtNotFinite`
-        self.told = False  # that the metric is not defined
-        if kind.settings.freeze_encoder:
+        self.network, self.task_type, self.config = network, task_type, dict(config or {})
+        self.steps_per_epoch, self.masks = steps_per_epoch, masks
+        self.validation_rows: list[Row] = []
+        self.latest_terms: dict[str, Tensor] = {}  # read by the guard against NaN and Inf
+        self.warned = False
+        if task_type.uses_sgd and task_type.settings.freeze_encoder:
             network.encoder.requires_grad_(False)
 
     def on_train_epoch_start(self) -> None:
         """A frozen encoder stays in eval mode."""
-        if self.kind.settings.freeze_encoder:
+        if self.task_type.settings.freeze_encoder:
             self.network.encoder.eval()
 
     def on_train_batch_start(self, batch: Sample, batch_index: int) -> None:
-        """Seeds this step's draws inside the network."""
-        words = np.random.SeedSequence([self.kind.settings.seed, self.current_epoch, batch_index, rank()])
-        torch.manual_seed(int(words.generate_state(1, np.uint64)[0]) >> 1)
+        """Seeds dropout and other draws of this step."""
+        seed = np.random.SeedSequence([self.task_type.settings.seed, self.current_epoch, batch_index, rank()])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]) >> 1)
 
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:
         """The loss of one batch."""
-        loss = self.kind.loss(self.network, batch)
+        loss = self.task_type.loss(self.network, batch)
         self.latest_terms = {"loss": loss.detach()}
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
         return loss
 
     def validation_step(self, batch: Sample, batch_index: int) -> None:
         """Collects predictions."""
-        self.found += self.kind.validation_rows(self.network, batch)
+        self.validation_rows += self.task_type.validation_rows(self.network, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Scores the predictions of all ranks."""
-        table = self.kind.finish(gathered(self.found))
-        self.found = []
-        metric = self.kind.task.metric
-        value = self.kind.statistics(table)[metric]
-        if np.isnan(value) and not self.told:
-            self.told = True
-            self.say(
-                f"{metric} has no value on these validation cases (of one class alone?) and counts as 0; if it never gets one, "
-                "the best epoch is the first: use more cases, or another fold or seed"
+        """Logs the metric of the predictions of all ranks."""
+        table = self.task_type.finish(gather_rows(self.validation_rows))
+        self.validation_rows = []
+        metric = self.task_type.metric
+        value = self.task_type.statistics(table)[metric]
+        if np.isnan(value) and not self.warned:
+            self.warned = True
+            info(
+                f"{metric} is undefined on these validation cases (one class only?) and counts as 0. If it stays undefined, the "
+                "best epoch is the first: use more cases, or another fold or seed"
             )
         self.log(f"val/{metric}", float(np.nan_to_num(value)), prog_bar=True, rank_zero_only=False, sync_dist=False)
 
+    def predict_step(self, batch: Sample, batch_index: int, dataloader_idx: int = 0) -> list[Row]:
+        """Predictions of a batch, and a row with `error` for each case that could not be read."""
+        errors: list[Row] = [{"case_id": case, "patient_id": case, "error": reason} for case, reason in batch.pop(ERRORS, ())]
+        if "case_id" not in batch:
+            return errors
+        try:
+            return errors + self.task_type.rows(self.network, batch, masks=self.masks)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, OSError, RuntimeError) as error:
+            if self.task_type.settings.mode != "predict":
+                raise
+            reason = str(error).split("\n")[0]
+            return errors + [{"case_id": case, "patient_id": case, "error": reason} for case in dict.fromkeys(batch["case_id"])]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the network is built from."""
-        checkpoint["mg3d_finetune"] = self.identity
+        """Adds the config."""
+        checkpoint["mg3d_finetune"] = self.config
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW and a schedule per step."""
-        settings = self.kind.settings
+        """AdamW with a schedule per step."""
+        settings = self.task_type.settings
         groups = parameter_groups(self.network, settings)
         optimizer, schedule = build_optimizer(groups, settings, steps_per_epoch=self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def gathered(rows: list[Row]) -> pd.DataFrame:
-    """The rows of all ranks, each case once, in order of their names."""
+def gather_rows(rows: list[Row]) -> pd.DataFrame:
+    """The rows of all ranks, each case (or candidate) once, sorted by name."""
     parts: list[list[Row]] = [rows]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts = [[] for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(parts, rows)
-    keys = ["case_id", "place"] if any("place" in row for part in parts for row in part) else ["case_id"]
+    keys = ["case_id", "candidate"] if any("candidate" in row for part in parts for row in part) else ["case_id"]
     table = pd.DataFrame([row for part in parts for row in part])
     return table.drop_duplicates(keys).sort_values(keys).reset_index(drop=True)

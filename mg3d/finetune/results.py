@@ -1,89 +1,173 @@
-"""What a run leaves behind: predictions as CSV, scores as JSON, one page; read again to pool folds (and by compare.py)."""
+"""Files of a finished run: predictions as CSV, scores as JSON and one HTML page; and the comparison of two runs."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
+from mg3d.evaluation.tables import format_tables
 from mg3d.files import write_bytes, write_json
-from mg3d.finetune.kinds.base import Kind, Score
+from mg3d.finetune.console import info
+from mg3d.finetune.settings import INITIALIZATION, UNCOMPARED, as_builtins, changed
+from mg3d.finetune.tasks.base import Score, TaskType
+from mg3d.metrics.bootstrap import paired_comparisons
+from mg3d.settings.encoders import ENCODERS
 from mg3d.visualize.page import PageItem, write_page
 from mg3d.visualize.plots import curves_figure
 
 SCORES = "scores.json"
-_TEXTS = {"case_id": str, "patient_id": str}
 
 
-def predictions_file(folder: Path, part: str) -> Path:
-    """Where a run's predictions of a part lie."""
-    return folder / f"predictions_{part}.csv"
+def predictions_file(folder: Path, split: str) -> Path:
+    """Predictions of a split."""
+    return folder / f"predictions_{split}.csv"
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Predictions as CSV, whole or not at all."""
+    """Writes a CSV file atomically."""
     write_bytes(path, table.to_csv(index=False).encode())
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """What `write_table` wrote; FileNotFoundError with what to do when it is not there."""
+    """A table of predictions; FileNotFoundError if the run has not finished."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; a run writes it when it has ended (mode=evaluate writes it again)")
-    return pd.read_csv(path, dtype=_TEXTS, keep_default_na=True)
+        raise FileNotFoundError(f"there is no {path}; it is written when a run has finished (mode=evaluate writes it again)")
+    return pd.read_csv(path, dtype={"case_id": str, "patient_id": str})
 
 
 def write_results(
-    folder: Path, kind: Kind, tables: Mapping[str, pd.DataFrame], *, facts: Mapping[str, Any], dev: pd.DataFrame | None
+    folder: Path, task_type: TaskType, title: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]
 ) -> dict[str, list[Score]]:
-    """Predictions, scores with intervals and a page of each part (`val`, `test`); scores.json is the last to appear."""
+    """Writes predictions, scores with intervals and a page; scores.json is written last. Thresholds come from `val`."""
     scores = {}
     sections: list[tuple[str, list[PageItem]]] = []
-    for part, table in tables.items():
-        write_table(predictions_file(folder, part), table)
-        scores[part] = kind.scores(table, dev=dev if part == "test" else None)
-        pictures: list[PageItem] = []
-        for title, figure in kind.figures(table):
-            pictures += [title, figure]
-        sections.append((f"{part}: {len(table)} rows", [[score._asdict() for score in scores[part]], *pictures]))
-    parts = sorted(folder.glob("csv/part-*/metrics.csv"))
-    if parts:
-        sections.append(("Training", [curves_figure(parts)]))
-    write_page(folder / "results.html", title=f"{kind.task.title}: {folder.name}", sections=sections)
-    told = {part: [score._asdict() for score in found] for part, found in scores.items()}
-    write_json(
-        folder / SCORES, {**facts, "metric": kind.task.metric, "settings": dataclasses.asdict(kind.settings), "scores": told}
-    )
+    for split, table in tables.items():
+        write_table(predictions_file(folder, split), table)
+        scores[split] = task_type.scores(table, dev=tables.get("val") if split == "test" else None)
+        figures = [item for figure in task_type.figures(table) for item in figure]
+        sections.append((f"{split}: {len(table)} rows", [[score._asdict() for score in scores[split]], *figures]))
+    logs = sorted(folder.glob("csv/part-*/metrics.csv"))
+    if logs:
+        sections.append(("Training", [curves_figure(logs)]))
+    write_page(folder / "results.html", title=f"{title}: {folder.name}", sections=sections)
+    rows = {split: [score._asdict() for score in found] for split, found in scores.items()}
+    settings = as_builtins(task_type.settings)
+    write_json(folder / SCORES, {**facts, "metric": task_type.metric, "settings": settings, "scores": rows})
     return scores
 
 
-def show_scores(console: Console, title: str, scores: Mapping[str, Sequence[Score]]) -> None:
-    """One table per part."""
-    for part, found in scores.items():
-        table = Table(title=f"{title}, {part}", title_justify="left")
-        for name in ("score", "value", "95 % interval", "cases", "patients"):
-            table.add_column(name, justify="left" if name == "score" else "right")
-        for score in found:
-            interval = "not known" if np.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
-            table.add_row(score.name, f"{score.value:.3f}", interval, str(score.cases), str(score.patients))
-        console.print(table)
-
-
-def read_scores(folder: Path) -> dict[str, list[Score]]:
-    """The scores of a finished run; ValueError for those of an earlier version."""
-    try:
-        return {part: [Score(**row) for row in rows] for part, rows in read_facts(folder)["scores"].items()}
-    except TypeError as error:
-        raise ValueError(f"{folder / SCORES} is of an earlier version; mode=evaluate writes it again") from error
+def show_scores(title: str, scores: Mapping[str, Sequence[Score]]) -> None:
+    """Prints a table per split."""
+    tables = {
+        split: [
+            {"score": s.name, "value": {"value": s.value, "low": s.low, "high": s.high}, "cases": s.cases, "patients": s.patients}
+            for s in found
+        ]
+        for split, found in scores.items()
+    }
+    print(format_tables(f"{title} [95 % interval]", tables), flush=True)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """All of a finished run's scores.json; FileNotFoundError when it has not ended."""
+    """scores.json of a finished run.
+
+    Raises:
+        FileNotFoundError: it has not finished.
+        ValueError: it was written by another version.
+    """
     path = folder / SCORES
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {SCORES}; name the folder of a finished run, such as .../fold0")
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise FileNotFoundError(f"{folder} has no {SCORES}; expected the folder of a finished run, such as .../fold0")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if "config" not in facts:
+        raise ValueError(f"{path} was written by another version; run mode=evaluate again, or start another run (run_name=...)")
+    return facts
+
+
+def read_scores(folder: Path) -> dict[str, list[Score]]:
+    """Scores of a finished run by split."""
+    return {split: [Score(**row) for row in rows] for split, rows in read_facts(folder)["scores"].items()}
+
+
+def compare(task_type: TaskType, first: Path, second: Path) -> None:
+    """Prints whether two runs differ in more than their weights, and each score with its paired difference.
+
+    Raises:
+        FileNotFoundError: a run has not finished.
+        ValueError: the runs were evaluated on different cases.
+    """
+    facts = [read_facts(folder) for folder in (first, second)]
+    for name, folder, fact in zip(("first ", "second"), (first, second), facts, strict=True):
+        info(f"{name}: {folder} (pretrained={fact['config']['settings']['pretrained']})")
+    differences = run_differences(*facts)
+    for line in differences[:8]:
+        info(f"not like for like: {line}")
+    if len(differences) > 8:
+        info(f"not like for like: {len(differences) - 8} more differences")
+    if not differences:
+        info(f"like for like: one network ({facts[0]['parameters_total'] / 1e6:.2f} M parameters), the same cases and settings")
+    has_test = [predictions_file(folder, "test").is_file() for folder in (first, second)]
+    if has_test[0] != has_test[1]:
+        lacking = (second, first)[has_test[1]]
+        info(f"{lacking} has no test split: comparing validation scores, by which the best epochs were chosen")
+    split = "test" if all(has_test) else "val"
+    rows = compare_tables(task_type, first, second, split=split)
+    heading = "difference: second - first [95 % interval over patients]"
+    print(format_tables(f"{split}; {heading}", {"Paired comparison": rows}), flush=True)
+
+
+def run_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """What differs between two runs besides the source of their weights, from their scores.json."""
+    first, second = one["config"], two["config"]
+    facts = ("parameters_total", "parameters", "processes", "epochs", "finished", "folds")
+    lines = [f"{name} {one.get(name)} and {two.get(name)}" for name in facts if one.get(name) != two.get(name)]
+    used = {"vision_encoder", "standardise_voxels", "hidden_size", "fusion_heads"}
+    used |= {name for config in (first, second) for name in ENCODERS[config["vision"]["vision_encoder"]].reads}
+    vision = [{name: config["vision"].get(name) for name in sorted(used)} for config in (first, second)]
+    lines += [f"encoder {line}" for line in changed(*vision, ignore=set())]
+    for name, digest in first["cases"].items():
+        other = second["cases"].get(name, "0")
+        if digest != other:
+            lines.append(f"other {name} cases ({digest.split('-')[0]} and {other.split('-')[0]})")
+    if first["fold"] != second["fold"]:
+        lines.append(f"fold {first['fold']} and {second['fold']}")
+    return lines + changed(first["settings"], second["settings"], ignore=UNCOMPARED | INITIALIZATION | {"n_bootstrap"})
+
+
+def compare_tables(task_type: TaskType, first: Path, second: Path, *, split: str) -> list[dict[str, Any]]:
+    """A row per score with its paired difference; decision thresholds come from each run's own validation cases.
+
+    Raises:
+        ValueError: the runs were evaluated on different cases.
+    """
+    one, two = (read_table(predictions_file(folder, split)) for folder in (first, second))
+    if one["case_id"].tolist() != two["case_id"].tolist():
+        only = sorted(set(one["case_id"]) ^ set(two["case_id"]))
+        raise ValueError(
+            f"{first} has {len(one)} rows and {second} {len(two)}; {len(only)} cases are in one run only, such as {only[:3]}. "
+            "Two runs are compared on the same cases: same fold and seed"
+        )
+    dev = [read_table(predictions_file(folder, "val")) if split == "test" else None for folder in (first, second)]
+    systems = [partial(_statistics, task_type, table, val) for table, val in zip((one, two), dev, strict=True)]
+    values = [system(np.arange(len(one))) for system in systems]
+    masks = {name: task_type.support_mask(one, name) for name in values[0]}
+    found = paired_comparisons(
+        *reversed(systems), one["patient_id"].to_numpy(), support_masks=masks,
+        n_bootstrap=task_type.settings.n_bootstrap, seed=task_type.settings.seed,
+    )  # fmt: skip
+    return [
+        {
+            "score": name, "first": values[0][name], "second": values[1][name],
+            "difference": {"value": row.difference, "low": row.low, "high": row.high},
+            "p": row.p_text, "patients": row.patients,
+        }
+        for name, row in found.items()
+    ]  # fmt: skip
+
+
+def _statistics(task_type: TaskType, table: pd.DataFrame, dev: pd.DataFrame | None, rows: np.ndarray) -> Mapping[str, float]:
+    return task_type.statistics(table.iloc[rows], dev)

@@ -1,213 +1,244 @@
-"""Every setting of fine-tuning, once: its type, its default, its unit and meaning."""
+"""Settings of fine-tuning: name, type, range, default and meaning of each. A folder of downstream/ adds its own in a subclass."""
 
-import ast
-import dataclasses
-import typing
+import difflib
+import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from mg3d.settings.describe import descriptions, format_setting
-from mg3d.settings.parse import convert_value, refuse_unknown
-from mg3d.settings.schema import PatchMerging, settings_group
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
-ENCODER_WORDS = ("auto", "swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet", "tiny")
+from mg3d.settings.schema import PatchMerging
+
+ENCODER_PRESETS = ("auto", "swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet", "tiny")
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Location = Annotated[str, "path"]
+"""A path; a relative one is resolved against the folder that the command was started in."""
+Size = tuple[int, int, int]
+"""Voxels along z, y, x."""
+Spacing = tuple[float, float, float]
+"""Millimetres along z, y, x."""
 
 
-@settings_group
-class FinetuneSettings:
-    """What a user may set behind `finetune.sh`; a folder's declaration gives the numbers of its published protocol."""
+class FinetuneSettings(BaseModel):
+    """What can be set after `finetune.sh FOLDER`. The folder replaces defaults by the values of its published protocol."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     mode: Literal["train", "evaluate", "predict", "compare"] = "train"
-    """train: then evaluate. evaluate: the best checkpoint of the run again. predict: on new files. compare: two finished runs."""
-    data_root: str = ""
-    """The data set as its authors publish it, or a folder of Arrow files made from it; empty or `phantom` = a synthetic set."""
-    pretrained: str = "none"
-    """Weights to start from: a file, a folder of ours, or a run (its last checkpoint); `none` = from scratch."""
+    """train: fine-tune, then evaluate. evaluate: evaluate the best checkpoint again. predict: new scans. compare: two runs."""
+    data_root: Location = ""
+    """The data set in its published layout, or an Arrow file (or its folder) made from it. Empty or `phantom`: synthetic data."""
+    pretrained: Location = "none"
+    """Pre-trained weights: a checkpoint, an exported folder or a run folder (its last checkpoint). none: random weights."""
     encoder: str = "auto"
-    """auto, swin_b, swin_l, swin_l_unprojected, unet, nnunet, tiny, or a file that `pretrained` takes: the very network of that
-    file, without its weights. auto: the encoder of the weights; without weights swin_b, or tiny on a synthetic set."""
+    """An architecture (auto, swin_b, swin_l, swin_l_unprojected, unet, nnunet, tiny), or a checkpoint whose architecture is used
+    without its weights. auto: the architecture of `pretrained`; without it swin_b (tiny on synthetic data)."""
     load_patch_merging: Literal["", PatchMerging] = ""
-    """Patch merging that the weights were trained with, where the file does not tell."""
+    """Patch merging that the weights were trained with, if the checkpoint does not say."""
     load_prefix: str = ""
-    """What stands before the encoder's names in the file, where it is none of the usual words."""
-    minimum_coverage: float = 0.9
-    """Least share of the encoder's parameters that the weights must hold."""
-    fold: int = 0
-    """Which fold is validated on."""
+    """Prefix of the encoder's parameter names in the checkpoint, if it is not a common one."""
+    minimum_coverage: Fraction = 0.9
+    """Smallest fraction of the encoder's parameters that the checkpoint must provide."""
+    fold: NonNegativeInt = 0
+    """Cross-validation fold that is used for validation."""
     folds: Literal["one", "all"] = "one"
-    """all: every fold one after another, and the pooled result."""
-    split: Literal["ours", "original"] = "ours"
-    """original: the division of the original's code where it differs, with a warning of what is wrong with it."""
-    axes: Literal["ours", "original"] = "ours"
-    """ours: z, y, x with +z superior, +y posterior, +x left, as in pre-training. original: the order of the original's code."""
-    max_cases: int = 0
-    """Use so many cases of each part only; 0 = all."""
-    epochs: int = 100
-    """Passes over the training cases."""
-    batch_size: int = 2
+    """all: run every fold and pool the validation predictions."""
+    max_cases: NonNegativeInt = 0
+    """Maximum number of cases per split; 0 = no limit."""
+    epochs: PositiveInt = 100
+    """Training epochs."""
+    batch_size: PositiveInt = 2
     """Cases per step and process."""
-    accumulate: int = 1
-    """Steps whose gradients are added up before the weights change."""
-    learning_rate: float = 1e-4
-    """Peak rate of the head; the encoder's is `encoder_rate` of it."""
-    encoder_rate: float = 1.0
-    """Encoder's rate as share of the head's."""
-    layer_decay: float = 1.0
-    """Each stage further from the head learns at this share of the rate of the one after it."""
+    accumulate_grad_batches: PositiveInt = 1
+    """Batches per optimizer step."""
+    learning_rate: NonNegativeFloat = 1e-4
+    """Peak learning rate of the head."""
+    encoder_lr_multiplier: NonNegativeFloat = 1.0
+    """Learning rate of the encoder, as a multiple of `learning_rate`."""
+    layer_decay: Fraction = 1.0
+    """Layer-wise learning-rate decay of the encoder, per stage away from the head."""
     freeze_encoder: bool = False
-    """Train the head alone (linear probe)."""
-    weight_decay: float = 1e-5
-    """Decoupled decay; none on biases and norms."""
+    """Train the head only."""
+    weight_decay: NonNegativeFloat = 1e-5
+    """AdamW weight decay; biases and norms are not decayed."""
     schedule: Literal["cosine", "constant", "step"] = "cosine"
-    """After the warm-up: to 0 along a cosine, constant, or times `step_factor` after every epoch."""
-    step_factor: float = 0.8
-    """See `schedule`."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear warm-up, which begins above 0."""
-    grad_clip: float = 0.0
-    """Largest gradient norm; 0 does not clip."""
-    dropout: float = 0.0
-    """Share of features hidden before the last layer of a classification, or in a report decoder."""
-    balance: Literal["none", "classes"] = "none"
-    """classes: every class is drawn equally often."""
+    """Learning rate after the warm-up: cosine to 0, constant, or multiplied by `gamma` after every epoch."""
+    gamma: Fraction = 0.8
+    """Learning-rate factor per epoch of schedule=step."""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs of linear warm-up."""
+    grad_clip: NonNegativeFloat = 0.0
+    """Maximum gradient norm; 0 = no clipping."""
+    dropout: Fraction = 0.0
+    """Dropout before the classification layer, or in the report decoder."""
+    balanced_sampling: bool = False
+    """Draw every class equally often."""
     augment: bool = True
-    """The folder's random changes of training volumes."""
-    cache: Literal["memory", "none"] = "memory"
-    """Keep each case as it is before the random changes; `none` for sets that do not fit into memory."""
-    val_epochs: int = 1
+    """Apply the folder's data augmentation."""
+    cache: bool = True
+    """Keep preprocessed cases in memory (per loader process). Set false for data sets larger than memory."""
+    val_epochs: PositiveInt = 1
     """Epochs between validations."""
-    patience: int = 0
-    """End after so many validations without a better one; 0 = never."""
-    flips: bool = False
-    """Evaluate on all mirrored copies as well and take the mean."""
-    overlap: float = 0.5
-    """Share by which windows of a sliding-window segmentation overlap."""
+    patience: NonNegativeInt = 0
+    """Early stopping after this many validations without improvement; 0 = off."""
+    tta: bool = False
+    """Test-time augmentation: average over all mirrored copies."""
+    overlap: Annotated[float, Field(ge=0, le=0.95)] = 0.5
+    """Overlap of neighbouring sliding windows in segmentation, as a fraction of the window."""
     save_masks: bool = True
-    """Write predicted masks as NIfTI on the grid of the scan's own file."""
-    n_bootstrap: int = 300
-    """Bootstrap draws behind every interval."""
-    seed: int = 0
-    """Seed of initialisation, order, folds and random changes."""
+    """Write predicted masks as NIfTI on the grid of the scan."""
+    n_bootstrap: NonNegativeInt = 300
+    """Bootstrap resamples (of patients) for confidence intervals."""
+    seed: NonNegativeInt = 0
+    """Seed of initialization, data order, folds and augmentation."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to train."""
-    devices: int = 0
-    """Processes on this node; 0 = every GPU, or one CPU process."""
-    num_nodes: int = 1
-    """Nodes."""
+    """Device to run on."""
+    devices: NonNegativeInt = 0
+    """Processes per node; 0 = one per GPU, or one on CPU."""
+    num_nodes: PositiveInt = 1
+    """Number of nodes."""
     precision: Literal["auto", "32-true", "64-true", "16-mixed", "bf16-mixed"] = "auto"
-    """auto: bf16 where the GPU has it, fp16 on other GPUs, 32 bits on CPU."""
-    num_workers: int = 2
-    """Loader processes per rank; 0 loads in the training process."""
-    max_minutes: float = 0.0
-    """Stop (with a checkpoint) after this many minutes; 0 = no limit."""
-    log_dir: str = "result/finetune"
-    """Folder of results; a run writes into <log_dir>/<folder>/<run_name>."""
+    """auto: bf16-mixed on GPUs that support it, 16-mixed on other GPUs, 32-true on CPU."""
+    num_workers: NonNegativeInt = 2
+    """Data-loader processes per rank; 0 loads in the training process."""
+    max_minutes: NonNegativeFloat = 0.0
+    """Stop with a checkpoint after this many minutes; 0 = no limit."""
+    log_dir: Location = "result/finetune"
+    """Results go to log_dir/<folder>/<run_name>/fold<k>."""
     run_name: str = ""
-    """Empty = made of encoder, start and fold, such as `swin_b-scratch-fold0`."""
+    """Name of the run. Empty: made of encoder and weights, such as swin_b-scratch."""
     resume: bool = True
-    """Go on with a run that was cut off; false refuses a run that is there."""
-    checkpoint: str = ""
-    """evaluate, predict: weights of a fine-tuned network; empty = the best of the run."""
-    input: str = ""
+    """Continue an interrupted run. false: refuse to use the folder of an existing run."""
+    checkpoint: Location = ""
+    """evaluate, predict: fine-tuned checkpoint. Empty: the best checkpoint of the run."""
+    input: Location = ""
     """predict: a scan or a folder of scans."""
-    output: str = ""
-    """predict: a folder that does not exist yet; empty = beside the run's results."""
-    other: str = ""
-    """compare: the results' folder of the other run."""
+    output: Location = ""
+    """predict: a new folder. Empty: `predictions` in the run's folder."""
+    other: Location = ""
+    """compare: results folder of the second run, such as .../fold0."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "FinetuneSettings":
+        if self.encoder not in ENCODER_PRESETS and not Path(self.encoder).exists():
+            raise ValueError(f"encoder={self.encoder!r}: expected one of {', '.join(ENCODER_PRESETS)}, or a checkpoint")
+        if self.mode == "train" and self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs:g} is longer than epochs={self.epochs}; lower it as well")
+        if self.mode == "predict" and not self.input:
+            raise ValueError("mode=predict needs input=..., a scan or a folder of scans")
+        if self.mode == "compare" and not self.other:
+            raise ValueError("mode=compare needs other=..., the results folder of the run to compare with")
+        return self
 
 
-def field_types() -> dict[str, Any]:
-    """Setting -> its type."""
-    return typing.get_type_hints(FinetuneSettings)
+_NAME_OR_PATH = ("encoder", "text_encoder", "labeller")
+S = TypeVar("S", bound=FinetuneSettings)
 
-
-def read_words(words: Sequence[str]) -> dict[str, Any]:
-    """`name=value` words as a mapping; values are Python literals where they can be, else text.
-
-    Raises:
-        ValueError: a word without `=`.
-    """
-    found: dict[str, Any] = {}
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not sign:
-            raise ValueError(f"{word!r}: settings are written name=value, such as data_root=/data/set; --help lists them")
-        found[name] = _literal(value)
-    return found
-
-
-def _literal(text: str) -> Any:
-    lowered = {"true": True, "false": False, "none": "none"}
-    if text.lower() in lowered:
-        return lowered[text.lower()]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return value if isinstance(value, (bool, int, float, str, list, tuple)) else text
-
-
-def parse_settings(given: Mapping[str, Any], *, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> FinetuneSettings:
-    """Typed settings: the user's over the folder's over the general defaults; `options` are left out here.
-
-    Raises:
-        ValueError: an unknown name, a wrong type, or a value out of range.
-    """
-    types = field_types()
-    refuse_unknown(given, [*types, *options])
-    merged = {**defaults, **{name: value for name, value in given.items() if name in types}}
-    texts = {name for name, kind in types.items() if kind is str}
-    values = {name: str(value) if name in texts else value for name, value in merged.items()}
-    settings = FinetuneSettings(**{name: convert_value(name, value, types[name]) for name, value in values.items()})
-    _check(settings)
-    return settings
-
-
-_AT_LEAST = {
-    "epochs": 1, "batch_size": 1, "accumulate": 1, "learning_rate": 0, "encoder_rate": 0, "weight_decay": 0, "warmup_epochs": 0,
-    "grad_clip": 0, "val_epochs": 1, "patience": 0, "n_bootstrap": 0, "seed": 0, "devices": 0, "num_nodes": 1, "num_workers": 0,
-    "max_cases": 0, "max_minutes": 0,
+UNCOMPARED = {
+    "mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
+    "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows",
 }  # fmt: skip
-_SHARES = ("minimum_coverage", "layer_decay", "step_factor", "dropout", "overlap")
+"""Settings that may change when a run is continued: they do not affect its result."""
+EVALUATION = UNCOMPARED | {"tta", "overlap", "n_bootstrap", "batch_size", "max_cases", "precision"}
+"""Settings that may change when a trained network is evaluated."""
+INITIALIZATION = {"pretrained", "encoder", "load_patch_merging", "load_prefix", "minimum_coverage"}
+"""Settings that say where the weights come from."""
 
 
-def _check(settings: FinetuneSettings) -> None:
-    for name, least in _AT_LEAST.items():
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name}={getattr(settings, name)}: must be at least {least}")
-    for name in _SHARES:
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ValueError(f"{name}={getattr(settings, name)}: expected a share from 0 to 1")
-    if settings.encoder not in ENCODER_WORDS and not Path(settings.encoder).exists():
-        raise ValueError(f"encoder={settings.encoder!r}: expected one of {', '.join(ENCODER_WORDS)}, or a file of weights")
-    if settings.overlap == 1:
-        raise ValueError("overlap=1: windows that overlap entirely never move on; use at most 0.9")
-    if settings.mode == "train" and settings.warmup_epochs > settings.epochs:
-        raise ValueError(f"warmup_epochs={settings.warmup_epochs} is longer than epochs={settings.epochs}; set it lower as well")
-    if settings.mode == "predict" and not settings.input:
-        raise ValueError("mode=predict needs input=..., a scan or a folder of scans")
-    if settings.mode == "compare" and not settings.other:
-        raise ValueError("mode=compare needs other=..., the results' folder of the run to compare with")
+def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """`name=value` arguments as a mapping of text; a value in brackets is a list.
 
-
-def refuse_missing(settings: FinetuneSettings, options: Mapping[str, Any]) -> None:
-    """Raises FileNotFoundError for a file that is read and not there: before data are prepared, which may take hours."""
-    read = {"train": ("pretrained", "folds_file"), "evaluate": ("checkpoint", "folds_file")}.get(settings.mode, ())
-    for name in read:
-        path = str(getattr(settings, name, options.get(name, "")))
-        if path not in ("", "none") and not Path(path).exists():
-            raise FileNotFoundError(f"{name}={path}: there is no file or folder of this name")
-
-
-def usage(defaults: Mapping[str, Any], options: Mapping[str, Any], phantom: Mapping[str, Any]) -> str:
-    """Every setting with its value in this folder, and its meaning; those of this folder alone first.
-
-    phantom: values that are others on the synthetic set, told beside them.
+    Raises:
+        ValueError: an argument without `=`.
     """
-    plain = dict(options) | dataclasses.asdict(FinetuneSettings()) | dict(defaults)
-    width, told = max(map(len, plain)), descriptions(FinetuneSettings)
-    notes = {name: f"  (data_root=phantom: {phantom[name]!r})" for name in plain if phantom.get(name, plain[name]) != plain[name]}
-    return "\n".join(
-        format_setting(name, value, told.get(name, ""), width=width, note=notes.get(name, "")) for name, value in plain.items()
-    )
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        if not sign:
+            raise ValueError(f"{argument!r}: expected name=value, such as data_root=/data/set; --help lists the settings")
+        if value[:1] in "[(" and value[-1:] in "])" and value:
+            given[name] = [item.strip() for item in value[1:-1].split(",") if item.strip()]
+        else:
+            given[name] = "none" if value.lower() == "none" else value
+    return given
+
+
+def parse_settings(kind: type[S], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> S:
+    """Validated settings: the user's values over `defaults` over those of the class.
+
+    Raises:
+        ValueError: an unknown name, a wrong type or a value out of range.
+    """
+    for name in given:
+        if name not in kind.model_fields:
+            similar = difflib.get_close_matches(name, kind.model_fields, n=3)
+            hint = f"did you mean {' or '.join(similar)}?" if similar else "--help lists all settings"
+            raise ValueError(f"unknown setting {name!r}; {hint}")
+    try:
+        return kind(**{**defaults, **{name: _located(kind, name, value) for name, value in given.items()}})
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_sentence, error.errors(include_url=False)))) from None
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return f"{error['loc'][0]}={error['input']!r} {message}" if error["loc"] else message
+
+
+def _located(kind: type[BaseModel], name: str, value: Any) -> Any:
+    """A relative path of the user as an absolute one: the start scripts change into the repository first."""
+    caller = os.environ.get("MG3D_CALLER_DIR", "")
+    is_path = "path" in kind.model_fields[name].metadata or name in _NAME_OR_PATH
+    if not (caller and is_path and isinstance(value, str)) or value in ("", "none", "phantom") or "://" in value:
+        return value
+    path = Path(caller, value)
+    return value if name in _NAME_OR_PATH and not path.exists() else str(path)
+
+
+def as_builtins(settings: BaseModel) -> dict[str, Any]:
+    """Settings as a checkpoint and a JSON file store them."""
+    return settings.model_dump(mode="json")
+
+
+def changed(stored: Mapping[str, Any], current: Mapping[str, Any], *, ignore: set[str]) -> list[str]:
+    """`name=new (was old)` of every setting that differs."""
+    names = [name for name in current if name not in ignore and stored.get(name) != current[name]]
+    return [f"{name}={current[name]!r} (was {stored.get(name)!r})" for name in names]
+
+
+def require_files(settings: FinetuneSettings) -> None:
+    """Raises FileNotFoundError for a missing input file before data are prepared, which may take hours."""
+    needed = {"train": ("pretrained", "folds_file"), "evaluate": ("checkpoint", "folds_file")}.get(settings.mode, ())
+    for name in needed:
+        path = getattr(settings, name, "")
+        if path not in ("", "none") and not Path(path).exists():
+            raise FileNotFoundError(f"{name}={path}: no such file or folder")
+
+
+def describe_settings(kind: type[FinetuneSettings], defaults: Mapping[str, Any], phantom: Mapping[str, Any]) -> str:
+    """The help text: every setting with its default in this folder, and its meaning; the folder's own settings come first."""
+    names = sorted(kind.model_fields, key=lambda name: name in FinetuneSettings.model_fields)
+    lines = []
+    for name in names:
+        field = kind.model_fields[name]
+        value = defaults.get(name, field.default)
+        synthetic = f"  (data_root=phantom: {phantom[name]!r})" if phantom.get(name, value) != value else ""
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        allowed = f"[{' | '.join(map(str, choices))}] " if choices else ""
+        text = " ".join((allowed + (field.description or "")).split())
+        lines.append(f"  {name} = {value!r}{synthetic}")
+        lines.append(textwrap.fill(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)

@@ -19,8 +19,7 @@ from mg3d.glossary import LABELS, PROMPTS, prompts
 from mg3d.inference.index import SearchIndex
 from mg3d.inference.results import Finding, Findings, Neighbours, Region, Report
 from mg3d.inference.scans import Preprocessing, Scan, read_scan, scan_of_array
-from mg3d.models.contrast import ImageReportContrast
-from mg3d.models.grounding import Texts, attended_shares, decisive_shares
+from mg3d.models.grounding import Texts, attention_maps, occlusion_maps
 from mg3d.models.mg3d import MG3D
 from mg3d.models.vision.registry import VisionEncoder
 from mg3d.sentence_spans import clean_section, report_units
@@ -38,7 +37,7 @@ class VolumeEmbedder(nn.Module):
     def __init__(self, model: MG3D | VisionEncoder) -> None:
         super().__init__()
         is_whole = isinstance(model, MG3D)
-        self.is_joint = is_whole and isinstance(model.contrast, ImageReportContrast)
+        self.is_joint = is_whole and model.has_joint_embedding
         self.network = model.vision if is_whole and not self.is_joint else model
         self.voxels = model.voxels if is_whole and not self.is_joint else None
 
@@ -132,7 +131,7 @@ class ScanModel:
         model, tokenizer = self._reader()
         vectors = []
         for start in range(0, len(rows), 8 * self.batch):
-            part = pad_reports(tokenizer, rows[start : start + 8 * self.batch], model.text.longest)
+            part = pad_reports(tokenizer, rows[start : start + 8 * self.batch], model.text.max_length)
             vectors.append(model.embed_report(*(field.to(self.device) for field in part)).float().cpu().numpy())
         if not vectors:
             raise ValueError("there is no text to embed; give at least one")
@@ -179,7 +178,7 @@ class ScanModel:
     def findings(self, vectors: np.ndarray, names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Findings]:
         """As `classify`, from embeddings [n, E] and the prompt pair of each name."""
         model, tokenizer = self._reader()
-        encoder = MG3DEncoder(model, tokenizer, max_text_len=model.text.longest)
+        encoder = MG3DEncoder(model, tokenizer, max_text_len=model.text.max_length)
         embedded = encoder.embed_texts([as_sentence(text) for pair in pairs for text in pair]).unflatten(0, (len(pairs), 2))
         scores = zero_shot_scores(torch.from_numpy(vectors), embedded, encoder.logit_scale)
         return [
@@ -215,14 +214,14 @@ class ScanModel:
             return self.generate([scans], **how)[0]
         model, tokenizer = self.require_writer()
         words = {"begin": tokenizer.cls_token_id, "end": tokenizer.sep_token_id, "padding": tokenizer.pad_token_id}
-        how = words | {"most_tokens": min(self.settings.data.max_text_len, model.text.longest)} | how
+        how = words | {"most_tokens": min(self.settings.data.max_text_len, model.text.max_length)} | how
         with torch.no_grad():
-            rows = [row for volume in self._volumes(scans) for row in model.write_reports(volume, **how).tolist()]
+            rows = [row for volume in self._volumes(scans) for row in model.generate_reports(volume, **how).tolist()]
         return [Report(tokenizer.decode(row, skip_special_tokens=True).strip()) for row in rows]
 
     def require_writer(self) -> tuple[MG3D, PreTrainedTokenizerBase]:
         """The model and its tokenizer; ValueError where it cannot write reports."""
-        if not isinstance(self.model, MG3D) or getattr(self.model, "caption", None) is None:
+        if not isinstance(self.model, MG3D) or "captioning" not in self.model.branches:
             raise ValueError(
                 "this model writes no reports: it was trained without a captioning head; retrieve(scan, index, kind='report') "
                 "finds reports that are near"
@@ -249,9 +248,9 @@ class ScanModel:
         report = model.embed_report(*texts)
         if by == "contrast":
             other = model.embed_report(*self._as_one(against)[1]) if against is not None else 0.0
-            shares = decisive_shares(model, image, report - other)
+            shares = occlusion_maps(model, image, report - other)
         elif by == "attention" and against is None:
-            shares = attended_shares(model, image, texts)
+            shares = attention_maps(model, image, texts)
             if shares is None:
                 raise ValueError("the sentences of this model do not attend to the image; ask by='contrast'")
         else:
@@ -265,7 +264,7 @@ class ScanModel:
         """A text as it is read, and its tokens as one sentence."""
         model, tokenizer = self._reader()
         text = self._units(report)[0]
-        padded = pad_reports(tokenizer, [(text, ((0, len(text)),))], model.text.longest)
+        padded = pad_reports(tokenizer, [(text, ((0, len(text)),))], model.text.max_length)
         return text, tuple(part.to(self.device) for part in padded)
 
     def _reader(self) -> tuple[MG3D, PreTrainedTokenizerBase]:
@@ -274,7 +273,7 @@ class ScanModel:
             raise ValueError("this is an image encoder alone and reads no text: it can only embed scans and find similar ones")
         if self.tokenizer is None:
             raise ValueError(_NO_TOKENIZER)
-        self.model.require_plain_contrast()
+        self.model.require_joint_embedding()
         return self.model, self.tokenizer
 
     def _volumes(self, scans: Sequence[Scan]) -> Iterator[Tensor]:

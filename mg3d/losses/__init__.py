@@ -1,4 +1,4 @@
-"""The objectives, one file each: fields of `types.Features` in, one scalar out; no parameters, no disk, no Lightning.
+"""Losses of the objectives, one file each: features in, a scalar out; without parameters.
 
-Value on W ranks: (sum over all ranks) / (count over all ranks), whatever the ranks hold; see `mg3d.distributed`.
+Every loss is (sum over all ranks) / (count over all ranks), however the samples are split among ranks; see `mg3d.distributed`.
 """

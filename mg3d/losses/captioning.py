@@ -1,4 +1,4 @@
-"""Captioning: the report written from the volume, word after word."""
+"""Captioning: next-token prediction of the report, given the volume."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -6,28 +6,28 @@ from torch.nn import functional as F
 from mg3d.distributed import global_mean
 from mg3d.losses.base import Objective
 
-NOT_ASKED = -100
-"""Target where no word is asked for."""
+IGNORE_INDEX = -100
+"""Target of padding."""
 
 
 class CaptionLoss(Objective):
-    """Cross entropy of each next word of a report (not of the paper; the original's report generation: masked NLL).
+    """Cross entropy of every next token (not in the paper; the published report generation: masked NLL).
 
     Args:
-        smoothing: share of the target that is spread evenly over all words.
+        label_smoothing: fraction of the target that is spread evenly over the vocabulary.
     """
 
-    def __init__(self, *, smoothing: float = 0.0) -> None:
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.smoothing = smoothing
+        self.label_smoothing = label_smoothing
 
     def forward(self, captioning_logits: Tensor, captioning_targets: Tensor) -> Tensor:
-        """Mean over the asked words of all ranks; logits [B, T, V], targets int64 [B, T], -100 = not asked."""
+        """Mean over the real tokens of all ranks; logits [B, T, V], targets int64 [B, T], -100 = ignored."""
         total = F.cross_entropy(
             captioning_logits.flatten(0, 1),
             captioning_targets.flatten(),
-            ignore_index=NOT_ASKED,
-            label_smoothing=self.smoothing,
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        return global_mean(total, (captioning_targets != NOT_ASKED).sum())
+        return global_mean(total, (captioning_targets != IGNORE_INDEX).sum())

@@ -14,42 +14,37 @@ class CMLLoss(Objective):
     With views of the report: the mean of the losses against whole reports and against views, which bring single sentences, such
     as prompts, into distribution.
 
-    Args:
-        exclude_duplicates: rows of one patient, or with equal report or view texts, are not negatives of each other.
+    Rows of one patient, or with equal report or view texts, are not negatives of each other.
     """
-
-    def __init__(self, *, exclude_duplicates: bool = True) -> None:
-        super().__init__()
-        self.exclude_duplicates = exclude_duplicates
 
     def forward(
         self,
-        cml_first_embedding: Tensor,
-        cml_second_embedding: Tensor,
-        cml_view_embedding: Tensor | None,
+        cml_image_embedding: Tensor,
+        cml_report_embedding: Tensor,
         cml_logit_scale: Tensor,
         cml_logit_bias: Tensor | None = None,
+        cml_view_embedding: Tensor | None = None,
         *,
         patient_key: Tensor,
         report_key: Tensor,
-        view_key: Tensor,
+        view_key: Tensor | None = None,
         negative_embedding: Tensor | None = None,
         negative_patient_key: Tensor | None = None,
         negative_report_key: Tensor | None = None,
     ) -> Tensor:
-        """L2-normalised embeddings [B, E] (paper: image, report; released: fused, unfused), of K views [B, K, E].
+        """L2-normalised embeddings [B, E] of volumes and reports, [B, K, E] of K views.
 
         Scale and bias are scalars, patient_key and report_key int64 [B], view_key int64 [B, K]. negative_embedding [B, R, E]: R
         reports of other studies per row (keys int64 [B, R]), extra negatives of all volumes against whole reports.
         """
-        keys = (patient_key, report_key) if self.exclude_duplicates else ()
+        keys = (patient_key, report_key)
         calibration = (cml_logit_scale, cml_logit_bias)
         extra = _extra_negatives(negative_embedding, negative_patient_key, negative_report_key)
-        whole = contrastive_loss(cml_first_embedding, cml_second_embedding, *calibration, keys=keys, extra=extra)
+        whole = contrastive_loss(cml_image_embedding, cml_report_embedding, *calibration, keys=keys, extra=extra)
         if cml_view_embedding is None:
             return whole
-        keys += (view_key,) if self.exclude_duplicates else ()
-        return 0.5 * (whole + contrastive_loss(cml_first_embedding, cml_view_embedding, *calibration, keys=keys))
+        views = contrastive_loss(cml_image_embedding, cml_view_embedding, *calibration, keys=(*keys, view_key))
+        return 0.5 * (whole + views)
 
 
 def _extra_negatives(embedding: Tensor | None, patient_key: Tensor | None, report_key: Tensor | None) -> ExtraNegatives | None:

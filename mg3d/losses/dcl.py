@@ -1,4 +1,4 @@
-"""DCL: disentangled contrast, of a volume and what its sentences gathered from it."""
+"""DCL: disentangled contrast of a volume and what its sentences gather from it."""
 
 from torch import Tensor
 
@@ -7,17 +7,10 @@ from mg3d.losses.contrastive import contrastive_loss
 
 
 class DCLLoss(Objective):
-    """Symmetric InfoNCE between a volume and its sentence-wise aggregation (paper: disentangled contrast).
+    """Symmetric InfoNCE between a volume and its sentence-wise aggregation (paper: disentangled contrast); sigmoid with a bias.
 
-    Where there is a bias, the sigmoid contrast instead.
-
-    Args:
-        exclude_duplicates: rows of one patient or of one report text are no wrong answers for one another.
+    Rows of one patient or with equal report texts are not negatives of each other.
     """
-
-    def __init__(self, *, exclude_duplicates: bool = True) -> None:
-        super().__init__()
-        self.exclude_duplicates = exclude_duplicates
 
     def forward(
         self,
@@ -29,11 +22,6 @@ class DCLLoss(Objective):
         patient_key: Tensor,
         report_key: Tensor,
     ) -> Tensor:
-        """Embeddings [B, E] of length 1, scale and bias scalars, keys int64 [B]."""
-        return contrastive_loss(
-            dcl_image_embedding,
-            dcl_aggregate_embedding,
-            dcl_logit_scale,
-            dcl_logit_bias,
-            keys=(patient_key, report_key) if self.exclude_duplicates else (),
-        )
+        """L2-normalised embeddings [B, E], scalar scale and bias, keys int64 [B]."""
+        embeddings = (dcl_image_embedding, dcl_aggregate_embedding)
+        return contrastive_loss(*embeddings, dcl_logit_scale, dcl_logit_bias, keys=(patient_key, report_key))

@@ -8,8 +8,8 @@ from mg3d.losses.base import Objective
 
 
 class MLMLoss(Objective):
-    """Cross entropy at the words that were asked for (paper: context-guided report reconstruction)."""
+    """Cross entropy of the masked tokens (paper: context-guided report reconstruction)."""
 
     def forward(self, mlm_token_loss: Tensor) -> Tensor:
-        """Mean over the asked words of all ranks; [M], the cross entropy at each of this rank's."""
+        """Mean over the masked tokens of all ranks, of the cross entropy [M] of each token of this rank."""
         return global_mean(mlm_token_loss.sum(), torch.tensor(len(mlm_token_loss), device=mlm_token_loss.device))

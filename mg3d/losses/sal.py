@@ -1,6 +1,4 @@
-"""SAL: alignment of the sentences recovered from a masked report with the true ones."""
-
-from typing import Literal
+"""SAL: alignment of sentences recovered from a masked report with the true ones."""
 
 import torch
 from torch import Tensor
@@ -11,20 +9,13 @@ from mg3d.losses.base import Objective
 
 
 class SALLoss(Objective):
-    """1 - cosine between recovered and true sentence features.
-
-    Args:
-        per: "sentence", a mean over sentences; "patient", a sum over sentences per patient, so that its weight grows with the
-            length of the report (released).
-    """
-
-    def __init__(self, per: Literal["sentence", "patient"] = "sentence") -> None:
-        super().__init__()
-        self.per = per
+    """1 - cosine between recovered and true sentence features."""
 
     def forward(self, sal_prediction: Tensor, sal_target: Tensor, sentence_mask: Tensor) -> Tensor:
-        """Prediction and target [B, S, d'], sentence_mask bool [B, S], True = real sentence."""
-        gap = 1 - F.cosine_similarity(sal_prediction, sal_target, dim=-1, eps=1e-6)
-        total = torch.where(sentence_mask, gap, 0.0).sum()
-        count = sentence_mask.sum() if self.per == "sentence" else torch.tensor(len(sentence_mask), device=gap.device)
-        return global_mean(total, count)
+        """Mean over the sentences of all ranks; prediction and target [B, S, d'], sentence_mask bool [B, S]."""
+        return global_mean(self.total(sal_prediction, sal_target, sentence_mask), sentence_mask.sum())
+
+    @staticmethod
+    def total(prediction: Tensor, target: Tensor, sentence_mask: Tensor) -> Tensor:
+        """Sum over the sentences of this rank."""
+        return torch.where(sentence_mask, 1 - F.cosine_similarity(prediction, target, dim=-1, eps=1e-6), 0.0).sum()

@@ -1,26 +1,17 @@
-"""From typed settings to networks: the only place in `models` that reads settings."""
+"""Builds encoders and model from settings."""
 
 import torch
 
 from mg3d.models.mg3d import MG3D
+from mg3d.models.released import ReleasedMG3D
 from mg3d.models.text.encoder import TextEncoder, load_text_encoder, tiny_text_encoder
 from mg3d.models.vision.registry import VisionEncoder, build_vision_encoder
 from mg3d.settings.encoders import ENCODERS
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 
-_INTENDED = {
-    "fusion": "gate", "image_position": False, "cml_pair": "multimodal_unimodal", "mim_text": "sentences_image_layers",
-    "mim_fill": "zero", "aggregation_values": "sentence", "sal_target": "word_embedding", "ssm_text": "plain",
-}  # fmt: skip
-WIRINGS: dict[str, dict[str, object]] = {
-    "paper": {},
-    "intended": _INTENDED,
-    "released": _INTENDED | {"mim_text": "tokens_text_layers", "project_twice": True},
-}
-
 
 def build_text_encoder(settings: Settings, vocabulary_size: int) -> TextEncoder:
-    """The report encoder for a tokenizer of `vocabulary_size` words."""
+    """The report encoder for a tokenizer with `vocabulary_size` entries."""
     text = settings.text
     if text.text_encoder != "tiny":
         return load_text_encoder(text.text_encoder, frozen=text.freeze_text, tokenizer_size=vocabulary_size)
@@ -34,9 +25,9 @@ def build_text_encoder(settings: Settings, vocabulary_size: int) -> TextEncoder:
 
 
 def build_vision(settings: Settings) -> VisionEncoder:
-    """The untrained volume encoder, from those settings that its kind reads."""
+    """The untrained image encoder, from the settings that its kind reads."""
     vision = settings.vision
-    arguments = {  # setting -> the encoder's argument and its value
+    arguments = {  # setting -> (argument of the encoder, value)
         "embed_dim": ("embed_width", vision.embed_dim),
         "patch_size": ("patch_size", vision.patch_size),
         "window_size": ("window_size", vision.window_size),
@@ -55,28 +46,19 @@ def build_vision(settings: Settings) -> VisionEncoder:
 
 
 def build_model(settings: Settings, text: TextEncoder) -> MG3D:
-    """The untrained model around a report encoder; what is random comes from torch's global generator."""
-    model = settings.model
-    return MG3D(
-        vision=build_vision(settings),
-        text=text,
+    """The untrained model around a report encoder; random values come from torch's global generator."""
+    model_class = MG3D if settings.model.wiring == "paper" else ReleasedMG3D
+    return model_class(
+        build_vision(settings),
+        text,
+        settings.model,
         objectives=tuple(objective_weights(settings.loss)),
         volume_shape=volume_shape(settings.data.image_size, settings.data.volume_size),
-        width=model.hidden_size,
-        embedding_width=model.embedding_size,
-        fusion_layers=model.fusion_layers,
-        fusion_heads=model.fusion_heads,
-        pool_queries=model.pool_queries,
-        image_pool=model.image_pool,
         standardise_voxels=settings.vision.standardise_voxels,
-        mim_decoder=model.mim_decoder,
-        contrast=model.contrast,
-        caption_layers=model.caption_layers,
-        **WIRINGS[model.wiring],
     )
 
 
 def build_untrained(settings: Settings, vocabulary_size: int) -> MG3D:
-    """The model at the start of a run, initialised from `settings.run.seed`, for a tokenizer of `vocabulary_size` words."""
+    """The model at the start of a run, initialised with `settings.run.seed`, for a tokenizer with `vocabulary_size` entries."""
     torch.manual_seed(settings.run.seed)
     return build_model(settings, build_text_encoder(settings, vocabulary_size))

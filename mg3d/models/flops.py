@@ -1,4 +1,4 @@
-"""What a training step of a model costs, counted from shapes alone: on copies without numbers, in a second."""
+"""FLOPs and activation memory of a training step, counted on the meta device: no tensor is allocated."""
 
 import copy
 import math
@@ -10,65 +10,66 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from mg3d.models.contrast import ImageReportContrast
+from mg3d.models.branches.disentangled import ImageAggregation
 from mg3d.models.mg3d import MG3D
 
-WITH_BACKWARD = 3
-"""Forward and backward over forward, for parts that learn: two products backward for one forward."""
+FORWARD_AND_BACKWARD = 3
+"""FLOPs of forward and backward over those of forward, for trained parts."""
 
 
 class ReportShape(NamedTuple):
-    """The texts of one volume."""
+    """Texts of one volume."""
 
     tokens: int
     sentences: int
     views: int
     view_tokens: int
-    asked_share: float
-    """Share of tokens that masked report modelling asks for."""
+    masked_fraction: float
+    """Fraction of tokens masked in masked report modelling."""
     is_cached: bool = False
-    """The text encoder's features of the unmasked report are read from a file."""
+    """The text encoder's features of the unmasked report come from the text cache."""
 
 
 class Part(NamedTuple):
-    """One part of a step, of one volume."""
+    """One part of a step, for one volume."""
 
     name: str
     passes: int
     forward_flops: int
-    """Of all passes; matrix products, convolutions and attention, as `torch.utils.flop_counter` counts them, each multiplication
-    and addition once."""
-    kept_bytes: int
-    """What all passes keep for the backward pass, in the model's precision."""
-    learns: bool
+    """Of all passes: matrix products, convolutions and attention, as `torch.utils.flop_counter` counts them (a multiply-add is
+    2)."""
+    saved_bytes: int
+    """Saved for the backward pass by all passes, in the model's precision."""
+    is_trained: bool
 
     @property
     def needed_flops(self) -> int:
-        """Forward and backward, without what is computed again to save memory."""
-        return self.forward_flops * (WITH_BACKWARD if self.learns else 1)
+        """Forward and backward, without recomputation."""
+        return self.forward_flops * (FORWARD_AND_BACKWARD if self.is_trained else 1)
 
 
 def needed_flops(parts: Sequence[Part]) -> int:
-    """Of one volume's share of a step."""
+    """FLOPs of a step per volume."""
     return sum(part.needed_flops for part in parts)
 
 
 def count_step(model: MG3D, volume_shape: Sequence[int], report: ReportShape) -> list[Part]:
-    """The parts of a step, for one volume [1, 1, *volume_shape] and its report.
+    """Parts of a step for one volume [1, 1, *volume_shape] and its report.
 
-    Contrast between volumes, pooling of sentences and the losses themselves are not counted: they are small.
+    Not counted, because they are small: sentence pooling, contrastive heads and losses. Branches of other files, and the report
+    decoder of captioning, are not counted either.
     """
-    # The counter's hooks stand neither a graph within an autograd function nor a view of a parameter that learns.
-    rigid = _parts(_without_numbers(model).requires_grad_(False), volume_shape, report)
-    learning = _parts(_without_numbers(model), volume_shape, report)
+    # FlopCounterMode supports neither graphs inside autograd functions nor views of trained parameters.
+    frozen = _parts(_on_meta(model).requires_grad_(False), volume_shape, report)
+    trained = _parts(_on_meta(model), volume_shape, report)
     return [
-        Part(name, passes, passes * _flops(work), passes * (_kept_bytes(same) if learns else 0), learns)
-        for (name, passes, learns, work), (*_, same) in zip(rigid, learning, strict=True)
+        Part(name, passes, passes * _flops(work), passes * (_saved_bytes(same) if is_trained else 0), is_trained)
+        for (name, passes, is_trained, work), (*_, same) in zip(frozen, trained, strict=True)
     ]
 
 
-def _without_numbers(model: MG3D) -> MG3D:
-    """A copy on the device `meta`; nothing of the model's own tensors is copied."""
+def _on_meta(model: MG3D) -> MG3D:
+    """A copy on the meta device that shares no tensor with the model."""
     memo: dict[int, object] = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
         for parameter in model.parameters()
@@ -85,58 +86,61 @@ def _flops(work: Callable[[], object]) -> int:
 
 
 @torch.enable_grad()
-def _kept_bytes(work: Callable[[], object]) -> int:
-    kept: dict[int, torch.UntypedStorage] = {}
+def _saved_bytes(work: Callable[[], object]) -> int:
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
             storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage
+            saved[storage._cdata] = storage
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = work()  # kept until all is counted: what is freed could lend its address to another
+        result = work()  # referenced until the end: a freed storage could lend its address to another
     del result
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def _parts(
     model: MG3D, volume_shape: Sequence[int], report: ReportShape
 ) -> Iterator[tuple[str, int, bool, Callable[[], object]]]:
-    """(name, passes, whether it learns, work)."""
-    wants = model.objectives.intersection
-    like = next(model.parameters())
+    """(name, passes, whether it is trained, work)."""
+    active, like = model.objectives.intersection, next(model.parameters())
     width, tokens, count = model.project_image.out_features, math.prod(model.grid), report.sentences
-
-    def empty(*shape: int) -> Tensor:
-        return like.new_empty(*shape)
+    branches = dict(model.branches.items())
+    report_branch, volume_branch = branches.get("report"), branches.get("volume")
 
     def text(length: int) -> Callable[[], object]:
         ids = torch.empty(1, length, dtype=torch.int64, device="meta")
-        # Without a mask, for what looks into one cannot run without numbers.
+        # Without an attention mask: code that reads mask values cannot run on the meta device.
         return lambda: model.project_report(model.text.bert(input_ids=ids).last_hidden_state)
 
-    volume, image = like.new_empty(1, 1, *volume_shape), empty(1, tokens, width)
-    words, sentences = empty(1, report.tokens, width), empty(1, count, width)
+    volume, image = like.new_empty(1, 1, *volume_shape), like.new_empty(1, tokens, width)
+    words, sentences = like.new_empty(1, report.tokens, width), like.new_empty(1, count, width)
     mask = torch.ones(1, count, dtype=torch.bool, device="meta")
-    passes = bool(wants({"mlm", "sal", "cml", "dcl", "ssm"})) + bool(wants({"mim"}))
+    passes = bool(model.objectives - {"mim"}) + bool(active({"mim"}))
     yield "volume encoder", passes, True, lambda: model.encode_volume(volume)
-    passes = (model.reads_unmasked_text() and not report.is_cached) + bool(wants({"mlm", "sal"}))
-    learns = not model.text.frozen
-    yield "report encoder", passes, learns, text(report.tokens)
-    if model.target_text is not None:
+    target = getattr(report_branch, "target_text", None)
+    reads_report = active({"mim", "cml", "dcl", "ssm"}) or (active({"sal"}) and target is None)
+    passes = int(bool(reads_report) and not report.is_cached) + bool(active({"mlm", "sal"}))
+    yield "report encoder", passes, not model.text.frozen, text(report.tokens)
+    if target is not None:
         yield "report encoder, target", 1, False, text(report.tokens)
-    if isinstance(model.contrast, ImageReportContrast):
-        yield "report encoder, views", report.views, learns, text(report.view_tokens)
-    if model.fusion_report is not None:
-        yield "report fusion", 1, True, lambda: model.fusion_report(words, image)
-    if model.fusion_volume is not None:
-        yield "volume fusion", 1, True, lambda: model.fusion_volume(image, sentences)
-    if model.mlm_head is not None:
-        asked = max(1, round(report.asked_share * report.tokens)) if wants({"mlm"}) else 0
-        yield "word head", 1, True, lambda: model.mlm_head.decoder(model.mlm_head.transform(words)[:, :asked])
-    if model.mim_head is not None:
-        yield "volume decoder", 1, True, lambda: model.mim_head(image.mT.reshape(1, width, *model.grid))
-    if model.aggregation is not None:
-        vector = empty(1, width)
-        yield "aggregation", 1, True, lambda: model.aggregation(sentences, mask, image=image, image_vector=vector)
+    if model.has_joint_embedding:
+        yield "report encoder, views", report.views, not model.text.frozen, text(report.view_tokens)
+    fusion = getattr(report_branch, "fusion", getattr(model, "fusion_report", None))
+    if fusion is not None:
+        yield "report fusion", 1, True, lambda: fusion(words, image)
+    fusion_volume = getattr(volume_branch, "fusion", getattr(model, "fusion_volume", None))
+    if fusion_volume is not None:
+        yield "volume fusion", 1, True, lambda: fusion_volume(image, sentences)
+    head = getattr(report_branch, "mlm_head", None)
+    if head is not None:
+        masked = max(1, round(report.masked_fraction * report.tokens)) if active({"mlm"}) else 0
+        yield "word head", 1, True, lambda: head.decode(head.transform(words)[:, :masked])
+    if volume_branch is not None:
+        yield "volume decoder", 1, True, lambda: volume_branch.decoder(image.mT.reshape(1, width, *model.grid))
+    aggregation = getattr(branches.get("disentangled"), "aggregation", None)
+    if aggregation is not None:
+        pooled = image if isinstance(aggregation, ImageAggregation) else image[:, 0]
+        yield "aggregation", 1, True, lambda: aggregation(sentences, mask, pooled)

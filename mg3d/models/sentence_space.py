@@ -54,22 +54,6 @@ class CentredSentenceSpace(nn.Module):
         self.mean.copy_(total / len(torch.unique(keys)))
 
 
-@torch.no_grad()
-def plain_sentences(text: TextEncoder, ids: Tensor, attention_mask: Tensor, sentence_index: Tensor, sentences: int) -> Tensor:
-    """The released text side: mean of what enters BERT for [CLS] sentence [SEP] alone, [B, S, text width], S = `sentences`.
-
-    ids, sentence_index int64 [B, T], attention_mask bool [B, T]; the first token is CLS, the last real one SEP.
-    """
-    member = sentence_membership(sentence_index, sentences)
-    position = (member.long().cumsum(1) * member).sum(-1)
-    length = member.sum(1)
-    inside = sentence_means(text.embed_words(ids, position), sentence_index, sentences) * length[..., None]
-    first = text.embed_words(ids[:, :1])
-    last_id = ids.gather(1, attention_mask.sum(1, keepdim=True) - 1)
-    last = text.embed_words(last_id.expand(-1, sentences), length + 1)
-    return (inside + first + last) / (length[..., None] + 2) * (length > 0)[..., None]
-
-
 def random_pair_cosines(vectors: Tensor, sentence_mask: Tensor, *, pairs: int, generator: torch.Generator) -> Tensor:
     """Cosines [<= pairs] of random pairs of sentences of different reports; vectors [R, S, d], sentence_mask bool [R, S].
 

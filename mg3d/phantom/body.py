@@ -133,7 +133,7 @@ def _draw_spine(canvas: Canvas, scale: float, generator: np.random.Generator) ->
 def _draw_mediastinum(
     canvas: Canvas, scale: float, heart_factor: float
 ) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], tuple[tuple[Point, Point], ...]]:
-    """Returns the heart (centre, radii) and the aorta segments."""
+    """Return the heart (centre, radii) and the aorta segments."""
     aorta = (((-10, -15, -20), (-10, -15, 58)), ((-10, -15, 60), (18, 42, 62)), ((20, 45, 58), (20, 45, -400)))
     aorta = tuple(scaled(segment, scale) for segment in aorta)
     canvas.fill(canvas.capsule(*scaled(((5, 36, 400), (5, 36, -100)), scale), 7.0), TISSUE)  # oesophagus

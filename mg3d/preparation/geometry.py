@@ -182,7 +182,7 @@ def resize(
     volume: np.ndarray, shape: tuple[int, int, int], *, scale: tuple[float, float] = (1.0, 0.0), limits: tuple[float, float],
     kernel: str = "antialias", padding: Padding = ((0, 0), (0, 0), (0, 0)),
 ) -> Tensor:  # fmt: skip
-    """Rescales (`volume * scale[0] + scale[1]`), clips to `limits` and resizes to `shape`: float32 [z, y, x].
+    """Rescale (`volume * scale[0] + scale[1]`), clip to `limits` and resize to `shape`: float32 [z, y, x].
 
     Axes are resized one after the other with the weights of `kernel`, in slabs of slices, as a float copy of a large volume would
     take gigabytes. `padding` adds voxels of `AIR_HU` around the volume without allocating them: air is subtracted from all

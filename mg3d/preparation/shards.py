@@ -69,7 +69,7 @@ class ShardTask:
 
     @property
     def preproc_hash(self) -> str:
-        """Identifies the preprocessing."""
+        """Identify the preprocessing."""
         return self.recipe.digest(self.dataset)
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mg3d.datamodules.base import LoaderOptions, StudyOptions
@@ -17,6 +18,8 @@ from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import load_tokenizer, pad_reports, train_wordpiece
 from mg3d.files import write_json
 from mg3d.models.mg3d import MG3D
+from mg3d.models.pooling import sentence_membership
+from mg3d.models.sentence_space import random_pair_cosines
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -24,6 +27,7 @@ TOKENIZER_ORIGIN = "made_from.json"
 """In the tokenizer's folder: its `tokenizer_origin`."""
 MOST_REPORTS_FOR_STATISTICS = 20_000
 MOST_VOLUMES_FOR_STATISTICS = 600
+COSINE_REPORTS, COSINE_PAIRS = 2_000, 20_000
 LONGEST_WAIT_S = 600
 WITHOUT_REPORTS = {"mim"}
 """Objectives that learn from volumes alone, where there is no report."""
@@ -123,6 +127,17 @@ def fit_voxels(model: MG3D, data: MultiTaskDataModule) -> None:
         model.voxels.fit(torch.from_numpy(volume) for volume in volumes)
 
 
+@torch.no_grad()
+def _random_cosines(model: MG3D, ids: Tensor, attention_mask: Tensor, sentence_index: Tensor, *, seed: int) -> Tensor:
+    """SSM's text cosine of random pairs of sentences of different reports."""
+    some = slice(0, COSINE_REPORTS)
+    ids, attention_mask, sentence_index = ids[some], attention_mask[some], sentence_index[some]
+    sentences = max(int(sentence_index.max()) + 1, 1)
+    vectors = model.sentence_vectors(ids, attention_mask, sentence_index, sentences)
+    mask = sentence_membership(sentence_index, sentences).any(1)
+    return random_pair_cosines(vectors, mask, pairs=COSINE_PAIRS, generator=torch.Generator().manual_seed(seed))
+
+
 def fit_sentence_space(model: MG3D, data: MultiTaskDataModule, settings: Settings) -> dict[str, Any]:
     """Fits SSM's word weights and mean on the training reports; returns quantiles of random pairs' cosine; {} without SSM.
 
@@ -134,7 +149,7 @@ def fit_sentence_space(model: MG3D, data: MultiTaskDataModule, settings: Setting
     reports = data.training_reports(most=MOST_REPORTS_FOR_STATISTICS)
     ids, attention_mask, index = pad_reports(data.tokenizer, reports, settings.data.max_text_len)
     model.fit_sentence_space(ids, index)
-    cosines = model.random_sentence_cosines(ids, attention_mask, index, seed=settings.run.seed)
+    cosines = _random_cosines(model, ids, attention_mask, index, seed=settings.run.seed)
     same = float((cosines >= settings.model.ssm_same_above).float().mean())
     if same > 0.5 and settings.model.wiring == "paper":
         raise ValueError(

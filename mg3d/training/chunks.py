@@ -1,8 +1,4 @@
-"""One pass in chunks: all patients are contrasted with one another while the graph of only some is held.
-
-The same gradients as of one big batch. Each chunk is computed without keeping its graph; the losses see all of them; in the
-backward pass each chunk is computed again, its gradient taken, and its graph dropped (Gao and others, 2021: gradient caching).
-"""
+"""GradCache: contrastive losses over a large batch, with the graph of a few patients in memory at a time (Gao et al., 2021)."""
 
 from collections.abc import Callable
 
@@ -14,9 +10,10 @@ from mg3d.types import Batch, Features
 
 
 def features_in_chunks(model: Callable[[Batch], Features], batch: Batch, chunk: int) -> Features:
-    """What `model(batch)` gives, `chunk` patients at a time; the draws inside the model are repeated in the backward pass.
+    """`model(batch)`, `chunk` patients at a time; 0 = the whole batch at once.
 
-    Padding is that of the whole batch in every chunk.
+    Each chunk is computed without keeping its graph and recomputed, with the same random draws, in the backward pass. Gradients
+    equal those of the whole batch. Every chunk is padded as the whole batch is.
     """
     if chunk == 0 or len(batch.study_id) <= chunk:
         return model(batch)
@@ -26,9 +23,9 @@ def features_in_chunks(model: Callable[[Batch], Features], batch: Batch, chunk: 
         parts = [checkpoint(model, part, use_reentrant=False) for part in chunks]
     else:
         parts = [model(part) for part in chunks]
-    return Features(*(_joined(field) for field in zip(*parts, strict=True)))
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
 
-def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-    """Fields of the chunks as one; scalars are the model's own and equal in all chunks."""
-    return parts[0] if parts[0] is None or parts[0].ndim == 0 else torch.cat(parts)
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One feature of all chunks; scalars, such as the logit scale, are equal in all of them."""
+    return torch.cat(parts) if parts[0].ndim else parts[0]

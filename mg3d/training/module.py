@@ -1,4 +1,4 @@
-"""The LightningModule around model and losses: it only wires them, logs, and keeps every draw reproducible."""
+"""LightningModule of pre-training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,20 +20,18 @@ class PretrainModule(pl.LightningModule):
     """Pre-training of one model.
 
     Args:
-        model: `MG3D` or anything with its `forward(batch) -> Features` and `update_ema()`.
-        losses: objective name -> loss module; the ones not named are not computed.
-        weights: objective name -> weight in the total.
-        optim: optimiser and schedule.
-        seed: seed of everything random inside the model (dropout): step s of rank r draws from (seed, s, r), so that a resumed
-            run draws what the unbroken one would have drawn.
-        chunk: patients whose graph is held at a time, see `chunks`; 0 = all.
+        model: `MG3D`, or any module with its `forward(batch)`, `losses(features)` and `update_ema()`.
+        weights: objective -> weight in the total loss.
+        optim: optimizer and schedule.
+        seed: of random draws inside the model (dropout). Step s of rank r draws from (seed, s, r), so that a resumed run equals
+            an uninterrupted one.
         identity: builtins stored with every checkpoint (the settings it belongs to).
+        chunk: GradCache chunk size in patients, see `chunks`; 0 = off.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        losses: Mapping[str, nn.Module],
         *,
         weights: Mapping[str, float],
         optim: OptimSettings,
@@ -43,20 +41,18 @@ class PretrainModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.losses = nn.ModuleDict(losses)
         self.loss_weights = dict(weights)
         self.optim_settings = optim
         self.seed = seed
         self.identity = dict(identity)
         self.chunk = chunk
         self.latest_terms: dict[str, Tensor] = {}
-        """Of the last training pass, this rank's share, without a graph."""
+        """Losses of the last training batch (this rank's part), detached."""
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of every active objective (this rank's part of the global mean) and, last, their weighted `total`."""
-        features = features_in_chunks(self.model, batch, self.chunk)
-        values = {name: loss(**{field: getattr(features, field) for field in loss.inputs}) for name, loss in self.losses.items()}
-        return values | {"total": sum(self.loss_weights[name] * value for name, value in values.items())}
+        losses = self.model.losses(features_in_chunks(self.model, batch, self.chunk))
+        return losses | {"total": sum(self.loss_weights[name] * loss for name, loss in losses.items())}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The total of one batch, with a graph."""

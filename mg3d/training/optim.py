@@ -1,5 +1,6 @@
 """Parameter groups and the learning-rate schedule."""
 
+import re
 from collections.abc import Iterable
 
 from torch import nn
@@ -8,22 +9,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mg3d.settings.schema import OptimSettings
 
-BASE_RATE_MODULES = ("vision", "text", "fusion")
-"""Modules of MG3D that learn at `learning_rate`; all others are heads and projections. fidelity: D25 (the original picked
-heads by substrings of their names and missed the contrast heads)."""
+BASE_RATE = re.compile(r"(vision|text)\.|.*\bfusion")
+"""Parameters that learn at `learning_rate`: encoders and fusion layers; all others are heads (docs/fidelity.md, D25)."""
 
 
 def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, object]]:
-    """At most four groups: {encoders and fusion, heads} x {decayed, not decayed}; parameters without gradient are left out.
+    """At most four groups, {encoders, heads} x {decay, no decay}, of the parameters that require a gradient.
 
-    Biases, norm scales, position-bias tables and everything else with fewer than two axes, and learned tokens and tables of
-    positions, do not decay.
+    No weight decay on biases, norms and everything else with fewer than two axes, relative position bias tables, embeddings and
+    learned tokens.
     """
     members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            head = not name.startswith(BASE_RATE_MODULES)
-            decays = parameter.ndim >= 2 and not any(word in name for word in ("bias_table", "embeddings", "_token"))
+            head = not BASE_RATE.match(name)
+            decays = parameter.ndim >= 2 and not any(part in name for part in ("bias_table", "embeddings", "_token"))
             members.setdefault((head, decays), []).append(parameter)
     return [
         {
@@ -37,14 +37,14 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
 
 
 def schedule_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
-    """Share of the peak rate at optimiser step `step` (from 0): linear up over the warm-up, then linear to 0 at `max_steps`."""
+    """Learning rate at optimizer step `step` (from 0) as a fraction of the peak: linear warm-up, then linear decay to 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
 
 
 def build_optimizer(groups: Iterable[dict[str, object]], settings: OptimSettings) -> tuple[AdamW, LambdaLR]:
-    """AdamW over the groups and its schedule, to be stepped once per optimiser step."""
+    """AdamW and its schedule, to be stepped after every optimizer step."""
     optimizer = AdamW(list(groups), lr=settings.learning_rate, betas=settings.betas)
-    warmup, most = settings.warmup_steps, settings.max_steps
-    return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, warmup_steps=warmup, max_steps=most))
+    steps = {"warmup_steps": settings.warmup_steps, "max_steps": settings.max_steps}
+    return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, **steps))

@@ -31,7 +31,6 @@ from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
 from mg3d.training.compiled import compile_encode, require_compiler
 from mg3d.training.module import PretrainModule
-from mg3d.training.objectives import build_losses
 from mg3d.training.optim import build_optimizer
 from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator
 
@@ -104,7 +103,6 @@ def pretrain(settings: Settings) -> None:
     weights = objective_weights(settings.loss)
     module = PretrainModule(
         model,
-        build_losses(settings.model, list(weights)),
         weights=weights,
         optim=settings.optim,
         seed=settings.run.seed,

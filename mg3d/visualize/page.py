@@ -31,7 +31,7 @@ PageItem = str | Figure | CaptionedFigure | Sequence[Mapping[str, Any]]
 
 
 def write_page(path: Path, *, title: str, sections: Sequence[tuple[str, Sequence[PageItem]]]) -> None:
-    """Writes an HTML page atomically. A section is a heading and items: a paragraph, a figure, or a table as a list of rows."""
+    """Write an HTML page atomically. A section is a heading and items: a paragraph, a figure, or a table as a list of rows."""
     body = "".join(f"<h2>{html.escape(heading)}</h2>\n" + "".join(map(_render, items)) for heading, items in sections)
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
     write_bytes(path, f"{head}\n<h1>{html.escape(title)}</h1>\n{body}</html>\n".encode())

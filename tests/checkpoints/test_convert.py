@@ -81,7 +81,8 @@ def test_meter_to_mg3d_converts_only_tensors_that_are_used(meter):
     done = convert(as_file(meter), "mg3d")
     assert set(done.tensors) == {
         "text.bert.embeddings.word_embeddings.weight", "text.bert.encoder.layer.0.output.dense.bias", "project_report.weight",
-        "project_image.weight", "project_image.bias", "type_embedding.weight", "mlm_head.bias", "mlm_head.decoder.weight",
+        "project_image.weight", "project_image.bias", "type_embedding.weight", "branches.report.mlm_head.bias",
+        "branches.report.mlm_head.decoder.weight",
     }  # fmt: skip
     assert "converted 8 of 14 tensors from meter names" in done.table()
     assert "vit_model.visual.class_embedding -> (no counterpart: reads 2D images)" in done.table()

@@ -11,6 +11,7 @@ from mg3d.config import resolve
 from mg3d.models.build import build_model
 from mg3d.models.vision.swin import SwinEncoder
 
+TARGET, SPACE = "branches.report.target_text.", "branches.disentangled.sentence_space."
 SMALL = {"embed_width": 12, "window_size": 3, "depths": (2, 1), "heads": (2, 3)}
 
 
@@ -285,13 +286,14 @@ def test_copies_of_text_weights_are_initialised_from_the_text_encoder(tmp_path):
     text = small_bert(layers=1, width=16, heads=2, frozen=False)
     model = build_model(resolve(["tiny"], {}), text)
     state = small_state(model)
-    copies = [name for name in state if name.startswith(("target_text.", "sentence_space."))]
+    copied = (TARGET, SPACE)
+    copies = [name for name in state if name.startswith(copied)]
     assert len(copies) > 20
     torch.save({"state_dict": {name: state[name] for name in state if name not in copies}}, tmp_path / "plain.ckpt")
     report = load_weights(model, tmp_path / "plain.ckpt", merging="legacy")
-    assert report.missing == ("sentence_space.word_weight", "sentence_space.mean")
+    assert report.missing == (f"{SPACE}word_weight", f"{SPACE}mean")
     held = model.state_dict()
-    assert torch.equal(held["sentence_space.word_vectors"], state["text.bert.embeddings.word_embeddings.weight"])
+    assert torch.equal(held[f"{SPACE}word_vectors"], state["text.bert.embeddings.word_embeddings.weight"])
     for name in copies:
-        if name.startswith("target_text."):
-            assert torch.equal(held[name], state["text." + name.removeprefix("target_text.")])
+        if name.startswith(TARGET):
+            assert torch.equal(held[name], state["text." + name.removeprefix(TARGET)])

@@ -294,7 +294,7 @@ def test_the_teacher_is_not_taken_though_it_lies_nearer(order, tmp_path):
 
 def test_released_fusion_that_the_preset_does_not_have_is_told(tmp_path):
     model = pretraining_model("tiny", text_encoder="x", freeze_text=True)
-    state = {name.replace("fusion_report.", "fusion_report.gates."): t for name, t in model.state_dict().items()}
+    state = {name.replace(".fusion.", ".fusion.gates."): t for name, t in model.state_dict().items()}
     report = load_weights(model, saved(state, tmp_path), merging="legacy")
     assert "the fusion of the file differs" in str(report)
     assert load_weights(model, saved(model.state_dict(), tmp_path), merging="legacy").notes == ()
@@ -320,7 +320,8 @@ def test_a_text_encoder_whose_words_have_other_numbers_is_left_out(stored, ours,
     )
     assert [note in one for one in report.notes] == ([True] if note else [])
     embeddings = "bert.embeddings.word_embeddings.weight"
-    words = (f"text.{embeddings}", f"target_text.{embeddings}", "mlm_head.decoder.weight", "sentence_space.word_weight")
+    words = (f"text.{embeddings}", f"branches.report.target_text.{embeddings}", "branches.report.mlm_head.decoder.weight",
+             "branches.disentangled.sentence_space.word_weight")  # fmt: skip
     for name in words:
         assert bool(model.state_dict()[name].any()) is not loaded, name
         assert (name in report.ignored) is not loaded

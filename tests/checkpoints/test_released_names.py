@@ -3,7 +3,7 @@ import torch
 from released_files import LISTS, key_list, small_key_list
 
 from mg3d.checkpoints.pretrained import outline
-from mg3d.checkpoints.released_names import UNUSED, to_ours, to_released
+from mg3d.checkpoints.released_names import UNUSED, part_of, to_ours, to_released
 from mg3d.config import resolve
 
 
@@ -37,8 +37,8 @@ def released_parameters(*words):
     model = outline(resolve(["swin_b", "text_radbert", *words], {}), {"vocab_size": 28996}, torch.float32)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     held = {name for name, parameter in model.named_parameters() if released.get(name) == tuple(parameter.shape)}
-    some = {name.split(".")[0] for name in held}
-    none = {name.split(".")[0] for name in sizes} - some
+    some = {part_of(name) for name in held}
+    none = {part_of(name) for name in sizes} - some
     return sum(sizes[name] for name in held) / sum(sizes.values()), some, none
 
 
@@ -46,11 +46,11 @@ def test_what_a_released_file_gives_to_each_preset_is_what_the_documentation_tel
     share, some, none = released_parameters()
     assert share == pytest.approx(0.780, abs=5e-4)
     assert some == {
-        "vision", "text", "project_image", "project_report", "type_embedding", "mlm_head", "mim_head", "dcl_image_head",
-        "dcl_aggregate_head",
+        "vision", "text", "project_image", "project_report", "type_embedding", "branches.report", "branches.volume",
+        "branches.disentangled",
     }  # fmt: skip
     assert none == {
-        "position", "fusion_report", "fusion_volume", "sal_head", "contrast", "aggregation", "dcl_pool", "cml_scale", "dcl_scale",
+        "position", "branches.contrast",
     }  # fmt: skip
     for words in ("mg3d_intended", "mg3d_released"):
         share, _, none = released_parameters(words)
@@ -59,4 +59,4 @@ def test_what_a_released_file_gives_to_each_preset_is_what_the_documentation_tel
 
 def test_a_tensor_that_the_released_code_lacks_is_refused():
     with pytest.raises(ValueError, match="no counterpart"):
-        to_released("contrast.image_pool.queries")
+        to_released("branches.contrast.image_pool.queries")

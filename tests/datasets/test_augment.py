@@ -20,7 +20,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def some_volume(seed=0, shape=SHAPE, count=1):
+def random_voxels(seed=0, shape=SHAPE, count=1):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-1000, 1000, (count, 1, *shape), generator=generator).to(torch.int16)
 
@@ -33,7 +33,7 @@ def affine(linear, shift=(0.0, 0.0, 0.0)):
     return torch.tensor(np.concatenate([linear, np.array(shift)[:, None]], 1)[None], dtype=torch.float32)
 
 
-def test_what_is_off_draws_the_identity():
+def test_disabled_augmentation_draws_the_identity():
     for one in draws(AugmentSettings(), 20):
         assert (one.affine == np.eye(3, 4)).all()
         assert one.window == WINDOW
@@ -42,14 +42,14 @@ def test_what_is_off_draws_the_identity():
     assert augment.is_enabled(ALL)
 
 
-def test_an_unmoved_volume_comes_back_bit_by_bit_beside_a_moved_one():
-    voxels = some_volume(count=2)
+def test_the_identity_is_bit_exact_in_a_batch_with_other_transforms():
+    voxels = random_voxels(count=2)
     moved = augment.resample(voxels, torch.cat([affine(np.eye(3)), affine(0.5 * np.eye(3))]))
     assert torch.equal(moved[0], voxels[0].float())
     assert not torch.equal(moved[1], voxels[1].float())
 
 
-def test_a_crop_of_half_the_side_is_the_middle_enlarged():
+def test_a_crop_of_half_the_side_is_the_enlarged_center():
     depth, height, width = SHAPE
     z, y, x = np.meshgrid(*(np.arange(side) for side in SHAPE), indexing="ij")
     ramp = torch.from_numpy(100.0 * z + 10.0 * y + x)[None, None]
@@ -59,7 +59,7 @@ def test_a_crop_of_half_the_side_is_the_middle_enlarged():
     np.testing.assert_allclose(seen, expected, rtol=1e-5)
 
 
-def test_boxes_stay_inside_and_reach_every_side():
+def test_crops_stay_inside_the_volume_and_reach_every_side():
     boxes = np.array([one.affine for one in draws(AugmentSettings(augment_crop=(0.5, 0.8)))])
     side, middle = boxes[:, [0, 1, 2], [0, 1, 2]], boxes[:, :, 3]
     assert np.allclose(side, side[:, :1])
@@ -70,24 +70,24 @@ def test_boxes_stay_inside_and_reach_every_side():
     assert (np.abs(middle / (1 - side)).max(0) > 0.95).all()
 
 
-def test_a_quarter_turn_keeps_slices_and_turns_each():
+def test_a_rotation_by_90_degrees_rotates_each_axial_slice():
     shape = (3, 8, 8)
-    voxels = some_volume(1, shape)
+    voxels = random_voxels(1, shape)
     linear = augment.linear_map(shape, 1.0, np.pi / 2, 1.0)
     turned = augment.resample(voxels, affine(linear))[0, 0]
     either = [torch.rot90(voxels[0, 0].float(), k, (1, 2)) for k in (1, 3)]
     assert min(float((turned - one).abs().max()) for one in either) < 1e-2
 
 
-def test_a_turn_keeps_lengths_in_a_plane_of_unequal_sides():
+def test_a_rotation_preserves_lengths_in_a_non_square_plane():
     linear = augment.linear_map((5, 12, 24), 1.0, 0.3, 1.0)
     pixels = np.diag([24 / 2, 12 / 2, 5 / 2])
     moved = pixels @ linear @ np.linalg.inv(pixels)
     np.testing.assert_allclose(moved @ moved.T, np.eye(3), atol=1e-12)
 
 
-def test_a_flip_exchanges_left_and_right_alone():
-    voxels = some_volume(2)
+def test_a_flip_exchanges_only_left_and_right():
+    voxels = random_voxels(2)
     flipped = augment.resample(voxels, affine(augment.linear_map(SHAPE, 1.0, 0.0, -1.0)))
     np.testing.assert_allclose(flipped, voxels.float().flip(-1), atol=1e-2)
     signs = {float(np.sign(one.affine[0, 0])) for one in draws(AugmentSettings(augment_flip=True), 30)}
@@ -95,7 +95,7 @@ def test_a_flip_exchanges_left_and_right_alone():
     assert all(np.linalg.det(one.affine[:, :3]) > 0 for one in draws(ALL))
 
 
-def test_windows_move_within_what_is_allowed():
+def test_windows_are_jittered_within_their_limits():
     windows = np.array([one.window for one in draws(AugmentSettings(augment_shift=0.1, augment_width=0.25))])
     width, middle = windows[:, 1] - windows[:, 0], windows.mean(1)
     assert 1500 <= width.min() < 1550
@@ -104,7 +104,7 @@ def test_windows_move_within_what_is_allowed():
     assert 180 < middle.max() <= 200
 
 
-def test_noise_has_its_deviation_and_belongs_to_its_seed():
+def test_noise_has_its_standard_deviation_and_depends_on_its_seed():
     grey = torch.full((2, 1, 24, 20, 16), 0.5)
     deviation = torch.tensor([0.05, 0.1])
     noisy = augment.add_noise(grey.clone(), deviation, [3, 4])
@@ -116,9 +116,9 @@ def test_noise_has_its_deviation_and_belongs_to_its_seed():
     assert float(bright.max()) == 1
 
 
-def test_one_setting_leaves_the_draws_of_the_others_alone():
+def test_settings_do_not_affect_each_others_draws():
     crop = {"augment_crop": (0.5, 0.8)}
-    for one, other in zip(draws(AugmentSettings(**crop)), draws(AugmentSettings(**crop, augment_noise=1))):
+    for one, other in zip(draws(AugmentSettings(**crop)), draws(AugmentSettings(**crop, augment_noise=1)), strict=True):
         assert (one.affine == other.affine).all()
         assert one.noise_seed == other.noise_seed
 
@@ -126,7 +126,7 @@ def test_one_setting_leaves_the_draws_of_the_others_alone():
 @pytest.fixture(scope="module")
 def collators(tmp_path_factory):
     tokenizer = small_tokenizer(tmp_path_factory.mktemp("tokenizer") / "words")
-    return {name: Collator(tokenizer, augmentation=changes, **OPTIONS) for name, changes in (("plain", None), ("changed", ALL))}
+    return {name: Collator(tokenizer, augmentation=value, **OPTIONS) for name, value in (("plain", None), ("augmented", ALL))}
 
 
 @pytest.fixture(scope="module")
@@ -138,22 +138,22 @@ def studies(tmp_path_factory):
     return Studies(VolumeIndex(path), text_unit="clause", window_hu=WINDOW)
 
 
-def test_a_volume_is_changed_alike_in_any_batch_and_anew_in_every_epoch(studies, collators):
-    together = to_intensities(collators["changed"]([studies.sample(study, (5, 1, study)) for study in (4, 2, 3)]).volume)
-    alone = to_intensities(collators["changed"]([studies.sample(2, (5, 1, 2))]).volume)
+def test_a_transform_depends_on_the_sample_and_epoch_not_on_the_batch(studies, collators):
+    together = to_intensities(collators["augmented"]([studies.sample(study, (5, 1, study)) for study in (4, 2, 3)]).volume)
+    alone = to_intensities(collators["augmented"]([studies.sample(2, (5, 1, 2))]).volume)
     assert torch.equal(together[1], alone[0])
-    later = to_intensities(collators["changed"]([studies.sample(2, (5, 2, 2))]).volume)
+    later = to_intensities(collators["augmented"]([studies.sample(2, (5, 2, 2))]).volume)
     assert not torch.equal(later, alone)
 
 
-def test_what_is_drawn_of_text_and_cubes_does_not_know_of_the_changes(studies, collators):
+def test_text_and_patch_masks_do_not_depend_on_augmentation(studies, collators):
     samples = [studies.sample(study, (5, 1, study)) for study in (4, 2, 3)]
-    plain, changed = (collators[name](samples) for name in ("plain", "changed"))
+    plain, augmented = (collators[name](samples) for name in ("plain", "augmented"))
     drawn = [name for name in plain._fields if torch.is_tensor(getattr(plain, name))]
     assert len(drawn) > 10
     for name in drawn:
-        assert torch.equal(getattr(plain, name), getattr(changed, name)), name
-    assert torch.equal(plain.volume.voxels, changed.volume.voxels)
+        assert torch.equal(getattr(plain, name), getattr(augmented, name)), name
+    assert torch.equal(plain.volume.voxels, augmented.volume.voxels)
     assert plain.volume.affine.shape == (3, 0, 4)
-    assert changed.volume.affine.shape == (3, 3, 4)
-    assert len(changed.volume.noise_seed) == 3
+    assert augmented.volume.affine.shape == (3, 3, 4)
+    assert len(augmented.volume.noise_seed) == 3

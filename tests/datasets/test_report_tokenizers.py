@@ -32,7 +32,7 @@ def test_words_seen_three_times_have_ids_from_one_in_alphabetical_order():
     tokenizer = M2KTTokenizer.fit(REPORTS)
     assert tokenizer.vocabulary == (".", "<unk>", "effusion", "is", "no", "the")
     assert len(tokenizer) == 7
-    assert tokenizer.encode("No effusion, the heart.").tolist() == [0, 5, 3, 6, 2, 1, 0]
+    assert tokenizer.encode("No effusion, the heart.", 150).tolist() == [0, 5, 3, 6, 2, 1, 0]
     assert tokenizer.decode([0, 5, 3, 6, 2, 1, 0, 3]) == "no effusion the <unk> ."
     assert tokenizer.decode([5, 3]) == "no effusion"
 
@@ -40,8 +40,8 @@ def test_words_seen_three_times_have_ids_from_one_in_alphabetical_order():
 def test_known_words_decode_to_the_cleaned_report():
     tokenizer = M2KTTokenizer.fit(REPORTS, min_count=1)
     for report in REPORTS:
-        assert tokenizer.decode(tokenizer.encode(report)) == tokenizer.clean(report)
-        assert tokenizer.decode(M2KTTokenizer(list(tokenizer.vocabulary)).encode(report)[1:]) == tokenizer.clean(report)
+        assert tokenizer.decode(tokenizer.encode(report, 150)) == tokenizer.clean(report)
+        assert tokenizer.decode(M2KTTokenizer(list(tokenizer.vocabulary)).encode(report, 150)[1:]) == tokenizer.clean(report)
 
 
 @pytest.mark.parametrize("kind", [M2KTTokenizer, LosslessTokenizer])

@@ -1,4 +1,4 @@
-"""Which sentence a token belongs to, for a WordPiece and two byte-level tokenizers on any text."""
+"""The sentence of each token, for WordPiece and byte-level tokenizers on arbitrary text."""
 
 from itertools import pairwise
 
@@ -34,7 +34,7 @@ PARTS = [
     ") ",
 ]
 REPORTS = st.one_of(st.lists(st.sampled_from(PARTS), max_size=20).map("".join), st.text(max_size=40))
-FEW = settings(max_examples=60, deadline=None, derandomize=True)
+FEW_EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def byte_level(*, trim_offsets, use_regex):
@@ -61,41 +61,41 @@ def tokenizers(tmp_path_factory):
     }
 
 
-def slow_index(offsets, units):
-    """Character by character: the one unit that holds all those characters of a token which any unit holds; else -1."""
-    found = []
+def slow_index(offsets, spans):
+    """Character by character: the only span that contains characters of the token; else -1."""
+    sentences = []
     for start, end in offsets:
-        owners = {number for place in range(start, end) for number, (first, last) in enumerate(units) if first <= place < last}
-        found.append(owners.pop() if len(owners) == 1 else -1)
-    return found
+        owners = {k for position in range(start, end) for k, (first, last) in enumerate(spans) if first <= position < last}
+        sentences.append(owners.pop() if len(owners) == 1 else -1)
+    return sentences
 
 
 @pytest.mark.parametrize("name", ["wordpiece", "byte_level", "spaces_in_tokens", "across_words"])
 @pytest.mark.parametrize("kind", [0, 1])
-@FEW
+@FEW_EXAMPLES
 @given(report=REPORTS, longest=st.integers(3, 40))
-def test_tokens_belong_to_the_sentence_whose_characters_they_are(tokenizers, name, kind, report, longest):
+def test_every_token_is_assigned_to_the_sentence_of_its_characters(tokenizers, name, kind, report, longest):
     tokenizer = tokenizers[name]
     report, every = report_units(report, None)
-    units = [(unit.start, unit.end) for unit in every if unit.kind == kind]
-    whole = encode_report(tokenizer, report, units, 10_000)
+    spans = [(span.start, span.end) for span in every if span.kind == kind]
+    whole = encode_report(tokenizer, report, spans, 10_000)
     text = "".join(small if len(small := letter.lower()) == 1 else letter for letter in report)
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    owner = [units.index(whole.sentence_spans[place]) if place >= 0 else -1 for place in whole.sentence_index]
-    assert owner == slow_index(offsets, units)
-    cut = encode_report(tokenizer, report, units, longest)
-    kept = len(cut.ids)
-    assert kept == min(longest, len(whole.ids))
+    owner = [spans.index(whole.sentence_spans[k]) if k >= 0 else -1 for k in whole.sentence_index]
+    assert owner == slow_index(offsets, spans)
+    cut = encode_report(tokenizer, report, spans, longest)
+    length = len(cut.ids)
+    assert length == min(longest, len(whole.ids))
     assert cut.ids[-1] == tokenizer.sep_token_id
-    np.testing.assert_array_equal(cut.ids[:-1], whole.ids[: kept - 1])
-    assert [cut.sentence_spans[place] if place >= 0 else None for place in cut.sentence_index[:-1]] == [
-        whole.sentence_spans[place] if place >= 0 else None for place in whole.sentence_index[: kept - 1]
+    np.testing.assert_array_equal(cut.ids[:-1], whole.ids[: length - 1])
+    assert [cut.sentence_spans[k] if k >= 0 else None for k in cut.sentence_index[:-1]] == [
+        whole.sentence_spans[k] if k >= 0 else None for k in whole.sentence_index[: length - 1]
     ]
     assert set(cut.sentence_index) - {-1} == set(range(len(cut.sentence_spans)))
     assert all(before[1] <= after[0] for before, after in pairwise(cut.sentence_spans))
 
 
-def test_a_space_in_a_token_does_not_cost_a_sentence_its_first_word(tokenizers):
+def test_a_leading_space_in_a_token_does_not_lose_the_first_word(tokenizers):
     report = "The heart is large. No effusion."
     for name, tokenizer in tokenizers.items():
         encoded = encode_report(tokenizer, report, [(0, 19), (20, 32)], 99)

@@ -17,13 +17,14 @@ def tokenizer(tmp_path_factory):
     return small_tokenizer(tmp_path_factory.mktemp("words"))
 
 
-def make_encoder(tokenizer, wiring="mg3d", **changes):
+def make_encoder(tokenizer, wiring="paper", **changes):
     model = build(wiring, **changes).float()
     torch.manual_seed(0)
     model.text = tiny_text_encoder(vocab_size=len(tokenizer), width=16, layers=1, heads=2, max_positions=32)
-    if model.sentence_space is not None:
+    branch = dict(model.branches.items()).get("disentangled")
+    if hasattr(branch, "sentence_space"):
         ids, _, index = pad_reports(tokenizer, [REPORT, as_sentence("The aorta is normal.")], 32)
-        model.sentence_space = type(model.sentence_space)(model.text)
+        branch.sentence_space = type(branch.sentence_space)(model.text)
         model.fit_sentence_space(ids, index)
     return MG3DEncoder(model, tokenizer, max_text_len=32, batch_size=2)
 
@@ -55,7 +56,8 @@ def test_the_attention_map_is_that_of_the_sentence_over_image_tokens(tokenizer):
     inside[[0, int(mask.sum()) - 1]] = False  # neither [CLS] nor [SEP]
     sentence = model.encode_report(ids, mask)[0, inside].mean(0)
     image = model.encode_volume(volumes)[1]
-    scores = model.aggregation.key(image) @ model.aggregation.query(sentence) / sentence.numel() ** 0.5
+    part = model.branches["disentangled"].aggregation
+    scores = part.key(image) @ part.query(sentence) / sentence.numel() ** 0.5
     torch.testing.assert_close(maps[1, 1].flatten(), F.softmax(scores, 0).detach(), atol=1e-5, rtol=1e-4)
 
 
@@ -79,5 +81,5 @@ def test_sentence_vectors_leave_out_truncated_sentences(tokenizer):
 
 
 def test_a_model_that_contrasts_fused_vectors_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="no plain image and report embedding"):
-        make_encoder(tokenizer, "mg3d_intended")
+    with pytest.raises(ValueError, match="no joint embedding"):
+        make_encoder(tokenizer, "intended")

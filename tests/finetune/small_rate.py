@@ -1,4 +1,4 @@
-"""CT-RATE as a few tiny Arrow rows, and a tiny pre-trained model for them."""
+"""CT-RATE as a few small Arrow rows, and a small pre-trained model for them."""
 
 import numpy as np
 import torch
@@ -7,9 +7,8 @@ from small_arrow import small_tokenizer, write_split
 
 from mg3d.checkpoints.pretrained import save_pretrained
 from mg3d.config import resolve
-from mg3d.finetune.kinds.registry import build_kind
+from mg3d.finetune.dataset import collate
 from mg3d.finetune.settings import parse_settings
-from mg3d.finetune.sources import is_synthetic
 from mg3d.models.build import build_untrained
 
 SHAPE = (32, 24, 32)
@@ -38,25 +37,21 @@ def save_model(folder, **changes):
     return save_pretrained(model, folder, settings=settings, tokenizer=tokenizer)
 
 
-def kind_and_cases(root, **given):
-    """(kind, cases) of the folder with these settings and options, as its command would make them."""
-    module = load("CT-RATE")
-    given = {"data_root": str(root), "pretrained": "none", "num_workers": 0, "accelerator": "cpu", "batch_size": 3} | given
-    options = {name: given.get(name, value) for name, value in module.TASK.options.items()}
-    where = {"data_root": str(root), "pretrained": str(given["pretrained"]), "synthetic": is_synthetic(str(root))}
-    task = module.TASK.adapt(module.TASK, options | where)
-    settings = parse_settings(given, defaults={**task.defaults}, options=task.options)
-    return build_kind(task, settings), task.read_cases(root, settings)
+def task_and_cases(root, **given):
+    """(task type, cases) of the folder with these settings, as its command makes them."""
+    task = load("CT-RATE").TASK
+    given = {"data_root": str(root), "num_workers": 0, "accelerator": "cpu", "batch_size": 3} | given
+    given = {name: str(value) for name, value in given.items()}
+    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, False)))
+    return task.build(settings), task.read_cases(root, settings)
 
 
-def batch_of(kind, cases):
-    from monai.data.utils import list_data_collate
-
-    data = kind.evaluation_data(cases)
-    return list_data_collate([data[place] for place in range(len(cases))])
+def batch_of(task_type, cases):
+    data = task_type.evaluation_data(cases)
+    return collate([data[index] for index in range(len(cases))])
 
 
-def network_of(kind, cases):
+def network_of(task_type, cases):
     torch.manual_seed(0)
-    kind.fit(cases)
-    return kind.network(None)
+    task_type.fit_vocabulary(cases, {})
+    return task_type.network(None)

@@ -6,17 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from downstream.folders import NAMES, ROOT, load
+from downstream.folders import ROOT, load
 
 from mg3d.finetune import arrows
-from mg3d.finetune.cases import ArrowRow, Candidate, Case, Finding
+from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, Nodule
 from mg3d.finetune.images import read_image
-from mg3d.finetune.kinds.registry import build_kind
-from mg3d.finetune.run import declaration, on_phantom, run
+from mg3d.finetune.run import run, with_prepared_settings
 from mg3d.finetune.settings import parse_settings
 
-VISION = [name for name in NAMES if load(name).TASK.kind in ("classification", "candidates", "segmentation")]
-FACTS = {"folder": "stoic2021", "split": "ours", "fold": 0, "options": {}, "declared": {}, "synthetic": True, "cases": 3}
+VISION = ("ACDC", "cc-ccii", "Covid19_20", "Luna16", "MSD", "stoic2021")
+FACTS = {"folder": "stoic2021", "settings": {}, "synthetic": True, "cases": 3}
 
 
 def script(name):
@@ -46,15 +45,15 @@ def prepared(tiny_set, tmp_path_factory):
 
 
 def batches(name, data_root):
-    """The kind's first training and evaluation samples, and its cases."""
-    found = declaration(load(name).TASK, {"data_root": str(data_root), "num_workers": 0})
-    task, small = on_phantom(found.task)
-    settings = parse_settings(found.given, defaults={**task.defaults, **small}, options=task.options)
-    cases = arrows.read_cases(found.prepared) if found.prepared else task.read_cases(Path(data_root), settings)
-    kind = build_kind(task, settings)
-    training, draw = kind.training_data([case for case in cases if case.part == "train"])
-    places = draw(np.random.default_rng(0))
-    return cases, [training[int(place)] for place in places[:3]] + [kind.evaluation_data(cases)[2]]
+    """First training and evaluation samples, and the cases."""
+    task = load(name).TASK
+    given, _, file = with_prepared_settings(task, {"data_root": str(data_root), "num_workers": 0})
+    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, True)))
+    cases = arrows.read_cases(file) if file else task.read_cases(Path(data_root), settings)
+    task_type = task.build(settings)
+    training, draw = task_type.training_data([case for case in cases if case.split == "train"])
+    indices = draw(torch.Generator().manual_seed(0))
+    return cases, [training[int(index)] for index in indices[:3]] + [task_type.evaluation_data(cases)[2]]
 
 
 def flat(samples):
@@ -104,7 +103,7 @@ def test_a_run_on_a_prepared_file_gives_the_scores_of_the_raw_folder(prepared, t
 def test_numbers_keep_their_type(tmp_path, kind):
     array = (np.arange(24) % 7).reshape(2, 3, 4).astype(kind)
     np.save(tmp_path / "a.npy", array)
-    case = Case(case_id="a", patient_id="p", image=tmp_path / "a.npy", mask=tmp_path / "a.npy")
+    case = FinetuneCase(case_id="a", patient_id="p", image=tmp_path / "a.npy", mask=tmp_path / "a.npy")
     arrows.write_cases(tmp_path / "a.arrow", [case], FACTS)
     (back,) = arrows.read_cases(tmp_path / "a.arrow")
     batch = pa.ipc.open_file(str(tmp_path / "a.arrow")).get_batch(0)
@@ -116,9 +115,9 @@ def test_numbers_keep_their_type(tmp_path, kind):
 
 def test_every_field_of_a_case_comes_back(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.int16))
-    case = Case(
-        case_id="a", patient_id="p", image=tmp_path / "a.npy", target=(1, -1), report="Müller", part="test", fold=3,
-        candidates=(Candidate((1.5, -2.0, 3.0), 1),), findings=(Finding((0.0, 0.0, 0.25), 6.5, True),),
+    case = FinetuneCase(
+        case_id="a", patient_id="p", image=tmp_path / "a.npy", target=(1, -1), report="Müller", split="test", fold=3,
+        candidates=(Candidate((1.5, -2.0, 3.0), 1),), nodules=(Nodule((0.0, 0.0, 0.25), 6.5, True),),
     )  # fmt: skip
     arrows.write_cases(tmp_path / "a.arrow", [case], FACTS)
     (back,) = arrows.read_cases(tmp_path / "a.arrow")
@@ -128,11 +127,11 @@ def test_every_field_of_a_case_comes_back(tmp_path):
 def three(tmp_path):
     for name in "abc":
         np.save(tmp_path / f"{name}.npy", np.full((2, 3, 4), ord(name), np.int16))
-    return [Case(case_id=name, patient_id=name, image=tmp_path / f"{name}.npy") for name in "abc"]
+    return [FinetuneCase(case_id=name, patient_id=name, image=tmp_path / f"{name}.npy") for name in "abc"]
 
 
 @pytest.mark.parametrize("lost", [1, 60, 900])
-def test_a_killed_run_goes_on_behind_its_last_whole_case(tmp_path, monkeypatch, lost):
+def test_a_killed_run_continues_after_its_last_complete_case(tmp_path, monkeypatch, lost):
     cases, out = three(tmp_path), tmp_path / "s.arrow"
     whole = tmp_path / "whole.arrow"
     arrows.write_cases(whole, cases, FACTS)
@@ -150,8 +149,8 @@ def test_a_killed_run_goes_on_behind_its_last_whole_case(tmp_path, monkeypatch, 
     assert not out.exists()
     partial.write_bytes(partial.read_bytes()[:-lost])
     monkeypatch.setattr(arrows, "read_array", lambda source: asked.append(source.stem) or read(source))
-    with pytest.raises(ValueError, match="begun with other settings"):
-        arrows.write_cases(out, cases, {**FACTS, "split": "original"})
+    with pytest.raises(ValueError, match="started with other settings"):
+        arrows.write_cases(out, cases, {**FACTS, "settings": {"candidates": "V1"}})
     assert arrows.write_cases(out, cases, FACTS) == []
     assert "c" in asked
     assert asked != ["a", "b", "c"]
@@ -159,49 +158,48 @@ def test_a_killed_run_goes_on_behind_its_last_whole_case(tmp_path, monkeypatch, 
     assert not list(tmp_path.glob(".s.*"))
 
 
-def test_bad_cases_are_set_aside_with_a_reason(tmp_path):
+def test_unreadable_cases_are_excluded_with_a_reason(tmp_path):
     cases, out = three(tmp_path), tmp_path / "s.arrow"
     cases[1].image.write_bytes(b"no array")
-    refused = arrows.write_cases(out, cases, FACTS)
-    assert [row["case_id"] for row in refused] == ["b"]
-    assert "b.npy cannot be read as a scan" in (tmp_path / "s.arrow.refused.csv").read_text()
+    excluded = arrows.write_cases(out, cases, FACTS)
+    assert [row["case_id"] for row in excluded] == ["b"]
+    assert "b.npy cannot be read as a scan" in (tmp_path / "s.arrow.excluded.csv").read_text()
     assert [case.case_id for case in arrows.read_cases(out)] == ["a", "c"]
     for case in cases:
         case.image.unlink()
-    with pytest.raises(ValueError, match="none of the 3 cases could be read; there is no file"):
+    with pytest.raises(ValueError, match="none of the 3 cases could be read; the first: there is no file"):
         arrows.write_cases(tmp_path / "t.arrow", cases, FACTS)
 
 
-def test_contradictions_and_broken_files_are_one_sentence(prepared, tmp_path, capsys):
+def test_contradictions_and_truncated_files_are_refused(prepared, tmp_path, capsys):
     _, file = prepared("Luna16")
     cut, other = tmp_path / "cut.arrow", tmp_path / "other.arrow"
     cut.write_bytes(file.read_bytes()[:-40])
     other.write_bytes(prepared("stoic2021")[1].read_bytes())
-    for words, told in (
-        ([f"data_root={file}", "candidates=V1"], "was prepared with candidates='V2'"),
-        ([f"data_root={file}", "split=original"], "was prepared with split='ours'"),
-        ([f"data_root={cut}"], "cut off"),
+    for words, message in (
+        ([f"data_root={file}", "candidates=V1"], "was prepared with other settings: candidates='V1' (was 'V2')"),
+        ([f"data_root={cut}"], "truncated"),
         ([f"data_root={other}"], "was made for downstream/stoic2021, not for Luna16"),
-        ([f"data_root={tmp_path / 'none.arrow'}"], "there is no such folder"),
+        ([f"data_root={tmp_path / 'none.arrow'}"], "no such folder"),
     ):
         assert run(load("Luna16").TASK, words) == 2
         error = capsys.readouterr().err
-        assert told in error
+        assert message in error
         assert error.count("\n") == 1
 
 
-def test_the_script_tells_mistakes_in_one_sentence(prepared, tmp_path, capsys):
+def test_the_script_refuses_mistakes_in_one_sentence(prepared, tmp_path, capsys):
     main = script("prepro_finetuning_vision_data").main
     root, file = prepared("stoic2021")
-    for words, told in (
-        (["stoic", "data_root=phantom"], "there is no folder 'stoic'"),
-        (["stoic2021"], "give the folder of the data set"),
-        (["stoic2021", f"data_root={root}", f"out={file}"], "is there already"),
-        (["stoic2021", f"data_root={file}"], "is a prepared file already"),
+    for words, message in (
+        (["stoic", "data_root=phantom"], "'stoic': expected one of"),
+        (["stoic2021"], "data_root=... is missing"),
+        (["stoic2021", f"data_root={root}", f"out={file}"], "exists"),
+        (["stoic2021", f"data_root={file}"], "is prepared already"),
         (["stoic2021", f"data_root={tmp_path}"], "metadata/reference.csv"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
-        assert told in error
+        assert message in error
         assert error.count("\n") == 1
     assert main(["--help"]) == 0

@@ -3,71 +3,70 @@ from pathlib import Path
 
 import pytest
 
-from mg3d.finetune.cases import Case, assign_folds, check_cases, divide, shared_patients
+from mg3d.finetune.cases import FinetuneCase, assign_folds, check_cases, evenly, split_fold
 
 
 def cases(patients=10, scans=2, test=0, **named):
     made = [
-        Case(case_id=f"c{p}-{s}", patient_id=f"p{p}", image=Path("x"), target=(p % 3,), **named)
+        FinetuneCase(case_id=f"c{p}-{s}", patient_id=f"p{p}", image=Path("x"), target=(p % 3,), **named)
         for p in range(patients)
         for s in range(scans)
     ]
-    return made + [Case(case_id=f"t{p}", patient_id=f"q{p}", image=Path("x"), part="test") for p in range(test)]
+    return made + [FinetuneCase(case_id=f"t{p}", patient_id=f"q{p}", image=Path("x"), split="test") for p in range(test)]
 
 
-def test_a_patient_is_in_one_fold_only():
+def test_folds_are_by_patient_and_independent_of_the_order_of_cases():
+    one, other = assign_folds(cases(), 3, seed=1), assign_folds(cases()[::-1], 3, seed=1)
     folds = {}
-    for case in assign_folds(cases(), 3, seed=0):
+    for case in one:
         folds.setdefault(case.patient_id, set()).add(case.fold)
     assert {len(found) for found in folds.values()} == {1}
     assert {fold for found in folds.values() for fold in found} == {0, 1, 2}
+    assert {case.case_id: case.fold for case in one} == {case.case_id: case.fold for case in other}
+    assert one != assign_folds(cases(), 3, seed=2)
 
 
-def test_folds_are_equal_for_equal_seeds_whatever_the_order_of_the_cases():
-    one = {case.case_id: case.fold for case in assign_folds(cases(), 3, seed=1)}
-    other = {case.case_id: case.fold for case in assign_folds(cases()[::-1], 3, seed=1)}
-    assert one == other
-    assert one != {case.case_id: case.fold for case in assign_folds(cases(), 3, seed=2)}
-
-
-def test_classes_are_spread_over_the_folds():
+def test_folds_are_stratified_by_class():
     made = assign_folds(cases(patients=30, scans=1), 5, seed=0)
     counts = Counter((case.fold, case.target) for case in made)
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_folds_of_the_data_set_and_test_cases_are_left_alone():
+def test_official_folds_and_test_cases_are_unchanged():
     made = assign_folds(cases(fold=4, test=2), 3, seed=0)
-    assert {case.fold for case in made if case.part == "train"} == {4}
-    assert {case.fold for case in made if case.part == "test"} == {-1}
+    assert {case.fold for case in made if case.split == "train"} == {4}
+    assert {case.fold for case in made if case.split == "test"} == {-1}
 
 
-def test_parts_are_disjoint_and_complete():
+def test_splits_are_disjoint_and_complete():
     made = assign_folds(cases(test=3), 4, seed=0)
-    parts = divide(made, fold=2, folds=4)
-    assert len(parts.test) == 3
-    assert sorted(c.case_id for part in parts for c in part) == sorted(c.case_id for c in made)
-    assert {c.fold for c in parts.val} == {2}
-    assert 2 not in {c.fold for c in parts.train}
-    assert shared_patients(parts) == []
+    split = split_fold(made, fold=2, folds=4)
+    assert len(split.test) == 3
+    assert sorted(c.case_id for part in split for c in part) == sorted(c.case_id for c in made)
+    assert {c.fold for c in split.val} == {2}
+    assert 2 not in {c.fold for c in split.train}
 
 
-@pytest.mark.parametrize("fold", [-1, 5])
-def test_a_fold_out_of_range_is_named(fold):
-    with pytest.raises(ValueError, match=rf"fold={fold}: there are 5 folds, 0 to 4"):
-        divide(cases(), fold=fold, folds=5)
+def test_fewer_cases_are_spread_evenly():
+    assert evenly(list("aaabbbccc"), 3) == list("abc")
+    assert evenly(list("ab"), 3) == evenly(list("ab"), 0) == list("ab")
 
 
-def test_too_few_patients_for_the_folds_are_counted():
-    with pytest.raises(ValueError, match="2 patients cannot be divided into 5 folds"):
-        assign_folds(cases(patients=2), 5, seed=0)
+def test_a_patient_in_training_and_evaluation_is_refused():
+    made = [*cases(2, 1, fold=0), *cases(2, 1, fold=1)]
+    with pytest.raises(ValueError, match=r"2 patients are in training and evaluation, such as \['p0', 'p1'\]"):
+        split_fold(made, fold=0, folds=2)
 
 
-def test_a_case_that_occurs_twice_is_named():
-    with pytest.raises(ValueError, match=r"1 cases occur twice.*c0-0"):
-        check_cases([*cases(1, 1), *cases(1, 1)], where=Path("root"))
-
-
-def test_an_empty_root_is_told_with_a_hint():
-    with pytest.raises(ValueError, match="one level too high or too low"):
-        check_cases([], where=Path("root"))
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (lambda: split_fold(cases(), fold=5, folds=5), "fold=5: expected 0 to 4"),
+        (lambda: assign_folds(cases(patients=2), 5, seed=0), "2 patients cannot be divided into 5 folds"),
+        (lambda: check_cases([*cases(1, 1), *cases(1, 1)], where=Path("root")), "1 case names are not unique.*c0-0"),
+        (lambda: check_cases([], where=Path("root")), "one level too high or too low"),
+    ],
+)
+def test_unusable_cases_are_refused(work, message):
+    with pytest.raises(ValueError, match=message):
+        work()

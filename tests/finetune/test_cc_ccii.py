@@ -10,24 +10,22 @@ import SimpleITK as sitk
 from downstream.folders import load
 from PIL import Image
 
-from mg3d.finetune.cases import Case, divide
-from mg3d.finetune.kinds.registry import build_kind
+from mg3d.finetune.cases import FinetuneCase
+from mg3d.finetune.data_check import inspect_files
 from mg3d.finetune.predict import find_scans
 from mg3d.finetune.run import run
-from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.usable import set_aside
 
 MODULE = load("cc-ccii")
 SMALL = ["epochs=1", "accelerator=cpu", "n_bootstrap=2"]
 
 
 def read(root, **given):
-    return MODULE.read_cases(root, FinetuneSettings(**given))
+    return MODULE.read_cases(root, MODULE.Settings(**given))
 
 
 @pytest.fixture(scope="module")
 def arrays(tiny_set, tmp_path_factory):
-    """The synthetic set as the published code has it: p<patient>-s<scan>.npy and lists whose valid parts overlap."""
+    """The synthetic set as the published code has it: p<patient>-s<scan>.npy and the lists of fold 0."""
     root = tmp_path_factory.mktemp("arrays")
     cases = read(tiny_set("cc-ccii"))
     for case in cases:
@@ -38,10 +36,9 @@ def arrays(tiny_set, tmp_path_factory):
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     patients = sorted(set(table["patient_id"]), key=int)
-    for fold in range(3):
-        valid = table["patient_id"].isin([*patients[fold * 3 : fold * 3 + 3], patients[(fold * 3 + 3) % 9]])
-        table[~valid].to_csv(root / f"CC_CCII_fold{fold}_train.csv", index=False)
-        table[valid].to_csv(root / f"CC_CCII_fold{fold}_valid.csv", index=False)
+    valid = table["patient_id"].isin(patients[:4])
+    table[~valid].to_csv(root / "CC_CCII_fold0_train.csv", index=False)
+    table[valid].to_csv(root / "CC_CCII_fold0_valid.csv", index=False)
     return root
 
 
@@ -58,71 +55,52 @@ def test_slices_run_upwards_and_numbers_count_as_numbers(tmp_path):
 
 
 def test_arrays_have_the_targets_of_the_lists(tiny_set, arrays):
-    pictures = {case.case_id: (case.patient_id, case.target) for case in read(tiny_set("cc-ccii"))}
-    assert {case.case_id: (case.patient_id, case.target) for case in read(arrays)} == pictures
+    slices = {case.case_id: (case.patient_id, case.target) for case in read(tiny_set("cc-ccii"))}
+    assert {case.case_id: (case.patient_id, case.target) for case in read(arrays)} == slices
 
 
-def test_the_original_division_is_that_of_the_lists(arrays):
-    for fold in range(3):
-        parts = divide(read(arrays, split="original", fold=fold), fold=fold, folds=5)
-        for part, name in ((parts.train, "train"), (parts.val, "valid")):
-            rows = MODULE.read_list(arrays, fold, name)
-            assert sorted(case.case_id for case in part) == sorted(rows["case_id"])
-
-
-@pytest.mark.parametrize("given", [{"fold": 3}, {"folds": "all"}])
-def test_overlapping_folds_are_not_pooled(arrays, given):
-    with pytest.raises(ValueError, match="valid parts overlap"):
-        read(arrays, split="original", **given)
-
-
-def test_the_original_crop_is_the_middle_of_a_slice(tmp_path):
-    from monai import transforms as mt
-
-    from mg3d.finetune.pipeline import ReadCase, fixed_steps
-
-    picture = np.zeros((40, 512, 512), np.uint8)
-    picture[:, 64:-64, 64:-64] = 255
-    np.save(tmp_path / "a.npy", picture)
-    task = MODULE.adapt(MODULE.TASK, {"crop": "original"})
-    steps = mt.Compose([ReadCase(masks=False), *fixed_steps(task.preprocess, keys=["image"])])
-    image = steps(Case(case_id="a", patient_id="p", image=tmp_path / "a.npy"))["image"]
+def test_the_central_crop_is_the_middle_of_a_slice(tmp_path):
+    slices = np.zeros((40, 512, 512), np.uint8)
+    slices[:, 64:-64, 64:-64] = 255
+    np.save(tmp_path / "a.npy", slices)
+    read_sample = MODULE.build(MODULE.Settings(center_crop=384)).read(masks=False)
+    image = read_sample(FinetuneCase(case_id="a", patient_id="p", image=tmp_path / "a.npy"))["image"]
     assert tuple(image.shape) == (1, 32, 384, 384)
     assert float(image.min()) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_run_goes_on_without_broken_scans(tiny_set, tmp_path, capsys):
+def test_a_run_excludes_broken_scans(tiny_set, tmp_path, capsys):
     root = shutil.copytree(tiny_set("cc-ccii"), tmp_path / "set")
     scans = sorted(path.parent for path in root.glob("*/*/*/0000.*"))
     first, truncated = next(scans[0].glob("0001.*")), next(scans[-1].glob("0002.*"))
     Image.new("L", (14, 14)).save(first)
     truncated.write_bytes(truncated.read_bytes()[:40])
-    assert run(MODULE.TASK, [f"data_root={root}", f"log_dir={tmp_path}", "run_name=r", "crop=original", *SMALL]) == 0
-    assert "2 of 11 cases are set aside" in capsys.readouterr().out
-    reasons = " / ".join(pd.read_csv(tmp_path / "cc-ccii" / "r" / "set_aside.csv")["reason"])
-    assert "cannot be read as a picture" in reasons
+    assert run(MODULE.TASK, [f"data_root={root}", f"log_dir={tmp_path}", "run_name=r", "center_crop=24", *SMALL]) == 0
+    assert "excluded 2 of 11 cases" in capsys.readouterr().out
+    reasons = " / ".join(pd.read_csv(tmp_path / "cc-ccii" / "r" / "excluded.csv")["reason"])
+    assert "cannot be read as an image" in reasons
     assert "have sizes" in reasons
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda folder: None, None),
-        (lambda folder: (folder / "a.raw").unlink(), "a.mhd .* its voxels are not where"),
-        (lambda folder: (folder / "a.raw").write_bytes(bytes(119)), "a.mhd .* cut off"),
+        (lambda folder: (folder / "a.raw").unlink(), "a.mhd .* voxels are not where"),
+        (lambda folder: (folder / "a.raw").write_bytes(bytes(119)), "a.mhd .* truncated"),
         (lambda folder: (folder / "a.mhd").unlink(), "there is no file"),
-        (lambda folder: (folder / "d.mha").write_bytes((folder / "d.mha").read_bytes()[:-1]), "d.mha .* cut off"),
+        (lambda folder: (folder / "d.mha").write_bytes((folder / "d.mha").read_bytes()[:-1]), "d.mha .* truncated"),
         (lambda folder: (folder / "a.mhd").write_bytes(b""), "a.mhd cannot be read as a scan"),
         (lambda folder: (folder / "b.nii.gz").write_bytes((folder / "b.nii.gz").read_bytes()[:200]), "b.nii.gz cannot be read"),
         (lambda folder: (folder / "b.nii.gz").write_bytes(gzip.compress(bytes(400))), "b.nii.gz cannot be read"),
         (lambda folder: (folder / "c.npy").write_bytes((folder / "c.npy").read_bytes()[:-1]), "c.npy cannot be read as a scan"),
         (lambda folder: np.save(folder / "c.npy", np.zeros((3, 4))), r"c.npy holds an array of shape \(3, 4\)"),
-        (lambda folder: (folder / "2.jpg").unlink(), "2.jpg cannot be read as a picture"),
-        (lambda folder: (folder / "2.jpg").write_bytes((folder / "1.jpg").read_bytes()[:-200]), "2.jpg cannot be read as a pic"),
+        (lambda folder: (folder / "2.jpg").unlink(), "2.jpg cannot be read as an image"),
+        (lambda folder: (folder / "2.jpg").write_bytes((folder / "1.jpg").read_bytes()[:-200]), "2.jpg cannot be read as an im"),
         (lambda folder: Image.new("L", (4, 4)).save(folder / "2.jpg"), "have sizes"),
     ],
 )
-def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path, spoil, told):
+def test_unreadable_files_are_reported_with_a_reason(tmp_path, spoil, message):
     noise = np.random.default_rng(0).integers(0, 255, (3, 40, 50)).astype(np.uint8)
     for name in ("a.mhd", "d.mha"):
         sitk.WriteImage(sitk.GetImageFromArray(noise[:2, :6, :10].copy()), str(tmp_path / name))
@@ -132,41 +110,35 @@ def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path, spoil, told)
         Image.fromarray(noise[place]).save(tmp_path / f"{place}.jpg")
     sources = [*(tmp_path / name for name in ("a.mhd", "b.nii.gz", "c.npy", "d.mha")), (tmp_path / "1.jpg", tmp_path / "2.jpg")]
     spoil(tmp_path)
-    cases = [Case(case_id=str(place), patient_id="p", image=source) for place, source in enumerate(sources)]
-    refused = set_aside(cases, tmp_path / "files.json")
-    assert len(refused) == (told is not None)
-    if told:
-        assert re.search(told, refused[0]["reason"])
+    cases = [FinetuneCase(case_id=str(place), patient_id="p", image=source) for place, source in enumerate(sources)]
+    errors = [facts["error"] for facts in inspect_files(cases, tmp_path / "files.json").values() if "error" in facts]
+    assert len(errors) == (message is not None)
+    if message:
+        assert re.search(message, errors[0])
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda root: (root / "CC_CCII_fold0_valid.csv").unlink(), "there is no CC_CCII_fold0_valid.csv"),
         (lambda root: (root / "CC_CCII_fold0_valid.csv").write_text("a\n1\n"), "lacks the columns"),
         (
             lambda root: (root / "CC_CCII_fold0_valid.csv").write_text("target,label,patient_id,scan_id\n2,CP,1,1\n"),
-            "target of 1 rows is not that of their label, the first in line 2",
+            "line 2: target does not match label",
         ),
         (lambda root: [path.unlink() for path in root.glob("*.npy")], "has none of the folders"),
     ],
 )
-def test_bad_lists_are_one_sentence(arrays, tmp_path, change, told):
+def test_bad_lists_are_refused(arrays, tmp_path, change, message):
     root = tmp_path / "deep" / "copy"
     shutil.copytree(arrays, root)
     change(root)
-    with pytest.raises((ValueError, FileNotFoundError), match=told):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         read(root)
 
 
-def test_an_unknown_crop_is_one_sentence(tiny_set, capsys):
-    assert run(MODULE.TASK, [f"data_root={tiny_set('cc-ccii')}", "crop=some"]) == 2
-    assert "crop='some': expected one of none, original" in capsys.readouterr().err
-
-
-def test_pictures_are_predicted_the_way_up_that_they_are_learned(tiny_set):
+def test_new_slices_are_read_in_the_order_of_training(tiny_set):
     root = tiny_set("cc-ccii")
-    kind = build_kind(MODULE.TASK, FinetuneSettings())
     learned = sorted(case.image for case in read(root))
     assert any(len(image) > 10 for image in learned)
-    assert sorted(case.image for case in kind.for_prediction(find_scans(root), root)) == learned
+    assert sorted(case.image for case in MODULE.build(MODULE.Settings()).for_prediction(find_scans(root), root)) == learned

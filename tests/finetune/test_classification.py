@@ -3,16 +3,12 @@ import pandas as pd
 import pytest
 from downstream.folders import load
 
-from mg3d.finetune.kinds.classification import Classification
-from mg3d.finetune.settings import FinetuneSettings
-
-STOIC = Classification(load("stoic2021").TASK, FinetuneSettings(n_bootstrap=10))
-CCCCII = Classification(load("cc-ccii").TASK, FinetuneSettings(n_bootstrap=10))
+STOIC, CCCCII = (load(name).TASK.build(load(name).TASK.settings(n_bootstrap=10)) for name in ("stoic2021", "cc-ccii"))
 
 
-def table(kind, targets, scores):
-    columns = {f"target/{name}": column for name, column in zip(kind.task.outputs, np.transpose(targets), strict=True)}
-    columns |= {f"score/{name}": column for name, column in zip(kind.task.outputs, np.transpose(scores), strict=True)}
+def table(task_type, targets, scores):
+    columns = {f"target/{name}": column for name, column in zip(task_type.outputs, np.transpose(targets), strict=True)}
+    columns |= {f"score/{name}": column for name, column in zip(task_type.outputs, np.transpose(scores), strict=True)}
     names = [str(row) for row in range(len(targets))]
     return pd.DataFrame({"case_id": names, "patient_id": names, **columns})
 
@@ -36,18 +32,18 @@ def test_decisions_at_one_half_are_as_counted_by_hand():
     assert found["specificity@0.5/probCOVID"] == 1
     assert found["f1@0.5/probCOVID"] == pytest.approx(4 / 5)
     assert found["balanced_accuracy@0.5/probSevere"] == pytest.approx((1 + 1 / 2) / 2)
-    assert not [name for name in found if "@dev" in name]
+    assert not [name for name in found if "@val" in name]
 
 
 def test_the_threshold_is_chosen_on_the_other_part():
     """On dev 0.2 parts the classes; there all positives and one negative of two are called."""
     dev = table(STOIC, [(1, 1), (1, 0), (0, 0)], [(0.2, 0.9), (0.25, 0.1), (0.1, 0.5)])
     found = STOIC.statistics(table(STOIC, TARGETS, SCORES), dev)
-    assert found["sensitivity@dev/probCOVID"] == 1
-    assert found["specificity@dev/probCOVID"] == pytest.approx(1 / 2)
-    assert found["sensitivity@dev/probSevere"] == 0  # 0.6 is below 0.9
+    assert found["sensitivity@val/probCOVID"] == 1
+    assert found["specificity@val/probCOVID"] == pytest.approx(1 / 2)
+    assert found["sensitivity@val/probSevere"] == 0  # 0.6 is below 0.9
     other = table(STOIC, [(1, 1), (1, 0), (0, 0)], [(0.5, 0.9), (0.6, 0.1), (0.45, 0.5)])
-    assert STOIC.statistics(table(STOIC, TARGETS, SCORES), other)["specificity@dev/probCOVID"] == 1
+    assert STOIC.statistics(table(STOIC, TARGETS, SCORES), other)["specificity@val/probCOVID"] == 1
 
 
 def test_scores_of_exclusive_classes_are_as_by_hand():

@@ -1,30 +1,29 @@
-import dataclasses
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from downstream.folders import load
-from finetune.small_rate import SHAPE, batch_of, kind_and_cases, network_of, save_model, voxels, write_rate
+from finetune.small_rate import SHAPE, batch_of, network_of, save_model, task_and_cases, voxels, write_rate
 from sklearn.linear_model import LogisticRegression
 
 from mg3d.checkpoints.pretrained import from_pretrained
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import sample_intensities
+from mg3d.evaluation.baselines import fit_logistic
 from mg3d.evaluation.encoder import MG3DEncoder, as_sentence
 from mg3d.evaluation.zero_shot import prompt_texts, zero_shot_scores
-from mg3d.finetune.cases import RawScan, divide
+from mg3d.finetune.cases import PreparedRow, RawScan, split_fold
 from mg3d.finetune.encoder import start_encoder
-from mg3d.finetune.fit import load_network
+from mg3d.finetune.fit import fit_closed_form, load_network, read_finetuned
 from mg3d.finetune.images import read_image
-from mg3d.finetune.kinds.probe import STRENGTHS, FrozenProbe, fit_planes
-from mg3d.finetune.kinds.prompts import pair_loss
+from mg3d.finetune.pretrained_model import can_compare, load_pretrained_model
 from mg3d.finetune.results import read_facts
-from mg3d.finetune.run import declaration, run
+from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.settle import settle
-from mg3d.finetune.whole import can_compare, start_whole
+from mg3d.finetune.tasks.probe import INVERSE_PENALTIES, ProbeNetwork
+from mg3d.finetune.tasks.prompts import pair_loss
 from mg3d.glossary import LABELS
 
 
@@ -40,38 +39,36 @@ def pretrained(tmp_path_factory):
 
 def test_the_public_layout_and_its_arrow_files_give_equal_batches(tiny_set):
     raw = tiny_set("CT-RATE")
-    kind, of_raw = kind_and_cases(raw, image_size=32)
+    task_type, of_raw = task_and_cases(raw, image_size=32)
     folder = raw / "finetune_arrows_32"
-    _, of_arrows = kind_and_cases(folder)
+    _, of_arrows = task_and_cases(folder)
     assert len(of_raw) == 9
-    one, other = batch_of(kind, of_raw), batch_of(kind, of_arrows)
+    one, other = batch_of(task_type, of_raw), batch_of(task_type, of_arrows)
     assert torch.equal(one["image"], other["image"])
     assert torch.equal(one["target"], other["target"])
     assert one["case_id"] == other["case_id"]
-    assert [(case.part, case.fold) for case in of_raw] == [(case.part, case.fold) for case in of_arrows]
+    assert [(case.split, case.fold) for case in of_raw] == [(case.split, case.fold) for case in of_arrows]
     scan = next(raw.glob("valid_fixed/*/*/*.nii.gz"))
     stored = next(case for case in of_raw if case.case_id.endswith(scan.name.removesuffix(".nii.gz")))
     assert torch.equal(read_image(RawScan(scan, SHAPE)).as_tensor(), read_image(stored.image).as_tensor())
 
 
 def test_official_validation_is_the_test_part_and_val_has_other_patients_than_train(tiny_set):
-    _, cases = kind_and_cases(tiny_set("CT-RATE"), image_size=32)
-    assert {case.case_id.split("/")[1].split("_")[0] for case in cases if case.part == "test"} == {"valid"}
-    parts = [{case.patient_id for case in cases if (case.part, case.fold) == key} for key in (("train", 1), ("train", 0))]
+    _, cases = task_and_cases(tiny_set("CT-RATE"), image_size=32)
+    assert {case.case_id.split("/")[1].split("_")[0] for case in cases if case.split == "test"} == {"valid"}
+    parts = [{case.patient_id for case in cases if (case.split, case.fold) == key} for key in (("train", 1), ("train", 0))]
     assert all(parts)
     assert not parts[0] & parts[1]
 
 
 def test_a_volume_reaches_the_network_as_in_pretraining(arrows):
-    kind, cases = kind_and_cases(arrows)
+    task_type, cases = task_and_cases(arrows)
     expected = (np.clip(voxels(0, SHAPE), -1000, 1000) + 1000) / 2000
-    assert np.allclose(batch_of(kind, cases[:1])["image"][0, 0], expected, atol=1e-6)
+    assert np.allclose(batch_of(task_type, cases[:1])["image"][0, 0], expected, atol=1e-6)
 
 
 def test_eight_bit_volumes_become_hounsfield_units_again(tmp_path):
     from small_arrow import write_split
-
-    from mg3d.finetune.cases import PreparedRow
 
     stored = np.arange(32 * 24 * 32).reshape(SHAPE).astype(np.uint8)
     write_split(tmp_path, "ct_rate", "test", patients=1, shape=SHAPE, unit="hu8", voxels=lambda *_: stored, window=(-500, 780))
@@ -80,9 +77,9 @@ def test_eight_bit_volumes_become_hounsfield_units_again(tmp_path):
     assert image.pixdim.tolist() == [1.0, 2.0, 3.0]
 
 
-def test_one_reconstruction_per_study_is_learned_from_and_all_are_judged(arrows):
-    _, cases = kind_and_cases(arrows, reconstructions="first")
-    counts = [sum((case.part, case.fold) == key for case in cases) for key in (("train", 1), ("train", 0), ("test", -0))]
+def test_training_uses_one_reconstruction_per_study_and_the_test_split_all(arrows):
+    _, cases = task_and_cases(arrows, reconstructions="first")
+    counts = [sum((case.split, case.fold) == key for case in cases) for key in (("train", 1), ("train", 0), ("test", -0))]
     assert counts == [6, 4, 10]
 
 
@@ -99,33 +96,33 @@ def test_pair_losses_by_hand():
 
 
 def test_each_volume_and_the_prompts_are_encoded_once_per_step(arrows, pretrained):
-    kind, cases = kind_and_cases(arrows, task="prompts", pretrained=pretrained, train="all")
-    network = network_of(kind, cases)
+    task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained, train="all")
+    network = network_of(task_type, cases)
     calls = []
     kept = (network.model.vision.encode, network.model.text.forward)
     network.model.vision.encode = lambda volume, *more: calls.append(("volume", len(volume))) or kept[0](volume, *more)
     network.model.text.forward = lambda ids, mask: calls.append(("text", len(ids))) or kept[1](ids, mask)
     network.train()
-    kind.loss(network, batch_of(kind, cases[:3])).backward()
+    task_type.loss(network, batch_of(task_type, cases[:3])).backward()
     assert sorted(calls) == [("text", 36), ("volume", 3)]
 
 
-def test_only_the_asked_parts_learn(arrows, pretrained):
-    joining = {"project_image", "position", "project_report", "type_embedding", "contrast", "cml_scale"}
+def test_only_the_selected_submodules_are_trained(arrows, pretrained):
+    joining = {"project_image", "position", "project_report", "type_embedding", "branches"}
     for words, learned in (("projections", joining), ("vision+text", {"vision", "text"})):
-        kind, cases = kind_and_cases(arrows, task="prompts", pretrained=pretrained, train=words)
-        network = network_of(kind, cases).train()
-        kind.loss(network, batch_of(kind, cases[:2])).backward()
+        task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained, train=words)
+        network = network_of(task_type, cases).train()
+        task_type.loss(network, batch_of(task_type, cases[:2])).backward()
         moved = {name.split(".")[0] for name, tensor in network.model.named_parameters() if tensor.grad is not None}
         assert moved == learned
 
 
-def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained):
-    kind, cases = kind_and_cases(arrows, task="zero_shot", pretrained=pretrained)
-    network = network_of(kind, cases).eval()
-    assert kind.notes == [f"text and volumes meet in the whole model of {pretrained}"]
-    test = [case for case in cases if case.part == "test"][::2]
-    rows = pd.DataFrame(kind.rows(network, batch_of(kind, test)))
+def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained, capsys):
+    task_type, cases = task_and_cases(arrows, task="zero_shot", pretrained=pretrained)
+    network = network_of(task_type, cases).eval()
+    assert f"model: {pretrained}" in capsys.readouterr().out
+    test = [case for case in cases if case.split == "test"][::2]
+    rows = pd.DataFrame(task_type.rows(network, batch_of(task_type, test)))
     found = from_pretrained(pretrained)
     studies = Studies(VolumeIndex(arrows / "clm_ct_rate_test.arrow"), text_unit="clause", window_hu=(-1000.0, 1000.0))
     encoder = MG3DEncoder(found.model, found.tokenizer, max_text_len=60)
@@ -142,16 +139,18 @@ def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, t
     table = tmp_path / "CT-RATE" / "prompts" / "run" / "fold0" / "predictions_test.csv"
     before = pd.read_csv(table)
     assert len(before) == 10
-    kind, cases = kind_and_cases(arrows, task="prompts", mode="evaluate")
-    network, _ = load_network(kind, table.parent / "checkpoints" / "best.ckpt")
-    test = [case for case in cases if case.part == "test"]
-    again = pd.DataFrame(kind.rows(network, batch_of(kind, test)))
+    task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained)
+    network = load_network(task_type, read_finetuned(table.parent / "checkpoints" / "best.ckpt"))
+    test = [case for case in cases if case.split == "test"]
+    again = pd.DataFrame(task_type.rows(network, batch_of(task_type, test)))
     assert np.allclose(again[f"score/{LABELS[4]}"], before[f"score/{LABELS[4]}"], atol=1e-6)
 
 
 def test_the_whole_model_of_a_file_can_start_from_scratch(pretrained):
-    named = {"text_encoder": "", "shape": SHAPE, "reports": [], "synthetic": True}
-    theirs, ours = (start_whole(FinetuneSettings(**{word: str(pretrained)}), **named) for word in ("pretrained", "encoder"))
+    named = {"text_encoder": "", "shape": SHAPE}
+    theirs, ours = (
+        load_pretrained_model(FinetuneSettings(**{word: str(pretrained)}), **named) for word in ("pretrained", "encoder")
+    )
     assert ours.untrained == ("everything",)
     assert not can_compare(ours)
     one, other = theirs.model.state_dict(), ours.model.state_dict()
@@ -160,16 +159,17 @@ def test_the_whole_model_of_a_file_can_start_from_scratch(pretrained):
     assert ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
 
 
-def test_volumes_have_the_size_of_the_file_that_gives_the_network(pretrained):
-    task = declaration(load("CT-RATE").TASK, {"data_root": "phantom", "encoder": str(pretrained)}).task
-    assert task.preprocess.size == SHAPE
+def test_volumes_have_the_size_that_the_checkpoint_expects(pretrained):
+    module = load("CT-RATE")
+    for name in ("encoder", "pretrained"):
+        assert module.resolve(module.Settings(**{"data_root": "phantom", name: str(pretrained)})).volume_size == SHAPE
 
 
 # --- retrieval
 
 
 def test_ranks_by_hand(arrows, pretrained):
-    kind, _ = kind_and_cases(arrows, task="retrieval", pretrained=pretrained)
+    task_type, _ = task_and_cases(arrows, task="retrieval", pretrained=pretrained)
     angles = np.deg2rad([0, 10, 90, 200])
     volumes = np.stack([np.cos(angles), np.sin(angles)], 1)
     reports = volumes[[0, 0, 3, 2]]  # the last two are exchanged
@@ -179,28 +179,28 @@ def test_ranks_by_hand(arrows, pretrained):
          "text": ["a", "a", "b", "c"][place], "target": labels[place]}
         for place in range(4)
     ]  # fmt: skip
-    table = kind.finish(pd.DataFrame(rows))
+    table = task_type.finish(pd.DataFrame(rows))
     assert table["rank/report_to_volume"].tolist()[::2] == [1, 2]
     assert table["rank/report_to_volume"][3] == 4
     assert np.isnan(table["rank/report_to_volume"][1])  # its report was asked for already
     assert table["rank/volume_to_report"].tolist() == [1, 1, 3, 2]
-    assert table["right/report_to_volume"][0] == 2
+    assert table["relevant/report_to_volume"][0] == 2
     assert table["jaccard@1"].tolist() == [0.5, 0.5, 0.0, 0.0]  # volume 3 has no finding and is in no gallery
-    found = kind.statistics(table)
+    found = task_type.statistics(table)
     assert found["report_to_volume/recall@1"] == pytest.approx(1 / 3)
     assert found["report_to_volume/chance@1"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
     assert found["volume_to_volume/jaccard@1"] == 0.25
-    silent = kind.statistics(table.iloc[[1]])  # a draw in which no report is asked for
+    silent = task_type.statistics(table.iloc[[1]])  # a draw in which no report is asked for
     assert silent.keys() == found.keys()
     assert np.isnan(silent["report_to_volume/recall@1"])
     assert np.isnan(silent["report_to_volume/median_rank"])
     names = ("report_to_volume/recall@1", "volume_to_report/recall@1", "volume_to_volume/jaccard@1")
-    assert [int(kind.rests_on(table, name).sum()) for name in names] == [3, 4, 4]
+    assert [int(task_type.support_mask(table, name).sum()) for name in names] == [3, 4, 4]
 
 
 def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
     words = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=retrieval",
-             "resamples=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
+             "n_bootstrap=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
     assert run(load("CT-RATE").TASK, words) == 0
     scores = read_facts(tmp_path / "CT-RATE" / "retrieval" / "run" / "fold0")["scores"]["test"]
     recall = next(score for score in scores if score["name"] == "report_to_volume/recall@1")
@@ -210,76 +210,73 @@ def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
 # --- probe
 
 
-def test_the_probe_computes_features_once_and_takes_the_best_planes(arrows, tmp_path):
-    kind, cases = kind_and_cases(arrows, task="probe", encoder="tiny")
-    from mg3d.finetune.encoder import start_encoder
-
+def test_the_probe_computes_features_once_and_takes_the_best_penalty(arrows, tmp_path, capsys):
+    task_type, cases = task_and_cases(arrows, task="probe", encoder="tiny")
     torch.manual_seed(0)
-    network = kind.network(start_encoder(kind.settings, synthetic=True).encoder).eval()
-    parts = divide(cases, fold=0, folds=1)
-    told = []
-    kind.settle(network, parts, folder=tmp_path, say=told.append)
+    network = task_type.network(start_encoder(task_type.settings, synthetic=True).encoder).eval()
+    split = split_fold(cases, fold=0, folds=1)
+    task_type.fit_closed_form(network, split, tmp_path)
     assert len(list(tmp_path.rglob("*.npy"))) == 2
-    chosen = next(c for c in STRENGTHS if f"C={c} " in told[0])
+    message = capsys.readouterr().out
+    chosen = next(c for c in INVERSE_PENALTIES if f"C={c} " in message)
     with torch.no_grad():
-        features = network.features(batch_of(kind, parts.train)["image"]).double().numpy()
+        features = network.features(batch_of(task_type, split.train)["image"]).double().numpy()
     scaled = (features - features.mean(0)) / features.std(0)
-    targets = np.array([case.target for case in parts.train])
+    targets = np.array([case.target for case in split.train])
     expected = LogisticRegression(C=chosen, max_iter=1000).fit(scaled, targets[:, 3])
     assert np.allclose(network.head.weight[3].detach(), expected.coef_[0], atol=1e-3)
-    network.features = None  # what is kept is not computed again
-    kind.settle(network, parts, folder=tmp_path, say=told.append)
-    assert told[0] == told[1]
+    network.features = None  # stored features are not computed again
+    task_type.fit_closed_form(network, split, tmp_path)
+    assert capsys.readouterr().out == message
 
 
-def test_what_is_not_trained_by_steps_refuses_several_processes(arrows, tmp_path, monkeypatch):
-    kind, _ = kind_and_cases(arrows)
+def test_a_closed_form_fit_refuses_several_processes(arrows, tmp_path, monkeypatch):
+    task_type, _ = task_and_cases(arrows)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="one process does it all"):
-        settle(kind, torch.nn.Identity(), None, tmp_path, identity={}, say=print)
+    with pytest.raises(ValueError, match="fitted by one process"):
+        fit_closed_form(task_type, torch.nn.Identity(), None, tmp_path, {})
 
 
-def test_kept_features_are_of_one_preparation(arrows, tmp_path):
-    network, found = FrozenProbe(start_encoder(FinetuneSettings(encoder="tiny")).encoder, 18).eval(), []
+def test_stored_features_are_of_one_preprocessing(arrows, tmp_path):
+    network, found = ProbeNetwork(start_encoder(FinetuneSettings(encoder="tiny")).encoder, 18).eval(), []
     for window in ((-1000.0, 1000.0), (-200.0, 300.0)):
-        kind, cases = kind_and_cases(arrows)
-        kind.task = dataclasses.replace(kind.task, preprocess=dataclasses.replace(kind.task.preprocess, window=window))
-        found.append(kind.features(network, cases[:2], keep=tmp_path / "same"))
+        task = load("CT-RATE").TASK
+        task_type = task.build(task.settings(window_hu=window, volume_size=SHAPE, num_workers=0))
+        cases = task_and_cases(arrows)[1]
+        found.append(task_type.features(network, cases[:2], tmp_path / "same"))
     assert not np.allclose(*found)
 
 
-def test_planes_leave_unknown_labels_out():
+def test_unknown_labels_are_excluded_from_logistic_regression():
     features = np.array([[-2.0], [-1.0], [1.0], [50.0]])
     targets = np.array([[0, 1], [0, 1], [1, 1], [-1, 1]])
-    weights, offsets = fit_planes(features, targets, 1.0)
+    weights, intercepts = fit_logistic(features, targets, c=1.0)
     assert np.allclose(weights[0], LogisticRegression().fit(features[:3], [0, 0, 1]).coef_[0], atol=1e-3)
-    assert weights[1] == offsets[1] == 0  # one class alone
+    assert weights[1] == intercepts[1] == 0  # one class only
 
 
 # --- what is refused
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["task=prob"], "task='prob': expected one of probe, full"),
-        (["reconstructions=both"], "expected all or first"),
+        (["task=prob"], "task='prob' should be 'probe', 'full'"),
+        (["reconstructions=both"], "should be 'all' or 'first'"),
         (["image_size=64"], "image_size=64: the volumes in"),
-        (["image_size=abc"], "image_size='abc': expected int"),
-        (["image_size=-3"], "image_size=-3: must be at least 32, or 0 for the usual one"),
-        (["val_patients=0"], "val_patients=0: must be at least 1"),
+        (["image_size=abc"], "image_size='abc' should be a valid integer"),
+        (["image_size=16"], "image_size=16: expected at least 32, or 0"),
+        (["val_patients=0"], "val_patients='0' should be greater than 0"),
         (["task=prompts", "train=head"], "train='head': expected all, or some of vision"),
-        (["task=prompts", "loss=mse"], "loss='mse': expected one of bce"),
-        (["task=prompts", "wording=is"], "wording='is': expected one of there_is"),
-        (["task=zero_shot", "encoder=tiny", "text_encoder=tiny"], "task=zero_shot needs pretrained=..., a file or folder"),
-        (["task=prompts"], "task=prompts needs pretrained=..., a file or folder"),
+        (["task=zero_shot", "encoder=tiny"], "this task needs pretrained=..., a model"),
+        (["task=prompts"], "this task needs pretrained=..., a model"),
     ],
 )
-def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, words, told):
+def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, words, message):
     asked = [f"data_root={arrows}", f"log_dir={tmp_path}", "accelerator=cpu", "num_workers=0", *words]
     assert run(load("CT-RATE").TASK, asked) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 

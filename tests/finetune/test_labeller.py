@@ -5,14 +5,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from downstream.folders import load
-from finetune.small_rate import kind_and_cases, write_rate
+from finetune.small_rate import task_and_cases, write_rate
 
-from mg3d.finetune.cues import CueLabeller, sentence_labels
-from mg3d.finetune.kinds.labeller import counted, terms, weighted
-from mg3d.finetune.labeller import load_labeller
 from mg3d.finetune.labellers import open_labeller
-from mg3d.finetune.language import read_language_cases, studies, write_language
+from mg3d.finetune.language import read_language_cases, read_studies, write_language
+from mg3d.finetune.negation import CueLabeller, sentence_labels
 from mg3d.finetune.run import run
+from mg3d.finetune.tasks.labeller import load_labeller, terms
 from mg3d.glossary import FINDING_CUES, LABELS
 from mg3d.metrics.clinical import clinical_efficacy
 
@@ -21,16 +20,6 @@ NODULE, EFFUSION, EMPHYSEMA = (LABELS.index(name) for name in ("Lung nodule", "P
 
 def test_terms_of_clauses_that_deny_carry_a_mark():
     assert terms("Small nodule, no effusion.") == ["small", "nodule", "small nodule", "-no", "-effusion", "-no effusion"]
-
-
-def test_weights_are_those_of_scikit_learn():
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    reports = ["Small nodule, no effusion.", "No nodule. Nodule of the lung.", "Small effusion."]
-    theirs = TfidfVectorizer(analyzer=terms, sublinear_tf=True)
-    expected = theirs.fit_transform(reports)
-    ours = weighted(counted(reports, theirs.vocabulary_), theirs.idf_)
-    assert np.allclose(ours.toarray(), expected.toarray())
 
 
 def test_every_finding_has_cues_in_their_order():
@@ -47,8 +36,8 @@ def test_sentences_name_and_deny_findings():
 
 def test_reports_come_from_tables_and_from_arrow_files_alike(tiny_set, tmp_path):
     raw = tiny_set("CT-RATE")
-    kind_and_cases(raw, image_size=32)
-    of_tables, of_arrows = (sorted(studies(root, "ct_rate")) for root in (raw, raw / "finetune_arrows_32"))
+    task_and_cases(raw, image_size=32)
+    of_tables, of_arrows = (sorted(read_studies(root, "ct_rate")) for root in (raw, raw / "finetune_arrows_32"))
     assert of_tables == of_arrows
     counts = write_language(raw, "ct_rate", tmp_path)
     assert sum(count for name, count in counts.items() if "reports" in name) == len(of_tables)
@@ -62,8 +51,8 @@ def test_reports_come_from_tables_and_from_arrow_files_alike(tiny_set, tmp_path)
     changed.write_bytes(changed.read_bytes()[:-9])
     assert write_language(raw, "ct_rate", tmp_path) == counts
     assert {path for path, time in files.items() if path.stat().st_mtime_ns != time} == {changed}
-    assert [(case.case_id, case.part) for case in read_language_cases(tmp_path, "ct_rate")] == [
-        (case.case_id, case.part) for case in cases
+    assert [(case.case_id, case.split) for case in read_language_cases(tmp_path, "ct_rate")] == [
+        (case.case_id, case.split) for case in cases
     ]
 
 
@@ -87,30 +76,30 @@ def trained(tmp_path_factory):
 def test_a_saved_labeller_gives_the_scores_of_its_run(trained):
     folder = trained / "CT-RATE" / "labeller" / "run"
     table = pd.read_csv(folder / "fold0" / "predictions_test.csv").set_index("case_id")
-    tests = [case for case in read_language_cases(trained / "language", "ct_rate") if case.part == "test"]
+    tests = [case for case in read_language_cases(trained / "language", "ct_rate") if case.split == "test"]
     labeller = load_labeller(folder)
     reports = [case.report for case in tests]
     scores = table.loc[[case.case_id for case in tests], [f"score/{name}" for name in LABELS]].to_numpy()
     assert np.allclose(labeller.scores(reports), scores)
     decided = labeller.labels(reports)
     assert decided.dtype == np.int8
-    assert np.array_equal(decided, scores >= labeller.network.thresholds.numpy())
+    assert np.array_equal(decided, scores >= labeller.thresholds.numpy())
     assert clinical_efficacy(decided, labeller.labels(reports))["micro_f1"] == 1
-    assert open_labeller(f"own:{folder}")[0].labels(reports).tolist() == decided.tolist()
+    assert open_labeller(f"tfidf:{folder}")[0].labels(reports).tolist() == decided.tolist()
     assert len(json.loads((folder / "fold0" / "scores.json").read_text())["scores"]["val"]) > len(LABELS)
 
 
 @pytest.mark.parametrize(
-    ("word", "error", "told"),
+    ("word", "error", "message"),
     [
-        ("own:/nowhere", FileNotFoundError, "holds no labeller; train one"),
-        ("chexbert", ModuleNotFoundError, "needs the package f1chexbert and its weights"),
-        ("radbert_ct", ValueError, "needs its weights as a folder"),
-        ("radbert_ct:/nowhere", FileNotFoundError, "no folder of a transformers text classifier"),
-        ("bert", ValueError, "there is no labeller 'bert'"),
+        ("tfidf:/nowhere", FileNotFoundError, "holds no labeller; train one"),
+        ("chexbert", ModuleNotFoundError, "labeller=chexbert needs a package and its weights"),
+        ("radbert_ct", ValueError, "needs the folder of a transformers text classifier"),
+        ("radbert_ct:/nowhere", FileNotFoundError, "is not a transformers text classifier"),
+        ("bert", ValueError, "labeller='bert': expected one of"),
     ],
 )
-def test_what_a_labeller_lacks_is_one_sentence(word, error, told):
-    with pytest.raises(error, match=told) as caught:
+def test_a_labeller_that_cannot_be_opened_is_refused(word, error, message):
+    with pytest.raises(error, match=message) as caught:
         open_labeller(word)
     assert "\n" not in str(caught.value)

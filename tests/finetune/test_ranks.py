@@ -25,5 +25,5 @@ def test_two_processes_evaluate_as_one_does(tiny_set, tmp_path):
     together = pd.read_csv(folds / "fold1" / "predictions_val.csv")
     assert len(together) == together["case_id"].nunique() > 1
     assert len(pd.read_csv(folds / "all" / "predictions_val.csv")) > len(together)
-    assert run(load("stoic2021").TASK, [*words, "folds=one", "fold=1", "mode=evaluate"]) == 0
+    assert run(load("stoic2021").TASK, [*words, "folds=one", "fold=1", "devices=1", "mode=evaluate"]) == 0
     pd.testing.assert_frame_equal(together, pd.read_csv(folds / "fold1" / "predictions_val.csv"), rtol=1e-5)

@@ -6,9 +6,9 @@ import SimpleITK as sitk
 from downstream.folders import ROOT, load
 
 from mg3d.finetune.cases import assign_folds
+from mg3d.finetune.data_check import inspect_files
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.usable import set_aside
 
 SMALL = ["epochs=1", "batch_size=3", "num_workers=0", "n_bootstrap=0", "accelerator=cpu"]
 
@@ -38,7 +38,7 @@ def test_the_challenges_table_holds_the_scores_of_the_run(trained, predict, tmp_
     out = tmp_path / "result.csv"
     words = [f"data_root={root}", f"input={scans}", f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}", f"output={out}"]
     assert predict([*words, "accelerator=cpu"]) == 3
-    assert "set aside broken" in capsys.readouterr().out
+    assert "excluded broken" in capsys.readouterr().out
     table = pd.read_csv(out, dtype={"PatientID": str})
     assert list(table) == ["PatientID", "probCOVID", "probSevere"]
     assert sorted(table["PatientID"]) == sorted(wanted.index)
@@ -47,10 +47,10 @@ def test_the_challenges_table_holds_the_scores_of_the_run(trained, predict, tmp_
         assert found[name].to_numpy() == pytest.approx(wanted[f"score/{name}"].to_numpy(), abs=1e-6)
 
 
-def test_a_missing_word_is_one_sentence(predict, capsys):
+def test_a_missing_argument_is_one_sentence(predict, capsys):
     assert predict(["input=x"]) == 2
     error = capsys.readouterr().err
-    assert "checkpoint=..., output=... is missing" in error
+    assert "missing checkpoint=..., output=..." in error
     assert error.count("\n") == 1
 
 
@@ -64,17 +64,17 @@ def test_folds_have_equally_many_severe_and_positive_patients(tiny_set):
 def test_a_target_that_is_neither_0_nor_1_is_named(tmp_path):
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "reference.csv").write_text("PatientID,probCOVID,probSevere\n1,1,0\n2,1,\n")
-    with pytest.raises(ValueError, match="are 0 or 1, but not in line 3"):
+    with pytest.raises(ValueError, match="line 3: probCOVID and probSevere must be 0 or 1"):
         load("stoic2021").read_cases(tmp_path, FinetuneSettings())
 
 
-def test_scans_that_are_not_there_are_set_aside_by_name(tmp_path):
+def test_missing_scans_are_reported_by_name(tmp_path):
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "reference.csv").write_text("PatientID,probCOVID,probSevere\n3,1,0\n12,1,1\n40,0,0\n")
     (tmp_path / "data" / "mha").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="none of the 3 scans"):
         load("stoic2021").read_cases(tmp_path, FinetuneSettings())
     sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkInt16), str(tmp_path / "data" / "mha" / "12.mha"))
-    refused = set_aside(load("stoic2021").read_cases(tmp_path, FinetuneSettings()), tmp_path / "files.json")
-    assert [row["case_id"] for row in refused] == ["3", "40"]
-    assert refused[0]["reason"] == f"there is no file {tmp_path / 'data' / 'mha' / '3.mha'}"
+    facts = inspect_files(load("stoic2021").read_cases(tmp_path, FinetuneSettings()), tmp_path / "files.json")
+    assert [name for name in facts if "error" in facts[name]] == ["3", "40"]
+    assert facts["3"]["error"] == f"there is no file {tmp_path / 'data' / 'mha' / '3.mha'}"

@@ -50,31 +50,31 @@ def everyone(sentences):
 
 
 def test_image_fusion_layer(model, given, same):
-    image, text = model.fusion_volume.layers[0](given["image"][None], given["sent"][None], None, None)
+    image, text = model.fusion_volume.layers[0](given["image"][None], given["sent"][None], None)
     same(image[0, :, :64], "block_img_cross0_image_out_first64")
     same(text[0, :, :64], "block_img_cross0_text_out_first64")
 
 
 def test_agreement_of_image_tokens_with_single_sentences(model, given, same):
     layer, image, sentences = model.fusion_volume.layers[0], given["image"][None], given["sent"][None]
-    alone = [layer(image, sentences[:, s : s + 1], None, None)[0] for s in range(5)]
+    alone = [layer(image, sentences[:, s : s + 1], None)[0] for s in range(5)]
     same(torch.stack([share(gated, layer.value1(image))[0] for gated in alone], 1), "block_img_cross0_probs_img_by_text")
 
 
 def test_agreement_of_sentences_with_single_image_tokens(model, given, same):
     layer, image, sentences = model.fusion_volume.layers[0], given["image"][None], given["sent"][None]
-    alone = [layer(image[:, n : n + 1], sentences, None, None)[1] for n in range(48)]
+    alone = [layer(image[:, n : n + 1], sentences, None)[1] for n in range(48)]
     same(torch.stack([share(gated, layer.value2(sentences))[0] for gated in alone], 1), "block_img_cross0_probs_text_by_img")
 
 
 def test_report_fusion_layer(model, given, same):
-    text, image = model.fusion_report.layers[1](given["tokens"][None], given["image"][None], None, None)
+    text, image = model.fusion_report.layers[1](given["tokens"][None], given["image"][None], None)
     same(text[0, :, :64], "block_text_cross1_text_out_first64")
     same(image[0, :, :64], "block_text_cross1_image_out_first64")
 
 
 def test_sentence_gate_of_one_sentence(model, given, same):
-    layer, sentence = model.aggregation.layers[0], given["sent"][None, :1]
+    layer, sentence = model.branches["disentangled"].aggregation.layers[0], given["sent"][None, :1]
     gated = layer(sentence, given["image"][:1])
     same(gated[0, :, :64], "block_agg_img0_out_first64")
     same(share(gated, layer.value1(sentence))[0, 0], "block_agg_img0_prob")
@@ -82,7 +82,7 @@ def test_sentence_gate_of_one_sentence(model, given, same):
 
 def test_sentence_gate_of_several_sentences_and_images(model, given, same):
     """The recorded module sums over its sentences; the aggregation gives it one at a time."""
-    layer, sentences = model.aggregation.layers[1], given["sent"][None]
+    layer, sentences = model.branches["disentangled"].aggregation.layers[1], given["sent"][None]
     gated = torch.cat([layer(sentences, image[None]) for image in given["image"][:3]])
     same(gated.sum(1)[:, :64], "block_agg_img1_multi_out_first64")
     same(share(gated, layer.value1(sentences)), "block_agg_img1_multi_prob")
@@ -90,39 +90,41 @@ def test_sentence_gate_of_several_sentences_and_images(model, given, same):
 
 @pytest.mark.parametrize("side", ["unimodal", "multimodal"])
 def test_report_pool(model, given, same, side):
-    pool, sentences = getattr(model.contrast, f"{side}_report_pool"), given["sent"][None]
+    pool, sentences = getattr(model.fused_contrast, f"{side}_report_pool"), given["sent"][None]
     same(pool(sentences, everyone(sentences))[:, :64], f"block_{side.removesuffix('modal')}_global_text_attention_first64")
 
 
 def test_image_pool(model, given, same):
-    same(model.contrast.unimodal_image_pool(given["image"][None])[:, :64], "block_uni_modal_vision_pooler_first64")
+    same(model.fused_contrast.unimodal_image_pool(given["image"][None])[:, :64], "block_uni_modal_vision_pooler_first64")
 
 
 def test_pool_of_gated_sentences(model, given, same):
     sentences = given["sent"][None]
-    same(model.aggregation.pool(sentences, everyone(sentences))[:, :64], "block_agg_vision_pooler_first64")
+    pool = model.branches["disentangled"].aggregation.pool
+    same(pool(sentences, everyone(sentences))[:, :64], "block_agg_vision_pooler_first64")
 
 
 def test_sentence_head_of_the_aggregation(model, given, same):
-    same(model.aggregation.sentence_head(given["sent"]), "block_sen_vision_pooler")
+    same(model.branches["disentangled"].aggregation.sentence_head(given["sent"]), "block_sen_vision_pooler")
 
 
 def test_sal_prediction_head(model, given, same):
-    same(model.sal_head.prediction(given["sent"]), "block_mlm_head_fc")
+    same(model.branches["report"].sal_head.prediction(given["sent"]), "block_mlm_head_fc")
 
 
 def test_cml_heads(model, given, same):
-    first, second = model.contrast.multimodal_head(given["pair"]), model.contrast.unimodal_head(given["pairtext"])
+    first, second = model.fused_contrast.multimodal_head(given["pair"]), model.fused_contrast.unimodal_head(given["pairtext"])
     same(first @ second.T / TEMPERATURE, "block_itc_cross_head_logits")
 
 
 def test_dcl_heads(model, given, same):
-    first, second = model.dcl_image_head(given["pair"][:, :768]), model.dcl_aggregate_head(given["pairtext"][:, :768])
+    branch = model.branches["disentangled"]
+    first, second = branch.image_head(given["pair"][:, :768]), branch.aggregate_head(given["pairtext"][:, :768])
     same(first @ second.T / TEMPERATURE, "block_itc_agg_head_logits")
 
 
 def test_volume_decoder(model, given, same):
-    volume = model.mim_head(given["dec"])
+    volume = model.branches["volume"].decoder(given["dec"])
     assert volume.shape == (1, 1, *recipe.VOLUME_SHAPE)
     same(volume[0, 0, ::8, ::8, ::8], "block_mim_decoder_slice")
     same(volume.double().mean(), "block_mim_decoder_mean")

@@ -6,6 +6,8 @@ from golden.harness import recorded
 from golden.step import Step
 from torch.nn import functional as F
 
+from mg3d.models.released import LOGIT_SCALE
+
 PATIENTS = range(3)
 SENTENCES = (3, 2, 4)
 
@@ -51,26 +53,26 @@ def test_report_fusion_of_image_tokens(step, same):
 
 @torch.no_grad()
 def test_mlm_logits(step, same):
-    _, transformed = step.clean["mlm_head.transform"][0]
+    _, transformed = step.clean["branches.report.mlm_head.transform"][0]
     asked = torch.full_like(step.batch.mlm_labels, -100)
     asked[0, 1:5] = 0
-    logits, _ = step.model.mlm_head.decode(transformed, asked)
+    logits = step.model.branches["report"].mlm_head.decode(transformed[asked == 0])
     same(logits[:, :16], "mlm_logits_b0_t1to4_first16")
 
 
 def test_mlm_loss(step, same):
-    assert len(step.features.mlm_token_loss) == recorded("pretrain_step.json")["n_masked"]
+    assert len(step.features["mlm_token_loss"]) == recorded("pretrain_step.json")["n_masked"]
     same(step.losses["mlm"], "mlm_ce")
 
 
 @pytest.mark.parametrize("patient", PATIENTS)
 def test_sal_prediction(step, same, patient):
-    same(step.features.sal_prediction[patient : patient + 1, : SENTENCES[patient]], f"sal_pred_b{patient}")
+    same(step.features["sal_prediction"][patient : patient + 1, : SENTENCES[patient]], f"sal_pred_b{patient}")
 
 
 @pytest.mark.parametrize("patient", PATIENTS)
 def test_sal_target(step, same, patient):
-    same(step.features.sal_target[patient : patient + 1, : SENTENCES[patient]], f"sal_target_b{patient}")
+    same(step.features["sal_target"][patient : patient + 1, : SENTENCES[patient]], f"sal_target_b{patient}")
 
 
 def test_sal_loss(step, same):
@@ -91,7 +93,7 @@ def test_mim_image_tokens_after_fusion(step, same):
 
 
 def test_mim_reconstruction(step, same):
-    same(step.features.mim_prediction[0, 0, ::16, ::16, ::16], "mim_{}_recon_b0_slice")
+    same(step.features["mim_prediction"][0, 0, ::16, ::16, ::16], "mim_{}_recon_b0_slice")
 
 
 def test_mim_loss(step, same):
@@ -100,25 +102,25 @@ def test_mim_loss(step, same):
 
 @pytest.mark.parametrize("patient", PATIENTS)
 def test_sentence_features(step, same, patient):
-    (sentences, _), _ = step.clean["aggregation"][0]
+    (sentences, *_), _ = step.clean["branches.disentangled.aggregation"][0]
     same(sentences[patient, : SENTENCES[patient], :64], f"itc_{{}}_sentence_feats_b{patient}_first64")
 
 
 @pytest.mark.parametrize("side", ["multi", "uni"])
 def test_cml_report_vector(step, same, side):
-    ((vector,), _) = step.clean[f"contrast.{side}modal_head"][0]
+    ((vector,), _) = step.clean[f"fused_contrast.{side}modal_head"][0]
     same(vector[:, :64], f"itc_{{}}_{side}_modal_cls_first64")
 
 
 @pytest.mark.parametrize("side", ["multi", "uni"])
 def test_cml_image_vector(step, same, side):
-    ((vector,), _) = step.clean[f"contrast.{side}modal_head"][0]
+    ((vector,), _) = step.clean[f"fused_contrast.{side}modal_head"][0]
     same(vector[:, 768 : 768 + 64], f"itc_{{}}_{side}_modal_cls_img_first64")
 
 
 def test_cml_logits(step, same):
     f = step.features
-    same(f.cml_logit_scale * f.cml_first_embedding @ f.cml_second_embedding.T, "itc_{}_logits_cross_image")
+    same(LOGIT_SCALE * f["cml_multimodal_embedding"] @ f["cml_unimodal_embedding"].T, "itc_{}_logits_cross_image")
 
 
 def test_cml_loss(step, same):
@@ -127,17 +129,17 @@ def test_cml_loss(step, same):
 
 @pytest.mark.parametrize("patient", PATIENTS)
 def test_visual_side_of_sentences(step, same, patient):
-    same(step.features.ssm_visual[patient, : SENTENCES[patient]], f"itc_{{}}_agg_sentence_feats_b{patient}")
+    same(step.features["ssm_visual"][patient, : SENTENCES[patient]], f"itc_{{}}_agg_sentence_feats_b{patient}")
 
 
 def test_dcl_aggregate_vector(step, same):
-    ((vector,), _) = step.clean["dcl_aggregate_head"][0]
+    ((vector,), _) = step.clean["branches.disentangled.aggregate_head"][0]
     same(vector[:, :64], "itc_{}_agg_image_cls_first64")
 
 
 def test_dcl_logits(step, same):
     f = step.features
-    same(f.dcl_logit_scale * f.dcl_image_embedding @ f.dcl_aggregate_embedding.T, "itc_{}_logits_agg")
+    same(LOGIT_SCALE * f["dcl_image_embedding"] @ f["dcl_aggregate_embedding"].T, "itc_{}_logits_agg")
 
 
 def test_dcl_loss(step, same):
@@ -147,7 +149,7 @@ def test_dcl_loss(step, same):
 @pytest.mark.parametrize("pair", [(0, 1), (0, 2), (1, 2)], ids=lambda pair: "{}{}".format(*pair))
 @pytest.mark.parametrize("side", ["gt", "pred"])
 def test_ssm_cosines(step, same, pair, side):
-    vectors = step.features.ssm_text if side == "gt" else step.features.ssm_visual
+    vectors = step.features["ssm_text"] if side == "gt" else step.features["ssm_visual"]
     first, second = (F.normalize(vectors[patient, : SENTENCES[patient]], dim=-1) for patient in pair)
     same(first @ second.T, "itc_{{}}_ssm_{}_{}{}".format(side, *pair))
 

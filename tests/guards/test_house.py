@@ -19,8 +19,8 @@ SOURCES = [path for path in PYTHON if "tests" not in path.relative_to(ROOT).part
 TREES = {path: ast.parse(path.read_text()) for path in PYTHON}
 LAYERS = {
     "glossary": -1, "types": 0, "distributed": 0, "sentence_spans": 0, "precision": 0, "files": 0, "hub": 0,
-    "settings": 1, "cli": 1,
-    "datasets": 2, "models": 2, "losses": 2, "metrics": 2, "phantom": 2, "visualize": 2,
+    "settings": 1, "losses": 1, "cli": 1,
+    "datasets": 2, "models": 2, "metrics": 2, "phantom": 2, "visualize": 2,
     "datamodules": 3, "checkpoints": 3, "preparation": 3, "evaluation": 3,
     "training": 4, "doctor": 4,
     "finetune": 5, "inference": 5, "config": 5, "benchmarks": 5,

@@ -31,7 +31,7 @@ def by_hand(folder, text, units):
 def test_probabilities_are_the_softmax_over_two_prompts_one_by_one(folder, model, scans):
     names = ["Lung nodule", "effusion"]
     found = model.classify(scans, names)
-    scale = from_pretrained(folder).model.cml_scale(torch.zeros(1)).item()
+    scale = from_pretrained(folder).model.logit_scale.item()
     for scan, findings in zip(scans, found, strict=True):
         for name, row in zip(names, findings, strict=True):
             lower = name[0].lower() + name[1:]
@@ -82,13 +82,14 @@ def test_a_map_has_a_number_for_every_token_and_says_1_where_nothing_is_preferre
 def test_the_attention_map_is_the_softmax_over_tokens_by_hand(model, scans):
     text = "A nodule on the right."
     mg = model.model
+    part = mg.branches["disentangled"].aggregation
     row = encode_report(model.tokenizer, text, ((0, len(text)),), 40)
     ids = torch.from_numpy(row.ids)[None]
     with torch.no_grad():
         tokens = mg.encode_volume(torch.from_numpy(scans[1].volume)[None, None])[0]
         words = mg.encode_report(ids, torch.ones_like(ids, dtype=torch.bool))[0]
         sentence = words[torch.from_numpy(row.sentence_index) == 0].mean(0)
-        asked = mg.aggregation.key(tokens) @ mg.aggregation.query(sentence) / 24**0.5
+        asked = part.key(tokens) @ part.query(sentence) / 24**0.5
     expected = torch.softmax(asked, 0).view(mg.grid).numpy() * asked.numel()
     np.testing.assert_allclose(model.ground(scans[1], text, by="attention").cells, expected, atol=1e-4)
 
@@ -204,7 +205,7 @@ def test_what_the_released_objective_cannot_do_is_said(tmp_path):
     assert loaded.space == IMAGE_ALONE
     scan = loaded.read(chest(0))
     assert loaded.embed(scan).shape == (loaded.vision.channels,)
-    with pytest.raises(ValueError, match="no plain image and report embedding"):
+    with pytest.raises(ValueError, match="no joint embedding"):
         loaded.classify(scan, ["effusion"])
 
 
@@ -213,14 +214,14 @@ def test_a_model_with_a_captioning_head_writes_and_one_without_says_so(folder, s
     with pytest.raises(ValueError, match="without a captioning head"):
         loaded.generate(scans[0])
     ids = loaded.tokenizer("small nodule")["input_ids"]
-    loaded.model.caption = torch.nn.Identity()
+    loaded.model.branches["captioning"] = torch.nn.Identity()
     asked = []
 
-    def write_reports(volume, **how):
+    def generate_reports(volume, **how):
         asked.append(how)
         return torch.tensor([[*ids, loaded.tokenizer.pad_token_id]] * len(volume))
 
-    loaded.model.write_reports = write_reports
+    loaded.model.generate_reports = generate_reports
     assert str(loaded.generate(scans[0])) == "small nodule"
     assert len(loaded.generate(scans, beams=2)) == 3
     words = loaded.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", "[PAD]"])

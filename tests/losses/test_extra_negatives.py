@@ -50,7 +50,7 @@ def test_the_first_of_equal_keys_counts():
 
 def cml_inputs():
     return {
-        "cml_first_embedding": unit(ROWS, WIDTH, seed=5), "cml_second_embedding": unit(ROWS, WIDTH, seed=6),
+        "cml_image_embedding": unit(ROWS, WIDTH, seed=5), "cml_report_embedding": unit(ROWS, WIDTH, seed=6),
         "cml_view_embedding": None, "cml_logit_scale": torch.tensor(2.0, dtype=torch.float64),
         "patient_key": torch.arange(ROWS), "report_key": 10 + torch.arange(ROWS),
         "view_key": torch.empty(ROWS, 0, dtype=torch.int64),
@@ -73,7 +73,7 @@ def test_a_report_sampled_twice_counts_once_and_the_own_patient_never():
     assert not torch.equal(CMLLoss()(**batch, **own), value)
     all_equal = {**named, "negative_report_key": torch.full_like(reports, 10)}
     by_hand = slow_contrast(
-        batch["cml_first_embedding"], batch["cml_second_embedding"], 2.0, None, keys=(range(ROWS), range(10, 10 + ROWS)),
+        batch["cml_image_embedding"], batch["cml_report_embedding"], 2.0, None, keys=(range(ROWS), range(10, 10 + ROWS)),
         extra=[(extra[0, 0], (20, 10))],
     )  # fmt: skip
     torch.testing.assert_close(CMLLoss()(**batch, **all_equal), by_hand)
@@ -83,7 +83,7 @@ def test_a_report_sampled_twice_counts_once_and_the_own_patient_never():
 def test_contrastive_losses_keep_full_precision_under_autocast(dtype):
     """At a scale of 100, logits in bfloat16 are off by up to 0.25."""
     image = unit(ROWS, WIDTH, seed=5).float().requires_grad_()
-    batch = in_type(cml_inputs(), torch.float32) | {"cml_first_embedding": image, "cml_logit_scale": torch.tensor(100.0)}
+    batch = in_type(cml_inputs(), torch.float32) | {"cml_image_embedding": image, "cml_logit_scale": torch.tensor(100.0)}
     sides = (unit(ROWS, 4, 8, seed=1).float(), unit(ROWS, 4, 3, seed=2).float(), torch.ones(ROWS, 4, dtype=torch.bool))
     found = []
     for mixed in (False, True):

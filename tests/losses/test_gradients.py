@@ -1,4 +1,4 @@
-"""Every loss: its gradient against finite differences, and value and gradient against loops over patients."""
+"""Every loss: gradients against finite differences, value and gradient against loops over patients."""
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from mg3d.losses.cml import CMLLoss
 from mg3d.losses.dcl import DCLLoss
 from mg3d.losses.mim import MIMLoss
 from mg3d.losses.mlm import MLMLoss
+from mg3d.losses.released import ReleasedCMLLoss, ReleasedDCLLoss, ReleasedSALLoss, ReleasedSSMLoss
 from mg3d.losses.sal import SALLoss
 from mg3d.losses.ssm import SSMLoss
 
@@ -49,70 +50,47 @@ TEXT[2, 1] = TEXT[0, 0] + 0.05
 FULL = (MASK, POLARITY, torch.tensor([7, 8, 9]))
 
 
-def dcl(exclude):
-    keys = (PATIENTS.tolist(), REPORTS.tolist()) if exclude else ()
-    loss = DCLLoss(exclude_duplicates=exclude)
-    return (
-        lambda *values: loss(*values, patient_key=PATIENTS, report_key=REPORTS),
-        lambda *values: slow_info_nce(*values, *keys),
-        (unit(4, 6, seed=3), unit(4, 6, seed=4), SCALE),
-    )
+KEYS = (PATIENTS.tolist(), REPORTS.tolist())
+ROWS = {"patient_key": PATIENTS, "report_key": REPORTS}
+BIAS = torch.tensor(-1.5, dtype=torch.float64)
+PAIR = (unit(4, 6, seed=3), unit(4, 6, seed=4))
 
 
-def cml(exclude, views):
-    """With `views` views of each report, or (None) without the input."""
-    keys = (PATIENTS.tolist(), REPORTS.tolist()) if exclude else ()
-    asked = {"patient_key": PATIENTS, "report_key": REPORTS, "view_key": VIEWS[:, :views]}
-    view_keys = asked["view_key"].T.tolist() if exclude else []
-    loss, both = CMLLoss(exclude_duplicates=exclude), (unit(4, 6, seed=3), unit(4, 6, seed=4))
+def cml(views):
+    """With `views` views per report, or (None) without the input."""
     if views is None:
-        return (
-            lambda first, second, scale: loss(first, second, None, scale, **asked),
-            lambda *values: slow_info_nce(*values, *keys),
-            (*both, SCALE),
-        )
+        return lambda *values: CMLLoss()(*values, **ROWS), lambda *values: slow_info_nce(*values, *KEYS), (*PAIR, SCALE)
+    keys = VIEWS[:, :views]
+
+    def slow(first, second, scale, embedded):
+        return slow_cml(first, second, embedded.unbind(1), scale, *KEYS, view_keys=keys.T.tolist())
+
     return (
-        lambda *values: loss(*values, **asked),
-        lambda first, second, apart, scale: slow_cml(first, second, apart.unbind(1), scale, *keys, view_keys=view_keys),
-        (*both, unit(4, views, 6, seed=12), SCALE),
+        lambda first, second, scale, embedded: CMLLoss()(first, second, scale, None, embedded, **ROWS, view_key=keys),
+        slow,
+        (*PAIR, SCALE, unit(4, views, 6, seed=12)),
     )
+
+
+def cml_sigmoid():
+    def slow(image, report, scale, bias, views):
+        slots = [slow_sigmoid(image, views[:, k], scale, bias, *KEYS, VIEWS[:, k].tolist()) for k in range(2)]
+        return (slow_sigmoid(image, report, scale, bias, *KEYS) + sum(slots) / 2) / 2
+
+    return lambda *values: CMLLoss()(*values, **ROWS, view_key=VIEWS), slow, (*PAIR, SCALE, BIAS, unit(4, 2, 6, seed=12))
 
 
 def captioning(smoothing):
     return (
-        lambda logits: CaptionLoss(smoothing=smoothing)(logits, NEXT),
+        lambda logits: CaptionLoss(label_smoothing=smoothing)(logits, NEXT),
         lambda logits: slow_captioning(logits, NEXT, smoothing),
         (numbers(3, 4, 5, seed=13),),
     )
 
 
-BIAS = torch.tensor(-1.5, dtype=torch.float64)
-
-
-def dcl_sigmoid(exclude):
-    keys = (PATIENTS.tolist(), REPORTS.tolist()) if exclude else ()
-    loss = DCLLoss(exclude_duplicates=exclude)
+def sal(loss, per):
     return (
-        lambda *values: loss(*values, patient_key=PATIENTS, report_key=REPORTS),
-        lambda *values: slow_sigmoid(*values, *keys),
-        (unit(4, 6, seed=3), unit(4, 6, seed=4), SCALE, BIAS),
-    )
-
-
-def cml_sigmoid():
-    def slow(image, report, views, scale, bias):
-        keys = (PATIENTS.tolist(), REPORTS.tolist())
-        slots = [slow_sigmoid(image, views[:, k], scale, bias, *keys, VIEWS[:, k].tolist()) for k in range(2)]
-        return (slow_sigmoid(image, report, scale, bias, *keys) + sum(slots) / 2) / 2
-
-    asked = {"patient_key": PATIENTS, "report_key": REPORTS, "view_key": VIEWS}
-    values = (unit(4, 6, seed=3), unit(4, 6, seed=4), unit(4, 2, 6, seed=12), SCALE, BIAS)
-    return lambda *values: CMLLoss()(*values, **asked), slow, values
-
-
-def sal(per):
-    return (
-        lambda prediction, target: SALLoss(per=per)(prediction, target, MASK),
+        lambda prediction, target: loss(prediction, target, MASK),
         lambda prediction, target: slow_sal(prediction, target, LENGTHS, per=per),
         (numbers(3, 4, 5, seed=5), numbers(3, 4, 5, seed=6)),
     )
@@ -126,30 +104,30 @@ CASES = {
     ),
     "captioning": captioning(0.0),
     "captioning smoothed": captioning(0.3),
-    "sal per sentence": sal("sentence"),
-    "sal per patient": sal("patient"),
+    "sal per sentence": sal(SALLoss(), "sentence"),
+    "sal per patient": sal(ReleasedSALLoss(), "patient"),
     "mim": (
         lambda prediction: MIMLoss()(prediction, VOLUME, CUBES),
         lambda prediction: slow_mim(prediction, VOLUME, CUBES, (2, 3, 2)),
         (numbers(2, 1, 4, 3, 6, seed=8),),
     ),
-    "cml": cml(True, None),
-    "cml with duplicates": cml(False, None),
-    "cml with one view": cml(True, 1),
-    "cml with views": cml(True, 2),
-    "cml with views and duplicates": cml(False, 2),
+    "cml": cml(None),
+    "cml with one view": cml(1),
+    "cml with views": cml(2),
     "cml sigmoid": cml_sigmoid(),
-    "dcl sigmoid": dcl_sigmoid(True),
-    "dcl sigmoid with duplicates": dcl_sigmoid(False),
-    "dcl": dcl(True),
-    "dcl with duplicates": dcl(False),
-    "ssm two means": (
+    "dcl": (lambda *values: DCLLoss()(*values, **ROWS), lambda *values: slow_info_nce(*values, *KEYS), (*PAIR, SCALE)),
+    "dcl sigmoid": (
+        lambda *values: DCLLoss()(*values, **ROWS), lambda *values: slow_sigmoid(*values, *KEYS), (*PAIR, SCALE, BIAS),
+    ),
+    "released cml": (ReleasedCMLLoss(4.0), lambda *values: slow_info_nce(*values, 4.0), PAIR),
+    "released dcl": (ReleasedDCLLoss(4.0), lambda *values: slow_info_nce(*values, 4.0), PAIR),
+    "ssm": (
         lambda visual: SSMLoss()(visual, TEXT, *FULL),
         lambda visual: slow_ssm(visual, TEXT, LENGTHS, POLARITY.tolist(), [7, 8, 9]),
         (numbers(3, 4, 5, seed=9),),
     ),
-    "ssm pair mean": (
-        lambda visual: SSMLoss(form="pair_mean")(visual, TEXT, *FULL),
+    "released ssm": (
+        lambda visual: ReleasedSSMLoss()(visual, TEXT, MASK),
         lambda visual: slow_released_ssm(visual, TEXT, LENGTHS),
         (numbers(3, 4, 5, seed=10),),
     ),
@@ -178,14 +156,14 @@ def test_value_and_gradient_are_those_of_the_loops(name):
         torch.testing.assert_close(ours, theirs)
 
 
-KEYS = {"patient_key": PATIENTS[:1], "report_key": REPORTS[:1], "view_key": VIEWS[:1]}
+ONE_ROW = {name: key[:1] for name, key in ROWS.items()}
 ALONE = {
-    "cml": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], None, SCALE, **KEYS),
-    "cml with views": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], x[:1, 2:], SCALE, **KEYS),
-    "dcl": lambda x: DCLLoss()(x[0, :1], x[0, 1:2], SCALE, patient_key=PATIENTS[:1], report_key=REPORTS[:1]),
+    "cml": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], SCALE, **ONE_ROW),
+    "cml with views": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], SCALE, None, x[:1, 2:], **ONE_ROW, view_key=VIEWS[:1]),
+    "dcl": lambda x: DCLLoss()(x[0, :1], x[0, 1:2], SCALE, **ONE_ROW),
     "captioning": lambda x: CaptionLoss()(x, torch.full((3, 4), -100)),
-    "ssm two means": lambda x: SSMLoss()(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
-    "ssm pair mean": lambda x: SSMLoss(form="pair_mean")(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
+    "ssm": lambda x: SSMLoss()(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
+    "released ssm": lambda x: ReleasedSSMLoss()(x[:1], TEXT[:1], MASK[:1]),
     "sal without sentences": lambda x: SALLoss()(x, 2 * x, torch.zeros(3, 4, dtype=torch.bool)),
 }
 
@@ -206,7 +184,7 @@ def test_cosines_of_zero_vectors_have_a_finite_gradient():
         lambda x: SALLoss()(x, TEXT, MASK),
         lambda x: SALLoss()(TEXT, x, MASK),
         lambda x: SSMLoss()(x, TEXT, *FULL),
-        lambda x: SSMLoss(form="pair_mean")(x, TEXT, *FULL),
+        lambda x: ReleasedSSMLoss()(x, TEXT, MASK),
     ):
         (leaf,) = leaves([zero])
         loss(leaf).backward()

@@ -11,6 +11,7 @@ from mg3d.losses.contrastive import symmetric_info_nce
 from mg3d.losses.dcl import DCLLoss
 from mg3d.losses.mim import MIMLoss
 from mg3d.losses.mlm import MLMLoss
+from mg3d.losses.released import ReleasedSALLoss, ReleasedSSMLoss
 from mg3d.losses.sal import SALLoss
 from mg3d.losses.ssm import SSMLoss
 from mg3d.types import Features
@@ -30,18 +31,18 @@ def lengths_to_mask(lengths, most):
 @pytest.mark.parametrize("loss", ALL, ids=lambda loss: type(loss).__name__)
 def test_every_loss_reads_fields_of_features_and_has_no_parameters(loss):
     assert isinstance(loss, Objective)
-    assert set(loss.inputs) <= set(Features._fields)
+    assert set(loss.inputs) <= Features.__annotations__.keys()
     assert not list(loss.parameters())
 
 
-def test_mlm_is_the_mean_over_asked_words():
+def test_mlm_is_the_mean_over_masked_tokens():
     logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]], dtype=torch.float64)
     by_hand = (math.log(3) + math.log(math.exp(2) + 2) - 2) / 2
     token_loss = F.cross_entropy(logits, torch.tensor([1, 0]), reduction="none")
     assert MLMLoss()(token_loss).item() == pytest.approx(by_hand, abs=1e-12)
 
 
-def test_without_anything_asked_mlm_is_zero_with_a_graph():
+def test_without_masked_tokens_mlm_is_zero_with_a_graph():
     token_loss = torch.zeros(0, requires_grad=True)
     loss = MLMLoss()(token_loss)
     loss.backward()
@@ -49,14 +50,14 @@ def test_without_anything_asked_mlm_is_zero_with_a_graph():
     assert token_loss.grad.shape == (0,)
 
 
-@pytest.mark.parametrize("per", ["sentence", "patient"])
-def test_sal_equals_a_loop_over_sentences(per):
+@pytest.mark.parametrize(("loss", "per"), [(SALLoss(), "sentence"), (ReleasedSALLoss(), "patient")])
+def test_sal_equals_a_loop_over_sentences(loss, per):
     lengths, prediction, target = (3, 1, 4), unit(3, 4, 5, seed=1) * 2, unit(3, 4, 5, seed=2) * 3
-    fast = SALLoss(per=per)(prediction, target, lengths_to_mask(lengths, 4))
+    fast = loss(prediction, target, lengths_to_mask(lengths, 4))
     torch.testing.assert_close(fast, slow_sal(prediction, target, lengths, per=per))
 
 
-def test_mim_is_the_mean_square_over_hidden_voxels_only():
+def test_mim_is_the_mean_square_over_masked_voxels():
     prediction, target = torch.zeros(2, 1, 4, 6, 8, dtype=torch.float64), torch.ones(2, 1, 4, 6, 8, dtype=torch.float64)
     target[0, 0, :2, 2:4, 4:6] = 3.0
     cubes = torch.zeros(2, 2, 3, 4, dtype=torch.bool)
@@ -65,7 +66,7 @@ def test_mim_is_the_mean_square_over_hidden_voxels_only():
     assert MIMLoss()(prediction, target, cubes).item() == pytest.approx((9 + 1) / 2)
 
 
-def test_mim_without_hidden_cubes_is_zero():
+def test_mim_without_masked_patches_is_zero():
     volume = torch.rand(1, 1, 2, 4, 6, requires_grad=True)
     loss = MIMLoss()(volume, torch.zeros(1, 1, 2, 4, 6), torch.zeros(1, 1, 2, 3, dtype=torch.bool))
     loss.backward()
@@ -84,20 +85,19 @@ def test_contrast_equals_a_loop_with_and_without_excluded_pairs(exclude):
 def test_perfect_embeddings_have_almost_no_contrast_and_one_patient_none():
     eye, keys = torch.eye(4, dtype=torch.float64), torch.arange(4)
     scale = torch.tensor(100.0, dtype=torch.float64)
-    assert CMLLoss()(eye, eye, None, scale, patient_key=keys, report_key=keys, view_key=keys) < 1e-30
+    assert CMLLoss()(eye, eye, scale, patient_key=keys, report_key=keys) < 1e-30
     assert DCLLoss()(eye, eye, scale, patient_key=torch.zeros(4, dtype=torch.int64), report_key=keys) == 0
 
 
-def test_equal_reports_are_no_wrong_answers():
+def test_equal_reports_are_not_negatives():
     first, second, scale = unit(4, 6, seed=8), unit(4, 6, seed=9), torch.tensor(7.0, dtype=torch.float64)
     keys = {"patient_key": torch.arange(4), "report_key": torch.tensor([1, 1, 2, 3])}
     expected = symmetric_info_nce(first, second, scale, keys=(keys["report_key"],))
-    assert DCLLoss()(first, second, scale, **keys) == CMLLoss()(first, second, None, scale, **keys, view_key=None) == expected
-    assert DCLLoss(exclude_duplicates=False)(first, second, scale, **keys) == symmetric_info_nce(first, second, scale) > expected
+    assert DCLLoss()(first, second, scale, **keys) == CMLLoss()(first, second, scale, **keys) == expected
+    assert symmetric_info_nce(first, second, scale) > expected
 
 
-@pytest.mark.parametrize("exclude", [True, False])
-def test_views_are_contrasted_slot_by_slot_beside_the_whole(exclude):
+def test_views_are_contrasted_slot_by_slot_alongside_whole_reports():
     image, whole, views = unit(4, 6, seed=8), unit(4, 6, seed=9), unit(4, 3, 6, seed=10)
     scale, patients, reports = torch.tensor(7.0, dtype=torch.float64), torch.tensor([1, 2, 3, 1]), torch.tensor([5, 6, 6, 7])
     view_keys = torch.tensor([[1, 2, 3], [1, 4, 5], [6, 7, 5], [8, 9, 10]])
@@ -107,14 +107,12 @@ def test_views_are_contrasted_slot_by_slot_beside_the_whole(exclude):
         for one, other in ((image, views[:, slot]), (views[:, slot], image)):
             for b in range(4):
                 equal = [(key == key[b]).tolist() for key in (patients, reports, view_keys[:, slot])]
-                apart = [c != b and any(key[c] for key in equal) for c in range(4)]
-                kept = [c for c in range(4) if not (exclude and apart[c])]
-                logits = torch.stack([scale * one[b] @ other[c] for c in kept])
-                total = total + torch.logsumexp(logits, 0) - scale * one[b] @ other[b]
+                negatives = [c for c in range(4) if c != b and not any(key[c] for key in equal)]
+                logits = torch.stack([scale * one[b] @ other[c] for c in (b, *negatives)])
+                total = total + torch.logsumexp(logits, 0) - logits[0]
         slots.append(total / 8)
-    plain = slow_info_nce(image, whole, scale, *((patients.tolist(), reports.tolist()) if exclude else ()))
-    loss = CMLLoss(exclude_duplicates=exclude)
-    fast = loss(image, whole, views, scale, patient_key=patients, report_key=reports, view_key=view_keys)
+    plain = slow_info_nce(image, whole, scale, patients.tolist(), reports.tolist())
+    fast = CMLLoss()(image, whole, scale, None, views, patient_key=patients, report_key=reports, view_key=view_keys)
     torch.testing.assert_close(fast, 0.5 * (plain + sum(slots) / 3))
 
 
@@ -137,18 +135,24 @@ def test_ssm_equals_five_loops(sentences):
     torch.testing.assert_close(fast, slow)
 
 
-@pytest.mark.parametrize("form", ["two_means", "pair_mean"])
-def test_padding_does_not_change_ssm(sentences, form):
+def ssm(loss, visual, text, mask, polarity, patients):
+    """Either form; the released one reads neither polarity nor patients."""
+    return loss(visual, text, mask) if isinstance(loss, ReleasedSSMLoss) else loss(visual, text, mask, polarity, patients)
+
+
+@pytest.mark.parametrize("loss", [SSMLoss(), ReleasedSSMLoss()], ids=lambda loss: type(loss).__name__)
+def test_padding_does_not_change_ssm_and_one_patient_has_none(sentences, loss):
     visual, text, lengths, polarity = sentences
-    mask, patients, loss = lengths_to_mask(lengths, 4), torch.arange(4), SSMLoss(form=form)
+    mask, patients = lengths_to_mask(lengths, 4), torch.arange(4)
     padded = [F.pad(side, (0, 0, 0, 3), value=5.0) for side in (visual, text)]
-    value = loss(*padded, F.pad(mask, (0, 3)), F.pad(polarity, (0, 3)), patients)
-    torch.testing.assert_close(value, loss(visual, text, mask, polarity, patients))
+    value = ssm(loss, *padded, F.pad(mask, (0, 3)), F.pad(polarity, (0, 3)), patients)
+    torch.testing.assert_close(value, ssm(loss, visual, text, mask, polarity, patients))
+    assert ssm(loss, *(side[:1] for side in (visual, text, mask, polarity, patients))) == 0
 
 
 def test_released_ssm_equals_its_loop_over_pairs_of_patients(sentences):
-    visual, text, lengths, polarity = sentences
-    fast = SSMLoss(form="pair_mean")(visual, text, lengths_to_mask(lengths, 4), polarity, torch.arange(4))
+    visual, text, lengths, _ = sentences
+    fast = ReleasedSSMLoss()(visual, text, lengths_to_mask(lengths, 4))
     torch.testing.assert_close(fast, slow_released_ssm(visual, text, lengths), atol=1e-12, rtol=0)
 
 
@@ -160,10 +164,3 @@ def test_ssm_sends_its_gradient_to_real_visual_sentences_only(sentences):
     assert text.grad is None
     assert visual.grad[~mask].abs().max() == 0
     assert visual.grad[mask].abs().max() > 0
-
-
-@pytest.mark.parametrize("form", ["two_means", "pair_mean"])
-def test_one_patient_has_no_ssm(sentences, form):
-    visual, text, lengths, polarity = sentences
-    one = [side[:1] for side in (visual, text, lengths_to_mask(lengths, 4), polarity)]
-    assert SSMLoss(form=form)(*one, torch.tensor([3])) == 0

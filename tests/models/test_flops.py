@@ -10,7 +10,7 @@ from mg3d.models.flops import ReportShape, count_step, needed_flops
 
 WIDTH, TEXT_WIDTH, VOCABULARY = 24, 16, 40
 TOKENS = 12
-REPORT = ReportShape(tokens=TOKENS, sentences=3, views=2, view_tokens=5, asked_share=0.25)
+REPORT = ReportShape(tokens=TOKENS, sentences=3, views=2, view_tokens=5, masked_fraction=0.25)
 
 
 def bert_flops(tokens):
@@ -20,7 +20,7 @@ def bert_flops(tokens):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_parts_cost_what_their_formulas_say(frozen):
+def test_flops_of_every_part_follow_its_formula(frozen):
     model = build(frozen=frozen)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     parts = {part.name: part for part in count_step(model, SHAPE, REPORT)}
@@ -30,7 +30,7 @@ def test_parts_cost_what_their_formulas_say(frozen):
     assert parts["report encoder"].forward_flops == 2 * bert_flops(TOKENS)
     assert parts["report encoder, views"].forward_flops == 2 * bert_flops(5)
     assert parts["volume encoder"].passes == 2
-    assert parts["report encoder"].learns != frozen
+    assert parts["report encoder"].is_trained != frozen
     assert ("report encoder, target" in parts) != frozen  # a frozen encoder's features are there already
     assert parts["report encoder"].needed_flops == parts["report encoder"].forward_flops * (1 if frozen else 3)
     assert needed_flops(list(parts.values())) == sum(part.needed_flops for part in parts.values())
@@ -39,14 +39,14 @@ def test_parts_cost_what_their_formulas_say(frozen):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_an_encoder_costs_twice_as_much_for_two_passes_and_nothing_is_counted_that_no_objective_wants():
+def test_two_passes_of_an_encoder_cost_twice_as_much_and_inactive_objectives_nothing():
     both, one = (count_step(build(objectives=names), SHAPE, REPORT) for names in (("mim", "cml"), ("mim",)))
     assert both[0].forward_flops == 2 * one[0].forward_flops > 0
-    assert both[0].kept_bytes == 2 * one[0].kept_bytes > 0
+    assert both[0].saved_bytes == 2 * one[0].saved_bytes > 0
     assert {part.name for part in one} == {"volume encoder", "report encoder", "volume fusion", "volume decoder"}
 
 
-def test_what_is_kept_is_what_autograd_keeps():
+def test_saved_bytes_are_those_that_autograd_saves():
     model = build(objectives=("mim",))
     kept = {}
 
@@ -59,4 +59,4 @@ def test_what_is_kept_is_what_autograd_keeps():
         result = model.encode_volume(torch.rand(1, 1, *SHAPE, dtype=torch.float64))
     assert result.requires_grad
     encoder = count_step(model, SHAPE, REPORT)[0]
-    assert encoder.kept_bytes == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.02)
+    assert encoder.saved_bytes == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.02)

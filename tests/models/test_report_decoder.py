@@ -18,7 +18,7 @@ ENDS = {"begin": BEGIN, "end": END, "padding": PADDING}
 def decoder(*, words=11, layers=2, seed=0, spread=0.6, **changes):
     """With weights so far apart that its reports differ from image to image."""
     torch.manual_seed(seed)
-    built = ReportDecoder(vocabulary_size=words, token_width=6, width=12, layers=layers, heads=3, longest=24, **changes)
+    built = ReportDecoder(vocabulary_size=words, token_width=6, width=12, layers=layers, heads=3, max_length=24, **changes)
     for weight in built.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=spread)
@@ -117,7 +117,7 @@ def test_draws_follow_the_shares_of_the_words():
 @pytest.mark.parametrize("ends", [ENDS, {"begin": 0, "end": 0, "padding": 0}], ids=["three ids", "one id"])
 def test_four_reports_are_learned_by_heart_and_written_without_a_word_of_warning(ends, capfd):
     torch.manual_seed(0)
-    model = ReportDecoder(vocabulary_size=20, token_width=6, width=32, layers=1, heads=4, longest=16, dropout=0.0)
+    model = ReportDecoder(vocabulary_size=20, token_width=6, width=32, layers=1, heads=4, max_length=16, dropout=0.0)
     tokens = image_tokens().float()
     lengths = torch.tensor([5, 9, 12, 14])
     places = torch.arange(14)

@@ -1,23 +1,23 @@
-"""The whole model against loops over patients, sentences, heads and tokens, in all three wirings: values and gradients."""
+"""Losses and gradients of the whole model against loops over patients, sentences, heads and tokens, in all three wirings."""
 
 import math
 
 import pytest
 import torch
 from slow_objective import SlowMG3D
-from small_model import OBJECTIVES, WIRINGS, build, objective, random_batch
+from small_model import OBJECTIVES, WIRINGS, build, losses_of, random_batch
 
 
 def with_views(batch, chosen):
-    """The batch with these views: chosen[b][k] are the sentences of patient b's view k, between two tokens of none."""
+    """The batch with these views: chosen[b][k] are the sentences of patient b's view k, between [CLS] and [SEP]."""
     views = []
     for b, slots in enumerate(chosen):
         ids, index = (rows[b][batch.attention_mask[b]] for rows in (batch.report_ids, batch.sentence_index))
         for sentences in slots:
             words = [ids[index == n] for n in sentences]
-            numbers = [torch.full_like(of, n) for n, of in enumerate(words)]
+            indices = [torch.full_like(of, n) for n, of in enumerate(words)]
             first, last, none = (ids.new_tensor([number]) for number in (2, 3, -1))
-            views.append((torch.cat([first, *words, last]), torch.cat([none, *numbers, none])))
+            views.append((torch.cat([first, *words, last]), torch.cat([none, *indices, none])))
 
     def stacked(rows, padding):
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding).unflatten(0, (len(chosen), -1))
@@ -52,19 +52,16 @@ def batch():
     return with_views(changed, CHOSEN)
 
 
-def assert_as_the_loops(wiring, name, batch, **changes):
-    model = build(wiring, pool_queries=2, **changes).eval()
+def assert_as_the_loops(wiring, name, batch, **settings):
+    model = build(wiring, pool_queries=2, **settings).eval()
     model.fit_sentence_space(batch.report_ids, batch.sentence_index)
-    settings, losses = objective(wiring)
-    features = model(batch, frozenset({name}))
-    fast = losses[name](**{field: getattr(features, field) for field in losses[name].inputs})
-    slow = getattr(SlowMG3D(model, batch, settings.model), name)()
+    fast, slow = losses_of(model, batch)[name], getattr(SlowMG3D(model, batch), name)()
     assert slow > 1e-3
     torch.testing.assert_close(fast, slow)
-    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    ours, theirs = (torch.autograd.grad(loss, learned.values(), allow_unused=True) for loss in (fast, slow))
-    for parameter, mine, reference in zip(learned, ours, theirs):
-        none = torch.zeros_like(learned[parameter])
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ours, theirs = (torch.autograd.grad(loss, trained.values(), allow_unused=True) for loss in (fast, slow))
+    for parameter, mine, reference in zip(trained, ours, theirs):
+        none = torch.zeros_like(trained[parameter])
         mine, reference = (none if gradient is None else gradient for gradient in (mine, reference))
         torch.testing.assert_close(mine, reference, atol=1e-9, rtol=1e-6, msg=lambda text, at=parameter: f"{at}: {text}")
 
@@ -76,33 +73,33 @@ def test_value_and_gradient_are_those_of_the_loops(wiring, name, batch):
 
 
 @pytest.mark.parametrize("name", ["cml", "dcl"])
-def test_with_places_pooled_value_and_gradient_are_those_of_the_loops(name, batch):
-    assert_as_the_loops("mg3d", name, batch, image_pool="positional")
+def test_with_positional_pooling_value_and_gradient_are_those_of_the_loops(name, batch):
+    assert_as_the_loops("paper", name, batch, image_pool="positional")
 
 
 @pytest.mark.parametrize("views", [0, 1])
 def test_with_fewer_views_value_and_gradient_are_those_of_the_loops(views, batch):
     parts = ("view_ids", "view_attention_mask", "view_sentence_index", "view_key")
-    assert_as_the_loops("mg3d", "cml", batch._replace(**{part: getattr(batch, part)[:, :views] for part in parts}))
+    assert_as_the_loops("paper", "cml", batch._replace(**{part: getattr(batch, part)[:, :views] for part in parts}))
 
 
 def test_the_loops_see_equal_sentences_views_and_excluded_pairs(batch):
     """The batch above exercises what it is for."""
     model = build()
-    slow = SlowMG3D(model, batch, objective("mg3d")[0].model)
+    slow = SlowMG3D(model, batch)
     first, second = slow.meanings(0)[1], slow.meanings(1)[0]
     torch.testing.assert_close(first, second)
     assert batch.view_key[0, 0] == batch.view_key[1, 0]
     assert len(batch.view_key.unique()) == 7
     torch.testing.assert_close(slow.view(0, 0), slow.view(1, 0))
-    told_apart = SlowMG3D(model, batch._replace(view_key=torch.arange(8).view(4, 2)), slow.settings)
-    assert (slow.cml() - told_apart.cml()).abs() > 1e-3
-    excluded = objective("mg3d", exclude_duplicates=False)[0].model
-    assert (slow.cml() - SlowMG3D(model, batch, excluded).cml()).abs() > 1e-3
+    distinct = {"view_key": torch.arange(8).view(4, 2), "report_key": torch.arange(4), "patient_key": torch.arange(4)}
+    for name, keys in distinct.items():
+        assert (slow.cml() - SlowMG3D(model, batch._replace(**{name: keys})).cml()).abs() > 1e-3
 
 
 def test_word_weights_and_mean_of_the_sentence_space_are_counted(batch):
     model = build()
+    space = model.branches["disentangled"].sentence_space
     model.fit_sentence_space(batch.report_ids, batch.sentence_index)
     sentences = [
         ids[index == n].tolist()
@@ -112,9 +109,9 @@ def test_word_weights_and_mean_of_the_sentence_space_are_counted(batch):
     ]
     holding = [sum(word in sentence for sentence in sentences) for word in range(model.text.vocabulary_size)]
     weights = [max(1e-3, math.log((1 + len(sentences)) / (1 + count))) for count in holding]
-    torch.testing.assert_close(model.sentence_space.word_weight, torch.tensor(weights, dtype=torch.float64))
+    torch.testing.assert_close(space.word_weight, torch.tensor(weights, dtype=torch.float64))
     vectors = [
         sum(weights[word] * model.text.word_vectors[word] for word in sentence) / sum(weights[word] for word in sentence)
         for sentence in sentences
     ]
-    torch.testing.assert_close(model.sentence_space.mean, torch.stack(vectors).mean(0))
+    torch.testing.assert_close(space.mean, torch.stack(vectors).mean(0))

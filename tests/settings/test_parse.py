@@ -143,7 +143,7 @@ def test_settings_name_the_data_sets_that_are_written():
 
 
 def test_the_released_report_pooler_has_the_heads_that_the_rule_counts():
-    from mg3d.models.pooling import SentenceAttentionPool
+    from mg3d.models.released import SentenceAttentionPool
 
     assert SentenceAttentionPool(16).heads == RELEASED_HEADS
 
@@ -166,9 +166,13 @@ def test_what_the_rules_let_through_can_be_built(word):
 
 
 def test_every_objective_has_a_weight_and_a_row():
-    from mg3d.training.objectives import OBJECTIVES
+    from pkgutil import resolve_name
+
+    from mg3d.settings.objectives import OBJECTIVES
 
     assert list(OBJECTIVES) == list(objective_weights(LossSettings(weight_captioning=1.0)))
+    for name, row in OBJECTIVES.items():
+        assert resolve_name(row.branch).name in row.branch, name
 
 
 def test_a_named_setting_that_the_encoder_does_not_read_is_refused_and_a_words_leftover_is_not():

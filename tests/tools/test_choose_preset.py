@@ -113,9 +113,9 @@ def test_a_forbidden_gpu_is_no_gpu(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["--help"], 0, "Settings of one:"),
-        ([], 2, "name a folder of downstream/ first"),
-        (["Nope", "fold=1"], 2, "Nope is no folder"),
+        (["--help"], 0, "Settings of a folder:"),
+        ([], 2, "no folder: expected a folder of downstream/"),
+        (["Nope", "fold=1"], 2, "Nope: expected a folder of downstream/"),
     ],
 )
 def test_fine_tuning_without_a_folder_lists_them_and_makes_nothing(words, code, told):

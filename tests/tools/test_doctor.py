@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("doctor", ROOT / "tools/doctor.py")
 TOOL = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(TOOL)
-KEYS = {"code", "severity", "found", "expected", "action", "volumes", "values", "count"}
+KEYS = {"code", "severity", "message", "expected", "action", "volumes", "values", "count"}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def edit(root, split, change):
 
 
 class Structure(HTMLParser):
-    """Checks that tags are closed in order, and collects pictures and headings."""
+    """Checks that tags are closed in order, and collects images and headings."""
 
     def __init__(self):
         super().__init__()
@@ -88,19 +88,19 @@ class Structure(HTMLParser):
             self.headings.append(data)
 
 
-def test_table_json_and_page_say_the_same_and_no_word_of_a_report(raw, tmp_path, capsys):
+def test_table_json_and_page_agree_and_contain_no_report_text(raw, tmp_path, capsys):
     out = tmp_path
-    words = [str(raw), "--workers", "1", "--json", str(out / "d.json"), "--html", str(out / "d.html")]
-    assert TOOL.main(words) == 1
+    arguments = [str(raw), "--workers", "1", "--json", str(out / "d.json"), "--html", str(out / "d.html")]
+    assert TOOL.main(arguments) == 1
     said = capsys.readouterr().out
     content, page = json.loads((out / "d.json").read_text()), (out / "d.html").read_text()
-    assert {"version", "path", "kind", "datasets", "synthetic", "verdict", "volumes", "read", "counts", "findings"} <= set(
+    assert {"version", "path", "kind", "datasets", "synthetic", "verdict", "volumes", "volumes_read", "counts", "results"} <= set(
         content
     )
-    assert (content["verdict"], content["kind"], content["synthetic"]) == ("blocking", "raw", True)
-    assert all(set(finding) == KEYS for finding in content["findings"])
-    assert all(finding["count"] == len(finding["volumes"]) for finding in content["findings"])
-    first = content["findings"][0]
+    assert (content["verdict"], content["kind"], content["synthetic"]) == ("error", "raw", True)
+    assert all(set(finding) == KEYS for finding in content["results"])
+    assert all(finding["count"] == len(finding["volumes"]) for finding in content["results"])
+    first = content["results"][0]
     assert (first["code"], first["volumes"]) == ("duplicate_pixels", ["ct_rate/train_3_a_1", "ct_rate/valid_2_a_1"])
     for text in (said, page):
         assert "duplicate_pixels" in text.replace("\n", "")
@@ -114,20 +114,20 @@ def test_table_json_and_page_say_the_same_and_no_word_of_a_report(raw, tmp_path,
     assert read_annotation(raw / "ctrg" / "chest_ctrg_jpg.json")["train"]
 
 
-def test_the_page_is_whole_and_every_picture_has_words(raw, tmp_path):
+def test_page_is_well_formed_and_every_image_has_a_caption(raw, tmp_path):
     TOOL.main([str(raw), "--workers", "1", "--html", str(tmp_path / "d.html")])
     page = (tmp_path / "d.html").read_text()
     structure = Structure()
     structure.feed(page)
     assert structure.open == []
     assert structure.headings == [
-        "Verdict", "Findings", "Counts", "Intensities", "Shares of labels", "Ordinary volumes", "Volumes to look at",
+        "Verdict", "Results", "Counts", "Intensities", "Label prevalence", "Ordinary volumes", "Volumes to look at",
     ]  # fmt: skip
-    told = [picture["alt"] for picture in structure.pictures]
-    assert all(told)
-    assert sum("ordinary" in words for words in told) == 3
-    assert [words for words in told if "valid_2_a_1: duplicate_pixels" in words]
-    assert any("Shares of labels in ct_rate valid" in words for words in told)
+    message = [picture["alt"] for picture in structure.pictures]
+    assert all(message)
+    assert sum("ordinary" in arguments for arguments in message) == 3
+    assert [arguments for arguments in message if "valid_2_a_1: duplicate_pixels" in arguments]
+    assert any("Label prevalence in ct_rate valid" in arguments for arguments in message)
     for picture in structure.pictures:
         kind, encoded = picture["src"].split(",")
         assert kind == "data:image/png;base64"
@@ -135,22 +135,22 @@ def test_the_page_is_whole_and_every_picture_has_words(raw, tmp_path):
     assert "http" not in re.sub(r"src='[^']*'", "", page)
 
 
-def test_clean_arrow_files_go_on_and_only_part_of_ct_rate_is_a_warning(arrows):
-    words = [str(arrows), "--workers", "1", "--json", str(arrows / "d.json")]
-    assert TOOL.main(words) == 0
-    assert TOOL.main([*words, "--fail-on", "warning"]) == 1
-    findings = json.loads((arrows / "d.json").read_text())["findings"]
-    assert {found["code"] for found in findings if found["severity"] != "fact"} == {"partial"}
+def test_incomplete_ct_rate_is_a_warning(arrows):
+    arguments = [str(arrows), "--workers", "1", "--json", str(arrows / "d.json")]
+    assert TOOL.main(arguments) == 0
+    assert TOOL.main([*arguments, "--fail-on", "warning"]) == 1
+    findings = json.loads((arrows / "d.json").read_text())["results"]
+    assert {found["code"] for found in findings if found["severity"] != "info"} == {"partial"}
     assert findings[0]["values"] == {"found": [7, 7, 7], "published": [20_000, 24_128, 47_149]}
 
 
 def codes(arrows, *more):
     report = arrows / "d.json"
     code = TOOL.main([str(arrows), "--workers", "1", "--json", str(report), *more])
-    return code, {found["code"] for found in json.loads(report.read_text())["findings"] if found["severity"] == "blocking"}
+    return code, {found["code"] for found in json.loads(report.read_text())["results"] if found["severity"] == "error"}
 
 
-def test_blocking_faults_of_arrow_files_give_exit_code_1(arrows):
+def test_errors_of_arrow_files_give_exit_code_1(arrows):
     listed = arrows / "list.txt"
     listed.write_text("train_3\n")
     assert codes(arrows) == (0, set())
@@ -163,7 +163,7 @@ def test_blocking_faults_of_arrow_files_give_exit_code_1(arrows):
     assert "patient_in_two_splits" in codes(arrows)[1]
 
 
-def test_voxels_that_were_rescaled_twice_block(arrows):
+def test_voxels_that_were_rescaled_twice_are_an_error(arrows):
     def air(number, shape):
         return np.full(shape, -1024, np.int16) + (np.arange(shape[2]) == number % 7).astype(np.int16) * 200
 
@@ -177,66 +177,66 @@ def test_a_prepared_folder_without_a_val_is_examined(arrows):
     assert codes(arrows)[0] == 0
 
 
-def test_reports_of_an_own_folder_come_from_its_table(tmp_path, capsys):
+def test_reports_of_a_custom_folder_come_from_its_table(tmp_path, capsys):
     for number in range(2):
         write_nifti(tmp_path / "custom" / f"p{number}.nii.gz", chest(number).transpose(2, 1, 0), LPS)
     table = tmp_path / "reports.csv"
     table.write_text("volume,report,split\np0,Both lungs are clear of any nodule.,train\np1,Not given.,test\n")
-    words = [str(tmp_path / "custom"), "--kind", "custom", "--workers", "1"]
-    TOOL.main([*words, "--table", str(table), "--json", str(tmp_path / "d.json")])
-    found = {finding["code"]: finding["count"] for finding in json.loads((tmp_path / "d.json").read_text())["findings"]}
+    arguments = [str(tmp_path / "custom"), "--dataset", "custom", "--workers", "1"]
+    TOOL.main([*arguments, "--table", str(table), "--json", str(tmp_path / "d.json")])
+    found = {finding["code"]: finding["count"] for finding in json.loads((tmp_path / "d.json").read_text())["results"]}
     assert found["no_report"] == 1
     with pytest.raises(SystemExit):
         TOOL.main([str(tmp_path / "custom"), "--table", str(table)])
-    assert "--kind custom" in capsys.readouterr().err
+    assert "--dataset custom" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["patient 1/series/0001.dcm", "scans/one.nii.gz"])
-def test_a_folder_of_other_scans_is_told_to_be_of_kind_own_and_no_name_is_said(tmp_path, capsys, name):
+def test_unknown_layout_suggests_custom_and_no_name_is_printed(tmp_path, capsys, name):
     path = tmp_path / "clinic" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(128) + b"DICM")
     assert TOOL.main([str(tmp_path / "clinic")]) == 2
-    told = capsys.readouterr().err
-    assert "say --kind custom (and --table FILE" in told
-    assert "patient 1" not in told
+    message = capsys.readouterr().err
+    assert "give --dataset custom (and --table FILE" in message
+    assert "patient 1" not in message
 
 
-def test_what_is_set_aside_is_summed_up_by_reason(arrows):
+def test_quarantined_volumes_are_summarized_by_reason(arrows):
     line = {"volume_id": "ct_rate/train_9_a_1", "dataset": "ct_rate", "stage": "volume", "code": "gzip_truncated", "detail": ""}
     (arrows / "quarantine.jsonl").write_text(json.dumps(line) + '\n{"torn')
     TOOL.main([str(arrows), "--workers", "1", "--json", str(arrows / "d.json")])
-    findings = json.loads((arrows / "d.json").read_text())["findings"]
-    assert [found["volumes"] for found in findings if found["code"] == "truncated_gzip"] == [["ct_rate/train_9_a_1"]]
+    findings = json.loads((arrows / "d.json").read_text())["results"]
+    assert [found["volumes"] for found in findings if found["code"] == "gzip_truncated"] == [["ct_rate/train_9_a_1"]]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
-        (["nowhere"], "there is no nowhere"),
+        (["nowhere"], "nowhere does not exist"),
         (["."], "looks like none of ct_rate, ctrg"),
         ([".", "--lists", "gone.txt"], "gone.txt"),
         (["cut.arrow"], "not a complete Arrow file"),
     ],
 )
-def test_what_cannot_be_examined_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, words, told):
+def test_data_that_cannot_be_checked_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("cut.arrow").write_bytes(b"half")
-    assert TOOL.main(words) == 2
+    assert TOOL.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("doctor: ")
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_stopping_it_is_one_sentence_and_leaves_no_process(raw):
+def test_interrupt_prints_one_sentence(raw):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SLOW_EXAMINATION, str(raw)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
     assert process.stdout.readline() == "begun\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "doctor: stopped\n"
+    assert process.communicate(timeout=60)[1] == "doctor: interrupted\n"
     assert process.returncode == 130
 
 
@@ -246,10 +246,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program star
 spec = importlib.util.spec_from_file_location("doctor", "tools/doctor.py")
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)
-from mg3d.doctor import measure
-def slowly(place, measure=measure.measure):
+from mg3d.doctor import statistics
+def slowly(source):
     print("begun", flush=True)
     time.sleep(30)
-measure.measure = slowly
+statistics.measure = slowly
 sys.exit(tool.main([sys.argv[1], "--workers", "1"]))
 """

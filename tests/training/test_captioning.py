@@ -9,48 +9,35 @@ from small_run import assert_same_training, checkpoint, words
 from torch.nn.functional import cross_entropy
 
 from mg3d.checkpoints.pretrained import export_run, from_pretrained, save_pretrained
-from mg3d.config import command_line, resolve
-from mg3d.losses.captioning import CaptionLoss
-from mg3d.models.build import build_untrained
-from mg3d.settings.parse import flatten, parse
+from mg3d.config import command_line
 
 CAPTIONING = ("captioning", "max_steps=4")
 
 
-def test_every_next_word_of_a_report_is_asked_for_and_padding_is_not():
+def test_every_next_token_of_a_report_is_predicted_and_padding_is_ignored():
     batch, model = random_batch(), build(objectives=("captioning",)).eval()
     features = model(batch)
-    asked = features.captioning_targets != -100
-    assert asked.sum(1).tolist() == (batch.attention_mask.sum(1) - 1).tolist()
-    assert features.captioning_targets[1][asked[1]].tolist() == batch.report_ids[1][batch.attention_mask[1]][1:].tolist()
-    loss = CaptionLoss()(features.captioning_logits, features.captioning_targets)
-    torch.testing.assert_close(loss, cross_entropy(features.captioning_logits[asked], features.captioning_targets[asked]))
+    logits, targets = features["captioning_logits"], features["captioning_targets"]
+    real = targets != -100
+    assert real.sum(1).tolist() == (batch.attention_mask.sum(1) - 1).tolist()
+    assert targets[1][real[1]].tolist() == batch.report_ids[1][batch.attention_mask[1]][1:].tolist()
+    loss = model.losses(features)["captioning"]
+    torch.testing.assert_close(loss, cross_entropy(logits[real], targets[real]))
     loss.backward()
-    assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith(("vision", "caption")))
+    assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith(("vision", "branches")))
 
 
-def test_the_clean_pass_of_the_encoder_is_shared_and_other_features_stay_as_they_are():
-    batch, passes = random_batch(), []
-    model, alone = build(objectives=(*OBJECTIVES, "captioning")).eval(), build().eval()
-    encode = model.vision.encode
-    model.vision.encode = lambda *arguments: passes.append(arguments[1] is None) or encode(*arguments)
-    ours, theirs = model(batch), alone(batch)
-    assert sorted(passes) == [False, True]
-    assert theirs.captioning_logits is None
-    for name, value in theirs._asdict().items():
-        if value is not None:
-            assert torch.equal(getattr(ours, name), value), name
+def test_captioning_leaves_the_features_of_other_branches_unchanged():
+    batch = random_batch()
+    ours, theirs = (build(objectives=names).eval()(batch) for names in ((*OBJECTIVES, "captioning"), OBJECTIVES))
+    assert ours.keys() - theirs.keys() == {"captioning_logits", "captioning_targets"}
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
 
 
-def test_a_model_without_the_objective_writes_no_report():
-    with pytest.raises(ValueError, match="no report decoder"):
-        build().write_reports(random_batch().volume, begin=2, end=3, padding=0, most_tokens=9)
-
-
-def test_settings_of_before_the_objective_mean_that_it_is_off():
-    before = {name: value for name, value in flatten(resolve(["tiny"], {})).items() if "caption" not in name}
-    assert parse(before) == resolve(["tiny"], {})
-    assert build_untrained(parse(before), 60).caption is None
+def test_a_model_without_the_objective_generates_no_report():
+    with pytest.raises(ValueError, match="no report decoder; train with the preset captioning"):
+        build().generate_reports(random_batch().volume, bos_token_id=2, eos_token_id=3, pad_token_id=0, max_length=9)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +63,7 @@ def test_a_saved_model_writes_the_reports_it_wrote_before(trained, tmp_path):
     again = from_pretrained(save_pretrained(first.model, tmp_path / "again", settings=first.settings, tokenizer=first.tokenizer))
     ids = {"begin": first.tokenizer.cls_token_id, "end": first.tokenizer.sep_token_id, "padding": first.tokenizer.pad_token_id}
     volume = torch.rand(2, 1, 32, 24, 32, generator=torch.Generator().manual_seed(0))
-    ours, theirs = (one.model.write_reports(volume, **ids, most_tokens=12, beams=2) for one in (first, again))
+    ours, theirs = (one.model.generate_reports(volume, **ids, most_tokens=12, beams=2) for one in (first, again))
     assert torch.equal(ours, theirs)
     assert ours.shape == (2, 12) or (ours == ids["end"]).any()
     assert torch.equal(ours[:, 0], torch.full((2,), ids["begin"]))

@@ -1,8 +1,8 @@
-"""A pass in chunks against the pass at once."""
+"""GradCache chunks against the whole batch."""
 
 import pytest
 import torch
-from small_model import WIRINGS, build, objective, random_batch
+from small_model import WIRINGS, build, random_batch
 
 from mg3d.training.chunks import features_in_chunks
 
@@ -10,16 +10,14 @@ from mg3d.training.chunks import features_in_chunks
 def gradients(wiring, chunk, model=None):
     torch.manual_seed(1)  # of dropout
     model = model or build(wiring)
-    features = features_in_chunks(model, random_batch(7), chunk)
-    losses = objective(wiring)[1].values()
-    value = sum(loss(**{field: getattr(features, field) for field in loss.inputs}) for loss in losses)
+    value = sum(model.losses(features_in_chunks(model, random_batch(7), chunk)).values())
     value.backward()
     return value.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 @pytest.mark.parametrize("wiring", WIRINGS)
-def test_chunks_give_loss_and_gradients_of_the_batch_at_once(wiring, chunk):
+def test_chunks_have_the_losses_and_gradients_of_the_whole_batch(wiring, chunk):
     value, expected = gradients(wiring, 0)
     theirs, found = gradients(wiring, chunk)
     torch.testing.assert_close(theirs, value)
@@ -28,23 +26,22 @@ def test_chunks_give_loss_and_gradients_of_the_batch_at_once(wiring, chunk):
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-11, msg=name)
 
 
-def test_the_encoder_sees_each_chunk_twice_and_never_more_than_a_chunk():
+def test_the_encoder_reads_each_chunk_twice_and_never_more_than_a_chunk():
     model, sizes = build(), []
-    model.vision.register_forward_hook(lambda part, given, out: sizes.append(len(given[0])))
     encode = model.vision.encode
     model.vision.encode = lambda volume, mask=None: sizes.append(len(volume)) or encode(volume, mask)
-    gradients("mg3d", 3, model)
+    gradients("paper", 3, model)
     assert max(sizes) == 3
     assert sizes.count(3) == 2 * sizes.count(1)  # 3 + 3 + 1 patients, each time clean and masked
     assert sizes.count(1) == 4
 
 
-def test_graphs_of_chunks_are_not_kept():
-    assert numbers_kept(1) < numbers_kept(0) / 20
+def test_graphs_of_chunks_are_not_saved():
+    assert saved_values(1) < saved_values(0) / 20
 
 
-def numbers_kept(chunk):
-    """Numbers that a pass of CML keeps for its gradient."""
+def saved_values(chunk):
+    """Values that CML saves for its gradient."""
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):
         features_in_chunks(build(objectives=("cml",)), random_batch(7), chunk)

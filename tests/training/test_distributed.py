@@ -1,4 +1,4 @@
-"""Several gloo processes against one with the joined batch, in float64."""
+"""Several gloo processes against one process with the joined batch, in float64."""
 
 import functools
 import os
@@ -8,35 +8,33 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small_model import OBJECTIVES, build, random_batch
+from small_model import OBJECTIVES, build, losses_of, random_batch
 
-from mg3d.settings.schema import ModelSettings
-from mg3d.training.objectives import build_losses
 from mg3d.types import Batch
 
-SHARES = {
+RANKS = {
     "two uneven": (slice(0, 2), slice(2, 5)),
     "two": (slice(0, 4), slice(4, 8)),
     "four": (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)),
 }
-"""Rows of each rank. Different numbers of them, so that a mean of means cannot pass for the mean."""
-CASES = {name: ("mg3d", name, {}) for name in (*OBJECTIVES, "captioning")} | {
-    "cml sigmoid": ("mg3d", "cml", {"contrast": "sigmoid"}),
-    "dcl sigmoid": ("mg3d", "dcl", {"contrast": "sigmoid"}),
-    "released mim": ("mg3d_released", "mim", {}),
-    "cml further": ("mg3d", "cml", {"beyond": True}),
-    "cml further sigmoid": ("mg3d", "cml", {"contrast": "sigmoid", "beyond": True}),
-    "released sal": ("mg3d_intended", "sal", {"wiring": "intended"}),
-    "released cml": ("mg3d_intended", "cml", {"wiring": "intended"}),
-    "released dcl": ("mg3d_released", "dcl", {"wiring": "released"}),
+"""Rows of each rank. Uneven, so that a mean of means differs from the mean."""
+CASES = {name: ("paper", name, {}) for name in (*OBJECTIVES, "captioning")} | {
+    "cml sigmoid": ("paper", "cml", {"contrast": "sigmoid"}),
+    "dcl sigmoid": ("paper", "dcl", {"contrast": "sigmoid"}),
+    "cml with negatives": ("paper", "cml", {}),
+    "cml sigmoid with negatives": ("paper", "cml", {"contrast": "sigmoid"}),
+    "released mim": ("released", "mim", {}),
+    "released sal": ("intended", "sal", {}),
+    "released cml": ("intended", "cml", {}),
+    "released dcl": ("released", "dcl", {}),
 }
-"""Every loss whose value is one number of the whole batch; the released SSM looks at each rank alone."""
+"""Case -> wiring, objective, settings. The released SSM is missing because it compares patients of one rank only."""
 
 
-def share_of(batch, rows, wiring):
-    """These patients, padded to the longest of them, as a rank's own collator does but for gates, which count padding."""
+def rank_part(batch, rows, wiring):
+    """These patients, padded to the longest of them, as a rank's own collator does except for gates, which count padding."""
     part = Batch(*(value[rows] for value in batch))
-    if wiring != "mg3d":
+    if wiring != "paper":
         return part
     tokens, sentences = int(part.attention_mask.sum(1).max()), int(part.sentence_mask.sum(1).max())
     cut = {name: getattr(part, name)[:, :tokens]
@@ -44,8 +42,8 @@ def share_of(batch, rows, wiring):
     return part._replace(**cut, **{name: getattr(part, name)[:, :sentences] for name in ("sentence_mask", "sentence_polarity")})
 
 
-def further(batch):
-    """Two further reports for each patient, some of them of patients of the batch."""
+def with_negatives(batch):
+    """Two extra report negatives per patient, some of them of patients of the batch."""
     size, generator = len(batch.study_id), torch.Generator().manual_seed(3)
     mask = torch.arange(3) < 1 + torch.arange(2 * size).view(size, 2, 1) % 3
     return batch._replace(
@@ -55,14 +53,10 @@ def further(batch):
 
 
 def loss_and_gradients(case, size, rows=slice(None)):
-    wiring, name, changes = CASES[case]
-    changes = dict(changes)
-    beyond = changes.pop("beyond", False)
-    model = build(wiring, objectives=(name,), contrast=changes.get("contrast", "infonce")).eval()
-    loss = build_losses(ModelSettings(**changes), [name])[name]
-    batch = further(random_batch(size)) if beyond and name == "cml" else random_batch(size)
-    features = model(share_of(batch, rows, wiring))
-    value = loss(**{field: getattr(features, field) for field in loss.inputs})
+    wiring, name, settings = CASES[case]
+    model = build(wiring, objectives=(name,), **settings).eval()
+    batch = with_negatives(random_batch(size)) if case.endswith("negatives") else random_batch(size)
+    value = losses_of(model, rank_part(batch, rows, wiring))[name]
     value.backward()
     return value.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
 
@@ -90,7 +84,7 @@ def over_ranks(name, folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(one_rank, args=(SHARES[name], port, folder), nprocs=len(SHARES[name]))
+    mp.spawn(one_rank, args=(RANKS[name], port, folder), nprocs=len(RANKS[name]))
     return torch.load(folder / "results.pt", weights_only=True)
 
 
@@ -100,7 +94,7 @@ def folder(tmp_path_factory):
 
 
 def assert_joined(case, name, folder):
-    value, gradients = loss_and_gradients(case, SHARES[name][-1].stop)
+    value, gradients = loss_and_gradients(case, RANKS[name][-1].stop)
     theirs, their_gradients = over_ranks(name, folder / name)[case]
     assert value > 0
     torch.testing.assert_close(theirs, value, rtol=1e-6, atol=1e-12)

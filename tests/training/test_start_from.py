@@ -50,7 +50,7 @@ def test_a_run_starts_from_the_weights_of_another(begin, capsys):
     assert "encoder 100.0%, model 100.0% of parameters; patch merging legacy" in said
     assert "usually want 1e-5" not in said
     ours, theirs = last(root, "second")["state_dict"], last(root, "first")["state_dict"]
-    trained = [name for name in ours if not name.startswith(("model.sentence_space", "model.target_text"))]
+    trained = [name for name in ours if "sentence_space" not in name and "target_text" not in name]
     assert len(trained) > 50
     for name in trained:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-9, msg=name)

@@ -5,11 +5,10 @@ import torch
 from small_arrow import small_tokenizer
 from small_model import build
 from small_run import assert_same_training, checkpoint
-from small_text_cache import cache_text, save_bert, told
+from small_text_cache import cache_text, run_arguments, save_bert
 
 from mg3d.config import command_line, read_arguments
 from mg3d.datasets import negatives
-from mg3d.models.contrast import embed_further_reports
 from mg3d.models.text.encoder import load_text_encoder
 from mg3d.sentence_spans import text_key
 from mg3d.settings.parse import parse
@@ -19,7 +18,7 @@ from mg3d.training.build import build_data
 def test_a_run_with_extra_negatives_resumes_bit_exactly(arrows, tmp_path):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
     settings = (f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=3", "grad_cache_chunk=2")
-    whole, cut = (told(arrows, tmp_path / name, *settings, "precision=32-true") for name in ("whole", "cut"))
+    whole, cut = (run_arguments(arrows, tmp_path / name, *settings, "precision=32-true") for name in ("whole", "cut"))
     assert cache_text.main(whole) == 0
     assert command_line(whole) == 0
     assert command_line([*cut, "max_minutes=1e-9"]) == 0
@@ -28,7 +27,7 @@ def test_a_run_with_extra_negatives_resumes_bit_exactly(arrows, tmp_path):
     ours, theirs = (checkpoint(tmp_path / name / "run") for name in ("cut", "whole"))
     assert_same_training(ours, theirs)
 
-    without = told(arrows, tmp_path / "without", f"text_encoder={bert}", f"text_cache={cache}", "precision=32-true")
+    without = run_arguments(arrows, tmp_path / "without", f"text_encoder={bert}", f"text_cache={cache}", "precision=32-true")
     assert command_line(without) == 0
     state = checkpoint(tmp_path / "without" / "run")["state_dict"]
     assert any(not torch.equal(state[name], value) for name, value in theirs["state_dict"].items())
@@ -36,7 +35,7 @@ def test_a_run_with_extra_negatives_resumes_bit_exactly(arrows, tmp_path):
 
 def test_a_report_is_tokenised_when_it_is_first_drawn_alone(arrows, tmp_path, monkeypatch):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
-    arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
+    arguments = run_arguments(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
     assert cache_text.main(arguments) == 0
     data, asked = build_data(read_arguments(arguments[1:]), small_tokenizer(tmp_path / "again"), with_text_cache=True), []
     encode = negatives.encode_report
@@ -51,7 +50,7 @@ def test_a_report_is_tokenised_when_it_is_first_drawn_alone(arrows, tmp_path, mo
 
 def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arrows, tmp_path):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
-    arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
+    arguments = run_arguments(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
     assert cache_text.main(arguments) == 0
     tokenizer = small_tokenizer(tmp_path / "again")
 
@@ -70,7 +69,7 @@ def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arr
     assert set(batch.negative_patient_key.flatten().tolist()) <= known
     model = build(objectives=("cml",)).float()
     model.text = load_text_encoder(bert)
-    embedded = embed_further_reports(batch, model._project_report, model.eval().contrast)["negative_embedding"]
+    embedded = model.eval().branches["contrast"]._embed_negatives(model.tokens(batch))["negative_embedding"]
     mine = list(zip(batch.patient_key.tolist(), batch.report_key.tolist(), strict=True))
     theirs = list(zip(batch.negative_patient_key[0].tolist(), batch.negative_report_key[0].tolist(), strict=True))
     assert set(mine) & set(theirs)
@@ -86,7 +85,7 @@ def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arr
     [
         ({"text_negatives": 4}, "text_cache"),
         ({"text_negatives": 4, "text_cache": "there", "weight_cml": 0.0}, "but weight_cml is 0"),
-        ({"text_negatives": -1}, "0 or more reports"),
+        ({"text_negatives": -1}, "must be greater than or equal to 0"),
     ],
 )
 def test_contradicting_settings_are_refused(changes, message):

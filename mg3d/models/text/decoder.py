@@ -36,7 +36,7 @@ class ReportDecoder(nn.Module):
         layers, heads: of the transformer; `heads` divides `width`.
         feed_forward: width between the two linear layers of a block; four times `width` when left out.
         dropout: share dropped in training.
-        longest: most tokens of a report, begin and end included.
+        max_length: most tokens of a report, begin and end included.
 
     Raises:
         ValueError: `heads` does not divide `width`.
@@ -52,12 +52,12 @@ class ReportDecoder(nn.Module):
         heads: int = 8,
         feed_forward: int | None = None,
         dropout: float = 0.1,
-        longest: int = 512,
+        max_length: int = 512,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"heads={heads} does not divide width={width}; choose a number that does")
-        self.longest = longest
+        self.max_length = max_length
         self.project = nn.Sequential(nn.Linear(token_width, width), nn.LayerNorm(width))
         config = BertGenerationConfig(
             vocab_size=vocabulary_size,
@@ -67,7 +67,7 @@ class ReportDecoder(nn.Module):
             intermediate_size=feed_forward or 4 * width,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
-            max_position_embeddings=longest,
+            max_position_embeddings=max_length,
             is_decoder=True,
             add_cross_attention=True,
             tie_word_embeddings=False,
@@ -148,5 +148,5 @@ class ReportDecoder(nn.Module):
         return ids.masked_fill(ended, padding)
 
     def _refuse_longer(self, length: int) -> None:
-        if length > self.longest:
-            raise ValueError(f"a report of {length} tokens is longer than the {self.longest} this decoder writes; cut it")
+        if length > self.max_length:
+            raise ValueError(f"a report of {length} tokens is longer than the {self.max_length} this decoder writes; cut it")

@@ -49,7 +49,7 @@ class TextEncoder(nn.Module):
         return self.bert.config.vocab_size
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """Most tokens it reads."""
         return self.bert.config.max_position_embeddings
 
@@ -65,9 +65,9 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors of the last layer [B, T, width]; ids int64 [B, T], attention_mask bool [B, T], True = real token."""
-        if ids.shape[1] > self.longest:
+        if ids.shape[1] > self.max_length:
             raise ValueError(
-                f"a report of {ids.shape[1]} tokens is longer than the {self.longest} this text encoder reads; cut it"
+                f"a report of {ids.shape[1]} tokens is longer than the {self.max_length} this text encoder reads; cut it"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.bert(input_ids=ids, attention_mask=attention_mask.long()).last_hidden_state

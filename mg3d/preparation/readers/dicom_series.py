@@ -79,7 +79,7 @@ class Stack(NamedTuple):
 
 
 def load_pydicom() -> ModuleType:
-    """Imports pydicom and silences its logger, whose warnings may quote a patient.
+    """Import pydicom and silence its logger, whose warnings may quote a patient.
 
     Raises:
         Refusal: codec_missing if it is not installed.

@@ -29,7 +29,7 @@ PUBLISHED = {  # word -> (parameters in millions, strides, channels of the pyram
 @cache
 def published(word):
     """The encoder of this word, with shapes and without numbers."""
-    return build_vision(resolve([word], {"mim_fill": "zero"})).to("meta")
+    return build_vision(resolve([word], {"weight_mim": 0.0})).to("meta")
 
 
 @EVERY

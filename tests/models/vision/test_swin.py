@@ -1,33 +1,7 @@
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from mg3d.models.vision.swin import LegacyPatchMerging, SwinEncoder, TokenProjection
-
-
-def slow_projection(weights, tokens):
-    """The original's head: linear, batch norm that takes the token axis for channels, ReLU; no ReLU at the end."""
-
-    def norm(features):
-        return nn.BatchNorm1d(features.shape[1], affine=False, track_running_stats=False)(features)
-
-    for layer in ("layer1", "layer2", "layer3"):
-        tokens = norm(F.linear(tokens, weights[f"{layer}.0.weight"], weights[f"{layer}.0.bias"]))
-        tokens = tokens if layer == "layer3" else tokens.clamp(min=0)
-    return tokens
-
-
-def test_the_token_projection_is_the_originals_for_a_batch_of_one():
-    torch.manual_seed(0)
-    projection, tokens = TokenProjection(14, 6).double(), torch.randn(1, 5, 14, dtype=torch.float64)
-    torch.testing.assert_close(projection(tokens), slow_projection(projection.state_dict(), tokens))
-
-
-def test_the_token_projection_treats_every_token_alone():
-    torch.manual_seed(0)
-    projection, tokens = TokenProjection(14, 6).double(), torch.randn(3, 5, 14, dtype=torch.float64)
-    torch.testing.assert_close(projection(tokens)[1, 2], projection(tokens[1, 2]))
+from mg3d.models.vision.swin import LegacyPatchMerging, SwinEncoder
 
 
 def test_encode_projects_the_last_map_cell_by_cell():
@@ -65,3 +39,14 @@ def test_legacy_merging_is_its_slow_version_and_pads_odd_axes_with_zeros_at_thei
     with torch.no_grad():
         merging.norm.weight.normal_(), merging.norm.bias.normal_()
         torch.testing.assert_close(merging(features), slow_merging(merging, features))
+
+
+def test_features_are_equal_with_and_without_gradient():
+    """Without gradient attention maps are not saved; windows are shifted, padded and masked in both."""
+    torch.manual_seed(0)
+    encoder = SwinEncoder(embed_width=6, window_size=3, depths=(2, 2), heads=(2, 3)).double().eval()
+    volume = torch.rand(2, 1, 20, 14, 24, dtype=torch.float64)
+    with torch.no_grad():
+        without = encoder(volume)
+    for ours, theirs in zip(without, encoder(volume), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=0)

@@ -1,0 +1,387 @@
+"""Checks of whole data sets: counts, splits, evaluation lists, label prevalence, duplicates, and quarantined volumes."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from mg3d.datasets.integrity import LEAK_CHECKS, check_arrow_files, find_leaks
+from mg3d.datasets.schema import DATASETS
+from mg3d.doctor.catalog import VolumeCatalog, index_files
+from mg3d.doctor.data import DoctorData, bare_id
+from mg3d.doctor.duplicates import identical_pairs, similar_pairs
+from mg3d.doctor.published import PUBLISHED_COUNTS, PUBLISHED_PREVALENCE, ROUNDING, SplitCounts
+from mg3d.doctor.results import CheckResult, examples, pluralize
+from mg3d.glossary import LABELS
+from mg3d.preparation.quarantine import REASONS
+from mg3d.preparation.sources.ct_rate import NAME
+from mg3d.sentence_spans import normalise, polarity, split_clauses, split_sentences
+
+MAX_STANDARD_ERRORS = 3.5
+"""From the published prevalence; by chance, one of the 18 labels deviates that much in about 1 % of correct data sets."""
+MIN_STUDIES = 50
+MAX_CONTRADICTIONS = 0.01
+"""Of the negated findings; above, contradicting labels are more than single errors."""
+STOCK_PHRASE = 0.01
+"""A sentence in more than this fraction of the patients' reports is a stock phrase."""
+_AGAIN = "download them again; the preparation skips them"
+_COMPARE = "compare the file with its row of the metadata; the preparation skips them"
+REASON_ACTIONS = {
+    "no_chest": "nothing: they are excluded",
+    **dict.fromkeys(("missing_file", "missing_slices", "gzip_truncated", "jpeg_truncated", "nifti_header", "not_3d",
+                     "constant_image"), _AGAIN),
+    **dict.fromkeys(("nan_spacing", "shape_mismatch", "spacing_out_of_range", "hu_ambiguous"), _COMPARE),
+}  # fmt: skip
+
+
+class Prevalence(NamedTuple):
+    """Prevalence of a label among the studies of an official split."""
+
+    dataset: str
+    split: str
+    label: str
+    studies: int
+    """With a known label."""
+    fraction: float
+    published: float | None
+
+    @property
+    def tolerance(self) -> float:
+        """Largest deviation from the published value that is explained by chance and rounding."""
+        return ROUNDING + MAX_STANDARD_ERRORS * math.sqrt(self.published * (1 - self.published) / self.studies)
+
+
+def check_quarantine(data: DoctorData) -> list[CheckResult]:
+    """One result per reason code: volumes that were quarantined, or could not be read now."""
+    volumes: dict[tuple[str, bool], set[str]] = defaultdict(set)
+    for entry in data.catalog.quarantined:
+        volumes[entry.code, False].add(entry.volume_id)
+    for row, item in data.statistics.items():
+        if item.refused:
+            volumes[item.refused, data.catalog.kind == "arrow"].add(data.catalog.rows["volume_id"][row])
+    results = []
+    for (code, is_stored), ids in sorted(volumes.items()):
+        usual = REASON_ACTIONS.get(code, "nothing, if you can do without them; the preparation skips them")
+        names = tuple(sorted(ids))
+        results.append(
+            CheckResult(
+                code=code,
+                severity="error" if is_stored else "info" if code == "no_chest" else "warning",
+                message=f"{pluralize(len(ids), 'volume')} unusable: {REASONS.get(code, code)} ({examples(names)})",
+                expected="all listed volumes are usable",
+                action="the shard is damaged: run the preparation again" if is_stored else usual,
+                volumes=names,
+            )
+        )
+    return results
+
+
+def count_volumes(catalog: VolumeCatalog) -> list[dict[str, object]]:
+    """Rows of a table: data set, official split, patients, studies, volumes, quarantined.
+
+    Quarantined volumes are included where their id contains the split, as in CT-RATE, and in CTRG's total.
+    """
+    columns = ["dataset", "official_split", "patient_id", "study_id", "volume_id"]
+    usable = catalog.rows[columns].assign(quarantined=0)
+    ids = set(usable["volume_id"])
+    refused = [_quarantined_row(entry.dataset, entry.volume_id) for entry in catalog.quarantined if entry.volume_id not in ids]
+    rows = pd.concat([usable, pd.DataFrame(refused, columns=[*columns, "quarantined"])], ignore_index=True)
+    table = []
+    for dataset in catalog.datasets:
+        mine = rows[rows["dataset"] == dataset]
+        published = PUBLISHED_COUNTS.get(dataset, {})
+        for split in dict.fromkeys([*published, *mine["official_split"].dropna()]):
+            part = mine if split == "all" else mine[mine["official_split"] == split]
+            table.append(
+                {
+                    "data set": DATASETS[dataset].title if dataset in DATASETS else dataset,
+                    "dataset": dataset,
+                    "official split": split,
+                    "patients": part["patient_id"].nunique(),
+                    "studies": part["study_id"].nunique(),
+                    "volumes": part["volume_id"].nunique(),
+                    "quarantined": int(part["quarantined"].sum()),
+                }
+            )
+    return table
+
+
+def _quarantined_row(dataset: str, volume_id: str) -> tuple[str, str | None, str | None, str | None, str, int]:
+    match = NAME.fullmatch(f"{bare_id(volume_id)}.nii.gz") if dataset == "ct_rate" else None
+    if match:
+        return dataset, match["split"], f"{dataset}/{match['patient']}", f"{dataset}/{match['study']}", volume_id, 1
+    case = volume_id if dataset == "ctrg" else None
+    return dataset, None, case, case, volume_id, 1
+
+
+def check_counts(data: DoctorData) -> list[CheckResult]:
+    """Counts of each official split, compared with the published ones unless the set is synthetic."""
+    results = []
+    for row in count_volumes(data.catalog):
+        counts = SplitCounts(row["patients"], row["studies"], row["volumes"])
+        published = None if data.catalog.is_synthetic else PUBLISHED_COUNTS.get(row["dataset"], {}).get(row["official split"])
+        name, text = f"{row['data set']} {row['official split']}", _describe_counts(counts)
+        values = {"found": list(counts), "published": published and list(published)}
+        if published is None or counts == published:
+            message = f"{name}: {text}" + (" (complete)" if published else "")
+            results.append(CheckResult(code="counts", severity="info", message=message, values=values))
+            continue
+        is_larger = any(found > expected for found, expected in zip(counts, published))
+        results.append(
+            CheckResult(
+                code="more_than_published" if is_larger else "partial",
+                severity="warning",
+                message=f"{name} has more than was published: {text}"
+                if is_larger
+                else f"{name} is {counts.volumes / published.volumes:.1%} complete: {text}",
+                expected=_describe_counts(published),
+                action="look for folders of another data set or copies" if is_larger else "continue the download if you need all",
+                values=values,
+            )
+        )
+    if data.catalog.is_synthetic:
+        message = "a synthetic set: counts and prevalences are not compared with published ones"
+        results.append(CheckResult(code="synthetic", severity="info", message=message))
+    return results
+
+
+def _describe_counts(counts: SplitCounts) -> str:
+    nouns = (("patient", "patients"), ("study", "studies"), ("volume", "volumes"))
+    return ", ".join(pluralize(count, *noun) for count, noun in zip(counts, nouns))
+
+
+def check_splits(data: DoctorData) -> list[CheckResult]:
+    """Leaks between splits, and for Arrow files all problems that training would refuse or warn about.
+
+    Equal images and reports are covered by `check_duplicates` and `check_repeated_reports`.
+    """
+    catalog = data.catalog
+    if catalog.kind == "raw":
+        columns = ["volume_id", "patient_id", "study_id", "split"]
+        problems = find_leaks(pa.table({name: pa.array(catalog.rows[name].tolist(), pa.string()) for name in columns}))
+    elif not catalog.path.is_dir():
+        return [CheckResult(code="single_index", severity="info", message="one index file: leaks between splits are not checked")]
+    else:
+        try:
+            problems = check_arrow_files(catalog.path, dict.fromkeys(name for name, _ in index_files(catalog.path)))
+        except (FileNotFoundError, ValueError) as error:
+            return [unreadable(str(error))]
+    covered = {LEAK_CHECKS[column].code for column in ("image_sha256", "report_sha256")}
+    return [
+        CheckResult(
+            code=problem.code,
+            severity="error" if problem.is_error else "warning",
+            message=problem.message,
+            action=problem.fix,
+            volumes=tuple(sorted(problem.volumes)),
+        )
+        for problem in problems
+        if problem.code not in covered
+    ]
+
+
+def unreadable(reason: str) -> CheckResult:
+    """The result for a data set that cannot be checked."""
+    return CheckResult(code="cannot_read", severity="error", message=reason, action="fix this first; the rest cannot be checked")
+
+
+def check_evaluation_lists(data: DoctorData) -> list[CheckResult]:
+    """Volumes of train and val that an evaluation list names by volume, study or patient."""
+    rows, results = data.catalog.rows, []
+    bare = [rows[column].map(bare_id) for column in ("volume_id", "study_id", "patient_id")]
+    for name, ids in data.evaluation_lists.items():
+        is_listed = pd.concat([column.isin(ids) for column in bare], axis=1).any(axis=1)
+        found = {value for column in bare for value in column[column.isin(ids)]}
+        for split, severity in (("train", "error"), ("val", "warning")):
+            if volumes := data.catalog.ids(is_listed & (rows["split"] == split)):
+                results.append(
+                    CheckResult(
+                        code="in_evaluation_list",
+                        severity=severity,
+                        message=f"{pluralize(len(volumes), 'volume')} of {split} in the list {name} ({examples(volumes)})",
+                        expected="no training on data that is evaluated on",
+                        action="remove these patients from train, or do not evaluate on this list",
+                        volumes=volumes,
+                    )
+                )
+        message = f"the list {name} has {pluralize(len(ids), 'id')}, {len(found):,} of them are present"
+        results.append(CheckResult(code="evaluation_list", severity="info", message=message))
+    return results
+
+
+def prevalences(catalog: VolumeCatalog) -> list[Prevalence]:
+    """The prevalence of every known label per data set and official split; each study counts once."""
+    first = ~catalog.rows["study_id"].duplicated().to_numpy()
+    parts = []
+    for (dataset, split), rows in catalog.rows[first].groupby(["dataset", "official_split"], sort=False):
+        published = None if catalog.is_synthetic else PUBLISHED_PREVALENCE.get(dataset, {}).get(split)
+        for column, label in enumerate(LABELS):
+            values = catalog.labels[rows.index, column]
+            known = values[values >= 0]
+            if len(known):
+                parts.append(Prevalence(dataset, split, label, len(known), float(known.mean()), published and published[column]))
+    return parts
+
+
+def check_prevalence(data: DoctorData) -> list[CheckResult]:
+    """Labels whose prevalence differs from the published one by more than chance."""
+    compared = [part for part in prevalences(data.catalog) if part.published is not None and part.studies >= MIN_STUDIES]
+    wrong = [part for part in compared if abs(part.fraction - part.published) > part.tolerance]
+    if not wrong:
+        return []
+    worst = max(wrong, key=lambda part: abs(part.fraction - part.published) / part.tolerance)
+    return [
+        CheckResult(
+            code="prevalence_deviates",
+            severity="warning",
+            message=f"the prevalence of {len(wrong)} of {len(compared)} labels differs from the published one, most of all "
+            f"{worst.label} in {worst.split}: {worst.fraction:.1%} of {worst.studies:,} studies",
+            expected=f"{worst.published:.1%} +- {worst.tolerance:.1%} ({worst.label})",
+            action="check that the table of labels is the published one; a selected subset may differ",
+            values={f"{part.dataset} {part.split} {part.label}": [part.fraction, part.published] for part in wrong},
+        )
+    ]
+
+
+def check_contradicted_labels(data: DoctorData) -> list[CheckResult]:
+    """Positive labels of findings that the report negates in every clause that names them."""
+    catalog, negated, wrong = data.catalog, 0, set()
+    rows = catalog.rows
+    for row in np.flatnonzero(~rows["study_id"].duplicated().to_numpy() & (catalog.labels >= 0).any(axis=1)):
+        for label in negated_labels(rows["report"][row]):
+            negated += 1
+            if catalog.labels[row, label] == 1:
+                wrong.add(rows["study_id"][row])
+    if not wrong:
+        return []
+    volumes = catalog.ids(rows["study_id"].isin(wrong))
+    return [
+        CheckResult(
+            code="label_contradicts_report",
+            severity="warning" if len(wrong) > MAX_CONTRADICTIONS * negated else "info",
+            message=f"{pluralize(len(wrong), 'study', 'studies')} with a positive label that the report negates, of {negated:,} "
+            f"negated findings ({examples(volumes)})",
+            expected=f"at most {MAX_CONTRADICTIONS:.0%} of the negated findings",
+            action="read some of them; labels that contradict reports affect evaluation, not pre-training",
+            volumes=volumes,
+            values={"studies": len(wrong), "negated": negated},
+        )
+    ]
+
+
+def negated_labels(report: str) -> Iterator[int]:
+    """Indices in LABELS of findings that a report names by the label itself and negates in each such clause."""
+    lower = report.lower()
+    named = [index for index, label in enumerate(LABELS) if label.lower() in lower]
+    clauses = [lower[start:end] for start, end in split_clauses(report)] if named else []
+    for index in named:
+        if {polarity(clause) for clause in clauses if LABELS[index].lower() in clause} == {-1}:
+            yield index
+
+
+def check_duplicates(data: DoctorData) -> list[CheckResult]:
+    """Volumes of different studies with (nearly) the same voxels."""
+    keys = data.catalog.rows["image_sha256"]
+    if data.catalog.kind == "raw":
+        keys = keys.index.to_series().map({row: item.sha256 for row, item in data.statistics.items()}).fillna("")
+    return duplicate_results(data.catalog, sorted(similar_pairs(data.statistics) | identical_pairs(keys)))
+
+
+def duplicate_results(catalog: VolumeCatalog, pairs: Iterable[tuple[int, int]]) -> list[CheckResult]:
+    """Results for pairs of rows with the same voxels, by patient; reconstructions of a study are not duplicates."""
+    groups: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    rows = catalog.rows
+    for pair in pairs:
+        one, other = (rows.loc[row] for row in pair)
+        if one["study_id"] == other["study_id"]:
+            continue
+        is_same_patient = one["patient_id"] == other["patient_id"]
+        has_two_ids = one["split"] != other["split"] and one["report_key"] == other["report_key"]
+        code = "same_patient_duplicate" if is_same_patient else "patient_in_two_splits" if has_two_ids else "duplicate_pixels"
+        groups[code].append(pair)
+    texts = {
+        "same_patient_duplicate": "of studies of one patient with nearly the same voxels",
+        "patient_in_two_splits": "of volumes with the same voxels and report in two splits",
+        "duplicate_pixels": "of volumes of different patients with nearly the same voxels",
+    }
+    results = []
+    for code, found in groups.items():
+        volumes = catalog.ids(list({row for pair in found for row in pair}))
+        n_across = sum(rows["split"][one] != rows["split"][other] for one, other in found)
+        results.append(
+            CheckResult(
+                code=code,
+                severity="error" if n_across else "warning",
+                message=f"{pluralize(len(found), 'pair')} {texts[code]}, {n_across:,} across splits ({examples(volumes)})",
+                expected="different voxels for every study",
+                action="nothing, if intended" if code == "same_patient_duplicate" else "remove one volume of each pair",
+                volumes=volumes,
+                values={"pairs": [list(rows.loc[list(pair), "volume_id"]) for pair in found[:1000]]},
+            )
+        )
+    return results
+
+
+def check_repeated_reports(data: DoctorData) -> list[CheckResult]:
+    """Equal reports of different patients: a warning across splits, else info."""
+    rows = data.catalog.rows[data.catalog.rows["report"] != ""]
+    by_key = rows.groupby("report_key")
+    n_patients, n_splits = by_key["patient_id"].nunique(), by_key["split"].nunique()
+    shared = n_patients.index[n_patients > 1]
+    if not len(shared):
+        return []
+    n_across = int((n_splits[shared] > 1).sum())
+    volumes = data.catalog.ids(rows.index[rows["report_key"].isin(set(shared))])
+    return [
+        CheckResult(
+            code="duplicate_report_other_patient",
+            severity="warning" if n_across else "info",
+            message=f"{pluralize(len(shared), 'report')} of several patients, {n_across:,} of them in two splits "
+            f"({examples(volumes)})",
+            expected="few, and short ones",
+            action="nothing, if they only state that all is normal; else check for duplicate patients",
+            volumes=volumes,
+            values={"reports": len(shared), "across_splits": n_across},
+        )
+    ]
+
+
+def describe_sentences(data: DoctorData) -> list[CheckResult]:
+    """Sentences per report, and how many of them occur in reports of other patients."""
+    studies = data.catalog.rows[data.catalog.rows["report"] != ""].drop_duplicates("study_id")
+    if studies.empty:
+        return []
+    counts, owners, total = [], defaultdict(set), Counter()
+    for patient, report in zip(studies["patient_id"], studies["report"]):
+        sentences = [normalise(report[start:end]) for start, end in split_sentences(report)]
+        counts.append(len(sentences))
+        total.update(sentences)
+        for sentence in set(sentences):
+            owners[sentence].add(patient)
+    limit = max(1, STOCK_PHRASE * studies["patient_id"].nunique())
+    recurring = _weight(total, [text for text in total if len(owners[text]) > 1])
+    stock = _weight(total, [text for text in total if len(owners[text]) > limit])
+    low, median, high = (float(value) for value in np.percentile(counts, (5, 50, 95)))
+    return [
+        CheckResult(
+            code="sentences",
+            severity="info",
+            message=f"{median:.0f} sentences per report (5 to 95 %: {low:.0f} to {high:.0f}); {recurring:.0%} of them also occur "
+            f"in reports of other patients, {stock:.0%} in those of more than {STOCK_PHRASE:.0%} of the patients",
+            values={"reports": len(counts), "median": median, "p05": low, "p95": high, "recurring": recurring, "stock": stock},
+        )
+    ]
+
+
+def _weight(total: Counter[str], texts: Sequence[str]) -> float:
+    return sum(total[text] for text in texts) / max(total.total(), 1)
+
+
+DATASET_CHECKS = (
+    check_quarantine, check_splits, check_counts, check_evaluation_lists, check_duplicates, check_repeated_reports,
+    check_prevalence, check_contradicted_labels, describe_sentences,
+)  # fmt: skip

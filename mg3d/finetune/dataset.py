@@ -1,0 +1,139 @@
+"""Data sets and samplers whose random draws depend on seed and draw index only, never on workers or ranks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from monai import transforms as mt
+from monai.data.utils import list_data_collate
+from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
+
+from mg3d.finetune.cases import FinetuneCase
+from mg3d.finetune.transforms import Sample
+
+Draw = Callable[[torch.Generator], torch.Tensor]
+"""Generator of the epoch -> indices of the samples of the epoch, in order."""
+ERRORS = "errors"
+"""Key of a batch: (case, reason) of the cases that could not be read."""
+
+
+@contextmanager
+def original_error() -> Iterator[None]:
+    """Re-raises a ValueError or OSError that MONAI wrapped into its "applying transform" RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException = error
+        while type(cause) is RuntimeError and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, (ValueError, OSError)):
+            raise cause from None
+        raise
+
+
+def seeded(transform: mt.Compose, seed: int, draw_index: int) -> mt.Compose:
+    """A random transform whose next draws depend on seed and draw index."""
+    state = np.random.SeedSequence([seed, draw_index]).generate_state(1)
+    return transform.set_random_state(seed=int(state[0]))
+
+
+class CaseDataset(Dataset):
+    """Cases through deterministic and random transforms, by draw index (epoch * number of cases + index of the case).
+
+    Args:
+        cases: in order.
+        preprocess: case -> sample.
+        random: training patches and augmentation.
+        cache: keep preprocessed samples in memory, per worker.
+        collect_errors: return {"errors": [(case, reason)]} for a case that cannot be read, instead of raising.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[FinetuneCase],
+        preprocess: Callable[[FinetuneCase], Sample],
+        *,
+        random: mt.Compose | None = None,
+        seed: int = 0,
+        cache: bool = False,
+        collect_errors: bool = False,
+    ) -> None:
+        self.cases, self.preprocess, self.random, self.seed = list(cases), preprocess, random, seed
+        self.cached: dict[int, Sample] | None = {} if cache else None
+        self.collect_errors = collect_errors
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, draw_index: int) -> Sample | list[Sample]:
+        index = draw_index % len(self.cases)
+        try:
+            sample = self._preprocessed(index)
+        except (ValueError, OSError) as error:
+            if not self.collect_errors:
+                raise
+            return {ERRORS: [(self.cases[index].case_id, str(error).split("\n")[0])]}
+        return sample if self.random is None else seeded(self.random, self.seed, draw_index)(dict(sample))
+
+    def _preprocessed(self, index: int) -> Sample:
+        if self.cached is not None and index in self.cached:
+            return self.cached[index]
+        with original_error():
+            sample = self.preprocess(self.cases[index])
+        if self.cached is not None:
+            self.cached[index] = sample
+        return sample
+
+
+def collate(samples: Sequence[Any]) -> Sample:
+    """One batch; lists of patches are joined, and cases that could not be read are listed under `errors`."""
+    errors = [error for sample in samples if isinstance(sample, dict) for error in sample.get(ERRORS, ())]
+    readable = [sample for sample in samples if not (isinstance(sample, dict) and ERRORS in sample)]
+    batch = list_data_collate(readable) if readable else {}
+    return batch | {ERRORS: errors} if errors else batch
+
+
+class EpochSampler(Sampler[int]):
+    """Draw indices of this rank, in an order that depends on seed and epoch.
+
+    Args:
+        draw: `in_order`, `shuffled`, `class_balanced`, ...
+        count: samples of the data set.
+    """
+
+    def __init__(self, draw: Draw, *, count: int, seed: int = 0, rank: int = 0, ranks: int = 1) -> None:
+        self.draw, self.count, self.seed, self.rank, self.ranks, self.epoch = draw, count, seed, rank, ranks, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def _indices(self) -> np.ndarray:
+        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
+        indices = self.draw(torch.Generator().manual_seed(int(state[0]))).numpy()
+        return np.resize(indices, -(-len(indices) // self.ranks) * self.ranks)  # repeats the first: equal length on all ranks
+
+    def __len__(self) -> int:
+        return len(self._indices()) // self.ranks
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((self.epoch * self.count + self._indices()[self.rank :: self.ranks]).tolist())
+
+
+def in_order(count: int) -> Draw:
+    """Every sample once, in order."""
+    return lambda generator: torch.arange(count)
+
+
+def shuffled(count: int) -> Draw:
+    """Every sample once, in random order."""
+    return lambda generator: torch.randperm(count, generator=generator)
+
+
+def class_balanced(targets: Sequence[Any]) -> Draw:
+    """As many draws as samples; every distinct target is equally likely."""
+    _, group = np.unique([str(target) for target in targets], return_inverse=True)
+    weights = (1 / np.bincount(group))[group]
+    return lambda generator: torch.tensor(list(WeightedRandomSampler(weights, len(weights), generator=generator)))

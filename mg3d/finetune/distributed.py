@@ -1,0 +1,28 @@
+"""Work of the first rank before a process group exists."""
+
+import time
+from collections.abc import Callable
+
+from mg3d.training.run import is_first_rank
+
+TIMEOUT_S = 7200.0
+POLL_S = 0.5
+
+
+def run_on_first_rank(work: Callable[[], object], *, done: Callable[[], bool], what: str) -> None:
+    """Runs `work` on the first rank; the other ranks wait until `done()` is true.
+
+    Raises:
+        ValueError: `what` does not appear within `TIMEOUT_S`.
+    """
+    if is_first_rank():
+        work()
+        return
+    end = time.monotonic() + TIMEOUT_S
+    while not done():
+        if time.monotonic() > end:
+            raise ValueError(
+                f"{what} does not exist after {TIMEOUT_S / 60:.0f} minutes; the first rank writes it, on a disk that all ranks "
+                "must share: run the command once with one process, then again"
+            )
+        time.sleep(POLL_S)

@@ -1,1 +1,0 @@
-"""Kinds of tasks: what each does with an encoder, a batch and a table of predictions."""

@@ -1,0 +1,1 @@
+"""Task types: network, loss, predictions and scores of each."""

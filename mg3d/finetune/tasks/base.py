@@ -1,0 +1,194 @@
+"""The interface between a task type and the training loop."""
+
+import abc
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from monai import transforms as mt
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mg3d.finetune.cases import FinetuneCase, Source, Split
+from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.dataset import CaseDataset, Draw, class_balanced, shuffled
+from mg3d.finetune.settings import FinetuneSettings
+from mg3d.finetune.transforms import ReadCase, Sample, plain_tensors
+from mg3d.metrics.bootstrap import bootstrap_intervals
+from mg3d.models.vision.registry import VisionEncoder
+
+Row = dict[str, Any]
+
+
+class Score(NamedTuple):
+    """One score with its confidence interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    """95 % bootstrap interval over patients; nan with too few positives or negatives (`insufficient_reason`)."""
+    cases: int
+    """Cases (candidates, scans) that the score depends on, such as the positive ones of a sensitivity."""
+    patients: int
+
+
+class TaskType(abc.ABC):
+    """Network, loss, predictions and scores of one type of task.
+
+    Predictions are tables with one row per case (or candidate). Every score is computed from such a table, so runs can be scored,
+    pooled over folds and compared from their CSV files alone.
+
+    Args:
+        outputs: classes, labels, or structures of the label values 1, 2, ...
+        metric: score that selects the best epoch; larger is better.
+        preprocess: deterministic transforms after reading and orienting (see `mg3d.finetune.transforms`).
+        crop: transforms that cut training patches.
+        augment: random transforms of training samples.
+        channel: which channel of a multi-channel file is read.
+        superior_first: slices of a NIfTI file with a blank header run from superior to inferior.
+        prepare_scan: image source of a new scan -> the source that is read, for mode=predict.
+    """
+
+    reads_masks = False
+    uses_encoder = True
+    uses_sgd = True
+    """False for tasks with a closed-form fit (`fit_closed_form`) or without parameters to train."""
+    eval_batch_size: int | None = 1
+    """1 because scans differ in size; None uses the training batch size."""
+
+    def __init__(
+        self,
+        settings: FinetuneSettings,
+        *,
+        outputs: Sequence[str],
+        metric: str,
+        preprocess: Sequence[mt.Transform] = (),
+        crop: Sequence[mt.Transform] = (),
+        augment: Sequence[mt.Transform] = (),
+        channel: int | None = None,
+        superior_first: bool = False,
+        prepare_scan: Callable[[Source], Source] | None = None,
+    ) -> None:
+        self.settings, self.outputs, self.metric = settings, tuple(outputs), metric
+        self.preprocess, self.crop, self.augment = list(preprocess), list(crop), list(augment)
+        self.channel, self.superior_first, self.prepare_scan = channel, superior_first, prepare_scan
+
+    @abc.abstractmethod
+    def network(self, encoder: VisionEncoder | None) -> nn.Module:
+        """The network around an encoder, which becomes its submodule `encoder`."""
+
+    def loss(self, network: nn.Module, batch: Sample) -> Tensor:
+        """The loss of a training batch."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient descent")
+
+    @abc.abstractmethod
+    def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+        """Predictions of an evaluation batch, with the ground truth if it is known; predicted masks are written to `masks`."""
+
+    def validation_rows(self, network: nn.Module, batch: Sample) -> list[Row]:
+        """As `rows`, limited to what `metric` needs."""
+        return self.rows(network, batch)
+
+    @abc.abstractmethod
+    def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
+        """All scores of a table; nan where a score is undefined.
+
+        dev: predictions on the validation cases, which thresholds are chosen on.
+        """
+
+    def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
+        """(title, figure) for the results page."""
+        return []
+
+    def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:  # noqa: B027
+        """Raises ValueError for cases that this task cannot be trained on."""
+
+    def fit_vocabulary(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:  # noqa: B027
+        """Reads from the training cases what the network is built from."""
+
+    def fit_closed_form(self, network: nn.Module, split: Split, folder: Path) -> None:  # noqa: B027
+        """Sets the parameters of a task without SGD; `folder` keeps expensive intermediate results."""
+
+    def finish(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Completes the table of a whole split, where a row depends on others."""
+        return table
+
+    def state(self) -> dict[str, Any]:
+        """What `network` depends on in addition to the settings, as builtins for the checkpoint."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """The inverse of `state`."""
+
+    def read(self, *, masks: bool) -> Callable[[FinetuneCase], Sample]:
+        """Case -> preprocessed sample, in training and evaluation."""
+        reader = ReadCase(masks=masks, channel=self.channel, superior_first=self.superior_first)
+        return mt.Compose([reader, *self.preprocess, plain_tensors()])
+
+    def training_data(self, cases: Sequence[FinetuneCase]) -> tuple[Dataset, Draw]:
+        """Training samples, and which of them an epoch draws."""
+        data = CaseDataset(
+            cases,
+            self.read(masks=self.reads_masks),
+            random=self.random_transforms(),
+            seed=self.settings.seed,
+            cache=self.settings.cache,
+        )
+        draw = class_balanced([case.target for case in cases]) if self.settings.balanced_sampling else shuffled(len(cases))
+        return data, draw
+
+    def random_transforms(self) -> mt.Compose:
+        """Training patches and, unless augment=false, augmentation."""
+        return mt.Compose([*self.crop, *(self.augment if self.settings.augment else ()), plain_tensors()])
+
+    def evaluation_data(self, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> Dataset:
+        """Evaluation samples in order, one per case."""
+        return CaseDataset(
+            cases, self.read(masks=False), cache=self.settings.cache and not collect_errors, collect_errors=collect_errors
+        )
+
+    def scores(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> list[Score]:
+        """Every score with its interval."""
+        patients = table["patient_id"].to_numpy()
+        intervals = bootstrap_intervals(
+            lambda rows: self.statistics(table.iloc[rows], dev), patients,
+            n_bootstrap=self.settings.n_bootstrap, seed=self.settings.seed,
+        )  # fmt: skip
+        scores = []
+        for name, value in self.statistics(table, dev).items():
+            mask, interval = self.support_mask(table, name), intervals.get(name, (np.nan, np.nan))
+            if self.insufficient_reason(table, name):
+                interval = (float("nan"), float("nan"))
+            scores.append(Score(name, value, *interval, int(mask.sum()), len(set(patients[mask]))))
+        return scores
+
+    def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
+        """bool [rows]: the rows that a score depends on."""
+        return np.ones(len(table), dtype=bool)
+
+    def insufficient_reason(self, table: pd.DataFrame, score: str) -> str:
+        """Why a score has no interval, such as `too few positives (1)`; empty if it has one."""
+        return ""
+
+    def for_prediction(self, cases: Sequence[FinetuneCase], where: Path) -> list[FinetuneCase]:
+        """New scans with everything that a prediction reads; `where` is the input path."""
+        if self.prepare_scan is None:
+            return list(cases)
+        return [dataclasses.replace(case, image=self.prepare_scan(case.image)) for case in cases]
+
+    def averaged(self, function: Callable[[Tensor], Tensor], volume: Tensor, *, flip_back: bool = False) -> Tensor:
+        """`function(volume)`, with tta=true averaged over all mirrored copies; flip_back: for voxel-wise results."""
+        if not self.settings.tta:
+            return function(volume)
+        results = []
+        for axes in (axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)):
+            result = function(volume.flip(axes))
+            results.append(result.flip(axes) if flip_back else result)
+        return torch.stack(results).mean(0)

@@ -1,0 +1,43 @@
+"""Captioning: report generation from the unmasked volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mg3d.losses.captioning import IGNORE_INDEX, CaptionLoss
+from mg3d.models.branches.base import Branch
+from mg3d.models.text.decoder import ReportDecoder
+from mg3d.models.tokens import SharedTokens
+from mg3d.settings.schema import ModelSettings
+
+if TYPE_CHECKING:
+    from mg3d.models.mg3d import MG3D
+
+
+class CaptioningBranch(Branch):
+    """A transformer decoder over image tokens, trained with teacher forcing."""
+
+    name = "captioning"
+
+    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str] = ("captioning",)) -> None:
+        super().__init__(model, settings, objectives)
+        self.decoder = ReportDecoder(
+            vocabulary_size=model.text.vocabulary_size,
+            token_width=settings.hidden_size,
+            width=settings.hidden_size,
+            layers=settings.caption_layers,
+            heads=settings.fusion_heads,
+            max_length=model.text.max_length,
+        )
+        self.objective_losses["captioning"] = CaptionLoss(label_smoothing=settings.caption_label_smoothing)
+
+    def features(self, tokens: SharedTokens) -> dict[str, Tensor]:
+        """Logits and targets of every next token."""
+        ids, mask = tokens.batch.report_ids, tokens.batch.attention_mask
+        return {
+            "captioning_logits": self.decoder(tokens.image, ids[:, :-1], mask[:, :-1]),
+            "captioning_targets": ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE_INDEX),
+        }

@@ -1,0 +1,75 @@
+"""What the first process makes for all: made once, waited for by the others."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import nibabel as nib
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+from downstream.folders import ROOT
+
+from mg3d.finetune import distributed
+from mg3d.finetune.cases import FinetuneCase
+from mg3d.finetune.data_check import inspect_files
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """This process is the second, as Lightning reads it from the environment."""
+    monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 1)
+    monkeypatch.setattr(distributed, "POLL_S", 0.01)
+
+
+def test_the_first_works_and_does_not_wait():
+    done = []
+    distributed.run_on_first_rank(lambda: done.append(1), done=lambda: False, what="x")
+    assert done == [1]
+
+
+def test_the_others_wait_until_it_is_there(second, tmp_path):
+    timer = threading.Timer(0.1, (tmp_path / "there").touch)
+    timer.start()
+    distributed.run_on_first_rank(lambda: pytest.fail("it worked"), done=(tmp_path / "there").exists, what="x")
+    assert (tmp_path / "there").exists()
+
+
+def test_they_do_not_wait_for_ever(second, monkeypatch):
+    monkeypatch.setattr(distributed, "TIMEOUT_S", 0.05)
+    with pytest.raises(ValueError, match="the set does not exist after 0 minutes"):
+        distributed.run_on_first_rank(lambda: None, done=lambda: False, what="the set")
+
+
+def test_files_are_read_by_the_first_alone(second, monkeypatch, tmp_path):
+    for name in ("image", "mask"):
+        nib.save(nib.Nifti1Image(np.ones((2, 3, 4), np.uint8), np.eye(4)), tmp_path / f"{name}.nii")
+    cases = [FinetuneCase(case_id="a", patient_id="a", image=tmp_path / "image.nii", mask=tmp_path / "mask.nii")]
+    monkeypatch.setattr(distributed, "TIMEOUT_S", 0.05)
+    with pytest.raises(ValueError, match=r"files\.json does not exist"):
+        inspect_files(cases, tmp_path / "files.json")
+    monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 0)
+    found = inspect_files(cases, tmp_path / "files.json")
+    monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 1)
+    assert inspect_files(cases, tmp_path / "files.json") == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": "2"}, False),
+        ({}, True),
+    ],
+)
+def test_the_first_rank_is_read_from_the_environment(variables, first):
+    code = (
+        "from mg3d.finetune import distributed; distributed.run_on_first_rank(lambda: print('made'), done=lambda: True, what='x')"
+    )
+    plain = {name: value for name, value in os.environ.items() if name not in {"RANK", "LOCAL_RANK", "SLURM_PROCID"}}
+    done = subprocess.run([sys.executable, "-c", code], env=plain | variables | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+                          text=True, check=True)  # fmt: skip
+    assert done.stdout == ("made\n" if first else "")

@@ -1,0 +1,170 @@
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from monai import transforms as mt
+from monai.data import MetaTensor
+
+from mg3d.finetune import transforms as t
+from mg3d.finetune.cases import FinetuneCase
+from mg3d.finetune.dataset import CaseDataset, EpochSampler, class_balanced, in_order, shuffled
+from mg3d.finetune.images import read_image
+
+SHAPE_XYZ = (7, 9, 11)
+
+
+def write_nifti(path, *, flip_x=False, voxel=(2, 3, 4), spacing=(0.7, 0.8, 2.5)):
+    """Axes x to the left, y to posterior, z to superior (LPS), or x to the right; 100 at one voxel, given in LPS order."""
+    array = np.zeros(SHAPE_XYZ, np.int16)
+    array[voxel] = 100
+    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+    if flip_x:
+        array = array[::-1]
+        affine[0, 0] *= -1
+        affine[0, 3] = -(SHAPE_XYZ[0] - 1) * spacing[0]
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def write_meta_image(path, *, voxel=(2, 3, 4)):
+    array = np.zeros(SHAPE_XYZ[::-1], np.int16)
+    array[voxel[::-1]] = 100
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def sample_of(path, *steps):
+    case = FinetuneCase(case_id="c", patient_id="p", image=path)
+    return mt.Compose([t.ReadCase(masks=False), t.window(0, 100), *steps])(case)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "flipped.nii.gz", "a.mha", "a.mhd"])
+def test_a_known_voxel_ends_at_z_y_x_for_every_file_type(tmp_path, name):
+    path = tmp_path / name
+    write = write_meta_image if name.endswith(("mha", "mhd")) else write_nifti
+    write(path, **({"flip_x": True} if "flipped" in name else {}))
+    image = sample_of(path)["image"]
+    assert tuple(image.shape) == (1, 11, 9, 7)
+    assert torch.nonzero(image).tolist() == [[0, 4, 3, 2]]
+
+
+def test_arrays_are_taken_as_z_y_x(tmp_path):
+    array = np.zeros((11, 9, 7), np.uint8)
+    array[4, 3, 2] = 100
+    np.save(tmp_path / "a.npy", array)
+    assert torch.nonzero(sample_of(tmp_path / "a.npy")["image"]).tolist() == [[0, 4, 3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("step", "shape"),
+    [
+        (t.spacing((1.25, 0.8, 1.4)), (21, 9, 4)),
+        (mt.CenterScaleCropd("image", roi_scale=(0.5, 1.0, 0.6)), (6, 9, 5)),
+        (t.crop_or_pad((-1, 4, 12)), (11, 4, 12)),
+        (t.resize((8, 6, 5)), (8, 6, 5)),
+        (t.pad((12, 1, 9)), (12, 9, 9)),
+        (t.CropSuperior(["image"], 5), (5, 9, 7)),
+    ],
+)
+def test_sizes_are_along_z_y_x(tmp_path, step, shape):
+    assert tuple(sample_of(write_nifti(tmp_path / "a.nii.gz"), step)["image"].shape) == (1, *shape)
+
+
+def test_the_superior_slices_are_kept(tmp_path):
+    image = sample_of(write_nifti(tmp_path / "a.nii.gz", voxel=(2, 3, 10)), t.CropSuperior(["image"], 5))["image"]
+    assert torch.nonzero(image).tolist() == [[0, 4, 3, 2]]
+
+
+def test_the_window_is_clipped(tmp_path):
+    case = FinetuneCase(case_id="c", patient_id="p", image=write_nifti(tmp_path / "a.nii.gz"))
+    image = mt.Compose([t.ReadCase(masks=False), t.window(-50, 50)])(case)["image"]
+    assert sorted(set(image.flatten().tolist())) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "cannot be read as a scan"),
+        (lambda path: nib.save(nib.Nifti1Image(np.zeros((3, 4, 5, 2), np.float32), np.eye(4)), path), r"shape \(3, 4, 5, 2\)"),
+        (lambda path: nib.save(nib.Nifti1Image(np.full((3, 4, 5), np.nan), np.eye(4)), path), "60 voxels that are NaN or Inf"),
+    ],
+)
+def test_a_file_that_is_not_a_volume_is_refused(tmp_path, write, message):
+    write(tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match=message):
+        read_image(tmp_path / "a.nii.gz")
+
+
+def dataset(tmp_path, *, seed=0):
+    files = [write_nifti(tmp_path / f"{n}.nii.gz", voxel=(n, 3, 4)) for n in range(5)]
+    cases = [FinetuneCase(case_id=str(n), patient_id=str(n), image=file) for n, file in enumerate(files)]
+    preprocess = mt.Compose([t.ReadCase(masks=False), t.window(0, 100)])
+    random = mt.Compose([*t.flips(0.5, 0.5, 0.5), mt.RandGaussianNoised("image", prob=1.0)])
+    return CaseDataset(cases, preprocess, random=random, seed=seed, cache=True)
+
+
+def test_draws_depend_on_seed_and_draw_index_only(tmp_path):
+    one, other = dataset(tmp_path), dataset(tmp_path)
+    for draw_index in (3, 1, 8):
+        one[draw_index]
+    assert torch.equal(one[8]["image"], other[8]["image"])
+    assert not torch.equal(one[8]["image"], one[3]["image"])  # the same case in the next epoch
+    assert not torch.equal(one[8]["image"], dataset(tmp_path, seed=1)[8]["image"])
+
+
+def test_cached_samples_are_not_changed_by_augmentation(tmp_path):
+    data = dataset(tmp_path)
+    data[2]
+    before = data.cached[2]["image"].clone()
+    data[2], data[7]
+    assert torch.equal(data.cached[2]["image"], before)
+
+
+def test_unreadable_cases_are_collected_instead_of_raised(tmp_path):
+    data = dataset(tmp_path)
+    (tmp_path / "3.nii.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"3\.nii\.gz cannot be read"):
+        data[3]
+    data.collect_errors = True
+    ((name, reason),) = data[3]["errors"]
+    assert (name, "cannot be read" in reason) == ("3", True)
+
+
+def test_flips_mirror_the_axis_of_their_position(tmp_path):
+    sample = sample_of(write_nifti(tmp_path / "a.nii.gz"))
+    for axis, chances in enumerate(np.eye(3)):
+        flipped = mt.Compose(t.flips(*chances))(dict(sample))["image"]
+        assert torch.equal(flipped, sample["image"].flip(1 + axis))
+
+
+def test_ranks_share_an_epoch_and_have_equal_lengths():
+    samplers = [EpochSampler(shuffled(7), count=7, seed=3, rank=rank, ranks=2) for rank in range(2)]
+    for sampler in samplers:
+        sampler.set_epoch(4)
+    indices = [list(sampler) for sampler in samplers]
+    assert [len(found) for found in indices] == [4, 4] == [len(sampler) for sampler in samplers]
+    assert {index % 7 for found in indices for index in found} == set(range(7))
+    assert {index // 7 for found in indices for index in found} == {4}
+
+
+def test_another_epoch_has_another_order_and_evaluation_has_none():
+    sampler = EpochSampler(shuffled(20), count=20)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert [index - 20 for index in sampler] != first
+    assert list(EpochSampler(in_order(5), count=5)) == [0, 1, 2, 3, 4]
+
+
+def test_class_balanced_draws_take_every_class_equally_often():
+    classes = ["a"] * 90 + ["b"] * 10
+    drawn = class_balanced(classes)(torch.Generator().manual_seed(0))
+    assert 0.35 < np.mean([classes[index] == "b" for index in drawn]) < 0.65
+
+
+def test_samples_lose_their_history_before_the_network(tmp_path):
+    sample = sample_of(write_nifti(tmp_path / "a.nii.gz"))
+    assert type(sample["image"]) is MetaTensor
+    assert type(t.plain_tensors()(sample)["image"]) is torch.Tensor
