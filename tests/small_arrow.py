@@ -1,13 +1,14 @@
 """Arrow files of a few tiny studies, and a tokenizer for their reports."""
 
 import hashlib
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
 
 from mg3d.datasets.schema import INDEX_SCHEMA, encode_metadata, index_path, shard_schema, volume_batch
 from mg3d.datasets.tokenizer import train_wordpiece
-from mg3d.sentence_spans import normalise, report_units
+from mg3d.sentence_spans import build_report, normalize_text
 
 SHAPE = (16, 12, 8)
 OFFSET = {"train": 0, "val": 80, "test": 160}
@@ -25,8 +26,7 @@ def report_of(number):
 
 def write_split(
     root, dataset, split, *, patients, scans=1, reconstructions=1, shape=SHAPE, unit="hu", first=0, voxels=None,
-    reported=lambda number: True, compression=None, window=None,
-    recipe=None,
+    reported=lambda number: True, compression=None, window=None, recipe=None,
 ):  # fmt: skip
     """Write `patients` patients with `scans` studies each; all voxels are -1000 + OFFSET + row, or `voxels(number, shape)`.
 
@@ -35,50 +35,37 @@ def write_split(
     """
     rows, shard = [], f"shards/{dataset}/{split}.arrow"
     (root / "shards" / dataset).mkdir(parents=True, exist_ok=True)
-    schema = shard_schema(shape, unit)
+    schema, dtype, zero = shard_schema(shape, unit), *((np.int16, -1000) if unit == "hu" else (np.uint8, 0))
     with pa.ipc.new_file(root / shard, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
-        for number in range(first, first + patients):
-            for scan in range(scans):
-                for reconstruction in range(reconstructions):
-                    study = f"{dataset}/{split}_{number}_{scan}"
-                    findings, impression = report_of(number + 100 * scan) if reported(number) else ("", "")
-                    report, units = report_units(findings, impression)
-                    dtype = np.int16 if unit == "hu" else np.uint8
-                    same = np.full(shape, OFFSET[split] + len(rows) - (1000 if unit == "hu" else 0), dtype)
-                    image = voxels(number, shape) if voxels else same
-                    writer.write_batch(volume_batch(f"{study}_{reconstruction}", image, schema))
-                    rows.append(
-                        {
-                            "volume_id": f"{study}_{reconstruction}",
-                            "study_id": study,
-                            "patient_id": f"{dataset}/{split}_{number}",
-                            "dataset": dataset,
-                            "official_split": split,
-                            "reconstruction": reconstruction,
-                            "findings": findings,
-                            "impression": impression,
-                            "report": report,
-                            "sentence_spans": [unit_._asdict() for unit_ in units],
-                            "report_sha256": hashlib.sha256(normalise(report).encode()).hexdigest(),
-                            "labels": [(number + label) % 2 for label in range(18)],
-                            "label_source": "test",
-                            "shard": shard,
-                            "shard_row": len(rows),
-                            "intensity_unit": unit,
-                            "spacing_mm": [1.0, 2.0, 3.0],
-                            "source": f"{study}.nii.gz",
-                            "source_shape": list(shape),
-                            "source_spacing_mm": [1.0, 2.0, 3.0],
-                            "hu_source": "already_hu",
-                            "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
-                        }
-                    )
-    told = {"shape": list(shape), "intensity": {"unit": unit} | ({"window": window} if window else {})}
-    told |= {"preproc": recipe} if recipe else {}
-    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(encode_metadata(told))
+        for number, scan, reconstruction in product(range(first, first + patients), range(scans), range(reconstructions)):
+            study = f"{dataset}/{split}_{number}_{scan}"
+            sections = report_of(number + 100 * scan) if reported(number) else ("", "")
+            image = voxels(number, shape) if voxels else np.full(shape, zero + OFFSET[split] + len(rows), dtype)
+            writer.write_batch(volume_batch(f"{study}_{reconstruction}", image, schema))
+            rows.append(index_row(study, number, reconstruction, sections, image) | {
+                "dataset": dataset, "official_split": split, "patient_id": f"{dataset}/{split}_{number}",
+                "intensity_unit": unit, "shard": shard, "shard_row": len(rows),
+            })  # fmt: skip
+    metadata = {"shape": list(shape), "intensity": {"unit": unit} | ({"window": window} if window else {})}
+    metadata |= {"preproc": recipe} if recipe else {}
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(encode_metadata(metadata))
     with pa.ipc.new_file(index_path(root, dataset, split), table.schema) as writer:
         writer.write_table(table)
     return index_path(root, dataset, split)
+
+
+def index_row(study, number, reconstruction, sections, image):
+    report, spans = build_report(*sections)
+    return {
+        "volume_id": f"{study}_{reconstruction}", "study_id": study, "reconstruction": reconstruction,
+        "findings": sections[0], "impression": sections[1], "report": report,
+        "sentence_spans": [span._asdict() for span in spans],
+        "report_sha256": hashlib.sha256(normalize_text(report).encode()).hexdigest(),
+        "labels": [(number + label) % 2 for label in range(18)], "label_source": "test",
+        "spacing_mm": [1.0, 2.0, 3.0], "source": f"{study}.nii.gz", "source_shape": list(image.shape),
+        "source_spacing_mm": [1.0, 2.0, 3.0], "hu_source": "already_hu",
+        "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+    }  # fmt: skip
 
 
 def small_tokenizer(folder):

@@ -21,5 +21,5 @@ def save_bert(folder, seed):
     return folder
 
 
-def told(arrows, log_dir, *more):
+def run_arguments(arrows, log_dir, *more):
     return words(arrows, log_dir, "freeze_text=True", "precision=64-true", "max_steps=3", *more)

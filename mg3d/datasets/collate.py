@@ -15,7 +15,7 @@ from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report, stack_padded
 from mg3d.datasets.windowing import stack_volumes
-from mg3d.sentence_spans import normalise, polarity, text_key
+from mg3d.sentence_spans import normalize_text, polarity, text_key
 from mg3d.settings.schema import AugmentSettings
 from mg3d.types import Batch, Sample, StoredVolumes
 
@@ -25,7 +25,7 @@ PATCHES, WORDS, VIEW, AUGMENTATION = 0, 1, 2, 4
 """Last element of the seed of each kind of draw; 3 draws the reconstruction (`studies`), 5 the negatives (`negatives`)."""
 
 
-class Row(NamedTuple):
+class EncodedSample(NamedTuple):
     """One patient's part of a batch before padding; int64 [T], views [T'] each."""
 
     ids: np.ndarray
@@ -105,7 +105,7 @@ class Collator:
             view_attention_mask=view_index != PAD_SENTENCE,
             view_sentence_index=view_index.clamp(min=-1),
             patient_key=torch.tensor([text_key(sample.patient_id) for sample in samples]),
-            report_key=torch.tensor([text_key(normalise(sample.report)) for sample in samples]),
+            report_key=torch.tensor([text_key(normalize_text(sample.report)) for sample in samples]),
             view_key=torch.tensor([row.view_keys for row in rows], dtype=torch.int64),
             labels=torch.from_numpy(np.stack([sample.labels for sample in samples])),
             study_id=[sample.study_id for sample in samples],
@@ -135,7 +135,7 @@ class Collator:
             stored = stored._replace(noise=noise, noise_seed=[params.noise_seed for params in drawn])
         return stored
 
-    def _row(self, sample: Sample) -> Row:
+    def _row(self, sample: Sample) -> EncodedSample:
         patches, words, view = (np.random.default_rng([*sample.seed, purpose]) for purpose in (PATCHES, WORDS, VIEW))
         encoded = self.encode(sample)
         sentences = [sample.report[start:end] for start, end in encoded.sentence_spans]
@@ -144,14 +144,14 @@ class Collator:
         views = [view_tokens(encoded, indices) for indices in chosen]
         mlm_ids, mlm_labels = self.mask_words(encoded.ids, words)
         grid = [side // self.mim_patch_size for side in sample.volume.shape[1:]]
-        return Row(
+        return EncodedSample(
             ids=encoded.ids,
             sentence_index=encoded.sentence_index,
             mlm_ids=mlm_ids,
             mlm_labels=mlm_labels,
             view_ids=[ids for ids, _ in views],
             view_sentence_index=[index for _, index in views],
-            view_keys=[text_key(" ".join(normalise(sentences[index]) for index in indices)) for indices in chosen],
+            view_keys=[text_key(" ".join(normalize_text(sentences[index]) for index in indices)) for indices in chosen],
             polarity=polarities,
             patch_mask=draw_patch_mask(grid, self.mim_mask_ratio, patches),
         )

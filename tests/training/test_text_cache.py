@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_arrow import small_tokenizer
 from small_run import checkpoint
-from small_text_cache import cache_text, save_bert, told
+from small_text_cache import cache_text, run_arguments, save_bert
 from transformers import BertConfig, BertModel
 
 from mg3d.config import command_line, read_arguments
@@ -18,8 +18,8 @@ from mg3d.training.build import build_data
 
 def test_a_run_with_cached_text_is_the_run_without(arrows, tmp_path, capsys):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
-    plain = told(arrows, tmp_path / "plain", f"text_encoder={bert}")
-    cached = told(arrows, tmp_path / "cached", f"text_encoder={bert}", f"text_cache={cache}")
+    plain = run_arguments(arrows, tmp_path / "plain", f"text_encoder={bert}")
+    cached = run_arguments(arrows, tmp_path / "cached", f"text_encoder={bert}", f"text_cache={cache}")
     assert command_line(cached) == 2
     assert "holds no cache" in capsys.readouterr().err
     assert cache_text.main(cached) == 0
@@ -30,16 +30,17 @@ def test_a_run_with_cached_text_is_the_run_without(arrows, tmp_path, capsys):
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)  # the cache is float32
 
-    other = told(arrows, tmp_path / "other", f"text_encoder={save_bert(tmp_path / 'another', 1)}", f"text_cache={cache}")
+    other = run_arguments(arrows, tmp_path / "other", f"text_encoder={save_bert(tmp_path / 'another', 1)}", f"text_cache={cache}")
     assert command_line(other) == 2
     assert "was computed with another text encoder" in capsys.readouterr().err
-    assert command_line(told(arrows, tmp_path / "cut", f"text_encoder={bert}", f"text_cache={cache}", "max_text_len=12")) == 2
+    shorter = run_arguments(arrows, tmp_path / "cut", f"text_encoder={bert}", f"text_cache={cache}", "max_text_len=12")
+    assert command_line(shorter) == 2
     assert "max_text_len=250 instead of 12" in capsys.readouterr().err
 
 
 def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp_path):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
-    arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}")
+    arguments = run_arguments(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}")
     assert cache_text.main(arguments) == 0
     settings = read_arguments(arguments[1:])
     data = build_data(settings, small_tokenizer(tmp_path / "again"), with_text_cache=True)
@@ -61,7 +62,7 @@ def test_a_folder_of_other_things_is_not_replaced_by_a_cache(arrows, tmp_path, c
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for place in ("mine", "mine/thesis.txt"):
-        assert cache_text.main(told(arrows, tmp_path, "text_encoder=nowhere", f"text_cache={tmp_path / place}")) == 2
+        assert cache_text.main(run_arguments(arrows, tmp_path, "text_encoder=nowhere", f"text_cache={tmp_path / place}")) == 2
         assert f"text_cache={tmp_path / place} is there and holds other things" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 

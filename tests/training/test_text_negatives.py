@@ -5,7 +5,7 @@ import torch
 from small_arrow import small_tokenizer
 from small_model import build
 from small_run import assert_same_training, checkpoint
-from small_text_cache import cache_text, save_bert, told
+from small_text_cache import cache_text, run_arguments, save_bert
 
 from mg3d.config import command_line, read_arguments
 from mg3d.datasets import negatives
@@ -18,7 +18,7 @@ from mg3d.training.build import build_data
 def test_a_run_with_extra_negatives_resumes_bit_exactly(arrows, tmp_path):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
     settings = (f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=3", "grad_cache_chunk=2")
-    whole, cut = (told(arrows, tmp_path / name, *settings, "precision=32-true") for name in ("whole", "cut"))
+    whole, cut = (run_arguments(arrows, tmp_path / name, *settings, "precision=32-true") for name in ("whole", "cut"))
     assert cache_text.main(whole) == 0
     assert command_line(whole) == 0
     assert command_line([*cut, "max_minutes=1e-9"]) == 0
@@ -27,7 +27,7 @@ def test_a_run_with_extra_negatives_resumes_bit_exactly(arrows, tmp_path):
     ours, theirs = (checkpoint(tmp_path / name / "run") for name in ("cut", "whole"))
     assert_same_training(ours, theirs)
 
-    without = told(arrows, tmp_path / "without", f"text_encoder={bert}", f"text_cache={cache}", "precision=32-true")
+    without = run_arguments(arrows, tmp_path / "without", f"text_encoder={bert}", f"text_cache={cache}", "precision=32-true")
     assert command_line(without) == 0
     state = checkpoint(tmp_path / "without" / "run")["state_dict"]
     assert any(not torch.equal(state[name], value) for name, value in theirs["state_dict"].items())
@@ -35,7 +35,7 @@ def test_a_run_with_extra_negatives_resumes_bit_exactly(arrows, tmp_path):
 
 def test_a_report_is_tokenised_when_it_is_first_drawn_alone(arrows, tmp_path, monkeypatch):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
-    arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
+    arguments = run_arguments(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
     assert cache_text.main(arguments) == 0
     data, asked = build_data(read_arguments(arguments[1:]), small_tokenizer(tmp_path / "again"), with_text_cache=True), []
     encode = negatives.encode_report
@@ -50,7 +50,7 @@ def test_a_report_is_tokenised_when_it_is_first_drawn_alone(arrows, tmp_path, mo
 
 def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arrows, tmp_path):
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
-    arguments = told(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
+    arguments = run_arguments(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
     assert cache_text.main(arguments) == 0
     tokenizer = small_tokenizer(tmp_path / "again")
 

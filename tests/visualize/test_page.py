@@ -10,14 +10,14 @@ from PIL import Image
 from mg3d.visualize.page import CaptionedFigure, write_page
 
 
-def test_rows_with_other_names_keep_their_columns(tmp_path):
+def test_rows_may_have_different_columns(tmp_path):
     rows = [{"name": "a", "low": 1.0}, {"name": "b", "high": 2}]
     write_page(tmp_path / "page.html", title="t", sections=[("s", [rows])])
     cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", (tmp_path / "page.html").read_text())
     assert np.reshape(cells, (3, 3)).tolist() == [["name", "low", "high"], ["a", "1.000", ""], ["b", "", "2"]]
 
 
-def test_names_of_columns_and_headings_are_escaped_too(tmp_path):
+def test_headings_column_names_and_cells_are_escaped(tmp_path):
     write_page(tmp_path / "page.html", title="<i>", sections=[("<u>", [[{"<s>": "&"}]])])
     text = (tmp_path / "page.html").read_text()
     assert not re.search(r"<[ius]>", text)
@@ -25,13 +25,13 @@ def test_names_of_columns_and_headings_are_escaped_too(tmp_path):
     assert "<td>&amp;</td>" in text
 
 
-def test_a_figure_is_inside_the_page(tmp_path):
+def test_figures_are_embedded_in_the_page(tmp_path):
     write_page(tmp_path / "page.html", title="t", sections=[("s", [Figure(figsize=(2, 1))])])
     encoded = re.search(r"data:image/png;base64,([^']+)'", (tmp_path / "page.html").read_text())[1]
     assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (180, 90)
 
 
-def test_a_page_that_fails_leaves_the_old_one(tmp_path):
+def test_a_failed_write_keeps_the_old_page(tmp_path):
     write_page(tmp_path / "page.html", title="old", sections=[])
     with pytest.raises(UnicodeEncodeError):
         write_page(tmp_path / "page.html", title="new", sections=[("s", ["half a letter: \ud800"])])
@@ -39,6 +39,6 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_what_a_picture_shows_is_told_as_text_too(tmp_path):
+def test_a_figure_can_have_a_text_alternative(tmp_path):
     write_page(tmp_path / "page.html", title="t", sections=[("s", [CaptionedFigure(Figure(figsize=(2, 1)), "a 'curve' & more")])])
     assert "<img alt='a &#x27;curve&#x27; &amp; more' src='data:image/png;base64," in (tmp_path / "page.html").read_text()

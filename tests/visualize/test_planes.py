@@ -8,7 +8,7 @@ Z, Y, X = np.meshgrid(np.arange(5), np.arange(7), np.arange(9), indexing="ij")
 
 
 @pytest.mark.parametrize("centre", [None, (1, 5, 3)])
-def test_every_pixel_shows_the_voxel_that_a_radiologist_expects_there(centre):
+def test_planes_follow_the_radiological_convention(centre):
     planes = orthogonal_planes(100 * Z + 10 * Y + X, centre=centre)
     z, y, x = centre or (2, 3, 4)
     for down in range(7):
@@ -19,12 +19,12 @@ def test_every_pixel_shows_the_voxel_that_a_radiologist_expects_there(centre):
         assert planes["sagittal"][down].tolist() == [100 * (4 - down) + 10 * back + x for back in range(7)]
 
 
-def test_pixels_have_the_proportions_of_the_voxels():
+def test_pixels_have_the_aspect_ratio_of_the_voxels():
     figure = case_figure(Z.astype(float), spacing_mm=(6.0, 3.0, 2.0))
     assert [axes.get_aspect() for axes in figure.axes] == pytest.approx([3 / 2, 6 / 2, 6 / 3])
 
 
-def test_the_edges_are_lettered_from_the_patients_view():
+def test_edges_are_labelled_with_the_patients_directions():
     letters = {}
     for axes in case_figure(Z.astype(float)).axes:
         places = {text.get_text(): text.get_position() for text in axes.texts}
@@ -37,7 +37,7 @@ def test_the_edges_are_lettered_from_the_patients_view():
     }
 
 
-def test_an_overlay_lies_on_the_voxels_it_marks():
+def test_an_overlay_covers_its_voxels():
     marked = (Z >= 3) & (Y < 4)
     figure = case_figure(Z.astype(float), overlay=marked, centre=(3, 2, 4))
     for axes, plane in zip(figure.axes, orthogonal_planes(marked, centre=(3, 2, 4)).values()):
@@ -46,7 +46,7 @@ def test_an_overlay_lies_on_the_voxels_it_marks():
         assert volume.get_extent() == overlay.get_extent()
 
 
-def test_a_long_report_is_shown_whole_and_signs_are_no_formulas():
+def test_a_long_report_is_complete_and_dollar_signs_are_not_math():
     report = "\n".join(f"{number}. Costs $5 and x_{{ more $ than before." for number in range(80))
     figure = case_figure(Z.astype(float), report=report, title="a $_{ title")
     assert figure.axes[3].texts[0].get_text() == report

@@ -9,7 +9,7 @@ def written(path, columns):
     return [path]
 
 
-def test_each_objective_has_a_panel_with_its_training_and_its_validation(tmp_path):
+def test_each_objective_has_a_panel_of_training_and_validation(tmp_path):
     columns = {
         "step": [10, 20, 20, 30, 40],
         "train/cml": [3.0, 2.0, None, 1.5, 1.0],
@@ -28,12 +28,12 @@ def test_each_objective_has_a_panel_with_its_training_and_its_validation(tmp_pat
     assert (val.get_label(), val.get_xdata().tolist(), val.get_ydata().tolist()) == ("val", [20], [2.5])
 
 
-def test_a_run_shorter_than_the_log_interval_still_shows_its_validation(tmp_path):
+def test_a_run_shorter_than_the_log_interval_shows_its_validation(tmp_path):
     figure = curves_figure(written(tmp_path / "metrics.csv", {"step": [3], "val/mim": [0.5]}))
     assert [axes.get_title() for axes in figure.axes] == ["mim"]
 
 
-def test_a_run_that_logged_nothing_gives_a_figure_that_says_so(tmp_path):
+def test_a_run_without_logged_values_is_labelled_as_such(tmp_path):
     figure = curves_figure(written(tmp_path / "metrics.csv", {"step": [0], "lr-AdamW": [0.1]}))
     assert figure.texts[0].get_text() == "no value was logged"
     assert png(figure).startswith(b"\x89PNG")
