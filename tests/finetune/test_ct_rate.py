@@ -108,8 +108,8 @@ def test_each_volume_and_the_prompts_are_encoded_once_per_step(arrows, pretraine
 
 def test_only_the_selected_submodules_are_trained(arrows, pretrained):
     joining = {"project_image", "position", "project_report", "type_embedding", "branches"}
-    for arguments, learned in (("projections", joining), ("vision+text", {"vision", "text"})):
-        task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained, train=arguments)
+    for names, learned in (("projections", joining), ("vision+text", {"vision", "text"})):
+        task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained, train=names)
         network = network_of(task_type, cases).train()
         task_type.loss(network, batch_of(task_type, cases[:2])).backward()
         moved = {name.split(".")[0] for name, tensor in network.model.named_parameters() if tensor.grad is not None}
@@ -132,8 +132,8 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained, capsys):
 
 
 def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, tmp_path):
-    arguments = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=prompts", "epochs=1",
-             "n_bootstrap=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
+    arguments = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=prompts",
+                 "epochs=1", "n_bootstrap=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
     assert run(load("CT-RATE").TASK, arguments) == 0
     table = tmp_path / "CT-RATE" / "prompts" / "run" / "fold0" / "predictions_test.csv"
     before = pd.read_csv(table)
@@ -199,7 +199,7 @@ def test_ranks_by_hand(arrows, pretrained):
 
 def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
     arguments = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=retrieval",
-             "n_bootstrap=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
+                 "n_bootstrap=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
     assert run(load("CT-RATE").TASK, arguments) == 0
     scores = read_facts(tmp_path / "CT-RATE" / "retrieval" / "run" / "fold0")["scores"]["test"]
     recall = next(score for score in scores if score["name"] == "report_to_volume/recall@1")
@@ -272,8 +272,8 @@ def test_unknown_labels_are_excluded_from_logistic_regression():
     ],
 )
 def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, arguments, message):
-    asked = [f"data_root={arrows}", f"log_dir={tmp_path}", "accelerator=cpu", "num_workers=0", *arguments]
-    assert run(load("CT-RATE").TASK, asked) == 2
+    command = [f"data_root={arrows}", f"log_dir={tmp_path}", "accelerator=cpu", "num_workers=0", *arguments]
+    assert run(load("CT-RATE").TASK, command) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -31,7 +31,7 @@ def arguments_of(root, results, *more):
 
 @pytest.fixture(scope="module")
 def trained(tiny_set, tmp_path_factory):
-    """A run on the small CTRG, judged by its last epoch, for the first writes nothing: (data root, results, its arguments)."""
+    """A run on the small CTRG, evaluated at its last epoch: (data root, results, its arguments)."""
     root, results = tiny_set("CTRG"), tmp_path_factory.mktemp("results")
     assert run(load("CTRG").TASK, arguments_of(root, results)) == 0
     folder = results / "CTRG" / "first" / "fold0"
@@ -72,10 +72,9 @@ def table_of(task_type, reports, generated):
 
 
 def test_bleu_of_a_table_by_hand():
-    # The arguments are those that come three times: ".", "clear", "effusion", "lung", "no". Targets "no <unk> effusion ." (4 arguments)
-    # and "clear lung ." (3). Written: "no effusion ." (3 of 3 arguments, pair "effusion ." of 2, no triple) and "clear lung ."
-    # (3, 2, 1).
-    # 6 arguments against 7: brevity exp(1 - 7 / 6).
+    # The vocabulary has the words that occur three times: ".", "clear", "effusion", "lung", "no". Targets: "no <unk> effusion ."
+    # (4 words) and "clear lung ." (3). Generated: "no effusion ." (3 of 3 words, 1 of 2 pairs, no triple) and "clear lung ."
+    # (3, 2, 1). 6 words against 7: brevity exp(1 - 7 / 6).
     task_type = fitted()
     found = task_type.statistics(table_of(task_type, ["No large effusion.", "Clear lung."], ["no effusion .", "clear lung ."]))
     brevity = math.exp(1 - 7 / 6)
@@ -112,7 +111,7 @@ def test_the_loss_covers_every_token_and_no_padding(tmp_path):
     task_type = fitted()
     torch.manual_seed(0)
     network = task_type.network(build_encoder(TINY)).eval()
-    reports = ("Clear.", "No effusion. Clear")  # 2 arguments and 5, for points are arguments
+    reports = ("Clear.", "No effusion. Clear")  # 2 and 5 words, with the full stops
     samples = [sample_of(task_type, tmp_path, report, name=report[0]) for report in reports]
     batch = collate(samples)
     found = task_type.loss(network, batch).item()
