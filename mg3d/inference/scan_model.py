@@ -22,7 +22,7 @@ from mg3d.inference.search_index import SearchIndex
 from mg3d.models.grounding import attention_maps, occlusion_maps
 from mg3d.models.mg3d import MG3D
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.sentence_spans import clean_section, report_units
+from mg3d.sentence_spans import build_report, clean_section
 from mg3d.settings.schema import Settings
 
 JOINT, IMAGE_ONLY = "image and report", "image only"
@@ -150,7 +150,7 @@ class ScanModel:
         return [text[start:end] for start, end in spans]
 
     def _split(self, report: str) -> ReportText:
-        text, units = report_units(clean_section(report), None)
+        text, units = build_report(clean_section(report), None)
         kind = int(self.settings.data.text_unit == "clause")
         spans = tuple((unit.start, unit.end) for unit in units if unit.kind == kind)
         if not spans:
@@ -210,7 +210,7 @@ class ScanModel:
         return index.search(query[None], k=k, kind=kind)[0]
 
     def generate(self, scans: Scan | Sequence[Scan], **decoding: Any) -> str | list[str]:
-        """Generate the report of each scan; `decoding` goes to `ReportDecoder.generate` (beams, no_repeat, temperature ...).
+        """Generate the report of each scan; `decoding` goes to `ReportDecoder.generate` (num_beams, temperature ...).
 
         Raises:
             ValueError: the model has no captioning head.
@@ -219,8 +219,12 @@ class ScanModel:
             return self.generate([scans], **decoding)[0]
         self.require_captioning()
         tokenizer = self.tokenizer
-        options = {"begin": tokenizer.cls_token_id, "end": tokenizer.sep_token_id, "padding": tokenizer.pad_token_id}
-        options |= {"most_tokens": min(self.settings.data.max_text_len, self.model.text.max_length)} | decoding
+        options = {
+            "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "max_length": min(self.settings.data.max_text_len, self.model.text.max_length),
+            **decoding,
+        }  # fmt: skip
         with torch.no_grad():
             rows = [row for volume in self._batches(scans) for row in self.model.generate_reports(volume, **options)]
         return [tokenizer.decode(row.tolist(), skip_special_tokens=True).strip() for row in rows]

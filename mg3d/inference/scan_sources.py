@@ -21,7 +21,7 @@ from mg3d.inference.scan_model import ScanModel
 from mg3d.preparation.quarantine import REASONS
 from mg3d.preparation.readers.registry import READER_OF_SUFFIX
 from mg3d.preparation.sources.custom import ListedVolume, read_listing, volumes_below
-from mg3d.sentence_spans import report_units
+from mg3d.sentence_spans import build_report
 
 _SUFFIXES = (*READER_OF_SUFFIX, ".npz")
 
@@ -90,7 +90,7 @@ def _listed_scan(model: ScanModel, root: Path, volume: ListedVolume) -> ScanSour
     key = str(volume.path)
     if volume.fault:
         return ScanSource(key, "", partial(_fail, REASONS[volume.fault]))
-    report, _ = report_units(volume.findings, volume.impression)
+    report, _ = build_report(volume.findings, volume.impression)
     return ScanSource(key, report, partial(model.read, root / key))
 
 
