@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mg3d.datasets.schema import INDEX_SCHEMA, encode_metadata, index_path, shard_schema, volume_batch
 from mg3d.datasets.tokenizer import train_wordpiece
-from mg3d.sentence_spans import normalise, report_units
+from mg3d.sentence_spans import build_report, normalize_text
 
 SHAPE = (16, 12, 8)
 OFFSET = {"train": 0, "val": 80, "test": 160}
@@ -55,12 +55,12 @@ def write_split(
 
 
 def index_row(study, number, reconstruction, sections, image):
-    report, spans = report_units(*sections)
+    report, spans = build_report(*sections)
     return {
         "volume_id": f"{study}_{reconstruction}", "study_id": study, "reconstruction": reconstruction,
         "findings": sections[0], "impression": sections[1], "report": report,
         "sentence_spans": [span._asdict() for span in spans],
-        "report_sha256": hashlib.sha256(normalise(report).encode()).hexdigest(),
+        "report_sha256": hashlib.sha256(normalize_text(report).encode()).hexdigest(),
         "labels": [(number + label) % 2 for label in range(18)], "label_source": "test",
         "spacing_mm": [1.0, 2.0, 3.0], "source": f"{study}.nii.gz", "source_shape": list(image.shape),
         "source_spacing_mm": [1.0, 2.0, 3.0], "hu_source": "already_hu",

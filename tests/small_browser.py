@@ -1,4 +1,4 @@
-"""Headless Chromium, controlled by WebDriver, for tests of web pages."""
+"""Headless Chromium controlled by chromedriver (W3C WebDriver protocol)."""
 
 import base64
 import io
@@ -20,57 +20,57 @@ FLAGS = (
     "--enable-unsafe-swiftshader", "--window-size=1400,900",
 )  # fmt: skip
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-"""Key of element references in the W3C WebDriver protocol."""
+"""Key of element references in the protocol."""
 
 
 class Browser:
-    """One browser window."""
+    """One page."""
 
     def __init__(self, driver, folder):
         self._base = driver
         options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={folder}"]}
         always = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self._base += "/session/" + self._ask("/session", {"capabilities": {"alwaysMatch": always}})["sessionId"]
+        self._base += "/session/" + self._call("/session", {"capabilities": {"alwaysMatch": always}})["sessionId"]
 
-    def _ask(self, path, question=None, method=None):
-        body = None if question is None else json.dumps(question).encode()
+    def _call(self, path, content=None, method=None):
+        body = None if content is None else json.dumps(content).encode()
         request = urllib.request.Request(self._base + path, body, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)["value"]
 
     def open(self, address):
-        self._ask("/url", {"url": address})
+        self._call("/url", {"url": address})
 
     def find(self, selector):
-        return "/element/" + self._ask("/element", {"using": "css selector", "value": selector})[_ELEMENT]
+        return "/element/" + self._call("/element", {"using": "css selector", "value": selector})[_ELEMENT]
 
     def click(self, selector):
-        self._ask(self.find(selector) + "/click", {})
+        self._call(self.find(selector) + "/click", {})
 
     def type(self, selector, text):
-        self._ask(self.find(selector) + "/value", {"text": text})
+        self._call(self.find(selector) + "/value", {"text": text})
 
     def run(self, script):
-        return self._ask("/execute/sync", {"script": script, "args": []})
+        return self._call("/execute/sync", {"script": script, "args": []})
 
     def wait(self, condition, seconds=30):
-        """Wait until a JavaScript expression is true."""
+        """Until a JavaScript expression is true."""
         end = time.monotonic() + seconds
         while not self.run(f"return Boolean({condition})"):
             assert time.monotonic() < end, f"not after {seconds} s: {condition}"
             time.sleep(0.1)
 
-    def picture(self, selector=None):
-        """Screenshot of the window or of an element, RGB [rows, columns, 3]."""
-        png = base64.b64decode(self._ask((self.find(selector) if selector else "") + "/screenshot"))
+    def screenshot(self, selector=None):
+        """RGB [rows, columns, 3] of the window or of an element."""
+        png = base64.b64decode(self._call((self.find(selector) if selector else "") + "/screenshot"))
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
-    def complaints(self):
-        """Errors in the console of the page."""
-        return [entry["message"] for entry in self._ask("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
+    def errors(self):
+        """Errors on the console of the page."""
+        return [entry["message"] for entry in self._call("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
 
     def close(self):
-        self._ask("", method="DELETE")
+        self._call("", method="DELETE")
 
 
 @contextmanager

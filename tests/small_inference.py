@@ -1,4 +1,4 @@
-"""A small untrained model in our format, and a chest in several file formats, for tests of `mg3d.inference`."""
+"""A small untrained model saved by mg3d, and scans of one chest, for tests of `mg3d.inference`."""
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +21,7 @@ REPORTS = ["There is no effusion. Lungs are clear.", "A small effusion on the le
 
 
 def build(**changes):
-    """A tiny untrained model and its settings."""
+    """A small untrained model and its settings."""
     torch.manual_seed(3)
     settings = resolve(["tiny"], SIZES | changes)
     return build_model(settings, small_bert(words=80, layers=1, width=16, heads=2, positions=48)).eval(), settings
@@ -31,7 +31,7 @@ RECIPE = Recipe(shape=(32, 24, 32)).provenance("custom")
 
 
 def save(folder, recipe=RECIPE, **changes):
-    """Save the model and its tokenizer to `folder`."""
+    """The model in `folder`, with its tokenizer."""
     model, settings = build(**changes)
     tokenizer = train_wordpiece(REPORTS, vocab_size=80, out_dir=folder.parent / "words")
     return save_pretrained(model, folder, settings=settings, tokenizer=tokenizer, recipe=recipe)
@@ -45,8 +45,8 @@ def save_scan(path, *, seed=0, affine=LPS, hu=None):
     return path
 
 
-def with_lesion(place, hu=2500):
-    """A chest with a bright block of 3 x 3 x 3 voxels around a place z, y, x."""
+def with_lesion(centre, hu=2500):
+    """A chest with a bright block of 3 x 3 x 3 voxels around z, y, x."""
     volume = np.array(chest(0))
-    volume[tuple(slice(middle - 1, middle + 2) for middle in place)] = hu
+    volume[tuple(slice(middle - 1, middle + 2) for middle in centre)] = hu
     return volume

@@ -1,7 +1,7 @@
-"""Make a search index of scans: a folder, one scan, or an .arrow index of prepared files with its reports and sentences.
+"""Build a search index of scans, with their reports and sentences.
 
-What was done stays done: the same command goes on after a stop, and adds scans that are new. Scans that cannot be used are listed
-in OUT/set_aside.csv with the reason. Keys are paths below the folder, and reports are stored as they are: guard OUT like them.
+Run the same command again to continue after an interruption or to add new scans. Scans that cannot be used are listed in
+OUT/failed.csv. The index contains report text and paths below SOURCE: protect it like the scans.
 """
 
 import argparse
@@ -9,30 +9,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.inference.command import add_many, answer, check_early, load_model, new_parser, track
+from mg3d.inference.cli import add_batch_options, check_early, load_model, new_parser, run_and_print, track
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Embeds; returns the exit code."""
+    """Build the index; returns the exit code."""
     parser = new_parser("embed.py", __doc__)
-    parser.add_argument("source", help="folder of scans, a scan, or an .arrow index of prepared files")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the index")
-    add_many(parser)
+    parser.add_argument("source", metavar="SOURCE", help="folder of scans, a scan, or an .arrow index of prepared data")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the index")
+    add_batch_options(parser)
     options = parser.parse_args(arguments)
-    return answer(lambda: run(options))
+    return run_and_print(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> str:
-    """Embeds and says what was done; errors as `list_scans` and `embed_all`."""
-    from mg3d.inference.many import embed_all
-    from mg3d.inference.sources import list_scans, remember_source
-
+    """Build the index and return a summary; errors as `list_scans` and `build_index`."""
     check_early(options, options.source)
+    from mg3d.inference.batch_prediction import build_index
+    from mg3d.inference.scan_sources import list_scans, record_source
+
     model = load_model(options)
-    items = list_scans(model, options.source, table=options.table)
-    remember_source(options.out / "made_from.json", options.source)
-    outcome, entries = embed_all(model, items, options.out, workers=options.workers, track=track)
-    return f"mg3d: {outcome}; {options.out} holds {entries:,} embeddings"
+    sources = list_scans(model, options.source, table=options.table)
+    record_source(options.out / "source.json", options.source)
+    outcome, entries = build_index(model, sources, options.out, workers=options.workers, track=track)
+    return f"mg3d: {outcome}; {options.out} has {entries:,} embeddings"
 
 
 if __name__ == "__main__":

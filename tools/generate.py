@@ -1,6 +1,6 @@
-"""Write the report of a scan, with a model that was trained with a captioning head; with --out a CSV table for many scans.
+"""Generate the report of a scan, with a model trained with a captioning head; with --out a CSV table of many scans.
 
-A report that a model wrote is not a finding: read docs/inference.md before anyone acts on one.
+Generated reports are not findings: read docs/inference.md before acting on one.
 """
 
 import argparse
@@ -8,40 +8,44 @@ import sys
 from collections.abc import Sequence
 
 from mg3d.cli import output_file, positive_int
-from mg3d.inference.command import add_many, answer, check_early, load_model, new_parser, track
+from mg3d.inference.cli import add_batch_options, check_early, load_model, new_parser, run_and_print, track
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints or writes reports; returns the exit code."""
+    """Print or write reports; returns the exit code."""
     parser = new_parser("generate.py", __doc__)
-    parser.add_argument("source", help="a scan, or with --out a folder of scans or an .arrow index of prepared files")
-    parser.add_argument("--out", type=output_file, metavar="FILE.csv", help="one row per scan")
-    parser.add_argument("--beams", type=positive_int, default=1, help="hypotheses kept (%(default)s: always the likeliest word)")
-    parser.add_argument("--no-repeat", type=int, default=0, metavar="N", help="no run of N words comes twice (0: it may)")
-    add_many(parser)
+    parser.add_argument("source", metavar="SOURCE", help="a scan; with --out also a folder of scans or an .arrow index")
+    parser.add_argument("--out", type=output_file, metavar="FILE.csv", help="table to write, one row per scan")
+    parser.add_argument(
+        "--beams", type=positive_int, default=1, metavar="N", help="beam width (default: %(default)s, greedy search)"
+    )
+    parser.add_argument(
+        "--no-repeat", type=int, default=0, metavar="N", help="never repeat an n-gram of N words (default: 0, off)"
+    )
+    add_batch_options(parser)
     options = parser.parse_args(arguments)
-    return answer(lambda: run(options))
+    return run_and_print(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> str:
-    """Writes and says what was done; errors as `ScanModel.generate` and `answer_all`."""
-    from mg3d.inference.many import answer_all
-    from mg3d.inference.sources import list_scans, remember_source
-
+    """The report of one scan, or a summary of the table; errors as `ScanModel.generate` and `write_predictions`."""
     check_early(options, options.source)
+    from mg3d.inference.batch_prediction import write_predictions
+    from mg3d.inference.scan_sources import list_scans, record_source
+
     model = load_model(options)
-    model.require_writer()
-    how = {"beams": options.beams, "no_repeat": options.no_repeat}
+    model.require_captioning()
+    decoding = {"num_beams": options.beams, "no_repeat_ngram_size": options.no_repeat}
     if options.out is None:
-        return str(model.generate(model.read(options.source), **how))
-    items = list_scans(model, options.source, table=options.table)
-    remember_source(options.out.with_name(f"{options.out.name}.made_from.json"), options.source)
-    outcome = answer_all(
+        return model.generate(model.read(options.source), **decoding)
+    sources = list_scans(model, options.source, table=options.table)
+    record_source(options.out.with_name(f"{options.out.name}.source.json"), options.source)
+    outcome = write_predictions(
         model,
-        items,
+        sources,
         options.out,
         columns=["report"],
-        ask=lambda scans: [[report.text] for report in model.generate(scans, **how)],
+        predict=lambda scans: [[report] for report in model.generate(scans, **decoding)],
         workers=options.workers,
         track=track,
     )

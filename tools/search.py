@@ -1,30 +1,30 @@
-"""Find what is near to a text, to a sentence, or to a scan, in an index that tools/embed.py made."""
+"""Search an index of tools/embed.py by text or by scan."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from mg3d.cli import positive_int
-from mg3d.inference.command import answer, check_early, load_model, new_parser
+from mg3d.inference.cli import check_early, load_model, new_parser, run_and_print
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the nearest entries; returns the exit code."""
+    """Print the nearest entries; returns the exit code."""
     parser = new_parser("search.py", __doc__)
-    parser.add_argument("index", help="folder of the index")
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--text", help="a report, a sentence, or a few words")
-    asked.add_argument("--scan", metavar="FILE", help="NIfTI, .mha, .mhd, .npz or a folder of DICOM slices")
-    parser.add_argument("-k", type=positive_int, default=10, help="how many (%(default)s)")
-    parser.add_argument("--kind", metavar="KIND", help="only entries of this kind: scan, report or sentence")
+    parser.add_argument("index", metavar="INDEX", help="folder of the index")
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--text", help="query text: a report, a sentence, or a few words")
+    query.add_argument("--scan", metavar="FILE", help="query scan: NIfTI, .mha, .mhd, .npz or a folder of DICOM slices")
+    parser.add_argument("-k", type=positive_int, default=10, metavar="N", help="number of results (default: %(default)s)")
+    parser.add_argument("--kind", choices=("scan", "report", "sentence"), help="kind of results (default: all)")
     options = parser.parse_args(arguments)
-    return answer(lambda: run(options))
+    return run_and_print(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> str:
-    """The nearest entries as a table; errors as `ScanModel.read` and `ScanModel.retrieve`."""
+    """The nearest entries as text; errors as `ScanModel.read` and `ScanModel.retrieve`."""
     check_early(options, options.index, options.scan)
-    from mg3d.inference.index import SearchIndex
+    from mg3d.inference.search_index import SearchIndex
 
     index = SearchIndex.load(options.index)
     index.require_kind(options.kind)

@@ -175,9 +175,9 @@ def _read(record: "VolumeRecord", root: Path) -> ShownCase:
     from mg3d.preparation.quarantine import REASONS, Refusal
     from mg3d.preparation.readers.nifti import read_nifti
     from mg3d.preparation.readers.registry import READERS
-    from mg3d.sentence_spans import report_units
+    from mg3d.sentence_spans import build_report
 
-    report, name = report_units(record.findings, record.impression)[0], record.volume_id.split("/")[-1]
+    report, name = build_report(record.findings, record.impression)[0], record.volume_id.split("/")[-1]
     try:
         raw = READERS[record.reader](record, root)
     except Refusal as refusal:

@@ -1,6 +1,6 @@
-"""Say how likely findings are in a scan, from two prompts each ("There is ...", "There is no ..."): nothing is trained for it.
+"""Score findings of a scan zero-shot, from two prompts each ("There is ...", "There is no ...").
 
-With --out a CSV table of many scans, which the same command goes on with after a stop; without it one scan, printed.
+Prints the scores of one scan; with --out, writes a CSV table of many scans (run the same command again to continue).
 Probabilities are not calibrated: compare them between scans, not with 0.5.
 """
 
@@ -9,42 +9,47 @@ import sys
 from collections.abc import Sequence
 
 from mg3d.cli import output_file
-from mg3d.glossary import LABELS, PROMPTS
-from mg3d.inference.command import add_many, answer, check_early, load_model, new_parser, track
+from mg3d.inference.cli import (
+    add_batch_options,
+    add_finding_options,
+    check_early,
+    load_model,
+    new_parser,
+    run_and_print,
+    track,
+)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints or writes probabilities; returns the exit code."""
+    """Print or write the scores; returns the exit code."""
     parser = new_parser("zero_shot.py", __doc__)
-    parser.add_argument("source", help="a scan, or with --out a folder of scans or an .arrow index of prepared files")
-    parser.add_argument("--findings", nargs="+", default=list(LABELS), metavar="WORDS", help="any; CT-RATE's 18 without")
-    parser.add_argument("--wording", choices=PROMPTS, default="there_is", help="of the prompts (%(default)s)")
-    parser.add_argument("--out", type=output_file, metavar="FILE.csv", help="one row per scan")
-    add_many(parser)
+    parser.add_argument("source", metavar="SOURCE", help="a scan; with --out also a folder of scans or an .arrow index")
+    add_finding_options(parser)
+    parser.add_argument("--out", type=output_file, metavar="FILE.csv", help="table to write, one row per scan")
+    add_batch_options(parser)
     options = parser.parse_args(arguments)
-    return answer(lambda: run(options))
+    return run_and_print(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> str:
-    """Asks and says what was found; errors as `ScanModel.classify` and `answer_all`."""
-    from mg3d.inference.many import answer_all, numbers
-    from mg3d.inference.sources import list_scans, remember_source
-
+    """The scores of one scan, or a summary of the table; errors as `ScanModel.classify` and `write_predictions`."""
     check_early(options, options.source)
+    from mg3d.inference.batch_prediction import format_numbers, write_predictions
+    from mg3d.inference.scan_sources import list_scans, record_source
+
     model = load_model(options)
     if options.out is None:
         return str(model.classify(model.read(options.source), options.findings, wording=options.wording))
-    prompts = model.prompts(options.findings, wording=options.wording)
-    items = list_scans(model, options.source, table=options.table)
-    remember_source(options.out.with_name(f"{options.out.name}.made_from.json"), options.source)
-    outcome = answer_all(
+    sources = list_scans(model, options.source, table=options.table)
+    record_source(options.out.with_name(f"{options.out.name}.source.json"), options.source)
+    outcome = write_predictions(
         model,
-        items,
+        sources,
         options.out,
-        columns=[present for present, _ in prompts],
-        ask=lambda scans: [
-            numbers(row.probability for row in found)
-            for found in model.classify(scans, options.findings, wording=options.wording)
+        columns=[present for present, _ in model.prompts(options.findings, wording=options.wording)],
+        predict=lambda scans: [
+            format_numbers(row.probability for row in scores)
+            for scores in model.classify(scans, options.findings, wording=options.wording)
         ],
         workers=options.workers,
         track=track,

@@ -23,7 +23,7 @@ from mg3d.datasets.tokenizer import train_wordpiece
 from mg3d.datasets.windowing import convert_volumes, stack_volumes
 from mg3d.files import replacing
 from mg3d.glossary import LABELS
-from mg3d.sentence_spans import report_units
+from mg3d.sentence_spans import build_report
 from mg3d.settings.schema import volume_shape
 from mg3d.types import Sample
 
@@ -152,7 +152,7 @@ def write_studies(root: Path, volumes: Sequence[np.ndarray]) -> Studies:
 def _index_row(row: int, shard: str) -> dict[str, Any]:
     nodules = " ".join(f"There is a nodule of {(row + k) % 20 + 3} mm in segment {k}, without calcification." for k in range(12))
     findings = f"The heart and the mediastinal vessels are of normal size. No pleural effusion was seen. {nodules}"
-    report, spans = report_units(findings, "Nodules.")
+    report, spans = build_report(findings, "Nodules.")
     values = {
         "volume_id": f"volume_{row}", "study_id": f"study_{row}", "patient_id": f"patient_{row}", "report": report,
         "sentence_spans": [span._asdict() for span in spans], "labels": [0] * len(LABELS), "shard": shard, "shard_row": row,

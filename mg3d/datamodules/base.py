@@ -18,7 +18,7 @@ from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import ReportText, Studies
 from mg3d.datasets.windowing import sample_intensities
 from mg3d.distributed import rank, world_size
-from mg3d.sentence_spans import UnitKind
+from mg3d.sentence_spans import SpanKind
 from mg3d.settings.schema import AugmentSettings, volume_shape
 from mg3d.types import Batch, Sample
 
@@ -31,7 +31,7 @@ class StudyOptions:
     """Voxels (z, y, x) that the model expects."""
     window_hu: tuple[float, float]
     """HU mapped to 0 and 1."""
-    text_unit: UnitKind
+    text_unit: SpanKind
     needs_reports: bool = True
     """Exclude studies without a report."""
     shuffle_seed: int | None = None

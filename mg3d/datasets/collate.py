@@ -15,7 +15,7 @@ from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report, stack_padded
 from mg3d.datasets.windowing import stack_volumes
-from mg3d.sentence_spans import normalise, polarity, text_key
+from mg3d.sentence_spans import normalize_text, polarity, text_key
 from mg3d.settings.schema import AugmentSettings
 from mg3d.types import Batch, Sample, StoredVolumes
 
@@ -105,7 +105,7 @@ class Collator:
             view_attention_mask=view_index != PAD_SENTENCE,
             view_sentence_index=view_index.clamp(min=-1),
             patient_key=torch.tensor([text_key(sample.patient_id) for sample in samples]),
-            report_key=torch.tensor([text_key(normalise(sample.report)) for sample in samples]),
+            report_key=torch.tensor([text_key(normalize_text(sample.report)) for sample in samples]),
             view_key=torch.tensor([row.view_keys for row in rows], dtype=torch.int64),
             labels=torch.from_numpy(np.stack([sample.labels for sample in samples])),
             study_id=[sample.study_id for sample in samples],
@@ -151,7 +151,7 @@ class Collator:
             mlm_labels=mlm_labels,
             view_ids=[ids for ids, _ in views],
             view_sentence_index=[index for _, index in views],
-            view_keys=[text_key(" ".join(normalise(sentences[index]) for index in indices)) for indices in chosen],
+            view_keys=[text_key(" ".join(normalize_text(sentences[index]) for index in indices)) for indices in chosen],
             polarity=polarities,
             patch_mask=draw_patch_mask(grid, self.mim_mask_ratio, patches),
         )

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.files import write_json
-from mg3d.sentence_spans import UNITS_VERSION
+from mg3d.sentence_spans import SPANS_VERSION
 
 NO_REPORT = hashlib.sha256(b"").hexdigest()
 """`report_sha256` of volumes without a report; not a leak."""
@@ -166,14 +166,14 @@ def _check_dataset(name: str, splits: Mapping[str, VolumeIndex]) -> list[DataPro
 
 
 def _check_sentence_spans(name: str, filled: Mapping[str, VolumeIndex]) -> list[DataProblem]:
-    versions = {split: index.metadata.get("units_version") for split, index in filled.items()}
-    outdated = {split: version for split, version in versions.items() if version not in (None, UNITS_VERSION)}
+    versions = {split: index.metadata.get("sentence_spans_version") for split, index in filled.items()}
+    outdated = {split: version for split, version in versions.items() if version not in (None, SPANS_VERSION)}
     if not outdated:
         return []
     listed = ", ".join(f"{split} {version}" for split, version in outdated.items())
     message = (
         f"reports of {DATASETS[name].title} were split into sentences by other rules (version {listed}) than mg3d "
-        f"now uses ({UNITS_VERSION})"
+        f"now uses ({SPANS_VERSION})"
     )
     out = filled[min(outdated)].path.parent
     fix = (
@@ -197,7 +197,7 @@ def _read_cache(path: Path, state: Mapping[str, Sequence[int]]) -> list[DataProb
     """The warnings of an earlier check of the same files; None if it must be repeated, as always after an error."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not state or content["version"] != [CACHE_VERSION, UNITS_VERSION] or content["files"] != state:
+        if not state or content["version"] != [CACHE_VERSION, SPANS_VERSION] or content["files"] != state:
             return None
         problems = [DataProblem(**{**entry, "volumes": tuple(entry["volumes"])}) for entry in content["problems"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -208,6 +208,6 @@ def _read_cache(path: Path, state: Mapping[str, Sequence[int]]) -> list[DataProb
 def _write_cache(path: Path, state: Mapping[str, Sequence[int]], problems: Sequence[DataProblem]) -> None:
     entries = [asdict(problem) for problem in problems]
     try:
-        write_json(path, {"version": [CACHE_VERSION, UNITS_VERSION], "files": state, "problems": entries})
+        write_json(path, {"version": [CACHE_VERSION, SPANS_VERSION], "files": state, "problems": entries})
     except OSError:
         return  # read-only folder: check again next time

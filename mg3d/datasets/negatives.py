@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import encode_report
-from mg3d.sentence_spans import normalise, text_key
+from mg3d.sentence_spans import normalize_text, text_key
 from mg3d.types import Sample
 
 NEGATIVES = 5
@@ -74,7 +74,7 @@ class TextNegatives:
             part, study = self.studies[index]
             report = part.report(study)
             ids, sentence_index, spans = encode_report(self.tokenizer, *report, self.max_text_len)
-            keys = text_key(part.patient(study)), text_key(normalise(report.report))
+            keys = text_key(part.patient(study)), text_key(normalize_text(report.report))
             compact = ids.astype(np.int32), sentence_index.astype(np.int16)
             self.tokenized[index] = TokenizedReport(*compact, len(spans), *keys)
         return self.tokenized[index]

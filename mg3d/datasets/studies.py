@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import CLAUSE, SENTENCE
 from mg3d.datasets.windowing import window_bounds
-from mg3d.sentence_spans import UnitKind
+from mg3d.sentence_spans import SpanKind
 from mg3d.types import Sample
 
 RECONSTRUCTION = 3
@@ -48,7 +48,7 @@ class Studies:
         self,
         index: VolumeIndex,
         *,
-        text_unit: UnitKind,
+        text_unit: SpanKind,
         window_hu: tuple[float, float],
         shuffle_seed: int | None = None,
         with_report: bool = False,

@@ -21,7 +21,7 @@ from mg3d.preparation.sources.ctrg import ANNOTATIONS
 from mg3d.preparation.sources.custom import volumes_below
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES
-from mg3d.sentence_spans import normalise
+from mg3d.sentence_spans import normalize_text
 
 MAX_FOLDERS = 1000
 """Folders to search for volumes of an unknown data set."""
@@ -198,7 +198,7 @@ def _raw_row(record: VolumeRecord) -> dict[str, Any]:
         **{name: getattr(record, name) for name in _IDS},
         "split": record.split,
         "report": report,
-        "report_key": hashlib.sha256(normalise(report).encode()).hexdigest(),
+        "report_key": hashlib.sha256(normalize_text(report).encode()).hexdigest(),
         "has_findings": record.findings is not None,
         "has_impression": record.impression is not None,
         "group": f"{DATASETS[record.dataset].title} {tree}".strip(),

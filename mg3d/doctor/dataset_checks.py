@@ -19,7 +19,7 @@ from mg3d.doctor.results import CheckResult, examples, pluralize
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import REASONS
 from mg3d.preparation.sources.ct_rate import NAME
-from mg3d.sentence_spans import normalise, polarity, split_clauses, split_sentences
+from mg3d.sentence_spans import normalize_text, polarity, split_clauses, split_sentences
 
 MAX_STANDARD_ERRORS = 3.5
 """From the published prevalence; by chance, one of the 18 labels deviates that much in about 1 % of correct data sets."""
@@ -357,7 +357,7 @@ def describe_sentences(data: DoctorData) -> list[CheckResult]:
         return []
     counts, owners, total = [], defaultdict(set), Counter()
     for patient, report in zip(studies["patient_id"], studies["report"]):
-        sentences = [normalise(report[start:end]) for start, end in split_sentences(report)]
+        sentences = [normalize_text(report[start:end]) for start, end in split_sentences(report)]
         counts.append(len(sentences))
         total.update(sentences)
         for sentence in set(sentences):

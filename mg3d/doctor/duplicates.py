@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import combinations_with_replacement, pairwise
 
 import numpy as np
 import pandas as pd
@@ -45,12 +45,12 @@ def nearly_identical(means: np.ndarray, max_difference: float) -> set[tuple[int,
     """
     bits = np.packbits(means > means.mean(axis=1, keepdims=True), axis=1).view(np.uint64)
     pairs = set()
-    for start in range(0, len(means), _TILE):
-        for begin in range(start, len(means), _TILE):
-            distance = np.bitwise_count(bits[start : start + _TILE, None] ^ bits[None, begin : begin + _TILE]).sum(axis=2)
-            for one, other in np.argwhere(distance <= MAX_HASH_DISTANCE) + (start, begin):
-                if one < other and np.abs(means[one] - means[other]).mean() <= max_difference:
-                    pairs.add((int(one), int(other)))
+    starts = range(0, len(means), _TILE)
+    for start, begin in combinations_with_replacement(starts, 2):
+        distance = np.bitwise_count(bits[start : start + _TILE, None] ^ bits[None, begin : begin + _TILE]).sum(axis=2)
+        for one, other in np.argwhere(distance <= MAX_HASH_DISTANCE) + (start, begin):
+            if one < other and np.abs(means[one] - means[other]).mean() <= max_difference:
+                pairs.add((int(one), int(other)))
     return pairs
 
 

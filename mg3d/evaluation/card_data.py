@@ -16,7 +16,7 @@ from mg3d.datasets.schema import CLAUSE, SENTENCE, SPLITS, decode_metadata, inde
 from mg3d.datasets.studies import ReportText
 from mg3d.datasets.windowing import window_bounds
 from mg3d.evaluation.cards import Card
-from mg3d.sentence_spans import UnitKind
+from mg3d.sentence_spans import SpanKind
 
 
 class CardData:
@@ -32,7 +32,7 @@ class CardData:
         ValueError: an index is damaged, or none of the card's volumes is stored.
     """
 
-    def __init__(self, folder: Path, card: Card, *, window_hu: tuple[float, float], text_unit: UnitKind = "sentence") -> None:
+    def __init__(self, folder: Path, card: Card, *, window_hu: tuple[float, float], text_unit: SpanKind = "sentence") -> None:
         self.card, self.window_hu, self.text_unit = card, window_hu, text_unit
         paths = [index_path(folder, card.dataset, split) for split in SPLITS]
         self.indexes = [VolumeIndex(path) for path in paths if path.is_file()]

@@ -21,7 +21,7 @@ from mg3d.evaluation.tables import Rows
 from mg3d.evaluation.thresholds_and_calibration import decision_and_calibration_tables
 from mg3d.evaluation.zero_shot import ZeroShotScores, zero_shot_logits, zero_shot_tables
 from mg3d.glossary import LABELS
-from mg3d.sentence_spans import normalise
+from mg3d.sentence_spans import normalize_text
 
 RECALL = "Retrieval between volumes and reports, by study"
 
@@ -72,7 +72,7 @@ def _retrieval(embeddings: CardEmbeddings) -> tuple[dict[str, Rows], dict[str, A
         directions = retrieval_directions(
             embeddings.volumes[chosen].numpy(),
             embeddings.report_embeddings.numpy(),
-            report_keys=[normalise(text.report) for text in embeddings.reports],
+            report_keys=[normalize_text(text.report) for text in embeddings.reports],
             labels=data.labels[chosen],
         )
         rows, ranks = recall_rows(directions, embeddings.report_patients, ks=card.recall_ks, bootstrap=card.bootstrap)

@@ -34,7 +34,7 @@ from mg3d.glossary import LABELS
 from mg3d.metrics.classification import auroc, macro_auroc, per_label
 from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
-from mg3d.sentence_spans import normalise
+from mg3d.sentence_spans import normalize_text
 from mg3d.settings.schema import Settings
 from mg3d.types import Batch
 from mg3d.visualize.page import png, write_page
@@ -157,7 +157,8 @@ def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tup
         for row, value in zip(found["zero_shot"], per_label(auroc, data.visible, scores), strict=True):
             row["auroc of visible"] = float(value)
     found["macro"] = _macro_aurocs(scores, data)
-    directions = retrieval_directions(volumes.numpy(), reports.numpy(), report_keys=[normalise(text.report) for text in texts])
+    keys = [normalize_text(text.report) for text in texts]
+    directions = retrieval_directions(volumes.numpy(), reports.numpy(), report_keys=keys)
     found["retrieval"], _ = recall_rows(directions, patients, ks=RECALL_KS, bootstrap=BOOTSTRAP)
     return found, volumes @ reports.T
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mg3d.datasets.studies import ReportText
 from mg3d.glossary import LABELS
-from mg3d.sentence_spans import clean_section, normalise, report_units
+from mg3d.sentence_spans import build_report, clean_section, normalize_text
 from mg3d.settings.schema import CROP
 
 _SIDES = {"left": 1, "right": 0}
@@ -35,7 +35,7 @@ def read_ground_truth(root: Path, study_ids: Iterable[str], reports: Iterable[st
 
 
 def _report_of(truth: dict[str, Any]) -> str:
-    report, _ = report_units(*(clean_section(truth["report"][section]) for section in ("findings", "impression")))
+    report, _ = build_report(*(clean_section(truth["report"][section]) for section in ("findings", "impression")))
     return report
 
 
@@ -47,8 +47,9 @@ def finding_sides(truths: Sequence[dict[str, Any]]) -> np.ndarray:
 
 def sentence_meanings(truth: dict[str, Any], report: ReportText) -> list[str | None]:
     """Meaning `finding|polarity|location` of each sentence; None for a sentence about none of the 18 findings or several."""
-    meanings = {normalise(c["text"]): f"{c['label']}|{c['polarity']}|{c['location']}" for c in truth["clauses"] if c["label"]}
-    return [meanings.get(normalise(report.report[start:end])) for start, end in report.sentence_spans]
+    clauses = [clause for clause in truth["clauses"] if clause["label"]]
+    meanings = {normalize_text(c["text"]): f"{c['label']}|{c['polarity']}|{c['location']}" for c in clauses}
+    return [meanings.get(normalize_text(report.report[start:end])) for start, end in report.sentence_spans]
 
 
 def mask_path(root: Path, volume_id: str) -> Path:

@@ -17,7 +17,7 @@ from mg3d.evaluation.tables import Bootstrap, Rows
 from mg3d.evaluation.zero_shot import zero_shot_logits
 from mg3d.metrics.classification import macro_auroc
 from mg3d.metrics.retrieval import first_rank, recall_at
-from mg3d.sentence_spans import normalise
+from mg3d.sentence_spans import normalize_text
 
 UNCHANGED = "unchanged"
 Z, Y, X = 2, 3, 4
@@ -127,7 +127,7 @@ def stress_tables(embeddings: CardEmbeddings) -> dict[str, Rows]:
     chosen = (embeddings.report_volumes if len(embeddings.reports) else data.first_volumes)[: card.stress_studies]
     by_name = corruptions(data.window_hu if data.is_hounsfield else None)
     batches = lambda: data.batches(chosen, size=embeddings.batch_size)  # noqa: E731
-    keys = [normalise(text.report) for text in embeddings.reports[: len(chosen)]]
+    keys = [normalize_text(text.report) for text in embeddings.reports[: len(chosen)]]
     scores, ranks = {}, {}
     for name, volumes in embed_corrupted(encoder.embed_volumes, batches, by_name).items():
         scores[name] = zero_shot_logits(volumes, embeddings.main_prompts, encoder.logit_scale)

@@ -17,7 +17,7 @@ from mg3d.finetune.prepared import is_prepared
 from mg3d.glossary import LABELS
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES
-from mg3d.sentence_spans import polarity, report_units, split_sentences
+from mg3d.sentence_spans import build_report, polarity, split_sentences
 
 _IDS = [("study_id", pa.string()), ("patient_id", pa.string())]
 _LABELS = ("labels", pa.list_(pa.int8(), len(LABELS)))
@@ -72,7 +72,7 @@ def _raw(root: Path, dataset: str, val_patients: int, seed: int) -> Iterator[Stu
         options = SourceOptions(out=Path(scratch), val_patients=val_patients, seed=seed, ctrg_split="resplit", limit=None)
         records = SOURCES[dataset](root, options).records
     for record in records:
-        report, _ = report_units(record.findings, record.impression)
+        report, _ = build_report(record.findings, record.impression)
         yield StudyText(record.split, record.study_id, record.patient_id, report, tuple(record.labels))
 
 

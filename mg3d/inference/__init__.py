@@ -1,1 +1,1 @@
-"""From a scan to an answer: what a trained model says of scans and texts that it was not trained on."""
+"""Inference with a trained model on new scans: `mg3d.load`, command-line tools, search index, viewer."""

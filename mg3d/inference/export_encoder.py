@@ -1,4 +1,4 @@
-"""The image encoder as one `torch.export` program, checked against the model that it comes from."""
+"""Export the image encoder with `torch.export` and verify it against the model."""
 
 import io
 import time
@@ -8,61 +8,54 @@ from typing import NamedTuple
 import torch
 
 from mg3d.files import write_bytes
-from mg3d.inference.model import ScanModel
-
-TOLERANCE = 1e-4
-"""Largest difference of an exported embedding, of length 1, from the model's own."""
+from mg3d.inference.scan_model import ScanModel
 
 
-class Exported(NamedTuple):
-    """What an export is worth."""
+class ExportResult(NamedTuple):
+    """File, accuracy and speed of an export."""
 
     path: Path
-    largest_difference: float
-    """Over all numbers of the embeddings of the check's volumes."""
+    max_difference: float
+    """Over the embeddings of the test volumes."""
     seconds: tuple[float, float]
-    """For one volume: the model, the exported program."""
+    """Per volume: model, exported program."""
     megabytes: float
 
     def __str__(self) -> str:
-        own, exported = self.seconds
+        model, exported = self.seconds
         return (
-            f"{self.path}: {self.megabytes:.1f} MB; embeddings differ by {self.largest_difference:.1e} at most; "
-            f"one volume takes {exported:.3f} s, the model itself {own:.3f} s"
+            f"{self.path}: {self.megabytes:.1f} MB; maximum difference of embeddings {self.max_difference:.1e}; "
+            f"{exported:.3f} s per volume, {model:.3f} s with the model"
         )
 
 
-def export_encoder(model: ScanModel, path: Path, *, tolerance: float = TOLERANCE) -> Exported:
-    """Writes `.pt2`, whole or not at all, after the loaded program gave the model's own numbers for other volumes.
+def export_encoder(model: ScanModel, path: Path, *, tolerance: float = 1e-4) -> ExportResult:
+    """Write a `.pt2` file atomically, after the reloaded program reproduced the model's embeddings of other volumes.
 
     Raises:
-        ValueError: another ending, or numbers that differ by more than `tolerance`.
+        ValueError: another suffix, or embeddings differ by more than `tolerance`.
     """
     if path.suffix != ".pt2":
-        raise ValueError(f"{path}: expected a name that ends in .pt2, which torch.export.load reads")
+        raise ValueError(f"{path}: expected the suffix .pt2, for torch.export.load")
     embedder = model.embedder
     generator = torch.Generator().manual_seed(0)
-    shape = (1, *model.preprocessing.recipe.shape)
     parameter = next(embedder.parameters())
-    volumes = torch.rand(3, *shape, generator=generator).to(parameter.device, parameter.dtype)
+    volumes = torch.rand(3, 1, *model.preprocessing.recipe.shape, generator=generator).to(parameter.device, parameter.dtype)
     with torch.no_grad():
-        embedder(volumes[:1])  # plans its windows with numbers, which an export cannot look at
-        program = torch.export.export(embedder, (volumes[:1],))
+        embedder(volumes[:1])  # caches the window plan, which cannot be traced
         stream = io.BytesIO()
-        torch.export.save(program, stream)
+        torch.export.save(torch.export.export(embedder, (volumes[:1],)), stream)
         stream.seek(0)
-        again = torch.export.load(stream).module()
-        begin = time.perf_counter()
-        own = torch.cat([embedder(volume[None]) for volume in volumes])
-        between = time.perf_counter()
-        exported = torch.cat([again(volume[None]) for volume in volumes])
+        program = torch.export.load(stream).module()
+        start = time.perf_counter()
+        expected = torch.cat([embedder(volume[None]) for volume in volumes])
+        middle = time.perf_counter()
+        exported = torch.cat([program(volume[None]) for volume in volumes])
         end = time.perf_counter()
-    difference = float((own - exported).abs().max())
+    difference = float((expected - exported).abs().max())
     if not difference <= tolerance:
-        raise ValueError(
-            f"the exported program differs by {difference:.1e} from the model, more than {tolerance:g}; nothing is written"
-        )
+        raise ValueError(f"embeddings of the export differ by {difference:.1e}, more than {tolerance:g}; nothing was written")
     content = stream.getvalue()
     write_bytes(path, content)
-    seconds = (between - begin) / len(volumes), (end - between) / len(volumes)
-    return Exported(path, difference, seconds, len(content) / 1e6)
+    seconds = (middle - start) / len(volumes), (end - middle) / len(volumes)
+    return ExportResult(path, difference, seconds, len(content) / 1e6)

@@ -1,4 +1,4 @@
-"""From a path or name to a model that answers, whatever was saved there."""
+"""Load a `ScanModel` from any checkpoint, folder or hub id."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from mg3d.checkpoints.pretrained import Pretrained, from_pretrained, from_run
 from mg3d.checkpoints.read import read_checkpoint
 from mg3d.checkpoints.resolve import CONFIG, find_local
 from mg3d.datasets.tokenizer import load_tokenizer
-from mg3d.inference.model import ScanModel
+from mg3d.inference.scan_model import ScanModel
 from mg3d.models.build import build_vision
 from mg3d.settings.parse import parse
 from mg3d.settings.presets import PRESETS
@@ -22,19 +22,19 @@ from mg3d.settings.presets import PRESETS
 def load(
     path: str | Path, *, device: str = "auto", tokenizer: str | Path | None = None, batch: int = 4, revision: str | None = None
 ) -> ScanModel:
-    """A model that answers, from what lies at `path`; a line on the error stream says what of its preparation is not known.
+    """Load a model for inference. A warning on stderr names what the checkpoint does not record of its preprocessing.
 
     Args:
-        path: a folder that mg3d saved, a run's folder (its last checkpoint), `RUN/last` or `RUN/best`, a checkpoint of a run, a
-            released file or another image encoder that is known (which then embeds scans and reads no text), or a hub id.
-        device: `cpu`, `cuda`, `cuda:1` ...; auto = the GPU where there is one.
-        tokenizer: a folder or hub name; when left out it is found with the model or beside the run's checkpoints.
-        batch: most scans in one pass.
-        revision: of a hub id.
+        path: folder of a run (its last checkpoint), `RUN/last`, `RUN/best`, checkpoint of a run, folder of `save_pretrained`,
+            hub id, or a released file or other known image encoder (which embeds scans only).
+        device: `cpu`, `cuda`, `cuda:1` ...; `auto` uses the GPU if available.
+        tokenizer: folder or hub name; by default the one stored with the model or the run.
+        batch: maximum number of scans per forward pass.
+        revision: revision of a hub id.
 
     Raises:
-        FileNotFoundError: there is nothing of that name, here or on the hub.
-        ValueError: it is something else, or lacks a part; says which.
+        FileNotFoundError: the path does not exist, locally or on the hub.
+        ValueError: it is not a model, or a part is missing.
     """
     where = _device(device)
     found = find_local(path)
@@ -44,21 +44,25 @@ def load(
         pretrained = from_pretrained(found)
     else:
         file = read_checkpoint(found)
+        if "mg3d_finetune" in file.metadata:
+            raise ValueError(
+                f"{found} is a fine-tuned checkpoint. Use it with mode=predict of its fine-tuning task (downstream/README.md)."
+            )
         if "text_config" not in mg3d_metadata(file):
-            return _told(_encoder_alone(checkpoint_info(file, map_keys(file.tensors)), where, batch))
+            return _warn(_image_encoder(checkpoint_info(file, map_keys(file.tensors)), where, batch))
         pretrained = from_run(found, tokenizer=tokenizer)
     if tokenizer is not None:
         pretrained = pretrained._replace(tokenizer=load_tokenizer(str(tokenizer)))
-    return _told(_whole(pretrained, where, batch))
+    return _warn(_full_model(pretrained, where, batch))
 
 
-def _told(model: ScanModel) -> ScanModel:
+def _warn(model: ScanModel) -> ScanModel:
     if model.preprocessing.note:
-        print(f"mg3d: {model.preprocessing.note}", file=sys.stderr)
+        print(f"mg3d: warning: {model.preprocessing.note}", file=sys.stderr)
     return model
 
 
-def _whole(pretrained: Pretrained, device: torch.device, batch: int) -> ScanModel:
+def _full_model(pretrained: Pretrained, device: torch.device, batch: int) -> ScanModel:
     pretrained.model.text.check_vocabulary(
         len(pretrained.tokenizer) if pretrained.tokenizer is not None else pretrained.model.text.vocabulary_size
     )
@@ -72,12 +76,12 @@ def _whole(pretrained: Pretrained, device: torch.device, batch: int) -> ScanMode
     )
 
 
-def _encoder_alone(found: CheckpointInfo, device: torch.device, batch: int) -> ScanModel:
-    """An image encoder that a preset builds, with a file's weights."""
+def _image_encoder(found: CheckpointInfo, device: torch.device, batch: int) -> ScanModel:
+    """An image encoder built by a preset, with the weights of a file."""
     if found.encoder not in PRESETS:
         raise ValueError(
-            f"{found.path} ({found.description}, encoder {found.encoder}) stores no settings, and no preset builds that "
-            "encoder; build one and fill it with mg3d.load_weights, then mg3d.save_pretrained gives a folder that can be loaded"
+            f"{found.path} ({found.description}, encoder {found.encoder}) does not record its architecture, and no preset "
+            "has this encoder. Build the model, fill it with mg3d.load_weights and save it with mg3d.save_pretrained."
         )
     settings = parse(PRESETS[found.encoder])
     vision = build_vision(settings)
@@ -92,5 +96,5 @@ def _device(name: str) -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0][:80]}); try cpu or auto") from error
+        raise ValueError(f"device {name!r} is not available ({str(error).splitlines()[0][:80]}). Use cpu or auto.") from error
     return torch.device(name)

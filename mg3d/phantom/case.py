@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mg3d.glossary import LABELS
-from mg3d.phantom.body import Body, draw_body
-from mg3d.phantom.canvas import Canvas, Change, Point
-from mg3d.phantom.pathology import DRAWERS, HEART_ENLARGED, HEART_NORMAL, DrawContext, DrawnFinding
+from mg3d.phantom.canvas import Change, Point
+from mg3d.phantom.pathology import DRAWERS, DrawContext, DrawnFinding
 from mg3d.phantom.report import PhantomReport, Style, write_report
-from mg3d.phantom.sampling import Patient, sample_findings, sample_patient
+from mg3d.phantom.sampling import Patient, sample_findings
 from mg3d.settings.schema import CROP
 
 VERSION = 1
@@ -45,11 +44,9 @@ def make_case(seed_words: tuple[int, ...], *, voxels_in_plane: int, style: Style
     """Draw the study of these seed words (seed, patient, scan)."""
     generator = np.random.default_rng(seed_words)
     present, vascular = sample_findings(generator, tempered=tempered)
-    patient = sample_patient(generator, vascular=vascular)
-    canvas = Canvas(voxels_in_plane=voxels_in_plane, length_mm=patient.length)
-    heart = float(generator.uniform(*(HEART_ENLARGED if present["Cardiomegaly"] else HEART_NORMAL)))
-    body = draw_body(canvas, patient, generator, heart_factor=heart)
-    context = DrawContext(canvas, body, generator)
+    enlarged_heart = present["Cardiomegaly"]
+    context = DrawContext(generator, voxels_in_plane=voxels_in_plane, vascular=vascular, enlarged_heart=enlarged_heart)
+    canvas, patient = context.canvas, context.patient
     findings: dict[str, DrawnFinding | None] = dict.fromkeys(LABELS)
     visible = dict.fromkeys(LABELS, False)
     mask = np.zeros(canvas.hu.shape, np.uint8)
@@ -58,7 +55,7 @@ def make_case(seed_words: tuple[int, ...], *, voxels_in_plane: int, style: Style
             with canvas.track_change() as change_of_block:
                 finding = _relative_to_scan(draw(context), patient)
             # The enlarged heart was drawn with the body.
-            change = _heart(canvas, body) if label == "Cardiomegaly" else change_of_block()
+            change = _heart(context) if label == "Cardiomegaly" else change_of_block()
             findings[label] = finding._replace(voxels=int(change.voxels.sum()))
             visible[label] = label == "Cardiomegaly" or is_visible(change)
             mask[change.voxels & ((mask == 0) | (label != "Cardiomegaly"))] = 1 + LABELS.index(label)
@@ -78,9 +75,9 @@ def _relative_to_scan(finding: DrawnFinding, patient: Patient) -> DrawnFinding:
     return finding._replace(centre_mm=centre, centres_mm=parts or ((centre,) if centre else ()))
 
 
-def _heart(canvas: Canvas, body: Body) -> Change:
-    box, weight = canvas.ellipsoid(*body.heart)
-    voxels = np.zeros(canvas.hu.shape, bool)
+def _heart(context: DrawContext) -> Change:
+    box, weight = context.canvas.ellipsoid(*context.body.heart)
+    voxels = np.zeros(context.canvas.hu.shape, bool)
     voxels[box.index] = weight > 0.5
     return Change(voxels, 0.0)
 

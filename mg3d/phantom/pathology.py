@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.neighbors import KDTree
 
-from mg3d.phantom.body import LEFT, LUNG_X, RIGHT, Body
+from mg3d.phantom.body import LEFT, LUNG_X, RIGHT, draw_body
 from mg3d.phantom.canvas import Box, Canvas, Point
+from mg3d.phantom.sampling import sample_patient
 
 HEART_NORMAL, HEART_ENLARGED = (0.9, 1.05), (1.25, 1.5)
 BILATERAL = "bilateral"
@@ -37,10 +38,16 @@ class DrawnFinding(NamedTuple):
 
 
 class DrawContext:
-    """Canvas, body and random generator of a drawer."""
+    """A random patient's body on a canvas, and the random generator of the drawers."""
 
-    def __init__(self, canvas: Canvas, body: Body, generator: np.random.Generator) -> None:
-        self.canvas, self.body, self.generator = canvas, body, generator
+    def __init__(
+        self, generator: np.random.Generator, *, voxels_in_plane: int, vascular: float = 0.0, enlarged_heart: bool = False
+    ) -> None:
+        self.generator = generator
+        self.patient = sample_patient(generator, vascular=vascular)
+        self.canvas = Canvas(voxels_in_plane=voxels_in_plane, length_mm=self.patient.length)
+        heart_factor = float(generator.uniform(*(HEART_ENLARGED if enlarged_heart else HEART_NORMAL)))
+        self.body = draw_body(self.canvas, self.patient, generator, heart_factor=heart_factor)
 
     @cached_property
     def lung_voxels(self) -> dict[str, np.ndarray]:

@@ -7,18 +7,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mg3d.glossary import LABELS
+from mg3d.phantom import wording
 from mg3d.phantom.pathology import DrawnFinding
-from mg3d.phantom.wording import (
-    CONNECTIVES,
-    DISTRACTORS,
-    GRADES,
-    NEGATIVE,
-    NORMAL,
-    NOTHING_FOUND,
-    PHRASES,
-    POSITIVE,
-    UNCERTAIN,
-)
 
 P_MENTION_PRESENT, P_MENTION_ABSENT, P_CHECKLIST_ABSENT = 0.97, 0.55, 0.9
 CHECKLIST = ("Pleural effusion", "Pericardial effusion", "Lymphadenopathy")
@@ -63,13 +53,13 @@ class Writer:
 
     def statement(self, label: str, finding: DrawnFinding | None, *, uncertain: bool = False) -> Clause:
         """Clause about one finding; None = absent."""
-        phrases = PHRASES[label]
+        phrases = wording.PHRASES[label]
         if finding is None:
-            template = self.pick(phrases.negative) if self.chance(P_SPECIFIC_PHRASE) else self.pick(NEGATIVE)
+            template = self.pick(phrases.negative) if self.chance(P_SPECIFIC_PHRASE) else self.pick(wording.NEGATIVE)
         elif uncertain:
-            template = self.pick(UNCERTAIN)
+            template = self.pick(wording.UNCERTAIN)
         else:
-            template = self.pick(phrases.positive) if self.chance(P_SPECIFIC_PHRASE) else self.pick(POSITIVE)
+            template = self.pick(phrases.positive) if self.chance(P_SPECIFIC_PHRASE) else self.pick(wording.POSITIVE)
         name = self.pick(phrases.names) if self.chance(0.4) else phrases.names[0]
         polarity = "-" if finding is None else "?" if uncertain else "+"
         location = location_of(finding) if finding and "{where}" in template else ""
@@ -79,7 +69,7 @@ class Writer:
         """Fill a template; the first letter is upper case."""
         size = round(finding.size_mm + float(self.generator.uniform(-1, 1))) if finding else int(self.generator.integers(5, 20))
         number = f"{size}.0" if self.chance(P_TYPO) else str(size)
-        grade = GRADES[finding.severity - 1] if finding else GRADES[0]
+        grade = wording.GRADES[finding.severity - 1] if finding else wording.GRADES[0]
         text = template.format(name=name, Name=capitalized(name), where=where_of(finding), size=number, grade=grade)
         return capitalized(text)
 
@@ -112,27 +102,27 @@ def write_report(findings: Mapping[str, DrawnFinding | None], *, style: Style, g
 
 
 def _body(findings: Mapping[str, DrawnFinding | None], writer: Writer) -> list[Clause]:
-    clauses: dict[str, list[Clause]] = {organ: [] for organ in NORMAL}
+    clauses: dict[str, list[Clause]] = {organ: [] for organ in wording.NORMAL}
     for label in LABELS:
         finding = findings[label]
         absent = P_CHECKLIST_ABSENT if label in CHECKLIST else P_MENTION_ABSENT
         if writer.chance(P_MENTION_PRESENT if finding else absent):
             uncertain = finding is not None and writer.chance(P_UNCERTAIN)
-            clauses[PHRASES[label].organ].append(writer.statement(label, finding, uncertain=uncertain))
-    for organ, options in NORMAL.items():
+            clauses[wording.PHRASES[label].organ].append(writer.statement(label, finding, uncertain=uncertain))
+    for organ, options in wording.NORMAL.items():
         if writer.chance(0.35):
             clauses[organ].append(Clause(writer.pick(options), "", "-", ""))
-    for organ, options in DISTRACTORS.items():
+    for organ, options in wording.DISTRACTORS.items():
         if writer.chance(0.08):
             clauses[organ].append(Clause(writer.fill(writer.pick(options), "", None), "", "+", ""))
-    organs = list(NORMAL)
+    organs = list(wording.NORMAL)
     return [clause for index in writer.generator.permutation(len(organs)) for clause in clauses[organs[index]]]
 
 
 def _connect(clause: Clause, writer: Writer) -> Clause:
     if not writer.chance(0.08):
         return clause
-    return clause._replace(text=writer.pick(CONNECTIVES) + uncapitalized(clause.text))
+    return clause._replace(text=writer.pick(wording.CONNECTIVES) + uncapitalized(clause.text))
 
 
 def _cite(clause: Clause, writer: Writer) -> Clause:
@@ -171,9 +161,9 @@ def _impression(findings: Mapping[str, DrawnFinding | None], writer: Writer, *, 
     clauses = []
     for label, finding in findings.items():
         if finding is not None and finding.severity >= 2:
-            name = capitalized(PHRASES[label].names[0])
+            name = capitalized(wording.PHRASES[label].names[0])
             clauses.append(Clause(name + where_of(finding), label, "+", location_of(finding)))
-    clauses = clauses or [Clause(writer.pick(NOTHING_FOUND), "", "-", "")]
+    clauses = clauses or [Clause(writer.pick(wording.NOTHING_FOUND), "", "-", "")]
     return separator.join(clause.text for clause in clauses), clauses
 
 

@@ -15,7 +15,7 @@ from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.shards import ShardTask
-from mg3d.sentence_spans import UNITS_VERSION, normalise, report_units
+from mg3d.sentence_spans import SPANS_VERSION, build_report, normalize_text
 
 _SPLIT_AND_ROW = pa.schema([pa.field("split", pa.string(), nullable=False), *INDEX_SCHEMA])
 
@@ -47,7 +47,7 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None
         "intensity": recipe.intensity(dataset),
         "preproc": recipe.provenance(dataset),
         "preproc_hash": recipe.digest(dataset),
-        "units_version": UNITS_VERSION,
+        "sentence_spans_version": SPANS_VERSION,
         "compression": recipe.compression,
         "source": {"name": facts.title, "licence": facts.licence},
     }
@@ -93,5 +93,5 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
 @lru_cache(maxsize=64)
 def _text(findings: str | None, impression: str | None) -> tuple[str, list[dict[str, int]], str]:
     """Report, sentence spans and hash. Cached, because consecutive reconstructions of a scan share the report."""
-    report, units = report_units(findings, impression)
-    return report, [unit._asdict() for unit in units], hashlib.sha256(normalise(report).encode()).hexdigest()
+    report, units = build_report(findings, impression)
+    return report, [unit._asdict() for unit in units], hashlib.sha256(normalize_text(report).encode()).hexdigest()

@@ -111,15 +111,15 @@ def test_each_error_is_reported_by_its_code(arrows, split, change, metadata, cod
 
 
 def test_outdated_sentence_spans_are_a_warning_with_the_command_that_updates_them(arrows, monkeypatch):
-    edit(arrows, "val", lambda rows: rows, {b"mg3d.units_version": b"1"})
-    edit(arrows, "test", lambda rows: rows, {b"mg3d.units_version": b"2"})
-    monkeypatch.setattr(integrity, "UNITS_VERSION", 2)
+    edit(arrows, "val", lambda rows: rows, {b"mg3d.sentence_spans_version": b"1"})
+    edit(arrows, "test", lambda rows: rows, {b"mg3d.sentence_spans_version": b"2"})
+    monkeypatch.setattr(integrity, "SPANS_VERSION", 2)
     (problem,) = check_arrow_files(arrows, ["ct_rate"])
     assert (problem.code, problem.is_error) == ("old_units", False)
     (warning,) = require_valid(arrows, ["ct_rate"])
     assert "(version val 1)" in warning
     assert f"`python prepro/prepro_pretraining_data.py --ct-rate ROOT --out {arrows}`" in warning
-    monkeypatch.setattr(integrity, "UNITS_VERSION", 1)  # the cached result is for the other version
+    monkeypatch.setattr(integrity, "SPANS_VERSION", 1)  # the cached result is for the other version
     assert "(version test 2)" in require_valid(arrows, ["ct_rate"])[0]
 
 

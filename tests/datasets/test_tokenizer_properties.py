@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mg3d.datasets.tokenizer import SPECIAL_TOKENS, encode_report, train_wordpiece
-from mg3d.sentence_spans import report_units
+from mg3d.sentence_spans import build_report
 
 CORPUS = ["The heart is large. No effusion, no mass. A nodule of 0.8 cm.", "Emphysema  Hernia\n- şüpheli nodül; İzlenmedi."] * 3
 PARTS = [
@@ -76,7 +76,7 @@ def slow_index(offsets, spans):
 @given(report=REPORTS, longest=st.integers(3, 40))
 def test_every_token_is_assigned_to_the_sentence_of_its_characters(tokenizers, name, kind, report, longest):
     tokenizer = tokenizers[name]
-    report, every = report_units(report, None)
+    report, every = build_report(report, None)
     spans = [(span.start, span.end) for span in every if span.kind == kind]
     whole = encode_report(tokenizer, report, spans, 10_000)
     text = "".join(small if len(small := letter.lower()) == 1 else letter for letter in report)

@@ -25,16 +25,16 @@ def read(name, root, **given):
     return module.read_cases(root, settings.model_copy(update={"task": "Task06_Lung"}) if name == "MSD" else settings)
 
 
-def words(root, results, *more):
+def arguments(root, results, *more):
     return [f"data_root={root}", f"log_dir={results}", "run_name=one", *SMALL, *more]
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_set, tmp_path_factory):
-    """A run of one epoch on the small COVID-19-20, its data and its words."""
+    """A run of one epoch on the small COVID-19-20, its data and its arguments."""
     root, results = tiny_set("Covid19_20"), tmp_path_factory.mktemp("results")
-    assert run(load("Covid19_20").TASK, words(root, results)) == 0
-    return root, results / "Covid19_20" / "one" / "fold0", words(root, results)
+    assert run(load("Covid19_20").TASK, arguments(root, results)) == 0
+    return root, results / "Covid19_20" / "one" / "fold0", arguments(root, results)
 
 
 def test_masks_are_on_the_grid_of_their_scans_and_match_the_scores(trained):
@@ -185,7 +185,7 @@ def spoil(root, fault):
 def test_bad_masks_are_refused_before_training(fault, sentence, tiny_set, tmp_path, capsys):
     root = shutil.copytree(tiny_set("Covid19_20"), tmp_path / "copy")
     spoil(root, fault)
-    assert run(load("Covid19_20").TASK, words(root, tmp_path / "results")) == 2
+    assert run(load("Covid19_20").TASK, arguments(root, tmp_path / "results")) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert sentence in message
@@ -203,7 +203,7 @@ def test_bad_masks_are_refused_before_training(fault, sentence, tiny_set, tmp_pa
     ],
 )
 def test_bad_arguments_are_refused_before_training(word, sentence, tiny_set, tmp_path, capsys):
-    assert run(load("MSD").TASK, words(tiny_set("MSD", **options_of("MSD")), tmp_path, "task=Task06_Lung", word)) == 2
+    assert run(load("MSD").TASK, arguments(tiny_set("MSD", **options_of("MSD")), tmp_path, "task=Task06_Lung", word)) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert sentence in message
@@ -214,7 +214,7 @@ def test_another_dataset_json_is_refused(change, tiny_set, tmp_path, capsys):
     root = shutil.copytree(tiny_set("MSD", **options_of("MSD")), tmp_path / "copy")
     (file,) = root.rglob("Task06_Lung/dataset.json")
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
-    assert run(load("MSD").TASK, words(root, tmp_path / "results", "task=Task06_Lung")) == 2
+    assert run(load("MSD").TASK, arguments(root, tmp_path / "results", "task=Task06_Lung")) == 2
     message = capsys.readouterr().err
     assert file.name in message
     assert message.count("\n") == 1

@@ -19,7 +19,7 @@ from mg3d.evaluation.tables import Bootstrap
 from mg3d.glossary import LABELS
 from mg3d.phantom.case import make_case
 from mg3d.phantom.generate import PhantomSettings, draw, generate, plan, read_truth
-from mg3d.sentence_spans import report_units
+from mg3d.sentence_spans import build_report
 from mg3d.settings.schema import CROP
 
 BOOTSTRAP = Bootstrap(20, 0)
@@ -50,7 +50,7 @@ def test_sides_and_meanings_come_from_the_ground_truth(phantom):
     for row, truth in zip(finding_sides(truths), truths, strict=True):
         known = {f["label"]: f["side"] for f in truth["findings"] if f["side"] in {"left", "right"}}
         assert {LABELS[index]: ["right", "left"][side] for index, side in enumerate(row) if side >= 0} == known
-    report, units = report_units(truths[0]["report"]["findings"], truths[0]["report"]["impression"])
+    report, units = build_report(truths[0]["report"]["findings"], truths[0]["report"]["impression"])
     clauses = tuple((unit.start, unit.end) for unit in units if unit.kind == 1)
     found = sentence_meanings(truths[0], ReportText(report, clauses))
     stated = {f"{c['label']}|{c['polarity']}|{c['location']}" for c in truths[0]["clauses"] if c["label"]}

@@ -65,7 +65,7 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("folder", "words", "message"),
+    ("folder", "arguments", "message"),
     [
         ("stoic2021", ["pretrained=/nowhere.ckpt"], "pretrained=/nowhere.ckpt: no such file"),
         ("stoic2021", ["mode=evaluate", "checkpoint=/nowhere.ckpt"], "checkpoint=/nowhere.ckpt: no such file"),
@@ -76,10 +76,10 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
         ("CTRG", ["labeller=chexbert"], "labeller=chexbert needs a package"),
     ],
 )
-def test_a_missing_path_is_refused_before_data_are_prepared(monkeypatch, tmp_path, capsys, folder, words, message):
+def test_a_missing_path_is_refused_before_data_are_prepared(monkeypatch, tmp_path, capsys, folder, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data_root, "find_root", partial(pytest.fail, "data were read"))
-    assert run(load(folder).TASK, [word.format(tmp_path) for word in words]) == 2
+    assert run(load(folder).TASK, [word.format(tmp_path) for word in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

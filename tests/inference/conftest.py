@@ -7,7 +7,7 @@ import mg3d
 
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory):
-    """An untrained model saved in our own format."""
+    """A small untrained model saved by mg3d."""
     return small_inference.save(tmp_path_factory.mktemp("saved") / "model")
 
 

@@ -1,8 +1,9 @@
-"""The commands: the same numbers as in Python, going on after a stop, bad scans set aside, one sentence for what is wrong."""
+"""The commands: same results as in Python, continued after an interruption, unusable scans listed, errors in one line."""
 
 import csv
 import importlib.util
 import re
+import socket
 from pathlib import Path
 
 import nibabel as nib
@@ -17,10 +18,10 @@ from small_raw import chest
 
 from mg3d.datasets.arrow import open_index
 from mg3d.datasets.storage import Storage
-from mg3d.inference.command import doubts
-from mg3d.inference.index import SearchIndex
-from mg3d.inference.many import answer_all, embed_all
-from mg3d.inference.sources import Item, list_scans
+from mg3d.inference.batch_prediction import build_index, write_predictions
+from mg3d.inference.cli import finding_warnings
+from mg3d.inference.scan_sources import ScanSource, list_scans
+from mg3d.inference.search_index import SearchIndex
 from mg3d.models.vision.windows import plan_windows
 from mg3d.preparation.quarantine import REASONS
 from mg3d.preparation.recipe import Recipe
@@ -37,7 +38,7 @@ def command(name, *arguments):
 
 @pytest.fixture
 def tree(tmp_path):
-    """Two good scans, a series, a damaged file, and a table that tells the reports of all four."""
+    """Two good scans, a series, a damaged file, and a table with their reports."""
     root = tmp_path / "tree"
     save_scan(root / "one" / "a.nii.gz", hu=chest(0)[::-1, ::-1])
     save_scan(root / "two" / "b.nii", seed=1)
@@ -54,12 +55,12 @@ def read_rows(path):
         return list(csv.DictReader(stream))
 
 
-def test_an_index_of_a_folder_holds_what_python_gives_and_goes_on(tree, folder, model, tmp_path, capsys):
+def test_an_index_of_a_folder_has_the_embeddings_of_python_and_is_continued(tree, folder, model, tmp_path, capsys):
     out = tmp_path / "index"
-    asked = ("--model", folder, "--device", "cpu", tree, "--out", out, "--table", tmp_path / "table.csv")
-    assert command("embed", *asked) == 0
+    arguments = ("--model", folder, "--device", "cpu", tree, "--out", out, "--table", tmp_path / "table.csv")
+    assert command("embed", *arguments) == 0
     said = capsys.readouterr()
-    assert "3 scans done, 0 were there, 1 set aside" in said.out
+    assert "3 scans done, 0 already done, 1 failed" in said.out
     assert not any(word in said.out + said.err for word in (NAME, "effusion", "broken", "series"))
     index = SearchIndex.load(out)
     kinds = index.entries["kind"].to_pylist()
@@ -71,29 +72,29 @@ def test_an_index_of_a_folder_holds_what_python_gives_and_goes_on(tree, folder, 
     np.testing.assert_allclose(by_key["two/b.nii", "scan", ""], model.embed(model.read(tree / "two" / "b.nii")), atol=1e-5)
     np.testing.assert_allclose(by_key["series", "scan", ""], model.embed(model.read(chest(2))), atol=1e-5)
     np.testing.assert_allclose(by_key["one/a.nii.gz", "report", REPORTS[0]], model.embed_report(REPORTS[0]), atol=1e-5)
-    aside = read_rows(out / "set_aside.csv")
-    assert [row["scan"] for row in aside] == ["broken.nii.gz"]
-    assert aside[0]["reason"].startswith("the compressed file is truncated")
+    failed = read_rows(out / "failed.csv")
+    assert [row["scan"] for row in failed] == ["broken.nii.gz"]
+    assert failed[0]["reason"].startswith("the compressed file is truncated")
     save_scan(tree / "broken.nii.gz", seed=5)
-    assert command("embed", *asked) == 0
-    assert "1 scans done, 3 were there" in capsys.readouterr().out
+    assert command("embed", *arguments) == 0
+    assert "1 scans done, 3 already done" in capsys.readouterr().out
     assert sum(kind == "scan" for kind in SearchIndex.load(out).entries["kind"].to_pylist()) == 4
 
 
-def test_a_stopped_run_keeps_what_it_had(model, tmp_path):
+def test_an_interrupted_run_keeps_its_results(model, tmp_path):
     def stop():
         raise KeyboardInterrupt
 
-    good = [Item(f"scan {place}", "", lambda place=place: model.read(chest(place))) for place in range(5)]
+    good = [ScanSource(f"scan {number}", "", lambda number=number: model.read(chest(number))) for number in range(5)]
     with pytest.raises(KeyboardInterrupt):
-        embed_all(model, [*good[:4], Item("stop", "", stop), *good[4:]], tmp_path / "index", workers=1)
-    table = {"columns": ["x"], "ask": lambda scans: [[1]] * len(scans)}
+        build_index(model, [*good[:4], ScanSource("stop", "", stop), *good[4:]], tmp_path / "index", workers=1)
+    table = {"columns": ["x"], "predict": lambda scans: [[1]] * len(scans)}
     with pytest.raises(KeyboardInterrupt):
-        answer_all(model, [*good[:2], Item("stop", "", stop)], tmp_path / "x.csv", **table)
+        write_predictions(model, [*good[:2], ScanSource("stop", "", stop)], tmp_path / "x.csv", **table)
     assert [row["x"] for row in read_rows(tmp_path / "x.csv")] == ["1", "1"]
     assert len(SearchIndex.load(tmp_path / "index")) == 4
-    outcome, entries = embed_all(model, good, tmp_path / "index")
-    assert (outcome.new, outcome.before, entries) == (1, 4, 5)
+    outcome, entries = build_index(model, good, tmp_path / "index")
+    assert (outcome.new, outcome.existing, entries) == (1, 4, 5)
 
 
 def test_search_by_text_and_by_scan_finds_the_entry_itself_first(tree, folder, tmp_path, capsys):
@@ -108,7 +109,7 @@ def test_search_by_text_and_by_scan_finds_the_entry_itself_first(tree, folder, t
     assert capsys.readouterr().out.splitlines()[0].split()[:4] == ["1", "+1.000", "scan", "one/a.nii.gz"]
 
 
-def test_zero_shot_gives_python_s_numbers_printed_and_as_a_table(tree, folder, model, tmp_path, capsys):
+def test_zero_shot_prints_and_writes_the_scores_of_python(tree, folder, model, tmp_path, capsys):
     about, names = ("--model", folder, "--device", "cpu"), ["Effusion", "Lung nodule"]
     expected = model.classify(model.read(tree / "two" / "b.nii"), names)
     assert command("zero_shot", *about, tree / "two" / "b.nii", "--findings", *names) == 0
@@ -119,18 +120,18 @@ def test_zero_shot_gives_python_s_numbers_printed_and_as_a_table(tree, folder, m
     assert len(rows) == 4
     found = [float(rows["two/b.nii"][row.present]) for row in expected]
     assert found == pytest.approx([row.probability for row in expected], abs=1e-5)
-    assert rows["broken.nii.gz"]["set_aside"].startswith("the compressed file")
+    assert rows["broken.nii.gz"]["error"].startswith("the compressed file")
     assert command("zero_shot", *about, tree, "--findings", *names, "--out", out) == 0
-    assert "0 scans done, 3 were there, 1 set aside" in capsys.readouterr().out
+    assert "0 scans done, 3 already done, 1 failed" in capsys.readouterr().out
     assert len(read_rows(out)) == 4
     assert command("zero_shot", *about, tree, "--findings", "Effusion", "--out", out) == 2
-    assert "holds answers of another model or to other questions" in capsys.readouterr().err
+    assert "has predictions of another model or other columns" in capsys.readouterr().err
     assert command("zero_shot", *about, tree / "two", "--findings", *names, "--out", out) == 2
     assert "where equal names may be other scans" in capsys.readouterr().err
     assert len(read_rows(out)) == 4
 
 
-def test_ground_writes_python_s_map_over_the_scan(tree, folder, model, tmp_path, capsys):
+def test_ground_writes_the_map_of_python_over_the_scan(tree, folder, model, tmp_path, capsys):
     scan, out = tree / "one" / "a.nii.gz", tmp_path / "map.nii.gz"
     assert command("ground", "--model", folder, "--device", "cpu", scan, REPORTS[0], "--out", out) == 0
     assert "cosine" in capsys.readouterr().out
@@ -140,17 +141,17 @@ def test_ground_writes_python_s_map_over_the_scan(tree, folder, model, tmp_path,
     np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-4)
     before = scan.read_bytes()
     assert command("ground", "--model", folder, "--device", "cpu", scan, REPORTS[0], "--out", scan) == 2
-    assert "exists, and may be a scan" in capsys.readouterr().err
+    assert "exists and may be a scan" in capsys.readouterr().err
     assert scan.read_bytes() == before
 
 
 @pytest.mark.slow
-def test_the_exported_encoder_gives_the_model_s_embeddings(folder, model, tmp_path, capsys):
-    plan_windows.cache_clear()  # as in a program that has computed nothing yet
+def test_the_exported_encoder_reproduces_the_embeddings(folder, model, tmp_path, capsys):
+    plan_windows.cache_clear()  # as in a new process
     assert command("export_encoder", "--model", folder, "--device", "cpu", tmp_path / "encoder.pt2") == 0
-    assert "differ by" in capsys.readouterr().out
+    assert "maximum difference of embeddings" in capsys.readouterr().out
     exported = torch.export.load(tmp_path / "encoder.pt2")
-    assert not any("mg3d" in str(node.target) for node in exported.graph.nodes)  # it runs where this package is not
+    assert not any("mg3d" in str(node.target) for node in exported.graph.nodes)  # it runs without mg3d
     program = exported.module()
     scan = model.read(chest(3))
     with torch.no_grad():
@@ -160,39 +161,50 @@ def test_the_exported_encoder_gives_the_model_s_embeddings(folder, model, tmp_pa
     assert not (tmp_path / "other.pt2").exists()
 
 
-def test_the_viewer_tells_its_address_and_stops_from_the_keyboard(tree, folder, tmp_path, capsys, monkeypatch):
-    asked = []
+def test_the_viewer_prints_its_address_and_stops_on_an_interrupt(tree, folder, capsys, monkeypatch):
+    started = []
 
     def serve(server):
-        asked.append((server.server_address[0], len(server.cases.items), server.cases.findings))
+        started.append((server.server_address[0], len(server.session.scans), server.session.findings))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mg3d.inference.viewer.server.Viewer.serve_forever", serve)
-    (tree / "link.nii").symlink_to(save_scan(tmp_path / "elsewhere" / "c.nii"))
-    about = (tree, "--model", folder, "--device", "cpu", "--findings", "Effusion")
-    assert command("viewer", *about) == 0
-    assert asked == [("127.0.0.1", 4, ["Effusion"])]
+    monkeypatch.setattr("mg3d.inference.viewer.server.ViewerServer.serve_forever", serve)
+    assert command("viewer", tree, "--model", folder, "--device", "cpu", "--findings", "Effusion") == 0
+    assert started == [("127.0.0.1", 4, ["Effusion"])]
     said = capsys.readouterr()
-    assert re.match(r"mg3d: 4 scans \(1 left out.*\) at http://127.0.0.1:\d+/#token=[\w-]{32}\nmg3d: stopped\n$", said.out)
-    assert command("viewer", *about, "--also", tmp_path / "elsewhere") == 0
-    assert asked[1][1] == 5
-    assert command("viewer", *about, "--host", "not.a.host.invalid") == 2
+    assert re.match(r"mg3d: 4 scans at http://127.0.0.1:\d+/#token=[\w-]{32}\nmg3d: stopped\n$", said.out)
+
+
+@pytest.mark.parametrize("address", ["port in use", "unknown host", "port out of range"])
+def test_an_address_that_cannot_be_used_is_refused_before_the_model_is_loaded(address, tree, folder, capsys, monkeypatch):
+    monkeypatch.setattr("mg3d.inference.load.load", None)
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        hosts = {"unknown host": "not.a.host.invalid"}
+        host, port = hosts.get(address, "127.0.0.1"), 99999 if address == "port out of range" else port
+        assert command("viewer", tree, "--model", folder, "--host", host, "--port", port) == 2
+    said = capsys.readouterr().err
+    assert f"cannot listen on {host}:{port} (" in said
+    assert "Choose another --port or --host." in said
 
 
 BAD = {
-    "no model": (["search", "--model", "{}/none.ckpt", "{}", "--text", "a"], "there is no"),
-    "no index": (["search", "--model", "M", "{}", "--text", "a"], "holds no search index"),
-    "no scan": (["zero_shot", "--model", "M", "{}/none.nii"], "there is no"),
-    "empty folder": (["embed", "--model", "M", "{}", "--out", "{}/index"], "holds no scan"),
-    "no words": (["ground", "--model", "M", "{}/scan.nii", " ", "--out", "{}/map.nii"], "there is no"),
+    "no model": (["search", "--model", "{}/none.ckpt", "{}", "--text", "a"], "does not exist"),
+    "no index": (["search", "--model", "M", "{}", "--text", "a"], "has no search index"),
+    "no scan": (["zero_shot", "--model", "M", "{}/none.nii"], "does not exist"),
+    "empty folder": (["embed", "--model", "M", "{}", "--out", "{}/index"], "has no scan"),
+    "no words": (["ground", "--model", "M", "{}/scan.nii", " ", "--out", "{}/map.nii"], "does not exist"),
     "cannot write": (["generate", "--model", "M", "{}"], "without a captioning head"),
-    "itself": (["ground", "--model", "M", "s.nii", "A.", "--against", "A.", "--out", "{}/m.nii"], "the sentence itself"),
-    "ending": (["export_encoder", "--model", "M", "{}/encoder.pt"], r"ends in .pt2"),
+    "itself": (
+        ["ground", "--model", "M", "s.nii", "A.", "--against", "A.", "--out", "{}/m.nii"],
+        "--against equals the sentence",
+    ),
+    "ending": (["export_encoder", "--model", "M", "{}/encoder.pt"], "expected the suffix .pt2"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_is_said_in_one_line(case, folder, tmp_path, capsys):
+def test_errors_are_one_line(case, folder, tmp_path, capsys):
     (name, *arguments), expected = BAD[case]
     arguments = [str(folder) if word == "M" else word.format(tmp_path) for word in arguments]
     assert command(name, *arguments, "--device", "cpu") == 2
@@ -213,63 +225,63 @@ EARLY = {
 
 
 @pytest.mark.parametrize("name", EARLY)
-def test_a_path_that_is_not_there_is_told_before_a_model_is_read(name, folder, tmp_path, capsys, monkeypatch):
+def test_a_missing_path_is_reported_before_the_model_is_loaded(name, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mg3d.inference.load.load", None)
     arguments = [word.format(tmp_path) for word in EARLY[name]]
     assert command(name, *arguments, "--model", folder) == 2
-    assert capsys.readouterr().err == f"mg3d: there is no {arguments[0]}; correct the path\n"
+    assert capsys.readouterr().err == f"mg3d: {arguments[0]} does not exist\n"
 
 
 @pytest.mark.parametrize(
     ("name", "words", "told"),
     [
-        ("zero_shot", ["s.nii", "--out", "{}/no/x.csv"], "argument --out: there is no folder {}/no; make it"),
+        ("zero_shot", ["s.nii", "--out", "{}/no/x.csv"], "argument --out: the folder {}/no does not exist; create it"),
         ("ground", ["s.nii", "A.", "--out", "{}"], "argument --out: {} is a folder; name a file"),
-        ("search", ["i", "--text", "a", "-k", "0"], "argument -k: '0' is no count; it starts at 1"),
+        ("search", ["i", "--text", "a", "-k", "0"], "argument -k: '0' is not a positive integer"),
     ],
 )
-def test_a_wrong_option_is_told_in_two_lines_and_makes_nothing(name, words, told, tmp_path, capsys):
+def test_a_wrong_option_is_reported_in_two_lines_and_creates_nothing(name, words, told, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         command(name, *(word.format(tmp_path) for word in words), "--model", "m")
     assert stopped.value.code == 2
     usage, error = capsys.readouterr().err.splitlines()
-    assert usage == f"usage: {name}.py --help tells all options"
+    assert usage == f"usage: {name}.py --help lists all options"
     assert told.format(tmp_path) in error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finding_that_is_nearly_a_known_one_is_asked_and_doubted():
-    (told,) = doubts(["Cardiomegally", "cardiomegaly", "Lung nodule", "Rib fracture"])
-    assert told.startswith("'Cardiomegally' is none of CT-RATE's 18 findings")
-    assert told.endswith("did you mean 'Cardiomegaly'?")
-    with pytest.raises(ValueError, match="a finding without a word"):
-        doubts(["Effusion", " "])
+def test_a_misspelt_finding_has_a_warning():
+    (warning,) = finding_warnings(["Cardiomegally", "cardiomegaly", "Lung nodule", "Rib fracture"])
+    assert warning.startswith("'Cardiomegally' is used as given, but is not one of CT-RATE's 18 findings")
+    assert warning.endswith("Did you mean 'Cardiomegaly'?")
+    with pytest.raises(ValueError, match="a name has no letters"):
+        finding_warnings(["Effusion", " "])
 
 
-def test_a_viewer_of_one_scan_that_is_none_does_not_start(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mg3d.inference.viewer.server.Viewer.serve_forever", None)
+def test_a_viewer_of_one_unreadable_scan_does_not_start(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mg3d.inference.viewer.server.ViewerServer.serve_forever", None)
     for name in ("notes.txt", "notes.nii.gz"):
         (tmp_path / name).write_text("not a scan")
         assert command("viewer", tmp_path / name, "--model", folder, "--device", "cpu") == 2
         said = capsys.readouterr()
-        assert f"{tmp_path / name} holds no scan that can be shown: " in said.err
+        assert f"{tmp_path / name} has no scan that can be shown: " in said.err
         assert said.out == ""
 
 
 @pytest.mark.parametrize("name", ["embed", "search", "zero_shot", "generate", "ground", "export_encoder", "viewer"])
-def test_every_command_tells_what_it_does(name, capsys):
+def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         command(name, "--help")
     assert stopped.value.code == 0
     assert "--model" in capsys.readouterr().out
 
 
-def test_a_folder_s_scans_are_listed_by_their_paths(tree, model):
+def test_scans_of_a_folder_are_listed_by_their_paths(tree, model):
     assert {item.key for item in list_scans(model, tree)} == {"one/a.nii.gz", "two/b.nii", "series", "broken.nii.gz"}
     assert [item.key for item in list_scans(model, tree / "one" / "a.nii.gz")] == ["a.nii.gz"]
 
 
-def test_prepared_studies_are_scans_of_their_own_with_their_reports(model, tmp_path):
+def test_prepared_studies_are_scans_with_their_reports(model, tmp_path):
     grid = model.preprocessing.recipe.shape
     write_split(tmp_path, "ct_rate", "test", patients=3, reconstructions=2, shape=grid)
     items = list_scans(model, tmp_path / "clm_ct_rate_test.arrow")
@@ -281,14 +293,14 @@ def test_prepared_studies_are_scans_of_their_own_with_their_reports(model, tmp_p
     assert items[1].report == index.table["report"][2].as_py()
     np.testing.assert_array_equal(scan.upright(scan.volume), scan.volume)
     write_split(tmp_path / "other", "ct_rate", "test", patients=1, shape=(8, 16, 12))
-    with pytest.raises(ValueError, match="holds volumes of 8x16x12 and the model reads 32x24x32"):
+    with pytest.raises(ValueError, match="has volumes of 8x16x12 voxels, but the model reads 32x24x32"):
         list_scans(model, tmp_path / "other" / "clm_ct_rate_test.arrow")
 
 
-def test_volumes_prepared_otherwise_than_the_model_s_are_refused(model, tmp_path):
+def test_volumes_with_other_preprocessing_are_refused(model, tmp_path):
     grid = model.preprocessing.recipe.shape
     write_split(tmp_path, "ct_rate", "test", patients=1, shape=grid, recipe=Recipe(shape=grid, crop="body").provenance("custom"))
-    with pytest.raises(ValueError, match=r"was prepared otherwise \(crop\) than the model's training volumes"):
+    with pytest.raises(ValueError, match=r"differs from the model's training data in preprocessing \(crop\)"):
         list_scans(model, tmp_path / "clm_ct_rate_test.arrow")
     recipe = Recipe(shape=grid).provenance("ctrg")
     write_split(tmp_path, "ctrg", "test", patients=1, shape=grid, unit="uint8_unknown_window", recipe=recipe)
@@ -296,7 +308,7 @@ def test_volumes_prepared_otherwise_than_the_model_s_are_refused(model, tmp_path
 
 
 @pytest.mark.parametrize("ending", [".mha", ".mhd", ".npz"])
-def test_a_table_names_any_file_that_is_a_scan(ending, model, tmp_path):
+def test_a_table_can_name_scans_of_any_format(ending, model, tmp_path):
     root = tmp_path / "clinic"
     root.mkdir()
     if ending == ".npz":
@@ -311,19 +323,19 @@ def test_a_table_names_any_file_that_is_a_scan(ending, model, tmp_path):
         assert item.read().source_shape == model.read(root / f"a{ending}").source_shape
 
 
-def test_a_table_that_is_not_ours_is_not_written_over(model, tmp_path):
+def test_a_foreign_table_is_not_overwritten(model, tmp_path):
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="answers of another model or to other questions"):
-        answer_all(model, [], tmp_path / "mine.csv", columns=["x"], ask=lambda scans: [])
+    with pytest.raises(ValueError, match="predictions of another model or other columns"):
+        write_predictions(model, [], tmp_path / "mine.csv", columns=["x"], predict=lambda scans: [])
     assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n"
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(ValueError, match="is no table of answers"):
-        answer_all(model, [], tmp_path / "empty.csv", columns=["x"], ask=lambda scans: [])
+    with pytest.raises(ValueError, match="is not a table of predictions"):
+        write_predictions(model, [], tmp_path / "empty.csv", columns=["x"], predict=lambda scans: [])
 
 
-def test_rows_of_a_table_that_contradict_one_another_are_set_aside(tree, model, tmp_path):
+def test_contradicting_rows_of_a_table_fail(tree, model, tmp_path):
     rows = ["volume,report", "one/a.nii.gz,Clear.", "one/a.nii.gz,A nodule.", "two/b.nii,Clear.", "gone.nii,Clear."]
     (tmp_path / "table.csv").write_text("\n".join(rows))
-    outcome, _ = embed_all(model, list_scans(model, tree, table=tmp_path / "table.csv"), tmp_path / "index")
+    outcome, _ = build_index(model, list_scans(model, tree, table=tmp_path / "table.csv"), tmp_path / "index")
     assert outcome.new == 1
-    assert {reason for _, reason in outcome.set_aside} == {REASONS["duplicate_row"], REASONS["missing_file"]}
+    assert {reason for _, reason in outcome.failed} == {REASONS["duplicate_row"], REASONS["missing_file"]}

@@ -1,4 +1,4 @@
-"""The program that docs/inference.md shows, run as it stands there with a small model that has learned nothing."""
+"""Run the program of docs/inference.md with a small untrained model."""
 
 import re
 from pathlib import Path
@@ -8,15 +8,15 @@ from small_inference import RECIPE, REPORTS, build, save_scan
 
 from mg3d.checkpoints.pretrained import text_config
 from mg3d.datasets.tokenizer import train_wordpiece
-from mg3d.inference.index import Entry, IndexWriter
 from mg3d.inference.load import load
+from mg3d.inference.search_index import Entry, IndexWriter
 from mg3d.settings.parse import flatten
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inference.md").read_text()
 
 
-def make_place(folder):
-    """The run, the scan and the index that the program names."""
+def make_files(folder):
+    """The run, the scan and the index that the program uses."""
     run = folder / "result" / "tiny"
     model, settings = build()
     train_wordpiece(REPORTS, vocab_size=80, out_dir=run / "tokenizer")
@@ -31,18 +31,18 @@ def make_place(folder):
     writer.add([Entry(f"case_{n}", "report", text, loaded.embed_report(text)) for n, text in enumerate(reports)])
 
 
-def kind_of(line):
-    """A line without what depends on weights and scan."""
+def form_of(line):
+    """A line without the values that depend on weights and scan."""
     return re.sub(r"[-+]?\d[\d.]*", "#", line.split("report")[0])
 
 
-def test_the_program_of_the_page_prints_what_the_page_shows(tmp_path, monkeypatch, capsys):
-    make_place(tmp_path)
+def test_the_program_of_the_page_prints_the_output_of_the_page(tmp_path, monkeypatch, capsys):
+    make_files(tmp_path)
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)
     program, shown = re.search(r"```python\n(.*?)```.*?```\n(.*?)```", PAGE, re.DOTALL).groups()
     exec(compile(program, "docs/inference.md", "exec"), {})
     said = capsys.readouterr()
-    assert [kind_of(line) for line in said.out.splitlines()] == [kind_of(line) for line in shown.splitlines()]
+    assert [form_of(line) for line in said.out.splitlines()] == [form_of(line) for line in shown.splitlines()]
     assert said.err == "mg3d: using result/tiny/checkpoints/last.ckpt of the run result/tiny\n"
     assert (tmp_path / "map.nii.gz").is_file()

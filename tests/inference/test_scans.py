@@ -1,4 +1,4 @@
-"""Scans of any file reach the model's grid as the preparation would store them, and maps find their way back."""
+"""Scans of any format reach the model's grid as in the preparation, and maps return to the geometry of the file."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from small_dicom import write_series
 from small_inference import save_scan, with_lesion
 from small_raw import LPS, SHAPE, SPACING, chest
 
-from mg3d.inference.scans import Preprocessing, Scan, as_nifti, file_record, read_scan, scan_of_array, write_nifti
+from mg3d.inference.scan import Preprocessing, Scan, as_nifti, file_record, read_scan, scan_of_array, write_nifti
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.voxels import make_volume
 
@@ -20,7 +20,7 @@ RECIPES = {
     "body": Recipe(shape=GRID, crop="body"),
     "mm": Recipe(shape=GRID, crop="mm", crop_mm=(140.0, 50.0, 80.0)),
 }
-ASKED = Preprocessing(RECIPES["fraction"], (-1000.0, 3000.0))
+PREPROCESSING = Preprocessing(RECIPES["fraction"], (-1000.0, 3000.0))
 LESION = (15, 12, 9)
 """z, y, x of the upright chest."""
 TURN = np.radians(4)
@@ -68,7 +68,7 @@ def brightest(array):
 
 @pytest.mark.parametrize("crop", RECIPES)
 @pytest.mark.parametrize("kind", FILES)
-def test_a_lesion_found_in_the_grid_is_put_back_on_the_lesion_of_the_file(tmp_path, kind, crop):
+def test_a_lesion_in_the_grid_maps_back_to_the_lesion_in_the_file(tmp_path, kind, crop):
     path = FILES[kind](tmp_path, with_lesion(LESION))
     scan = read_scan(path, Preprocessing(RECIPES[crop], (-1000.0, 3000.0)))
     cells = np.zeros(GRID, np.float32)
@@ -89,9 +89,9 @@ def test_a_lesion_found_in_the_grid_is_put_back_on_the_lesion_of_the_file(tmp_pa
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_place_in_mm_is_that_of_the_file(tmp_path, kind):
+def test_a_position_in_mm_is_that_of_the_file(tmp_path, kind):
     path = FILES[kind](tmp_path, with_lesion(LESION))
-    scan = read_scan(path, ASKED)
+    scan = read_scan(path, PREPROCESSING)
     if kind == "dicom":
         expected = np.array([31.0 - 9 * 2.5, 43.0 - 12 * 3.0, -207.0 + 15 * 5.0])  # LPS to RAS: x and y change their sign
     elif kind in ("mha", "mhd"):
@@ -99,58 +99,58 @@ def test_a_place_in_mm_is_that_of_the_file(tmp_path, kind):
         expected = np.array([-1, -1, 1]) * image.TransformIndexToPhysicalPoint((9, 12, 15))
     else:
         expected = oblique(LPS) @ (9, 12, 15, 1)
-    np.testing.assert_allclose(scan.place_mm(LESION), expected[:3], atol=1e-3)
+    np.testing.assert_allclose(scan.position_mm(LESION), expected[:3], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_all_files_of_one_chest_give_one_volume_and_it_is_the_array_s(tmp_path, kind):
-    scan = read_scan(FILES[kind](tmp_path, chest(2)), ASKED)
-    np.testing.assert_array_equal(scan.volume, scan_of_array(chest(2), ASKED, spacing_mm=SPACING).volume)
+def test_all_formats_of_one_chest_give_the_volume_of_the_array(tmp_path, kind):
+    scan = read_scan(FILES[kind](tmp_path, chest(2)), PREPROCESSING)
+    np.testing.assert_array_equal(scan.volume, scan_of_array(chest(2), PREPROCESSING, spacing_mm=SPACING).volume)
 
 
 @pytest.mark.parametrize("crop", RECIPES)
-def test_the_volume_is_what_the_preparation_stores_brought_to_the_window(tmp_path, crop):
+def test_the_volume_equals_the_windowed_volume_of_the_preparation(tmp_path, crop):
     path = save_scan(tmp_path / "scan.nii.gz", seed=4)
     stored, _ = make_volume(file_record(path, "nifti"), tmp_path, RECIPES[crop])
     scan = read_scan(path, Preprocessing(RECIPES[crop], (-700.0, 300.0)))
     np.testing.assert_allclose(scan.volume, ((stored + 700.0) / 1000.0).clip(0, 1), atol=1e-6)
 
 
-def test_a_scan_is_read_as_the_checkpoint_says_that_its_training_volumes_were_prepared(tmp_path):
+def test_a_scan_is_preprocessed_with_the_recipe_of_the_checkpoint(tmp_path):
     path = save_scan(tmp_path / "scan.nii.gz", seed=4)
     recipe = Recipe(shape=GRID, crop="body", resize="trilinear", dtype="uint8", uint8_window=(-900.0, 400.0))
-    told = {"shape": list(GRID), "window_hu": [-700.0, 300.0], "recipe": recipe.provenance("ct_rate")}
-    asked = Preprocessing.of(told)
-    assert (asked.recipe, asked.note) == (recipe, "")
+    config = {"shape": list(GRID), "window_hu": [-700.0, 300.0], "recipe": recipe.provenance("ct_rate")}
+    found = Preprocessing.from_config(config)
+    assert (found.recipe, found.note) == (recipe, "")
     stored, _ = make_volume(file_record(path, "nifti"), tmp_path, recipe)
     assert stored.dtype == np.uint8
     np.testing.assert_allclose(
-        read_scan(path, asked).volume, ((stored / 255 * 1300.0 - 900.0 + 700.0) / 1000.0).clip(0, 1), atol=1e-5
+        read_scan(path, found).volume, ((stored / 255 * 1300.0 - 900.0 + 700.0) / 1000.0).clip(0, 1), atol=1e-5
     )
 
 
-def test_what_is_not_known_of_the_training_volumes_is_told():
-    told = {"shape": list(GRID), "window_hu": [-700.0, 300.0]}
-    usual = Preprocessing.of(told)
+def test_unknown_preprocessing_is_reported():
+    config = {"shape": list(GRID), "window_hu": [-700.0, 300.0]}
+    usual = Preprocessing.from_config(config)
     assert usual.recipe == Recipe(shape=GRID)
-    assert "does not tell how its training volumes were prepared" in usual.note
+    assert "does not record how its training volumes were prepared" in usual.note
     assert usual.note.endswith("the central 88% x 66% x 88% of z, y, x")
     newer = RECIPES["mm"].provenance("custom")
-    other = Preprocessing.of(told | {"recipe": newer | {"limits": {"slices": 3}}})
+    other = Preprocessing.from_config(config | {"recipe": newer | {"limits": {"slices": 3}}})
     assert other.recipe == RECIPES["mm"]
-    assert other.note.endswith("another version of the step(s) limits")
-    strange = Preprocessing.of(told | {"recipe": newer | {"crop": {"kind": "by eye"}}})
+    assert other.note.endswith("another version of these steps: limits")
+    strange = Preprocessing.from_config(config | {"recipe": newer | {"crop": {"kind": "by eye"}}})
     assert strange.recipe == usual.recipe
     assert "by eye" in strange.note
 
 
-def test_a_folder_of_scans_is_told_from_a_series(tmp_path):
+def test_a_folder_of_scans_is_distinguished_from_a_series(tmp_path):
     save_scan(tmp_path / "inside" / "scan.nii.gz")
-    with pytest.raises(ValueError, match="it holds scans of other kinds: name one of these files"):
-        read_scan(tmp_path, ASKED)
+    with pytest.raises(ValueError, match="it contains scan files: name one of them"):
+        read_scan(tmp_path, PREPROCESSING)
 
 
-def test_a_coarse_map_is_interpolated_as_by_hand():
+def test_a_coarse_map_is_interpolated_to_hand_computed_values():
     scan = Scan(np.zeros((4, 2, 2), np.float32), (6, 2, 4), ((1, 5), (0, 2), (0, 4)), LPS, SPACING)
     cells = np.zeros((2, 1, 2), np.float32)
     cells[1, 0, 0] = 8.0
@@ -160,22 +160,22 @@ def test_a_coarse_map_is_interpolated_as_by_hand():
     np.testing.assert_allclose(found[4, 1], [8, 6, 2, 0])
 
 
-def test_arrays_of_the_field_are_read_by_the_name_inside(tmp_path):
+def test_npz_arrays_are_read_by_their_name(tmp_path):
     np.savez(tmp_path / "clip.npz", arr_0=(chest(1).transpose(0, 2, 1) / 1000).clip(-1, 1).astype(np.float32))
     np.savez(tmp_path / "rad.npz", ct=chest(1).clip(-1000, 1000)[::-1].astype(np.int16))
-    expected = scan_of_array(chest(1).clip(-1000, 1000), ASKED).volume
+    expected = scan_of_array(chest(1).clip(-1000, 1000), PREPROCESSING).volume
     for name in ("clip.npz", "rad.npz"):
-        np.testing.assert_allclose(read_scan(tmp_path / name, ASKED).volume, expected, atol=3e-4)
+        np.testing.assert_allclose(read_scan(tmp_path / name, PREPROCESSING).volume, expected, atol=3e-4)
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_any_scan_becomes_nifti_with_its_hu_where_they_were(tmp_path, kind):
+def test_any_scan_converts_to_nifti_with_its_hu_and_geometry(tmp_path, kind):
     hu = with_lesion(LESION)
     path = FILES[kind](tmp_path, hu)
-    image, scan = as_nifti(path), read_scan(path, ASKED)
+    image, scan = as_nifti(path), read_scan(path, PREPROCESSING)
     np.testing.assert_array_equal(image.get_fdata(), scan.in_file(hu).get_fdata())
     place = image.affine[:3] @ [*np.argwhere(image.get_fdata() == 2500).mean(0), 1]
-    np.testing.assert_allclose(place, scan.place_mm(LESION), atol=1e-3)
+    np.testing.assert_allclose(place, scan.position_mm(LESION), atol=1e-3)
 
 
 BAD = {
@@ -194,43 +194,43 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_scan_is_refused_in_one_sentence(tmp_path, name):
+def test_files_that_are_not_scans_are_refused_in_one_line(tmp_path, name):
     content, expected = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=expected.replace(".", r"\.")) as caught:
-        read_scan(tmp_path / name, ASKED)
+        read_scan(tmp_path / name, PREPROCESSING)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("array", "vector"), [(np.zeros((4, 5, 6, 7)), False), (np.zeros((5, 6, 7, 2)), True)])
-def test_a_metaimage_of_other_axes_or_of_several_numbers_a_voxel_is_refused(tmp_path, array, vector):
+def test_a_metaimage_with_other_axes_or_several_channels_is_refused(tmp_path, array, vector):
     image = SimpleITK.GetImageFromArray(array.astype(np.int16), isVector=vector)
     SimpleITK.WriteImage(image, str(tmp_path / "scan.mha"))
     with pytest.raises(ValueError, match="not three axes"):
-        read_scan(tmp_path / "scan.mha", ASKED)
+        read_scan(tmp_path / "scan.mha", PREPROCESSING)
 
 
-def test_what_is_not_there_and_arrays_that_are_no_scan_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no"):
-        read_scan(tmp_path / "nothing.nii", ASKED)
+def test_missing_files_and_unusable_arrays_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_scan(tmp_path / "nothing.nii", PREPROCESSING)
     with pytest.raises(ValueError, match="no DICOM file in the folder"):
-        read_scan(tmp_path, ASKED)
+        read_scan(tmp_path, PREPROCESSING)
     with pytest.raises(ValueError, match=r"found an array of shape \[2, 3\]"):
-        scan_of_array(np.zeros((2, 3)), ASKED)
+        scan_of_array(np.zeros((2, 3)), PREPROCESSING)
     with pytest.raises(ValueError, match="all voxels are equal"):
-        scan_of_array(np.zeros(SHAPE), ASKED)
-    with pytest.raises(ValueError, match="air lies at -1000 HU neither"):
-        scan_of_array(chest(0) + 1024, ASKED)
+        scan_of_array(np.zeros(SHAPE), PREPROCESSING)
+    with pytest.raises(ValueError, match="air is not near -1000 HU"):
+        scan_of_array(chest(0) + 1024, PREPROCESSING)
 
 
 @pytest.mark.parametrize("name", ["map.nii", "map.nii.gz"])
-def test_a_map_is_written_whole(tmp_path, name):
-    scan = scan_of_array(chest(0), ASKED, spacing_mm=SPACING)
+def test_a_map_is_written_atomically(tmp_path, name):
+    scan = scan_of_array(chest(0), PREPROCESSING, spacing_mm=SPACING)
     image = scan.in_file(np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE))
     write_nifti(tmp_path / name, image)
     again = nib.load(tmp_path / name)
     np.testing.assert_array_equal(again.get_fdata(), image.get_fdata())
     np.testing.assert_allclose(again.header.get_zooms(), SPACING[::-1])
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    with pytest.raises(ValueError, match=r"ends in \.nii"):
+    with pytest.raises(ValueError, match=r"expected the suffix \.nii"):
         write_nifti(Path(tmp_path / "map.png"), image)

@@ -15,7 +15,7 @@ from mg3d.models.pooling import sentence_membership
 from mg3d.models.released import GateFusion, plain_sentences
 from mg3d.models.sentence_space import CentredSentenceSpace, random_pair_cosines
 from mg3d.models.text.encoder import tiny_text_encoder
-from mg3d.sentence_spans import report_units
+from mg3d.sentence_spans import build_report
 
 ONE = torch.tensor(1.0, dtype=torch.float64)
 by_wiring = pytest.mark.parametrize("wiring", WIRINGS)
@@ -140,7 +140,7 @@ def test_image_tokens_carry_their_position_in_volumes_of_any_size(wiring, shape)
 def test_plain_means_match_most_sentences_and_the_fitted_space_hardly_any(tmp_path):
     reports = []
     for number in range(40):
-        text, units = report_units(*report_of(number))
+        text, units = build_report(*report_of(number))
         reports.append(ReportText(text, tuple((unit.start, unit.end) for unit in units)))
     tokenizer = small_tokenizer(tmp_path / "words")
     report = pad_reports(tokenizer, reports, 64)

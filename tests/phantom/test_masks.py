@@ -77,7 +77,7 @@ def test_an_enlarged_heart_has_the_volume_of_its_ellipsoid(monkeypatch):
 
 def test_findings_inside_an_enlarged_heart_keep_their_voxels(monkeypatch):
     # A heart that fills the scan.
-    monkeypatch.setattr(case_module, "_heart", lambda canvas, body: Change(np.ones(canvas.hu.shape, bool), 0.0))
+    monkeypatch.setattr(case_module, "_heart", lambda context: Change(np.ones(context.canvas.hu.shape, bool), 0.0))
     assert list(DRAWERS).index("Lymphadenopathy") < list(DRAWERS).index("Cardiomegaly")
     for seed in range(4):
         case = with_findings(monkeypatch, "Cardiomegaly", "Lymphadenopathy", seed=seed)

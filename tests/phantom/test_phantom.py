@@ -8,16 +8,14 @@ import pytest
 from PIL import Image
 
 from mg3d.glossary import LABELS
-from mg3d.phantom.body import draw_body
-from mg3d.phantom.canvas import Canvas
 from mg3d.phantom.case import make_case, reconstruct
 from mg3d.phantom.ct_rate import METADATA_COLUMNS
 from mg3d.phantom.generate import PhantomSettings, generate
 from mg3d.phantom.pathology import DRAWERS, DrawContext, lobe_of
 from mg3d.phantom.report import write_report
-from mg3d.phantom.sampling import sample_findings, sample_patient
+from mg3d.phantom.sampling import sample_findings
 from mg3d.phantom.wording import CONNECTIVES, NEGATIVE, NORMAL, NOTHING_FOUND, PHRASES, POSITIVE, UNCERTAIN
-from mg3d.sentence_spans import clean_section, normalise, polarity, report_units
+from mg3d.sentence_spans import build_report, clean_section, normalize_text, polarity
 
 SMALL = PhantomSettings(
     train_patients=5, valid_patients=3, ctrg_cases=2, grid=32, seed=4, second_reconstructions=0.5, raw_tree=True
@@ -47,13 +45,10 @@ def written(tmp_path_factory):
 
 
 def canvas_with(label, seed, grid=48):
-    generator = np.random.default_rng([seed, 7])
-    patient = sample_patient(generator, vascular=0.0)
-    canvas = Canvas(voxels_in_plane=grid, length_mm=patient.length)
-    body = draw_body(canvas, patient, generator, heart_factor=1.0)
-    with canvas.track_change() as change:
-        finding = DRAWERS[label](DrawContext(canvas, body, generator))
-    return canvas, body, finding, change().voxels
+    context = DrawContext(np.random.default_rng([seed, 7]), voxels_in_plane=grid)
+    with context.canvas.track_change() as change:
+        finding = DRAWERS[label](context)
+    return context.canvas, context.body, finding, change().voxels
 
 
 def test_every_label_has_a_drawer_and_phrases():
@@ -148,9 +143,9 @@ def test_every_clause_of_a_report_has_ground_truth(style):
     mentioned = Counter()
     for seed in range(12):
         case = make_case((3, seed), voxels_in_plane=32, style=style, tempered=True)
-        report, units = report_units(clean_section(case.report.findings), clean_section(case.report.impression))
-        sentences = {normalise(report[unit.start : unit.end]) for unit in units if unit.kind == 1}
-        truth = {normalise(clause.text): clause for clause in case.report.clauses}
+        report, units = build_report(clean_section(case.report.findings), clean_section(case.report.impression))
+        sentences = {normalize_text(report[unit.start : unit.end]) for unit in units if unit.kind == 1}
+        truth = {normalize_text(clause.text): clause for clause in case.report.clauses}
         assert sentences == set(truth)
         for text, clause in truth.items():
             if clause.polarity != "?":

@@ -102,7 +102,7 @@ def test_ground_truth_of_other_studies_is_refused_before_anything_is_computed(mo
 
 def test_wrong_options_are_refused_at_once(tmp_path, capsys):
     for arguments, expected in (
-        (["--json", tmp_path / "no" / "x.json"], "there is no folder"),
+        (["--json", tmp_path / "no" / "x.json"], "does not exist"),
         (["--batch", "0"], "argument --batch"),
         (["--reports", "r.json"], "--reports needs --ground-truth-root"),
     ):

@@ -20,7 +20,7 @@ from mg3d.finetune.tasks.classification import Classification
 from mg3d.finetune.transforms import Sample
 from mg3d.metrics.thresholds import choose_thresholds, decide
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.sentence_spans import normalise, polarity, split_clauses
+from mg3d.sentence_spans import normalize_text, polarity, split_clauses
 
 MAX_TERMS = 20_000
 MIN_REPORTS = 2
@@ -36,7 +36,7 @@ def terms(report: str) -> list[str]:
     for start, end in split_clauses(report):
         clause = report[start:end]
         mark = "-" if polarity(clause) < 0 else ""
-        words = _WORD.findall(normalise(clause))
+        words = _WORD.findall(normalize_text(clause))
         found += [mark + word for word in words] + [f"{mark}{one} {two}" for one, two in pairwise(words)]
     return found
 

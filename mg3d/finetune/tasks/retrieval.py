@@ -19,7 +19,7 @@ from mg3d.finetune.tasks.base import Row
 from mg3d.finetune.tasks.prompts import PromptClassification, PromptNetwork
 from mg3d.finetune.transforms import Sample
 from mg3d.metrics.retrieval import chance_recall_at, first_rank, nearest_jaccards, recall_at
-from mg3d.sentence_spans import normalise, split_clauses, split_sentences
+from mg3d.sentence_spans import normalize_text, split_clauses, split_sentences
 
 RECALL_AT = (1, 5, 10, 50, 100)
 JACCARD_AT = (1, 5, 10, 50)
@@ -30,7 +30,7 @@ class Retrieval(PromptClassification):
     """Identical reports are one item of the gallery; every volume with that report is relevant.
 
     Columns: `rank/`, `relevant/` (items of the gallery that are relevant) and `gallery/` (its size) of both directions, nan in
-    rows whose report is not a query of its own; `jaccard@<k>`: label overlap with the k most similar other volumes.
+    rows whose report is not a separate query; `jaccard@<k>`: label overlap with the k most similar other volumes.
     """
 
     def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
@@ -51,7 +51,7 @@ class Retrieval(PromptClassification):
         rows = []
         for index, (case, patient) in enumerate(zip(batch["case_id"], batch["patient_id"], strict=True)):
             row: Row = {"case_id": case, "patient_id": patient, "volume": volumes[index], "report": reports[index]}
-            rows.append(row | {"text": normalise(batch["report"][index]), "target": batch["target"][index].cpu().numpy()})
+            rows.append(row | {"text": normalize_text(batch["report"][index]), "target": batch["target"][index].cpu().numpy()})
         return rows
 
     def _embed(self, network: PromptNetwork, reports: Sequence[str]) -> Tensor:

@@ -1,1 +1,1 @@
-"""An offline page on loopback: scans of one folder, and what a model says of them."""
+"""Offline web viewer: scans of one source with the outputs of a model."""

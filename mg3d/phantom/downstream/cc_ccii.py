@@ -39,12 +39,12 @@ def _write_scan(case: tuple[DatasetSpec, int, int]) -> dict[str, Any]:
     label = CLASSES[patient % 3]
     chest = Chest((spec.seed, 50, patient, number), voxels_in_plane=spec.voxels_in_plane)
     if label == "NCP":
-        extra = [chest.random.side() for _ in range(int(chest.generator.integers(1, 5)))]
+        extra = [chest.side() for _ in range(int(chest.generator.integers(1, 5)))]
         chest.add_opacities([RIGHT, LEFT, *extra], low_mm=16, high_mm=36)
     elif label == "CP":
-        side, radius = chest.random.side(), chest.random.radius(26, 45)
+        side, radius = chest.side(), chest.radius(26, 45)
         centre = chest.deep_point(side, 20)
-        chest.add_lung_lesion(centre, (0.8 * radius, radius, radius), chest.random.uniform(0, 50), side=side)
+        chest.add_lung_lesion(centre, (0.8 * radius, radius, radius), chest.uniform(0, 50), side=side)
     volume = chest.scan(slice_factor=SLICE_FACTORS[patient % len(SLICE_FACTORS)])
     scan_id = 10 * patient + number + 1
     folder, suffix = f"{label}/{patient + 1}/{scan_id}", "jpg" if patient % 5 == 4 else "png"

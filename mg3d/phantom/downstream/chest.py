@@ -6,11 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from mg3d.phantom.body import draw_body
-from mg3d.phantom.canvas import Canvas, Point
+from mg3d.phantom.canvas import Point
 from mg3d.phantom.case import reconstruct
-from mg3d.phantom.pathology import DRAWERS, HEART_NORMAL, DrawContext
-from mg3d.phantom.sampling import sample_patient
+from mg3d.phantom.pathology import DRAWERS, DrawContext
 
 GROUND_GLASS_HU = -450.0
 CLOSING_VOXELS = 2
@@ -30,22 +28,17 @@ class LabelledVolume(NamedTuple):
     """Centre of the first voxel (x, y, z) in mm, LPS."""
 
 
-class Chest:
-    """A body to draw lesions into, and the mask of these lesions."""
+class Chest(DrawContext):
+    """A drawing context with lesions of one task and their mask."""
 
     def __init__(self, seed_words: Sequence[int], *, voxels_in_plane: int, other_findings: Sequence[str] = ()) -> None:
         """other_findings: findings of CT-RATE that are not lesions of the task; drawn first, not in the mask."""
+        super().__init__(np.random.default_rng(seed_words), voxels_in_plane=voxels_in_plane)
         self.seed_words = tuple(seed_words)
-        self.generator = np.random.default_rng(seed_words)
-        patient = sample_patient(self.generator, vascular=0.0)
-        self.canvas = Canvas(voxels_in_plane=voxels_in_plane, length_mm=patient.length)
-        heart = float(self.generator.uniform(*HEART_NORMAL))
-        body = draw_body(self.canvas, patient, self.generator, heart_factor=heart)
-        self.random = DrawContext(self.canvas, body, self.generator)
-        self.lung = {side: _closed(weight > 0.5) for side, weight in body.lungs.items()}
+        self.lung = {side: _closed(weight > 0.5) for side, weight in self.body.lungs.items()}
         """Side -> bool [z, y, x], including vessels and airways."""
         for label in other_findings:
-            DRAWERS[label](self.random)
+            DRAWERS[label](self)
         self.mask = np.zeros(self.canvas.hu.shape, np.uint8)
 
     def add(self, shape: tuple, hu: float, value: int = 1) -> None:
@@ -64,13 +57,13 @@ class Chest:
     def add_opacities(self, sides: Sequence[str], *, low_mm: float, high_mm: float) -> None:
         """Draw peripheral ground-glass opacities, one per entry of `sides`; radii between two limits."""
         for side in sides:
-            radius = self.random.radius(low_mm, high_mm)
+            radius = self.radius(low_mm, high_mm)
             radii, centre = (radius, radius, 0.8 * radius), self.peripheral_point(side)
-            self.add_lung_lesion(centre, radii, GROUND_GLASS_HU + self.random.uniform(-80, 80), side=side)
+            self.add_lung_lesion(centre, radii, GROUND_GLASS_HU + self.uniform(-80, 80), side=side)
 
     def peripheral_point(self, side: str) -> Point:
         """Random point near the lung surface: the outermost of eight."""
-        points = [self.random.lung_point(side, low=0.1, high=0.8) for _ in range(8)]
+        points = [self.lung_point(side, low=0.1, high=0.8) for _ in range(8)]
         return max(points, key=lambda point: abs(point[0]) / 130 + abs(point[1] - 5) / 80)
 
     def deep_point(self, side: str, distance_mm: float) -> Point:

@@ -21,7 +21,7 @@ def write(spec: DatasetSpec) -> None:
 def _write_case(case: tuple[DatasetSpec, int, int]) -> None:
     spec, group, index = case
     chest = Chest((spec.seed, 20, group, index), voxels_in_plane=spec.voxels_in_plane)
-    extra = [chest.random.side() for _ in range(int(chest.generator.integers(0, 4)))]
+    extra = [chest.side() for _ in range(int(chest.generator.integers(0, 4)))]
     chest.add_opacities([RIGHT, LEFT, *extra], low_mm=14, high_mm=34)
     volume = chest.scan(slice_factor=SLICE_FACTORS[index % len(SLICE_FACTORS)])
     folder = spec.root / TOP / ("Train" if group == TRAIN else "Validation")

@@ -63,10 +63,10 @@ def _write_case(case: tuple[DatasetSpec, int]) -> tuple[list[tuple[Any, ...]], .
 def _draw_nodules(chest: Chest, count: int) -> list[Nodule]:
     nodules: list[Nodule] = []
     while len(nodules) < count:
-        side, radius = chest.random.side(), chest.random.radius(4, 14)
+        side, radius = chest.side(), chest.radius(4, 14)
         centre = np.array(chest.deep_point(side, radius))
         if all(np.linalg.norm(centre - other.centre) > radius + other.radius + 10 for other in nodules):
-            chest.add_lung_lesion(centre, (radius,) * 3, chest.random.uniform(0, 100), side=side)
+            chest.add_lung_lesion(centre, (radius,) * 3, chest.uniform(0, 100), side=side)
             nodules.append(Nodule(centre, radius))
     return nodules
 
@@ -74,7 +74,7 @@ def _draw_nodules(chest: Chest, count: int) -> list[Nodule]:
 def _point_inside(chest: Chest, nodule: Nodule) -> np.ndarray:
     """Random point within half a radius of the centre."""
     direction = chest.generator.standard_normal(3)
-    return nodule.centre + direction / np.linalg.norm(direction) * chest.random.uniform(0, 0.5) * nodule.radius
+    return nodule.centre + direction / np.linalg.norm(direction) * chest.uniform(0, 0.5) * nodule.radius
 
 
 def _false_points(chest: Chest, nodules: Sequence[Nodule]) -> np.ndarray:

@@ -27,18 +27,18 @@ class DecathlonTask(NamedTuple):
 
 def _draw_lung_tumours(chest: Chest) -> None:
     for _ in range(1 + int(chest.generator.random() < 0.25)):
-        side, radius = chest.random.side(), max(chest.random.uniform(16, 30), 2.5 * chest.canvas.voxel_mm)
-        radii = tuple(radius * chest.random.uniform(0.8, 1.1) for _ in range(3))
+        side, radius = chest.side(), max(chest.uniform(16, 30), 2.5 * chest.canvas.voxel_mm)
+        radii = tuple(radius * chest.uniform(0.8, 1.1) for _ in range(3))
         centre = chest.deep_point(side, 0.7 * radius)
-        chest.add_lung_lesion(centre, radii, chest.random.uniform(20, 70), side=side)
+        chest.add_lung_lesion(centre, radii, chest.uniform(20, 70), side=side)
 
 
 def _draw_colon(chest: Chest) -> None:
     start, end = np.array([-20.0, -62.0, -122.0]), np.array([85.0, -62.0, -135.0])
     chest.canvas.fill(chest.canvas.capsule(start, end, 19.0), 40.0)
     chest.canvas.fill(chest.canvas.capsule(start, end, 14.0), -900.0)
-    centre = start + chest.random.uniform(0.15, 0.85) * (end - start) + (0, 8, 0)
-    radius = max(chest.random.uniform(12, 20), 2 * chest.canvas.voxel_mm)
+    centre = start + chest.uniform(0.15, 0.85) * (end - start) + (0, 8, 0)
+    radius = max(chest.uniform(12, 20), 2 * chest.canvas.voxel_mm)
     chest.add(chest.canvas.ellipsoid(tuple(centre), (radius,) * 3), 110.0)
 
 
@@ -46,8 +46,8 @@ def _draw_pancreas(chest: Chest) -> None:
     start, end = np.array([-40.0, 8.0, -138.0]), np.array([60.0, 18.0, -118.0])
     radius = max(16.0, 2.2 * chest.canvas.voxel_mm)
     chest.add(chest.canvas.capsule(start, end, radius, 0.8 * radius), 110.0)
-    centre = start + chest.random.uniform(0.15, 0.85) * (end - start)
-    tumour_radius = max(chest.random.uniform(8, 12), 1.5 * chest.canvas.voxel_mm)
+    centre = start + chest.uniform(0.15, 0.85) * (end - start)
+    tumour_radius = max(chest.uniform(8, 12), 1.5 * chest.canvas.voxel_mm)
     chest.add(chest.canvas.ellipsoid(tuple(centre), (tumour_radius,) * 3), 0.0, 2)
 
 

@@ -1,9 +1,9 @@
-// Texts of reports and names reach the page as text nodes only, so none of them can be markup.
+// Report texts and names are inserted as text nodes only, so they cannot be markup.
 "use strict";
 
 const WINDOWS_HU = { Lung: [-1350, 150], Mediastinum: [-160, 240], Bone: [-450, 1050] };
-const asked = new URLSearchParams(location.hash.slice(1));
-const headers = { "X-Token": asked.get("token") || "" };
+const parameters = new URLSearchParams(location.hash.slice(1));
+const headers = { "X-Token": parameters.get("token") || "" };
 const at = (id) => document.getElementById(id);
 const viewer = new niivue.Niivue({
   isRadiologicalConvention: true, // the patient's right on the left
@@ -18,33 +18,33 @@ const viewer = new niivue.Niivue({
   crosshairColor: [1, 0.8, 0.2, 0.6],
   logLevel: "error",
 });
-let frame = { unit: "mm", of: "" }; // what places of the case that is shown are measured in
-let current = null; // the case that is shown
-let wanted = null; // the case that was chosen last
-let queue = Promise.resolve(); // one thing after the other, so that no plane stands beside another case's report
+let frame = { unit: "mm", of: "" }; // unit and origin of positions of the current scan
+let current = null; // id of the scan that is shown
+let selected = null; // id of the scan that was selected last
+let queue = Promise.resolve(); // runs one task at a time, so that planes and report are of the same scan
 
-function element(name, text, kind) {
+function element(name, text, style) {
   const made = document.createElement(name);
   made.textContent = text ?? "";
-  if (kind) made.className = kind;
+  if (style) made.className = style;
   return made;
 }
 
-function tell(problem) {
+function showProblem(problem) {
   at("problem").textContent = problem;
   at("problem").hidden = !problem;
 }
 
-async function ask(path, question) {
-  const how = question ? { method: "POST", body: JSON.stringify(question) } : {};
-  const answer = await fetch(path, { ...how, headers: { ...headers, ...(question && { "Content-Type": "application/json" }) } });
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.error);
-  return told;
+async function request(path, body) {
+  const options = body ? { method: "POST", body: JSON.stringify(body) } : {};
+  const response = await fetch(path, { ...options, headers });
+  const content = await response.json();
+  if (!response.ok) throw new Error(content.error);
+  return content;
 }
 
 function attempt(work) {
-  queue = queue.then(() => tell("")).then(work).catch((error) => tell(error.message));
+  queue = queue.then(() => showProblem("")).then(work).catch((error) => showProblem(error.message));
   return queue;
 }
 
@@ -71,7 +71,7 @@ function scoreRow(score) {
 
 function neighbourRow(near) {
   const cell = element("td");
-  const name = near.own ? `${near.key} (this case)` : near.key;
+  const name = near.own ? `${near.key} (this scan)` : near.key;
   if (near.id === null || near.own) {
     cell.append(name);
   } else {
@@ -83,10 +83,10 @@ function neighbourRow(near) {
   return row(element("td", near.kind), cell, element("td", near.similarity.toFixed(3), "number"));
 }
 
-function showPlace(place) {
-  const [right, anterior, superior] = Array.from(place.mm, (mm) => mm.toFixed(0));
-  const [scan, map] = place.values.map((found) => found.value);
-  at("place").textContent =
+function showPosition(location) {
+  const [right, anterior, superior] = Array.from(location.mm, (mm) => mm.toFixed(0));
+  const [scan, map] = location.values.map((found) => found.value);
+  at("position").textContent =
     `R ${right}, A ${anterior}, S ${superior} ${frame.unit} ${frame.of}: ${Math.round(scan)} HU` + (map === undefined ? "" : `, map ${map.toFixed(2)}`);
 }
 
@@ -103,55 +103,55 @@ function clearMap() {
   at("map").textContent = "";
 }
 
-function clearCase() {
+function clearScan() {
   current = null;
   clearMap();
   while (viewer.volumes.length) viewer.removeVolumeByIndex(0);
-  for (const part of ["report", "scan", "place", "scores", "neighbours"]) at(part).replaceChildren();
+  for (const part of ["report", "scan", "position", "scores", "neighbours"]) at(part).replaceChildren();
 }
 
-async function showCase(id) {
-  if (id !== wanted) return; // another was chosen meanwhile
-  clearCase();
-  at("cases").value = String(id);
-  const told = await ask(`api/case/${id}`);
-  at("report").textContent = told.report || "none known";
-  at("scan").textContent = told.scan;
-  frame = told.frame;
-  fill(at("scores"), told.scores.map(scoreRow), told.scores_missing);
-  fill(at("neighbours"), told.neighbours.map(neighbourRow), told.neighbours_missing);
+async function showScan(id) {
+  if (id !== selected) return; // another scan was selected meanwhile
+  clearScan();
+  at("scans").value = String(id);
+  const found = await request(`api/scan/${id}`);
+  at("report").textContent = found.report || "no report";
+  at("scan").textContent = found.scan;
+  frame = found.frame;
+  fill(at("scores"), found.scores.map(scoreRow), found.scores_missing);
+  fill(at("neighbours"), found.neighbours.map(neighbourRow), found.neighbours_missing);
   await viewer.loadVolumes([{ url: `scan/${id}.nii`, headers, colormap: "gray" }]);
   viewer.scene.crosshairPos = [0.5, 0.5, 0.5];
   showWindow();
-  tell(told.warning);
+  showProblem(found.warning);
   current = id;
 }
 
 function open(id) {
-  wanted = id;
-  return attempt(() => showCase(id));
+  selected = id;
+  return attempt(() => showScan(id));
 }
 
 async function showMap(sentence) {
-  if (current === null) throw new Error("choose a case that can be read first");
+  if (current === null) throw new Error("first select a scan that can be read");
   clearMap();
-  const told = await ask("api/map", { case: current, sentence });
-  // 1 = no more here than anywhere: what is less is not drawn.
-  const colours = { colormap: "warm", cal_min: 1, cal_max: Math.max(told.most, 1.001), opacity: Number(at("opacity").value) };
-  await viewer.addVolumeFromUrl({ url: `map/${told.map}.nii`, headers, ...colours });
-  viewer.scene.crosshairPos = viewer.mm2frac(told.peak_mm);
+  const found = await request("api/map", { scan: current, sentence });
+  // 1 is the mean of the map; values below are not drawn.
+  const colours = { colormap: "warm", cal_min: 1, cal_max: Math.max(found.max, 1.001), opacity: Number(at("opacity").value) };
+  await viewer.addVolumeFromUrl({ url: `map/${found.map}.nii`, headers, ...colours });
+  viewer.scene.crosshairPos = viewer.mm2frac(found.peak_mm);
   viewer.drawScene();
   viewer.createOnLocationChange();
-  at("map").textContent = `${told.told}; drawn from 1 (as much as anywhere) to ${told.most.toFixed(2)}`;
+  at("map").textContent = `${found.summary}; colours from 1 (mean) to ${found.max.toFixed(2)}`;
 }
 
 async function start() {
-  const told = await ask("api/cases");
-  at("model").textContent = [told.model, told.indexed].filter(Boolean).join(" · ");
-  at("cases").append(...told.cases.map((item) => new Option(item.name, item.id)));
-  const windows = { ...WINDOWS_HU, "The model's": told.window_hu };
+  const found = await request("api/scans");
+  at("model").textContent = [found.model, found.index].filter(Boolean).join(" · ");
+  at("scans").append(...found.scans.map((item) => new Option(item.name, item.id)));
+  const windows = { ...WINDOWS_HU, Model: found.window_hu };
   at("windows").append(...Object.entries(windows).map(([name, hu]) => new Option(`${name} ${hu.join(" to ")} HU`, JSON.stringify(hu))));
-  at("cases").addEventListener("change", (event) => open(Number(event.target.value)));
+  at("scans").addEventListener("change", (event) => open(Number(event.target.value)));
   at("windows").addEventListener("change", showWindow);
   at("opacity").addEventListener("input", (event) => viewer.volumes.length > 1 && viewer.setOpacity(1, Number(event.target.value)));
   at("clear").addEventListener("click", clearMap);
@@ -159,14 +159,14 @@ async function start() {
     event.preventDefault();
     attempt(() => showMap(at("sentence").value));
   });
-  viewer.onLocationChange = showPlace;
+  viewer.onLocationChange = showPosition;
   await viewer.attachTo("canvas");
   viewer.setSliceType(viewer.sliceTypeMultiplanar);
-  await open(Number(asked.get("case") || 0));
-  if (asked.get("sentence")) {
-    at("sentence").value = asked.get("sentence");
-    await attempt(() => showMap(asked.get("sentence")));
+  await open(Number(parameters.get("scan") || 0));
+  if (parameters.get("sentence")) {
+    at("sentence").value = parameters.get("sentence");
+    await attempt(() => showMap(parameters.get("sentence")));
   }
 }
 
-start().catch((error) => tell(error.message));
+start().catch((error) => showProblem(error.message));

@@ -1,0 +1,118 @@
+"""Shared parts of the inference tools: options, loading the model, progress bar.
+
+Networks are imported after the options are parsed, so that `--help` stays fast.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mg3d.checkpoints.resolve import find_local
+from mg3d.cli import ArgumentParser, positive_int
+from mg3d.cli import run_and_print as print_result
+from mg3d.glossary import LABELS, PROMPTS
+
+if TYPE_CHECKING:
+    from mg3d.inference.scan_model import ScanModel
+
+
+def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """Parser with the options of all inference tools."""
+    parser = ArgumentParser(prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", required=True, help="run folder (result/tiny), checkpoint, saved model folder, released file, or hub id"
+    )
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer, if it is not stored with the model")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: GPU if available)")
+    return parser
+
+
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
+    """Options of tools that process many scans."""
+    parser.add_argument(
+        "--batch", type=positive_int, default=4, metavar="N", help="scans per forward pass (%(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=positive_int, default=2, metavar="N", help="threads that read scans (%(default)s)"
+    )
+    add_table_option(parser)
+
+
+def add_table_option(parser: argparse.ArgumentParser) -> None:
+    """Option of tools that read the scans of a table."""
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        help="CSV or JSON file with a column `volume` (scans below SOURCE) and optionally `report` (see docs/data.md)",
+    )
+
+
+def add_finding_options(parser: argparse.ArgumentParser) -> None:
+    """Options of zero-shot classification."""
+    parser.add_argument(
+        "--findings", nargs="+", default=list(LABELS), metavar="NAME", help="findings to score, any names (default: CT-RATE's 18)"
+    )
+    parser.add_argument("--wording", choices=PROMPTS, default="there_is", help="wording of the prompts (default: %(default)s)")
+
+
+def run_and_print(work: Callable[[], str]) -> int:
+    """`cli.run_and_print` that also reports an interrupt, with exit code 130."""
+    try:
+        return print_result(work)
+    except KeyboardInterrupt:
+        print("mg3d: interrupted. Finished work is saved; run the same command to continue.", file=sys.stderr)
+        return 130
+
+
+def check_early(options: argparse.Namespace, *paths: str | Path | None) -> None:
+    """Check paths and findings before the model is loaded; prints a warning for misspelt findings.
+
+    Raises:
+        FileNotFoundError: one of `paths`, the table or the model does not exist.
+        ValueError: the model's folder has no model, or a finding has no letters.
+    """
+    find_local(options.model)
+    for path in (*paths, getattr(options, "table", None)):
+        if path is not None and not Path(path).exists():
+            raise FileNotFoundError(f"{path} does not exist")
+    for warning in finding_warnings(getattr(options, "findings", ())):
+        print(f"mg3d: warning: {warning}", file=sys.stderr)
+
+
+def finding_warnings(findings: Sequence[str]) -> list[str]:
+    """A warning for each name that resembles one of CT-RATE's 18 findings without being one. Any name is allowed.
+
+    Raises:
+        ValueError: a name has no letters.
+    """
+    if not all(any(map(str.isalpha, name)) for name in findings):
+        raise ValueError("--findings: a name has no letters. Pass names such as 'Pleural effusion'.")
+    known = {label.lower(): label for label in LABELS}
+    similar = {name: difflib.get_close_matches(name.strip().lower(), known, n=1, cutoff=0.8) for name in findings}
+    return [
+        f"{name!r} is used as given, but is not one of CT-RATE's 18 findings. Did you mean {known[match[0]]!r}?"
+        for name, match in similar.items()
+        if match and name.strip().lower() not in known
+    ]
+
+
+def load_model(options: argparse.Namespace) -> "ScanModel":
+    """Load the model of the options; errors as `load`."""
+    from mg3d.inference.load import load
+
+    batch = getattr(options, "batch", 1)
+    return load(options.model, device=options.device, tokenizer=options.tokenizer, batch=batch)
+
+
+def track(items: Iterable, total: int) -> Iterator:
+    """Pass items through with a progress bar on stderr, which shows counts and no names."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("scans"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal) as bar:
+        yield from bar.track(items, total=total)

@@ -1,0 +1,167 @@
+"""Scans of a folder, of a table with reports, of one file, or of a prepared Arrow file; read lazily."""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mg3d.datasets.arrow import VolumeIndex
+from mg3d.datasets.schema import GEOMETRY_STEPS, differing_steps
+from mg3d.datasets.storage import Storage
+from mg3d.datasets.studies import Studies
+from mg3d.datasets.windowing import sample_intensities
+from mg3d.files import write_json
+from mg3d.inference.scan import Scan
+from mg3d.inference.scan_model import ScanModel
+from mg3d.preparation.quarantine import REASONS
+from mg3d.preparation.readers.registry import READER_OF_SUFFIX
+from mg3d.preparation.sources.custom import ListedVolume, read_listing, volumes_below
+from mg3d.sentence_spans import build_report
+
+_SUFFIXES = (*READER_OF_SUFFIX, ".npz")
+
+
+class ScanSource(NamedTuple):
+    """A scan that has not been read. Its report and key may identify a patient and must not be logged."""
+
+    key: str
+    """Path below the folder, or study id."""
+    report: str
+    """Empty if unknown."""
+    read: Callable[[], Scan]
+    """Raises ValueError or OSError if the scan cannot be used."""
+
+
+class UnreadableScan(NamedTuple):
+    """A scan that could not be used."""
+
+    key: str
+    reason: str
+
+
+def record_source(path: Path, source: str | Path) -> None:
+    """Record in the file `path` the folder that the keys of an output refer to.
+
+    Raises:
+        ValueError: the output was begun with another folder, where equal keys may be other patients.
+    """
+    folder = str(Path(source).resolve())
+    recorded = json.loads(path.read_text(encoding="utf-8"))["source"] if path.is_file() else folder
+    if recorded != folder:
+        raise ValueError(
+            f"{path.parent} was begun with scans of {recorded}, not of {folder}, where equal names may be other scans. Choose "
+            f"another --out, or remove {path} if the same scans were moved."
+        )
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"source": folder})
+
+
+def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None = None) -> list[ScanSource]:
+    """Scans of a folder (all below it, or those of a table with their reports), of one file, or of an `.arrow` index.
+
+    Raises:
+        FileNotFoundError: the source does not exist or has no scan.
+        ValueError: the table or index cannot be read, or the index does not fit the model.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist. Name a folder of scans, a scan, or an .arrow index of prepared data.")
+    if source.suffix == ".arrow":
+        return _list_prepared(model, source)
+    if table is not None:
+        listing = read_listing(source, Path(table), suffixes=_SUFFIXES)
+        return [_listed_scan(model, source, volume) for volume in listing.volumes]
+    if source.is_file():
+        return [ScanSource(source.name, "", partial(model.read, source))]
+    keys = [str(path) for path in volumes_below(source, _SUFFIXES)]
+    if not keys:
+        raise FileNotFoundError(f"{source} has no scan ({', '.join(_SUFFIXES)} or DICOM folders)")
+    return [ScanSource(key, "", partial(model.read, source / key)) for key in keys]
+
+
+def _listed_scan(model: ScanModel, root: Path, volume: ListedVolume) -> ScanSource:
+    """Scan of a table row; faulty rows fail when they are read."""
+    key = str(volume.path)
+    if volume.fault:
+        return ScanSource(key, "", partial(_fail, REASONS[volume.fault]))
+    report, _ = build_report(volume.findings, volume.impression)
+    return ScanSource(key, report, partial(model.read, root / key))
+
+
+def _fail(reason: str) -> Scan:
+    raise ValueError(reason)
+
+
+def _list_prepared(model: ScanModel, path: Path) -> list[ScanSource]:
+    index = VolumeIndex(path, Storage(path.parent))
+    expected = model.preprocessing.recipe.shape
+    if tuple(index.shape) != expected:
+        shape, model_shape = ("x".join(map(str, sides)) for sides in (index.shape, expected))
+        raise ValueError(f"{path} has volumes of {shape} voxels, but the model reads {model_shape}. Prepare them in that size.")
+    if steps := differing_steps(model.config["preprocessing"].get("recipe"), index.recipe, GEOMETRY_STEPS):
+        raise ValueError(
+            f"{path} differs from the model's training data in preprocessing ({', '.join(steps)}). Prepare it the same way, or "
+            "name the folder of the original scans."
+        )
+    studies = Studies(index, text_unit=model.settings.data.text_unit, window_hu=model.preprocessing.window_hu)
+    names = index.table["study_id"].take(studies.first_rows).to_pylist()
+    return [ScanSource(name, studies.report(row).report, partial(_stored_scan, studies, row)) for row, name in enumerate(names)]
+
+
+def _stored_scan(studies: Studies, study: int) -> Scan:
+    """A stored volume as a scan with its own geometry; the original file is unknown."""
+    volume = sample_intensities(studies.sample(study))[0]
+    spacing = studies.index.table["spacing_mm"][int(studies.rows(study)[0])].as_py()
+    z, y, x = spacing or (1.0, 1.0, 1.0)
+    return Scan(
+        volume=volume,
+        source_shape=volume.shape,
+        box=tuple((0, side) for side in volume.shape),
+        affine=np.diag([-x, -y, z, 1.0]),
+        spacing_mm=(z, y, x) if spacing else None,
+    )
+
+
+def read_ahead(sources: Iterable[ScanSource], *, workers: int = 2) -> Iterator[tuple[ScanSource, Scan | UnreadableScan]]:
+    """Every source with its scan, in order, while `workers` threads read the next ones."""
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        pending: deque = deque()
+        for source in sources:
+            pending.append((source, pool.submit(read_source, source)))
+            if len(pending) > 2 * workers:
+                first, job = pending.popleft()
+                yield first, job.result()
+        for source, job in pending:
+            yield source, job.result()
+
+
+def read_source(source: ScanSource) -> Scan | UnreadableScan:
+    """The scan, or why it cannot be used; the reason does not contain the path."""
+    try:
+        return source.read()
+    except (ValueError, OSError) as error:
+        sentence = " ".join(str(error).split())
+        return UnreadableScan(source.key, sentence.split(" cannot be used: ", 1)[-1])
+
+
+def batches(
+    scans: Iterable[tuple[ScanSource, Scan | UnreadableScan]], size: int, unreadable: list[UnreadableScan]
+) -> Iterator[Sequence[tuple[ScanSource, Scan]]]:
+    """Batches of usable scans; the others are appended to `unreadable`."""
+    batch: list[tuple[ScanSource, Scan]] = []
+    for source, scan in scans:
+        if isinstance(scan, UnreadableScan):
+            unreadable.append(scan)
+            continue
+        batch.append((source, scan))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
