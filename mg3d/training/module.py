@@ -90,21 +90,21 @@ class PretrainModule(pl.LightningModule):
         checkpoint["mg3d"] = self.identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes back to the last whole optimiser step.
+        """Sets the counters of Lightning's loops to the last complete optimiser step.
 
-        A run that stopped between two steps has counted passes whose gradients are lost; they come again. Counted from the
-        steps, the pass index also fits when the run goes on with another number of ranks.
+        Micro-batches after it are repeated: their gradients were not saved. The batch counter is derived from the step, so that
+        it is also valid for another number of ranks.
         """
         steps = checkpoint["global_step"]
-        passes = steps * self.trainer.accumulate_grad_batches
+        batches = steps * self.trainer.accumulate_grad_batches
         loop = checkpoint["loops"]["fit_loop"]
         for scope in ("total", "current"):
             counters = loop["epoch_loop.batch_progress"][scope]
-            counters.update(dict.fromkeys(counters, passes))
-        # Where a validation is due, Lightning comes by once more without training, and counts the step then.
-        is_due = self.trainer.enable_validation and passes % self.trainer.val_check_interval == 0
+            counters.update(dict.fromkeys(counters, batches))
+        # If a validation is due at this step, Lightning starts with an iteration without training that counts the step.
+        is_due = self.trainer.enable_validation and batches % self.trainer.val_check_interval == 0
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - int(is_due)
-        if is_due and not checkpoint["validated"]:  # one batch started and none done: Lightning validates before it trains on
+        if is_due and not checkpoint["validated"]:  # a started batch: Lightning repeats the validation
             for scope in ("total", "current"):
                 loop["epoch_loop.val_loop.batch_progress"][scope].update(ready=1, started=1, processed=0, completed=0)
 
