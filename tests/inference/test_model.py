@@ -223,9 +223,11 @@ def test_only_a_model_with_a_captioning_head_generates_reports(folder, scans):
 
     loaded.model.generate_reports = generate_reports
     assert loaded.generate(scans[0]) == "small nodule"
-    assert len(loaded.generate(scans, beams=2)) == 3
+    assert len(loaded.generate(scans, num_beams=2)) == 3
     words = loaded.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", "[PAD]"])
-    assert asked[-1] == {"begin": words[0], "end": words[1], "padding": words[2], "most_tokens": 40, "beams": 2}
+    assert asked[-1] == {
+        "bos_token_id": words[0], "eos_token_id": words[1], "pad_token_id": words[2], "max_length": 40, "num_beams": 2,
+    }  # fmt: skip
 
 
 def test_every_bad_request_is_refused_in_one_line(model, scans, tmp_path):

@@ -17,8 +17,8 @@ from small_run import assert_same_training, checkpoint, words, write_arrows
 
 from mg3d.config import command_line, error_sentence
 from mg3d.settings.schema import Settings
-from mg3d.training import finite
-from mg3d.training.finite import StopAtNotFinite
+from mg3d.training import non_finite
+from mg3d.training.non_finite import NonFiniteGuard
 
 SHARD = "shards/ct_rate/train.arrow"
 
@@ -61,14 +61,14 @@ def test_a_run_does_not_start_on_data_that_leak(tmp_path, capfd):
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_studies(arrows, tmp_path, capfd):
     assert command_line(words(arrows, tmp_path, "learning_rate=1e30", "warmup_steps=0", "batch_size=8")) == 2
     error = only_sentence(capfd)
-    assert re.search(r"the (loss|gradient) of step \d is not finite; \S+_rank0.json names its studies", error)
-    (path,) = (tmp_path / "run").glob("not_finite_*.json")
+    assert re.search(r"the (loss|gradient) of step \d is NaN or Inf; \S+_rank0.json lists its studies", error)
+    (path,) = (tmp_path / "run").glob("non_finite_*.json")
     told = json.loads(path.read_text())
-    terms = [float(term) for of_pass in told["terms_by_pass"] for term in of_pass.values()]
-    assert not all(math.isfinite(term) for term in terms) or told["not_finite"] == "the gradient"
-    assert len(told["terms_by_pass"]) == len(told["studies_by_pass"])
-    assert 1 <= len(told["studies_by_pass"]) <= 2
-    assert all(len(studies) == 4 for studies in told["studies_by_pass"])
+    terms = [float(term) for of_batch in told["terms"] for term in of_batch.values()]
+    assert not all(math.isfinite(term) for term in terms) or told["non_finite"] == "gradient"
+    assert len(told["terms"]) == len(told["studies"])
+    assert 1 <= len(told["studies"]) <= 2
+    assert all(len(studies) == 4 for studies in told["studies"])
     saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert not saved.exists() or all(value.isfinite().all() for value in checkpoint(tmp_path / "run")["state_dict"].values())
 
@@ -76,8 +76,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_studies(arrows, tm
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_losses_of_all_passes_and_the_gradient_are_looked_at_once_a_step(tmp_path, monkeypatch, bad):
     trainer = SimpleNamespace(global_step=3, accumulate_grad_batches=2, precision_plugin=SimpleNamespace())
-    guard, looks = StopAtNotFinite(tmp_path), []
-    monkeypatch.setattr(finite, "sum_over_ranks", lambda value: looks.append(1) or value)
+    guard, looks = NonFiniteGuard(tmp_path), []
+    monkeypatch.setattr(non_finite, "sum_over_ranks", lambda value: looks.append(1) or value)
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([parameter])
 
@@ -93,12 +93,12 @@ def test_losses_of_all_passes_and_the_gradient_are_looked_at_once_a_step(tmp_pat
     if bad == "gradient":
         parameter.grad[1] = torch.nan
     train(2, 0.5 if bad == "gradient" else math.inf), train(3, 2.5)
-    with pytest.raises(ValueError, match=f"the {bad} of step 3 is not finite"):
+    with pytest.raises(ValueError, match=f"the {bad} of step 3 is NaN or Inf"):
         guard.on_before_optimizer_step(trainer, None, optimizer)
     first = "0.5" if bad == "gradient" else "inf"
-    assert json.loads((tmp_path / "not_finite_step3_rank0.json").read_text()) == {
-        "step": 3, "not_finite": f"the {bad}", "terms_by_pass": [{"mlm": first}, {"mlm": "2.5"}],
-        "studies_by_pass": [["study 2"], ["study 3"]],
+    assert json.loads((tmp_path / "non_finite_step3_rank0.json").read_text()) == {
+        "step": 3, "non_finite": bad, "terms": [{"mlm": first}, {"mlm": "2.5"}],
+        "studies": [["study 2"], ["study 3"]],
     }  # fmt: skip
 
 

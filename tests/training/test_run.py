@@ -70,7 +70,7 @@ def test_a_run_without_validation_keeps_last_and_goes_on(tmp_path, capsys):
     accumulated = ("per_gpu_batchsize=2", "max_steps=5")
     assert command_line(words(arrows, tmp_path, *accumulated, "evidence=True")) == 0
     shown = capsys.readouterr().out
-    assert shown.count("no study to validate on: a checkpoint `last` every 2 steps, and no `best`") == 1
+    assert shown.count("no validation studies: `last` is saved every 2 steps, and there is no `best`") == 1
     assert "held-out studies" in shown
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
     assert checkpoint(tmp_path / "run")["global_step"] == 5
@@ -108,7 +108,7 @@ def test_a_run_does_not_go_on_with_words_of_other_reports(arrows, tmp_path, caps
     write_split(root, "ct_rate", "train", patients=14, first=3, shape=(32, 24, 32))
     more = ("resume_from=last", "max_minutes=1e-9")
     assert command_line(words(root, tmp_path, *more)) == 2
-    assert "knows the words of 28 training reports that are not the 28 of data_root now" in capsys.readouterr().err
+    assert "has a tokenizer of 28 training reports other than the 28 in data_root" in capsys.readouterr().err
     write_split(root, "ct_rate", "train", patients=14, shape=(32, 24, 32))
     assert command_line(words(root, tmp_path, *more)) == 0
     assert checkpoint(tmp_path / "run")["global_step"] == 2
@@ -126,28 +126,28 @@ def test_a_run_keeps_its_volumes_recipe_and_does_not_go_on_with_others(arrows, t
         write_split(root, "ct_rate", split, patients=patients, shape=(32, 24, 32), recipe=recipes["fraction"])
     assert command_line(words(root, tmp_path, "resume_from=last", "max_minutes=1e-9")) == 2
     said = capsys.readouterr().err
-    assert "was trained on volumes of ct_rate that were prepared otherwise (crop) than those of data_root now" in said
+    assert "was trained on volumes of ct_rate prepared differently (crop) than in data_root" in said
     assert said.count("\n") == 1
     assert command_line(words(root, tmp_path / "new", f"load_path={first}", "max_minutes=1e-9")) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "the volumes of ct_rate were prepared otherwise (crop) than those that" in said
+    assert "volumes of ct_rate were prepared differently (crop) than the training volumes of" in said
 
 
 def test_data_sets_of_one_run_that_show_other_parts_of_the_chest_are_told():
     body, usual = (Recipe(crop=crop).provenance("custom") for crop in ("body", "fraction"))
     told = mixed_recipes({"ctrg": usual, "ct_rate": usual, "rad_chestct": usual, "custom": body})
-    assert [line.split(",")[0] for line in told] == ["custom was prepared otherwise (crop) than ct_rate"]
+    assert [line.split(",")[0] for line in told] == ["custom was prepared differently (crop) than ct_rate"]
     assert mixed_recipes({"ct_rate": None, "custom": body}) == []
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ((), "holds a run already"),
-        (("resume_from=last", "learning_rate=0.5"), "belongs to another configuration: learning_rate"),
-        (("resume_from=nowhere.ckpt",), "there is no nowhere.ckpt"),
+        ((), "already contains a run"),
+        (("resume_from=last", "learning_rate=0.5"), "was trained with other settings: learning_rate"),
+        (("resume_from=nowhere.ckpt",), "nowhere.ckpt does not exist"),
         (("run_name=other", "accelerator=gpu"), "sees no GPU"),
-        (("run_name=other", "image_size=64", "mim_patch_size=16"), "set image_size=32"),
+        (("run_name=other", "image_size=64", "mim_patch_size=16"), "Set image_size=32"),
         (("data_root=nowhere",), "nowhere/clm_ct_rate_train.arrow does not exist"),
         (("run_name=other", "text_encoder=nobody/has-this"), "text_encoder=<local directory>"),
     ],
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_told(unbroken, arrows, tmp_path, capsys):
     damaged = tmp_path / "cut.ckpt"
     damaged.write_bytes((unbroken / "checkpoints" / "last.ckpt").read_bytes()[:1000])
     assert command_line(words(arrows, unbroken.parent, f"resume_from={damaged}")) == 2
-    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+    assert "is not readable as a checkpoint" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_evaluated_on_held_out_studies(unbroken, arrows, capsys):

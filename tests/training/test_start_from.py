@@ -48,7 +48,7 @@ def test_a_run_starts_from_the_weights_of_another(begin, capsys):
     assert run("second", f"load_path={first}", "learning_rate=1e-30", "weight_decay=0.0") == 0
     said = capsys.readouterr().out
     assert "encoder 100.0%, model 100.0% of parameters; patch merging legacy" in said
-    assert "usually want 1e-5" not in said
+    assert "1e-5 is usual" not in said
     ours, theirs = last(root, "second")["state_dict"], last(root, "first")["state_dict"]
     trained = [name for name in ours if "sentence_space" not in name and "target_text" not in name]
     assert len(trained) > 50
@@ -71,7 +71,7 @@ def test_words_of_other_reports_are_not_taken_for_those_of_the_run(begin, capsys
 def test_a_large_rate_is_told(begin, capsys):
     run, root = begin
     assert run("third", f"load_path={root / 'first' / 'checkpoints' / 'last.ckpt'}") == 0
-    assert "weights that continue usually want 1e-5" in " ".join(capsys.readouterr().out.split())
+    assert "is high for pre-trained weights; 1e-5 is usual" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
