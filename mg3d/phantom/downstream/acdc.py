@@ -39,7 +39,6 @@ def write(spec: DatasetSpec) -> None:
 
 
 def _write_patient(case: tuple[DatasetSpec, int, int]) -> None:
-    """Write one patient with two labelled frames."""
     spec, number, n_training = case
     generator = spec.generator(70, number)
     name, group = f"patient{number:03d}", list(GROUPS)[(number - 1) % len(GROUPS)]
