@@ -20,8 +20,8 @@ def comparison(given: argparse.Namespace) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Prints the comparison; returns the exit code."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
+    parser.add_argument("first", type=Path, help="JSON file of the first model")
+    parser.add_argument("second", type=Path, help="JSON file of the second model, with the same card and data")
     parser.add_argument(
         "--n-bootstrap", type=positive_int, default=2000, help="bootstrap draws of patients; the smallest p is 2 / (draws + 1)"
     )

@@ -34,8 +34,9 @@ class LabellerEntry(NamedTuple):
 
 class _CheXbert:
     def __init__(self) -> None:
+        name = "f1chexbert"
         try:
-            package = importlib.import_module("f1chexbert")
+            package = importlib.import_module(name)
         except ImportError as error:
             raise ModuleNotFoundError("labeller=chexbert needs a package and its weights: pip install f1chexbert") from error
         self.model = package.F1CheXbert()

@@ -83,7 +83,8 @@ class AssumeSuperiorFirst(mt.Transform):
         is_blank = is_plain and any(np.allclose(affine[:3, 3], origin, atol=1e-3) for origin in (0, -signs * centre))
         if not is_blank:
             return sample
-        return sample | {"image": MetaTensor(image.as_tensor(), affine=torch.as_tensor(SUPERIOR_FIRST), meta=image.meta)}
+        meta = {name: value for name, value in image.meta.items() if name != "affine"}
+        return sample | {"image": MetaTensor(image.as_tensor(), affine=torch.as_tensor(SUPERIOR_FIRST), meta=meta)}
 
 
 def plain_tensors() -> mt.Transform:

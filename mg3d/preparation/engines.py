@@ -22,7 +22,6 @@ def local_engine(workers: int, counter: Synchronized) -> Engine:
     def run(work: Callable[[ShardTask], ShardResult], tasks: Sequence[ShardTask]) -> Generator[ShardResult, None, None]:
         size = min(workers, len(tasks))
         if size <= 1:
-            progress.use_counter(counter)
             yield from map(work, tasks)
             return
         running = set(multiprocessing.active_children())

@@ -28,12 +28,13 @@ def count(volumes: int) -> None:
 def progress_bar(label: str, total: int, counter: Synchronized) -> Iterator[None]:
     """Show `counter` out of `total` volumes; updated twice a second on a terminal, else once a minute."""
     interval_s = 0.5 if sys.stderr.isatty() else 60.0
-    done, start = threading.Event(), counter.value
+    done, current = threading.Event(), counter.get_obj()  # read without the lock, which a killed worker may hold
+    start = current.value
     with tqdm(total=total, desc=label, unit="volume", mininterval=interval_s, disable=not total) as bar:
 
         def poll() -> None:
             while not done.wait(interval_s):
-                bar.update(counter.value - start - bar.n)
+                bar.update(current.value - start - bar.n)
 
         thread = threading.Thread(target=poll, daemon=True)
         thread.start()
@@ -42,4 +43,4 @@ def progress_bar(label: str, total: int, counter: Synchronized) -> Iterator[None
         finally:
             done.set()
             thread.join()
-            bar.update(counter.value - start - bar.n)
+            bar.update(current.value - start - bar.n)

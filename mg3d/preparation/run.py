@@ -19,7 +19,7 @@ from mg3d.preparation.engine_ray import ray_engine
 from mg3d.preparation.engines import Engine, local_engine
 from mg3d.preparation.index import join, remove_index, write_index
 from mg3d.preparation.manifest import check_nothing_is_lost, check_shards, write_manifest, write_plan
-from mg3d.preparation.progress import progress_bar
+from mg3d.preparation.progress import progress_bar, use_counter
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Inventory
@@ -104,6 +104,7 @@ def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSum
     for dataset in options.roots:
         options.full_recipe.provenance(dataset)
     counter = multiprocessing.get_context("spawn").Value("q", 0)
+    use_counter(counter)
     if engine is None and options.engine == "ray":
         engine = ray_engine(options.workers, options.ray_address)
     engine = engine or local_engine(options.workers, counter)

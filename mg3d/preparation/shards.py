@@ -244,7 +244,7 @@ def _same_files(record: VolumeRecord, known: Mapping[str, int] | None, task: Sha
 def _is_current(record: VolumeRecord, facts: Mapping[str, Any] | None, task: ShardTask) -> bool:
     if facts is None:
         return False
-    return not record.files or (facts.get("key") == record.image_key and _same_files(record, facts.get("raw"), task))
+    return not record.files or (facts.get("image_key") == record.image_key and _same_files(record, facts.get("raw_files"), task))
 
 
 def _build(task: ShardTask) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def _write(task: ShardTask, stream: IO[bytes]) -> dict[str, dict[str, Any]]:
     rows = 0
     with pa.ipc.new_file(stream, schema, options=options) as writer, closing(_rows(task)) as results:
         for record, image, facts, state in results:
-            volumes[record.volume_id] = {**facts, **({"raw": state} if state else {})}
+            volumes[record.volume_id] = {**facts, **({"raw_files": state} if state else {})}
             if image is not None:
                 metadata = {_FACTS: json.dumps(facts, sort_keys=True).encode()}
                 writer.write_batch(volume_batch(record.volume_id, image, schema), metadata)
@@ -302,9 +302,9 @@ def _rows(task: ShardTask) -> Iterator[_Row]:
             state = _file_state(record, task) if record.files else None
             if record.volume_id in previous.rows:
                 facts, image = previous.read(record.volume_id)
-                yield record, image, facts, state or previous.raw(record.volume_id)
+                yield record, image, facts, state or previous.file_state(record.volume_id)
             elif not record.files:
-                yield record, None, _LOST if previous.had(record.volume_id) else _NOT_DOWNLOADED, None
+                yield record, None, _LOST if previous.was_stored(record.volume_id) else _NOT_DOWNLOADED, None
             else:
                 _, failure = next(arrivals)
                 yield record, *_try_volume(record, local, failure), state
@@ -328,7 +328,7 @@ class _PreviousShard:
                 facts, record = json.loads(metadata[_FACTS]), records.get(batch["volume_id"][0].as_py())
                 if record is None or hashlib.sha256(_voxels(batch)).hexdigest() != facts["image_sha256"]:
                     continue
-                if _is_current(record, facts | {"raw": self.raw(record.volume_id)}, task):
+                if _is_current(record, facts | {"raw_files": self.file_state(record.volume_id)}, task):
                     self.rows[record.volume_id] = index
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
             return  # missing, damaged, or written by another program: rows that were not read are prepared again
@@ -338,13 +338,13 @@ class _PreviousShard:
         batch, metadata = self._reader.get_batch_with_custom_metadata(self.rows[volume_id])
         return json.loads(metadata[_FACTS]), _voxels(batch)
 
-    def had(self, volume_id: str) -> bool:
+    def was_stored(self, volume_id: str) -> bool:
         """Whether the volume was stored, readable or not."""
         return "row" in self._volumes.get(volume_id, {})
 
-    def raw(self, volume_id: str) -> dict[str, int] | None:
+    def file_state(self, volume_id: str) -> dict[str, int] | None:
         """State of the raw files that a row was made from; None: unknown."""
-        return self._volumes.get(volume_id, {}).get("raw")
+        return self._volumes.get(volume_id, {}).get("raw_files")
 
 
 def _voxels(batch: pa.RecordBatch) -> np.ndarray:
@@ -352,7 +352,7 @@ def _voxels(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def _try_volume(record: VolumeRecord, task: ShardTask, failure: Refusal | None) -> tuple[np.ndarray | None, dict[str, Any]]:
-    facts = {"key": record.image_key, "source": record.source}
+    facts = {"image_key": record.image_key, "source": record.source}
     try:
         if failure is not None:
             raise failure

@@ -21,20 +21,20 @@ def options_of(name):
 
 def read(name, root, **given):
     module = load(name)
-    settings = module.Settings(**given)
+    settings = module.TASK.settings(**given)
     return module.read_cases(root, settings.model_copy(update={"task": "Task06_Lung"}) if name == "MSD" else settings)
 
 
-def words(root, results, *more):
+def arguments(root, results, *more):
     return [f"data_root={root}", f"log_dir={results}", "run_name=one", *SMALL, *more]
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_set, tmp_path_factory):
-    """A run of one epoch on the small COVID-19-20, its data and its words."""
+    """A run of one epoch on the small COVID-19-20, its data and its arguments."""
     root, results = tiny_set("Covid19_20"), tmp_path_factory.mktemp("results")
-    assert run(load("Covid19_20").TASK, words(root, results)) == 0
-    return root, results / "Covid19_20" / "one" / "fold0", words(root, results)
+    assert run(load("Covid19_20").TASK, arguments(root, results)) == 0
+    return root, results / "Covid19_20" / "one" / "fold0", arguments(root, results)
 
 
 def test_masks_are_on_the_grid_of_their_scans_and_match_the_scores(trained):
@@ -104,16 +104,16 @@ def test_the_folder_above_is_found_and_the_one_below_is_refused(name, tiny_set):
 
 def test_a_decathlon_task_has_its_own_structures_preprocessing_and_results(tiny_set):
     root, module = tiny_set("MSD", **options_of("MSD")), load("MSD")
-    pancreas = module.resolve(module.Settings(data_root=str(root / "Task07_Pancreas")))
+    pancreas = module.resolve(module.TASK.settings(data_root=str(root / "Task07_Pancreas")))
     assert pancreas.structures == ("pancreas", "cancer")
     assert module.TASK.results_folder(pancreas).as_posix() == "result/finetune/MSD/Task07_Pancreas"
     assert len(module.read_cases(root / "Task07_Pancreas", pancreas)) == 9
-    assert module.resolve(module.Settings(data_root=str(root), task="Task07_Pancreas")).structures == pancreas.structures
-    colon = module.resolve(module.Settings(data_root="phantom", task="Task10_Colon"))
+    assert module.resolve(module.TASK.settings(data_root=str(root), task="Task07_Pancreas")).structures == pancreas.structures
+    colon = module.resolve(module.TASK.settings(data_root="phantom", task="Task10_Colon"))
     assert colon.spacing_mm == (1.0, 1.0, 1.0)
     assert module.build(colon).outputs == ("cancer",)
     with pytest.raises(ValueError, match="holds Task07_Pancreas, not task=Task06_Lung"):
-        module.resolve(module.Settings(data_root=str(root / "Task07_Pancreas"), task="Task06_Lung"))
+        module.resolve(module.TASK.settings(data_root=str(root / "Task07_Pancreas"), task="Task06_Lung"))
 
 
 def test_a_task_of_several_channels_is_read_channel_by_channel(tmp_path):
@@ -129,7 +129,7 @@ def test_a_task_of_several_channels_is_read_channel_by_channel(tmp_path):
     message = {"labels": {"0": "background", "1": "edema", "3": "enhancing", "2": "core"}, "modality": {"0": "FLAIR", "1": "T1w"}}
     (folder / "dataset.json").write_text(json.dumps(message | {"training": [entry]}))
     module = load("MSD")
-    settings = module.resolve(module.Settings(data_root=str(folder), channel=1))
+    settings = module.resolve(module.TASK.settings(data_root=str(folder), channel=1))
     assert settings.structures == ("edema", "core", "enhancing")
     assert module.build(settings).channel == 1
     (case,) = module.read_cases(folder, settings)
@@ -185,7 +185,7 @@ def spoil(root, fault):
 def test_bad_masks_are_refused_before_training(fault, sentence, tiny_set, tmp_path, capsys):
     root = shutil.copytree(tiny_set("Covid19_20"), tmp_path / "copy")
     spoil(root, fault)
-    assert run(load("Covid19_20").TASK, words(root, tmp_path / "results")) == 2
+    assert run(load("Covid19_20").TASK, arguments(root, tmp_path / "results")) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert sentence in message
@@ -203,7 +203,7 @@ def test_bad_masks_are_refused_before_training(fault, sentence, tiny_set, tmp_pa
     ],
 )
 def test_bad_arguments_are_refused_before_training(word, sentence, tiny_set, tmp_path, capsys):
-    assert run(load("MSD").TASK, words(tiny_set("MSD", **options_of("MSD")), tmp_path, "task=Task06_Lung", word)) == 2
+    assert run(load("MSD").TASK, arguments(tiny_set("MSD", **options_of("MSD")), tmp_path, "task=Task06_Lung", word)) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert sentence in message
@@ -214,7 +214,7 @@ def test_another_dataset_json_is_refused(change, tiny_set, tmp_path, capsys):
     root = shutil.copytree(tiny_set("MSD", **options_of("MSD")), tmp_path / "copy")
     (file,) = root.rglob("Task06_Lung/dataset.json")
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
-    assert run(load("MSD").TASK, words(root, tmp_path / "results", "task=Task06_Lung")) == 2
+    assert run(load("MSD").TASK, arguments(root, tmp_path / "results", "task=Task06_Lung")) == 2
     message = capsys.readouterr().err
     assert file.name in message
     assert message.count("\n") == 1

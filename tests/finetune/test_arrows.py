@@ -9,7 +9,7 @@ import torch
 from downstream.folders import ROOT, load
 
 from mg3d.finetune import arrows
-from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, Nodule
+from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, ReferenceNodule
 from mg3d.finetune.images import read_image
 from mg3d.finetune.run import run, with_prepared_settings
 from mg3d.finetune.settings import parse_settings
@@ -86,7 +86,7 @@ def test_a_folder_of_prepared_files_is_a_data_root_too(prepared, tmp_path):
 def test_a_run_on_a_prepared_file_gives_the_scores_of_the_raw_folder(prepared, tmp_path):
     tables = []
     for number, data_root in enumerate(prepared("stoic2021")):
-        words = [
+        arguments = [
             f"data_root={data_root}",
             f"log_dir={tmp_path}",
             f"run_name=r{number}",
@@ -94,7 +94,7 @@ def test_a_run_on_a_prepared_file_gives_the_scores_of_the_raw_folder(prepared, t
             "accelerator=cpu",
             "n_bootstrap=2",
         ]
-        assert run(load("stoic2021").TASK, words) == 0
+        assert run(load("stoic2021").TASK, arguments) == 0
         tables.append((tmp_path / "stoic2021" / f"r{number}" / "fold0" / "predictions_val.csv").read_text())
     assert tables[0] == tables[1]
 
@@ -117,7 +117,7 @@ def test_every_field_of_a_case_comes_back(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.int16))
     case = FinetuneCase(
         case_id="a", patient_id="p", image=tmp_path / "a.npy", target=(1, -1), report="Müller", split="test", fold=3,
-        candidates=(Candidate((1.5, -2.0, 3.0), 1),), nodules=(Nodule((0.0, 0.0, 0.25), 6.5, True),),
+        candidates=(Candidate((1.5, -2.0, 3.0), 1),), nodules=(ReferenceNodule((0.0, 0.0, 0.25), 6.5, True),),
     )  # fmt: skip
     arrows.write_cases(tmp_path / "a.arrow", [case], FACTS)
     (back,) = arrows.read_cases(tmp_path / "a.arrow")
@@ -176,13 +176,13 @@ def test_contradictions_and_truncated_files_are_refused(prepared, tmp_path, caps
     cut, other = tmp_path / "cut.arrow", tmp_path / "other.arrow"
     cut.write_bytes(file.read_bytes()[:-40])
     other.write_bytes(prepared("stoic2021")[1].read_bytes())
-    for words, message in (
+    for arguments, message in (
         ([f"data_root={file}", "candidates=V1"], "was prepared with other settings: candidates='V1' (was 'V2')"),
         ([f"data_root={cut}"], "truncated"),
         ([f"data_root={other}"], "was made for downstream/stoic2021, not for Luna16"),
         ([f"data_root={tmp_path / 'none.arrow'}"], "no such folder"),
     ):
-        assert run(load("Luna16").TASK, words) == 2
+        assert run(load("Luna16").TASK, arguments) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
@@ -191,14 +191,14 @@ def test_contradictions_and_truncated_files_are_refused(prepared, tmp_path, caps
 def test_the_script_refuses_mistakes_in_one_sentence(prepared, tmp_path, capsys):
     main = script("prepro_finetuning_vision_data").main
     root, file = prepared("stoic2021")
-    for words, message in (
+    for arguments, message in (
         (["stoic", "data_root=phantom"], "'stoic': expected one of"),
         (["stoic2021"], "data_root=... is missing"),
         (["stoic2021", f"data_root={root}", f"out={file}"], "exists"),
         (["stoic2021", f"data_root={file}"], "is prepared already"),
         (["stoic2021", f"data_root={tmp_path}"], "metadata/reference.csv"),
     ):
-        assert main(words) == 2
+        assert main(arguments) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

@@ -24,11 +24,11 @@ def luna(tiny_set):
 
 
 def read(root, **given):
-    return MODULE.read_cases(root, MODULE.Settings(**given))
+    return MODULE.read_cases(root, MODULE.TASK.settings(**given))
 
 
 def task_type(**given):
-    return MODULE.build(MODULE.Settings(**{"cube_size": (8, 8, 8), **given}))
+    return MODULE.build(MODULE.TASK.settings(**{"cube_size": (8, 8, 8), **given}))
 
 
 def test_a_candidate_on_a_nodule_is_dense_at_the_middle_of_its_cube_in_scans_of_either_direction(luna):
@@ -163,14 +163,14 @@ def trained(luna, tmp_path_factory):
 
 
 def test_a_run_leaves_candidates_and_nodules_in_its_table(luna, trained):
-    folder, words = trained, [f"data_root={luna}", f"log_dir={trained.parents[2]}", *SMALL]
+    folder, arguments = trained, [f"data_root={luna}", f"log_dir={trained.parents[2]}", *SMALL]
     found = pd.read_csv(folder / "predictions_val.csv")
     cases = [case for case in read(luna) if case.fold == 0]
     assert len(found) == sum(len(case.candidates) for case in cases)
     names = {score["name"] for score in json.loads((folder / "scores.json").read_text())["scores"]["val"]}
     assert names >= {"auroc", "cpm", "sensitivity@8"}
     before = (folder / "predictions_val.csv").read_text()
-    assert run(MODULE.TASK, [*words, "mode=evaluate"]) == 0
+    assert run(MODULE.TASK, [*arguments, "mode=evaluate"]) == 0
     assert (folder / "predictions_val.csv").read_text() == before
 
 
@@ -180,11 +180,11 @@ def test_new_scans_are_predicted_at_listed_candidates(luna, trained, tmp_path):
     scans.mkdir()
     for file in (case.image, case.image.with_suffix(".raw")):
         (scans / file.name).symlink_to(file)
-    words = [f"data_root={luna}", "mode=predict", f"input={scans}", f"output={tmp_path / 'out'}", "accelerator=cpu"]
-    words.append(f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}")
-    assert run(MODULE.TASK, words) == 2
+    arguments = [f"data_root={luna}", "mode=predict", f"input={scans}", f"output={tmp_path / 'out'}", "accelerator=cpu"]
+    arguments.append(f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}")
+    assert run(MODULE.TASK, arguments) == 2
     pd.read_csv(luna / "candidates_V2.csv").query("seriesuid == @case.case_id").to_csv(scans / "candidates.csv", index=False)
-    assert run(MODULE.TASK, words) == 0
+    assert run(MODULE.TASK, arguments) == 0
     mine = pd.read_csv(tmp_path / "out" / "predictions.csv", dtype={"case_id": str})
     theirs = pd.read_csv(trained / "predictions_val.csv", dtype={"case_id": str}).query("case_id == @case.case_id")
     assert len(mine) == len(case.candidates)
@@ -219,9 +219,9 @@ def test_bad_tables_are_refused(luna, tmp_path, name, change, message):
         read(spoiled(luna, tmp_path, name, change))
 
 
-@pytest.mark.parametrize("words", [["candidates=V3"], ["negatives=0"], ["negatives=many"]])
-def test_bad_settings_are_one_sentence(luna, capsys, words):
-    assert run(MODULE.TASK, [f"data_root={luna}", *words]) == 2
+@pytest.mark.parametrize("arguments", [["candidates=V3"], ["negatives=0"], ["negatives=many"]])
+def test_bad_settings_are_one_sentence(luna, capsys, arguments):
+    assert run(MODULE.TASK, [f"data_root={luna}", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -1,4 +1,3 @@
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -109,8 +108,8 @@ def test_each_volume_and_the_prompts_are_encoded_once_per_step(arrows, pretraine
 
 def test_only_the_selected_submodules_are_trained(arrows, pretrained):
     joining = {"project_image", "position", "project_report", "type_embedding", "branches"}
-    for words, learned in (("projections", joining), ("vision+text", {"vision", "text"})):
-        task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained, train=words)
+    for names, learned in (("projections", joining), ("vision+text", {"vision", "text"})):
+        task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained, train=names)
         network = network_of(task_type, cases).train()
         task_type.loss(network, batch_of(task_type, cases[:2])).backward()
         moved = {name.split(".")[0] for name, tensor in network.model.named_parameters() if tensor.grad is not None}
@@ -133,9 +132,9 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained, capsys):
 
 
 def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, tmp_path):
-    words = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=prompts", "epochs=1",
-             "n_bootstrap=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
-    assert run(load("CT-RATE").TASK, words) == 0
+    arguments = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=prompts",
+                 "epochs=1", "n_bootstrap=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
+    assert run(load("CT-RATE").TASK, arguments) == 0
     table = tmp_path / "CT-RATE" / "prompts" / "run" / "fold0" / "predictions_test.csv"
     before = pd.read_csv(table)
     assert len(before) == 10
@@ -162,7 +161,7 @@ def test_the_whole_model_of_a_file_can_start_from_scratch(pretrained):
 def test_volumes_have_the_size_that_the_checkpoint_expects(pretrained):
     module = load("CT-RATE")
     for name in ("encoder", "pretrained"):
-        assert module.resolve(module.Settings(**{"data_root": "phantom", name: str(pretrained)})).volume_size == SHAPE
+        assert module.resolve(module.TASK.settings(**{"data_root": "phantom", name: str(pretrained)})).volume_size == SHAPE
 
 
 # --- retrieval
@@ -199,9 +198,9 @@ def test_ranks_by_hand(arrows, pretrained):
 
 
 def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
-    words = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=retrieval",
-             "n_bootstrap=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
-    assert run(load("CT-RATE").TASK, words) == 0
+    arguments = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=retrieval",
+                 "n_bootstrap=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
+    assert run(load("CT-RATE").TASK, arguments) == 0
     scores = read_facts(tmp_path / "CT-RATE" / "retrieval" / "run" / "fold0")["scores"]["test"]
     recall = next(score for score in scores if score["name"] == "report_to_volume/recall@1")
     assert 0 <= recall["low"] <= recall["value"] <= recall["high"] <= 1
@@ -259,7 +258,7 @@ def test_unknown_labels_are_excluded_from_logistic_regression():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["task=prob"], "task='prob' should be 'probe', 'full'"),
         (["reconstructions=both"], "should be 'all' or 'first'"),
@@ -272,9 +271,9 @@ def test_unknown_labels_are_excluded_from_logistic_regression():
         (["task=prompts"], "this task needs pretrained=..., a model"),
     ],
 )
-def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, words, message):
-    asked = [f"data_root={arrows}", f"log_dir={tmp_path}", "accelerator=cpu", "num_workers=0", *words]
-    assert run(load("CT-RATE").TASK, asked) == 2
+def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, arguments, message):
+    command = [f"data_root={arrows}", f"log_dir={tmp_path}", "accelerator=cpu", "num_workers=0", *arguments]
+    assert run(load("CT-RATE").TASK, command) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

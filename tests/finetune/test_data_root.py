@@ -26,7 +26,7 @@ def read(monkeypatch, tmp_path):
     monkeypatch.setattr(data_root, "info", messages.append)
 
     def read_root(name):
-        settings = module.TASK.resolve(module.Settings(data_root="phantom", task=name))
+        settings = module.TASK.resolve(module.TASK.settings(data_root="phantom", task=name))
         data_root.find_root(module.TASK, settings, synthetic=True)
         return (MADE / "tasks").read_text(), " ".join(messages)
 
@@ -65,7 +65,7 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("folder", "words", "message"),
+    ("folder", "arguments", "message"),
     [
         ("stoic2021", ["pretrained=/nowhere.ckpt"], "pretrained=/nowhere.ckpt: no such file"),
         ("stoic2021", ["mode=evaluate", "checkpoint=/nowhere.ckpt"], "checkpoint=/nowhere.ckpt: no such file"),
@@ -76,10 +76,10 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
         ("CTRG", ["labeller=chexbert"], "labeller=chexbert needs a package"),
     ],
 )
-def test_a_missing_path_is_refused_before_data_are_prepared(monkeypatch, tmp_path, capsys, folder, words, message):
+def test_a_missing_path_is_refused_before_data_are_prepared(monkeypatch, tmp_path, capsys, folder, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data_root, "find_root", partial(pytest.fail, "data were read"))
-    assert run(load(folder).TASK, [word.format(tmp_path) for word in words]) == 2
+    assert run(load(folder).TASK, [word.format(tmp_path) for word in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -96,6 +96,6 @@ def test_reports_for_the_labeller_are_written_by_the_first_process_alone(monkeyp
 
 def test_volumes_of_ct_rate_have_the_size_of_the_data_or_the_default():
     module = load("CT-RATE")
-    assert module.resolve(module.Settings(data_root="phantom")).volume_size == (64, 48, 64)
-    assert module.resolve(module.Settings(mode="predict", input="x")).volume_size == (128, 96, 128)
-    assert module.resolve(module.Settings(data_root="phantom", image_size=32)).volume_size == (32, 24, 32)
+    assert module.resolve(module.TASK.settings(data_root="phantom")).volume_size == (64, 48, 64)
+    assert module.resolve(module.TASK.settings(mode="predict", input="x")).volume_size == (128, 96, 128)
+    assert module.resolve(module.TASK.settings(data_root="phantom", image_size=32)).volume_size == (32, 24, 32)

@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("labeller")
     arrows = write_rate(root / "arrows")
     write_language(arrows, "ct_rate", root / "language")
-    words = [
+    arguments = [
         f"data_root={root / 'language'}",
         f"log_dir={root}",
         "run_name=run",
@@ -69,7 +69,7 @@ def trained(tmp_path_factory):
         "n_bootstrap=0",
         "accelerator=cpu",
     ]
-    assert run(load("CT-RATE").TASK, [*words, "num_workers=0"]) == 0
+    assert run(load("CT-RATE").TASK, [*arguments, "num_workers=0"]) == 0
     return root
 
 

@@ -31,13 +31,13 @@ def arguments_of(root, results, *more):
 
 @pytest.fixture(scope="module")
 def trained(tiny_set, tmp_path_factory):
-    """A run on the small CTRG, judged by its last epoch, for the first writes nothing: (data root, results, its words)."""
+    """A run on the small CTRG, evaluated at its last epoch: (data root, results, its arguments)."""
     root, results = tiny_set("CTRG"), tmp_path_factory.mktemp("results")
     assert run(load("CTRG").TASK, arguments_of(root, results)) == 0
     folder = results / "CTRG" / "first" / "fold0"
-    words = arguments_of(root, results, f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}")
-    assert run(load("CTRG").TASK, [*words, "mode=evaluate"]) == 0
-    return root, folder / "of-last", words
+    arguments = arguments_of(root, results, f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}")
+    assert run(load("CTRG").TASK, [*arguments, "mode=evaluate"]) == 0
+    return root, folder / "of-last", arguments
 
 
 def writer(**given):
@@ -72,10 +72,9 @@ def table_of(task_type, reports, generated):
 
 
 def test_bleu_of_a_table_by_hand():
-    # The words are those that come three times: ".", "clear", "effusion", "lung", "no". Targets "no <unk> effusion ." (4 words)
-    # and "clear lung ." (3). Written: "no effusion ." (3 of 3 words, pair "effusion ." of 2, no triple) and "clear lung ."
-    # (3, 2, 1).
-    # 6 words against 7: brevity exp(1 - 7 / 6).
+    # The vocabulary has the words that occur three times: ".", "clear", "effusion", "lung", "no". Targets: "no <unk> effusion ."
+    # (4 words) and "clear lung ." (3). Generated: "no effusion ." (3 of 3 words, 1 of 2 pairs, no triple) and "clear lung ."
+    # (3, 2, 1). 6 words against 7: brevity exp(1 - 7 / 6).
     task_type = fitted()
     found = task_type.statistics(table_of(task_type, ["No large effusion.", "Clear lung."], ["no effusion .", "clear lung ."]))
     brevity = math.exp(1 - 7 / 6)
@@ -112,7 +111,7 @@ def test_the_loss_covers_every_token_and_no_padding(tmp_path):
     task_type = fitted()
     torch.manual_seed(0)
     network = task_type.network(build_encoder(TINY)).eval()
-    reports = ("Clear.", "No effusion. Clear")  # 2 words and 5, for points are words
+    reports = ("Clear.", "No effusion. Clear")  # 2 and 5 words, with the full stops
     samples = [sample_of(task_type, tmp_path, report, name=report[0]) for report in reports]
     batch = collate(samples)
     found = task_type.loss(network, batch).item()
@@ -189,8 +188,8 @@ def test_a_run_leaves_texts_counts_and_scores_that_follow_from_its_table(trained
 
 
 def test_no_report_is_logged(trained, capsys):
-    _, folder, words = trained
-    assert run(load("CTRG").TASK, [*words, "mode=evaluate"]) == 0
+    _, folder, arguments = trained
+    assert run(load("CTRG").TASK, [*arguments, "mode=evaluate"]) == 0
     message = capsys.readouterr()
     table = pd.read_csv(folder / "predictions_test.csv")
     pieces = [report[:30] for name in ("reference", "target", "generated") for report in table[name].dropna()]
@@ -200,10 +199,10 @@ def test_no_report_is_logged(trained, capsys):
 
 
 def test_evaluation_again_and_prediction_of_either_form_write_the_same_reports(trained, tmp_path):
-    root, folder, words = trained
+    root, folder, arguments = trained
     before = pd.read_csv(folder / "predictions_test.csv", dtype={"case_id": str})
     assert before["generated"].notna().all()
-    assert run(load("CTRG").TASK, [*words, "mode=evaluate"]) == 0
+    assert run(load("CTRG").TASK, [*arguments, "mode=evaluate"]) == 0
     pd.testing.assert_frame_equal(before, pd.read_csv(folder / "predictions_test.csv", dtype={"case_id": str}))
     names = before["case_id"].tolist()
     shutil.copytree(root / "Chest_New_nitfy_2", tmp_path / "nifti")
@@ -212,7 +211,7 @@ def test_evaluation_again_and_prediction_of_either_form_write_the_same_reports(t
         shutil.copytree((root / pictures[name][0]).parent, tmp_path / "jpeg" / name)
     for form in ("nifti", "jpeg"):
         asked = [
-            *words,
+            *arguments,
             "mode=predict",
             f"input={tmp_path / form}",
             f"output={tmp_path / form}_out",
@@ -247,7 +246,7 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
 
 def split_of(root, **given):
     module = load("CTRG")
-    settings = module.Settings(**given)
+    settings = module.TASK.settings(**given)
     return split_fold(module.read_cases(root, settings), fold=settings.fold, folds=10)
 
 
@@ -262,14 +261,14 @@ def test_validation_is_a_seeded_part_of_training(trained):
 def test_cases_without_findings_are_excluded(trained, tmp_path, capsys):
     root, *_ = trained
     listed = json.loads((root / "chest_ctrg_nitfy_ori_split.json").read_text())
-    cases = {one.case_id: one for one in load("CTRG").read_cases(root, load("CTRG").Settings())}
+    cases = {one.case_id: one for one in load("CTRG").read_cases(root, load("CTRG").TASK.settings())}
     first = listed["train"][0]
     found = cases[first["id"].removesuffix(".nii.gz")]
     assert found.report == first["report"]
     shutil.copytree(root, tmp_path / "set")
     listed["train"][0]["report"] = " . "
     (tmp_path / "set" / "chest_ctrg_nitfy_ori_split.json").write_text(json.dumps(listed))
-    fewer = load("CTRG").read_cases(tmp_path / "set", load("CTRG").Settings())
+    fewer = load("CTRG").read_cases(tmp_path / "set", load("CTRG").TASK.settings())
     assert {one.case_id for one in fewer} == set(cases) - {found.case_id}
     assert "excluded 1 of 9 cases" in capsys.readouterr().out
 
@@ -281,10 +280,11 @@ def test_slices_nifti_and_arrow_files_have_the_same_orientation(trained, tmp_pat
     for name in ("Chest_New", "chest_ctrg_jpg.json"):
         (tmp_path / "pictures" / name).symlink_to(root / name)
     arrows = prepare_dataset(root, "ctrg", tmp_path / "arrows", shape=(40, 24, 32), val_patients=2)
-    task_type = folder.build(folder.Settings())
+    task_type = folder.build(folder.TASK.settings())
     task_type.fit_vocabulary(TRAINING, {})
     forms = [
-        {one.report: one for one in folder.read_cases(path, folder.Settings())} for path in (root, tmp_path / "pictures", arrows)
+        {one.report: one for one in folder.read_cases(path, folder.TASK.settings())}
+        for path in (root, tmp_path / "pictures", arrows)
     ]
     report = next(text for text in forms[2] if text in forms[0])
     nifti, pictures, arrow = (task_type.read(masks=False)(form[report])["image"] for form in forms)
@@ -297,7 +297,7 @@ def test_slices_nifti_and_arrow_files_have_the_same_orientation(trained, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["tokenizer=english"], "tokenizer='english' should be 'm2kt' or 'lossless'"),
         (["num_beams=0"], "num_beams='0' should be greater than 0"),
@@ -307,17 +307,17 @@ def test_slices_nifti_and_arrow_files_have_the_same_orientation(trained, tmp_pat
         (["num_beam=2"], "did you mean num_beams"),
     ],
 )
-def test_mistakes_are_one_sentence(trained, tmp_path, capsys, words, message):
+def test_mistakes_are_one_sentence(trained, tmp_path, capsys, arguments, message):
     root, *_ = trained
-    assert run(load("CTRG").TASK, [*arguments_of(root, tmp_path), *words]) == 2
+    assert run(load("CTRG").TASK, [*arguments_of(root, tmp_path), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
 def test_another_option_under_the_same_name_is_refused(trained, capsys):
-    *_, words = trained
-    assert run(load("CTRG").TASK, [*words, "no_repeat_ngram_size=2"]) == 2
+    *_, arguments = trained
+    assert run(load("CTRG").TASK, [*arguments, "no_repeat_ngram_size=2"]) == 2
     assert "no_repeat_ngram_size=2 (was 3)" in capsys.readouterr().err
 
 

@@ -51,7 +51,7 @@ def test_a_custom_table_becomes_a_data_root(script, tmp_path):
 @pytest.mark.slow
 def test_a_run_learns_from_it(script, tmp_path):
     out = script("make_arrow").make(write_table(tmp_path), {"folder": "stoic2021", "out": tmp_path / "own.arrow"})
-    words = [
+    arguments = [
         f"data_root={out}",
         f"log_dir={tmp_path}",
         "run_name=r",
@@ -60,7 +60,7 @@ def test_a_run_learns_from_it(script, tmp_path):
         "encoder=tiny",
         "n_bootstrap=2",
     ]
-    assert run(load("stoic2021").TASK, words) == 0
+    assert run(load("stoic2021").TASK, arguments) == 0
 
 
 def test_exclusive_targets_and_masks_come_from_their_columns(script, tmp_path):
@@ -116,7 +116,7 @@ def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, message):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["folder=stoic2021"], "out=... is missing"),
         (["folder=x", "out=a.arrow"], "folder=x: expected one of"),
@@ -124,6 +124,6 @@ def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, message):
         (["folder=stoic2021", "out=a.arrow", "x=1"], "x=... is unknown"),
     ],
 )
-def test_bad_arguments_are_one_sentence(script, tmp_path, capsys, words, message):
-    assert script("make_arrow").main([str(write_table(tmp_path)), *words]) == 2
+def test_bad_arguments_are_one_sentence(script, tmp_path, capsys, arguments, message):
+    assert script("make_arrow").main([str(write_table(tmp_path)), *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -36,8 +36,8 @@ def test_the_challenges_table_holds_the_scores_of_the_run(trained, predict, tmp_
         (scans / f"{name}.mha").symlink_to(root / "data" / "mha" / f"{name}.mha")
     (scans / "broken.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
     out = tmp_path / "result.csv"
-    words = [f"data_root={root}", f"input={scans}", f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}", f"output={out}"]
-    assert predict([*words, "accelerator=cpu"]) == 3
+    arguments = [f"data_root={root}", f"input={scans}", f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}", f"output={out}"]
+    assert predict([*arguments, "accelerator=cpu"]) == 3
     assert "excluded broken" in capsys.readouterr().out
     table = pd.read_csv(out, dtype={"PatientID": str})
     assert list(table) == ["PatientID", "probCOVID", "probSevere"]

@@ -11,10 +11,12 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 from fake_hub import REPO, FakeHub
+from tqdm import tqdm
 
 from mg3d.preparation.run import PrepareOptions, prepare
 
@@ -61,6 +63,8 @@ def left_behind(group, wait_s=20):
 
 
 def main(root, folder, kills, workers, budget):
+    tqdm.monitor_interval = 0  # neither a thread nor a semaphore may be shared with forked processes that are killed
+    tqdm.set_lock(threading.RLock())
     began = time.monotonic()
     prepare(options(root, folder / "uninterrupted", workers, budget))
     whole = time.monotonic() - began

@@ -13,7 +13,7 @@ UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def labelled():
-    """[z, y, x] LPS, every voxel another number."""
+    """[z, y, x] LPS, every voxel with another value."""
     return np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
 
 
@@ -40,8 +40,8 @@ def test_blank_header_takes_orientation_and_spacing_from_the_table(tmp_path, aff
     np.testing.assert_array_equal(geometry.to_lps(array, geometry.table_affine(turned))[0], labelled()[:, ::-1, ::-1])
 
 
-def test_axes_point_up_back_and_left(tmp_path):
-    """A single voxel at a world position: 40 mm left, 30 mm back, 100 mm up of the grid's centre."""
+def test_axes_point_to_superior_posterior_and_left(tmp_path):
+    """A single voxel at a world position: 40 mm left, 30 mm back, 100 mm up of the grid's center."""
     affine = np.array([[3.0, 0, 0, -90], [0, 3.0, 0, -90], [0, 0, 5.0, -200], [0, 0, 0, 1]])
     stored = np.zeros((60, 58, 80), np.int16)
     world_ras = np.array([-40.0, -30.0, 100.0, 1])
@@ -61,7 +61,7 @@ def test_header_scaling_is_applied(tmp_path):
     np.testing.assert_allclose(read_nifti(tmp_path / "volume.nii.gz")[0], expected, atol=1e-3)
 
 
-def test_crop_keeps_the_original_pixels_of_a_512_matrix():
+def test_the_crop_of_a_512_matrix_is_that_of_the_original_code():
     volume = np.broadcast_to(np.arange(512)[:, None], (100, 512, 512))
     cropped, _ = geometry.cut(volume, geometry.center_box(volume.shape))
     assert cropped.shape == (88, 336, 448)
@@ -81,7 +81,7 @@ def slow_axis(values, after):
     return np.array(result)
 
 
-def test_resize_equals_a_slow_one():
+def test_resize_equals_a_slow_loop():
     volume = chest()[:, ::-1]
     expected = volume.astype(np.float64).clip(-900, 500) * 1.0
     for axis, after in enumerate((8, 30, 17)):
@@ -120,19 +120,19 @@ def test_impossible_grids_are_refused(affine, depth, code):
 
 
 def slow_linear_axis(values, after):
-    """Plain linear resize of one axis, voxel edges aligned, one sample at a time."""
+    """Linear resize of one axis without antialiasing, one sample at a time."""
     before = len(values)
     result = []
     for k in range(after):
-        place = min(max((k + 0.5) * before / after - 0.5, 0), before - 1)
-        low = int(place)
+        position = min(max((k + 0.5) * before / after - 0.5, 0), before - 1)
+        low = int(position)
         high = min(low + 1, before - 1)
-        result.append(values[low] + (place - low) * (values[high] - values[low]))
+        result.append(values[low] + (position - low) * (values[high] - values[low]))
     return np.array(result)
 
 
 @pytest.mark.parametrize("shape", [(8, 30, 17), (26, 5, 60), (1, 22, 3)])
-def test_the_compatible_resize_equals_torch_and_a_slow_one(shape):
+def test_trilinear_resize_equals_torch_and_a_slow_loop(shape):
     volume = chest()[:, ::-1]
     found = geometry.resize(volume, shape, limits=(-900, 500), kernel="trilinear")
     clipped = torch.from_numpy(volume.astype(np.float32)).clamp(-900, 500)
@@ -145,7 +145,7 @@ def test_the_compatible_resize_equals_torch_and_a_slow_one(shape):
 
 
 @pytest.mark.parametrize("kernel", ["antialias", "trilinear"])
-def test_padding_is_air_that_nobody_stores(kernel):
+def test_padding_equals_a_volume_padded_with_air(kernel):
     padding = ((3, 0), (0, 5), (2, 7))
     scale, limits = (1.0, -1024.0), (-1024, 1500)
     stored = chest() + 1024
@@ -156,7 +156,7 @@ def test_padding_is_air_that_nobody_stores(kernel):
 
 
 def body_in_air():
-    """[40, 60, 50] with a body in [10:31, 20:49, 8:41], a small dense thing elsewhere, and lung inside the body."""
+    """[40, 60, 50] with a body in [10:31, 20:49, 8:41], a small dense object elsewhere, and lung inside the body."""
     volume = np.full((40, 60, 50), -1000, np.int16)
     volume[10:31, 20:49, 8:41] = 40
     volume[15:25, 25:40, 12:30] = -850
@@ -165,14 +165,14 @@ def body_in_air():
 
 
 @pytest.mark.parametrize(("spacing", "coarse"), [((5.0, 4.5, 6.0), (1, 1, 1)), ((2.0, 1.0, 1.3), (2, 4, 3))])
-def test_the_body_is_the_largest_part_to_within_a_coarse_voxel(spacing, coarse):
+def test_the_body_is_the_largest_component_to_within_a_coarse_voxel(spacing, coarse):
     found = geometry.body_box(body_in_air() + 1024, (1.0, -1024.0), spacing)
     for (first, end), (start, stop), step in zip(found, ((10, 31), (20, 49), (8, 41)), coarse):
         assert start <= first < start + step
         assert stop - step < end <= stop
 
 
-def test_a_body_crop_keeps_a_margin_as_far_as_there_is_volume():
+def test_the_margin_of_a_body_crop_is_clipped_to_the_volume():
     volume = body_in_air()
     cropped, padding = geometry.cut(volume, geometry.margin_box(volume, (1.0, 0.0), (5.0, 4.5, 6.0), 50.0))
     assert padding == ((0, 0), (0, 0), (0, 0))
@@ -181,7 +181,7 @@ def test_a_body_crop_keeps_a_margin_as_far_as_there_is_volume():
     np.testing.assert_array_equal(cropped, volume[0:40, 9:60, 0:49])
 
 
-def test_a_crop_in_mm_is_a_box_around_the_middle_of_the_body():
+def test_a_crop_in_mm_is_a_box_around_the_center_of_the_body():
     volume = body_in_air()
     part, padding = geometry.cut(volume, geometry.mm_box(volume, (1.0, 0.0), (5.0, 4.5, 6.0), (250.0, 45.0, 360.0)))
     # 50, 10 and 60 voxels around 20.5, 34.5, 24.5: from -5 to 45, 29 to 39, -6 to 54

@@ -6,18 +6,18 @@ from mg3d.preparation.hounsfield import air_peak, choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 
 
-def test_hounsfield_units_are_never_shifted_again():
+def test_values_in_hu_are_not_rescaled_again():
     assert choose_hu_rescale(chest(), (1.0, -1024.0)) == ("already_hu", 1.0, 0.0)
     assert choose_hu_rescale(chest(), (1.0, -8192.0)).source == "already_hu"
 
 
 @pytest.mark.parametrize("intercept", [-1024, -8192])
-def test_raw_numbers_take_the_intercept_of_the_table(intercept):
+def test_scanner_values_take_the_intercept_of_the_table(intercept):
     assert choose_hu_rescale(chest().astype(np.int32) - intercept, (1.0, float(intercept))) == ("metadata_table", 1.0, intercept)
 
 
 @pytest.mark.parametrize("padding", [-8192, -3024, -2048, -2000])
-def test_padding_outside_the_field_of_view_decides_nothing(padding):
+def test_padding_outside_the_field_of_view_is_ignored(padding):
     volume = chest()
     volume[:, :6] = padding
     volume[:, -3:] = padding
@@ -26,26 +26,26 @@ def test_padding_outside_the_field_of_view_decides_nothing(padding):
     assert choose_hu_rescale(raw, (1.0, -1024.0)).source == "metadata_table"
 
 
-@pytest.mark.parametrize("filling", [None, -2048, -2000])
-def test_an_intercept_that_was_added_twice_is_refused_whatever_fills_the_corners(filling):
+@pytest.mark.parametrize("padding", [None, -2048, -2000])
+def test_a_doubled_intercept_is_refused_with_any_padding(padding):
     volume = chest()
-    if filling:
-        volume[:, :6] = filling
+    if padding:
+        volume[:, :6] = padding
     for table in (None, (1.0, -1024.0)):
         with pytest.raises(Refusal, match="hu_ambiguous"):
             choose_hu_rescale(volume - 1024, table)
 
 
-def test_filling_of_raw_numbers_that_looks_like_air_is_not_taken_for_it():
+def test_padding_of_scanner_values_that_looks_like_air_is_not_air():
     volume = chest()
     volume[:, :6] = -2048
-    assert choose_hu_rescale(volume + 1024, (1.0, -1024.0)).source == "metadata_table"  # stored filling: -1024; stored air: 24
+    assert choose_hu_rescale(volume + 1024, (1.0, -1024.0)).source == "metadata_table"  # stored padding: -1024; stored air: 24
 
 
-def test_filling_of_a_resampled_volume_decides_nothing():
+def test_padding_of_a_resampled_volume_is_ignored():
     volume = np.repeat(np.repeat(chest(), 4, axis=1), 4, axis=2)
     volume[:, :20] = -2048
-    volume[:, 20] = np.linspace(-2000, -1050, volume.shape[2])  # half filling, half air
+    volume[:, 20] = np.linspace(-2000, -1050, volume.shape[2])  # interpolated from padding to air
     assert choose_hu_rescale(volume, None).source == "already_hu"
 
 
@@ -54,26 +54,26 @@ def test_air_peak_is_the_mode_of_the_lowest_voxels():
     assert air_peak(values) == -1010
 
 
-def test_air_at_no_known_place_is_ambiguous():
+def test_air_away_from_minus_1000_hu_is_ambiguous():
     for stored, table in ((chest() - 1024, (1.0, -1024.0)), (chest() + 500, None), (chest() + 1024, (float("nan"), -1024.0))):
         with pytest.raises(Refusal) as caught:
             choose_hu_rescale(stored, table)
         assert caught.value.code == "hu_ambiguous"
 
 
-def test_constant_and_not_finite_volumes_are_refused():
+def test_constant_volumes_and_nan_are_refused():
     with pytest.raises(Refusal, match="constant_image"):
         choose_hu_rescale(np.full((4, 5, 6), -1000), None)
     with pytest.raises(Refusal, match="hu_ambiguous"):
         choose_hu_rescale(np.where(chest() > 100, np.nan, chest()), None)
 
 
-def test_a_large_volume_is_sampled_to_the_same_rule():
+def test_a_sampled_large_volume_gets_the_same_rescale():
     assert choose_hu_rescale(np.tile(chest(), (4, 8, 8)), (1.0, -1024.0)).source == "already_hu"
 
 
 def head(air=-1000):
-    """HU [z, y, x] of a shell of bone around a brain; no lung and no fat lie between air and tissue."""
+    """HU [z, y, x] of a shell of bone around a brain, without lung or fat between air and tissue."""
     rng = np.random.default_rng(3)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, length) for length in (26, 22, 24)), indexing="ij")
     radius = np.sqrt(z**2 + y**2 + x**2)
@@ -84,12 +84,12 @@ def head(air=-1000):
 
 
 @pytest.mark.parametrize("intercept", [-1024.0, -8192.0])
-def test_air_without_noise_around_a_head_is_no_filling(intercept):
+def test_noise_free_air_around_a_head_is_not_padding(intercept):
     assert choose_hu_rescale(head(), (1.0, intercept)).source == "already_hu"
     assert choose_hu_rescale(head().astype(np.int32) - int(intercept), (1.0, intercept)).source == "metadata_table"
 
 
-def test_a_known_filling_that_is_stored_where_air_lies_is_not_taken_for_it():
+def test_known_padding_stored_at_minus_1000_is_not_air():
     volume = chest()
     volume[:, :6] = -2000
-    assert choose_hu_rescale(volume + 1000, (1.0, -1000.0)).source == "metadata_table"  # stored filling: -1000; stored air: 0
+    assert choose_hu_rescale(volume + 1000, (1.0, -1000.0)).source == "metadata_table"  # stored padding: -1000; stored air: 0

@@ -1,4 +1,4 @@
-"""Own folders and Rad-ChestCT through the whole preparation: files on one side, rows and voxels on the other."""
+"""Custom folders and Rad-ChestCT through the whole preparation, from files to rows and voxels."""
 
 import csv
 

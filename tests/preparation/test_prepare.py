@@ -66,7 +66,7 @@ def test_indices_hold_every_volume_with_its_report_and_voxels(small_tree, tmp_pa
     assert body[..., -1].mean() > body[..., 0].mean()  # left is more
 
 
-def test_a_second_run_writes_nothing_and_a_lost_shard_comes_back_the_same(small_tree, tmp_path, monkeypatch, capsys):
+def test_a_second_run_writes_nothing_and_restores_a_lost_shard(small_tree, tmp_path, monkeypatch, capsys):
     root, out = small_tree.write(), tmp_path / "out"
     monkeypatch.setattr(shards, "SHARD_ROWS", 4, raising=True)
     assert run(root, out) == 0
@@ -152,7 +152,7 @@ def test_invalid_folders_and_sizes_are_reported_in_one_sentence(arguments, words
     "content", [b"", b"\x89PNG\r\n\x1a\n\xff\xfe\x00", b'VolumeName,Findings_EN\n"a,b\nc'], ids=["empty", "binary", "cut"]
 )
 @pytest.mark.parametrize("table", ["radiology_text_reports/train_reports.csv", "metadata/validation_metadata.csv"])
-def test_a_broken_table_is_named_with_what_it_should_hold(small_tree, tmp_path, capsys, table, content):
+def test_a_broken_table_is_reported_with_its_expected_columns(small_tree, tmp_path, capsys, table, content):
     root = small_tree.write()
     (root / "dataset" / table).write_bytes(content)
     assert run(root, tmp_path / "out") == 2
@@ -163,7 +163,7 @@ def test_a_broken_table_is_named_with_what_it_should_hold(small_tree, tmp_path, 
     assert error.count("\n") == 1
 
 
-def test_a_no_chest_list_that_is_no_text_is_named(small_tree, tmp_path, capsys):
+def test_a_binary_no_chest_list_is_reported(small_tree, tmp_path, capsys):
     root = small_tree.write()
     (root / "dataset/metadata/no_chest_train.txt").write_bytes(b"\xff\xfe\x00a")
     assert run(root, tmp_path / "out") == 2
@@ -182,7 +182,7 @@ def test_a_no_chest_list_that_is_no_text_is_named(small_tree, tmp_path, capsys):
         (b'[{"image_path": 5}]', "case 0 of train has no image_path"),
     ],
 )
-def test_a_broken_annotation_is_named_with_what_it_should_hold(tmp_path, capsys, content, words):
+def test_a_broken_annotation_file_is_reported_with_its_expected_content(tmp_path, capsys, content, words):
     root = tmp_path / "ctrg"
     root.mkdir()
     (root / "chest_ctrg_jpg.json").write_bytes(content)

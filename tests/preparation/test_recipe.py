@@ -28,7 +28,7 @@ CHOICES = {
 
 @pytest.fixture
 def volume(tree):
-    """Makes the stored voxels and facts of one volume [x, y, z] with a recipe."""
+    """Prepares one volume [x, y, z] with a recipe."""
 
     def make(recipe, stored=None, affine=LPS):
         tree.add("valid_1_a_1")
@@ -41,7 +41,7 @@ def volume(tree):
     return make
 
 
-def test_every_choice_changes_the_hash_and_nothing_else_does():
+def test_every_option_changes_the_hash():
     digests = {name: Recipe(**choice).digest("ct_rate") for name, choice in CHOICES.items()}
     assert len(set(digests.values())) == len(CHOICES)
     assert Recipe(uint8_window=(-900.0, 900.0)).digest("ct_rate") == digests["default"]
@@ -124,7 +124,7 @@ def test_a_body_crop_excludes_the_air_around_it(volume):
         {"uint8_window": (-2000.0, 200.0)},
     ],
 )
-def test_a_choice_that_no_volume_can_have_is_refused(choice):
+def test_impossible_options_are_refused(choice):
     with pytest.raises(ValueError, match=r"crop|uint8_window"):
         Recipe(**choice)
 

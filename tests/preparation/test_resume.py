@@ -238,4 +238,4 @@ def test_a_changed_slice_of_a_case_is_noticed(tmp_path, read):
     assert len(read) == 1
     sidecars = [json.loads(path.read_text()) for path in sorted((out / "shards/ctrg").glob("shard-*.json"))]
     rows = [facts for sidecar in sidecars for facts in sidecar["volumes"].values() if "row" in facts]
-    assert [facts["raw"]["files"] for facts in rows] == [20] * 6
+    assert [facts["raw_files"]["files"] for facts in rows] == [20] * 6

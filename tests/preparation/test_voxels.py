@@ -1,4 +1,4 @@
-"""One volume from its file to the stored voxels."""
+"""From the file of one volume to the stored voxels."""
 
 import gzip
 import struct
@@ -39,7 +39,7 @@ def right_anterior_up():
         *((kind, "metadata_table") for kind in ("first", "blank affine", "siemens")),
     ],
 )
-def test_every_form_of_a_volume_gives_the_same_voxels(tree, kind, hu_source):
+def test_every_release_and_orientation_gives_the_same_voxels(tree, kind, hu_source):
     raw = chest(7).transpose(2, 1, 0).astype(np.float64)
     form = {
         "corrected": {"hu": chest(7)},
@@ -59,7 +59,7 @@ def test_every_form_of_a_volume_gives_the_same_voxels(tree, kind, hu_source):
     assert facts["spacing_mm"] == pytest.approx(kept)
 
 
-def test_padding_is_stored_as_the_lowest_number(tree):
+def test_padding_is_stored_as_the_lowest_value(tree):
     volume = chest()
     volume[:, 4:6] = -8192
     image, _ = make(tree, "train_1_a_1", hu=volume)
@@ -76,14 +76,14 @@ def test_padding_is_stored_as_the_lowest_number(tree):
         ({"stored": np.full(SHAPE[::-1], -1000, np.int16)}, "constant_image"),
     ],
 )
-def test_a_volume_that_cannot_be_used_says_why(tree, volume, code):
+def test_an_unusable_volume_is_refused_with_a_reason(tree, volume, code):
     with pytest.raises(Refusal) as caught:
         make(tree, "train_1_a_1", **volume)
     assert caught.value.code == code
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.6, 0.999])
-def test_a_file_that_ends_early_is_noticed(tree, kept):
+def test_a_truncated_file_is_refused(tree, kept):
     path = tree.add("train_1_a_1")
     tree.add("valid_1_a_1")
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
@@ -94,7 +94,7 @@ def test_a_file_that_ends_early_is_noticed(tree, kept):
     assert kept == 0 or caught.value.code == "gzip_truncated"
 
 
-def test_a_header_whose_spacing_is_not_a_number_is_refused(tree):
+def test_a_header_with_nan_spacing_is_refused(tree):
     tree.add("valid_1_a_1")
     path = tree.add("train_1_a_1")
     content = bytearray(gzip.decompress(path.read_bytes()))

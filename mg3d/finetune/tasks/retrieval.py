@@ -30,7 +30,7 @@ class Retrieval(PromptClassification):
     """Identical reports are one item of the gallery; every volume with that report is relevant.
 
     Columns: `rank/`, `relevant/` (items of the gallery that are relevant) and `gallery/` (its size) of both directions, nan in
-    rows whose report is not a query of its own; `jaccard@<k>`: label overlap with the k most similar other volumes.
+    rows whose report is not a separate query; `jaccard@<k>`: label overlap with the k most similar other volumes.
     """
 
     def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
