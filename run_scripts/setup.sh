@@ -1,44 +1,43 @@
-# Sourced by the other scripts: makes sure that `python` can import mg3d and its packages. Made once, then a no-op.
-# Uses the active Python when it has everything; otherwise makes .venv and installs requirements.txt into it.
-# Settings: PYTHON=python3.12 picks the interpreter for .venv.
-# The other scripts print what stands at their head for --help, here, before anything is made.
+# Sourced by the other scripts: provides a Python ($PYTHON) with all packages.
+# Uses the active Python if it has them; otherwise creates .venv and installs requirements.txt, once.
+# PYTHON=python3.12 selects the interpreter of .venv. With --help, prints the head of the calling script and exits.
+root=${root:-$PWD}
 case " $* " in
     *" --help "* | *" -h "*)
         sed -n '2,/^set -/{/^#SBATCH/d;s/^# \{0,1\}//p}' "$0"
-        echo "Settings and their values:   python main.py print_config"
+        echo "All settings:   python main.py print_config"
         exit 0
         ;;
 esac
-export TOKENIZERS_PARALLELISM=false
+export TOKENIZERS_PARALLELISM=false PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 has_packages() {
     "$1" - <<'PY' >/dev/null 2>&1
-import importlib.util as u, pathlib, sys
+import importlib.util as u, sys
 names = "torch torchvision pytorch_lightning monai transformers tokenizers safetensors huggingface_hub fsspec filelock pydantic timm scipy pandas pyarrow nibabel isal PIL SimpleITK sacred pkg_resources einops sklearn pycocoevalcap tensorboard matplotlib rich mg3d"
-missing = [n for n in names.split() if u.find_spec(n) is None]
-elsewhere = not missing and pathlib.Path(u.find_spec("mg3d").origin).resolve().parent.parent != pathlib.Path.cwd().resolve()
-sys.exit(bool(missing or elsewhere))
+sys.exit(any(u.find_spec(name) is None for name in names.split()))
 PY
 }
 
-if [ ! -x .venv/bin/python ] && command -v python >/dev/null && has_packages python; then
+venv=$root/.venv
+if [ ! -x "$venv/bin/python" ] && command -v python >/dev/null && has_packages python; then
     PYTHON=python
 else
-    if [ ! -x .venv/bin/python ]; then
+    if [ ! -x "$venv/bin/python" ]; then
         base=${PYTHON:-$(for p in python3.12 python3.11 python3; do
             "$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo "$p"; break; }
         done)}
-        [ -n "$base" ] || { echo "mg3d: no Python 3.11 or newer found; install one, or name it: PYTHON=/path/to/python bash $0" >&2; exit 1; }
-        echo "mg3d: making .venv with $("$base" --version)"
-        "$base" -m venv .venv
+        [ -n "$base" ] || { echo "mg3d: no Python 3.11 to 3.13 found; install one, or set PYTHON=/path/to/python" >&2; exit 1; }
+        echo "mg3d: creating .venv with $("$base" --version)"
+        "$base" -m venv "$venv"
     fi
-    PYTHON=.venv/bin/python
-    if ! cmp -s requirements.txt .venv/requirements.installed || ! has_packages .venv/bin/python; then
-        echo "mg3d: installing requirements.txt into .venv (about 6 GB with CUDA, some minutes, once)"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-        has_packages .venv/bin/python || { echo "mg3d: packages are still missing after the installation; remove .venv and try again" >&2; exit 1; }
-        cp requirements.txt .venv/requirements.installed
+    PYTHON=$venv/bin/python
+    if ! cmp -s "$root/requirements.txt" "$venv/requirements.installed" || ! has_packages "$PYTHON"; then
+        echo "mg3d: installing requirements.txt into .venv (about 6 GB with CUDA, several minutes, once)"
+        (cd "$root" && "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt)
+        has_packages "$PYTHON" || { echo "mg3d: packages are missing after the installation; delete .venv and try again" >&2; exit 1; }
+        cp "$root/requirements.txt" "$venv/requirements.installed"
     fi
-    PATH="$PWD/.venv/bin:$PATH"
+    PATH="$venv/bin:$PATH"
 fi
 export PYTHON PATH

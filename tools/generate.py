@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> str:
 
     model = load_model(options)
     model.require_captioning()
-    decoding = {"beams": options.beams, "no_repeat": options.no_repeat}
+    decoding = {"num_beams": options.beams, "no_repeat_ngram_size": options.no_repeat}
     if options.out is None:
         return model.generate(model.read(options.source), **decoding)
     sources = list_scans(model, options.source, table=options.table)

@@ -13,7 +13,7 @@ from mg3d.models.flops import Part, ReportShape, count_step, needed_flops
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import tiny_text_encoder
 from mg3d.settings.schema import Settings, volume_shape
-from mg3d.training.trainer import share_batch
+from mg3d.training.trainer import plan_batches
 
 SAFE_MEMORY_FRACTION = 0.8
 """Up to this fraction of a device's memory a prediction counts as fitting; temporary buffers are not counted."""
@@ -85,7 +85,7 @@ def predict(
     Raises:
         ValueError: `batch_size` cannot be divided over the devices.
     """
-    per_device = share_batch(settings, devices).per_rank
+    per_device = plan_batches(settings, devices).per_rank
     model, data = random_weights(settings), settings.data
     shape = volume_shape(data.image_size, data.volume_size)
     views, is_cached = (data.sentence_views, min(VIEW_TOKENS, data.max_text_len)), bool(settings.text.text_cache)
@@ -115,7 +115,7 @@ def calibrate(settings: Settings, *, devices: int, device: str, threads: int, se
     torch.set_num_threads(threads)
     data, precision = settings.data, "bf16" if "bf16" in settings.run.precision else "32"
     options = BenchmarkOptions(
-        size=volume_shape(data.image_size, data.volume_size), batch=share_batch(settings, devices).per_rank, device=device,
+        size=volume_shape(data.image_size, data.volume_size), batch=plan_batches(settings, devices).per_rank, device=device,
         precision=precision, tokens=data.max_text_len, sentences=sentences, threads=threads,
     )  # fmt: skip
     model = random_weights(settings).train()

@@ -82,7 +82,7 @@ def _against_copy(root: Path, sizes: Sizes) -> list[BenchmarkRow]:
     baseline = ("np.memmap, one copy per batch", copy)
     voxels = ("DataLoader, voxels only, in process", _read_all(VoxelDataset(studies), order, stack_volumes))
     whole = ("DataLoader, whole batch, in process", _read_all(MixtureDataset([studies]), order, make_collator(root, studies)))
-    target = 0.9 if sizes.has_targets else None
+    target = 0.7 if sizes.has_targets else None
     return [
         compare("batches of voxels", voxels, baseline, rounds=sizes.rounds, target=target),
         compare("batches with text", whole, baseline, rounds=sizes.rounds),

@@ -29,15 +29,14 @@ from mg3d.finetune.module import FinetuneModule, gather_rows
 from mg3d.finetune.settings import UNCOMPARED, FinetuneSettings, changed
 from mg3d.finetune.tasks.base import TaskType
 from mg3d.settings.schema import RunSettings
-from mg3d.training.finite import StopAtNotFinite
+from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.run import is_first_rank
 from mg3d.training.trainer import (
-    PlainBar,
-    RichBar,
+    AtomicCheckpointIO,
     TimeLimit,
-    WholeCheckpoints,
-    checkpoints,
+    checkpoint_callbacks,
     csv_part,
+    progress_bar,
     resolve_accelerator,
     resolve_devices,
     resolve_precision,
@@ -187,9 +186,9 @@ def build_trainer(task_type: TaskType, folder: Path, *, several: bool) -> pl.Tra
     """The Trainer of one fold, writing into `folder`."""
     settings, metric = task_type.settings, f"val/{task_type.metric}"
     callbacks: list[pl.Callback] = [
-        *checkpoints(folder / "checkpoints", monitor=metric, mode="max"),
+        *checkpoint_callbacks(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),
-        StopAtNotFinite(folder, names=itemgetter("case_id"), advice=NON_FINITE_ADVICE),
+        NonFiniteGuard(folder, names=itemgetter("case_id"), advice=NON_FINITE_ADVICE),
     ]
     if settings.patience:
         callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
@@ -207,7 +206,7 @@ def build_trainer(task_type: TaskType, folder: Path, *, several: bool) -> pl.Tra
             TensorBoardLogger(folder, name="", version="tensorboard"),
             CSVLogger(folder, name="csv", version=csv_part(folder)),
         ],
-        plugins=[WholeCheckpoints()],
+        plugins=[AtomicCheckpointIO()],
         callbacks=[*callbacks, _progress_bar()],
     )
 
@@ -226,7 +225,7 @@ def _devices(settings: FinetuneSettings, *, several: bool) -> dict[str, Any]:
 
 
 def _progress_bar() -> pl.Callback:
-    return RichBar() if sys.stdout.isatty() else PlainBar(refresh_rate=20)
+    return progress_bar(20)
 
 
 def predict(

@@ -210,7 +210,7 @@ class ScanModel:
         return index.search(query[None], k=k, kind=kind)[0]
 
     def generate(self, scans: Scan | Sequence[Scan], **decoding: Any) -> str | list[str]:
-        """Generate the report of each scan; `decoding` goes to `ReportDecoder.generate` (beams, no_repeat, temperature ...).
+        """Generate the report of each scan; `decoding` goes to `ReportDecoder.generate` (num_beams, temperature ...).
 
         Raises:
             ValueError: the model has no captioning head.
@@ -219,8 +219,12 @@ class ScanModel:
             return self.generate([scans], **decoding)[0]
         self.require_captioning()
         tokenizer = self.tokenizer
-        options = {"begin": tokenizer.cls_token_id, "end": tokenizer.sep_token_id, "padding": tokenizer.pad_token_id}
-        options |= {"most_tokens": min(self.settings.data.max_text_len, self.model.text.max_length)} | decoding
+        options = {
+            "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "max_length": min(self.settings.data.max_text_len, self.model.text.max_length),
+            **decoding,
+        }  # fmt: skip
         with torch.no_grad():
             rows = [row for volume in self._batches(scans) for row in self.model.generate_reports(volume, **options)]
         return [tokenizer.decode(row.tolist(), skip_special_tokens=True).strip() for row in rows]

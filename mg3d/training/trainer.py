@@ -1,4 +1,4 @@
-"""The Lightning Trainer: machine, precision, loggers, checkpoints, progress."""
+"""The Lightning Trainer: hardware, precision, loggers, checkpoints, time limit and preemption."""
 
 import signal
 import sys
@@ -17,35 +17,40 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from mg3d.files import replacing
 from mg3d.settings.schema import RunSettings, Settings
-from mg3d.training.finite import StopAtNotFinite
+from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.speed import DataWait, Speed
 
 
-class RichBar(RichProgressBar):
-    """The bar of a terminal, without the logger's version number."""
+class _NoVersion:
+    """Progress bar without the logger's version number."""
 
     def get_metrics(self, *arguments: Any) -> dict[str, Any]:
-        """What stands behind the bar."""
+        """Metrics after the bar."""
         return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
 
 
-class PlainBar(TQDMProgressBar):
-    """The bar of a log file, without the logger's version number."""
+class TerminalProgressBar(_NoVersion, RichProgressBar):
+    """Progress bar for a terminal."""
+
+
+class LogProgressBar(_NoVersion, TQDMProgressBar):
+    """Progress bar for a log file."""
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """Ends the bars' lines, so that what is said next has one of its own."""
+        """Ends the line of the bar, so that the error message starts a new one."""
         for bar in (self._val_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
 
-    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
-        """What stands behind the bar."""
-        return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
+
+def progress_bar(refresh_rate: int) -> Callback:
+    """A bar for the terminal, or for a log file with updates every `refresh_rate` batches."""
+    is_terminal = sys.stdout.isatty() and not torch.distributed.is_torchelastic_launched()
+    return TerminalProgressBar() if is_terminal else LogProgressBar(refresh_rate=refresh_rate)
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all: a full disk or a kill leaves the one before. Lightning writes elsewhere first,
-    and moving from there to another disk can be cut off."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically: a full disk or a killed process leaves the previous one intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes one checkpoint."""
@@ -112,7 +117,7 @@ class PreemptionHandler(Callback):
             self.preempted = True
             trainer.save_checkpoint(self.path, weights_only=False)
             trainer.should_stop = True
-            trainer.limit_val_batches = 0  # Lightning validates when it is asked to stop
+            trainer.limit_val_batches = 0  # or Lightning would validate before it stops
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
         """Raises Preempted on the signal. Every rank has the same number of validation batches, so no rank is left waiting."""
@@ -138,29 +143,32 @@ def _any_rank(trainer: pl.Trainer, value: bool) -> bool:
 
 
 def resolve_accelerator(run: RunSettings) -> str:
-    """`cpu` or `gpu`; ValueError when a GPU is asked for and none is there."""
+    """`cpu` or `gpu`; ValueError for accelerator=gpu without a GPU."""
     available = torch.cuda.is_available()
     if run.accelerator == "gpu" and not available:
-        raise ValueError(
-            "accelerator=gpu, but torch sees no GPU here; use accelerator=cpu (with the preset tiny) or a GPU machine"
-        )
+        raise ValueError("accelerator=gpu, but torch sees no GPU; use a GPU machine, or accelerator=cpu with the preset tiny")
     if run.accelerator == "auto":
         return "gpu" if available else "cpu"
     return run.accelerator
 
 
+def resolve_device(run: RunSettings) -> torch.device:
+    """The device of this process outside of the Trainer."""
+    return torch.device("cuda" if resolve_accelerator(run) == "gpu" else "cpu")
+
+
 def resolve_devices(run: RunSettings) -> int:
-    """Processes on this node: what `devices` says, else every GPU, else one."""
+    """Number of processes on this node: `devices`, or every GPU, or one."""
     if resolve_accelerator(run) == "cpu":
         return max(run.devices, 1)
-    there = torch.cuda.device_count()
-    if run.devices > there:
-        raise ValueError(f"devices={run.devices}, but this node has {there} GPU(s)")
-    return run.devices or there
+    available = torch.cuda.device_count()
+    if run.devices > available:
+        raise ValueError(f"devices={run.devices}, but this node has {available} GPU(s)")
+    return run.devices or available
 
 
 def resolve_precision(run: RunSettings) -> str:
-    """`auto` resolved: bf16 where the GPU computes it, fp16 on other GPUs, 32 bits on CPU."""
+    """`auto` resolved: bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU."""
     if run.precision != "auto":
         return run.precision
     if resolve_accelerator(run) == "cpu":
@@ -169,73 +177,68 @@ def resolve_precision(run: RunSettings) -> str:
 
 
 class BatchPlan(NamedTuple):
-    """How the `batch_size` volumes of one optimiser step are shared: ranks * per_rank * passes of them, exactly."""
+    """How the `batch_size` volumes of an optimiser step are split: exactly ranks * per_rank * accumulation_steps."""
 
     ranks: int
-    """Processes on all nodes."""
+    """Processes over all nodes."""
     per_rank: int
-    """Volumes per rank and pass."""
-    passes: int
-    """Passes per optimiser step."""
+    """Volumes per rank and micro-batch."""
+    accumulation_steps: int
+    """Micro-batches per optimiser step."""
 
     @property
-    def per_pass(self) -> int:
-        """Volumes of one pass over all ranks: the ones that are contrasted with one another."""
+    def micro_batch(self) -> int:
+        """Volumes of a micro-batch over all ranks, which the contrastive losses compare."""
         return self.ranks * self.per_rank
 
 
-def plan_batches(settings: Settings) -> BatchPlan:
-    """How the ranks of this machine, and of the other nodes, share `batch_size`; see `share_batch`."""
-    return share_batch(settings, resolve_devices(settings.run) * settings.run.num_nodes)
-
-
-def share_batch(settings: Settings, ranks: int) -> BatchPlan:
-    """Shares `batch_size` among so many ranks, in passes of at most `per_gpu_batchsize` volumes.
+def plan_batches(settings: Settings, ranks: int | None = None) -> BatchPlan:
+    """Splits `batch_size` over ranks (default: those of this run) into micro-batches of at most `per_gpu_batchsize` volumes.
 
     Raises:
-        ValueError: it cannot be shared evenly; the sentence names a value that works.
+        ValueError: it cannot be split evenly; the message suggests values that work.
     """
-    asked, most = settings.optim.batch_size, settings.optim.per_gpu_batchsize
-    share = asked // ranks
-    if asked % ranks == 0 and (share <= most or share % most == 0):
-        return BatchPlan(ranks, min(share, most), share // min(share, most))
-    step = ranks if asked <= ranks * most else ranks * most
-    works = f"batch_size={-(-asked // step) * step}"
-    if asked % ranks:
-        raise ValueError(f"batch_size={asked} cannot be shared evenly by {ranks} processes; use {works}, or other devices")
-    fits = next(size for size in range(most, 0, -1) if share % size == 0)
+    ranks = ranks or resolve_devices(settings.run) * settings.run.num_nodes
+    total, maximum = settings.optim.batch_size, settings.optim.per_gpu_batchsize
+    each, rest = divmod(total, ranks)
+    if rest == 0 and (each <= maximum or each % maximum == 0):
+        return BatchPlan(ranks, min(each, maximum), each // min(each, maximum))
+    multiple = ranks if total <= ranks * maximum else ranks * maximum
+    suggestion = f"batch_size={-(-total // multiple) * multiple}"
+    if rest:
+        raise ValueError(f"batch_size={total} is not divisible by {ranks} processes. Use {suggestion}, or other devices")
+    fits = next(size for size in range(maximum, 0, -1) if each % size == 0)
     raise ValueError(
-        f"batch_size={asked} gives each of {ranks} process(es) {share} volumes a step, which passes of "
-        f"per_gpu_batchsize={most} do not make up; use per_gpu_batchsize={fits} or {works}"
+        f"batch_size={total} over {ranks} process(es) is {each} volumes each, not a multiple of per_gpu_batchsize={maximum}. "
+        f"Use per_gpu_batchsize={fits} or {suggestion}"
     )
 
 
-def checkpoints(
+def checkpoint_callbacks(
     folder: Path, *, monitor: str = "", mode: str = "min", every_steps: int | None = None
 ) -> tuple[ModelCheckpoint, ...]:
-    """`last` after every validation and, with `monitor`, `best` by it; with `every_steps`, `last` alone, so many steps apart.
+    """`last` after every validation, and `best` by the metric `monitor`; with `every_steps`, only `last` at that interval.
 
-    Two callbacks, because Lightning's own `save_last` writes only when the best has changed: a run that was cut off would go
-    back to its best validation.
+    Lightning's `save_last` saves only when `best` changes, so that a resumed run would go back to its best validation.
     """
-    named = {"dirpath": folder, "save_top_k": 1, "enable_version_counter": False}
+    common = {"dirpath": folder, "save_top_k": 1, "enable_version_counter": False}
     if every_steps:
-        return (ModelCheckpoint(filename="last", every_n_train_steps=every_steps, **named),)
-    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=False, **named)
-    return ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, **named), last
+        return (ModelCheckpoint(filename="last", every_n_train_steps=every_steps, **common),)
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=False, **common)
+    return ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, **common), last
 
 
 def build_strategy(settings: Settings) -> DDPStrategy:
-    """Data-parallel training over all ranks; parameters without gradient are looked for only where some can be."""
-    off = any(weight == 0 for weight in vars(settings.loss).values())
+    """DDP; unused parameters are searched for only if the settings can leave some without a gradient."""
+    is_off = any(weight == 0 for weight in vars(settings.loss).values())
     return DDPStrategy(
         process_group_backend="gloo" if resolve_accelerator(settings.run) == "cpu" else None,
-        find_unused_parameters=settings.model.wiring != "paper" or off,
+        find_unused_parameters=settings.model.wiring != "paper" or is_off,
     )
 
 
 def csv_part(run_dir: Path) -> str:
-    """Name of a new part of the run's CSV log: the logger empties the folder it is given, and a resumed run must keep the old."""
+    """Name of the next part of the CSV log: CSVLogger empties its folder, and a resumed run must keep earlier parts."""
     return f"part-{sum(1 for _ in run_dir.glob('csv/part-*')):03d}"
 
 
@@ -247,30 +250,23 @@ def build_trainer(
     volume_flops: float | None = None,
     extra: tuple[Callback, ...] = (),
 ) -> pl.Trainer:
-    """The Trainer of one run, writing into `run_dir`; volume_flops as for `Speed`."""
-    run, devices, steps_apart = settings.run, resolve_devices(settings.run), plan_batches(settings).passes
+    """The Trainer of a run that writes into `run_dir`; volume_flops as for `Speed`."""
+    run, plan, checkpoints = settings.run, plan_batches(settings), run_dir / "checkpoints"
     speed = Speed(DataWait(), volume_flops=volume_flops)
-    several = devices * run.num_nodes > 1
-    terminal = torch.distributed.is_torchelastic_launched() is False and _is_terminal()
-    progress = RichBar() if terminal else PlainBar(refresh_rate=max(1, run.log_interval))
-    kept = checkpoints(run_dir / "checkpoints", monitor="val/total", every_steps=None if validates else run.val_interval)
-    # Its own way of going on in another job would not know where in the data a run stands.
-    by_srun = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
-    environment = [SLURMEnvironment(auto_requeue=False)] if by_srun else []
-    last = run_dir / "checkpoints" / "last.ckpt"
-    limits = (TimeLimit(last, run.max_minutes),) if run.max_minutes else ()
-    watches = (PreemptionHandler(last), *limits, StopAtNotFinite(run_dir), speed)
+    limits = (TimeLimit(checkpoints / "last.ckpt", run.max_minutes),) if run.max_minutes else ()
+    # Lightning's own requeueing would not know the position in the data.
+    is_srun = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
-        devices=devices,
+        devices=resolve_devices(run),
         num_nodes=run.num_nodes,
-        strategy=build_strategy(settings) if several else "auto",
+        strategy=build_strategy(settings) if plan.ranks > 1 else "auto",
         precision=resolve_precision(run),
         max_steps=settings.optim.max_steps,
         max_epochs=-1,
-        accumulate_grad_batches=steps_apart,
+        accumulate_grad_batches=plan.accumulation_steps,
         gradient_clip_val=settings.optim.grad_clip or None,
-        val_check_interval=run.val_interval * steps_apart,
+        val_check_interval=run.val_interval * plan.accumulation_steps,
         check_val_every_n_epoch=None,
         limit_val_batches=(run.val_batches or 1.0) if validates else 0,
         num_sanity_val_steps=0,
@@ -281,11 +277,16 @@ def build_trainer(
             TensorBoardLogger(run_dir, name="", version="tensorboard"),
             CSVLogger(run_dir, name="csv", version=csv_part(run_dir)),
         ],
-        plugins=[WholeCheckpoints(), *environment],
-        callbacks=[*kept, LearningRateMonitor("step"), progress, *watches, *extra],
+        plugins=[AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if is_srun else [])],
+        callbacks=[
+            *checkpoint_callbacks(checkpoints, monitor="val/total", every_steps=None if validates else run.val_interval),
+            LearningRateMonitor("step"),
+            progress_bar(run.log_interval),
+            PreemptionHandler(checkpoints / "last.ckpt"),
+            *limits,
+            NonFiniteGuard(run_dir),
+            speed,
+            *extra,
+        ],
         profiler=speed.wait,
     )
-
-
-def _is_terminal() -> bool:
-    return sys.stdout.isatty()

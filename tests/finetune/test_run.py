@@ -359,9 +359,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(trained, tmp_path, capsys):
     arguments = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=r", *SMALL, "learning_rate=1e30", "epochs=40"]
     assert run(load("stoic2021").TASK, arguments) == 2
     error = capsys.readouterr().err
-    assert re.search(r"the (loss|gradient) of step \d+ is not finite; \S+ names its studies. Lower learning_rate", error)
-    (report,) = (tmp_path / "stoic2021" / "r" / "fold0").glob("not_finite_*.json")
-    assert json.loads(report.read_text())["studies_by_pass"][0]
+    assert re.search(r"the (loss|gradient) of step \d+ is NaN or Inf; \S+ lists its studies. Lower learning_rate", error)
+    (report,) = (tmp_path / "stoic2021" / "r" / "fold0").glob("non_finite_*.json")
+    assert json.loads(report.read_text())["studies"][0]
     saved = tmp_path / "stoic2021" / "r" / "fold0" / "checkpoints" / "last.ckpt"
     if saved.exists():
         weights = torch.load(saved, weights_only=True)["state_dict"].values()

@@ -1,4 +1,4 @@
-"""The decoder that writes reports, and the tokens of the pyramid that it may read."""
+"""Report decoder and pyramid tokens."""
 
 import itertools
 import warnings
@@ -12,11 +12,11 @@ from mg3d.models.pyramid import PyramidTokens
 from mg3d.models.text.decoder import ReportDecoder
 
 BEGIN, END, PADDING = 1, 2, 0
-ENDS = {"begin": BEGIN, "end": END, "padding": PADDING}
+SPECIAL = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": PADDING}
 
 
 def decoder(*, words=11, layers=2, seed=0, spread=0.6, **changes):
-    """With weights so far apart that its reports differ from image to image."""
+    """Weights are large enough for its reports to differ between images."""
     torch.manual_seed(seed)
     built = ReportDecoder(vocabulary_size=words, token_width=6, width=12, layers=layers, heads=3, max_length=24, **changes)
     for weight in built.parameters():
@@ -31,12 +31,12 @@ def image_tokens(size=4, seed=0):
 
 def log_likelihood(model, tokens, ids):
     """[B] of the words behind the first, each up to its first end."""
-    shares = model(tokens, ids[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    probabilities = model(tokens, ids[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     after_end = (ids[:, 1:] == END).cumsum(1) - (ids[:, 1:] == END).long() > 0
-    return shares.masked_fill(after_end, 0).sum(1)
+    return probabilities.masked_fill(after_end, 0).sum(1)
 
 
-def test_later_words_do_not_change_the_scores_before_them():
+def test_decoding_is_causal():
     model, tokens = decoder(), image_tokens(2)
     ids = torch.randint(3, 11, (2, 7), generator=torch.Generator().manual_seed(1))
     changed = ids.clone()
@@ -47,7 +47,7 @@ def test_later_words_do_not_change_the_scores_before_them():
     assert ((before - after)[:, 4:].abs().amax((1, 2)) > 1e-3).all()
 
 
-def test_padding_changes_no_score_and_another_image_changes_all():
+def test_padding_changes_no_logit_and_another_image_changes_all():
     model, tokens = decoder(), image_tokens(2)
     ids = torch.randint(3, 11, (2, 7), generator=torch.Generator().manual_seed(1))
     padded, mask = F.pad(ids, (0, 3), value=PADDING), F.pad(torch.ones_like(ids).bool(), (0, 3))
@@ -56,21 +56,21 @@ def test_padding_changes_no_score_and_another_image_changes_all():
     assert ((model(tokens.flip(0), ids) - scores).abs().amax(-1) > 1e-3).all()
 
 
-@pytest.mark.parametrize("how", [{}, {"beams": 3, "no_repeat": 3}, {"temperature": 1.3}], ids=str)
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3, "no_repeat_ngram_size": 3}, {"temperature": 1.3}], ids=str)
 def test_reports_are_equal_with_and_without_a_cache(how):
     model, tokens = decoder(), image_tokens()
     written = []
     for cached in (True, False):
         torch.manual_seed(4)
-        written.append(model.generate(tokens, **ENDS, most_tokens=24, cached=cached, **how))
+        written.append(model.generate(tokens, **SPECIAL, max_length=24, use_cache=cached, **how))
     assert torch.equal(*written)
     assert len({tuple(row) for row in written[0].tolist()}) == 4
     assert written[0].shape[1] > 8
 
 
-def test_greedy_words_are_the_best_by_the_forward_pass():
+def test_greedy_search_takes_the_argmax_of_the_forward_pass():
     model, tokens = decoder(), image_tokens()
-    ids = model.generate(tokens, **ENDS, most_tokens=24)
+    ids = model.generate(tokens, **SPECIAL, max_length=24)
     best = model(tokens, ids[:, :-1]).argmax(-1)
     alive = (ids[:, :-1] == END).cumsum(1) == 0
     assert torch.equal(best[alive], ids[:, 1:][alive])
@@ -78,11 +78,11 @@ def test_greedy_words_are_the_best_by_the_forward_pass():
     assert (ids[:, 0] == BEGIN).all()
 
 
-def test_a_wide_beam_finds_the_best_of_all_reports_and_greedy_does_not():
+def test_a_wide_beam_finds_the_most_likely_report_and_greedy_search_does_not():
     model, tokens = decoder(words=5, spread=0.3, seed=3), image_tokens(6)
     every = torch.tensor([(BEGIN, *words) for words in itertools.product(range(5), repeat=3)])
-    found = model.generate(tokens, **ENDS, most_tokens=4, beams=25, length_penalty=0.0)
-    greedy = log_likelihood(model, tokens, model.generate(tokens, **ENDS, most_tokens=4))
+    found = model.generate(tokens, **SPECIAL, max_length=4, num_beams=25, length_penalty=0.0)
+    greedy = log_likelihood(model, tokens, model.generate(tokens, **SPECIAL, max_length=4))
     for row, tokens_of_row in enumerate(tokens.split(1)):
         best = log_likelihood(model, tokens_of_row.expand(len(every), -1, -1), every).max()
         torch.testing.assert_close(log_likelihood(model, tokens_of_row, found[row : row + 1])[0], best)
@@ -90,13 +90,11 @@ def test_a_wide_beam_finds_the_best_of_all_reports_and_greedy_does_not():
     assert (log_likelihood(model, tokens, found) > greedy + 1e-3).any()
 
 
-def test_no_run_of_words_is_repeated_where_that_is_forbidden():
+def test_n_grams_are_not_repeated_if_forbidden():
     model, tokens = decoder(), image_tokens(8)
     model.words.lm_head.bias.data[END] = -50  # never comes to its end
-    runs = [
-        [len(row) - len(set(row)) for row in zip_runs(model.generate(tokens, **ENDS, most_tokens=24, beams=2, no_repeat=n), 3)]
-        for n in (0, 3)
-    ]
+    written = [model.generate(tokens, **SPECIAL, max_length=24, num_beams=2, no_repeat_ngram_size=n) for n in (0, 3)]
+    runs = [[len(row) - len(set(row)) for row in zip_runs(ids, 3)] for ids in written]
     assert max(runs[0]) > 0
     assert max(runs[1]) == 0
 
@@ -105,27 +103,27 @@ def zip_runs(ids, length):
     return [list(zip(*(row[start:] for start in range(length)))) for row in ids.tolist()]
 
 
-def test_draws_follow_the_shares_of_the_words():
+def test_samples_follow_the_softmax():
     model, tokens = decoder(), image_tokens(1).expand(4_000, -1, -1)
     torch.manual_seed(0)
-    drawn = model.generate(tokens, **ENDS, most_tokens=2, temperature=2.0)[:, 1]
-    shares = (model(tokens[:1], torch.tensor([[BEGIN]]))[0, 0] / 2).softmax(0)
+    drawn = model.generate(tokens, **SPECIAL, max_length=2, temperature=2.0)[:, 1]
+    probabilities = (model(tokens[:1], torch.tensor([[BEGIN]]))[0, 0] / 2).softmax(0)
     found = drawn.bincount(minlength=11) / len(drawn)
-    assert (found - shares).abs().max() < 4 * (0.25 / len(drawn)) ** 0.5
+    assert (found - probabilities).abs().max() < 4 * (0.25 / len(drawn)) ** 0.5
 
 
-@pytest.mark.parametrize("ends", [ENDS, {"begin": 0, "end": 0, "padding": 0}], ids=["three ids", "one id"])
-def test_four_reports_are_learned_by_heart_and_written_without_a_word_of_warning(ends, capfd):
+@pytest.mark.parametrize("ends", [SPECIAL, dict.fromkeys(SPECIAL, 0)], ids=["three ids", "one id"])
+def test_four_reports_are_memorised_and_generated_without_warnings(ends, capfd):
     torch.manual_seed(0)
     model = ReportDecoder(vocabulary_size=20, token_width=6, width=32, layers=1, heads=4, max_length=16, dropout=0.0)
     tokens = image_tokens().float()
     lengths = torch.tensor([5, 9, 12, 14])
-    places = torch.arange(14)
+    positions = torch.arange(14)
     ids = torch.randint(3, 20, (4, 14), generator=torch.Generator().manual_seed(2))
-    ids[:, 0] = ends["begin"]
-    ids[places == lengths[:, None] - 1] = ends["end"]
-    mask = places < lengths[:, None]
-    ids[~mask] = ends["padding"]
+    ids[:, 0] = ends["bos_token_id"]
+    ids[positions == lengths[:, None] - 1] = ends["eos_token_id"]
+    mask = positions < lengths[:, None]
+    ids[~mask] = ends["pad_token_id"]
     targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     for _ in range(120):
@@ -134,27 +132,27 @@ def test_four_reports_are_learned_by_heart_and_written_without_a_word_of_warning
         optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for how in ({}, {"beams": 3}):
-            assert torch.equal(model.generate(tokens, **ends, most_tokens=16, **how), ids)
+        for how in ({}, {"num_beams": 3}):
+            assert torch.equal(model.generate(tokens, **ends, max_length=16, **how), ids)
     assert model.training
     assert capfd.readouterr() == ("", "")
 
 
-def test_writing_drops_nothing_out_and_learning_does():
+def test_generation_uses_no_dropout_and_training_does():
     model, tokens = decoder(dropout=0.5).train(), image_tokens()
-    assert torch.equal(*(model.generate(tokens, **ENDS, most_tokens=9) for _ in range(2)))
+    assert torch.equal(*(model.generate(tokens, **SPECIAL, max_length=9) for _ in range(2)))
     ids = torch.full((4, 3), 5)
     assert not torch.equal(model(tokens, ids), model(tokens, ids))
 
 
-def test_a_report_longer_than_the_decoder_writes_is_refused():
+def test_reports_that_are_too_long_are_refused():
     model = decoder()
-    with pytest.raises(ValueError, match="25 tokens is longer than the 24"):
+    with pytest.raises(ValueError, match="25 tokens exceeds the decoder's max_length=24"):
         model(image_tokens(1), torch.ones(1, 25, dtype=torch.int64))
-    with pytest.raises(ValueError, match="40 tokens is longer than the 24"):
-        model.generate(image_tokens(1), **ENDS, most_tokens=40)
+    with pytest.raises(ValueError, match="40 tokens exceeds"):
+        model.generate(image_tokens(1), **SPECIAL, max_length=40)
     with pytest.raises(ValueError, match="at least 2"):
-        model.generate(image_tokens(1), **ENDS, most_tokens=1)
+        model.generate(image_tokens(1), **SPECIAL, max_length=1)
     with pytest.raises(ValueError, match="heads=5 does not divide width=12"):
         ReportDecoder(vocabulary_size=5, token_width=6, width=12, heads=5)
 
@@ -169,7 +167,7 @@ def test_a_checkpoint_holds_every_tensor_once_and_fills_another_decoder():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_encoders_pyramid_becomes_tokens_with_gradient_into_every_map(name):
+def test_pyramid_tokens_of_every_encoder_have_a_gradient_into_every_map(name):
     encoder = small_encoder(name)
     tokens = PyramidTokens(encoder.pyramid_channels, 14)
     maps = [features.detach().requires_grad_() for features in encoder(volumes_and_cubes()[0])]
@@ -179,12 +177,12 @@ def test_every_encoders_pyramid_becomes_tokens_with_gradient_into_every_map(name
     assert all(features.grad.abs().max() > 0 for features in maps)
 
 
-def test_a_pyramid_token_is_the_mean_of_its_part_of_every_map():
+def test_a_pyramid_token_averages_its_cell_of_every_map():
     torch.manual_seed(0)
     fine, coarse = torch.randn(2, 4, 6, 9, 12), torch.randn(2, 5, 3, 3, 6)
     tokens = PyramidTokens((4, 5), 7)
     z, y, x = 2, 0, 1
     means = torch.cat([fine[:, :, 4:6, 0:3, 4:8].mean((2, 3, 4)), coarse[:, :, 2, 0, 2:4].mean(2)], 1)
-    place = 9 * z + 3 * y + x
-    expected = tokens.project(means) + tokens.position((3, 3, 3))[place]
-    torch.testing.assert_close(tokens([fine, coarse])[:, place], expected)
+    index = 9 * z + 3 * y + x
+    expected = tokens.project(means) + tokens.position((3, 3, 3))[index]
+    torch.testing.assert_close(tokens([fine, coarse])[:, index], expected)

@@ -1,4 +1,4 @@
-"""Pre-training with the objective that writes reports."""
+"""Pre-training with captioning."""
 
 import csv
 
@@ -47,7 +47,7 @@ def trained(arrows, tmp_path_factory):
     return log_dir / "run"
 
 
-def test_a_run_logs_the_objective_and_goes_on_bit_by_bit(trained, arrows, tmp_path):
+def test_a_run_logs_the_objective_and_resumes_bit_exactly(trained, arrows, tmp_path):
     with (trained / "csv" / "part-000" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(float(row[name]) > 0 for row in rows for name in ("train/captioning", "val/captioning") if row[name])
@@ -58,12 +58,14 @@ def test_a_run_logs_the_objective_and_goes_on_bit_by_bit(trained, arrows, tmp_pa
     assert_same_training(checkpoint(tmp_path / "run"), checkpoint(trained))
 
 
-def test_a_saved_model_writes_the_reports_it_wrote_before(trained, tmp_path):
+def test_a_saved_model_generates_the_same_reports(trained, tmp_path):
     first = from_pretrained(export_run(trained / "checkpoints" / "last.ckpt", tmp_path / "first"))
     again = from_pretrained(save_pretrained(first.model, tmp_path / "again", settings=first.settings, tokenizer=first.tokenizer))
-    ids = {"begin": first.tokenizer.cls_token_id, "end": first.tokenizer.sep_token_id, "padding": first.tokenizer.pad_token_id}
+    tokenizer = first.tokenizer
+    ids = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    ids["pad_token_id"] = tokenizer.pad_token_id
     volume = torch.rand(2, 1, 32, 24, 32, generator=torch.Generator().manual_seed(0))
-    ours, theirs = (one.model.generate_reports(volume, **ids, most_tokens=12, beams=2) for one in (first, again))
+    ours, theirs = (one.model.generate_reports(volume, **ids, max_length=12, num_beams=2) for one in (first, again))
     assert torch.equal(ours, theirs)
-    assert ours.shape == (2, 12) or (ours == ids["end"]).any()
-    assert torch.equal(ours[:, 0], torch.full((2,), ids["begin"]))
+    assert ours.shape == (2, 12) or (ours == ids["eos_token_id"]).any()
+    assert torch.equal(ours[:, 0], torch.full((2,), ids["bos_token_id"]))

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from mg3d.training.trainer import checkpoints
+from mg3d.training.trainer import checkpoint_callbacks
 
 
 class GetsWorse(pl.LightningModule):
@@ -33,7 +33,7 @@ def test_last_is_the_last_also_when_validation_gets_worse(tmp_path, named, held)
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=6, val_check_interval=2, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
         limit_val_batches=1 if "monitor" in named else 0, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[*checkpoints(tmp_path, **named)],
+        callbacks=[*checkpoint_callbacks(tmp_path, **named)],
     )  # fmt: skip
     trainer.fit(GetsWorse(), loader, loader if "monitor" in named else None)
     found = {path.stem: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.glob("*.ckpt")}

@@ -13,12 +13,12 @@ from small_run import checkpoint, words
 from mg3d.config import command_line
 
 JOINED = ("precision=64-true", "max_steps=4", "per_gpu_batchsize=4", "batch_size=8", "num_workers=1")
-"""One process: two passes of four volumes a step; two processes: two passes of two volumes each."""
+"""One process: two micro-batches of four volumes; two processes: two micro-batches of two volumes each."""
 TERMS = ("mlm", "sal", "mim", "cml", "dcl", "ssm", "total")
 
 
 def losses(run_dir):
-    """{(phase, step): terms}; of the passes of a step the last one's."""
+    """{(phase, step): terms}; of the last micro-batch of each step."""
     found = {}
     for path in sorted(run_dir.glob("csv/part-*/metrics.csv")):
         for row in csv.DictReader(path.open()):
@@ -44,14 +44,14 @@ def test_two_processes_train_as_one_and_go_on_from_its_checkpoint(arrows, tmp_pa
     halved = [*JOINED, "per_gpu_batchsize=2", "grad_cache_chunk=1"]
 
     shown = torchrun(*words(arrows, tmp_path / "two", *halved))
-    assert shown.count("4 steps of 8 volumes: 2 cpu process(es) x 2 volumes x 2 pass(es)") == 1
+    assert shown.count("4 steps of 8 volumes: 2 cpu process(es) x 2 volumes x 2 accumulation step(s)") == 1
     assert_close(losses(tmp_path / "two" / "run"), one)
 
     assert command_line(words(arrows, tmp_path / "on", *JOINED, "max_minutes=1e-9")) == 0
     assert checkpoint(tmp_path / "on" / "run")["global_step"] == 1
     shown = torchrun(*words(arrows, tmp_path / "on", *halved, "resume_from=last"))
     assert "at step 1" in shown
-    assert "a pass now contrasts" not in shown
+    assert "contrastive batch changed" not in shown
     assert_close({key: row for key, row in losses(tmp_path / "on" / "run").items() if key in one}, one)
 
 

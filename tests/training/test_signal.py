@@ -1,4 +1,4 @@
-"""A scheduler's signal: a run ends between two steps, says so by its exit code, and the same command goes on."""
+"""SIGUSR1 of a scheduler: a run saves, stops with its exit code, and the same command resumes."""
 
 import csv
 import os
@@ -46,7 +46,7 @@ if code > 128:
     time.sleep(60)
 sys.exit(code)
 """
-"""Stands for the training: one process ends a second after the other; above 128 their group gets a signal."""
+"""Replaces the training: one process ends a second after the other; above 128 their group gets a signal."""
 
 
 class SignalWithin(Callback):
@@ -93,12 +93,12 @@ def test_a_signal_saves_before_validation_and_the_same_command_resumes(arrows, t
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A folder with commands that stand for SLURM's, and the environment of a job of two processes."""
+    """A folder with fake SLURM commands, and the environment of a job of two processes."""
     for name, text in FAKES.items():
-        (tmp_path / name).write_text(text.format(python=sys.executable, folder=tmp_path / "told"))
+        (tmp_path / name).write_text(text.format(python=sys.executable, folder=tmp_path / "cluster"))
         (tmp_path / name).chmod(0o755)
-    (tmp_path / "told").mkdir()
-    (tmp_path / "told" / "main.py").write_text(ENDS)
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "main.py").write_text(ENDS)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_SUBMIT_DIR": str(ROOT)}
     return os.environ | job | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -112,7 +112,7 @@ def submit(environment, *arguments):
 def test_a_dry_run_prints_one_process_per_gpu_on_every_node(cluster):
     done = submit(cluster | {"SLURM_NNODES": "4"}, "--dry-run", "swin_b", 'datasets=["ct_rate"]')
     note, train, again = done.stdout.splitlines()
-    assert note.startswith("# tools/choose_preset.py adds words")
+    assert note.startswith("# in the job, tools/choose_preset.py adds presets")
     assert "srun --nodes=4 --ntasks-per-node=2" in train
     assert all(word in train for word in ("resume_from=auto", "devices=2", "num_nodes=4", "swin_b"))
     assert again.startswith("scontrol requeue 7")
@@ -122,39 +122,39 @@ def test_a_dry_run_prints_one_process_per_gpu_on_every_node(cluster):
     ("arguments", "sentence"),
     [
         (["--dryrun", "tiny"], "unknown option --dryrun; options of sbatch come before the script"),
-        (["--dry-run", "tiny", "devices=4"], "devices=4: devices and num_nodes come from the job"),
+        (["--dry-run", "tiny", "devices=4"], "devices=4: set by the job"),
         (["swin_q", "--dry-run"], "unknown preset 'swin_q'; did you mean"),
     ],
 )
-def test_words_that_a_job_would_not_heed_are_refused_before_it(cluster, arguments, sentence):
+def test_arguments_that_a_job_would_ignore_are_refused(cluster, arguments, sentence):
     done = submit(cluster, *arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert done.stdout == ""
 
 
-def test_a_dry_run_without_words_gives_none(cluster):
+def test_a_dry_run_without_arguments(cluster):
     assert "main.py with  resume_from=auto" in submit(cluster, "--dry-run").stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("codes", "ends", "again"),
+    ("codes", "expected", "requeued"),
     [("75 75", 0, True), ("138 138", 0, True), ("1 0", 143, False), ("0 1", 1, False), ("0 0", 0, False)],
 )
-def test_only_a_run_stopped_by_the_signal_is_queued_again(cluster, arrows, tmp_path, codes, ends, again):
+def test_only_a_preempted_run_is_requeued(cluster, arrows, tmp_path, codes, expected, requeued):
     done = submit(cluster | {"FAKE_CODES": codes}, *words(arrows, tmp_path)[1:])
-    assert done.returncode == ends, done.stderr
-    told = tmp_path / "told" / "scontrol"
-    assert (told.read_text() == "requeue 7\n") if again else not told.exists()
-    assert not list(ROOT.glob("*.told"))
+    assert done.returncode == expected, done.stderr
+    queue = tmp_path / "cluster" / "scontrol"
+    assert (queue.read_text() == "requeue 7\n") if requeued else not queue.exists()
+    assert not list(ROOT.glob("*.preempted"))
 
 
 @pytest.mark.slow
-def test_two_processes_that_srun_starts_train_together(cluster, arrows, tmp_path):
+def test_two_processes_started_by_srun_train_together(cluster, arrows, tmp_path):
     done = submit(cluster, *words(arrows, tmp_path, *PASSES)[1:], "num_workers=0")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("4 steps of 4 volumes: 2 cpu process(es) x 2 volumes x 1 pass(es)") == 1
+    assert done.stdout.count("4 steps of 4 volumes: 2 cpu process(es) x 2 volumes x 1 accumulation step(s)") == 1
     assert checkpoint(tmp_path / "run")["global_step"] == 4
 
 
@@ -166,6 +166,6 @@ def test_a_signal_to_the_script_for_several_gpus_ends_all_its_processes(cluster,
     while started.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
         time.sleep(0.2)
     started.send_signal(signal.SIGUSR1)
-    told = started.communicate(timeout=120)[1]
-    assert started.returncode == PREEMPTED, told
-    assert told.count("by a signal; resume_from=auto resumes from there") == 1
+    error = started.communicate(timeout=120)[1]
+    assert started.returncode == PREEMPTED, error
+    assert error.count("by a signal; resume_from=auto resumes from there") == 1

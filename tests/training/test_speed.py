@@ -1,4 +1,4 @@
-"""What a run logs about its own speed."""
+"""Speed metrics of a run."""
 
 import csv
 import itertools
@@ -12,7 +12,7 @@ from mg3d.config import command_line
 from mg3d.datamodules.base import MixtureDataset
 from mg3d.training import speed
 
-NAMES = {"speed/volumes_per_second", "speed/data_wait_share", "speed/memory_gb", "speed/mfu"}
+NAMES = {"speed/volumes_per_second", "speed/data_wait_fraction", "speed/memory_gb", "speed/mfu"}
 SLOW_S = 0.03
 
 
@@ -33,13 +33,13 @@ def slow_reading(monkeypatch):
     monkeypatch.setattr(MixtureDataset, "__getitem__", slowly)
 
 
-def test_a_run_logs_its_speed_and_sees_that_it_waits_for_data(arrows, tmp_path, slow_reading):
+def test_a_run_logs_its_speed_and_its_wait_for_data(arrows, tmp_path, slow_reading):
     assert command_line(words(arrows, tmp_path, "max_steps=4", "val_interval=4", "per_gpu_batchsize=2")) == 0
     rows = logged(tmp_path / "run")
     assert len(rows) == 4
     for row in rows:
         assert 0 < row["speed/volumes_per_second"] < 1 / SLOW_S
-        assert SLOW_S * row["speed/volumes_per_second"] <= row["speed/data_wait_share"] < 1
+        assert SLOW_S * row["speed/volumes_per_second"] <= row["speed/data_wait_fraction"] < 1
         assert 0 < row["speed/mfu"] < 1
         assert 0.05 < row["speed/memory_gb"] < 64
 
@@ -51,7 +51,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(looks) / 2)
 
 
-def test_only_the_wait_for_training_batches_is_added_up(clock):
+def test_only_the_wait_for_training_batches_counts(clock):
     wait = speed.DataWait()
     for action in ("[_TrainingEpochLoop].train_dataloader_next", "run_training_batch", "[_EvaluationLoop].val_next"):
         wait.start(action)
@@ -59,10 +59,10 @@ def test_only_the_wait_for_training_batches_is_added_up(clock):
     assert wait.seconds == 0.5
 
 
-def test_the_ceiling_is_what_a_product_of_large_random_matrices_reaches(clock, monkeypatch):
-    side, made, draws = speed.CEILING_SIDE["cpu"], [], torch.get_rng_state()
+def test_the_peak_is_measured_with_large_random_matrices(clock, monkeypatch):
+    side, made, draws = speed.PEAK_SIDE["cpu"], [], torch.get_rng_state()
     randn = torch.randn
     monkeypatch.setattr(torch, "randn", lambda *shape, **how: made.append(randn(*shape, **how)) or made[-1])
-    assert speed.matrix_ceiling(torch.device("cpu"), "32-true") == 2 * side**3 / 0.5
+    assert speed.peak_flops(torch.device("cpu"), "32-true") == 2 * side**3 / 0.5
     assert made[0].unique().numel() > side
     assert torch.equal(torch.get_rng_state(), draws)

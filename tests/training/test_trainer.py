@@ -14,7 +14,7 @@ def settings(batch_size, most, devices=1, nodes=1):
 
 
 @pytest.mark.parametrize(
-    ("asked", "ranks_per_rank_passes"),
+    ("arguments", "expected"),
     [
         ((16, 4), (1, 4, 4)),
         ((16, 16, 2), (2, 8, 1)),
@@ -24,17 +24,15 @@ def settings(batch_size, most, devices=1, nodes=1):
         ((7, 7), (1, 7, 1)),
     ],
 )
-def test_every_step_has_exactly_the_batch_that_was_asked_for(asked, ranks_per_rank_passes):
-    plan = plan_batches(settings(*asked))
-    assert plan == ranks_per_rank_passes
-    ranks, per_rank, passes = plan
-    assert ranks * per_rank * passes == asked[0]
-    shown = describe_plan(settings(*asked), plan)
-    assert f"of {asked[0]} volumes: {ranks} cpu process(es) x {per_rank} volumes x {passes} pass(es)" in shown
+def test_a_step_has_exactly_batch_size_volumes(arguments, expected):
+    plan = plan_batches(settings(*arguments))
+    assert plan == expected
+    text = f"{plan.ranks} cpu process(es) x {plan.per_rank} volumes x {plan.accumulation_steps} accumulation step(s)"
+    assert describe_plan(settings(*arguments), plan).endswith(f"steps of {arguments[0]} volumes: {text}")
 
 
 @pytest.mark.parametrize(
-    ("asked", "works"),
+    ("arguments", "works"),
     [
         ((16, 6), (16, 4)),
         ((16, 6), (18, 6)),
@@ -45,17 +43,17 @@ def test_every_step_has_exactly_the_batch_that_was_asked_for(asked, ranks_per_ra
         ((4, 4, 8), (8, 4)),
     ],
 )
-def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(asked, works):
+def test_a_batch_that_cannot_be_split_is_refused_with_one_that_can(arguments, works):
     with pytest.raises(ValueError, match="batch_size=") as caught:
-        plan_batches(settings(*asked))
+        plan_batches(settings(*arguments))
     sentence = str(caught.value)
     assert "\n" not in sentence
-    named = dict(re.findall(r"(batch_size|per_gpu_batchsize)=(\d+)", sentence.split("; use ")[1]))
+    named = dict(re.findall(r"(batch_size|per_gpu_batchsize)=(\d+)", sentence.split(". Use ")[1]))
     assert str(works[0]) == named["batch_size"] or str(works[1]) == named["per_gpu_batchsize"]
-    plan_batches(settings(*works, *asked[2:]))
+    plan_batches(settings(*works, *arguments[2:]))
 
 
-def test_emulated_bf16_is_not_taken_for_bf16(monkeypatch):
+def test_emulated_bf16_is_not_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for computed in (False, True):
         says = lambda including_emulation=True, computed=computed: computed or including_emulation  # noqa: E731

@@ -90,7 +90,7 @@ class ReportGeneration(TaskType):
         super().__init__(settings, outputs=(), metric="bleu4", **shared)
         if settings.tta:
             raise ValueError("tta=true: reports of mirrored copies cannot be averaged; leave it out")
-        self.tokenizer_name, self.search = tokenizer, {"beams": num_beams, "no_repeat": no_repeat_ngram_size}
+        self.tokenizer_name, self.search = tokenizer, {"num_beams": num_beams, "no_repeat_ngram_size": no_repeat_ngram_size}
         max_length = max_tokens or MAX_TOKENS[tokenizer]
         self.decoder = {"width": decoder_width, "layers": decoder_layers, "heads": decoder_heads, "max_length": max_length}
         self.tokenizer: ReportTokenizer | None = None
@@ -151,8 +151,8 @@ class ReportGeneration(TaskType):
         """One row per case, by beam search."""
         tokenizer = self.tokenizer
         ids = network.decoder.generate(
-            network.image_tokens(batch["image"]), begin=tokenizer.bos_id, end=tokenizer.eos_id, padding=tokenizer.pad_id,
-            most_tokens=self.decoder["max_length"], **self.search,
+            network.image_tokens(batch["image"]), bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.pad_id, max_length=self.decoder["max_length"], **self.search,
         )  # fmt: skip
         rows = []
         for index, generated in enumerate(ids.tolist()):

@@ -1,4 +1,4 @@
-"""The transformer that writes a report from image tokens, one word after the other."""
+"""Transformer decoder that generates reports from image tokens."""
 
 import inspect
 
@@ -7,36 +7,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertGenerationConfig, BertGenerationDecoder, DynamicCache, EncoderDecoderCache, GenerationConfig
 
-# Releases of transformers before 5.24 know the cache by its old name alone, later ones warn of that name.
+# transformers < 5.24 only knows `past_key_values`; later releases warn about that name.
 _CACHE = "cache" if "cache" in inspect.signature(BertGenerationDecoder.forward).parameters else "past_key_values"
 
 
-class TiedWordScores(nn.Module):
-    """Scores of all words by the table of word vectors itself, so that a checkpoint holds the table once."""
+class TiedLMHead(nn.Module):
+    """LM head tied to the word embeddings, so that a checkpoint holds the table once."""
 
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(table.num_embeddings))
-        self._table = [table]  # in a list, it is no second name of its parameters
+        self._table = [table]  # in a list, so that its parameter is not registered twice
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """[..., V] of [..., width]."""
+        """Logits [..., V] of [..., width]."""
         return F.linear(vectors, self._table[0].weight, self.bias)
 
 
 class ReportDecoder(nn.Module):
-    """Layers of causal self-attention over the words so far and cross-attention to image tokens.
-
-    Its ids are those of any tokenizer: begin, end and padding are named where they are needed.
+    """Causal self-attention over the tokens so far and cross-attention to image tokens; for the ids of any tokenizer.
 
     Args:
         vocabulary_size: V.
-        token_width: C, of the image tokens.
-        width: of the words' vectors.
-        layers, heads: of the transformer; `heads` divides `width`.
-        feed_forward: width between the two linear layers of a block; four times `width` when left out.
-        dropout: share dropped in training.
-        max_length: most tokens of a report, begin and end included.
+        token_width: C, width of the image tokens.
+        width: of the decoder.
+        layers, heads: of the decoder; `heads` divides `width`.
+        feed_forward: width of the feed-forward layers; default: 4 * width.
+        dropout: dropout probability.
+        max_length: maximum number of tokens per report, begin and end included.
 
     Raises:
         ValueError: `heads` does not divide `width`.
@@ -56,7 +54,7 @@ class ReportDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"heads={heads} does not divide width={width}; choose a number that does")
+            raise ValueError(f"heads={heads} does not divide width={width}")
         self.max_length = max_length
         self.project = nn.Sequential(nn.Linear(token_width, width), nn.LayerNorm(width))
         config = BertGenerationConfig(
@@ -71,20 +69,20 @@ class ReportDecoder(nn.Module):
             is_decoder=True,
             add_cross_attention=True,
             tie_word_embeddings=False,
-            # The library gives the vector of a padding word no gradient, but begin and end may share its id.
+            # transformers does not train the embedding of `pad_token_id`, but begin and end may share that id.
             pad_token_id=None,
             bos_token_id=None,
             eos_token_id=None,
         )
         self.words = BertGenerationDecoder(config)
-        self.words.lm_head = TiedWordScores(self.words.bert.embeddings.word_embeddings)
+        self.words.lm_head = TiedLMHead(self.words.bert.embeddings.word_embeddings)
 
     def forward(self, tokens: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Scores [B, T, V] of the word that follows each of ids int64 [B, T], given those up to it and tokens [B, N, C].
+        """Next-token logits [B, T, V] for ids int64 [B, T] and image tokens [B, N, C].
 
-        mask bool [B, T], True = real word; padding comes last and its scores mean nothing.
+        mask bool [B, T], True = real token; padding is at the end and its logits are undefined.
         """
-        self._refuse_longer(ids.shape[1])
+        self._check_length(ids.shape[1])
         mask = torch.ones_like(ids) if mask is None else mask.long()
         return self.words(input_ids=ids, attention_mask=mask, encoder_hidden_states=self.project(tokens), use_cache=False).logits
 
@@ -93,60 +91,56 @@ class ReportDecoder(nn.Module):
         self,
         tokens: Tensor,
         *,
-        begin: int,
-        end: int,
-        padding: int,
-        most_tokens: int,
-        beams: int = 1,
-        no_repeat: int = 0,
+        bos_token_id: int,
+        eos_token_id: int,
+        pad_token_id: int,
+        max_length: int,
+        num_beams: int = 1,
+        no_repeat_ngram_size: int = 0,
         temperature: float | None = None,
         top_p: float = 1.0,
         length_penalty: float = 1.0,
-        cached: bool = True,
+        use_cache: bool = True,
     ) -> Tensor:
-        """Ids int64 [B, T], T <= most_tokens, of a report for each row of tokens [B, N, C]: begin, words, end, padding.
+        """Report ids int64 [B, T], T <= max_length, for image tokens [B, N, C]; arguments as in transformers.
 
-        A report that did not come to its end is cut. Without dropout, whatever mode the module is in.
+        The three ids may be equal. Runs in eval mode. A report without an end token is truncated at `max_length`, which counts
+        begin and end.
 
         Args:
-            begin, end, padding: ids; they may be one and the same.
-            most_tokens: begin and end included.
-            beams: hypotheses kept in search; 1 = the best next word each time. The original: 3.
-            no_repeat: no run of so many words comes twice; 0 = it may. The original: 3.
-            temperature: draw each word, from torch's global generator; None = take the best.
-            top_p: draw from the likeliest words of together this probability.
-            length_penalty: power of the length by which the score of a hypothesis is divided.
-            cached: keep keys and values of earlier words; without, all are computed again at every word, with equal results.
+            num_beams: beam search; 1 = greedy. The original: 3.
+            no_repeat_ngram_size: no n-gram of this size occurs twice; 0 = off. The original: 3.
+            temperature: sample with torch's global generator; None = no sampling.
 
         Raises:
-            ValueError: most_tokens is larger than `longest`, or smaller than 2.
+            ValueError: `max_length` is larger than the decoder's, or smaller than 2.
         """
-        self._refuse_longer(most_tokens)
-        if most_tokens < 2:
-            raise ValueError(f"most_tokens={most_tokens}: at least 2 are needed, the beginning and one word")
-        drawn = {} if temperature is None else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        # Stopped early, the library takes the first `beams` ends there are, though an unlikely one may come before the best.
-        searched = {"num_beams": beams, "length_penalty": length_penalty, "early_stopping": False} if beams > 1 else {}
-        asked = GenerationConfig(
-            max_length=most_tokens, no_repeat_ngram_size=no_repeat, use_cache=cached,
-            bos_token_id=begin, eos_token_id=end, pad_token_id=padding, **searched, **drawn,
+        self._check_length(max_length)
+        if max_length < 2:
+            raise ValueError(f"max_length={max_length}: must be at least 2, for the beginning and one token")
+        sampling = {} if temperature is None else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        # With early stopping, transformers returns the first `num_beams` finished hypotheses, although better ones may follow.
+        search = {"num_beams": num_beams, "length_penalty": length_penalty, "early_stopping": False} if num_beams > 1 else {}
+        config = GenerationConfig(
+            max_length=max_length, no_repeat_ngram_size=no_repeat_ngram_size, use_cache=use_cache,
+            bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, **search, **sampling,
         )  # fmt: skip
-        first = torch.full((len(tokens), 1), begin, device=tokens.device)
-        # Left to itself, the library makes a cache without room for cross-attention and fails.
-        memory = {_CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())} if cached else {}
+        first = torch.full((len(tokens), 1), bos_token_id, device=tokens.device)
+        # The default cache has no cross-attention part and fails.
+        cache = {_CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())} if use_cache else {}
         was_training = self.training
         self.eval()
         try:
             ids = self.words.generate(
-                first, generation_config=asked, attention_mask=torch.ones_like(first),
-                encoder_hidden_states=self.project(tokens), **memory,
+                first, generation_config=config, attention_mask=torch.ones_like(first),
+                encoder_hidden_states=self.project(tokens), **cache,
             )  # fmt: skip
         finally:
             self.train(was_training)
-        # The library's search pads with `end` where `padding` is 0.
-        ended = F.pad((ids[:, 1:-1] == end).cumsum(1) > 0, (2, 0))
-        return ids.masked_fill(ended, padding)
+        # Beam search pads with the end token if `pad_token_id` is 0.
+        ended = F.pad((ids[:, 1:-1] == eos_token_id).cumsum(1) > 0, (2, 0))
+        return ids.masked_fill(ended, pad_token_id)
 
-    def _refuse_longer(self, length: int) -> None:
+    def _check_length(self, length: int) -> None:
         if length > self.max_length:
-            raise ValueError(f"a report of {length} tokens is longer than the {self.max_length} this decoder writes; cut it")
+            raise ValueError(f"a report of {length} tokens exceeds the decoder's max_length={self.max_length}")

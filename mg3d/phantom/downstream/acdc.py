@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mg3d.files import write_bytes, write_json
+from mg3d.files import write_bytes
 from mg3d.phantom.ct_rate import write_nifti
 from mg3d.phantom.spec import DatasetSpec
 
 FOV_MM, SLICE_MM, FRAMES = 150.0, 10.0, 10
-LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
 LUNG, BODY, MUSCLE, BLOOD = 0.12, 0.45, 0.35, 1.0
 """Signal relative to blood."""
 
@@ -33,20 +32,13 @@ GROUPS = {
 }
 
 
-def write(spec: DatasetSpec, *, nnunet: bool = False) -> None:
-    """Write two thirds of the patients into `training` and one third into `testing`.
-
-    nnunet: also `Dataset027_ACDC`, with three fold files that split frames instead of patients, as MG-3D's own lists do.
-    """
+def write(spec: DatasetSpec) -> None:
+    """Write two thirds of the patients into `training` and one third into `testing`."""
     n_training = max(2, round(spec.cases * 2 / 3))
-    frames = spec.map(_write_patient, [(spec, number, n_training) for number in range(1, 1 + spec.cases)])
-    if nnunet:
-        names = [name for pair in frames for name in pair]
-        _write_nnunet(spec, names[: 2 * n_training], names[2 * n_training :])
+    spec.map(_write_patient, [(spec, number, n_training) for number in range(1, 1 + spec.cases)])
 
 
-def _write_patient(case: tuple[DatasetSpec, int, int]) -> list[str]:
-    """Write one patient; returns the names of the two labelled frames."""
+def _write_patient(case: tuple[DatasetSpec, int, int]) -> None:
     spec, number, n_training = case
     generator = spec.generator(70, number)
     name, group = f"patient{number:03d}", list(GROUPS)[(number - 1) % len(GROUPS)]
@@ -58,14 +50,12 @@ def _write_patient(case: tuple[DatasetSpec, int, int]) -> list[str]:
         write_nifti(folder / f"{stem}.nii.gz", values, affine, coded=True, units=("mm", "sec"))
 
     save(f"{name}_4d", images)
-    labelled = [f"{name}_frame{frame:02d}" for frame in (1, systole)]
-    for stem, frame in zip(labelled, (1, systole), strict=True):
-        save(stem, images[..., frame - 1])
-        save(f"{stem}_gt", masks[..., frame - 1])
+    for frame in (1, systole):
+        save(f"{name}_frame{frame:02d}", images[..., frame - 1])
+        save(f"{name}_frame{frame:02d}_gt", masks[..., frame - 1])
     info = {"ED": 1, "ES": systole, "Group": group, "Height": float(generator.integers(150, 195)), "NbFrame": FRAMES}
     info["Weight"] = float(generator.integers(50, 110))
     write_bytes(folder / "Info.cfg", "".join(f"{key}: {value}\n" for key, value in info.items()).encode())
-    return labelled
 
 
 def _draw_cine(
@@ -103,23 +93,3 @@ def _heart_labels(x: np.ndarray, y: np.ndarray, taper: np.ndarray, shape: HeartS
     rho = np.hypot(x - 14, y)
     right = np.hypot((x + 14) / 1.15, y) < shape.right * (0.3 + 0.7 * contraction) * taper * 0.9
     return np.select([rho < left, rho < left + wall, right], [3, 2, 1], 0)
-
-
-def _write_nnunet(spec: DatasetSpec, labelled: list[str], unlabelled: list[str]) -> None:
-    top = spec.root / "Dataset027_ACDC"
-    for split, images, names in (("training", "imagesTr", labelled), ("testing", "imagesTs", unlabelled)):
-        for name in names:
-            source = spec.root / split / name.split("_")[0] / f"{name}.nii.gz"
-            write_bytes(top / images / f"{name}_0000.nii.gz", source.read_bytes())
-            if split == "training":
-                write_bytes(top / "labelsTr" / f"{name}.nii.gz", source.with_name(f"{name}_gt.nii.gz").read_bytes())
-    entry = {name: {"image": f"./imagesTr/{name}_0000.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in labelled}
-    header = {"name": "ACDC", "description": "synthetic", "modality": {"0": "cineMRI"}, "labels": LABELS}
-    header |= {"numTraining": len(labelled), "numTest": len(unlabelled)}
-    test = [f"./imagesTs/{name}_0000.nii.gz" for name in unlabelled]
-    for fold in range(3):
-        shuffled = spec.generator(71, fold).permutation(labelled).tolist()
-        held_out = set(shuffled[: len(shuffled) // 5])
-        train, validation = ([entry[name] for name in labelled if (name in held_out) is part] for part in (False, True))
-        counts = {"numTraining": len(train)}
-        write_json(top / f"ACDC_fold{fold}.json", header | counts | {"test": test, "training": train, "validation": validation})
