@@ -1,7 +1,7 @@
-"""Rank helpers that also work without a process group.
+"""Helpers for distributed training that also work without a process group.
 
-The rule of every loss: value = (sum over all ranks) / (count over all ranks). A rank returns its own sum times W over the global
-count, so that DistributedDataParallel's average over W ranks is the value and its gradient the exact one.
+Every loss is (sum over all ranks) / (count over all ranks). Each of W ranks returns its own sum times W over the global count, so
+that the average that DistributedDataParallel takes, of value and gradient, is exact.
 """
 
 import torch
@@ -16,12 +16,12 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's rank; 0 without a process group."""
+    """Rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of a tensor of equal shape over all ranks, without gradient."""
+    """Sum of a tensor over all ranks, without gradient; shapes must be equal."""
     value = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(value)
@@ -29,16 +29,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
-    """This rank's share of (sum of totals) / (sum of counts), scaled so that the mean over ranks is that quotient.
+    """This rank's part of (sum of totals) / (sum of counts): the mean over ranks is that quotient.
 
-    With a global count of 0 the result is 0 and still has a graph.
+    0, with a graph, if the global count is 0.
     """
-    everyone = sum_over_ranks(count.to(total.dtype))
-    return total * world_size() / everyone.clamp(min=1)
+    return total * world_size() / sum_over_ranks(count.to(total.dtype)).clamp(min=1)
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather whose backward sums the gradients of every rank for the rows this rank gave."""
+    """All-gather whose backward pass sums the gradients of all ranks for the rows of this rank."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
@@ -57,22 +56,22 @@ class _GatherRows(torch.autograd.Function):
 def gather_rows(rows: Tensor) -> Tensor:
     """Rows [B, ...] of every rank as [sum of B, ...] in rank order, with the exact gradient.
 
-    B may differ between ranks, and so may the second axis (sentences), which is padded with zeros to the longest.
+    B and the second axis (sentences) may differ between ranks; the second axis is zero-padded to the longest.
     """
     if world_size() == 1:
         return rows
     sizes = torch.tensor([len(rows), rows.shape[1] if rows.ndim > 1 else 0], device=rows.device)
-    everyone = [torch.empty_like(sizes) for _ in range(world_size())]
-    dist.all_gather(everyone, sizes)
-    counts, seconds = zip(*torch.stack(everyone).tolist(), strict=True)  # one wait for the device, not one per number
+    gathered_sizes = [torch.empty_like(sizes) for _ in range(world_size())]
+    dist.all_gather(gathered_sizes, sizes)
+    counts, seconds = zip(*torch.stack(gathered_sizes).tolist(), strict=True)  # one device synchronisation
     pad_rows = max(counts) - len(rows)
     pad_second = max(seconds) - (rows.shape[1] if rows.ndim > 1 else 0)
     if rows.ndim > 1:
         rows = F.pad(rows, (0, 0) * (rows.ndim - 2) + (0, pad_second, 0, pad_rows))
     else:
         rows = F.pad(rows, (0, pad_rows))
-    as_number = rows.to(torch.uint8) if rows.dtype == torch.bool else rows
-    gathered = _GatherRows.apply(as_number).to(rows.dtype)
+    numeric = rows.to(torch.uint8) if rows.dtype == torch.bool else rows
+    gathered = _GatherRows.apply(numeric).to(rows.dtype)
     if len(set(counts)) == 1:
         return gathered
     keep = torch.cat([torch.arange(max(counts), device=rows.device) < count for count in counts])
@@ -80,7 +79,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def first_own_row(count: int, device: torch.device) -> int:
-    """Where this rank's rows begin in what `gather_rows` returns; `count` = rows of this rank."""
+    """Index of this rank's first row in the result of `gather_rows`; `count` = rows of this rank."""
     if world_size() == 1:
         return 0
     counts = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(world_size())]

@@ -1,7 +1,7 @@
-"""Mixed precision: what is left out of it, and why there is one place for that.
+"""Exemptions from mixed precision.
 
-Cosines, logits and what is centred lose more than rounding in half precision: in bfloat16 a cosine near 1 is known to 0.004, a
-logit of scale 100 to 0.4.
+Cosines, logits and centred vectors need full precision: in bfloat16 a cosine near 1 is accurate to 0.004, a logit at scale 100 to
+0.4.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -11,5 +11,5 @@ import torch
 
 
 def without_autocast(kind: str) -> AbstractContextManager[Any]:
-    """Products within keep the precision of their inputs; kind: a device's type, also one that knows no autocast."""
+    """Context in which products keep the precision of their inputs; kind: a device type, with or without autocast."""
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

@@ -1,10 +1,9 @@
-"""Every tensor that passes between two parts of mg3d, named once, with its axes.
+"""Data that passes between packages of mg3d, with the axes of every tensor.
 
-Letters: B patients of this rank, T tokens, S most sentences of a patient in the batch (clauses, where `text_unit` says so),
-N image tokens, K views of a report, R further reports, d model width, E width of an embedding that is contrasted, V vocabulary, M
-labelled tokens of the batch, D H W voxels along z, y, x. Volume axes are always C D H W with +z superior,
-+y posterior, +x patient left, spacing in mm.
-NamedTuples, because Lightning moves them to the device field by field.
+B patients of this rank, T tokens, S maximum number of sentences per patient in the batch (clauses with text_unit=clause), N image
+tokens, K views per report, R extra report negatives, d joint width, E embedding width, V vocabulary, M masked tokens of the
+batch, D H W voxels along z, y, x. Volume axes are C D H W with +z superior, +y posterior, +x patient left, spacing in mm.
+Batches are NamedTuples because Lightning moves those to the device field by field.
 """
 
 from typing import NamedTuple, TypedDict
@@ -53,7 +52,7 @@ class Batch(NamedTuple):
     volume: Tensor | StoredVolumes
     """float32 [B, 1, D, H, W] in [0, 1]; from the collator to the device StoredVolumes, a quarter or half of the bytes."""
     patch_mask: Tensor
-    """bool [B, D/c, H/c, W/c], c = `mim_patch_size` voxels; True = hidden from the encoder in masked volume modelling."""
+    """bool [B, D/c, H/c, W/c], c = `mim_patch_size` voxels; True = masked in MIM."""
     report_ids: Tensor
     """int64 [B, T]: [CLS] report [SEP] padding, nothing masked."""
     attention_mask: Tensor
@@ -63,13 +62,13 @@ class Batch(NamedTuple):
     sentence_mask: Tensor
     """bool [B, S]; True = real sentence with at least one token."""
     sentence_polarity: Tensor
-    """int8 [B, S]: -1 the sentence denies, +1 it states; 0 on padding."""
+    """int8 [B, S]: +1 affirmed, -1 negated; 0 on padding."""
     mlm_ids: Tensor
-    """int64 [B, T]: `report_ids` with masked words."""
+    """int64 [B, T]: `report_ids` with masked tokens."""
     mlm_labels: Tensor
-    """int64 [B, T]; the word to recover, -100 where nothing is asked."""
+    """int64 [B, T]: original ids of masked tokens, -100 elsewhere."""
     view_ids: Tensor
-    """int64 [B, K, T']: what the image-text contrast sees beside the whole report: [CLS] one to three of its sentences [SEP]."""
+    """int64 [B, K, T']: views of the report for CML: [CLS] one to three of its sentences [SEP]."""
     view_attention_mask: Tensor
     """bool [B, K, T']."""
     view_sentence_index: Tensor
@@ -84,9 +83,9 @@ class Batch(NamedTuple):
     """int8 [B, 18]; 1 present, 0 absent, -1 not known. No pre-training loss reads it; evaluation does."""
     study_id: list[str]
     text_features: Tensor | tuple[()] = ()
-    """float32 [B, T, text width]: the frozen text encoder's features of `report_ids`, from a cache; () = there is none."""
+    """float32 [B, T, text width]: the frozen text encoder's features of `report_ids`, from the text cache; () without one."""
     negative_sentences: Tensor | tuple[()] = ()
-    """float32 [B, R, S', text width]: sentence means of those features, of R reports of other studies; () = none were drawn."""
+    """float32 [B, R, S', text width]: sentence means of features of R reports of other studies; () if unused."""
     negative_sentence_mask: Tensor | tuple[()] = ()
     """bool [B, R, S']."""
     negative_patient_key: Tensor | tuple[()] = ()

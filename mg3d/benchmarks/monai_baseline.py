@@ -4,7 +4,7 @@ import torch
 from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor, nn
 
-from mg3d.models.vision.masking import hide
+from mg3d.models.vision.masking import apply_mask_token
 from mg3d.models.vision.swin import SwinEncoder
 
 
@@ -24,7 +24,7 @@ class MonaiSwin(nn.Module):
     def forward(self, volume: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """Feature pyramid, as `SwinEncoder.forward`."""
         swin = self.swin
-        maps = [hide(swin.patch_embed(volume), mask, swin.mask_token)]
+        maps = [apply_mask_token(swin.patch_embed(volume), mask, swin.mask_token)]
         for stage in (*swin.layers1, *swin.layers2, *swin.layers3, *swin.layers4):
             maps.append(stage(maps[-1].contiguous()))
         return [swin.proj_out(features, True) for features in maps]

@@ -1,4 +1,4 @@
-"""Where an image token lies, as numbers."""
+"""Position embedding of image tokens."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,9 @@ BANDS = 3
 
 
 class GridPosition(nn.Module):
-    """A learned linear map of where a token's centre lies within its volume (-1 to 1 along z, y, x, and waves of it).
+    """Learned linear map of the relative coordinates of a token's centre (-1 to 1 along z, y, x) and their Fourier features.
 
-    Works for any grid: a volume of another size gives the same position to the same place. Attention in windows alone cannot
-    tell where in the chest a token lies.
+    Independent of the grid size. Needed because windowed attention only knows relative positions.
     """
 
     def __init__(self, width: int) -> None:
@@ -24,6 +23,6 @@ class GridPosition(nn.Module):
         """[N, d] for the tokens of a grid (z, y, x), z-major."""
         weight = self.linear.weight
         axes = [(torch.arange(side, device=weight.device, dtype=weight.dtype) + 0.5) / side * 2 - 1 for side in grid]
-        place = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
-        waves = [wave(math.pi * 2**band / 2 * place) for band in range(BANDS) for wave in (torch.sin, torch.cos)]
-        return self.linear(torch.cat([place, *waves], -1))
+        center = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
+        waves = [wave(math.pi * 2**band / 2 * center) for band in range(BANDS) for wave in (torch.sin, torch.cos)]
+        return self.linear(torch.cat([center, *waves], -1))

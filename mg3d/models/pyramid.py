@@ -1,4 +1,4 @@
-"""Image tokens out of all maps of an encoder's pyramid."""
+"""Image tokens from all maps of a feature pyramid."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from mg3d.models.position import GridPosition
 
 
 class PyramidTokens(nn.Module):
-    """Every map pooled to the same few cells, channels side by side, brought to one width; told where the cells lie.
+    """Pools every map to the same grid, concatenates and projects the channels, and adds positions.
 
-    As the original's report generation, whose five maps have 48 + 48 + 96 + 192 + 768 = 1152 channels for Swin-B, for it adds
-    four convolutional blocks. Here they are the encoder's own: 48 + 96 + 192 + 384 + 768 = 1488 for Swin-B, 2976 for Swin-L,
-    2208 for the U-Net. Normalised over channels; the original normalises over the 27 cells.
+    As report generation of the published code, which adds four convolutional blocks (1152 channels for Swin-B). Here the maps are
+    the encoder's own: 48 + 96 + 192 + 384 + 768 = 1488 channels for Swin-B, 2976 for Swin-L, 2208 for the U-Net. Normalised over
+    channels; the original normalises over the 27 cells.
 
     Args:
         channels: of each map, an encoder's `pyramid_channels`.

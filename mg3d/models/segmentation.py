@@ -12,15 +12,15 @@ Strides = tuple[int, int, int]
 
 
 class PyramidSegmenter(nn.Module):
-    """An encoder's maps through residual blocks, and step by step back to the voxels.
+    """U-Net decoder with residual blocks over an encoder's feature pyramid.
 
-    With five maps of Swin-B it is MONAI's `SwinUNETR(feature_size=48)`: the same layers, in another order of names. As there, the
-    map before the last goes to its step as it is, those above it through a block; where the first map is coarser than the
-    voxels, the volume itself goes through a block for the last step.
+    With Swin-B it equals MONAI's `SwinUNETR(feature_size=48)` except for parameter names. As there, the second-to-last map is its
+    own skip connection, and finer maps pass through a block; if the first map is coarser than the voxels, the volume itself
+    passes through a block for the last step.
 
     Args:
         encoder: of volumes [B, 1, D, H, W].
-        outputs: structures with the background.
+        outputs: number of classes, background included.
 
     Raises:
         ValueError: the encoder has fewer than two maps.
@@ -30,7 +30,7 @@ class PyramidSegmenter(nn.Module):
         super().__init__()
         channels, strides = tuple(encoder.pyramid_channels), [tuple(stride) for stride in encoder.pyramid_strides]
         if len(channels) < 2:
-            raise ValueError(f"the encoder gives {len(channels)} map; a segmentation needs two or more")
+            raise ValueError(f"segmentation needs an encoder with two or more maps, not {len(channels)}")
         self.encoder = encoder
         self.skips = nn.ModuleList(_block(width, width) for width in channels[:-2])
         self.bottom = _block(channels[-1], channels[-1])
@@ -44,15 +44,15 @@ class PyramidSegmenter(nn.Module):
         self.out = UnetOutBlock(3, channels[0], outputs)
 
     def forward(self, volume: Tensor) -> Tensor:
-        """Logits [B, outputs, D, H, W]; sides that the encoder's stride does not divide are padded at their end and cut again."""
+        """Logits [B, outputs, D, H, W]; sides that the stride does not divide are padded at the end and cropped again."""
         shape = volume.shape[2:]
         missing = [-side % step for side, step in zip(shape, self.encoder.pyramid_strides[-1], strict=True)]
         if any(missing):
             volume = F.pad(volume, [pad for side in reversed(missing) for pad in (0, side)], mode="replicate")
         maps = self.encoder(volume)
-        kept = [*(block(features) for block, features in zip(self.skips, maps[:-2], strict=True)), maps[-2]]
+        skips = [*(block(features) for block, features in zip(self.skips, maps[:-2], strict=True)), maps[-2]]
         features = self.bottom(maps[-1])
-        for up, skip in zip(self.ups, reversed(kept), strict=True):
+        for up, skip in zip(self.ups, reversed(skips), strict=True):
             features = up(features, skip)
         if self.last is not None:
             features = self.last(features, self.finest(volume))

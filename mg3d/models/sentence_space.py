@@ -1,4 +1,4 @@
-"""The text side of SSM: one constant vector per sentence whose cosines say which sentences mean the same."""
+"""Text side of SSM: constant sentence vectors whose cosines measure equal meaning."""
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ _SMALLEST_WEIGHT = 1e-3
 
 
 class CentredSentenceSpace(nn.Module):
-    """Mean of constant word vectors, each weighed by how rare its token is, minus the mean over the training sentences.
+    """IDF-weighted mean of constant word vectors, minus the mean over the training sentences.
 
-    Until `fit` all weights are 1 and the mean is 0. Plain means put nearly every pair of sentences above a cosine of 0.9.
+    Before `fit` all weights are 1 and the mean is 0. Plain means have cosines above 0.9 for nearly all pairs of sentences.
     """
 
     def __init__(self, text: TextEncoder) -> None:
@@ -26,21 +26,21 @@ class CentredSentenceSpace(nn.Module):
 
     @torch.no_grad()
     def forward(self, ids: Tensor, sentence_index: Tensor, sentences: int) -> Tensor:
-        """[B, S, text width], S = `sentences`, for ids and sentence_index int64 [B, T]; a sentence without tokens is zero."""
+        """[B, S, text width], S = `sentences`, for ids and sentence_index int64 [B, T]; zero for a sentence without tokens."""
         weights = self.word_weight[ids]
-        with without_autocast(ids.device.type):  # what is left of a mean without the common one is small
+        with without_autocast(ids.device.type):  # the centred means are small differences
             means = sentence_means(self.word_vectors[ids], sentence_index, sentences, weights=weights)
         real = sentence_membership(sentence_index, sentences).any(1)
         return (means - self.mean) * real[..., None]
 
     @torch.no_grad()
     def fit(self, text: TextEncoder, ids: Tensor, sentence_index: Tensor) -> None:
-        """Takes the text encoder's present word vectors, and weights and mean from training reports, int64 [R, T] each."""
+        """Copies the text encoder's word vectors and fits weights and mean to training reports, int64 [R, T] each."""
         sentences = max(int(sentence_index.max()) + 1, 1)
         keys = (torch.arange(len(ids), device=ids.device)[:, None] * sentences + sentence_index)[sentence_index >= 0]
         words = ids[sentence_index >= 0]
         if len(words) == 0:
-            raise ValueError("no training report has a sentence, so rare and common words cannot be told apart")
+            raise ValueError("no training report has a sentence; word weights of SSM cannot be computed")
         vocabulary = len(self.word_weight)
         distinct = torch.unique(keys * vocabulary + words)
         sentences_with_word = torch.bincount(distinct % vocabulary, minlength=vocabulary).to(self.word_weight)
@@ -57,7 +57,7 @@ class CentredSentenceSpace(nn.Module):
 def random_pair_cosines(vectors: Tensor, sentence_mask: Tensor, *, pairs: int, generator: torch.Generator) -> Tensor:
     """Cosines [<= pairs] of random pairs of sentences of different reports; vectors [R, S, d], sentence_mask bool [R, S].
 
-    generator on the CPU; fewer pairs come back where both draws fell into one report, none with fewer than two reports.
+    generator on the CPU. Pairs within one report are dropped, so fewer than `pairs` cosines may be returned.
     """
     report = torch.arange(len(vectors), device=vectors.device)[:, None].expand_as(sentence_mask)[sentence_mask]
     flat = F.normalize(vectors[sentence_mask], dim=-1)

@@ -1,18 +1,18 @@
-"""Voxels relative to what is usual at their place."""
+"""Voxel-wise standardisation of volumes."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-SMALLEST_DEVIATION = 0.05
-"""Deviation (of intensities in [0, 1]) that a quiet voxel, such as air outside the body, is given."""
+MIN_DEVIATION = 0.05
+"""Lower bound of the standard deviation (intensities in [0, 1]), for constant voxels such as air outside the body."""
 
 
 class VoxelStandardiser(nn.Module):
-    """(volume - mean) / deviation, both of each voxel over training volumes; stored with the weights, without gradient.
+    """(volume - mean) / standard deviation per voxel over the training volumes; buffers, without gradient.
 
-    Until `fit` the mean is 0 and the deviation 1. For volumes of one size that show the same region.
+    The identity before `fit`. For volumes of one size that show the same region.
     """
 
     def __init__(self, volume_shape: Sequence[int]) -> None:
@@ -24,20 +24,20 @@ class VoxelStandardiser(nn.Module):
         """[B, 1, D, H, W] of the same shape, for volumes in [0, 1]."""
         if volume.shape[1:] != self.mean.shape:
             raise ValueError(
-                f"volumes of {tuple(volume.shape[2:])} voxels (z, y, x) came to a model whose voxel statistics are for "
-                f"{tuple(self.mean.shape[1:])}; prepare them at that size"
+                f"the volumes have {tuple(volume.shape[2:])} voxels (z, y, x), the model's voxel statistics "
+                f"{tuple(self.mean.shape[1:])}. Prepare volumes of that size."
             )
         return (volume - self.mean) / self.deviation
 
     @torch.no_grad()
     def fit(self, volumes: Iterable[Tensor]) -> None:
-        """Takes mean and deviation from volumes [1, D, H, W] in [0, 1]; ValueError without any."""
+        """Fits mean and standard deviation to volumes [1, D, H, W] in [0, 1]; ValueError without any."""
         count, total, squares = 0, torch.zeros_like(self.mean, dtype=torch.float64), 0.0
         for volume in volumes:
             volume = volume.to(total)
             count, total, squares = count + 1, total + volume, squares + volume.square()
         if count == 0:
-            raise ValueError("there is no training volume to take the mean and deviation of voxels from")
+            raise ValueError("standardise_voxels needs training volumes, but there are none")
         mean = total / count
         self.mean.copy_(mean)
-        self.deviation.copy_((squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_DEVIATION))
+        self.deviation.copy_((squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=MIN_DEVIATION))

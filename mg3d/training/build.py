@@ -1,4 +1,4 @@
-"""From typed settings to the data side of a run: tokenizer, data module, statistics of its reports."""
+"""Builds tokenizer and data module from settings, and fits statistics to the training data."""
 
 import hashlib
 import json
@@ -24,28 +24,28 @@ from mg3d.settings.schema import Settings, objective_weights, volume_shape
 
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_ORIGIN = "made_from.json"
-"""In the tokenizer's folder: its `tokenizer_origin`."""
-MOST_REPORTS_FOR_STATISTICS = 20_000
-MOST_VOLUMES_FOR_STATISTICS = 600
+"""File with `tokenizer_origin` in the tokenizer's folder."""
+STATISTICS_REPORTS = 20_000
+STATISTICS_VOLUMES = 600
 COSINE_REPORTS, COSINE_PAIRS = 2_000, 20_000
-LONGEST_WAIT_S = 600
+TOKENIZER_TIMEOUT_S = 600
 WITHOUT_REPORTS = {"mim"}
-"""Objectives that learn from volumes alone, where there is no report."""
+"""Objectives that can be trained on data sets without reports."""
 
 
 def build_tokenizer(
     settings: Settings, run_dir: Path, data: MultiTaskDataModule, *, origin: dict[str, Any] | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the text encoder; for `tiny`, WordPiece trained on the training reports and kept in `run_dir`.
+    """Tokenizer of the text encoder; for `tiny`, a WordPiece tokenizer trained on the training reports and saved in `run_dir`.
 
-    With `origin`, one that is there already is taken only if it was made from just that. The first rank trains it, the others
-    wait for its files.
+    An existing one is reused; with `origin`, only if it was trained on the same reports. The first rank trains it, the others
+    wait for the files.
     """
     if settings.text.text_encoder != "tiny":
         return load_tokenizer(settings.text.text_encoder)
     folder = run_dir / TOKENIZER_FOLDER
-    deadline = time.monotonic() + LONGEST_WAIT_S
-    while not _is_made(folder, origin):
+    deadline = time.monotonic() + TOKENIZER_TIMEOUT_S
+    while not _is_trained(folder, origin):
         if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
             reports = (row.report for row in data.training_reports())
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -53,13 +53,13 @@ def build_tokenizer(
             write_json(folder / TOKENIZER_ORIGIN, origin or tokenizer_origin(settings, data))
             return tokenizer
         if time.monotonic() > deadline:
-            raise FileNotFoundError(f"the first rank has written no {folder}; all ranks must share the folder log_dir")
+            raise FileNotFoundError(f"timed out waiting for the first rank to write {folder}. All ranks must share log_dir.")
         time.sleep(1)
     return load_tokenizer(str(folder))
 
 
 def tokenizer_origin(settings: Settings, data: MultiTaskDataModule) -> dict[str, Any] | None:
-    """What a `tiny` tokenizer is made from: its largest size, and number and hash of the training reports. None for others."""
+    """Vocabulary size, and number and hash of the training reports of a `tiny` tokenizer; None for others."""
     if settings.text.text_encoder != "tiny":
         return None
     reports, digest = data.training_reports(), hashlib.sha256()
@@ -69,7 +69,7 @@ def tokenizer_origin(settings: Settings, data: MultiTaskDataModule) -> dict[str,
     return {"tiny_vocabulary": settings.text.tiny_vocabulary, "reports": len(reports), "sha256": digest.hexdigest()}
 
 
-def _is_made(folder: Path, origin: dict[str, Any] | None) -> bool:
+def _is_trained(folder: Path, origin: dict[str, Any] | None) -> bool:
     if origin is None:
         return (folder / "tokenizer.json").is_file()
     try:
@@ -85,9 +85,9 @@ def build_data(
     per_rank: int | None = None,
     with_text_cache: bool = False,
 ) -> MultiTaskDataModule:
-    """The mixture of the data sets; without a tokenizer only its reports and studies can be read.
+    """Data module of all data sets; without a tokenizer only reports and studies can be read.
 
-    per_rank: volumes per rank and pass; per_gpu_batchsize when left out. with_text_cache: batches hold what `text_cache` has.
+    per_rank: micro-batch per rank, default per_gpu_batchsize. with_text_cache: add the features of `text_cache` to batches.
     """
     data, model, seed = settings.data, settings.model, settings.run.seed
     studies = StudyOptions(
@@ -121,9 +121,9 @@ def build_data(
 
 
 def fit_voxels(model: MG3D, data: MultiTaskDataModule) -> None:
-    """Takes the mean and deviation of every voxel from training volumes; nothing for a model that does not standardise."""
+    """Fits mean and standard deviation of every voxel to training volumes; nothing without standardise_voxels."""
     if model.voxels is not None:
-        volumes = data.training_volumes(most=MOST_VOLUMES_FOR_STATISTICS)
+        volumes = data.training_volumes(most=STATISTICS_VOLUMES)
         model.voxels.fit(torch.from_numpy(volume) for volume in volumes)
 
 
@@ -139,22 +139,22 @@ def _random_cosines(model: MG3D, ids: Tensor, attention_mask: Tensor, sentence_i
 
 
 def fit_sentence_space(model: MG3D, data: MultiTaskDataModule, settings: Settings) -> dict[str, Any]:
-    """Fits SSM's word weights and mean on the training reports; returns quantiles of random pairs' cosine; {} without SSM.
+    """Fits the text side of SSM to the training reports; returns quantiles of the cosine of random pairs, {} without SSM.
 
     Raises:
-        ValueError: more than half of random pairs would count as the same sentence.
+        ValueError: more than half of random pairs would be positive pairs.
     """
     if "ssm" not in model.objectives:
         return {}
-    reports = data.training_reports(most=MOST_REPORTS_FOR_STATISTICS)
+    reports = data.training_reports(most=STATISTICS_REPORTS)
     ids, attention_mask, index = pad_reports(data.tokenizer, reports, settings.data.max_text_len)
     model.fit_sentence_space(ids, index)
     cosines = _random_cosines(model, ids, attention_mask, index, seed=settings.run.seed)
     same = float((cosines >= settings.model.ssm_same_above).float().mean())
     if same > 0.5 and settings.model.wiring == "paper":
         raise ValueError(
-            f"{same:.0%} of random sentence pairs have a text cosine of at least ssm_same_above={settings.model.ssm_same_above}, "
-            "so SSM would call most sentences the same; raise ssm_same_above or set weight_ssm=0"
+            f"{same:.0%} of random sentence pairs have a text cosine of at least ssm_same_above={settings.model.ssm_same_above} "
+            "and would be positive pairs of SSM; raise ssm_same_above or set weight_ssm=0"
         )
     levels = (0.05, 0.5, 0.95, 0.99)
     values = torch.quantile(cosines.float(), torch.tensor(levels))

@@ -1,4 +1,4 @@
-"""The volume encoder as compiled code, for `compile=True`."""
+"""`torch.compile` of the image encoder, for `compile=True`."""
 
 import functools
 
@@ -8,33 +8,32 @@ from torch import Tensor
 from mg3d.models.vision.registry import VisionEncoder
 
 BACKEND = "inductor"
-"""What `torch.compile` makes of a graph: machine code."""
+"""Of `torch.compile`."""
 
 
 def require_compiler(device: str) -> None:
-    """Raises ValueError when no code can be made here for `device`; compiles one small sum to find out."""
+    """Raises ValueError if torch cannot compile for `device` here; compiles a small function to find out."""
     try:
         torch.compile(lambda number: number + 1, fullgraph=True, backend=BACKEND)(torch.zeros(8, device=device))
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         needed = "a C++ compiler, such as g++," if device == "cpu" else "Triton and a C compiler, such as gcc,"
-        raise ValueError(f"compile=True needs {needed} on this machine: {reason}; install it, or leave compile away") from error
+        raise ValueError(f"compile=True needs {needed} on this machine: {reason}; install it or use compile=False") from error
 
 
 def compile_encode(vision: VisionEncoder) -> None:
-    """Puts compiled code in the place of `vision.encode`, where a gradient is wanted; names of parameters stay.
+    """Replaces `vision.encode` by its compiled version for passes with gradient; parameter names do not change.
 
-    Each size of batch and each kind of pass, with hidden cubes or without, is compiled for itself when it first comes; training
-    has one size, two with grad_cache_chunk, and torch's limit is eight graphs (64-true needs them: it computes chunks again with
-    another default type). Without a gradient the encoder computes as before: the last batch of a validation has a size of its
-    own, and would be waited for. A copy of the encoder that is made afterwards would call this one's parameters.
+    Each batch size, with and without a mask, is compiled on first use: one size in training, two with grad_cache_chunk (torch's
+    limit is eight graphs). Passes without gradient stay eager, because the last validation batch has another size. Do not copy
+    the encoder afterwards: the copy would use the parameters of the original.
     """
     eager = vision.encode
     compiled = torch.compile(eager, fullgraph=True, dynamic=False, backend=BACKEND)
-    torch._dynamo.config.optimize_ddp = False  # would cut the graph where gradients are sent; refuses what is computed again
+    torch._dynamo.config.optimize_ddp = False  # it splits graphs at gradient buckets and does not support recomputation
 
     @functools.wraps(eager)
-    def encode(volume: Tensor, hidden: Tensor | None = None) -> Tensor:
-        return (compiled if torch.is_grad_enabled() else eager)(volume, hidden)
+    def encode(volume: Tensor, patch_mask: Tensor | None = None) -> Tensor:
+        return (compiled if torch.is_grad_enabled() else eager)(volume, patch_mask)
 
     vision.encode = encode

@@ -55,28 +55,28 @@ class PretrainModule(pl.LightningModule):
         return losses | {"total": sum(self.loss_weights[name] * loss for name, loss in losses.items())}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The total of one batch, with a graph."""
+        """Total loss of one batch."""
         terms = self.terms(batch)
         self.latest_terms = {name: term.detach() for name, term in terms.items()}
         self._log("train", _means_over_ranks(self.latest_terms), batch)
         return terms["total"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Logs every term of one validation batch."""
+        """Logs the losses of one validation batch."""
         self._log("val", self.terms(batch), batch)
 
     def _log(self, phase: str, terms: Mapping[str, Tensor], batch: Batch) -> None:
         trains = phase == "train"
-        how = {"batch_size": len(batch.volume), "sync_dist": not trains, "on_step": trains, "on_epoch": not trains}
-        self.log_dict({f"{phase}/{name}": value for name, value in terms.items()}, **how)
-        self.log(f"{phase}/loss", terms["total"], prog_bar=True, logger=False, **how)
+        options = {"batch_size": len(batch.volume), "sync_dist": not trains, "on_step": trains, "on_epoch": not trains}
+        self.log_dict({f"{phase}/{name}": value for name, value in terms.items()}, **options)
+        self.log(f"{phase}/loss", terms["total"], prog_bar=True, logger=False, **options)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_index: int) -> Batch:
-        """The batch as the model reads it: its stored voxels become intensities here, on the device."""
+        """Converts stored voxels to intensities on the device."""
         return convert_volumes(batch, dtype=next(self.model.parameters()).dtype)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Seeds this step's draws inside the model."""
+        """Seeds the random draws of this step inside the model."""
         words = np.random.SeedSequence([self.seed, batch_index, rank()]).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0]) >> 1)
 
@@ -90,21 +90,21 @@ class PretrainModule(pl.LightningModule):
         checkpoint["mg3d"] = self.identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes back to the last whole optimiser step.
+        """Restarts from the last complete optimizer step.
 
-        A run that stopped between two steps has counted passes whose gradients are lost; they come again. Counted from the
-        steps, the pass index also fits when the run goes on with another number of ranks.
+        Micro-batches whose gradients were lost are repeated. Their index follows from the optimizer steps, also for another
+        number of ranks.
         """
         steps = checkpoint["global_step"]
-        passes = steps * self.trainer.accumulate_grad_batches
+        micro_batches = steps * self.trainer.accumulate_grad_batches
         loop = checkpoint["loops"]["fit_loop"]
         for scope in ("total", "current"):
             counters = loop["epoch_loop.batch_progress"][scope]
-            counters.update(dict.fromkeys(counters, passes))
-        # Where a validation is due, Lightning comes by once more without training, and counts the step then.
-        is_due = self.trainer.enable_validation and passes % self.trainer.val_check_interval == 0
+            counters.update(dict.fromkeys(counters, micro_batches))
+        # If a validation is due, Lightning first runs an iteration without training, in which it counts the step.
+        is_due = self.trainer.enable_validation and micro_batches % self.trainer.val_check_interval == 0
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - int(is_due)
-        if is_due and not checkpoint["validated"]:  # one batch started and none done: Lightning validates before it trains on
+        if is_due and not checkpoint["validated"]:  # a started batch: Lightning repeats the validation
             for scope in ("total", "current"):
                 loop["epoch_loop.val_loop.batch_progress"][scope].update(ready=1, started=1, processed=0, completed=0)
 
@@ -115,6 +115,6 @@ class PretrainModule(pl.LightningModule):
 
 
 def _means_over_ranks(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All in one sum; Lightning's own `sync_dist` lets the ranks wait for one another, and for the device, term by term."""
+    """Means over ranks with one all-reduce; Lightning's `sync_dist` synchronises once per term."""
     means = sum_over_ranks(torch.stack(list(terms.values()))) / world_size()
     return dict(zip(terms, means.unbind(), strict=True))

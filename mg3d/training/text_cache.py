@@ -1,4 +1,4 @@
-"""Makes the cache of a frozen text encoder's features: every distinct report of training and validation, once."""
+"""Creates the cache of a frozen text encoder's features of all distinct training and validation reports."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ from mg3d.settings.schema import Settings
 from mg3d.training.build import build_data, build_tokenizer
 from mg3d.training.trainer import resolve_accelerator
 
-REPORTS_AT_ONCE = 64
+BATCH_SIZE = 64
 
 
 @torch.no_grad()
 def cache_text(settings: Settings) -> dict[str, Any]:
-    """Writes the folder that `text_cache` names, whole or not at all; returns what it was made from.
+    """Writes the folder `text_cache` atomically; returns its metadata.
 
-    Computed in float32, on the GPU where there is one. Masked reports and views are drawn anew each time and are not in it.
+    Features are computed in float32, on the GPU if there is one. Masked reports and views are random and not cached.
 
     Raises:
-        ValueError: the folder holds something else than a cache, which would be lost.
+        ValueError: the folder contains files other than a cache.
     """
     folder = Path(settings.text.text_cache)
     _refuse_to_replace(folder)
@@ -41,23 +41,23 @@ def cache_text(settings: Settings) -> dict[str, Any]:
         "encoder": text.fingerprint(), "max_text_len": settings.data.max_text_len,
         "reports": len(distinct), "tokens": sum(lengths), "width": text.width,
     }  # fmt: skip
-    with replacing_folder(folder) as beside:
+    with replacing_folder(folder) as target:
         shape = (origin["tokens"], text.width)
-        features = np.lib.format.open_memmap(beside / FEATURES, mode="w+", dtype=np.float32, shape=shape)
+        features = np.lib.format.open_memmap(target / FEATURES, mode="w+", dtype=np.float32, shape=shape)
         start = 0
-        for first in range(0, len(distinct), REPORTS_AT_ONCE):
-            rows = [torch.from_numpy(ids) for _, ids in distinct[first : first + REPORTS_AT_ONCE]]
+        for first in range(0, len(distinct), BATCH_SIZE):
+            rows = [torch.from_numpy(ids) for _, ids in distinct[first : first + BATCH_SIZE]]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(device)
             real = torch.arange(ids.shape[1], device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
             values = text(ids, real)[real]
             features[start : start + len(values)] = values.cpu().numpy()
             start += len(values)
         features.flush()
-        write_index(beside, [key for key, _ in distinct], lengths)
-        write_json(beside / ORIGIN, origin)
+        write_index(target, [key for key, _ in distinct], lengths)
+        write_json(target / ORIGIN, origin)
     return origin
 
 
 def _refuse_to_replace(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {FEATURES, INDEX, ORIGIN}):
-        raise ValueError(f"text_cache={folder} is there and holds other things than a cache; name a new or an empty folder")
+        raise ValueError(f"text_cache={folder} contains files other than a cache; use a new or empty folder")

@@ -233,20 +233,20 @@ def test_a_missing_path_is_reported_before_the_model_is_loaded(name, folder, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "told"),
+    ("name", "words", "expected"),
     [
         ("zero_shot", ["s.nii", "--out", "{}/no/x.csv"], "argument --out: the folder {}/no does not exist; create it"),
         ("ground", ["s.nii", "A.", "--out", "{}"], "argument --out: {} is a folder; name a file"),
         ("search", ["i", "--text", "a", "-k", "0"], "argument -k: '0' is not a positive integer"),
     ],
 )
-def test_a_wrong_option_is_reported_in_two_lines_and_creates_nothing(name, words, told, tmp_path, capsys):
+def test_a_wrong_option_is_reported_in_two_lines_and_creates_nothing(name, words, expected, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         command(name, *(word.format(tmp_path) for word in words), "--model", "m")
     assert stopped.value.code == 2
     usage, error = capsys.readouterr().err.splitlines()
     assert usage == f"usage: {name}.py --help lists all options"
-    assert told.format(tmp_path) in error
+    assert expected.format(tmp_path) in error
     assert not list(tmp_path.iterdir())
 
 

@@ -106,8 +106,8 @@ def test_the_contrast_map_is_the_drop_of_the_cosine_without_each_token(model, sc
             return float((mg.contrast.embed_image(image)[0].numpy() * direction).sum())
 
     slow = []
-    for place in range(tokens.shape[1]):
-        without = torch.cat([tokens[:, :place], tokens.mean(1, keepdim=True), tokens[:, place + 1 :]], 1)
+    for index in range(tokens.shape[1]):
+        without = torch.cat([tokens[:, :index], tokens.mean(1, keepdim=True), tokens[:, index + 1 :]], 1)
         slow.append(max(0.0, towards(tokens) - towards(without)))
     expected = np.array(slow).reshape(mg.grid) / sum(slow) * len(slow)
     assert expected.max() > 1.01
@@ -128,7 +128,7 @@ BODY = Recipe(shape=(32, 24, 32), crop="body").provenance("ct_rate")
 
 
 def run_checkpoint(folder, *, words=True, recipes=None):
-    """What a run leaves: a checkpoint and, beside the folder of checkpoints, the tokenizer."""
+    """A run folder: a checkpoint, and the tokenizer next to the folder of checkpoints."""
     model, settings = build()
     folder.mkdir()
     if words:
@@ -153,9 +153,11 @@ def test_a_checkpoint_and_its_exports_record_the_recipe(tmp_path, capsys):
     run = run_checkpoint(tmp_path / "run", recipes={"ctrg": {"crop": "of grey"}, "ct_rate": BODY, "custom": {"crop": "x"}})
     once = export_run(run / "checkpoints" / "last.ckpt", tmp_path / "once")
     twice = export_run(once, tmp_path / "twice")
-    for place in (run, once, twice):
-        assert mg3d.load(place, device="cpu").preprocessing.recipe == Recipe(shape=(32, 24, 32), crop="body")
-        assert inspect_checkpoint(place / "checkpoints" / "last.ckpt" if place == run else place).preprocessing["recipe"] == BODY
+    for folder in (run, once, twice):
+        assert mg3d.load(folder, device="cpu").preprocessing.recipe == Recipe(shape=(32, 24, 32), crop="body")
+        assert (
+            inspect_checkpoint(folder / "checkpoints" / "last.ckpt" if folder == run else folder).preprocessing["recipe"] == BODY
+        )
     assert capsys.readouterr().err.splitlines() == [f"mg3d: using {run}/checkpoints/last.ckpt of the run {run}"]
     assert "crop_fraction" not in from_pretrained(once).config["preprocessing"]
     assert '"kind": "body"' in (once / "README.md").read_text()
@@ -166,6 +168,12 @@ def test_a_model_without_a_recipe_warns_in_one_line(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("mg3d: warning: the checkpoint does not record how its training volumes were prepared")
     assert said.count("\n") == 1
+
+
+def test_a_fine_tuned_checkpoint_is_refused_with_what_to_use(tmp_path):
+    torch.save({"state_dict": {"encoder.weight": torch.zeros(2, 3)}, "mg3d_finetune": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="is a fine-tuned checkpoint"):
+        mg3d.load(tmp_path / "last.ckpt", device="cpu")
 
 
 def test_a_run_without_its_tokenizer_embeds_scans_only(tmp_path, model, scans):
@@ -215,17 +223,17 @@ def test_only_a_model_with_a_captioning_head_generates_reports(folder, scans):
         loaded.generate(scans[0])
     ids = loaded.tokenizer("small nodule")["input_ids"]
     loaded.model.branches["captioning"] = torch.nn.Identity()
-    asked = []
+    calls = []
 
     def generate_reports(volume, **how):
-        asked.append(how)
+        calls.append(how)
         return torch.tensor([[*ids, loaded.tokenizer.pad_token_id]] * len(volume))
 
     loaded.model.generate_reports = generate_reports
     assert loaded.generate(scans[0]) == "small nodule"
     assert len(loaded.generate(scans, num_beams=2)) == 3
     words = loaded.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", "[PAD]"])
-    assert asked[-1] == {
+    assert calls[-1] == {
         "bos_token_id": words[0], "eos_token_id": words[1], "pad_token_id": words[2], "max_length": 40, "num_beams": 2,
     }  # fmt: skip
 

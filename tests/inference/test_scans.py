@@ -79,13 +79,13 @@ def test_a_lesion_in_the_grid_maps_back_to_the_lesion_in_the_file(tmp_path, kind
     assert (np.abs(middle - LESION) <= np.array(cell_voxels) / 2 + 1).all()
     image = scan.in_file(upright)
     if kind in ("RAS", "LPS", "SAL", "PIR"):  # voxel by voxel the array of the file
-        there = nib.load(path)
-        assert image.shape == there.shape
-        np.testing.assert_allclose(image.affine, there.affine, atol=1e-4)
-        place = np.argwhere(image.get_fdata() > 0.5 * upright.max()).mean(0)
-        lesion = np.argwhere(there.get_fdata() == 2500).mean(0)
-        apart_mm = np.linalg.norm(there.affine[:3, :3] @ (place - lesion))
-        assert apart_mm <= np.linalg.norm(np.array(cell_voxels) / 2 * SPACING) + max(SPACING)
+        stored = nib.load(path)
+        assert image.shape == stored.shape
+        np.testing.assert_allclose(image.affine, stored.affine, atol=1e-4)
+        position = np.argwhere(image.get_fdata() > 0.5 * upright.max()).mean(0)
+        lesion = np.argwhere(stored.get_fdata() == 2500).mean(0)
+        distance_mm = np.linalg.norm(stored.affine[:3, :3] @ (position - lesion))
+        assert distance_mm <= np.linalg.norm(np.array(cell_voxels) / 2 * SPACING) + max(SPACING)
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -174,8 +174,8 @@ def test_any_scan_converts_to_nifti_with_its_hu_and_geometry(tmp_path, kind):
     path = FILES[kind](tmp_path, hu)
     image, scan = as_nifti(path), read_scan(path, PREPROCESSING)
     np.testing.assert_array_equal(image.get_fdata(), scan.in_file(hu).get_fdata())
-    place = image.affine[:3] @ [*np.argwhere(image.get_fdata() == 2500).mean(0), 1]
-    np.testing.assert_allclose(place, scan.position_mm(LESION), atol=1e-3)
+    position = image.affine[:3] @ [*np.argwhere(image.get_fdata() == 2500).mean(0), 1]
+    np.testing.assert_allclose(position, scan.position_mm(LESION), atol=1e-3)
 
 
 BAD = {

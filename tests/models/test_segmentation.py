@@ -60,5 +60,5 @@ def test_one_map_is_refused():
     class Flat:
         pyramid_channels, pyramid_strides = (8,), ((2, 2, 2),)
 
-    with pytest.raises(ValueError, match="gives 1 map"):
+    with pytest.raises(ValueError, match="two or more maps, not 1"):
         PyramidSegmenter(Flat(), 2)

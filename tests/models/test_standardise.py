@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mg3d.models.standardise import SMALLEST_DEVIATION, VoxelStandardiser
+from mg3d.models.standardise import MIN_DEVIATION, VoxelStandardiser
 
 SHAPE = (4, 3, 5)
 
@@ -24,7 +24,7 @@ def test_quiet_voxels_are_not_blown_up():
     standardise = VoxelStandardiser(SHAPE)
     standardise.fit(torch.full((3, 1, *SHAPE), 0.25))
     seen = standardise(torch.full((1, 1, *SHAPE), 0.30))
-    torch.testing.assert_close(seen, torch.full((1, 1, *SHAPE), 0.05 / SMALLEST_DEVIATION))
+    torch.testing.assert_close(seen, torch.full((1, 1, *SHAPE), 0.05 / MIN_DEVIATION))
 
 
 def test_statistics_are_part_of_the_weights():
@@ -37,7 +37,7 @@ def test_statistics_are_part_of_the_weights():
 
 
 def test_other_sizes_and_empty_sets_are_refused():
-    with pytest.raises(ValueError, match="prepare them at that size"):
+    with pytest.raises(ValueError, match="Prepare volumes of that size"):
         VoxelStandardiser(SHAPE)(torch.zeros(1, 1, 4, 3, 6))
-    with pytest.raises(ValueError, match="no training volume"):
+    with pytest.raises(ValueError, match="needs training volumes"):
         VoxelStandardiser(SHAPE).fit([])

@@ -63,7 +63,7 @@ def test_a_folder_of_other_things_is_not_replaced_by_a_cache(arrows, tmp_path, c
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for place in ("mine", "mine/thesis.txt"):
         assert cache_text.main(run_arguments(arrows, tmp_path, "text_encoder=nowhere", f"text_cache={tmp_path / place}")) == 2
-        assert f"text_cache={tmp_path / place} is there and holds other things" in capsys.readouterr().err
+        assert f"text_cache={tmp_path / place} contains files other than a cache" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 

@@ -1,4 +1,4 @@
-"""The BERT that reads reports: frozen (always deterministic, no gradient) or trained along."""
+"""BERT as report encoder, frozen (eval mode, no gradient) or trained."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from transformers.utils import logging as library_logging
 
 from mg3d.hub import loading_error
 
-# Some models pad their table of words to a round number, so it may be this much larger than the tokenizer.
+# Some models pad their word embeddings to a round number of rows.
 _PADDED_ROWS = 128
 
 
 class TextEncoder(nn.Module):
-    """One vector per token of a report.
+    """Features of every token of a report.
 
     Args:
-        bert: the model; its pooler is dropped, nothing uses it.
-        frozen: keep it in eval mode and without gradient, whatever mode the module around it is in.
+        bert: the model; its pooler is removed.
+        frozen: keep it in eval mode and without gradient, also when the surrounding module is trained.
     """
 
     def __init__(self, bert: BertModel, *, frozen: bool) -> None:
@@ -33,29 +33,29 @@ class TextEncoder(nn.Module):
             self.freeze()
 
     def freeze(self) -> "TextEncoder":
-        """Takes the weights out of training for good; returns itself."""
+        """Freezes the weights; returns self."""
         self.frozen = True
         self.bert.requires_grad_(False)
         return self.eval()
 
     @property
     def width(self) -> int:
-        """Width of a token's vector."""
+        """Width of the token features."""
         return self.bert.config.hidden_size
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the table of word vectors."""
+        """Number of word embeddings."""
         return self.bert.config.vocab_size
 
     @property
     def max_length(self) -> int:
-        """Most tokens it reads."""
+        """Maximum number of tokens."""
         return self.bert.config.max_position_embeddings
 
     @property
     def word_vectors(self) -> Tensor:
-        """The table of word vectors [V, width], without gradient."""
+        """Word embeddings [V, width], without gradient."""
         return self.bert.embeddings.word_embeddings.weight.detach()
 
     def train(self, mode: bool = True) -> "TextEncoder":
@@ -64,19 +64,19 @@ class TextEncoder(nn.Module):
         return self
 
     def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Vectors of the last layer [B, T, width]; ids int64 [B, T], attention_mask bool [B, T], True = real token."""
+        """Last hidden state [B, T, width]; ids int64 [B, T], attention_mask bool [B, T], True = real token."""
         if ids.shape[1] > self.max_length:
             raise ValueError(
-                f"a report of {ids.shape[1]} tokens is longer than the {self.max_length} this text encoder reads; cut it"
+                f"a report of {ids.shape[1]} tokens exceeds the text encoder's maximum of {self.max_length}; lower max_text_len"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.bert(input_ids=ids, attention_mask=attention_mask.long()).last_hidden_state
 
     @torch.no_grad()
     def embed_words(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """What enters the first layer (word + position + type, normalised, no dropout), [..., width] for ids [..., T].
+        """Input embeddings [..., width] of ids [..., T]: word + position + type, normalised, without dropout.
 
-        positions int64, shape of `ids`; counted from 0 along the last axis when left out.
+        positions int64, shape of `ids`; default: 0, 1, ... along the last axis.
         """
         if positions is None:
             positions = torch.arange(ids.shape[-1], device=ids.device)
@@ -85,7 +85,7 @@ class TextEncoder(nn.Module):
         return parts.LayerNorm(summed)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all weights: equal for equal features."""
+        """SHA-256 of all weights."""
         digest = hashlib.sha256()
         for name, weight in sorted(self.bert.state_dict().items()):
             values = weight.detach().cpu().contiguous()
@@ -94,17 +94,17 @@ class TextEncoder(nn.Module):
         return digest.hexdigest()
 
     def check_vocabulary(self, tokenizer_size: int) -> None:
-        """Refuses a tokenizer of another vocabulary, whose ids would name other words."""
+        """Raises ValueError if the tokenizer has another vocabulary size."""
         if not 0 <= self.vocabulary_size - tokenizer_size < _PADDED_ROWS:
             raise ValueError(
-                f"the tokenizer knows {tokenizer_size} words and the text encoder {self.vocabulary_size}; both are read from "
-                "text_encoder, which mixes files of two models or lacks tokenizer.json: download that model again, whole"
+                f"the tokenizer has {tokenizer_size} entries, the text encoder {self.vocabulary_size} word embeddings. "
+                "text_encoder mixes files of two models or lacks tokenizer.json; download the complete model again."
             )
 
 
 @contextmanager
 def _silent_library() -> Iterator[None]:
-    """Without bar and table of the library, which warns of a pooler that is not wanted; what matters is in the loading report."""
+    """Silences progress bar and loading table of transformers, which warns about the unused pooler."""
     before, had_bar = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
@@ -117,32 +117,34 @@ def _silent_library() -> Iterator[None]:
 
 
 def load_text_encoder(name_or_dir: str | Path, *, frozen: bool = True, tokenizer_size: int | None = None) -> TextEncoder:
-    """A pre-trained BERT of any size, from a local directory or by its name on the hub.
+    """Loads a pre-trained BERT from a local directory or the Hugging Face hub.
 
-    Raises FileNotFoundError when it is in neither place, ValueError when its files are damaged, it is no BERT, lacks weights,
-    has weights of other shapes than its config.json says, or does not fit a tokenizer of `tokenizer_size` words.
+    Raises:
+        FileNotFoundError: it is in neither.
+        ValueError: damaged files, another architecture, missing weights, weights that do not match config.json, or another
+            vocabulary size than `tokenizer_size`.
     """
     name = str(name_or_dir)
-    # Mismatched shapes are let through here to be told below; the library's own error says neither key nor shape.
+    # Mismatched shapes are reported below; the error of transformers names neither key nor shape.
     loading = {"add_pooling_layer": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type == "bert":
             with _silent_library():
                 bert, report = BertModel.from_pretrained(name, **loading)
-    except Exception as error:  # damaged files give SafetensorError, UnpicklingError, EOFError and others
+    except Exception as error:  # SafetensorError, UnpicklingError, EOFError and others
         raise loading_error("text encoder", name, error, expected="config.json and model.safetensors") from error
     if config.model_type != "bert":
-        raise ValueError(f"text encoder {name!r} is a {config.model_type!r} model; a 'bert' model is needed")
+        raise ValueError(f"text encoder {name!r} is a {config.model_type!r} model; only 'bert' is supported")
     others = sorted(f"{key} {tuple(there)} instead of {tuple(wanted)}" for key, there, wanted in report["mismatched_keys"])
     if others:
         raise ValueError(
-            f"text encoder {name!r} has weights of other shapes than its config.json says, e.g. {others[0]}; the two are of "
-            "different models: download one of them again, whole"
+            f"the weights of text encoder {name!r} do not match its config.json, e.g. {others[0]}. "
+            "Download the complete model again."
         )
     absent = sorted(report["missing_keys"])
     if absent:
-        raise ValueError(f"text encoder {name!r} lacks weights and would be partly random: {absent[:10]}")
+        raise ValueError(f"text encoder {name!r} lacks weights: {absent[:10]}")
     encoder = TextEncoder(bert, frozen=frozen)
     if tokenizer_size is not None:
         encoder.check_vocabulary(tokenizer_size)
@@ -152,7 +154,7 @@ def load_text_encoder(name_or_dir: str | Path, *, frozen: bool = True, tokenizer
 def tiny_text_encoder(
     *, vocab_size: int, width: int, layers: int, heads: int, max_positions: int = 512, frozen: bool = False
 ) -> TextEncoder:
-    """A small BERT with random weights (torch's global generator), to be trained along."""
+    """A small BERT with random weights from torch's global generator."""
     config = BertConfig(
         vocab_size=vocab_size,
         hidden_size=width,

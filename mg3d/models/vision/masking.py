@@ -1,4 +1,4 @@
-"""From the mask of hidden cubes to a mask of voxels or of patches, and what stands in their place."""
+"""Masks of volume patches on finer grids, and the mask token."""
 
 from collections.abc import Sequence
 
@@ -8,26 +8,26 @@ from torch import Tensor
 
 
 def upsample_mask(patch_mask: Tensor, size: Sequence[int]) -> Tensor:
-    """The mask of cubes [B, a, b, c] on a finer grid, [B, *size]; `size` holds a multiple of cells per cube on each axis."""
-    cubes = tuple(patch_mask.shape[1:])
-    if any(side % count for side, count in zip(size, cubes)):
+    """Nearest-neighbour upsampling of patch_mask [B, a, b, c] to [B, *size]; `size` is a multiple of (a, b, c)."""
+    patches = tuple(patch_mask.shape[1:])
+    if any(side % count for side, count in zip(size, patches)):
         raise ValueError(
-            f"a mask of {cubes} cubes does not divide a grid of {tuple(size)} cells; choose a cube whose side is a multiple "
-            "of the patch size and a divisor of the volume"
+            f"a mask of {patches} patches does not divide a grid of {tuple(size)} cells. Choose a mim_patch_size that is a "
+            "multiple of patch_size and divides the volume."
         )
-    depth, height, width = (side // count for side, count in zip(size, cubes))
+    depth, height, width = (side // count for side, count in zip(size, patches))
     return repeat(patch_mask, "b z y x -> b (z d) (y h) (x w)", d=depth, h=height, w=width)
 
 
-def hide(features: Tensor, hidden: Tensor | None, token: Tensor | None) -> Tensor:
-    """[B, C, d, h, w] with `token` [C] in every cell of a hidden cube; hidden bool [B, a, b, c], None = nothing is hidden.
+def apply_mask_token(features: Tensor, patch_mask: Tensor | None, token: Tensor | None) -> Tensor:
+    """Features [B, C, d, h, w] with `token` [C] in every masked cell; patch_mask bool [B, a, b, c], None = nothing is masked.
 
     Raises:
-        ValueError: cubes are to be hidden and the encoder has no token for them.
+        ValueError: there is a mask, but the encoder has no mask token.
     """
-    if hidden is None:
+    if patch_mask is None:
         return features
     if token is None:
-        raise ValueError("this encoder has no token for hidden cubes; build it with mask_token=True")
-    cells = upsample_mask(hidden, features.shape[2:])
-    return torch.where(cells[:, None], token.to(features.dtype)[:, None, None, None], features)
+        raise ValueError("this encoder has no mask token; build it with mask_token=True")
+    masked = upsample_mask(patch_mask, features.shape[2:])
+    return torch.where(masked[:, None], token.to(features.dtype)[:, None, None, None], features)

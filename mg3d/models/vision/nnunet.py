@@ -13,19 +13,18 @@ _HALVINGS = 5
 
 
 class NNUNetEncoder(ConvolutionalEncoder):
-    """One residual block at every voxel, then five that halve every axis and double the channels; instance norm throughout.
+    """One residual block at full resolution, then five that halve every axis and double the channels; instance norm.
 
-    The original links weights of an nnU-Net and publishes nothing of its encoder: neither source nor a list of its tensors. So
-    this is *an* nnU-Net style encoder (the encoder half of MONAI's `DynUNet(res_block=True)`, with its names), made to fit what
-    lies behind it: 768 channels at every 32nd voxel with the default arguments, 48 tokens for 128 x 96 x 128 voxels. The linked
-    weights cannot be expected to fit it. No statistics are shared between the volumes of a batch.
+    The original links weights of an nnU-Net but publishes neither source nor tensor names of its encoder. This is an nnU-Net
+    style encoder: the encoder half of MONAI's `DynUNet(res_block=True)`, with its names, and as many channels and tokens as
+    Swin-B (768 channels at stride 32, 48 tokens for 128 x 96 x 128 voxels). The linked weights cannot be expected to fit.
 
-    Maps: the five halved ones, 48 channels at every 2nd voxel to 768 at every 32nd, as Swin-B's. The block at every voxel gives
-    half as many channels as the first of them and no map.
+    Maps: strides 2 to 32 with 48 to 768 channels. The block at full resolution has half the channels of the first map and is not
+    part of the pyramid.
 
     Args:
         in_channels: C, channels of a volume [B, C, D, H, W].
-        embed_width: channels of the first map, doubled by each of the four others; an even number.
+        embed_width: channels of the first map, doubled by each of the others; even.
         mask_token, gradient_checkpointing: see `ConvolutionalEncoder`.
     """
 
@@ -38,7 +37,7 @@ class NNUNetEncoder(ConvolutionalEncoder):
         gradient_checkpointing: bool = False,
     ) -> None:
         if embed_width % 2:
-            raise ValueError(f"embed_width={embed_width} must be even: the first block of this encoder has half as many channels")
+            raise ValueError(f"embed_width={embed_width} must be even: the first block has half as many channels")
         widths = [embed_width * 2**level for level in range(_HALVINGS)]
         super().__init__(
             in_channels=in_channels,
@@ -56,7 +55,7 @@ class NNUNetEncoder(ConvolutionalEncoder):
                 nn.init.kaiming_normal_(module.weight, a=_LEAK)
 
     def grid(self, volume_shape: Sequence[int]) -> tuple[int, ...]:
-        """Cells (z, y, x) of the last map of a volume of this shape in voxels."""
+        """Size (z, y, x) of the last map for a volume of this shape in voxels."""
         return tuple(math.ceil(side / step) for side, step in zip(volume_shape, self.stride))
 
     def _maps(self, volume: Tensor) -> Iterator[Tensor]:

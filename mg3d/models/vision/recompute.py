@@ -1,4 +1,4 @@
-"""A function of each token alone, computed for some tokens at a time and again in the backward pass."""
+"""Per-token layers in chunks, recomputed in the backward pass."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,20 +10,20 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = {"cpu": 4 << 20}
-"""Device -> what the widest layer may hold at once: on a CPU what stays in its cache."""
+"""Device -> size of the widest activation of a chunk; on a CPU it should fit into the cache."""
 CHUNK_BYTES_ELSEWHERE = 1 << 30
 
 
 class PerToken(torch.autograd.Function):
-    """layers(tokens), of which only the tokens are kept for the backward pass.
+    """layers(tokens), storing only the tokens for the backward pass.
 
-    For layers whose hidden values are several times as large as their input: memory and memory traffic become a fraction, for
-    one more forward computation.
+    For layers whose activations are several times larger than their input: less memory and memory traffic for one more forward
+    computation.
     """
 
     @staticmethod
     def forward(ctx: Any, layers: Sequence[nn.Module], widest: int, tokens: Tensor, *parameters: Tensor) -> Tensor:
-        """[T, C] of tokens [T, C]; parameters: those of `layers` that learn; widest: most channels that a layer gives."""
+        """[T, C] of tokens [T, C]; parameters: trained ones of `layers`; widest: largest number of channels of a layer."""
         ctx.layers, ctx.widest = layers, widest
         ctx.save_for_backward(tokens, *parameters)
         kind = tokens.device.type

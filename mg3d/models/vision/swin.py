@@ -1,4 +1,4 @@
-"""3D Swin Transformer: MONAI's class with the patch merging that the released weights were trained with."""
+"""3D Swin Transformer: MONAI's class with the patch merging of the released weights."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mg3d.models.vision.masking import hide
+from mg3d.models.vision.masking import apply_mask_token
 from mg3d.models.vision.recompute import per_token
 from mg3d.models.vision.windows import Parameters, attend, clip_window, window_attention
 
@@ -18,17 +18,17 @@ _LEGACY_NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0,
 
 
 class LegacyPatchMerging(nn.Module):
-    """Halves every axis and doubles the channels, with the neighbours that early MONAI took.
+    """Patch merging of early MONAI: halves every axis and doubles the channels.
 
-    Of each 2 x 2 x 2 block (offsets along z, y, x) it takes 010 and 001 twice and 110 and 011 never. MONAI's present merging
-    has the same parameter names and shapes and other features, so weights loaded into the wrong one fail without a word.
-    The constructor's signature is the one MONAI's Swin stages call.
+    Of each 2 x 2 x 2 block (offsets along z, y, x) it uses 010 and 001 twice and 110 and 011 never. MONAI's current merging has
+    the same parameter names and shapes but computes other features, so weights loaded into the wrong one fail silently.
+    The signature is that which MONAI's Swin stages call.
     """
 
     def __init__(self, dim: int, norm_layer: type[nn.LayerNorm] = nn.LayerNorm, spatial_dims: int = 3) -> None:
         super().__init__()
         if spatial_dims != 3:
-            raise ValueError(f"legacy patch merging is for volumes, spatial_dims 3, not {spatial_dims}")
+            raise ValueError(f"legacy patch merging needs spatial_dims=3, not {spatial_dims}")
         self.reduction = nn.Linear(8 * dim, 2 * dim, bias=False)
         self.norm = norm_layer(8 * dim)
 
@@ -41,14 +41,14 @@ class LegacyPatchMerging(nn.Module):
 
 
 MERGINGS: dict[str, type[LegacyPatchMerging] | str] = {"legacy": LegacyPatchMerging, "monai": "merging", "monai_v2": "mergingv2"}
-"""`settings.schema.PatchMerging` -> what MONAI's Swin is built with."""
+"""`settings.schema.PatchMerging` -> argument `downsample` of MONAI's Swin."""
 
 
 class TokenProjection(nn.Module):
-    """Three linear layers that bring the tokens of Swin-L to the width of the rest (1536 -> 768 -> 768 -> 768).
+    """Three linear layers that project the tokens of Swin-L to the joint width (1536 -> 768 -> 768 -> 768).
 
-    The original normalises each token over batch and channels; here over channels alone, which is equal for a batch of one and
-    does not let the patients of a batch change one another.
+    The original normalises each token over batch and channels; here over channels only, which is equal for a batch of one and
+    keeps the patients of a batch independent.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -63,24 +63,23 @@ class TokenProjection(nn.Module):
 
 
 class SwinEncoder(SwinTransformer):
-    """Windowed-attention pyramid over a volume of any size; Swin-B with the default arguments, Swin-L with `embed_width=96`.
+    """Swin Transformer for volumes of any size; Swin-B with the default arguments, Swin-L with `embed_width=96`.
 
     Args:
         in_channels: C, channels of a volume [B, C, D, H, W].
-        embed_width: channels of the patch embedding, the first map [B, embed_width, D/p, H/p, W/p] with patch size p; each stage
-            doubles the channels and halves the axes, so that map i is [B, embed_width * 2**i, D/(p 2**i), ...].
+        embed_width: channels of the patch embedding. Map i is [B, embed_width * 2**i, D/(p 2**i), ...] with patch size p.
         patch_size: voxels of a patch, one number or (z, y, x).
         window_size: patches of an attention window, one number or (z, y, x).
         depths: attention blocks of each stage, one to four stages; every stage ends in a patch merging.
         heads: attention heads of each stage.
         patch_merging: a name of `MERGINGS`.
-        mask_token: learn a vector that stands for a hidden patch.
-        projection_width: adds the three-layer `proj_head` to `encode`, as the released Swin-L has (768).
-        gradient_checkpointing: compute each block again in the backward pass, of which its input is kept; attention maps,
-            queries, keys, values and what lies inside the feed-forward layers never are.
+        mask_token: learn a vector for masked patches.
+        projection_width: width of the three-layer `proj_head` of `encode`; 768 in the released Swin-L, None = no projection.
+        gradient_checkpointing: store only the input of each block and recompute the block in the backward pass. Attention maps,
+            queries, keys, values and hidden activations of the MLP are never stored, with or without it.
 
     Raises:
-        ValueError: depths and heads differ in length or name no or more than four stages; a size is neither one number nor
+        ValueError: depths and heads differ in length or do not have one to four stages; a size is neither one integer nor
             three; an unknown patch_merging.
     """
 
@@ -101,7 +100,7 @@ class SwinEncoder(SwinTransformer):
         if not 1 <= len(depths) <= 4 or len(depths) != len(heads):
             raise ValueError(f"depths={tuple(depths)} and heads={tuple(heads)} must have one entry for each of 1 to 4 stages")
         if patch_merging not in MERGINGS:
-            raise ValueError(f"patch_merging={patch_merging!r} is not known; choose one of {', '.join(MERGINGS)}")
+            raise ValueError(f"patch_merging={patch_merging!r} is unknown; choose one of {', '.join(MERGINGS)}")
         super().__init__(
             in_chans=in_channels,
             embed_dim=embed_width,
@@ -118,50 +117,50 @@ class SwinEncoder(SwinTransformer):
 
     @property
     def stride(self) -> tuple[int, int, int]:
-        """Voxels (z, y, x) of one cell of the last map."""
+        """Stride in voxels (z, y, x) of the last map."""
         return self.pyramid_strides[-1]
 
     @property
     def pyramid_strides(self) -> tuple[tuple[int, int, int], ...]:
-        """Voxels (z, y, x) of one cell of each map that `forward` gives."""
+        """Stride in voxels (z, y, x) of each map of `forward`."""
         depth, height, width = self.patch_size
         return tuple((depth * 2**level, height * 2**level, width * 2**level) for level in range(self.num_layers + 1))
 
     @property
     def pyramid_channels(self) -> tuple[int, ...]:
-        """Channels of each map that `forward` gives."""
+        """Channels of each map of `forward`."""
         return tuple(self.embed_dim * 2**stage for stage in range(self.num_layers + 1))
 
     @property
     def channels(self) -> int:
-        """Channels of the map that `encode` gives."""
+        """Channels of the map of `encode`."""
         return self._projection_width or self.pyramid_channels[-1]
 
     def grid(self, volume_shape: Sequence[int]) -> tuple[int, ...]:
-        """Cells (z, y, x) of the last map of a volume of this shape in voxels."""
+        """Size (z, y, x) of the last map for a volume of this shape in voxels."""
         return tuple(math.ceil(side / step) for side, step in zip(volume_shape, self.stride))
 
-    def forward(self, volume: Tensor, hidden: Tensor | None = None) -> list[Tensor]:
-        """The pyramid of a volume [B, C, D, H, W]: patch embedding, then every stage, each normalised over its channels.
+    def forward(self, volume: Tensor, patch_mask: Tensor | None = None) -> list[Tensor]:
+        """Feature pyramid of volumes [B, C, D, H, W]: patch embedding and every stage, normalised over channels.
 
-        hidden bool [B, a, b, c], True = cube of voxels whose patches are replaced by the learned mask token.
+        patch_mask bool [B, a, b, c], True = patches replaced by the mask token.
         """
-        return [_channels_first(_normalised(features)) for features in self._stages(volume, hidden)]
+        return [_channels_first(_normalised(features)) for features in self._stages(volume, patch_mask)]
 
-    def encode(self, volume: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """The last map [B, channels, d, h, w] alone, through `proj_head` where there is one. `hidden` as in `forward`."""
-        *_, last = self._stages(volume, hidden)
+    def encode(self, volume: Tensor, patch_mask: Tensor | None = None) -> Tensor:
+        """The last map [B, channels, d, h, w], through `proj_head` if there is one; patch_mask as in `forward`."""
+        *_, last = self._stages(volume, patch_mask)
         last = _normalised(last)
         return _channels_first(last if self.proj_head is None else self.proj_head(last))
 
-    def _stages(self, volume: Tensor, hidden: Tensor | None) -> Iterator[Tensor]:
+    def _stages(self, volume: Tensor, patch_mask: Tensor | None) -> Iterator[Tensor]:
         """Maps [B, d, h, w, channels], not normalised."""
-        features = hide(self.patch_embed(volume), hidden, self.mask_token).movedim(1, -1).contiguous()
+        features = apply_mask_token(self.patch_embed(volume), patch_mask, self.mask_token).movedim(1, -1).contiguous()
         yield features
         for stage in (*self.layers1, *self.layers2, *self.layers3, *self.layers4):
             for block in stage.blocks:
-                again = self.recomputes and torch.is_grad_enabled()
-                features = checkpoint(_through, block, features, use_reentrant=False) if again else _through(block, features)
+                recompute = self.recomputes and torch.is_grad_enabled()
+                features = checkpoint(_through, block, features, use_reentrant=False) if recompute else _through(block, features)
             features = stage.downsample(features)
             yield features
 
@@ -173,7 +172,7 @@ def _through(block: SwinTransformerBlock, features: Tensor) -> Tensor:
 
 
 def _attended(block: SwinTransformerBlock, features: Tensor) -> Tensor:
-    """Attention within windows of features [B, d, h, w, C], with the parameters of MONAI's block."""
+    """Window attention of features [B, d, h, w, C], with the parameters of MONAI's block."""
     window, shift = clip_window(features.shape[1:4], block.window_size, block.shift_size)
     attention, kind, size = block.attn, features.device.type, math.prod(window)
     index = attention.relative_position_index[:size, :size].reshape(-1)
@@ -182,7 +181,7 @@ def _attended(block: SwinTransformerBlock, features: Tensor) -> Tensor:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         weights = tuple(weight.to(torch.get_autocast_dtype(kind)) for weight in weights)
     learned = Parameters(block.norm1.weight, block.norm1.bias, *weights, bias)
-    attended = attend if torch.compiler.is_exporting() else window_attention  # an exported program runs without this package
+    attended = attend if torch.compiler.is_exporting() else window_attention  # exported programs run without mg3d
     return attention.proj(attended(features, list(learned), window=window, shift=shift, eps=block.norm1.eps))
 
 
@@ -197,5 +196,5 @@ def _channels_first(features: Tensor) -> Tensor:
 def _triple(side: int | Sequence[int]) -> tuple[int, ...]:
     sides = (side,) * 3 if isinstance(side, int) else tuple(side)
     if len(sides) != 3:
-        raise ValueError(f"found {sides}, expected one number or three along (z, y, x)")
+        raise ValueError(f"{sides}: expected one integer or three (z, y, x)")
     return sides

@@ -1,4 +1,4 @@
-"""The encoder of the 3D U-Net of Models Genesis, with names and shapes of the released U-Net weights."""
+"""Encoder of the 3D U-Net of Models Genesis, with the parameter names and shapes of the released U-Net weights."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -9,19 +9,19 @@ from torch.nn import functional as F
 from mg3d.models.vision.convolutional import ConvolutionalEncoder
 
 _POOL_SIDE = 4
-"""Cells of the fourth map, along every axis, that the fifth takes the mean of (the original's AvgPool3d(4))."""
+"""Pooling size from the fourth to the fifth map (the original's AvgPool3d(4))."""
 
 
 class StatisticsNorm(nn.BatchNorm3d):
-    """Batch norm that normalises by the statistics of what it is given, in evaluation as in training, as the original.
+    """Batch norm that uses the statistics of its input in training and evaluation, as the original.
 
-    The running statistics exist because released files hold them: they are loaded and saved, never read and never changed
-    (the original updates them, and does not read them either). Scale and offset are the same for both kinds of statistics.
+    The running statistics exist for the names of released files; they are neither read nor updated (the original updates them,
+    but does not read them either).
 
     Args:
         channels: channels of the map.
-        statistics: "batch" takes them over all volumes of the batch, so a volume's features depend on which others it is with;
-            "instance" over each volume alone, equal to "batch" for a batch of one.
+        statistics: "batch" over all volumes of the batch, so that features depend on the other volumes; "instance" over each
+            volume, equal to "batch" for a batch of one.
     """
 
     def __init__(self, channels: int, statistics: Literal["batch", "instance"]) -> None:
@@ -36,7 +36,7 @@ class StatisticsNorm(nn.BatchNorm3d):
 
 
 class UNetUnit(nn.Module):
-    """Convolution of 3 x 3 x 3, norm, ReLU."""
+    """3 x 3 x 3 convolution, norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, statistics: Literal["batch", "instance"]) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ class UNetEncoder(ConvolutionalEncoder):
 
     Maps of 128 x 96 x 128 voxels: 96 channels at every voxel, 192 at every 2nd, 384 at every 4th, 768 at every 8th, and their
     means over 4 x 4 x 4 cells, 768 at every 32nd: 48 tokens, as Swin-B has. 15.8 M parameters. The published source lacks this
-    class; it is specified by byte-code that the original ships.
+    class; the original contains it as byte-code only.
 
     Args:
         in_channels: C, channels of a volume [B, C, D, H, W].
-        embed_width: channels of the first convolution; the four stages give 2, 4, 8 and 16 times as many.
-        norm_statistics: "batch" as the original, "instance" so that the volumes of a batch do not change one another.
-        mask_token, gradient_checkpointing: see `ConvolutionalEncoder`. The first stages keep nearly all of the memory.
+        embed_width: channels of the first convolution; the four stages have 2, 4, 8 and 16 times as many.
+        norm_statistics: "batch" as the original, "instance" to keep the volumes of a batch independent.
+        mask_token, gradient_checkpointing: see `ConvolutionalEncoder`. The first stages use nearly all of the memory.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class UNetEncoder(ConvolutionalEncoder):
         gradient_checkpointing: bool = False,
     ) -> None:
         if norm_statistics not in ("batch", "instance"):
-            raise ValueError(f"norm_statistics={norm_statistics!r} is not known; choose 'batch' or 'instance'")
+            raise ValueError(f"norm_statistics={norm_statistics!r} is unknown; choose 'batch' or 'instance'")
         widths = [embed_width * 2**stage for stage in range(5)]
         super().__init__(
             in_channels=in_channels,
@@ -100,7 +100,7 @@ class UNetEncoder(ConvolutionalEncoder):
         self.down_tr512 = UNetStage((widths[3], widths[3], widths[4]), norm_statistics)
 
     def grid(self, volume_shape: Sequence[int]) -> tuple[int, ...]:
-        """Cells (z, y, x) of the last map of a volume of this shape in voxels; what does not fill a cell is left out."""
+        """Size (z, y, x) of the last map for a volume of this shape in voxels, rounded down."""
         return tuple(side // step for side, step in zip(volume_shape, self.stride))
 
     def _maps(self, volume: Tensor) -> Iterator[Tensor]:

@@ -1,11 +1,13 @@
-"""Attention within shifted windows, forward and backward, without an attention map that outlives its window.
+"""Shifted-window attention, forward and backward, without storing attention maps.
 
-The same function as in MONAI's Swin blocks: a volume of tokens is padded to whole windows, rolled and cut into windows; every
-token attends to those of its window that come from the same side of the roll, with a learned bias for each relative place.
-Here the tokens of windows are gathered by index instead of padded, rolled and copied; windows that share a mask are computed
-together, so that there is one mask for each kind of window instead of one per window; for the backward pass nothing is kept but
-the tokens as they came, which are normalised and projected again, a few windows at a time. An operator of its own, which
-`torch.compile` takes as it is.
+Equal to MONAI's Swin blocks: a volume of tokens is padded to whole windows, rolled and partitioned into windows; every token
+attends to the tokens of its window that come from the same side of the roll, with a relative position bias. Differences:
+
+* tokens are gathered by index instead of being padded, rolled and copied;
+* windows with the same mask are computed together, with one mask per group;
+* only the input is stored; norm and projections are recomputed in the backward pass, a few windows at a time.
+
+Registered as a custom operator, so that `torch.compile` does not trace into it.
 """
 
 import math
@@ -19,38 +21,38 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 APART = -100.0
-"""Added where two tokens come from different sides of the roll; what MONAI adds, so that results are equal."""
+"""Attention bias between tokens from different sides of the roll, as in MONAI."""
 CHUNK_BYTES = {"cpu": 6 << 20}
-"""Device -> what is computed at once, projections forward and attention maps backward: on a CPU what stays in its cache."""
+"""Device -> size of a chunk (projections forward, attention maps backward); on a CPU it should fit into the cache."""
 CHUNK_BYTES_ELSEWHERE = 1 << 30
 
 
 class Group(NamedTuple):
-    """Windows of all volumes of a batch whose tokens lie on the same sides of the roll."""
+    """Windows of a batch that share an attention mask."""
 
     first: int
     last: int
-    """Places of the group in the order of windows."""
+    """Range of windows."""
     mask: Tensor | None
-    """float32 [n, n], 0 or APART; None where all tokens come from one side."""
+    """float32 [n, n], 0 or APART; None if all tokens come from one side of the roll."""
 
 
 class WindowPlan(NamedTuple):
-    """How the tokens of a batch are cut into windows."""
+    """Partition of the tokens of a batch into windows."""
 
     gather: Tensor
-    """int64 [windows * n]: the token of the batch at each place, 0 at padding."""
+    """int64 [windows * n]: index of the token at each window position, 0 for padding."""
     scatter: Tensor
-    """int64 [B * tokens]: the place of each token of the batch."""
+    """int64 [B * tokens]: window position of each token."""
     absent: Tensor | None
-    """bool [windows * n, 1]: places that hold no token; None where all hold one."""
+    """bool [windows * n, 1]: padded positions; None without padding."""
     groups: tuple[Group, ...]
     size: int
-    """n, places of a window."""
+    """n, tokens per window."""
 
 
 def clip_window(shape: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Window and shift for `shape` tokens: along an axis no longer than the window it is the axis, and unshifted."""
+    """Window and shift for a grid of tokens; axes not longer than the window are one window, without a shift."""
     fits = [side <= length for side, length in zip(shape, window, strict=True)]
     sides = tuple(side if fit else length for side, length, fit in zip(shape, window, fits, strict=True))
     return sides, tuple(0 if fit else step for step, fit in zip(shift, fits, strict=True))
@@ -65,9 +67,9 @@ def plan_windows(
     shift: tuple[int, int, int],
     device: torch.device,
 ) -> WindowPlan:
-    """The windows of `batch` volumes of `shape` tokens (z, y, x), each rolled by `shift` tokens towards its origin.
+    """Windows of `batch` grids of `shape` tokens (z, y, x), rolled by `shift` tokens towards the origin.
 
-    window and shift: as `clip_window` gives them. Windows of one kind follow one another, those of one place for all volumes.
+    window and shift: from `clip_window`. Windows are ordered by mask, then by position, then by volume.
     """
     padded = [-(-side // length) * length for side, length in zip(shape, window, strict=True)]
     z, y, x = torch.meshgrid(*((torch.arange(n) + step) % n for n, step in zip(padded, shift, strict=True)), indexing="ij")
@@ -76,24 +78,24 @@ def plan_windows(
     sides = _cut(_sides(padded, shift), window)
     kinds, which = torch.unique(sides[:, :, None] != sides[:, None], dim=0, return_inverse=True)
     order = torch.argsort(which, stable=True)
-    whole = shape[0] * shape[1] * shape[2]
-    of_batch = whole * torch.arange(batch).view(1, -1, 1)
+    count = shape[0] * shape[1] * shape[2]
+    of_batch = count * torch.arange(batch).view(1, -1, 1)
     chosen = tokens[order][:, None]
-    places = torch.where(chosen >= 0, chosen + of_batch, -1).flatten()
-    here = (places >= 0).nonzero()[:, 0]
-    scatter = torch.empty(batch * whole, dtype=torch.int64)
-    scatter[places[here]] = here
+    positions = torch.where(chosen >= 0, chosen + of_batch, -1).flatten()
+    real = (positions >= 0).nonzero()[:, 0]
+    scatter = torch.empty(batch * count, dtype=torch.int64)
+    scatter[positions[real]] = real
     groups, first = [], 0
     for apart, count in zip(kinds, torch.bincount(which).tolist(), strict=True):
         mask = (apart.float() * APART).to(device) if apart.any() else None
         groups.append(Group(first * batch, (first + count) * batch, mask))
         first += count
-    absent = (places < 0)[:, None].to(device) if len(here) < len(places) else None
-    return WindowPlan(places.clamp(min=0).to(device), scatter.to(device), absent, tuple(groups), tokens.shape[1])
+    absent = (positions < 0)[:, None].to(device) if len(real) < len(positions) else None
+    return WindowPlan(positions.clamp(min=0).to(device), scatter.to(device), absent, tuple(groups), tokens.shape[1])
 
 
 def _sides(padded: Sequence[int], shift: Sequence[int]) -> Tensor:
-    """A number for each token of the rolled volume, equal for tokens from the same side of the roll along every axis."""
+    """Label of each token of the rolled grid, equal for tokens from the same side of the roll along every axis."""
     sides = torch.zeros(tuple(padded), dtype=torch.int64)
     for axis, (length, step) in enumerate(zip(padded, shift, strict=True)):
         wrapped = (torch.arange(length) >= length - step).long()
@@ -109,27 +111,27 @@ def _cut(volume: Tensor, window: Sequence[int]) -> Tensor:
 
 
 class Parameters(NamedTuple):
-    """What attention within windows learns; products are computed in the precision of `weight`."""
+    """Parameters of window attention; products are computed in the precision of `weight`."""
 
     norm_weight: Tensor
     """[C]"""
     norm_bias: Tensor
     """[C]"""
     weight: Tensor
-    """[3 C, C]: from normalised tokens to queries, keys and values of all heads."""
+    """[3 C, C]: queries, keys and values of all heads."""
     weight_bias: Tensor
     """[3 C]"""
     bias: Tensor
-    """[heads, n, n]: added to the attention maps."""
+    """[heads, n, n]: relative position bias."""
 
 
 class _Projected(NamedTuple):
-    """Some windows."""
+    """Queries, keys and values of a chunk of windows."""
 
     raw: Tensor
     """[windows n, C]"""
     normed: Tensor
-    """[windows n, C], zeros at places without a token, as in MONAI."""
+    """[windows n, C], zero at padding, as in MONAI."""
     mean: Tensor
     rstd: Tensor
     qkv: Tensor
@@ -141,7 +143,7 @@ def attend(
 ) -> Tensor:
     """softmax(q k' / sqrt(d) + bias) v within windows of normalised features [B, d, h, w, C], in the same shape.
 
-    parameters: as `Parameters`; window and shift: as `clip_window` gives them; eps: of the norm.
+    parameters: as `Parameters`; window and shift: from `clip_window`; eps: of the norm.
     """
     learned, plan = Parameters(*parameters), _plan(features, window, shift)
     heads, channels = len(learned.bias), features.shape[-1]
@@ -154,14 +156,14 @@ def attend(
 
 
 window_attention = torch.library.custom_op("mg3d::window_attention", attend, mutates_args=())
-"""`attend` as an operator of its own, with a gradient that keeps little."""
+"""`attend` as a custom operator that stores only its inputs for the backward pass."""
 
 
 @torch.library.custom_op("mg3d::window_attention_backward", mutates_args=())
 def window_attention_backward(
     gradient: Tensor, features: Tensor, parameters: Sequence[Tensor], *, window: Sequence[int], shift: Sequence[int], eps: float
 ) -> list[Tensor]:
-    """Gradients of features and parameters, for the gradient of what `window_attention` gave."""
+    """Gradients of features and parameters."""
     learned, plan = Parameters(*parameters), _plan(features, window, shift)
     heads, channels = len(learned.bias), features.shape[-1]
     tokens, gradient = features.reshape(-1, channels), gradient.reshape(-1, channels)
@@ -169,17 +171,17 @@ def window_attention_backward(
     sums = Parameters(*(torch.zeros_like(parameter, dtype=exact) for parameter in learned))
     d_tokens = tokens.new_empty((len(plan.gather), channels))
     for rows, mask in _chunks(plan, learned.bias, heads * plan.size**2, dtype=exact):
-        part, places = _project(tokens, learned, plan, rows, eps=eps), _places(plan, rows)
-        d_out = _without_absent(gradient.index_select(0, plan.gather[places]), plan, places)
+        part, positions = _project(tokens, learned, plan, rows, eps=eps), _positions(plan, rows)
+        d_out = _without_absent(gradient.index_select(0, plan.gather[positions]), plan, positions)
         d_out = d_out.view(-1, plan.size, heads, channels // heads).transpose(1, 2).contiguous()
         d_qkv = _attention_backward(part.qkv.contiguous(), d_out, mask, sums.bias)
         sums.weight.add_(d_qkv.mT @ part.normed)
         sums.weight_bias.add_(d_qkv.sum(0))
-        d_normed = _without_absent(d_qkv @ learned.weight, plan, places).to(part.raw.dtype)
+        d_normed = _without_absent(d_qkv @ learned.weight, plan, positions).to(part.raw.dtype)
         found = torch.ops.aten.native_layer_norm_backward(
             d_normed, part.raw, (channels,), part.mean, part.rstd, learned.norm_weight, learned.norm_bias, (True, True, True)
         )
-        d_tokens[places] = found[0]
+        d_tokens[positions] = found[0]
         sums.norm_weight.add_(found[1])
         sums.norm_bias.add_(found[2])
     d_features = d_tokens.index_select(0, plan.scatter).view(features.shape)
@@ -187,7 +189,7 @@ def window_attention_backward(
 
 
 def _attention_backward(qkv: Tensor, d_out: Tensor, mask: Tensor, d_bias: Tensor) -> Tensor:
-    """[windows n, 3 C]: gradient of qkv [3, windows, heads, n, d] for that of the result; that of the bias is added to d_bias."""
+    """[windows n, 3 C]: gradient of qkv [3, windows, heads, n, d]; the gradient of the bias is added to d_bias."""
     q, k, v = qkv.unbind()
     windows, heads, size, width = q.shape
     scale = width**-0.5
@@ -219,12 +221,12 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
     features, parameters = inputs
     ctx.save_for_backward(features, *parameters)
-    ctx.how = keyword_only_inputs
+    ctx.options = keyword_only_inputs
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
     features, *parameters = ctx.saved_tensors
-    d_features, *d_parameters = window_attention_backward(gradient, features, parameters, **ctx.how)
+    d_features, *d_parameters = window_attention_backward(gradient, features, parameters, **ctx.options)
     return d_features, d_parameters
 
 
@@ -233,7 +235,7 @@ window_attention.register_autograd(_backward, setup_context=_keep)
 
 @register_flop_formula(torch.ops.mg3d.window_attention)
 def _flops(features: Sequence[int], parameters: Sequence[Sequence[int]], *, window: Sequence[int], **_: object) -> int:
-    """Of the projection of tokens, and of attention at all places of windows."""
+    """FLOPs of the projections and of attention over all window positions."""
     batch, *shape, channels = features
     windows = batch * math.prod(-(-side // length) for side, length in zip(shape, window, strict=True))
     return 6 * batch * math.prod(shape) * channels**2 + 4 * windows * math.prod(window) ** 2 * channels
@@ -244,21 +246,21 @@ def _plan(features: Tensor, window: Sequence[int], shift: Sequence[int]) -> Wind
     return plan_windows(batch, tuple(shape), tuple(window), shift=tuple(shift), device=features.device)
 
 
-def _places(plan: WindowPlan, rows: slice) -> slice:
+def _positions(plan: WindowPlan, rows: slice) -> slice:
     return slice(rows.start * plan.size, rows.stop * plan.size)
 
 
-def _without_absent(tokens: Tensor, plan: WindowPlan, places: slice) -> Tensor:
-    """tokens, which are changed: zeros at places without a token."""
-    return tokens if plan.absent is None else tokens.masked_fill_(plan.absent[places], 0)
+def _without_absent(tokens: Tensor, plan: WindowPlan, positions: slice) -> Tensor:
+    """Sets tokens at padding to zero, in place."""
+    return tokens if plan.absent is None else tokens.masked_fill_(plan.absent[positions], 0)
 
 
 def _project(tokens: Tensor, learned: Parameters, plan: WindowPlan, rows: slice, *, eps: float) -> _Projected:
-    """Norm and projection of the windows `rows`."""
-    places, channels = _places(plan, rows), tokens.shape[1]
-    raw = tokens.index_select(0, plan.gather[places]).to(learned.norm_weight.dtype)
+    """Norm and projections of the windows `rows`."""
+    positions, channels = _positions(plan, rows), tokens.shape[1]
+    raw = tokens.index_select(0, plan.gather[positions]).to(learned.norm_weight.dtype)
     normed, mean, rstd = torch.native_layer_norm(raw, (channels,), learned.norm_weight, learned.norm_bias, eps)
-    normed = _without_absent(normed.to(learned.weight.dtype), plan, places)
+    normed = _without_absent(normed.to(learned.weight.dtype), plan, positions)
     qkv = F.linear(normed, learned.weight, learned.weight_bias)
     heads = len(learned.bias)
     qkv = qkv.view(-1, plan.size, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
@@ -266,8 +268,8 @@ def _project(tokens: Tensor, learned: Parameters, plan: WindowPlan, rows: slice,
 
 
 def _chunks(plan: WindowPlan, bias: Tensor, each: int, *, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Windows of one group, few enough that `each` numbers per window fit into the cache, and what is added to their maps."""
-    bias = bias.detach()  # a mask that needs a gradient, no fused kernel takes
+    """Chunks of windows of one group, with `each` values per window, and their attention bias."""
+    bias = bias.detach()  # fused kernels do not accept masks that require a gradient
     chunk = max(1, CHUNK_BYTES.get(bias.device.type, CHUNK_BYTES_ELSEWHERE) // (each * 4))
     for group in plan.groups:
         mask = (bias if group.mask is None else bias + group.mask.to(bias.dtype)).to(dtype)

@@ -202,5 +202,5 @@ def test_decay_is_for_kernels_and_matrices_only(name):
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'resnet' is not known; choose one of \['nnunet', 'swin', 'unet'\]"):
+    with pytest.raises(ValueError, match=r"'resnet' is unknown; choose one of \['nnunet', 'swin', 'unet'\]"):
         build_vision_encoder("resnet")
