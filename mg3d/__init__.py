@@ -1,8 +1,8 @@
 """mg3d: multi-grained 3D medical vision-language pre-training on chest CT and radiology reports.
 
-`mg3d.load` gives a model that answers (docs/inference.md). `mg3d.from_pretrained`, `mg3d.save_pretrained`, `mg3d.load_weights`
-and `mg3d.inspect_checkpoint` are for its weights (docs/checkpoints.md). All are imported when they are first asked for, so that
-`import mg3d` stays cheap.
+`mg3d.load` loads a trained model for inference (docs/inference.md). `mg3d.from_pretrained`, `mg3d.save_pretrained`,
+`mg3d.load_weights` and `mg3d.inspect_checkpoint` handle weights (docs/checkpoints.md). All are imported on first use, so that
+`import mg3d` is fast.
 """
 
 from importlib import import_module

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GROUPS = ("NOR", "MINF", "DCM", "HCM", "RV")
 
 
-class Settings(FinetuneSettings):
+class ACDCSettings(FinetuneSettings):
     """Settings of ACDC."""
 
     patch_size: Size = (32, 192, 192)
@@ -25,7 +25,7 @@ class Settings(FinetuneSettings):
     """Training patches per case and step, half of them around the heart."""
 
 
-def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+def read_cases(root: Path, settings: ACDCSettings) -> list[FinetuneCase]:
     """Both labelled frames of every patient of `training`, and of `testing` if its masks are there."""
     top = find_level(root, "training")
     cases = []
@@ -51,7 +51,7 @@ def read_group(info: Path) -> int:
     return GROUPS.index(group)
 
 
-def build(settings: Settings) -> "TaskType":
+def build(settings: ACDCSettings) -> "TaskType":
     """Segmentation of three structures."""
     from mg3d.finetune import transforms as t
     from mg3d.finetune.tasks.segmentation import Segmentation
@@ -73,7 +73,7 @@ def build(settings: Settings) -> "TaskType":
 TASK = DownstreamTask(
     folder="ACDC",
     title="ACDC: right ventricle, myocardium, left ventricle",
-    settings=Settings,
+    settings=ACDCSettings,
     read_cases=read_cases,
     build=build,
     defaults=protocol(

@@ -31,7 +31,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 """Defaults of the tasks that are trained."""
 
 
-class Settings(FinetuneSettings):
+class CTRateSettings(FinetuneSettings):
     """Settings of CT-RATE."""
 
     task: Literal["probe", "full", "prompts", "zero_shot", "retrieval", "labeller"] = "probe"
@@ -59,7 +59,7 @@ class Settings(FinetuneSettings):
     """HU window that becomes 0 to 1; that of the weights."""
 
     @model_validator(mode="after")
-    def _check_size(self) -> "Settings":
+    def _check_size(self) -> "CTRateSettings":
         if 0 < self.image_size < 32:
             raise ValueError(f"image_size={self.image_size}: expected at least 32, or 0 for the default")
         return self
@@ -74,7 +74,7 @@ def defaults(given: Mapping[str, Any], synthetic: bool) -> dict[str, Any]:
     return {**protocol, **small, "num_workers": 0, "batch_size": 4, "warmup_epochs": 0}
 
 
-def resolve(settings: Settings) -> Settings:
+def resolve(settings: CTRateSettings) -> CTRateSettings:
     """Volume size and window of the Arrow files or the weights."""
     if settings.volume_size[0]:  # stored in a checkpoint
         return settings
@@ -100,7 +100,7 @@ def resolve(settings: Settings) -> Settings:
     return settings.model_copy(update={"volume_size": wanted or size, "window_hu": window})
 
 
-def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+def read_cases(root: Path, settings: CTRateSettings) -> list[FinetuneCase]:
     """Volumes of prepared Arrow files, or of CT-RATE's own layout, which is prepared first."""
     from mg3d.finetune.prepared import prepare_dataset, read_prepared_cases
 
@@ -138,7 +138,7 @@ def _as_prepared(source: Source, shape: Size) -> Source:
     return RawScan(source, shape) if isinstance(source, Path) else source
 
 
-def build(settings: Settings) -> "TaskType":
+def build(settings: CTRateSettings) -> "TaskType":
     """The task type of `task`."""
     from monai import transforms as mt
 
@@ -172,7 +172,7 @@ def build(settings: Settings) -> "TaskType":
 TASK = DownstreamTask(
     folder="CT-RATE",
     title="CT-RATE: 18 abnormalities, retrieval, report labeller",
-    settings=Settings,
+    settings=CTRateSettings,
     resolve=resolve,
     read_cases=read_cases,
     build=build,

@@ -26,10 +26,10 @@ GENERATION = (
     "tokenizer", "max_tokens", "decoder_width", "decoder_layers", "decoder_heads", "num_beams", "no_repeat_ngram_size",
     "labeller",
 )  # fmt: skip
-"""Settings that `ReportGeneration` takes."""
+"""CTRGSettings that `ReportGeneration` takes."""
 
 
-class Settings(FinetuneSettings):
+class CTRGSettings(FinetuneSettings):
     """Settings of CTRG."""
 
     tokenizer: Literal["m2kt", "lossless"] = "m2kt"
@@ -54,7 +54,7 @@ class Settings(FinetuneSettings):
     """Voxels (z, y, x) of the network's input."""
 
     @model_validator(mode="after")
-    def _check_decoder(self) -> "Settings":
+    def _check_decoder(self) -> "CTRGSettings":
         if self.decoder_width % self.decoder_heads:
             raise ValueError(f"decoder_heads={self.decoder_heads} does not divide decoder_width={self.decoder_width}")
         if 0 < self.max_tokens < 3:
@@ -62,7 +62,7 @@ class Settings(FinetuneSettings):
         return self
 
 
-def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+def read_cases(root: Path, settings: CTRGSettings) -> list[FinetuneCase]:
     """Cases of slices or NIfTI files with their list, or of Arrow files of the pre-training preparation."""
     from mg3d.finetune.prepared import is_prepared
     from mg3d.metrics.captions import tokenize
@@ -130,7 +130,7 @@ def find_list(root: Path) -> Path:
     return path if any(find_case(root, case_folder(item)) for item in listed) else find_annotation(root)
 
 
-def build(settings: Settings) -> "TaskType":
+def build(settings: CTRGSettings) -> "TaskType":
     """Report generation."""
     from mg3d.finetune import transforms as t
     from mg3d.finetune.tasks.report import ReportGeneration
@@ -151,7 +151,7 @@ def build(settings: Settings) -> "TaskType":
 TASK = DownstreamTask(
     folder="CTRG",
     title="CTRG-Chest: report generation",
-    settings=Settings,
+    settings=CTRGSettings,
     read_cases=read_cases,
     build=build,
     folds=FOLDS,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 IMAGE, MASK = "_ct.nii.gz", "_seg.nii.gz"
 
 
-class Settings(FinetuneSettings):
+class Covid19Settings(FinetuneSettings):
     """Settings of COVID-19-20."""
 
     spacing_mm: Spacing = (5.0, 1.25, 1.25)
@@ -30,7 +30,7 @@ class Settings(FinetuneSettings):
     """JSON file of folds, such as the published Covid19_20_folds.json. Empty: folds by seed."""
 
 
-def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+def read_cases(root: Path, settings: Covid19Settings) -> list[FinetuneCase]:
     """The labelled pairs of Train; the scans of Validation have no public masks."""
     folder = find_level(root, "Train") / "Train"
     images = visible(list(folder.glob(f"*{IMAGE}")))
@@ -52,7 +52,7 @@ def submission_name(case: str) -> str:
     return f"{number[1]}.nii.gz" if number else f"{case}.nii.gz"
 
 
-def build(settings: Settings) -> "TaskType":
+def build(settings: Covid19Settings) -> "TaskType":
     """Segmentation of one structure."""
     from monai import transforms as mt
 
@@ -80,7 +80,7 @@ def build(settings: Settings) -> "TaskType":
 TASK = DownstreamTask(
     folder="Covid19_20",
     title="COVID-19-20: lesions of COVID-19",
-    settings=Settings,
+    settings=Covid19Settings,
     read_cases=read_cases,
     build=build,
     defaults=protocol(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from mg3d.finetune.cases import Candidate, FinetuneCase, Nodule
+from mg3d.finetune.cases import Candidate, FinetuneCase, ReferenceNodule
 from mg3d.finetune.console import info
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings, Size
@@ -23,7 +23,7 @@ UNKNOWN_DIAMETER_MM = 10.0
 """Used by the organizers' script for negative diameters in annotations_excluded.csv."""
 
 
-class Settings(FinetuneSettings):
+class Luna16Settings(FinetuneSettings):
     """Settings of LUNA16."""
 
     candidates: Literal["V1", "V2"] = "V2"
@@ -58,20 +58,20 @@ def read_table(path: Path, column: str) -> dict[str, list[tuple[tuple[float, flo
     return rows
 
 
-def read_nodules(root: Path) -> dict[str, list[Nodule]]:
+def read_nodules(root: Path) -> dict[str, list[ReferenceNodule]]:
     """Scan -> nodules, and findings to be ignored if annotations_excluded.csv is there."""
-    nodules: dict[str, list[Nodule]] = {}
+    nodules: dict[str, list[ReferenceNodule]] = {}
     for name, excluded in (("annotations.csv", False), ("annotations_excluded.csv", True)):
         if excluded and not (root / name).is_file():
             info(f"{root} has no {name}: irrelevant findings count as false positives, so the CPM is not the official one")
             continue
         for scan, rows in read_table(root / name, "diameter_mm").items():
-            found = [Nodule(centre, size if size >= 0 else UNKNOWN_DIAMETER_MM, excluded) for centre, size in rows]
+            found = [ReferenceNodule(centre, size if size >= 0 else UNKNOWN_DIAMETER_MM, excluded) for centre, size in rows]
             nodules.setdefault(scan, []).extend(found)
     return nodules
 
 
-def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+def read_cases(root: Path, settings: Luna16Settings) -> list[FinetuneCase]:
     """Scans of subset*/<seriesuid>.mhd with their candidates."""
     scans = sorted((subset, file) for subset in range(SUBSETS) for file in (root / f"subset{subset}").rglob("*.mhd"))
     if not scans:
@@ -101,7 +101,7 @@ def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
     ]
 
 
-def build(settings: Settings) -> "TaskType":
+def build(settings: Luna16Settings) -> "TaskType":
     """Binary classification of cubes."""
     from mg3d.finetune import transforms as t
     from mg3d.finetune.tasks.candidates import CandidateClassification
@@ -119,7 +119,7 @@ def build(settings: Settings) -> "TaskType":
 TASK = DownstreamTask(
     folder="Luna16",
     title="LUNA16: nodules among candidates",
-    settings=Settings,
+    settings=Luna16Settings,
     read_cases=read_cases,
     build=build,
     folds=SUBSETS,

@@ -23,7 +23,7 @@ WINDOW_HU = {LUNG: (-175.0, 250.0), COLON: (-57.0, 175.0)}
 CASES = {LUNG: 63, COLON: 126}
 
 
-class Settings(FinetuneSettings):
+class MSDSettings(FinetuneSettings):
     """Settings of MSD."""
 
     task: str = ""
@@ -44,7 +44,7 @@ class Settings(FinetuneSettings):
     """Modality of each channel. Empty: read from dataset.json."""
 
 
-def resolve(settings: Settings) -> Settings:
+def resolve(settings: MSDSettings) -> MSDSettings:
     """Task, structures and modality as dataset.json has them; without data those of the lung."""
     if settings.structures:  # stored in a checkpoint or an Arrow file
         return settings
@@ -92,7 +92,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+def read_cases(root: Path, settings: MSDSettings) -> list[FinetuneCase]:
     """The labelled cases of a task's dataset.json."""
     folder = task_folder(root, settings.task)
     cases = []
@@ -105,7 +105,7 @@ def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
     return assign_listed_folds(cases, Path(settings.folds_file)) if settings.folds_file else cases
 
 
-def build(settings: Settings) -> "TaskType":
+def build(settings: MSDSettings) -> "TaskType":
     """Segmentation as published for lung and colon; other CT tasks use the values of the lung, MR is z-scored on its own grid."""
     from monai import transforms as mt
 
@@ -141,7 +141,7 @@ def build(settings: Settings) -> "TaskType":
 TASK = DownstreamTask(
     folder="MSD",
     title="Medical Segmentation Decathlon",
-    settings=Settings,
+    settings=MSDSettings,
     resolve=resolve,
     read_cases=read_cases,
     build=build,

@@ -23,7 +23,7 @@ COLUMNS = ("target", "label", "patient_id", "scan_id")
 SPLITS = Path(__file__).parent / "splits"
 
 
-class Settings(FinetuneSettings):
+class CCCCIISettings(FinetuneSettings):
     """Settings of CC-CCII."""
 
     center_crop: NonNegativeInt = 0
@@ -32,7 +32,7 @@ class Settings(FinetuneSettings):
     """Voxels (z, y, x) of the network's input."""
 
 
-def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+def read_cases(root: Path, settings: CCCCIISettings) -> list[FinetuneCase]:
     """Scans of <class>/<patient>/<scan>/*.png or .jpg, or p<patient>-s<scan>.npy with the published lists."""
     if not any((root / name).is_dir() for name in CLASSES):
         return read_arrays(root)
@@ -87,7 +87,7 @@ def _case(patient: str, scan: str, image: Path | tuple[Path, ...], target: int) 
     return FinetuneCase(case_id=f"p{patient}-s{scan}", patient_id=patient, image=image, target=(target,))
 
 
-def build(settings: Settings) -> "TaskType":
+def build(settings: CCCCIISettings) -> "TaskType":
     """Three exclusive classes."""
     from monai import transforms as mt
 
@@ -112,7 +112,7 @@ def build(settings: Settings) -> "TaskType":
 TASK = DownstreamTask(
     folder="cc-ccii",
     title="CC-CCII: normal, common pneumonia, COVID-19",
-    settings=Settings,
+    settings=CCCCIISettings,
     read_cases=read_cases,
     build=build,
     defaults=protocol(

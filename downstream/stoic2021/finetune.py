@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 OUTPUTS = ("probCOVID", "probSevere")
 
 
-class Settings(FinetuneSettings):
+class Stoic2021Settings(FinetuneSettings):
     """Settings of STOIC2021."""
 
     spacing_mm: Spacing = (1.6, 1.6, 1.6)
@@ -26,7 +26,7 @@ class Settings(FinetuneSettings):
     """Voxels (z, y, x) of the network's input."""
 
 
-def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
+def read_cases(root: Path, settings: Stoic2021Settings) -> list[FinetuneCase]:
     """Scans of metadata/reference.csv; the severity of patients without COVID-19 is unknown."""
     import pandas as pd
 
@@ -51,7 +51,7 @@ def read_cases(root: Path, settings: Settings) -> list[FinetuneCase]:
     return cases
 
 
-def build(settings: Settings) -> "TaskType":
+def build(settings: Stoic2021Settings) -> "TaskType":
     """Two labels; severity is scored among patients with COVID-19."""
     from monai import transforms as mt
 
@@ -80,7 +80,7 @@ def build(settings: Settings) -> "TaskType":
 TASK = DownstreamTask(
     folder="stoic2021",
     title="STOIC2021: COVID-19 and severe COVID-19",
-    settings=Settings,
+    settings=Stoic2021Settings,
     read_cases=read_cases,
     build=build,
     defaults=protocol(

@@ -34,26 +34,14 @@ _ANCHORS: tuple[tuple[Program, tuple[str, str]], ...] = (
     ("meter", ("cross_modal_image_transform.weight", "token_type_embeddings.weight")),
     ("released", ("multi_modal_vision_proj.weight", "modality_type_embeddings.weight")),
 )
-_REASONS: tuple[tuple[str, str], ...] = (
-    ("vit_model.", "reads 2D images"),
-    ("vision_encoder.", "different image encoder"),
-    ("vision.", "different image encoder"),
-    ("cross_modal_image_pooler.", "pools the class token, MG-3D all tokens"),
-    ("multi_modal_vision_pooler.", "pools the class token, MG-3D all tokens"),
-    ("mlm_head.", "sentence predictor of MG-3D"),
-    ("itm_", "no image-text matching"),
-    ("pseudo_", "no pseudo tokens"),
-)
-
-
 class Row(NamedTuple):
     """Result for one tensor."""
 
     source: str
     target: str | None
-    """None = no counterpart."""
+    """None = left out."""
     reason: str
-    """Why there is no counterpart."""
+    """Why there is no target."""
 
 
 class Conversion(NamedTuple):
@@ -68,7 +56,7 @@ class Conversion(NamedTuple):
 
     def table(self) -> str:
         """One line per tensor and a summary."""
-        lines = [f"{row.source} -> {row.target or f'(no counterpart: {row.reason})'}" for row in self.rows]
+        lines = [f"{row.source} -> {row.target or f'({row.reason})'}" for row in self.rows]
         return "\n".join([*lines, f"converted {len(self.tensors)} of {len(self.rows)} tensors from {self.program} names"])
 
 
@@ -170,8 +158,6 @@ def _as_released(name: str, program: Program) -> str | None:
 
 
 def _reason(name: str, program: Program, to: Program) -> str:
-    if {program, to} <= {"mg3d", "released"}:
-        return "unused" if to == "mg3d" else "not in the published code"
-    if to == "mg3d" and any(name.startswith(part) for pair in _SHARED for part in pair):
+    if to == "mg3d" and (program == "released" or any(name.startswith(part) for pair in _SHARED for part in pair)):
         return "unused"
-    return next((reason for start, reason in _REASONS if name.startswith(start)), "different module")
+    return "not in the published code" if {program, to} == {"mg3d", "released"} else "no counterpart"

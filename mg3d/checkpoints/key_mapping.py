@@ -20,12 +20,6 @@ VISION = "vision."
 OUTSIDE = "outside."
 """Prefix of tensors that belong to neither image nor text encoder, such as a segmentation decoder."""
 _RENAMED = ((".mlp.fc1.", ".mlp.linear1."), (".mlp.fc2.", ".mlp.linear2."))
-_NETWORKS = (
-    ("SwinUNETR (MONAI)", ("encoder10.", "decoder5.")),
-    ("SSLHead (MONAI)", ("rotation_head.", "contrastive_head.")),
-    ("Models Genesis U-Net with decoder", ("up_tr256.",)),
-)
-"""(network, parts that identify it)."""
 _DECODERS = ("up_tr", "out_tr", "upsamples.", "output_block.", "deep_supervision_heads.", "skip_layers.")
 """Decoder parts of Models Genesis and MONAI's DynUNet, which have no prefix."""
 _HEADS = ("rotation_head.", "contrastive_head.", "convTrans3d.", "norm.")
@@ -67,7 +61,7 @@ def map_keys(tensors: Mapping[str, Tensor], *, prefix: str | None = None) -> Map
         outer = found.removesuffix("vision_encoder.")
         return MappedKeys(_from_released(tensors, outer), "released", "MG-3D image encoder", found)
     renamed = {_encoder_name(name, found): tensor for name, tensor in tensors.items()}
-    return MappedKeys(renamed, "encoder", _describe(tensors, found), found)
+    return MappedKeys(renamed, "encoder", "image encoder", found)
 
 
 def encoder_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
@@ -155,14 +149,6 @@ def _encoder_name(name: str, prefix: str) -> str:
     for theirs, ours in _RENAMED:
         rest = rest.replace(theirs, ours)
     return VISION + rest
-
-
-def _describe(tensors: Mapping[str, Tensor], prefix: str) -> str:
-    networks = [label for label, parts in _NETWORKS if all(any("." + part in "." + name for name in tensors) for part in parts)]
-    parts = _parts(prefix)
-    origin = ", `backbone.` as in SuPreM" if "backbone" in parts else ""
-    origin = ", student and teacher as in VoCo" if "student" in parts or parts[:1] == ["teacher"] else origin
-    return "image encoder" + (f" of {networks[0]}" if networks else "") + origin
 
 
 def _parts(prefix: str) -> list[str]:

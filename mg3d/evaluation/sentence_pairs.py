@@ -35,7 +35,7 @@ class Sentences(NamedTuple):
     """int64 [n], see `meaning_codes`."""
 
 
-class SentencePairs(NamedTuple):
+class ScoredPairs(NamedTuple):
     """All m pairs of sentences of different patients."""
 
     cosine: np.ndarray
@@ -69,7 +69,7 @@ def read_sentences(
     )
 
 
-def sentence_pairs(sentences: Sentences) -> SentencePairs:
+def sentence_pairs(sentences: Sentences) -> ScoredPairs:
     """Pairs of the first `MAX_SENTENCES` sentences."""
     vectors, polarity, patient, meaning = (part[:MAX_SENTENCES] for part in sentences)
     first, second = torch.triu(patient[:, None] != patient, 1).nonzero().unbind(1)
@@ -77,10 +77,10 @@ def sentence_pairs(sentences: Sentences) -> SentencePairs:
     cosine = (unit @ unit.T)[first, second]
     known = (meaning[first] != _UNKNOWN) & (meaning[second] != _UNKNOWN)
     equal = known & (meaning[first] == meaning[second])
-    return SentencePairs(*(part.numpy() for part in (cosine, polarity[first] == polarity[second], known, equal)))
+    return ScoredPairs(*(part.numpy() for part in (cosine, polarity[first] == polarity[second], known, equal)))
 
 
-def matching_summary(pairs: SentencePairs, *, same_above: float, differ_below: float) -> dict[str, float]:
+def matching_summary(pairs: ScoredPairs, *, same_above: float, differ_below: float) -> dict[str, float]:
     """Fractions of pairs that SSM treats as same, different or ignored, and precision and recall of `same`.
 
     Precision and recall are over pairs of known meaning; NaN without any.
@@ -96,7 +96,7 @@ def matching_summary(pairs: SentencePairs, *, same_above: float, differ_below: f
     }
 
 
-def threshold_rows(pairs: SentencePairs, thresholds: Sequence[float]) -> Rows:
+def threshold_rows(pairs: ScoredPairs, thresholds: Sequence[float]) -> Rows:
     """One row per threshold, over pairs of equal polarity.
 
     Precision and recall of `same` for pairs at or above it; false negatives: pairs at or below it that mean the same.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, Nodule, Source
+from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, ReferenceNodule, Source
 from mg3d.finetune.images import read_array
 
 FORMAT = 2
@@ -77,7 +77,7 @@ def read_cases(file: Path) -> list[FinetuneCase]:
         fields = {name: batch.column(name)[0].as_py() for name in _FIELDS}
         fields["target"] = tuple(fields["target"])
         fields["candidates"] = tuple(Candidate(tuple(centre), target) for centre, target in json.loads(fields["candidates"]))
-        fields["nodules"] = tuple(Nodule(tuple(centre), *rest) for centre, *rest in json.loads(fields["nodules"]))
+        fields["nodules"] = tuple(ReferenceNodule(tuple(centre), *rest) for centre, *rest in json.loads(fields["nodules"]))
         has_mask = batch.column("mask")[0].is_valid
         cases.append(FinetuneCase(**fields, image=ArrowRow(file, row), mask=ArrowRow(file, row, "mask") if has_mask else None))
     return cases

@@ -49,7 +49,7 @@ class Candidate(NamedTuple):
     target: int
 
 
-class Nodule(NamedTuple):
+class ReferenceNodule(NamedTuple):
     """A nodule of the reference standard."""
 
     centre_mm: tuple[float, float, float]
@@ -71,7 +71,7 @@ class FinetuneCase:
     target: tuple[int, ...] = ()
     """One label per output (0, 1 or `UNKNOWN`), or the class index alone."""
     candidates: tuple[Candidate, ...] = ()
-    nodules: tuple[Nodule, ...] = ()
+    nodules: tuple[ReferenceNodule, ...] = ()
     """Reference standard of the candidates."""
     report: str = ""
     split: Literal["train", "test"] = "train"

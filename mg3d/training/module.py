@@ -104,7 +104,7 @@ class PretrainModule(pl.LightningModule):
         # If a validation is due, Lightning first runs an iteration without training, in which it counts the step.
         is_due = self.trainer.enable_validation and micro_batches % self.trainer.val_check_interval == 0
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - int(is_due)
-        if is_due and not checkpoint["validated"]:  # one batch started and none done: Lightning validates before it trains on
+        if is_due and not checkpoint["validated"]:  # a started batch: Lightning repeats the validation
             for scope in ("total", "current"):
                 loop["epoch_loop.val_loop.batch_progress"][scope].update(ready=1, started=1, processed=0, completed=0)
 

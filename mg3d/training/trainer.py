@@ -117,7 +117,7 @@ class PreemptionHandler(Callback):
             self.preempted = True
             trainer.save_checkpoint(self.path, weights_only=False)
             trainer.should_stop = True
-            trainer.limit_val_batches = 0  # Lightning validates when it is asked to stop
+            trainer.limit_val_batches = 0  # or Lightning would validate before it stops
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
         """Raises Preempted on the signal. Every rank has the same number of validation batches, so no rank is left waiting."""

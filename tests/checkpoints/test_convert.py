@@ -62,11 +62,8 @@ def test_meter_names_become_released_names(meter):
     assert {row.source: row.target for row in done.rows if row.target} == AS_RELEASED
     assert all(torch.equal(done.tensors[target], meter[source]) for source, target in AS_RELEASED.items())
     left = {row.source: row.reason for row in done.rows if not row.target}
-    assert left == {
-        "vit_model.visual.class_embedding": "reads 2D images",
-        "cross_modal_image_pooler.dense.weight": "pools the class token, MG-3D all tokens",
-        "itm_score.fc.weight": "no image-text matching",
-    }
+    names = ("vit_model.visual.class_embedding", "cross_modal_image_pooler.dense.weight", "itm_score.fc.weight")
+    assert left == dict.fromkeys(names, "no counterpart")
 
 
 @pytest.mark.parametrize("between", ["released", "ptunifier"])
@@ -85,7 +82,7 @@ def test_meter_to_mg3d_converts_only_tensors_that_are_used(meter):
         "branches.report.mlm_head.decoder.weight",
     }  # fmt: skip
     assert "converted 8 of 14 tensors from meter names" in done.table()
-    assert "vit_model.visual.class_embedding -> (no counterpart: reads 2D images)" in done.table()
+    assert "vit_model.visual.class_embedding -> (no counterpart)" in done.table()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The passport, told from tensors alone."""
+"""The passport, info from tensors alone."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,6 @@ from monai.networks.nets import DynUNet, SwinUNETR
 from released_files import key_list, small_key_list, synthetic
 
 from mg3d.checkpoints.info import RELEASED_PREPROCESSING, inspect_checkpoint
-from mg3d.models.vision.swin import SwinEncoder
 from mg3d.settings.schema import CROP
 
 ROOT = Path(__file__).parents[2]
@@ -33,102 +32,92 @@ def zeros(keys):
     ],
 )
 def test_a_released_swin_is_recognised(keys, encoder, width, projection, tmp_path):
-    told = inspect_checkpoint(saved(zeros(key_list(keys)), tmp_path))
-    assert (told.style, told.encoder, told.width, told.coverage) == ("released", encoder, width, 1.0)
-    assert told.details == {"in_channels": 1, "patch_size": 2, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24],
+    info = inspect_checkpoint(saved(zeros(key_list(keys)), tmp_path))
+    assert (info.style, info.encoder, info.width, info.coverage) == ("released", encoder, width, 1.0)
+    assert info.details == {"in_channels": 1, "patch_size": 2, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24],
                             "window_size": 7, "projection": projection}  # fmt: skip
-    assert (told.merging, told.merging_source) == ("legacy", "all released MG-3D weights")
-    assert told.precision == {"bfloat16": len(key_list(keys))}
-    assert told.preprocessing == RELEASED_PREPROCESSING
+    assert (info.merging, info.merging_source) == ("legacy", "all released MG-3D weights")
+    assert info.precision == {"bfloat16": len(key_list(keys))}
+    assert info.preprocessing == RELEASED_PREPROCESSING
 
 
-def test_the_same_shapes_under_other_names_are_not_taken_for_released(tmp_path):
+def test_the_same_shapes_with_other_names_are_not_released_weights(tmp_path):
     keys = {name.replace("vision_encoder.", "swinViT."): shape for name, shape in key_list("keys_vision_swinb").items()}
-    told = inspect_checkpoint(saved(zeros(keys | {"swinViT.mask_token": (48,)}), tmp_path))
-    assert (told.encoder, told.coverage, told.merging, told.preprocessing) == ("swin_b", 1.0, "unknown", None)
+    info = inspect_checkpoint(saved(zeros(keys | {"swinViT.mask_token": (48,)}), tmp_path))
+    assert (info.encoder, info.coverage, info.merging, info.preprocessing) == ("swin_b", 1.0, "unknown", None)
 
 
 def test_a_released_unet_is_recognised(tmp_path):
-    told = inspect_checkpoint(saved(zeros(key_list("keys_vision_unet")), tmp_path))
-    assert (told.encoder, told.width, told.coverage, told.merging) == ("unet", 48, 1.0, "none")
-    assert told.norm_statistics == "batch"
+    info = inspect_checkpoint(saved(zeros(key_list("keys_vision_unet")), tmp_path))
+    assert (info.encoder, info.width, info.coverage, info.merging) == ("unet", 48, 1.0, "none")
+    assert info.norm_statistics == "batch"
 
 
 def test_a_unet_with_its_decoder_is_recognised_without_a_prefix(tmp_path):
     bare = {name.removeprefix("vision_encoder."): shape for name, shape in key_list("keys_vision_unet").items()}
     bare |= {"up_tr256.up_conv.weight": (768, 768, 2, 2, 2), "up_tr128.ops.0.conv1.bias": (4,), "out_tr.final_conv.bias": (2,)}
-    told = inspect_checkpoint(saved(zeros(bare), tmp_path))
-    assert (told.encoder, told.style, told.coverage) == ("unet", "encoder", 1.0)
-    assert told.description == "image encoder of Models Genesis U-Net with decoder"
-    assert told.parts["outside"][0] == 3
+    info = inspect_checkpoint(saved(zeros(bare), tmp_path))
+    assert (info.encoder, info.style, info.coverage) == ("unet", "encoder", 1.0)
+    assert info.parts["outside"][0] == 3
 
 
 def test_a_whole_pretraining_file_is_recognised(tmp_path):
-    told = inspect_checkpoint(saved({"state_dict": synthetic(small_key_list()), "global_step": 12}, tmp_path))
-    assert told.description == "MG-3D pre-training"
-    assert told.text == {"layers": 2, "width": 768, "vocabulary": 50, "positions": 512}
-    assert told.provenance == {"global_step": 12}
+    info = inspect_checkpoint(saved({"state_dict": synthetic(small_key_list()), "global_step": 12}, tmp_path))
+    assert info.description == "MG-3D pre-training"
+    assert info.text == {"layers": 2, "width": 768, "vocabulary": 50, "positions": 512}
+    assert info.provenance == {"global_step": 12}
     learned = [math.prod(s) for n, s in key_list("keys_swinb").items() if "vision_encoder" in n and not n.endswith("_index")]
-    assert told.parts["vision"] == (118, sum(learned))
-    assert told.layout == "torch, state dict in 'state_dict'"
+    assert info.parts["vision"] == (118, sum(learned))
+    assert info.layout == "torch, state dict in 'state_dict'"
 
 
-def test_monais_swin_unetr_is_recognised_and_its_merging_is_not_guessed(tmp_path):
+def test_monais_swin_unetr_has_an_unknown_merging(tmp_path):
     network = SwinUNETR(in_channels=2, out_channels=3, feature_size=12, depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4))
-    told = inspect_checkpoint(saved({"net": {"module.backbone." + n: t for n, t in network.state_dict().items()}}, tmp_path))
-    assert told.description == "image encoder of SwinUNETR (MONAI), `backbone.` as in SuPreM"
-    assert (told.prefix, told.encoder, told.width, told.merging) == ("module.backbone.swinViT.", "swin", 12, "unknown")
-    assert told.details["depths"] == [1, 2, 1, 1]
-    assert told.details["num_heads"] == [1, 2, 3, 4]
-    assert told.details["in_channels"] == 2
-    assert told.preprocessing is None
+    info = inspect_checkpoint(saved({"net": {"module.backbone." + n: t for n, t in network.state_dict().items()}}, tmp_path))
+    assert info.description == "image encoder"
+    assert (info.prefix, info.encoder, info.width, info.merging) == ("module.backbone.swinViT.", "swin", 12, "unknown")
+    assert info.details["depths"] == [1, 2, 1, 1]
+    assert info.details["num_heads"] == [1, 2, 3, 4]
+    assert info.details["in_channels"] == 2
+    assert info.preprocessing is None
 
 
-def test_students_and_contrastive_heads_are_told(tmp_path):
-    swin = SwinEncoder(embed_width=12, depths=(1,), heads=(2,)).state_dict()
-    student = {f"{side}.backbone.swinViT.{name}": tensor for side in ("student", "teacher") for name, tensor in swin.items()}
-    assert "as in VoCo" in inspect_checkpoint(saved(student, tmp_path)).description
-    heads = {f"swinViT.{name}": tensor for name, tensor in swin.items()}
-    heads |= {"rotation_head.weight": torch.ones(4, 8), "contrastive_head.weight": torch.ones(5, 8)}
-    assert "SSLHead" in inspect_checkpoint(saved(heads, tmp_path)).description
-
-
-def test_residual_encoders_of_nnunet_are_told_apart(tmp_path):
+def test_nnunet_encoders_are_distinguished(tmp_path):
     network = DynUNet(3, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=[4, 8, 16], res_block=True)
-    told = inspect_checkpoint(saved(network.state_dict(), tmp_path))
-    assert (told.encoder, told.width) == ("nnunet", 8)
+    info = inspect_checkpoint(saved(network.state_dict(), tmp_path))
+    assert (info.encoder, info.width) == ("nnunet", 8)
     names = {"stem.convs.0.conv.weight": (32, 1, 3, 3, 3), "stages.0.blocks.0.conv1.conv.weight": (32, 32, 3, 3, 3)}
-    told = inspect_checkpoint(saved({"network_weights": zeros({f"encoder.{n}": s for n, s in names.items()})}, tmp_path))
-    assert (told.encoder, told.width, told.coverage) == ("nnunet_v2_residual", 32, None)
-    assert told.layout.endswith("'network_weights'")
+    info = inspect_checkpoint(saved({"network_weights": zeros({f"encoder.{n}": s for n, s in names.items()})}, tmp_path))
+    assert (info.encoder, info.width, info.coverage) == ("nnunet_v2_residual", 32, None)
+    assert info.layout.endswith("'network_weights'")
 
 
-def test_a_bert_is_told_from_an_encoder(tmp_path):
+def test_a_bert_is_recognised(tmp_path):
     names = {"bert.embeddings.word_embeddings.weight": (50, 8), "bert.embeddings.position_embeddings.weight": (16, 8),
              "bert.encoder.layer.0.output.LayerNorm.gamma": (8,), "cls.predictions.bias": (50,)}  # fmt: skip
-    told = inspect_checkpoint(saved(zeros(names), tmp_path))
-    assert (told.style, told.encoder, told.coverage) == ("bert", "none", None)
-    assert told.text == {"layers": 1, "width": 8, "vocabulary": 50, "positions": 16}
+    info = inspect_checkpoint(saved(zeros(names), tmp_path))
+    assert (info.style, info.encoder, info.coverage) == ("bert", "none", None)
+    assert info.text == {"layers": 1, "width": 8, "vocabulary": 50, "positions": 16}
 
 
-def test_something_else_is_said_to_be_unknown(tmp_path):
-    told = inspect_checkpoint(saved({"conv.weight": torch.ones(3, 1, 2)}, tmp_path))
-    assert (told.style, told.description, told.encoder) == ("unknown", "unknown", "none")
+def test_other_tensors_are_unknown(tmp_path):
+    info = inspect_checkpoint(saved({"conv.weight": torch.ones(3, 1, 2)}, tmp_path))
+    assert (info.style, info.description, info.encoder) == ("unknown", "unknown", "none")
 
 
-def test_half_an_encoder_is_told_in_percent(tmp_path):
+def test_the_coverage_of_a_partial_encoder(tmp_path):
     every = key_list("keys_vision_swinb")
     keys = {n: s for n, s in every.items() if ".layers4." not in n}
-    told = inspect_checkpoint(saved(zeros(keys), tmp_path))
-    assert (told.encoder, told.details["depths"]) == ("swin_b", [2, 2, 2])
+    info = inspect_checkpoint(saved(zeros(keys), tmp_path))
+    assert (info.encoder, info.details["depths"]) == ("swin_b", [2, 2, 2])
     held, whole = (sum(math.prod(s) for n, s in part.items() if not n.endswith("_index")) for part in (keys, every))
-    assert told.coverage == pytest.approx(held / whole, abs=1e-9)
-    assert told.merging == "unknown"
+    assert info.coverage == pytest.approx(held / whole, abs=1e-9)
+    assert info.merging == "unknown"
     keys = {n: s for n, s in every.items() if ".mlp." not in n}
-    told = inspect_checkpoint(saved(zeros(keys), tmp_path))
+    info = inspect_checkpoint(saved(zeros(keys), tmp_path))
     mlp = sum(2 * (8 * width**2 + 5 * width) for width in (48, 96, 192, 384))  # of two blocks a stage
-    assert told.coverage == pytest.approx(1 - mlp / whole, abs=1e-9)
+    assert info.coverage == pytest.approx(1 - mlp / whole, abs=1e-9)
 
 
-def test_the_share_of_a_volume_is_that_of_the_preparation():
+def test_the_released_crop_is_the_default_crop():
     assert tuple(RELEASED_PREPROCESSING["crop_fraction"]) == CROP

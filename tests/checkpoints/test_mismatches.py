@@ -39,7 +39,7 @@ def refuses(model, content, sentence, tmp_path, **options):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-# --- built in another way
+# --- other structure
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def refuses(model, content, sentence, tmp_path, **options):
         (small_swin(window_size=(2, 3, 4)), small_swin(), r"has encoder tensors of another shape. wrong shape"),
     ],
 )  # fmt: skip
-def test_an_encoder_that_is_built_in_another_way_is_refused_by_what_differs(file, model, sentence, tmp_path):
+def test_another_structure_is_refused_with_the_difference(file, model, sentence, tmp_path):
     refuses(model, file.state_dict(), sentence, tmp_path, merging="legacy", minimum_coverage=0.0)
 
 
@@ -72,7 +72,7 @@ def test_swin_l_with_and_without_its_projection_are_two_encoders(keys, arguments
 
 
 @pytest.mark.parametrize("masked", ["file", "model"])
-def test_a_mask_token_and_running_statistics_are_no_difference(masked, tmp_path):
+def test_mask_token_and_running_statistics_may_be_missing(masked, tmp_path):
     file, model = (UNetEncoder(embed_width=4, mask_token=side == masked) for side in ("file", "model"))
     state = {name: tensor for name, tensor in file.state_dict().items() if "running" not in name}
     report = load_weights(model, saved(state, tmp_path))
@@ -80,19 +80,19 @@ def test_a_mask_token_and_running_statistics_are_no_difference(masked, tmp_path)
     assert (report.missing[:1] == ("vision.mask_token",)) == (masked == "model")
 
 
-def test_heads_beside_an_encoder_without_a_prefix_are_not_asked_for(tmp_path):
+def test_heads_next_to_an_encoder_are_ignored(tmp_path):
     heads = {f"module.{name}": torch.ones(4) for name in ("rotation_head.bias", "convTrans3d.bias", "norm.bias")}
     content = {"module." + name: tensor for name, tensor in small_swin().state_dict().items()} | heads
     report = load_weights(small_swin(), saved(content, tmp_path), merging="legacy")
     assert (set(report.ignored), report.unexpected) == (set(heads), ())
 
 
-def test_windows_that_are_told_by_their_tables_alone_are_held_against_each_other(tmp_path):
+def test_windows_that_differ_only_in_their_indices_are_refused(tmp_path):
     file, model = small_swin(window_size=(2, 3, 4)), small_swin(window_size=(4, 3, 2))
     refuses(model, file.state_dict(), "another attention window.*relative_position_index", tmp_path, merging="legacy")
 
 
-def test_tables_of_positions_stay_the_models_own(tmp_path):
+def test_position_indices_are_not_copied(tmp_path):
     state, model = small_swin().state_dict(), small_swin()
     half = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
     before = model.layers1[0].blocks[0].attn.relative_position_index.clone()
@@ -102,7 +102,7 @@ def test_tables_of_positions_stay_the_models_own(tmp_path):
 
 
 @pytest.mark.parametrize("minimum", [0.0, 0.9])
-def test_a_part_of_the_encoder_asks_for_no_setting(minimum, tmp_path):
+def test_a_partial_encoder_suggests_no_setting(minimum, tmp_path):
     model = small_swin()
     part = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("layers2")}
     path = saved(part, tmp_path)
@@ -113,7 +113,7 @@ def test_a_part_of_the_encoder_asks_for_no_setting(minimum, tmp_path):
         load_weights(model, path, merging="legacy")
 
 
-def test_ninety_percent_is_the_border(tmp_path):
+def test_ninety_percent_is_the_limit(tmp_path):
     model = small_swin()
     sizes, state = {name: p.numel() for name, p in model.named_parameters()}, model.state_dict()
 
@@ -130,13 +130,13 @@ def test_ninety_percent_is_the_border(tmp_path):
     refuses(model, kept, f"contains {share:.1%} .*at least 90%", tmp_path, merging="legacy")
 
 
-def test_nothing_at_all_is_refused_at_any_minimum(tmp_path):
+def test_a_file_without_weights_is_refused_at_any_minimum(tmp_path):
     other = {"classifier.weight": torch.ones(2, 3)}
     refuses(small_swin(), other, "contains 0.0% .*no image encoder", tmp_path, minimum_coverage=0.0)
 
 
 @pytest.mark.parametrize("share", [90, -0.1, float("nan")])
-def test_a_minimum_that_is_no_share_is_refused(share, tmp_path):
+def test_an_invalid_minimum_is_refused(share, tmp_path):
     refuses(small_swin(), small_swin().state_dict(), "must be a fraction between 0 and 1", tmp_path, minimum_coverage=share)
 
 
@@ -144,7 +144,7 @@ def test_a_minimum_that_is_no_share_is_refused(share, tmp_path):
 
 
 @pytest.mark.parametrize(("word", "kind"), [("merging", "monai"), ("mergingv2", "monai_v2")])
-def test_both_mergings_of_monai_are_told_apart(word, kind, tmp_path):
+def test_both_mergings_of_monai_are_distinguished(word, kind, tmp_path):
     model = monai_swin(downsample=word)
     assert merging_of(model) == kind
     other = {"monai": "monai_v2", "monai_v2": "monai"}[kind]
@@ -152,7 +152,7 @@ def test_both_mergings_of_monai_are_told_apart(word, kind, tmp_path):
     assert load_weights(model, saved(model.state_dict(), tmp_path), merging=kind).merging == kind
 
 
-def test_a_merging_that_is_not_known_here_is_refused(tmp_path):
+def test_an_unknown_merging_is_refused(tmp_path):
     class Merge(torch.nn.Module):
         def __init__(self, dim, norm_layer, spatial_dims):
             super().__init__()
@@ -167,17 +167,17 @@ def test_a_model_that_mixes_mergings_is_refused():
         merging_of(torch.nn.ModuleList([small_swin(), small_swin(patch_merging="monai")]))
 
 
-def test_only_what_was_released_is_taken_for_released(tmp_path):
+def test_a_small_encoder_with_released_names_is_not_released(tmp_path):
     state = {"vision_encoder." + name: tensor for name, tensor in small_swin().state_dict().items()}
-    told = inspect_checkpoint(saved(state, tmp_path))
-    assert (told.style, told.merging, told.preprocessing) == ("released", "unknown", None)
+    info = inspect_checkpoint(saved(state, tmp_path))
+    assert (info.style, info.merging, info.preprocessing) == ("released", "unknown", None)
     refuses(small_swin(), state, "the patch merging is unknown", tmp_path)
 
 
 @pytest.mark.parametrize("prefix", [None, "vision_encoder", "vision_encoder."])
-def test_a_released_file_is_one_whatever_prefix_is_passed(prefix, tmp_path):
-    told = inspect_checkpoint(saved(synthetic(key_list("keys_vision_swinb"), torch.bfloat16), tmp_path), prefix=prefix)
-    assert (told.style, told.merging, told.preprocessing["window_hu"]) == ("released", "legacy", [-1000.0, 1000.0])
+def test_a_released_file_is_recognised_with_any_prefix_argument(prefix, tmp_path):
+    info = inspect_checkpoint(saved(synthetic(key_list("keys_vision_swinb"), torch.bfloat16), tmp_path), prefix=prefix)
+    assert (info.style, info.merging, info.preprocessing["window_hu"]) == ("released", "legacy", [-1000.0, 1000.0])
 
 
 @pytest.mark.parametrize(
@@ -191,11 +191,11 @@ def test_a_released_file_is_one_whatever_prefix_is_passed(prefix, tmp_path):
         ({"patch_merging": ["monai"], "settings": 3}, "unknown"),
     ],
 )
-def test_the_merging_is_read_from_both_places_where_it_is_stored(identity, merging, tmp_path):
-    told = inspect_checkpoint(saved({"state_dict": small_swin().state_dict(), "mg3d": identity}, tmp_path))
-    assert told.merging == merging
+def test_the_merging_is_read_from_both_entries(identity, merging, tmp_path):
+    info = inspect_checkpoint(saved({"state_dict": small_swin().state_dict(), "mg3d": identity}, tmp_path))
+    assert info.merging == merging
     contradicting = identity.get("settings") == {"patch_merging": "legacy"}
-    assert ("stores both 'legacy' and 'monai'" in told.merging_source) is contradicting
+    assert ("stores both 'legacy' and 'monai'" in info.merging_source) is contradicting
 
 
 # --- norms of the U-Net
@@ -219,20 +219,20 @@ class WithRunningStatistics(UNetEncoder):
         (None, WithRunningStatistics(), None),
     ],
 )  # fmt: skip
-def test_the_statistics_of_norms_are_held_against_the_model(stored, model, note, tmp_path):
+def test_norm_statistics_are_compared_with_the_model(stored, model, note, tmp_path):
     identity = {"settings": {"norm_statistics": stored}} if stored else {}
     report = load_weights(model, saved({"state_dict": model.state_dict(), "mg3d": identity}, tmp_path))
     assert report.info.norm_statistics == (stored or "unknown")
     assert [note in one for one in report.notes] == ([True] if note else [])
 
 
-def test_weights_of_batch_statistics_are_refused_by_norms_that_read_running_ones(tmp_path):
+def test_batch_statistics_are_refused_by_running_norms(tmp_path):
     model = WithRunningStatistics()
     content = {"state_dict": model.state_dict(), "mg3d": {"settings": {"norm_statistics": "batch"}}}
     refuses(model, content, "norm_statistics='batch', but the model uses running statistics", tmp_path)
 
 
-# --- numbers
+# --- values
 
 
 @pytest.mark.parametrize(
@@ -246,13 +246,13 @@ def test_weights_of_batch_statistics_are_refused_by_norms_that_read_running_ones
         (lambda tensor: tensor.double() + 1e300, "NaN or Inf in vision.patch_embed.proj.bias, as float32"),
     ],
 )  # fmt: skip
-def test_numbers_that_cannot_be_loaded_are_refused_by_name(change, sentence, tmp_path):
+def test_unsupported_types_are_refused_by_name(change, sentence, tmp_path):
     state = small_swin().state_dict()
     state["patch_embed.proj.bias"] = change(state["patch_embed.proj.bias"])
     refuses(small_swin(), state, sentence, tmp_path, merging="legacy")
 
 
-def test_numbers_are_finite_in_the_models_precision_too(tmp_path):
+def test_overflow_in_the_models_precision_is_refused(tmp_path):
     state = small_swin().state_dict()
     state["patch_embed.proj.bias"] = state["patch_embed.proj.bias"] + 1e6
     refuses(small_swin().half(), state, "NaN or Inf in vision.patch_embed.proj.bias, as float16", tmp_path, merging="legacy")
@@ -261,7 +261,7 @@ def test_numbers_are_finite_in_the_models_precision_too(tmp_path):
     assert f"converted {tensors} tensors from float16 to the model's precision; half precision" in report.notes[0]
 
 
-# --- wrappers, places
+# --- wrappers, prefixes
 
 
 def test_a_wrapped_model_is_loaded_as_what_it_wraps(tmp_path):
@@ -275,7 +275,7 @@ def test_a_wrapped_model_is_loaded_as_what_it_wraps(tmp_path):
     assert load_weights(model, saved(file, tmp_path), merging="legacy").coverage == 1.0
 
 
-def test_of_two_equally_good_places_one_must_be_chosen(tmp_path):
+def test_one_of_several_encoders_must_be_chosen(tmp_path):
     state = small_swin().state_dict()
     pair = {word + name: tensor for word in ("backbone.", "encoder.") for name, tensor in state.items()}
     refuses(small_swin(), pair, "several image encoders, 'backbone.', 'encoder.'; pass prefix", tmp_path)
@@ -283,7 +283,7 @@ def test_of_two_equally_good_places_one_must_be_chosen(tmp_path):
 
 
 @pytest.mark.parametrize("order", [("teacher.", "student.backbone."), ("student.backbone.", "teacher.")])
-def test_the_teacher_is_not_taken_though_it_lies_nearer(order, tmp_path):
+def test_the_student_is_preferred_to_the_teacher(order, tmp_path):
     state = {word + name: tensor for word in order for name, tensor in small_swin().state_dict().items()}
     report = load_weights(small_swin(), saved(state, tmp_path), merging="legacy")
     assert report.info.prefix == "student.backbone."
@@ -292,7 +292,7 @@ def test_the_teacher_is_not_taken_though_it_lies_nearer(order, tmp_path):
 # --- released fusion, text
 
 
-def test_released_fusion_that_the_preset_does_not_have_is_told(tmp_path):
+def test_another_fusion_is_noted(tmp_path):
     model = pretraining_model("tiny", text_encoder="x", freeze_text=True)
     state = {name.replace(".fusion.", ".fusion.gates."): t for name, t in model.state_dict().items()}
     report = load_weights(model, saved(state, tmp_path), merging="legacy")
@@ -312,7 +312,7 @@ ORIGIN = {"tiny_vocabulary": 50, "reports": 9, "sha256": "ab"}
         (None, ORIGIN, None, True),
     ],
 )
-def test_a_text_encoder_whose_words_have_other_numbers_is_left_out(stored, ours, note, loaded, tmp_path):
+def test_a_text_encoder_with_other_token_ids_is_skipped(stored, ours, note, loaded, tmp_path):
     model = build_model(resolve(["tiny"], {}), small_bert(layers=1, width=16, heads=2, frozen=False))
     state = {name: t.clone() if name.endswith("_index") else torch.zeros_like(t) for name, t in model.state_dict().items()}
     report = load_weights(
@@ -328,43 +328,43 @@ def test_a_text_encoder_whose_words_have_other_numbers_is_left_out(stored, ours,
     assert not model.state_dict()["project_report.weight"].any()
 
 
-# --- passports
+# --- inspection
 
 
-def test_a_small_nnunet_is_measured_against_its_kind(tmp_path):
+def test_the_coverage_of_a_small_nnunet(tmp_path):
     state = NNUNetEncoder(embed_width=4).state_dict()
-    told = inspect_checkpoint(saved(state, tmp_path))
-    assert (told.encoder, told.width, told.coverage) == ("nnunet", 4, 1.0)
+    info = inspect_checkpoint(saved(state, tmp_path))
+    assert (info.encoder, info.width, info.coverage) == ("nnunet", 4, 1.0)
     less = {name: tensor for name, tensor in state.items() if not name.startswith("bottleneck")}
     lost = sum(tensor.numel() for name, tensor in state.items() if name.startswith("bottleneck"))
     share = 1 - lost / sum(tensor.numel() for tensor in state.values())
     assert inspect_checkpoint(saved(less, tmp_path)).coverage == pytest.approx(share)
 
 
-def test_a_projection_counts_and_a_lost_stage_is_counted(tmp_path):
+def test_coverage_includes_projection_and_missing_stages(tmp_path):
     keys = key_list("keys_vision_swinl_with_projhead")
     less = {name: shape for name, shape in keys.items() if "proj_head.layer3" not in name and ".layers2." not in name}
-    told = inspect_checkpoint(saved({n: torch.zeros((), dtype=torch.bfloat16).expand(s) for n, s in less.items()}, tmp_path))
-    assert (told.encoder, told.details["depths"], told.details["num_heads"]) == ("swin_l", [2, 0, 2, 2], [3, 0, 12, 24])
+    info = inspect_checkpoint(saved({n: torch.zeros((), dtype=torch.bfloat16).expand(s) for n, s in less.items()}, tmp_path))
+    assert (info.encoder, info.details["depths"], info.details["num_heads"]) == ("swin_l", [2, 0, 2, 2], [3, 0, 12, 24])
     held, whole = (sum(torch.Size(s).numel() for n, s in part.items() if not n.endswith("_index")) for part in (less, keys))
-    assert told.coverage == pytest.approx(held / whole)
+    assert info.coverage == pytest.approx(held / whole)
 
 
 @pytest.mark.parametrize("table", [torch.zeros(()), torch.zeros(5)])
-def test_tables_of_another_form_do_not_break_the_passport(table, tmp_path):
+def test_malformed_bias_tables_are_described(table, tmp_path):
     state = small_swin().state_dict()
     state |= {name: table for name in state if name.endswith("bias_table")}
-    told = inspect_checkpoint(saved(state, tmp_path))
-    assert (told.details["num_heads"], told.details["window_size"]) == ([0, 0], None)
+    info = inspect_checkpoint(saved(state, tmp_path))
+    assert (info.details["num_heads"], info.details["window_size"]) == ([0, 0], None)
 
 
-def test_a_bert_without_positions_is_told(tmp_path):
+def test_a_bert_without_positions_is_described(tmp_path):
     words = {"bert.embeddings.word_embeddings.weight": torch.zeros(50, 8)}
     assert inspect_checkpoint(saved(words, tmp_path)).text == {"layers": 0, "width": 8, "vocabulary": 50, "positions": 0}
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "info"),
     [
         ({"image_size": 64, "window_hu": [-9, 3], "max_text_len": 77}, ([64, 48, 64], [-9, 3], "lower case, at most 77 tokens")),
         ({"image_size": 64, "max_text_len": 77}, None),
@@ -374,7 +374,7 @@ def test_a_bert_without_positions_is_told(tmp_path):
         (3, None),
     ],
 )  # fmt: skip
-def test_the_preprocessing_is_told_from_settings_that_are_whole(settings, told, tmp_path):
+def test_preprocessing_needs_complete_settings(settings, info, tmp_path):
     content = {"state_dict": small_swin().state_dict(), "mg3d": {"settings": settings}}
     preprocessing = inspect_checkpoint(saved(content, tmp_path)).preprocessing
-    assert (preprocessing and (preprocessing["shape"], preprocessing["window_hu"], preprocessing["text"])) == told
+    assert (preprocessing and (preprocessing["shape"], preprocessing["window_hu"], preprocessing["text"])) == info

@@ -1,4 +1,4 @@
-"""Our own format: saved and loaded again gives the same numbers, without the network."""
+"""save_pretrained and from_pretrained: identical outputs, no network, damaged folders are refused."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def outputs(model):
         return model.embed_volume(volume), model.embed_report(ids, torch.ones(2, 9, dtype=torch.bool), index)
 
 
-def test_outputs_are_equal_bit_by_bit(saved):
+def test_outputs_are_bit_exact(saved):
     model, _, folder = saved
     loaded = from_pretrained(folder)
     assert not loaded.model.training
@@ -68,7 +68,7 @@ def test_outputs_are_equal_bit_by_bit(saved):
         assert torch.equal(ours, theirs), name
 
 
-def test_settings_tokenizer_and_needs_come_along_and_places_do_not(saved):
+def test_settings_and_tokenizer_are_saved_and_paths_are_not(saved):
     _, settings, folder = saved
     loaded = mg3d.from_pretrained(str(folder))
     assert loaded.settings.vision == settings.vision
@@ -84,7 +84,7 @@ def test_settings_tokenizer_and_needs_come_along_and_places_do_not(saved):
     assert "/a/place/of/mine" not in (folder / "config.json").read_text()
 
 
-def test_the_folder_is_what_others_expect(saved):
+def test_files_and_model_card(saved):
     folder = saved[2]
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors", "tokenizer"]
     card = (folder / "README.md").read_text()
@@ -96,7 +96,7 @@ def test_the_folder_is_what_others_expect(saved):
     assert not list(folder.parent.glob(".model*"))
 
 
-def test_nothing_is_fetched_and_importing_the_package_stays_cheap(saved):
+def test_loading_downloads_nothing_and_import_is_fast(saved):
     code = (
         "import sys, mg3d; assert not {'torch', 'monai', 'transformers'} & set(sys.modules); from transformers import BertModel\n"
         "def refuse(*a, **k): raise AssertionError('weights of the text encoder were asked for')\n"
@@ -109,7 +109,7 @@ def test_nothing_is_fetched_and_importing_the_package_stays_cheap(saved):
     assert ran.stdout.strip() == "MG3D"
 
 
-def test_a_saved_folder_has_a_passport_and_loads_into_another_model(saved):
+def test_a_saved_folder_is_described_and_loads_into_another_model(saved):
     model, _, folder = saved
     told = inspect_checkpoint(folder)
     assert (told.style, told.merging, told.merging_source) == ("mg3d", "legacy", "stored in the file")
@@ -125,7 +125,7 @@ def test_a_saved_folder_has_a_passport_and_loads_into_another_model(saved):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_the_merging_of_a_saved_model_is_held_against_another(tmp_path):
+def test_the_merging_of_a_saved_model_must_match(tmp_path):
     model, settings = build(patch_merging="monai")
     save_pretrained(model, tmp_path / "monai", settings=settings)
     loaded = from_pretrained(tmp_path / "monai")
@@ -140,13 +140,13 @@ def test_the_merging_of_a_saved_model_is_held_against_another(tmp_path):
     assert not (tmp_path / "mixed").exists()
 
 
-def test_a_models_precision_is_kept(tmp_path):
+def test_the_precision_is_saved(tmp_path):
     model, settings = build()
     save_pretrained(model.double(), tmp_path / "double", settings=settings)
     assert from_pretrained(tmp_path / "double").model.project_image.weight.dtype == torch.float64
 
 
-def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path):
+def test_another_folder_is_not_replaced(saved, tmp_path):
     model, settings, _ = saved
     for other in ("[1]", '{"model_type": "bert"}'):
         (tmp_path / "config.json").write_text(other)
@@ -155,7 +155,7 @@ def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "bert"}
 
 
-def test_a_model_saved_before_is_replaced_whole(saved, tmp_path):
+def test_a_saved_model_is_replaced(saved, tmp_path):
     model, settings, _ = saved
     save_pretrained(model, tmp_path / "m", settings=settings, provenance={"round": 1})
     (tmp_path / "m" / "left_over.txt").touch()
@@ -165,7 +165,7 @@ def test_a_model_saved_before_is_replaced_whole(saved, tmp_path):
     assert not (tmp_path / "m" / "left_over.txt").exists()
 
 
-def test_a_model_saved_before_stays_when_the_new_one_cannot_take_its_place(saved, tmp_path, monkeypatch):
+def test_a_failed_replacement_keeps_the_saved_model(saved, tmp_path, monkeypatch):
     model, settings, _ = saved
     save_pretrained(model, tmp_path / "m", settings=settings, provenance={"round": 1})
     rename = Path.replace
@@ -182,7 +182,7 @@ def test_a_model_saved_before_stays_when_the_new_one_cannot_take_its_place(saved
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_link_to_a_folder_stays_a_link(saved, tmp_path):
+def test_a_symlink_stays_a_symlink(saved, tmp_path):
     model, settings, _ = saved
     (tmp_path / "disk").mkdir()
     (tmp_path / "m").symlink_to(tmp_path / "disk", target_is_directory=True)
@@ -193,18 +193,18 @@ def test_a_link_to_a_folder_stays_a_link(saved, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nobody/has-this-model", "no folder of mine", "/no/such/folder"])
-def test_what_is_neither_folder_nor_on_the_hub_is_told(name):
+def test_an_unknown_name_is_refused(name):
     with pytest.raises(FileNotFoundError, match=r"^there is no |does not exist"):
         from_pretrained(name)
 
 
-def spoiled(folder, into, spoil):
-    """A copy of a saved folder, changed by `spoil(config, tensors, metadata)`."""
+def damaged(folder, into, change):
+    """A copy of a saved folder, changed by `change(config, tensors, metadata)`."""
     config = json.loads((folder / "config.json").read_text())
     with safe_open(folder / "model.safetensors", framework="pt") as stream:
         metadata = stream.metadata()
     identity, tensors = json.loads(metadata["mg3d"]), load_file(folder / "model.safetensors")
-    spoil(config, tensors, identity)
+    change(config, tensors, identity)
     (into / "config.json").write_text(json.dumps(config))
     save_file(tensors, into / "model.safetensors", metadata={"mg3d": json.dumps(identity)})
     return into
@@ -219,7 +219,7 @@ def of_settings(**changes):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("change", "sentence"),
     [
         (of_config(model_type="clip"), "config.json: model_type is 'clip' instead of 'mg3d'"),
         (of_config(format=1), "config.json: format is 1, this version of mg3d reads 2; export the model again"),
@@ -247,9 +247,9 @@ def of_settings(**changes):
          "NaN or Inf in project_image.bias"),
     ],
 )  # fmt: skip
-def test_a_spoiled_folder_is_told(saved, spoil, sentence, tmp_path):
+def test_a_damaged_folder_is_refused(saved, change, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence) as told:
-        from_pretrained(spoiled(saved[2], tmp_path, spoil))
+        from_pretrained(damaged(saved[2], tmp_path, change))
     assert "\n" not in str(told.value)
 
 
@@ -260,19 +260,19 @@ def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
         from_pretrained(tmp_path / "m")
 
 
-def test_a_folder_whose_weights_say_nothing_about_themselves_is_read(saved, tmp_path):
-    folder = spoiled(saved[2], tmp_path, lambda config, tensors, identity: identity.clear())
+def test_weights_without_metadata_are_read(saved, tmp_path):
+    folder = damaged(saved[2], tmp_path, lambda config, tensors, identity: identity.clear())
     assert torch.equal(outputs(from_pretrained(folder).model)[0], outputs(saved[0])[0])
 
 
-def test_the_bare_weights_tell_merging_and_preprocessing(saved):
+def test_the_weights_file_stores_merging_and_preprocessing(saved):
     told = inspect_checkpoint(saved[2] / "model.safetensors")
     assert (told.merging, told.merging_source) == ("legacy", "stored in the file")
     assert told.preprocessing == inspect_checkpoint(saved[2]).preprocessing
     assert told.preprocessing["shape"] == [32, 24, 32]
 
 
-def test_a_model_that_its_settings_would_not_build_again_is_not_written(saved, tmp_path):
+def test_a_model_that_differs_from_its_settings_is_not_saved(saved, tmp_path):
     model, settings, _ = saved
     others = {"pool_queries": r"of another shape \(.*queries", "weight_mim": r"21 unexpected \(vision.mask_token"}
     for name, sentence in others.items():
@@ -291,13 +291,13 @@ def test_a_model_that_its_settings_would_not_build_again_is_not_written(saved, t
 
 
 @pytest.mark.parametrize("value", [float("nan"), Path("a"), torch.ones(1)])
-def test_provenance_that_json_cannot_hold_is_refused(saved, value, tmp_path):
+def test_provenance_must_be_valid_json(saved, value, tmp_path):
     with pytest.raises(ValueError, match="must be valid JSON"):
         save_pretrained(saved[0], tmp_path / "m", settings=saved[1], provenance={"loss": value})
     assert not list(tmp_path.iterdir())
 
 
-def test_comparing_costs_no_memory():
+def test_the_outline_needs_no_memory():
     """What BERT of a million words and 768 channels would hold, 3 GB, is not there."""
     settings = resolve([], {"text_encoder": "nobody/large"})
     model = outline(settings, {"vocab_size": 1_000_000}, torch.float32)
@@ -305,7 +305,7 @@ def test_comparing_costs_no_memory():
     assert {tensor.device.type for tensor in [*model.state_dict().values(), *model.buffers()]} == {"meta"}
 
 
-def test_where_a_text_encoder_lay_is_not_told(tmp_path):
+def test_the_path_of_the_text_encoder_is_not_saved(tmp_path):
     _, settings = build()
     small_bert(words=60, layers=1, width=16, heads=2, positions=48).bert.save_pretrained(tmp_path / "bert")
     text = load_text_encoder(tmp_path / "bert")

@@ -8,7 +8,7 @@ from mg3d.config import resolve
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_every_released_name_comes_back_from_ours(name):
+def test_released_names_round_trip(name):
     keys = key_list(name)
     assert len(keys) > 50
     assert [to_released(to_ours(key)) for key in keys] == list(keys)
@@ -20,12 +20,12 @@ def shapes_of_released_preset(released_model):
     return {name: tuple(tensor.shape) for name, tensor in released_model.state_dict().items()}
 
 
-def test_every_name_of_ours_comes_back_from_the_released_one(shapes_of_released_preset):
+def test_mg3d_names_round_trip(shapes_of_released_preset):
     for name in shapes_of_released_preset:
         assert to_ours(to_released(name)) == name
 
 
-def test_the_released_preset_has_exactly_the_released_tensors_that_are_read(shapes_of_released_preset):
+def test_the_released_preset_has_exactly_the_used_released_tensors(shapes_of_released_preset):
     released = {to_ours(key): shape for key, shape in small_key_list().items()}
     read = {name: shape for name, shape in released.items() if not name.startswith(UNUSED)}
     assert read == shapes_of_released_preset
@@ -42,7 +42,7 @@ def released_parameters(*words):
     return sum(sizes[name] for name in held) / sum(sizes.values()), some, none
 
 
-def test_what_a_released_file_gives_to_each_preset_is_what_the_documentation_tells():
+def test_coverage_of_released_weights_matches_the_documentation():
     share, some, none = released_parameters()
     assert share == pytest.approx(0.780, abs=5e-4)
     assert some == {
@@ -57,6 +57,6 @@ def test_what_a_released_file_gives_to_each_preset_is_what_the_documentation_tel
         assert (share, none) == (1.0, set())
 
 
-def test_a_tensor_that_the_released_code_lacks_is_refused():
+def test_a_tensor_without_released_counterpart_is_refused():
     with pytest.raises(ValueError, match="no counterpart"):
         to_released("branches.contrast.image_pool.queries")

@@ -21,7 +21,7 @@ def options_of(name):
 
 def read(name, root, **given):
     module = load(name)
-    settings = module.Settings(**given)
+    settings = module.TASK.settings(**given)
     return module.read_cases(root, settings.model_copy(update={"task": "Task06_Lung"}) if name == "MSD" else settings)
 
 
@@ -104,16 +104,16 @@ def test_the_folder_above_is_found_and_the_one_below_is_refused(name, tiny_set):
 
 def test_a_decathlon_task_has_its_own_structures_preprocessing_and_results(tiny_set):
     root, module = tiny_set("MSD", **options_of("MSD")), load("MSD")
-    pancreas = module.resolve(module.Settings(data_root=str(root / "Task07_Pancreas")))
+    pancreas = module.resolve(module.TASK.settings(data_root=str(root / "Task07_Pancreas")))
     assert pancreas.structures == ("pancreas", "cancer")
     assert module.TASK.results_folder(pancreas).as_posix() == "result/finetune/MSD/Task07_Pancreas"
     assert len(module.read_cases(root / "Task07_Pancreas", pancreas)) == 9
-    assert module.resolve(module.Settings(data_root=str(root), task="Task07_Pancreas")).structures == pancreas.structures
-    colon = module.resolve(module.Settings(data_root="phantom", task="Task10_Colon"))
+    assert module.resolve(module.TASK.settings(data_root=str(root), task="Task07_Pancreas")).structures == pancreas.structures
+    colon = module.resolve(module.TASK.settings(data_root="phantom", task="Task10_Colon"))
     assert colon.spacing_mm == (1.0, 1.0, 1.0)
     assert module.build(colon).outputs == ("cancer",)
     with pytest.raises(ValueError, match="holds Task07_Pancreas, not task=Task06_Lung"):
-        module.resolve(module.Settings(data_root=str(root / "Task07_Pancreas"), task="Task06_Lung"))
+        module.resolve(module.TASK.settings(data_root=str(root / "Task07_Pancreas"), task="Task06_Lung"))
 
 
 def test_a_task_of_several_channels_is_read_channel_by_channel(tmp_path):
@@ -129,7 +129,7 @@ def test_a_task_of_several_channels_is_read_channel_by_channel(tmp_path):
     message = {"labels": {"0": "background", "1": "edema", "3": "enhancing", "2": "core"}, "modality": {"0": "FLAIR", "1": "T1w"}}
     (folder / "dataset.json").write_text(json.dumps(message | {"training": [entry]}))
     module = load("MSD")
-    settings = module.resolve(module.Settings(data_root=str(folder), channel=1))
+    settings = module.resolve(module.TASK.settings(data_root=str(folder), channel=1))
     assert settings.structures == ("edema", "core", "enhancing")
     assert module.build(settings).channel == 1
     (case,) = module.read_cases(folder, settings)

@@ -9,7 +9,7 @@ import torch
 from downstream.folders import ROOT, load
 
 from mg3d.finetune import arrows
-from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, Nodule
+from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, ReferenceNodule
 from mg3d.finetune.images import read_image
 from mg3d.finetune.run import run, with_prepared_settings
 from mg3d.finetune.settings import parse_settings
@@ -117,7 +117,7 @@ def test_every_field_of_a_case_comes_back(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.int16))
     case = FinetuneCase(
         case_id="a", patient_id="p", image=tmp_path / "a.npy", target=(1, -1), report="Müller", split="test", fold=3,
-        candidates=(Candidate((1.5, -2.0, 3.0), 1),), nodules=(Nodule((0.0, 0.0, 0.25), 6.5, True),),
+        candidates=(Candidate((1.5, -2.0, 3.0), 1),), nodules=(ReferenceNodule((0.0, 0.0, 0.25), 6.5, True),),
     )  # fmt: skip
     arrows.write_cases(tmp_path / "a.arrow", [case], FACTS)
     (back,) = arrows.read_cases(tmp_path / "a.arrow")

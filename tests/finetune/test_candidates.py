@@ -24,11 +24,11 @@ def luna(tiny_set):
 
 
 def read(root, **given):
-    return MODULE.read_cases(root, MODULE.Settings(**given))
+    return MODULE.read_cases(root, MODULE.TASK.settings(**given))
 
 
 def task_type(**given):
-    return MODULE.build(MODULE.Settings(**{"cube_size": (8, 8, 8), **given}))
+    return MODULE.build(MODULE.TASK.settings(**{"cube_size": (8, 8, 8), **given}))
 
 
 def test_a_candidate_on_a_nodule_is_dense_at_the_middle_of_its_cube_in_scans_of_either_direction(luna):

@@ -20,7 +20,7 @@ SMALL = ["epochs=1", "accelerator=cpu", "n_bootstrap=2"]
 
 
 def read(root, **given):
-    return MODULE.read_cases(root, MODULE.Settings(**given))
+    return MODULE.read_cases(root, MODULE.TASK.settings(**given))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_central_crop_is_the_middle_of_a_slice(tmp_path):
     slices = np.zeros((40, 512, 512), np.uint8)
     slices[:, 64:-64, 64:-64] = 255
     np.save(tmp_path / "a.npy", slices)
-    read_sample = MODULE.build(MODULE.Settings(center_crop=384)).read(masks=False)
+    read_sample = MODULE.build(MODULE.TASK.settings(center_crop=384)).read(masks=False)
     image = read_sample(FinetuneCase(case_id="a", patient_id="p", image=tmp_path / "a.npy"))["image"]
     assert tuple(image.shape) == (1, 32, 384, 384)
     assert float(image.min()) == pytest.approx(1, abs=1e-3)
@@ -141,4 +141,4 @@ def test_new_slices_are_read_in_the_order_of_training(tiny_set):
     root = tiny_set("cc-ccii")
     learned = sorted(case.image for case in read(root))
     assert any(len(image) > 10 for image in learned)
-    assert sorted(case.image for case in MODULE.build(MODULE.Settings()).for_prediction(find_scans(root), root)) == learned
+    assert sorted(case.image for case in MODULE.build(MODULE.TASK.settings()).for_prediction(find_scans(root), root)) == learned

@@ -161,7 +161,7 @@ def test_the_whole_model_of_a_file_can_start_from_scratch(pretrained):
 def test_volumes_have_the_size_that_the_checkpoint_expects(pretrained):
     module = load("CT-RATE")
     for name in ("encoder", "pretrained"):
-        assert module.resolve(module.Settings(**{"data_root": "phantom", name: str(pretrained)})).volume_size == SHAPE
+        assert module.resolve(module.TASK.settings(**{"data_root": "phantom", name: str(pretrained)})).volume_size == SHAPE
 
 
 # --- retrieval

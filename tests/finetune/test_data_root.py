@@ -26,7 +26,7 @@ def read(monkeypatch, tmp_path):
     monkeypatch.setattr(data_root, "info", messages.append)
 
     def read_root(name):
-        settings = module.TASK.resolve(module.Settings(data_root="phantom", task=name))
+        settings = module.TASK.resolve(module.TASK.settings(data_root="phantom", task=name))
         data_root.find_root(module.TASK, settings, synthetic=True)
         return (MADE / "tasks").read_text(), " ".join(messages)
 
@@ -96,6 +96,6 @@ def test_reports_for_the_labeller_are_written_by_the_first_process_alone(monkeyp
 
 def test_volumes_of_ct_rate_have_the_size_of_the_data_or_the_default():
     module = load("CT-RATE")
-    assert module.resolve(module.Settings(data_root="phantom")).volume_size == (64, 48, 64)
-    assert module.resolve(module.Settings(mode="predict", input="x")).volume_size == (128, 96, 128)
-    assert module.resolve(module.Settings(data_root="phantom", image_size=32)).volume_size == (32, 24, 32)
+    assert module.resolve(module.TASK.settings(data_root="phantom")).volume_size == (64, 48, 64)
+    assert module.resolve(module.TASK.settings(mode="predict", input="x")).volume_size == (128, 96, 128)
+    assert module.resolve(module.TASK.settings(data_root="phantom", image_size=32)).volume_size == (32, 24, 32)

@@ -246,7 +246,7 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
 
 def split_of(root, **given):
     module = load("CTRG")
-    settings = module.Settings(**given)
+    settings = module.TASK.settings(**given)
     return split_fold(module.read_cases(root, settings), fold=settings.fold, folds=10)
 
 
@@ -261,14 +261,14 @@ def test_validation_is_a_seeded_part_of_training(trained):
 def test_cases_without_findings_are_excluded(trained, tmp_path, capsys):
     root, *_ = trained
     listed = json.loads((root / "chest_ctrg_nitfy_ori_split.json").read_text())
-    cases = {one.case_id: one for one in load("CTRG").read_cases(root, load("CTRG").Settings())}
+    cases = {one.case_id: one for one in load("CTRG").read_cases(root, load("CTRG").TASK.settings())}
     first = listed["train"][0]
     found = cases[first["id"].removesuffix(".nii.gz")]
     assert found.report == first["report"]
     shutil.copytree(root, tmp_path / "set")
     listed["train"][0]["report"] = " . "
     (tmp_path / "set" / "chest_ctrg_nitfy_ori_split.json").write_text(json.dumps(listed))
-    fewer = load("CTRG").read_cases(tmp_path / "set", load("CTRG").Settings())
+    fewer = load("CTRG").read_cases(tmp_path / "set", load("CTRG").TASK.settings())
     assert {one.case_id for one in fewer} == set(cases) - {found.case_id}
     assert "excluded 1 of 9 cases" in capsys.readouterr().out
 
@@ -280,10 +280,11 @@ def test_slices_nifti_and_arrow_files_have_the_same_orientation(trained, tmp_pat
     for name in ("Chest_New", "chest_ctrg_jpg.json"):
         (tmp_path / "pictures" / name).symlink_to(root / name)
     arrows = prepare_dataset(root, "ctrg", tmp_path / "arrows", shape=(40, 24, 32), val_patients=2)
-    task_type = folder.build(folder.Settings())
+    task_type = folder.build(folder.TASK.settings())
     task_type.fit_vocabulary(TRAINING, {})
     forms = [
-        {one.report: one for one in folder.read_cases(path, folder.Settings())} for path in (root, tmp_path / "pictures", arrows)
+        {one.report: one for one in folder.read_cases(path, folder.TASK.settings())}
+        for path in (root, tmp_path / "pictures", arrows)
     ]
     report = next(text for text in forms[2] if text in forms[0])
     nifti, pictures, arrow = (task_type.read(masks=False)(form[report])["image"] for form in forms)

@@ -170,6 +170,12 @@ def test_a_model_without_a_recipe_warns_in_one_line(tmp_path, capsys):
     assert said.count("\n") == 1
 
 
+def test_a_fine_tuned_checkpoint_is_refused_with_what_to_use(tmp_path):
+    torch.save({"state_dict": {"encoder.weight": torch.zeros(2, 3)}, "mg3d_finetune": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="is a fine-tuned checkpoint"):
+        mg3d.load(tmp_path / "last.ckpt", device="cpu")
+
+
 def test_a_run_without_its_tokenizer_embeds_scans_only(tmp_path, model, scans):
     run = run_checkpoint(tmp_path / "run", words=False)
     loaded = mg3d.load(run, device="cpu")

@@ -28,7 +28,7 @@ def test_every_preset_fits_the_schema(word):
         assert flat[name] == (list(value) if isinstance(value, tuple) else value)
 
 
-def test_of_two_encoder_words_the_last_wins_and_a_setting_beats_words():
+def test_the_last_preset_wins_and_settings_override_presets():
     assert resolve(["swin_b", "swin_l"], {}).vision.embed_dim == 96
     assert resolve(["swin_l", "swin_b"], {}).vision.embed_dim == 48
     assert resolve(["swin_l"], {"embed_dim": 24}).vision.embed_dim == 24
@@ -98,7 +98,7 @@ def test_mistakes_are_refused_in_one_sentence(update, words):
     "arguments",
     [["with", "learning_rat=1"], ["with", "swin_q"], ["trian"], ["learning_rate=1"], ["print_config", "with", "learning_rate=x"]],
 )
-def test_the_command_line_tells_mistakes_without_a_trace(arguments, capsys):
+def test_the_command_line_reports_mistakes_without_a_traceback(arguments, capsys):
     assert command_line(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("mg3d: ")
@@ -130,31 +130,31 @@ def test_the_papers_volume_is_128_96_128():
     assert volume_shape(128, (64, 160, 96)) == (64, 160, 96)
 
 
-def test_the_objectives_that_are_on_keep_their_order_and_weight():
+def test_active_objectives_keep_their_order_and_weight():
     assert objective_weights(LossSettings(weight_mim=0.0, weight_ssm=0.25)) == {
         "mlm": 1.0, "sal": 0.1, "cml": 1.0, "dcl": 0.1, "ssm": 0.25,
     }  # fmt: skip
 
 
-def test_settings_name_the_data_sets_that_are_written():
+def test_dataset_names_match_the_preparation():
     from mg3d.datasets.schema import DATASETS
 
     assert get_args(DatasetName) == tuple(DATASETS)
 
 
-def test_the_released_report_pooler_has_the_heads_that_the_rule_counts():
+def test_the_rule_uses_the_heads_of_the_released_report_pooling():
     from mg3d.models.released import SentenceAttentionPool
 
     assert SentenceAttentionPool(16).heads == RELEASED_HEADS
 
 
-def test_a_released_pair_without_contrast_takes_any_width():
+def test_released_wiring_without_contrast_accepts_any_width():
     off = {f"weight_{name}": 0.0 for name in ("cml", "dcl", "ssm")}
     assert resolve(["mg3d_intended"], {"hidden_size": 20, "fusion_heads": 4, **off}).model.hidden_size == 20
 
 
 @pytest.mark.parametrize("word", ["mg3d", "mg3d_intended"])
-def test_what_the_rules_let_through_can_be_built(word):
+def test_accepted_edge_cases_can_be_built(word):
     from mg3d.models.build import build_untrained
 
     edge = {
@@ -175,7 +175,7 @@ def test_every_objective_has_a_weight_and_a_row():
         assert resolve_name(row.branch).name in row.branch, name
 
 
-def test_a_named_setting_that_the_encoder_does_not_read_is_refused_and_a_words_leftover_is_not():
+def test_a_setting_that_the_encoder_ignores_is_refused_unless_a_preset_sets_it():
     with pytest.raises(ValueError, match="depths is not read by vision_encoder=unet, which reads embed_dim, norm_statistics"):
         resolve(["unet"], {"depths": [2]})
     with pytest.raises(ValueError, match="norm_statistics is not read by vision_encoder=swin"):
@@ -201,11 +201,11 @@ def test_an_encoder_that_does_not_fit_the_volume_is_refused(words, update, sente
         resolve(words, update)
 
 
-def test_cubes_of_one_voxel_fit_encoders_that_read_voxels():
+def test_patches_of_one_voxel_fit_convolutional_encoders():
     assert resolve(["unet"], {"mim_patch_size": 1}).model.mim_patch_size == 1
 
 
-def test_the_last_encoder_word_wins_whatever_stood_before():
+def test_the_last_encoder_preset_wins_over_any_other():
     for word in ("swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet"):
         for before in ("swin_b", "swin_l", "unet", "nnunet"):
             ours, alone = resolve([before, word], {}).vision, resolve([word], {}).vision
@@ -213,7 +213,7 @@ def test_the_last_encoder_word_wins_whatever_stood_before():
             assert [getattr(ours, name) for name in read] == [getattr(alone, name) for name in read]
 
 
-def test_print_config_marks_what_the_encoder_does_not_read(capsys):
+def test_print_config_marks_ignored_settings(capsys):
     assert command_line(["print_config", "with", "unet"]) == 0
     shown = capsys.readouterr().out
     assert "  depths = [2, 2, 2, 2]    (not read by unet)\n" in shown

@@ -34,7 +34,7 @@ def test_the_choice_follows_what_is_found(words, found, has_gpu, first):
     assert why
 
 
-def test_words_of_the_user_come_last():
+def test_the_users_arguments_come_last():
     chosen, _ = TOOL.choose(["swin_l", "learning_rate=2e-5"], found=BOTH, has_gpu=True, data_root="D")
     assert chosen[-2:] == ["swin_l", "learning_rate=2e-5"]
     assert chosen.index("swin_b") < chosen.index("swin_l")
@@ -44,18 +44,18 @@ def test_words_of_the_user_come_last():
     ("words", "found", "sentence"),
     [([], BOTH, "or the preset tiny"), (["swin_l"], [], "swin_l needs a GPU"), (["full"], [], "use the preset tiny")],
 )
-def test_without_a_gpu_the_large_models_are_refused_in_one_sentence(words, found, sentence):
+def test_large_models_are_refused_without_a_gpu(words, found, sentence):
     with pytest.raises(ValueError, match=sentence):
         TOOL.choose(words, found=found, has_gpu=False, data_root="D")
 
 
-def test_what_it_says_of_the_data_is_true():
+def test_the_reason_names_the_data():
     _, why = TOOL.choose(["tiny", "data_root=mine"], found=["ct_rate"], has_gpu=False, data_root="mine")
     assert "data_root=mine" in why
     assert "synthetic" not in why
 
 
-def test_without_data_an_encoder_word_gives_settings_that_fit():
+def test_an_encoder_preset_without_data_gives_valid_settings():
     chosen, _ = TOOL.choose(["swin_l"], found=[], has_gpu=True, data_root="D")
     assert resolve([word for word in chosen if "=" not in word], {}).vision.embed_dim == 96
 
@@ -74,7 +74,7 @@ def test_the_presets_it_names_exist():
         (["load_path=nowhere.ckpt"], "there is no file nowhere.ckpt"),
     ],
 )
-def test_what_main_would_refuse_is_refused_before_data_are_made(words, sentence, capsys, monkeypatch, tmp_path):
+def test_mistakes_are_refused_before_data_are_generated(words, sentence, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert TOOL.main(words) == 2
     told = capsys.readouterr()
@@ -83,7 +83,7 @@ def test_what_main_would_refuse_is_refused_before_data_are_made(words, sentence,
 
 
 @pytest.mark.parametrize("script", ["pretrain", "pretrain_multi_gpus", "test"])
-def test_help_of_a_script_is_its_head_and_makes_nothing(script, tmp_path):
+def test_help_of_a_script_is_its_head(script, tmp_path):
     scripts = shutil.copytree(Path(__file__).parents[2] / "run_scripts", tmp_path / "run_scripts")
     command = ["bash", scripts / f"{script}.sh", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"})
@@ -94,7 +94,7 @@ def test_help_of_a_script_is_its_head_and_makes_nothing(script, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run_scripts"]
 
 
-def test_help_of_the_script_for_slurm_leaves_its_options_out():
+def test_help_of_the_slurm_script_omits_sbatch_lines():
     script = Path(__file__).parents[2] / "run_scripts" / "pretrain_slurm.sh"
     ran = subprocess.run(["bash", script, "--help"], capture_output=True, text=True, check=True)
     assert ran.stdout.startswith("Pre-train on the nodes of a SLURM job")
@@ -102,7 +102,7 @@ def test_help_of_the_script_for_slurm_leaves_its_options_out():
     assert "SBATCH" not in ran.stdout
 
 
-def test_a_forbidden_gpu_is_no_gpu(capsys, monkeypatch, tmp_path):
+def test_accelerator_cpu_hides_the_gpu(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     (tmp_path / "clm_ct_rate_train.arrow").touch()
     assert TOOL.main([f"data_root={tmp_path}", "accelerator=cpu"]) == 2
@@ -127,6 +127,6 @@ def test_fine_tuning_without_a_folder_lists_them_and_makes_nothing(words, code, 
     assert "ACDC CT-RATE CTRG Covid19_20 Luna16 MSD cc-ccii stoic2021" in out
 
 
-def test_help_of_the_choice_is_no_choice(capsys):
+def test_help(capsys):
     assert TOOL.main(["--help"]) == 0
     assert "usage: python tools/choose_preset.py" in capsys.readouterr().out

@@ -127,7 +127,7 @@ def test_page_is_well_formed_and_every_image_has_a_caption(raw, tmp_path):
     assert all(message)
     assert sum("ordinary" in arguments for arguments in message) == 3
     assert [arguments for arguments in message if "valid_2_a_1: duplicate_pixels" in arguments]
-    assert any("Label prevalence in ct_rate valid" in arguments for arguments in message)
+    assert any("Histogram of HU per source" in arguments for arguments in message)
     for picture in structure.pictures:
         kind, encoded = picture["src"].split(",")
         assert kind == "data:image/png;base64"

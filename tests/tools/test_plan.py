@@ -15,7 +15,7 @@ SPEC.loader.exec_module(plan_tool)
 WORDS = ["tiny", "max_text_len=20", "per_gpu_batchsize=2", "batch_size=8", "max_steps=100"]
 
 
-def test_a_step_takes_as_long_as_its_flops_or_as_the_measured_passes():
+def test_step_time_from_flops_or_measurement():
     settings = read_arguments(WORDS)
     plan = predict(settings, devices=2, peak_flops=1e12, utilisation=0.5, measured=None)
     assert plan.step_s == pytest.approx(plan.step_flops / 1e12)
@@ -25,7 +25,7 @@ def test_a_step_takes_as_long_as_its_flops_or_as_the_measured_passes():
     assert predict(settings, devices=1, peak_flops=None, utilisation=None, measured=None).step_s is None
 
 
-def test_memory_and_measured_passes_are_those_of_a_device():
+def test_memory_is_per_device():
     def memory(*words, devices=1):
         settings = read_arguments([*WORDS, *words])
         return predict(settings, devices=devices, peak_flops=None, utilisation=None, measured=None).memory_gb
@@ -63,11 +63,11 @@ def test_the_tool_prints_cost_and_refuses_a_typo(capsys):
         (["--devices", "0", "with", *WORDS], "--devices 0: must be at least 1"),
         (["--price", "-2.5", "with", *WORDS], "--price -2.5: must be at least 0"),
         (["--utilisation", "40", "with", *WORDS], "--utilisation 40: must be a fraction above 0"),
-        (["--devices", "3", "with", *WORDS], "batch_size=8 cannot be shared evenly by 3 processes; use batch_size=12"),
+        (["--devices", "3", "with", *WORDS], "batch_size=8 is not divisible by 3 processes. Use batch_size=12"),
         (WORDS, "'tiny' is not an option; presets and settings come after `with`"),
     ],
 )
-def test_what_no_run_could_have_is_not_planned(arguments, sentence, capsys):
+def test_impossible_plans_are_refused(arguments, sentence, capsys):
     assert plan_tool.main(arguments) == 2
     told = capsys.readouterr()
     assert (told.out, told.err.count("\n")) == ("", 1)
@@ -75,6 +75,6 @@ def test_what_no_run_could_have_is_not_planned(arguments, sentence, capsys):
 
 
 @pytest.mark.slow
-def test_a_calibration_takes_steps_here(capsys):
+def test_calibration_measures_steps(capsys):
     assert plan_tool.main(["--calibrate", "--threads", "1", "with", *WORDS, "grad_cache_chunk=1"]) == 0
     assert "measured here" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What breaks while a run trains: one sentence, exit code 2, and the newest checkpoint kept."""
+"""Failures during training: one sentence, exit code 2, and the last checkpoint stays intact."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def only_sentence(capfd):
     return error
 
 
-def test_a_refusal_within_a_run_stands_alone(tmp_path):
+def test_a_refusal_is_the_only_output(tmp_path):
     command = [sys.executable, "-m", "mg3d.config", *words("nowhere", tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
@@ -38,7 +38,7 @@ def test_a_refusal_within_a_run_stands_alone(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_missing_shard_is_told_before_training(tmp_path, capfd):
+def test_a_missing_shard_is_reported_before_training(tmp_path, capfd):
     root = write_arrows(tmp_path / "arrows")
     (root / SHARD).unlink()
     assert command_line(words(root, tmp_path, "num_workers=1")) == 2
@@ -46,7 +46,7 @@ def test_a_missing_shard_is_told_before_training(tmp_path, capfd):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_does_not_start_on_data_that_leak(tmp_path, capfd):
+def test_a_run_does_not_start_on_leaking_data(tmp_path, capfd):
     root = write_arrows(tmp_path / "arrows")
     write_split(
         root, "ct_rate", "val", patients=8, shape=(32, 24, 32), voxels=lambda number, shape: np.full(shape, -998, np.int16)
@@ -58,23 +58,23 @@ def test_a_run_does_not_start_on_data_that_leak(tmp_path, capfd):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_studies(arrows, tmp_path, capfd):
+def test_a_non_finite_loss_stops_the_run_and_lists_its_studies(arrows, tmp_path, capfd):
     assert command_line(words(arrows, tmp_path, "learning_rate=1e30", "warmup_steps=0", "batch_size=8")) == 2
     error = only_sentence(capfd)
     assert re.search(r"the (loss|gradient) of step \d is NaN or Inf; \S+_rank0.json lists its studies", error)
     (path,) = (tmp_path / "run").glob("non_finite_*.json")
-    told = json.loads(path.read_text())
-    terms = [float(term) for of_batch in told["terms"] for term in of_batch.values()]
-    assert not all(math.isfinite(term) for term in terms) or told["non_finite"] == "gradient"
-    assert len(told["terms"]) == len(told["studies"])
-    assert 1 <= len(told["studies"]) <= 2
-    assert all(len(studies) == 4 for studies in told["studies"])
+    report = json.loads(path.read_text())
+    terms = [float(term) for of_batch in report["terms"] for term in of_batch.values()]
+    assert not all(math.isfinite(term) for term in terms) or report["non_finite"] == "gradient"
+    assert len(report["terms"]) == len(report["studies"])
+    assert 1 <= len(report["studies"]) <= 2
+    assert all(len(studies) == 4 for studies in report["studies"])
     saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert not saved.exists() or all(value.isfinite().all() for value in checkpoint(tmp_path / "run")["state_dict"].values())
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_losses_of_all_passes_and_the_gradient_are_looked_at_once_a_step(tmp_path, monkeypatch, bad):
+def test_losses_and_gradient_are_checked_once_per_step(tmp_path, monkeypatch, bad):
     trainer = SimpleNamespace(global_step=3, accumulate_grad_batches=2, precision_plugin=SimpleNamespace())
     guard, looks = NonFiniteGuard(tmp_path), []
     monkeypatch.setattr(non_finite, "sum_over_ranks", lambda value: looks.append(1) or value)
@@ -102,7 +102,7 @@ def test_losses_of_all_passes_and_the_gradient_are_looked_at_once_a_step(tmp_pat
     }  # fmt: skip
 
 
-def test_what_a_loader_process_refuses_is_told_as_if_there_were_none(tmp_path, capfd):
+def test_errors_of_a_loader_process_are_one_sentence(tmp_path, capfd):
     root = write_arrows(tmp_path / "arrows")
     write_split(tmp_path / "other", "ct_rate", "train", patients=14, first=50, shape=(32, 24, 32))
     shutil.copy(tmp_path / "other" / SHARD, root / SHARD)
@@ -113,7 +113,7 @@ def test_what_a_loader_process_refuses_is_told_as_if_there_were_none(tmp_path, c
         assert "worker" not in error
 
 
-def test_a_full_disk_keeps_the_newest_checkpoint(arrows, tmp_path, monkeypatch, capfd):
+def test_a_full_disk_keeps_the_last_checkpoint(arrows, tmp_path, monkeypatch, capfd):
     save = torch.save
 
     def save_until_full(content, stream):
@@ -129,23 +129,23 @@ def test_a_full_disk_keeps_the_newest_checkpoint(arrows, tmp_path, monkeypatch, 
     assert checkpoint(tmp_path / "run")["global_step"] == 2
     assert not list((tmp_path / "run" / "checkpoints").glob("*.tmp-*"))
     assert command_line(words(arrows, tmp_path, "resume_from=last")) == 0
-    assert command_line(words(arrows, tmp_path / "unbroken")) == 0
-    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "unbroken" / "run"))
+    assert command_line(words(arrows, tmp_path / "uninterrupted")) == 0
+    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "uninterrupted" / "run"))
 
 
-def test_a_file_in_place_of_the_log_folder_is_told(arrows, tmp_path, capfd):
+def test_a_file_at_log_dir_is_refused(arrows, tmp_path, capfd):
     (tmp_path / "file").touch()
     assert command_line(words(arrows, tmp_path / "file")) == 2
     assert f"not a directory; log_dir='{tmp_path / 'file'}' must be a writable folder" in only_sentence(capfd)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_used_up_quota_is_a_full_disk(number):
+def test_an_exceeded_quota_is_a_full_disk(number):
     assert error_sentence(OSError(number, "text", "/there/x"), Settings()).startswith("/there/x: the disk is full")
     assert error_sentence(OSError(number, "text"), Settings()).startswith("result/pretrain: the disk is full")
 
 
-def test_a_loader_process_that_was_ended_from_outside_is_told(monkeypatch, capsys):
+def test_a_killed_loader_process_is_reported(monkeypatch, capsys):
     from mg3d.training import run
 
     def ended(settings):
@@ -156,7 +156,7 @@ def test_a_loader_process_that_was_ended_from_outside_is_told(monkeypatch, capsy
     assert capsys.readouterr().err.startswith("mg3d: a data-loader process was killed")
 
 
-def test_other_errors_of_the_program_keep_their_trace(monkeypatch):
+def test_other_errors_keep_their_traceback(monkeypatch):
     from mg3d.training import run
 
     def broken(settings):
@@ -170,7 +170,7 @@ def test_other_errors_of_the_program_keep_their_trace(monkeypatch):
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), None], ids=["device", "processor"]
 )
-def test_a_lack_of_memory_is_told_and_what_helps(monkeypatch, capsys, tmp_path, error):
+def test_out_of_memory_suggests_what_helps(monkeypatch, capsys, tmp_path, error):
     from mg3d.training import run
 
     def full(settings):
@@ -180,9 +180,9 @@ def test_a_lack_of_memory_is_told_and_what_helps(monkeypatch, capsys, tmp_path, 
 
     monkeypatch.setattr(run, "pretrain", full)
     assert command_line(["with", "tiny", f"log_dir={tmp_path}"]) == 1
-    told = only_sentence(capsys)
-    assert "out of memory; grad_cache_chunk=1 to 8" in told
-    assert told.endswith("no checkpoint was written yet, so the same command starts from scratch\n")
+    report = only_sentence(capsys)
+    assert "out of memory; grad_cache_chunk=1 to 8" in report
+    assert report.endswith("no checkpoint was written yet, so the same command starts from scratch\n")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert command_line(["with", "tiny", f"log_dir={tmp_path}"]) == 1

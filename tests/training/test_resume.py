@@ -1,4 +1,4 @@
-"""Runs that stop between two optimiser steps go on bit by bit: with accumulation, dropout and a loader process."""
+"""Interrupted runs resume bit-exactly, with gradient accumulation, dropout, augmentation and a loader process."""
 
 import csv
 import signal
@@ -15,11 +15,11 @@ ACCUMULATED = (
     "per_gpu_batchsize=2", "batch_size=6", "max_steps=4", "num_workers=1",
     "augment_crop=[0.6,0.9]", "augment_rotation_deg=10", "augment_shift=0.1", "augment_noise=0.05",
 )  # fmt: skip
-"""Three passes a step, validation after every second step, training volumes changed at random."""
+"""Three micro-batches a step, validation after every second step, augmentation."""
 
 
 class LeaveMidStep(Callback):
-    """Two passes into the third step, asks for the end or breaks off."""
+    """Stops or interrupts training after two micro-batches of the third step."""
 
     def __init__(self, *, interrupt):
         self.interrupt = interrupt
@@ -33,7 +33,7 @@ class LeaveMidStep(Callback):
 
 @pytest.fixture(scope="module", autouse=True)
 def _dropout():
-    """Every dropout of the model drops."""
+    """Sets all dropout rates to 0.2."""
     build = run.build_untrained
 
     def with_dropout(*arguments):
@@ -50,8 +50,8 @@ def _dropout():
 
 
 @pytest.fixture(scope="module")
-def unbroken(_dropout, arrows, tmp_path_factory):
-    log_dir = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(_dropout, arrows, tmp_path_factory):
+    log_dir = tmp_path_factory.mktemp("uninterrupted")
     assert command_line(words(arrows, log_dir, *ACCUMULATED)) == 0
     return log_dir / "run"
 
@@ -67,7 +67,7 @@ def logged(run_dir):
 
 
 @pytest.mark.parametrize("interrupt", [False, True])
-def test_a_run_left_within_a_step_goes_on_bit_by_bit(unbroken, arrows, tmp_path, monkeypatch, capsys, interrupt):
+def test_a_run_interrupted_within_a_step_resumes_bit_exactly(uninterrupted, arrows, tmp_path, monkeypatch, capsys, interrupt):
     build, sigint = run.build_trainer, signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(run, "build_trainer", lambda *a, **k: build(*a, extra=(LeaveMidStep(interrupt=interrupt),), **k))
@@ -76,8 +76,8 @@ def test_a_run_left_within_a_step_goes_on_bit_by_bit(unbroken, arrows, tmp_path,
     assert ("mg3d: interrupted" in capsys.readouterr().err) == interrupt
     assert checkpoint(tmp_path / "run")["global_step"] == 2
     assert command_line(words(arrows, tmp_path, *ACCUMULATED, "resume_from=last")) == 0
-    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(unbroken))
-    ours, theirs = logged(tmp_path / "run"), logged(unbroken)
+    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(uninterrupted))
+    ours, theirs = logged(tmp_path / "run"), logged(uninterrupted)
     assert ours.keys() == theirs.keys()
     assert {step: rows[-1] for step, rows in ours.items()} == {step: rows[-1] for step, rows in theirs.items()}
 
@@ -91,7 +91,7 @@ def test_a_time_limit_saves_before_it_validates(arrows, tmp_path, monkeypatch):
     assert checkpoint(tmp_path / "run")["global_step"] == 1
 
 
-def test_a_time_limit_ends_after_a_whole_step_and_counts_anew(unbroken, arrows, tmp_path):
+def test_a_time_limit_stops_after_a_complete_step_and_restarts_with_the_run(uninterrupted, arrows, tmp_path):
     assert command_line(words(arrows, tmp_path, *ACCUMULATED, "max_minutes=1e-9")) == 0
     for steps in (1, 2):
         saved = checkpoint(tmp_path / "run")
@@ -99,4 +99,4 @@ def test_a_time_limit_ends_after_a_whole_step_and_counts_anew(unbroken, arrows, 
         assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 3 * steps
         more = "max_minutes=1e-9" if steps == 1 else "max_minutes=0"
         assert command_line(words(arrows, tmp_path, *ACCUMULATED, "resume_from=last", more)) == 0
-    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(unbroken))
+    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(uninterrupted))

@@ -20,29 +20,29 @@ from mg3d.training.run import mixed_recipes
 
 
 @pytest.fixture(scope="module")
-def unbroken(arrows, tmp_path_factory):
-    log_dir = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(arrows, tmp_path_factory):
+    log_dir = tmp_path_factory.mktemp("uninterrupted")
     assert command_line(words(arrows, log_dir)) == 0
     return log_dir / "run"
 
 
-def test_a_run_leaves_curves_checkpoints_tokenizer_and_settings(unbroken):
-    saved = checkpoint(unbroken)
+def test_a_run_leaves_curves_checkpoints_tokenizer_and_settings(uninterrupted):
+    saved = checkpoint(uninterrupted)
     assert saved["global_step"] == 6
     assert saved["mg3d"]["settings"]["max_steps"] == 6
-    columns = (unbroken / "csv" / "part-000" / "metrics.csv").read_text().splitlines()[0].split(",")
+    columns = (uninterrupted / "csv" / "part-000" / "metrics.csv").read_text().splitlines()[0].split(",")
     for term in ("mlm", "sal", "mim", "cml", "dcl", "ssm", "total"):
         assert f"val/{term}" in columns
         assert any(column.startswith(f"train/{term}") for column in columns)
-    assert (unbroken / "checkpoints" / "best.ckpt").is_file()
-    assert (unbroken / "tokenizer" / "tokenizer.json").is_file()
-    assert list((unbroken / "tensorboard").glob("events*"))
-    assert json.loads((unbroken / "settings.json").read_text())["embed_dim"] == 12
+    assert (uninterrupted / "checkpoints" / "best.ckpt").is_file()
+    assert (uninterrupted / "tokenizer" / "tokenizer.json").is_file()
+    assert list((uninterrupted / "tensorboard").glob("events*"))
+    assert json.loads((uninterrupted / "settings.json").read_text())["embed_dim"] == 12
 
 
-def test_losses_are_logged_as_losses_by_the_name_of_their_objective(unbroken):
+def test_losses_are_logged_as_losses_by_the_name_of_their_objective(uninterrupted):
     """None with a minus sign, none as an accuracy."""
-    with (unbroken / "csv" / "part-000" / "metrics.csv").open() as file:
+    with (uninterrupted / "csv" / "part-000" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     logged = {name: [float(row[name]) for row in rows if row[name]] for name in rows[0] if "/" in name}
     assert {name for name in logged if name.startswith(("train/", "val/"))} == {
@@ -51,7 +51,7 @@ def test_losses_are_logged_as_losses_by_the_name_of_their_objective(unbroken):
     assert all(value > 0 for name in ("mlm", "mim", "cml", "total") for value in logged[f"train/{name}"] + logged[f"val/{name}"])
 
 
-def test_a_killed_run_goes_on_bit_by_bit(unbroken, arrows, tmp_path):
+def test_a_killed_run_resumes_bit_exactly(uninterrupted, arrows, tmp_path):
     command = [sys.executable, "-m", "mg3d.config", *words(arrows, tmp_path)]
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -62,10 +62,10 @@ def test_a_killed_run_goes_on_bit_by_bit(unbroken, arrows, tmp_path):
     process.wait()
     assert checkpoint(tmp_path / "run")["global_step"] < 6
     assert command_line(words(arrows, tmp_path, "resume_from=last")) == 0
-    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(unbroken))
+    assert_same_training(checkpoint(tmp_path / "run"), checkpoint(uninterrupted))
 
 
-def test_a_run_without_validation_keeps_last_and_goes_on(tmp_path, capsys):
+def test_a_run_without_validation_saves_last_and_resumes(tmp_path, capsys):
     arrows = write_arrows(tmp_path / "arrows", val=0)
     accumulated = ("per_gpu_batchsize=2", "max_steps=5")
     assert command_line(words(arrows, tmp_path, *accumulated, "evidence=True")) == 0
@@ -84,7 +84,7 @@ def test_a_run_without_validation_keeps_last_and_goes_on(tmp_path, capsys):
     assert_same_training(checkpoint(tmp_path / "cut" / "run"), checkpoint(tmp_path / "run"))
 
 
-def test_a_tokenizer_of_an_earlier_attempt_is_not_taken_over(arrows, tmp_path):
+def test_a_tokenizer_of_an_earlier_attempt_is_not_reused(arrows, tmp_path):
     def settings(vocabulary):
         small = {"image_size": 32, "mim_patch_size": 8, "patch_size": 4, "tiny_vocabulary": vocabulary}
         return resolve(["tiny"], small | {"data_root": str(arrows)})
@@ -99,7 +99,7 @@ def test_a_tokenizer_of_an_earlier_attempt_is_not_taken_over(arrows, tmp_path):
     assert (tmp_path / "tokenizer" / "tokenizer.json").stat() == kept
 
 
-def test_a_run_does_not_go_on_with_words_of_other_reports(arrows, tmp_path, capsys):
+def test_a_run_does_not_resume_with_other_reports(arrows, tmp_path, capsys):
     root = shutil.copytree(arrows, tmp_path / "moved")
     assert command_line(words(arrows, tmp_path, "max_minutes=1e-9")) == 0
     made_from = json.loads((tmp_path / "run" / "tokenizer" / "made_from.json").read_text())
@@ -114,7 +114,7 @@ def test_a_run_does_not_go_on_with_words_of_other_reports(arrows, tmp_path, caps
     assert checkpoint(tmp_path / "run")["global_step"] == 2
 
 
-def test_a_run_keeps_its_volumes_recipe_and_does_not_go_on_with_others(arrows, tmp_path, capsys):
+def test_a_run_stores_its_recipe_and_does_not_resume_with_another(arrows, tmp_path, capsys):
     root = shutil.copytree(arrows, tmp_path / "moved")
     recipes = {crop: Recipe(shape=(32, 24, 32), crop=crop).provenance("ct_rate") for crop in ("fraction", "body")}
     for split, patients in (("train", 14), ("val", 8)):
@@ -133,10 +133,10 @@ def test_a_run_keeps_its_volumes_recipe_and_does_not_go_on_with_others(arrows, t
     assert "volumes of ct_rate were prepared differently (crop) than the training volumes of" in said
 
 
-def test_data_sets_of_one_run_that_show_other_parts_of_the_chest_are_told():
+def test_different_recipes_in_one_run_are_noted():
     body, usual = (Recipe(crop=crop).provenance("custom") for crop in ("body", "fraction"))
-    told = mixed_recipes({"ctrg": usual, "ct_rate": usual, "rad_chestct": usual, "custom": body})
-    assert [line.split(",")[0] for line in told] == ["custom was prepared differently (crop) than ct_rate"]
+    notes = mixed_recipes({"ctrg": usual, "ct_rate": usual, "rad_chestct": usual, "custom": body})
+    assert [line.split(",")[0] for line in notes] == ["custom was prepared differently (crop) than ct_rate"]
     assert mixed_recipes({"ct_rate": None, "custom": body}) == []
 
 
@@ -152,31 +152,31 @@ def test_data_sets_of_one_run_that_show_other_parts_of_the_chest_are_told():
         (("run_name=other", "text_encoder=nobody/has-this"), "text_encoder=<local directory>"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(unbroken, arrows, more, sentence, capsys):
+def test_mistakes_are_refused_in_one_sentence(uninterrupted, arrows, more, sentence, capsys):
     if "accelerator=gpu" in more and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert command_line(words(arrows, unbroken.parent, *more)) == 2
+    assert command_line(words(arrows, uninterrupted.parent, *more)) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.startswith("mg3d: ")
     assert error.count("\n") == 1
 
 
-def test_a_damaged_checkpoint_is_told(unbroken, arrows, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_refused(uninterrupted, arrows, tmp_path, capsys):
     damaged = tmp_path / "cut.ckpt"
-    damaged.write_bytes((unbroken / "checkpoints" / "last.ckpt").read_bytes()[:1000])
-    assert command_line(words(arrows, unbroken.parent, f"resume_from={damaged}")) == 2
+    damaged.write_bytes((uninterrupted / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    assert command_line(words(arrows, uninterrupted.parent, f"resume_from={damaged}")) == 2
     assert "is not readable as a checkpoint" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_evaluated_on_held_out_studies(unbroken, arrows, capsys):
-    assert command_line(["evaluate", *words(arrows, unbroken.parent)]) == 0
-    result = json.loads((unbroken / "evidence.json").read_text())
+def test_a_finished_run_is_evaluated_on_held_out_studies(uninterrupted, arrows, capsys):
+    assert command_line(["evaluate", *words(arrows, uninterrupted.parent)]) == 0
+    result = json.loads((uninterrupted / "evidence.json").read_text())
     assert result["studies"] == 9
     assert len(result["trained"]["zero_shot"]) == 18
     assert result["trained"]["retrieval"][0]["gallery"] == 7  # texts that differ in figures alone are one
     assert 0 <= result["sentence_pairs"]["same"] <= 1
-    page = (unbroken / "evidence.html").read_text()
+    page = (uninterrupted / "evidence.html").read_text()
     assert "Curves" in page
     assert "enlarged" not in page  # reports of a set without truth files stay out of the page
     assert "held-out studies" in capsys.readouterr().out

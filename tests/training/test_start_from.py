@@ -1,4 +1,4 @@
-"""Pre-training that starts from weights, and a run's checkpoint handed on in our own format."""
+"""Pre-training from weights, and export of a run."""
 
 import runpy
 import shutil
@@ -56,7 +56,7 @@ def test_a_run_starts_from_the_weights_of_another(begin, capsys):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-9, msg=name)
 
 
-def test_words_of_other_reports_are_not_taken_for_those_of_the_run(begin, capsys):
+def test_a_text_encoder_with_another_tokenizer_is_skipped(begin, capsys):
     run, root = begin
     first = torch.load(root / "first" / "checkpoints" / "last.ckpt", weights_only=True)
     first["mg3d"]["tokenizer"] |= {"sha256": "of other reports"}
@@ -68,7 +68,7 @@ def test_words_of_other_reports_are_not_taken_for_those_of_the_run(begin, capsys
     assert (ours[words] - first["state_dict"][words]).abs().max() > 1e-3
 
 
-def test_a_large_rate_is_told(begin, capsys):
+def test_a_high_learning_rate_is_noted(begin, capsys):
     run, root = begin
     assert run("third", f"load_path={root / 'first' / 'checkpoints' / 'last.ckpt'}") == 0
     assert "is high for pre-trained weights; 1e-5 is usual" in " ".join(capsys.readouterr().out.split())
@@ -85,13 +85,13 @@ def test_a_large_rate_is_told(begin, capsys):
         (("load_entry=teacher",), "has no entry 'teacher'"),
     ],
 )
-def test_weights_that_do_not_fit_stop_the_run_in_one_sentence(begin, more, sentence, capsys):
+def test_mismatching_weights_are_refused_in_one_sentence(begin, more, sentence, capsys):
     run, root = begin
     assert run("fourth", f"load_path={root / 'first' / 'checkpoints' / 'last.ckpt'}", *more) == 2
     assert sentence in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_weights_are_looked_at_before_any_data(begin, tmp_path, capsys):
+def test_weights_are_checked_before_data(begin, tmp_path, capsys):
     run, root = begin
     state = last(root, "first")["state_dict"]
     theirs = {name.replace("model.vision.", "theirs.core."): tensor for name, tensor in state.items() if ".vision." in name}
@@ -105,7 +105,7 @@ def test_weights_are_looked_at_before_any_data(begin, tmp_path, capsys):
     assert "encoder 100.0%" in capsys.readouterr().out
 
 
-def test_what_holds_too_little_of_an_encoder_is_taken_when_that_is_asked_for(begin, tmp_path, capsys):
+def test_a_lower_minimum_coverage_is_accepted(begin, tmp_path, capsys):
     run, root = begin
     state = {name.removeprefix("model."): tensor for name, tensor in last(root, "first")["state_dict"].items()}
     torch.save({name: tensor for name, tensor in state.items() if not name.startswith("vision.layers1.")}, tmp_path / "w.pt")
@@ -115,7 +115,7 @@ def test_what_holds_too_little_of_an_encoder_is_taken_when_that_is_asked_for(beg
     assert run("sixth", *words, "load_minimum_coverage=0.0") == 0
 
 
-def test_a_runs_checkpoint_is_exported_whole(begin, capsys):
+def test_a_run_is_exported(begin, capsys):
     _, root = begin
     tool = runpy.run_path(str(ROOT / "tools" / "export_checkpoint.py"))["main"]
     checkpoint = root / "first" / "checkpoints" / "last.ckpt"
@@ -139,7 +139,7 @@ def test_a_runs_checkpoint_is_exported_whole(begin, capsys):
     assert "is not a checkpoint of an mg3d pre-training run" in capsys.readouterr().err
 
 
-def test_a_checkpoint_away_from_its_run_is_exported_with_the_tokenizer_that_is_named(begin, tmp_path, capsys):
+def test_a_moved_checkpoint_is_exported_with_a_given_tokenizer(begin, tmp_path, capsys):
     _, root = begin
     tool = runpy.run_path(str(ROOT / "tools" / "export_checkpoint.py"))["main"]
     away = tmp_path / "a" / "b" / "last.ckpt"

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mg3d.finetune.cases import UNKNOWN, Candidate, FinetuneCase, Nodule
+from mg3d.finetune.cases import UNKNOWN, Candidate, FinetuneCase, ReferenceNodule
 from mg3d.finetune.data_check import FileFacts
 from mg3d.finetune.dataset import ERRORS, Draw, seeded
 from mg3d.finetune.images import LPS_TO_RAS, read_image
@@ -250,7 +250,7 @@ class CandidateClassification(Classification):
 @functools.lru_cache(maxsize=100_000)
 def _read_nodules(text: str) -> np.ndarray:
     """[m, 5]: x, y, z, diameter in mm, excluded."""
-    nodules = [Nodule(*row) for row in json.loads(text)]
+    nodules = [ReferenceNodule(*row) for row in json.loads(text)]
     return np.array([(*n.centre_mm, n.diameter_mm, n.excluded) for n in nodules], dtype=np.float64).reshape(-1, 5)
 
 

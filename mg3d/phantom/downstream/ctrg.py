@@ -1,4 +1,4 @@
-"""CTRG-Chest alone: JPEG folders and their list, and the 8-bit NIfTI form with a split and labels for report generation."""
+"""CTRG-Chest alone: JPEG folders and their list, and the 8-bit NIfTI form with a split for report generation."""
 
 import json
 from typing import Any
@@ -7,22 +7,13 @@ import numpy as np
 from PIL import Image
 
 from mg3d.files import write_json
-from mg3d.phantom.ct_rate import write_csv, write_nifti
+from mg3d.phantom.ct_rate import write_nifti
 from mg3d.phantom.ctrg import ANNOTATIONS
 from mg3d.phantom.downstream.ct_rate import write_part
 from mg3d.phantom.spec import DatasetSpec
 
 SPLIT = "chest_ctrg_nitfy_ori_split.json"
 VOLUMES = "Chest_New_nitfy_2"
-LABELS = {
-    "Enlarged Cardiomediastinum": "Lymphadenopathy", "Cardiomegaly": "Cardiomegaly", "Lung Opacity": "Lung opacity",
-    "Lung Lesion": "Lung nodule", "Edema": "", "Consolidation": "Consolidation", "Pneumonia": "", "Atelectasis": "Atelectasis",
-    "Pneumothorax": "", "Pleural Effusion": "Pleural effusion", "Pleural Other": "", "Fracture": "",
-    "Support Devices": "Medical material", "No Finding": "",
-}  # fmt: skip
-"""Column of the label table -> finding of the phantom."""
-POSITIVE, NEGATIVE, UNCERTAIN = 1, 2, 3
-CODES = {"+": POSITIVE, "-": NEGATIVE, "?": UNCERTAIN}
 
 
 def write(spec: DatasetSpec) -> None:
@@ -35,7 +26,6 @@ def write(spec: DatasetSpec) -> None:
     train, held_out = ([cases[index] for index in sorted(part)] for part in (shuffled[:n_training], shuffled[n_training:]))
     validation = [_entry(case, "val") for case in held_out]  # the published entries of the test split also say "val"
     write_json(spec.root / SPLIT, {"train": [_entry(case, "train") for case in train], "val": validation, "test": validation})
-    write_csv(spec.root / "CTRG_finding_labels.csv", ("id", *LABELS), (_label_row(spec, case) for case in cases))
 
 
 def _write_volume(job: tuple[DatasetSpec, dict[str, Any]]) -> None:
@@ -52,11 +42,3 @@ def _entry(case: dict[str, Any], split: str) -> dict[str, str]:
     name = f"{case['id']}.nii.gz"
     texts = {"report": case["report"], "result": case["result"]}
     return {"id": name, **texts, "image_path": f"./{VOLUMES}/{name}", "split": split}
-
-
-def _label_row(spec: DatasetSpec, case: dict[str, Any]) -> dict[str, Any]:
-    """1 positive, 2 negative, 3 uncertain, empty if not mentioned."""
-    truth = json.loads((spec.root / "truth" / "ctrg" / f"{case['id']}.json").read_text(encoding="utf-8"))
-    mentioned = {clause["label"]: CODES[clause["polarity"]] for clause in truth["clauses"] if clause["label"]}
-    row = {column: mentioned.get(label, "") for column, label in LABELS.items()}
-    return {"id": f"{case['id']}.nii.gz", **row, "No Finding": "" if POSITIVE in mentioned.values() else POSITIVE}
