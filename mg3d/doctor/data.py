@@ -76,7 +76,7 @@ def read_ct_rate_tables(root: Path) -> Iterator[CtRateTables]:
 
 
 def _read(root: Path, name: str, split: str) -> pd.DataFrame:
-    table, _ = read_ct_rate_table(root, name, split, optional=("PatientPosition", "Manufacturer"))
+    table, _ = read_ct_rate_table(root, name, split, optional=("PatientPosition",))
     return table.set_index(table.pop("VolumeName").str.removesuffix(".nii.gz"))
 
 

@@ -1,8 +1,8 @@
 """Checks of whole data sets: counts, splits, evaluation lists, label prevalence, duplicates, and quarantined volumes."""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,15 +19,13 @@ from mg3d.doctor.results import CheckResult, examples, pluralize
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import REASONS
 from mg3d.preparation.sources.ct_rate import NAME
-from mg3d.sentence_spans import normalize_text, polarity, split_clauses, split_sentences
+from mg3d.sentence_spans import polarity, split_clauses
 
 MAX_STANDARD_ERRORS = 3.5
 """From the published prevalence; by chance, one of the 18 labels deviates that much in about 1 % of correct data sets."""
 MIN_STUDIES = 50
 MAX_CONTRADICTIONS = 0.01
 """Of the negated findings; above, contradicting labels are more than single errors."""
-STOCK_PHRASE = 0.01
-"""A sentence in more than this fraction of the patients' reports is a stock phrase."""
 _AGAIN = "download them again; the preparation skips them"
 _COMPARE = "compare the file with its row of the metadata; the preparation skips them"
 REASON_ACTIONS = {
@@ -350,38 +348,7 @@ def check_repeated_reports(data: DoctorData) -> list[CheckResult]:
     ]
 
 
-def describe_sentences(data: DoctorData) -> list[CheckResult]:
-    """Sentences per report, and how many of them occur in reports of other patients."""
-    studies = data.catalog.rows[data.catalog.rows["report"] != ""].drop_duplicates("study_id")
-    if studies.empty:
-        return []
-    counts, owners, total = [], defaultdict(set), Counter()
-    for patient, report in zip(studies["patient_id"], studies["report"]):
-        sentences = [normalize_text(report[start:end]) for start, end in split_sentences(report)]
-        counts.append(len(sentences))
-        total.update(sentences)
-        for sentence in set(sentences):
-            owners[sentence].add(patient)
-    limit = max(1, STOCK_PHRASE * studies["patient_id"].nunique())
-    recurring = _weight(total, [text for text in total if len(owners[text]) > 1])
-    stock = _weight(total, [text for text in total if len(owners[text]) > limit])
-    low, median, high = (float(value) for value in np.percentile(counts, (5, 50, 95)))
-    return [
-        CheckResult(
-            code="sentences",
-            severity="info",
-            message=f"{median:.0f} sentences per report (5 to 95 %: {low:.0f} to {high:.0f}); {recurring:.0%} of them also occur "
-            f"in reports of other patients, {stock:.0%} in those of more than {STOCK_PHRASE:.0%} of the patients",
-            values={"reports": len(counts), "median": median, "p05": low, "p95": high, "recurring": recurring, "stock": stock},
-        )
-    ]
-
-
-def _weight(total: Counter[str], texts: Sequence[str]) -> float:
-    return sum(total[text] for text in texts) / max(total.total(), 1)
-
-
 DATASET_CHECKS = (
     check_quarantine, check_splits, check_counts, check_evaluation_lists, check_duplicates, check_repeated_reports,
-    check_prevalence, check_contradicted_labels, describe_sentences,
+    check_prevalence, check_contradicted_labels,
 )  # fmt: skip

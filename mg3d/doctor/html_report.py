@@ -42,7 +42,7 @@ def write_html_report(path: Path, report: DoctorReport) -> None:
         ("Results", [[_row(result) for result in report.results]]),
         ("Counts", [counts]),
         ("Intensities", list(plot_histograms(report))),
-        ("Label prevalence", list(plot_prevalences(prevalences(catalog)))),
+        ("Label prevalence", [[_prevalence_row(part) for part in prevalences(catalog)]]),
         ("Ordinary volumes", list(show_ordinary(report))),
         ("Volumes to look at", list(show_problems(report))),
     ]
@@ -51,6 +51,14 @@ def write_html_report(path: Path, report: DoctorReport) -> None:
 
 def _row(result: CheckResult) -> dict[str, str]:
     return {name: getattr(result, name) for name in ("severity", "code", "message", "expected", "action")}
+
+
+def _prevalence_row(part: Prevalence) -> dict[str, str]:
+    published = "" if part.published is None else f"{part.published:.1%}"
+    return {
+        "data set": part.dataset, "split": part.split, "label": part.label, "studies": f"{part.studies:,}",
+        "prevalence": f"{part.fraction:.1%}", "published": published,
+    }  # fmt: skip
 
 
 def plot_histograms(report: DoctorReport) -> Iterator[CaptionedFigure]:
@@ -72,25 +80,6 @@ def plot_histograms(report: DoctorReport) -> Iterator[CaptionedFigure]:
         axes.set_ylabel("fraction of voxels")
         axes.legend(fontsize=8)
         yield CaptionedFigure(figure, f"Histogram of {label} per source: {', '.join(sorted(histograms))}")
-
-
-def plot_prevalences(parts: list[Prevalence]) -> Iterator[CaptionedFigure]:
-    """One figure per data set and official split: the prevalence of each label, found and published."""
-    for dataset, split in dict.fromkeys((part.dataset, part.split) for part in parts):
-        mine = [part for part in parts if (part.dataset, part.split) == (dataset, split)]
-        positions = np.arange(len(mine))
-        figure = Figure(figsize=(10, 4.6), layout="constrained")
-        axes = figure.add_subplot()
-        axes.barh(positions - 0.2, [100 * part.fraction for part in mine], 0.4, label="found")
-        if any(part.published is not None for part in mine):
-            axes.barh(positions + 0.2, [100 * (part.published or 0) for part in mine], 0.4, label="published", color="lightgray")
-        axes.set_yticks(positions, [part.label for part in mine], fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xlabel("% of studies")
-        axes.set_title(f"{dataset} {split}, {max(part.studies for part in mine):,} studies")
-        axes.legend(fontsize=8)
-        caption = ", ".join(f"{part.label} {part.fraction:.1%}" for part in mine)
-        yield CaptionedFigure(figure, f"Label prevalence in {dataset} {split}: {caption}")
 
 
 def show_ordinary(report: DoctorReport) -> Iterator[CaptionedFigure]:

@@ -93,7 +93,6 @@ def run_doctor(options: DoctorOptions, progress: Progress) -> DoctorReport:
     results += [CheckResult(code="note", severity="info", message=note) for note in catalog.notes]
     if "ct_rate" in roots and not catalog.failures:
         data.ct_rate = list(read_ct_rate_tables(roots["ct_rate"]))
-        _add_vendors(data)
     _read_volumes(data, options, progress)
     results += run_checks(data)
     if len(catalog.rows):
@@ -123,14 +122,3 @@ def sample_rows(catalog: VolumeCatalog, sample: int | None) -> list[int]:
     total = len(catalog.rows)
     count = sample if sample is not None else RAW_SAMPLE if catalog.kind == "raw" else 0
     return list(range(total)) if not count else [int(row) for row in np.linspace(0, total - 1, min(count, total)).round()]
-
-
-def _add_vendors(data: DoctorData) -> None:
-    """Adds the first word of the manufacturer to the groups whose intensities are compared."""
-    vendors = {}
-    for tables in data.ct_rate:
-        if "Manufacturer" in tables.tables["metadata"]:
-            words = tables.tables["metadata"]["Manufacturer"].str.split().str[0].fillna("")
-            vendors |= {f"ct_rate/{name}": word for name, word in zip(words.index, words)}
-    rows = data.catalog.rows
-    rows["group"] = (rows["group"] + " " + rows["volume_id"].map(vendors).fillna("")).str.strip()

@@ -44,7 +44,7 @@ class _Statement(NamedTuple):
 
 @cache
 def _patterns() -> tuple[tuple[re.Pattern[str], ...], ...]:
-    """Per finding: patterns of its names (longest first) and its typical sentences."""
+    """Per finding: patterns of its names, longest first, and of its specific phrases."""
     found = []
     for label in LABELS:
         words = PHRASES[label]

@@ -134,7 +134,7 @@ def _plan_jobs(options: PrepareOptions, summary: PrepareSummary) -> dict[str, _J
         )
         if source := sources.get(dataset):
             prefetch = prefetch_count(source, inventory.records, options.stream_budget, options.workers)
-            tasks = [replace(task, source=replace(source, prefetch=prefetch)) for task in tasks]
+            tasks = [replace(task, source=source.for_shard(task.records, prefetch)) for task in tasks]
         check_nothing_is_lost(tasks, options.limit)
         tasks, note = write_plan(tasks)
         status = check_shards(tasks, retry=options.retry_quarantine, verify=options.verify)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
@@ -52,6 +52,11 @@ class HubSource:
     def bytes_of(self, record: VolumeRecord) -> int:
         """Total size of a record's files."""
         return sum(self.sizes[self.prefix + name] for name in record.files)
+
+    def for_shard(self, records: Sequence[VolumeRecord], prefetch: int) -> "HubSource":
+        """The source for one shard, with the sizes of its files only."""
+        names = [self.prefix + name for record in records for name in record.files]
+        return replace(self, sizes={name: self.sizes[name] for name in names}, prefetch=prefetch)
 
     def folder(self, shard: str) -> Path:
         """Download folder of a shard."""

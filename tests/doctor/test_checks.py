@@ -178,21 +178,6 @@ def test_damaged_and_placeholder_reports_are_found_and_special_characters_are_fi
     }  # fmt: skip
 
 
-def test_sentences_are_counted_per_study_and_recur_between_patients_only(tmp_path):
-    reports = [
-        "Heart normal. Lungs clear.",
-        "Heart normal. Lungs clear.",
-        "Heart normal. One node. One node.",
-        "Liver large.",
-        "",
-    ]
-    names = ["train_1_a_1", "train_1_a_2", "train_2_a_1", "train_3_a_1", "train_4_a_1"]
-    (result,) = dataset_checks.describe_sentences(make_data(tmp_path, names, reports=reports))
-    # sentences: 2 + 3 + 1; "heart normal" of two patients = 2 of 6
-    assert (result.values["reports"], result.values["median"]) == (3, 2)
-    assert result.values["recurring"] == pytest.approx(2 / 6)
-
-
 # Voxels
 
 
