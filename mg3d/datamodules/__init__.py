@@ -1,1 +1,1 @@
-"""Lightning's side of the data: which study is drawn when, by which rank, from which data set."""
+"""Lightning data modules: one per data set, their mixture, and the order in which studies are drawn."""

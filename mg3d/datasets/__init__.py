@@ -1,1 +1,1 @@
-"""From a row of an Arrow index to a sample and a batch: reading, windowing, tokenising, masking."""
+"""From a row of an Arrow index to a sample and a batch: reading, tokenising, masking, windowing."""

@@ -14,25 +14,9 @@ from mg3d.sentence_spans import build_report
 
 CORPUS = ["The heart is large. No effusion, no mass. A nodule of 0.8 cm.", "Emphysema  Hernia\n- şüpheli nodül; İzlenmedi."] * 3
 PARTS = [
-    "The",
-    "heart",
-    " ",
-    "  ",
-    ". ",
-    ", ",
-    "\n",
-    "- ",
-    "• ",
-    "0.8 cm",
-    "İzlenmedi",
-    "ığş",
-    "Noduleé",
-    "结节",
-    "🫁",
-    "e\u0301",
-    "(",
-    ") ",
-]
+    "The", "heart", " ", "  ", ". ", ", ", "\n", "- ", "• ", "0.8 cm", "İzlenmedi", "ığş", "Noduleé",
+    "结节", "🫁", "e\u0301", "(", ") ",
+]  # fmt: skip
 REPORTS = st.one_of(st.lists(st.sampled_from(PARTS), max_size=20).map("".join), st.text(max_size=40))
 FEW_EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 
