@@ -16,9 +16,9 @@ class Sample(NamedTuple):
     """One study as the dataset gives it to the collator; nothing random has been drawn from its report yet."""
 
     volume: np.ndarray
-    """int16 or uint8 [1, D, H, W]: the stored numbers, read-only; a view of the mapped file where the shard is uncompressed."""
+    """int16 or uint8 [1, D, H, W]: stored values, read-only; a view of the memory-mapped file if the shard is uncompressed."""
     window: tuple[float, float]
-    """The stored numbers that become 0 and 1."""
+    """Stored values that map to 0 and 1."""
     report: str
     sentence_spans: tuple[tuple[int, int], ...]
     """Character offsets (start, end) of each sentence (or clause) in `report`, in order."""
@@ -34,23 +34,23 @@ class StoredVolumes(NamedTuple):
     """Stored voxels of a batch and the random transforms drawn for them; `datasets.windowing` turns them into model input."""
 
     voxels: Tensor
-    """[B, 1, D, H, W] stored numbers: uint8 when all volumes of the batch are, else int16."""
+    """[B, 1, D, H, W] stored values: uint8 if all volumes of the batch are, else int16."""
     window: Tensor
-    """float32 [B, 2]: the stored numbers that become 0 and 1."""
+    """float32 [B, 2]: stored values that map to 0 and 1."""
     affine: Tensor
-    """float32 [B, 3, 4]: from a place in the volume that the model sees to its place in the stored one, both x, y, z in [-1, 1]
-    between the volume's outer faces; [B, 0, 4] where nothing is moved."""
+    """float32 [B, 3, 4]: from coordinates in the model's volume to those in the stored volume, both x, y, z in [-1, 1] between
+    the outer faces (as `grid_sample`); [B, 0, 4] without spatial augmentation."""
     noise: Tensor
-    """float32 [B, 1]: deviation of the noise added to intensities in [0, 1]; [B, 0] where none is."""
+    """float32 [B, 1]: standard deviation of noise added to intensities in [0, 1]; [B, 0] without noise."""
     noise_seed: list[int]
-    """Seed of each volume's noise; on the host, for generators are seeded there."""
+    """Seed of each volume's noise; on the host, where generators are seeded."""
 
 
 class Batch(NamedTuple):
     """Output of the collator; input of the model after `datasets.windowing.convert_volumes`, on the device."""
 
     volume: Tensor | StoredVolumes
-    """float32 [B, 1, D, H, W] in [0, 1]; from the collator to the device StoredVolumes, a quarter or half of the bytes."""
+    """float32 [B, 1, D, H, W] in [0, 1]; StoredVolumes before conversion on the device, at a quarter or half of the bytes."""
     patch_mask: Tensor
     """bool [B, D/c, H/c, W/c], c = `mim_patch_size` voxels; True = masked in MIM."""
     report_ids: Tensor
@@ -97,7 +97,7 @@ class Batch(NamedTuple):
 class Features(TypedDict, total=False):
     """Inputs of the losses, by name, as the branches of the model compute them; embeddings are L2-normalised.
 
-    A new branch may add features of its own name; all but scalars have the patients (or, for tokens, M) as first axis.
+    A new branch may add features under other names; all but scalars have the patients (or, for tokens, M) as first axis.
     """
 
     mlm_token_loss: Tensor

@@ -48,6 +48,8 @@ def _start_worker(counter: Synchronized) -> None:
 def follow_parent() -> None:
     """Initializer of worker processes: ignore Ctrl-C, which the parent handles, and exit when the parent ends or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if wait([multiprocessing.parent_process().sentinel], timeout=0):  # killed while this process was starting
+        os._exit(1)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

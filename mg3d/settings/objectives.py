@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, ObjectiveRow] = {
     ),
     "captioning": ObjectiveRow(
         "mg3d.models.branches.captioning.CaptioningBranch", 0.0,
-        "Report generation with teacher forcing. Not in the paper; the preset `captioning` turns it on.",
+        "Report generation with teacher forcing. Not in the paper; enabled by the preset `captioning`.",
     ),
 }  # fmt: skip
 """Objective -> row, in the order in which losses are logged. A new objective is one more row."""

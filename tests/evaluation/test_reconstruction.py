@@ -36,13 +36,6 @@ def test_the_body_threshold_is_minus_500_hu():
     assert BODY_ABOVE == (-500 - -1000) / (1000 - -1000)
 
 
-def test_predicting_the_mean_image_has_ratio_one():
-    mean = random_volume(1, *SHAPE, seed=0)
-    error = ReconstructionError(mean)
-    error.update(mean.expand(3, 1, *SHAPE), random_volume(3, 1, *SHAPE, seed=1), torch.ones(3, 1, *SHAPE, dtype=torch.bool))
-    assert error.result()["masked_ratio"] == error.result()["masked_body_ratio"] == 1.0
-
-
 def test_without_masked_voxels_all_errors_are_nan():
     error = ReconstructionError(torch.zeros(1, *SHAPE))
     prediction, target = random_volume(2, 1, *SHAPE, seed=0), random_volume(2, 1, *SHAPE, seed=1)

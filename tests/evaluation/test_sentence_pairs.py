@@ -51,15 +51,6 @@ def test_the_summary_agrees_with_a_loop_over_pairs():
     assert matching_summary(sentence_pairs(Sentences(*parts, meaning_codes(meaning))), **thresholds) == pytest.approx(expected)
 
 
-def test_orthogonal_meanings_are_matched_without_error():
-    vectors = torch.eye(3, 4)[[0, 1, 2, 0, 1, 2]]
-    patient, polarity = torch.tensor([0, 0, 0, 1, 1, 1]), torch.ones(6, dtype=torch.int8)
-    pairs = sentence_pairs(Sentences(vectors, polarity, patient, meaning_codes("abcabc")))
-    result = matching_summary(pairs, same_above=0.9, differ_below=0.6)
-    assert result["precision_same"] == result["recall_same"] == 1.0
-    assert (result["pairs"], result["same"]) == (9, pytest.approx(3 / 9))
-
-
 def test_a_single_patient_has_no_pair():
     vectors, polarity, _, meaning = random_sentences(8)
     pairs = sentence_pairs(Sentences(vectors, polarity, torch.zeros(8, dtype=torch.int64), meaning_codes(meaning)))

@@ -72,11 +72,11 @@ class Structure(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.pictures, self.headings = [], [], []
+        self.open, self.images, self.headings = [], [], []
 
     def handle_starttag(self, tag, attributes):
         if tag == "img":
-            self.pictures.append(dict(attributes))
+            self.images.append(dict(attributes))
         elif tag not in {"meta", "br"}:
             self.open.append(tag)
 
@@ -123,13 +123,13 @@ def test_page_is_well_formed_and_every_image_has_a_caption(raw, tmp_path):
     assert structure.headings == [
         "Verdict", "Results", "Counts", "Intensities", "Label prevalence", "Ordinary volumes", "Volumes to look at",
     ]  # fmt: skip
-    message = [picture["alt"] for picture in structure.pictures]
-    assert all(message)
-    assert sum("ordinary" in arguments for arguments in message) == 3
-    assert [arguments for arguments in message if "valid_2_a_1: duplicate_pixels" in arguments]
-    assert any("Histogram of HU per source" in arguments for arguments in message)
-    for picture in structure.pictures:
-        kind, encoded = picture["src"].split(",")
+    captions = [image["alt"] for image in structure.images]
+    assert all(captions)
+    assert sum("ordinary" in caption for caption in captions) == 3
+    assert [caption for caption in captions if "valid_2_a_1: duplicate_pixels" in caption]
+    assert any("Histogram of HU per source" in caption for caption in captions)
+    for image in structure.images:
+        kind, encoded = image["src"].split(",")
         assert kind == "data:image/png;base64"
         assert Image.open(io.BytesIO(base64.b64decode(encoded))).size[0] > 300
     assert "http" not in re.sub(r"src='[^']*'", "", page)

@@ -12,7 +12,7 @@ _CACHE = "cache" if "cache" in inspect.signature(BertGenerationDecoder.forward).
 
 
 class TiedLMHead(nn.Module):
-    """LM head tied to the word embeddings, so that a checkpoint holds the table once."""
+    """LM head tied to the embedding table, so that a checkpoint contains the table once."""
 
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()

@@ -183,7 +183,7 @@ def _read_table_listing(root: Path, path: Path, suffixes: tuple[str, ...]) -> Li
         raise FileNotFoundError(f"the table {path} does not exist; give a CSV or JSON file")
     table, notes = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE)
     paths = [_locate(root, cell, suffixes) for cell in table["volume"]]
-    _check_located(root, path, table, sum(place is not None for place in paths))
+    _check_located(root, path, table, sum(located is not None for located in paths))
     first_slice: dict[tuple[PurePosixPath, str], PurePosixPath] = {}
     volumes: dict[PurePosixPath, ListedVolume] = {}
     rejected = []
