@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.datasets.studies import ReportText
-from mg3d.evaluation.card_embeddings import CardEmbeddings
+from mg3d.evaluation.card_data import CardEmbeddings
 from mg3d.evaluation.encoder import MG3DEncoder
 from mg3d.evaluation.tables import Rows
 from mg3d.sentence_spans import polarity
@@ -36,11 +36,9 @@ class Sentences(NamedTuple):
 
 
 class ScoredPairs(NamedTuple):
-    """All m pairs of sentences of different patients."""
+    """All m pairs of sentences of equal polarity and different patients, which SSM matches by their cosine."""
 
     cosine: np.ndarray
-    same_polarity: np.ndarray
-    """bool [m]."""
     known: np.ndarray
     """bool [m]: both meanings are known."""
     equal: np.ndarray
@@ -59,58 +57,42 @@ def read_sentences(
     """Sentences of reports [r] that fit into the text encoder; patients [r]."""
     read = encoder.sentence_vectors(reports)
     texts = [report.report[start:end] for report, _ in read for start, end in report.sentence_spans]
-    known = meanings([report for report, _ in read]) if meanings else [None] * len(texts)
+    meaning_of_each = meanings([report for report, _ in read]) if meanings else [None] * len(texts)
     _, patient = np.unique(patients, return_inverse=True)
     return Sentences(
         vectors=torch.cat([vectors for _, vectors in read]),
         polarity=torch.tensor([polarity(text) for text in texts], dtype=torch.int8),
         patient=torch.from_numpy(np.repeat(patient, [len(report.sentence_spans) for report, _ in read])),
-        meaning=meaning_codes(known),
+        meaning=meaning_codes(meaning_of_each),
     )
 
 
 def sentence_pairs(sentences: Sentences) -> ScoredPairs:
     """Pairs of the first `MAX_SENTENCES` sentences."""
     vectors, polarity, patient, meaning = (part[:MAX_SENTENCES] for part in sentences)
-    first, second = torch.triu(patient[:, None] != patient, 1).nonzero().unbind(1)
+    comparable = (patient[:, None] != patient) & (polarity[:, None] == polarity)
+    first, second = torch.triu(comparable, 1).nonzero().unbind(1)
     unit = F.normalize(vectors.float(), dim=-1)
     cosine = (unit @ unit.T)[first, second]
     known = (meaning[first] != _UNKNOWN) & (meaning[second] != _UNKNOWN)
     equal = known & (meaning[first] == meaning[second])
-    return ScoredPairs(*(part.numpy() for part in (cosine, polarity[first] == polarity[second], known, equal)))
-
-
-def matching_summary(pairs: ScoredPairs, *, same_above: float, differ_below: float) -> dict[str, float]:
-    """Fractions of pairs that SSM treats as same, different or ignored, and precision and recall of `same`.
-
-    Precision and recall are over pairs of known meaning; NaN without any.
-    """
-    same = pairs.same_polarity & (pairs.cosine >= same_above)
-    different = pairs.same_polarity & (pairs.cosine <= differ_below)
-    fractions = {"same": same, "different": different, "ignored": ~same & ~different}
-    return {
-        "pairs": len(same),
-        **{name: float(chosen.mean()) if len(chosen) else 0.0 for name, chosen in fractions.items()},
-        "precision_same": _fraction(pairs.equal, same & pairs.known),
-        "recall_same": _fraction(same, pairs.equal),
-    }
+    return ScoredPairs(cosine.numpy(), known.numpy(), equal.numpy())
 
 
 def threshold_rows(pairs: ScoredPairs, thresholds: Sequence[float]) -> Rows:
-    """One row per threshold, over pairs of equal polarity.
+    """One row per threshold: precision and recall of the pairs at or above it as `same`.
 
-    Precision and recall of `same` for pairs at or above it; false negatives: pairs at or below it that mean the same.
+    False negatives: the fraction of the pairs at or below it that mean the same.
     """
     rows = []
     for threshold in thresholds:
-        above = pairs.same_polarity & (pairs.cosine >= threshold)
-        below = pairs.same_polarity & (pairs.cosine <= threshold)
+        above, below = pairs.cosine >= threshold, pairs.cosine <= threshold
         rows.append(
             {
                 "threshold": float(threshold),
-                "pairs at or above": _fraction(above, pairs.same_polarity),
+                "pairs at or above": _fraction(above, np.ones_like(above)),
                 "precision of same": _fraction(pairs.equal, above & pairs.known),
-                "recall of same": _fraction(above, pairs.equal & pairs.same_polarity),
+                "recall of same": _fraction(above, pairs.equal),
                 "false negatives at or below": _fraction(pairs.equal, below & pairs.known),
             }
         )

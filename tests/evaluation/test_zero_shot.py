@@ -7,7 +7,7 @@ from scipy.special import logit
 from torch.nn import functional as F
 
 from mg3d.evaluation.card_result import RELIABILITY
-from mg3d.evaluation.cards import find_card
+from mg3d.evaluation.cards import CARDS
 from mg3d.evaluation.tables import Bootstrap, format_cell
 from mg3d.evaluation.thresholds_and_calibration import decision_and_calibration_tables, development_mask
 from mg3d.evaluation.zero_shot import (
@@ -22,7 +22,7 @@ from mg3d.evaluation.zero_shot import (
 from mg3d.glossary import ENSEMBLE, LABELS, PROMPTS, prompts
 from mg3d.metrics.classification import auroc
 
-CARD = dataclasses.replace(find_card("phantom"), n_bootstrap=20, bins=2, wording="there_is", wordings=("there_is", "ct_clip"))
+CARD = dataclasses.replace(CARDS["phantom"], n_bootstrap=20, bins=2, wording="there_is", wordings=("there_is", "ct_clip"))
 
 
 def unit_vectors(*shape, seed=0):
