@@ -130,7 +130,7 @@ class ViewerSession:
     def _frame(self, scan: Scan) -> dict[str, str]:
         """Unit and origin of positions on the page."""
         unit = "mm" if scan.spacing_mm else "voxels"
-        return {"unit": unit, "of": "from the corner of the prepared volume" if self._is_prepared else "of the file"}
+        return {"unit": unit, "origin": "from the corner of the prepared volume" if self._is_prepared else "of the file"}
 
     def _source(self, scan_id: int) -> ScanSource:
         if not 0 <= scan_id < len(self.scans):
@@ -155,7 +155,8 @@ class ViewerSession:
         return row is not None and float(self.index.vectors[row] @ self._vector(scan_id)) > _SAME_SCAN
 
     def _scores(self, scan_id: int) -> list[dict[str, Any]]:
-        return [row._asdict() for row in self.model.scores(self._vector(scan_id)[None], self.findings, self._pairs)[0]]
+        (scores,) = self.model.classify_embeddings(self._vector(scan_id)[None], self.findings, self._pairs)
+        return [score._asdict() for score in scores]
 
     def _neighbours(self, scan_id: int) -> list[dict[str, Any]]:
         if self.index is None:
