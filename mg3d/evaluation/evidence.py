@@ -24,7 +24,7 @@ from mg3d.evaluation.encoder import MG3DEncoder, as_sentence, embed_batches
 from mg3d.evaluation.phantom_ground_truth import read_ground_truth, sentence_meanings
 from mg3d.evaluation.reconstruction import mean_volume, reconstruction_error
 from mg3d.evaluation.retrieval import recall_rows, retrieval_directions
-from mg3d.evaluation.sentence_pairs import read_sentences, sentence_pairs, threshold_rows
+from mg3d.evaluation.sentence_pairs import read_sentence_pairs, threshold_rows
 from mg3d.evaluation.tables import Bootstrap, Rows, format_cell, format_tables, on_rows
 from mg3d.evaluation.zero_shot import classification_rows, prompt_texts, zero_shot_scores
 from mg3d.files import write_bytes, write_json
@@ -186,9 +186,9 @@ def match_sentences(model: MG3D, data: HeldOutData) -> Rows:
     count = min(len(data.test), MAX_SENTENCE_STUDIES)
     reports = [data.test.report(study) for study in range(count)]
     meanings = partial(sentence_meanings, data.truths[:count]) if data.truths else None
-    sentences = read_sentences(_encoder(model, data), reports, data.test.patients[:count], meanings=meanings)
+    pairs = read_sentence_pairs(_encoder(model, data), reports, data.test.patients[:count], meanings=meanings)
     settings = data.settings.model
-    return threshold_rows(sentence_pairs(sentences), (settings.ssm_same_above, settings.ssm_differ_below))
+    return threshold_rows(pairs, (settings.ssm_same_above, settings.ssm_differ_below))
 
 
 def summary_rows(result: dict[str, Any]) -> list[dict[str, str]]:

@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from mg3d.evaluation.sentence_pairs import Sentences, meaning_codes, sentence_pairs, threshold_rows
+from mg3d.evaluation.sentence_pairs import sentence_pairs, threshold_rows
 
 
-def slow_row(vectors, polarity, patient, meaning, threshold):
+def slow_row(vectors, threshold, *, polarities, patients, meanings):
     """One row of `threshold_rows` by a loop over pairs."""
     pairs = []
     for first in range(len(vectors)):
         for second in range(first):
-            if patient[first] == patient[second] or polarity[first] != polarity[second]:
+            if patients[first] == patients[second] or polarities[first] != polarities[second]:
                 continue
             cosine = float(vectors[first] @ vectors[second] / vectors[first].norm() / vectors[second].norm())
-            known = meaning[first] is not None and meaning[second] is not None
-            pairs.append((cosine, known, known and meaning[first] == meaning[second]))
+            known = meanings[first] is not None and meanings[second] is not None
+            pairs.append((cosine, known, known and meanings[first] == meanings[second]))
     equal_above = [equal for cosine, known, equal in pairs if known and cosine >= threshold]
     equal_below = [equal for cosine, known, equal in pairs if known and cosine <= threshold]
     return {
@@ -30,24 +30,22 @@ def random_sentences(count):
     random = np.random.default_rng(0)
     kind = random.integers(0, 4, count)
     vectors = torch.from_numpy(np.eye(4, 5)[kind] + 0.35 * random.normal(size=(count, 5)))
-    polarity = torch.from_numpy(random.choice([-1, 1], count).astype(np.int8))
-    patient = torch.from_numpy(random.integers(0, 6, count))
-    meaning = [None if random.random() < 0.2 else f"{k}|{p}" for k, p in zip(kind, polarity.tolist())]
-    return vectors, polarity, patient, meaning
+    polarities, patients = random.choice([-1, 1], count), random.integers(0, 6, count)
+    meanings = [None if random.random() < 0.2 else f"{k}|{p}" for k, p in zip(kind, polarities)]
+    return vectors, {"polarities": polarities, "patients": patients, "meanings": meanings}
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.8])
 def test_a_row_agrees_with_a_loop_over_pairs(threshold):
-    *parts, meaning = random_sentences(45)
-    expected = slow_row(*parts, meaning, threshold)
+    vectors, facts = random_sentences(45)
+    expected = slow_row(vectors, threshold, **facts)
     assert 0.02 < expected["precision of same"] < 1
     assert 0 < expected["false negatives at or below"] < 1
-    (row,) = threshold_rows(sentence_pairs(Sentences(*parts, meaning_codes(meaning))), [threshold])
+    (row,) = threshold_rows(sentence_pairs(vectors, **facts), [threshold])
     assert row == pytest.approx(expected)
 
 
 def test_a_single_patient_has_no_pair():
-    vectors, polarity, _, meaning = random_sentences(8)
-    pairs = sentence_pairs(Sentences(vectors, polarity, torch.zeros(8, dtype=torch.int64), meaning_codes(meaning)))
-    (row,) = threshold_rows(pairs, [0.9])
+    vectors, facts = random_sentences(8)
+    (row,) = threshold_rows(sentence_pairs(vectors, **facts | {"patients": np.zeros(8)}), [0.9])
     assert np.isnan([row["pairs at or above"], row["precision of same"], row["recall of same"]]).all()

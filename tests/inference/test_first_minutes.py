@@ -32,7 +32,7 @@ def test_the_program_of_the_page_prints_the_output_of_the_page(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     program, shown = re.search(r"```python\n(.*?)```.*?```\n(.*?)```", PAGE, re.DOTALL).groups()
     exec(compile(program, "docs/inference.md", "exec"), {})
-    said = capsys.readouterr()
-    assert [form_of(line) for line in said.out.splitlines()] == [form_of(line) for line in shown.splitlines()]
-    assert said.err == "mg3d: using result/tiny/checkpoints/last.ckpt of the run result/tiny\n"
+    printed = capsys.readouterr()
+    assert [form_of(line) for line in printed.out.splitlines()] == [form_of(line) for line in shown.splitlines()]
+    assert printed.err == "mg3d: using result/tiny/checkpoints/last.ckpt of the run result/tiny\n"
     assert (tmp_path / "map.nii.gz").is_file()

@@ -135,9 +135,9 @@ def test_a_checkpoint_and_its_exports_record_the_recipe(tmp_path, capsys):
 
 def test_a_model_without_a_recipe_warns_in_one_line(tmp_path, capsys):
     mg3d.load(save_run(tmp_path / "run") / "checkpoints" / "last.ckpt", device="cpu")
-    said = capsys.readouterr().err
-    assert said.startswith("mg3d: warning: the checkpoint does not record how its training volumes were prepared")
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("mg3d: warning: the checkpoint does not record how its training volumes were prepared")
+    assert printed.count("\n") == 1
 
 
 def test_a_fine_tuned_checkpoint_is_refused_with_what_to_use(tmp_path):

@@ -198,9 +198,9 @@ def test_names_reports_and_requests_are_never_logged(session, capfd, monkeypatch
         assert fetch(server, "/api/scans", method="DELETE")[0] == 501
         with pytest.raises(http.client.RemoteDisconnected):
             fetch(server, "/api/map", method="POST", body='{"scan": 0, "sentence": "Secret."}')
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert said.err == "mg3d: a request failed (KeyError)\n"
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err == "mg3d: a request failed (KeyError)\n"
 
 
 def test_prepared_volumes_are_shown_in_hu_with_their_reports(model, tmp_path):

@@ -126,8 +126,8 @@ def test_an_incomplete_encoder_exits_with_1(tmp_path, capsys):
 
 
 TOOLS = (
-    "inspect_checkpoint", "export_checkpoint", "convert_meter_weights", "plan", "choose_preset", "evaluate_card", "embed", "search",
-    "zero_shot", "generate", "ground", "export_encoder", "viewer",
+    "inspect_checkpoint", "export_checkpoint", "convert_meter_weights", "plan", "choose_preset", "evaluate_card", "embed",
+    "search", "zero_shot", "generate", "ground", "export_encoder", "viewer",
 )  # fmt: skip
 
 
