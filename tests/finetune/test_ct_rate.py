@@ -18,7 +18,7 @@ from mg3d.finetune.encoder import start_encoder
 from mg3d.finetune.fit import fit_closed_form, load_network, read_finetuned
 from mg3d.finetune.images import read_image
 from mg3d.finetune.pretrained_model import can_compare, load_pretrained_model
-from mg3d.finetune.results import read_facts
+from mg3d.finetune.results import read_summary
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.probe import INVERSE_PENALTIES, ProbeNetwork
@@ -201,7 +201,7 @@ def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
     arguments = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=retrieval",
                  "n_bootstrap=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
     assert run(load("CT-RATE").TASK, arguments) == 0
-    scores = read_facts(tmp_path / "CT-RATE" / "retrieval" / "run" / "fold0")["scores"]["test"]
+    scores = read_summary(tmp_path / "CT-RATE" / "retrieval" / "run" / "fold0")["scores"]["test"]
     recall = next(score for score in scores if score["name"] == "report_to_volume/recall@1")
     assert 0 <= recall["low"] <= recall["value"] <= recall["high"] <= 1
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import UNKNOWN, Candidate, FinetuneCase, ReferenceNodule, Split
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
+from mg3d.finetune.data_root import read_csv
 from mg3d.finetune.dataset import ERRORS, Draw, seeded
 from mg3d.finetune.images import LPS_TO_RAS, read_image
 from mg3d.finetune.settings import FinetuneSettings, Size
@@ -162,7 +163,7 @@ class CandidateClassification(Classification):
         super().__init__(settings, metric="auroc", **shared)
         self.cube_size, self.negatives = cube_size, negatives
 
-    def setup(self, split: Split, files: FileFacts) -> None:
+    def setup(self, split: Split, files: InspectedFiles) -> None:
         """Both classes must occur in training."""
         classes = {candidate.target for case in split.train for candidate in case.candidates}
         if not classes >= {0, 1}:
@@ -186,9 +187,7 @@ class CandidateClassification(Classification):
         path = where / CANDIDATE_FILE if where.is_dir() else where.with_name(CANDIDATE_FILE)
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path}, the list of candidates: {', '.join(CANDIDATE_COLUMNS)} (mm, LPS)")
-        table = pd.read_csv(path, dtype={CANDIDATE_COLUMNS[0]: str})
-        if missing := set(CANDIDATE_COLUMNS) - set(table):
-            raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {list(table)[:6]}")
+        table = read_csv(path, CANDIDATE_COLUMNS, text=CANDIDATE_COLUMNS[:1])
         candidates: dict[str, list[Candidate]] = {}
         for name, *centre in table[list(CANDIDATE_COLUMNS)].itertuples(index=False):
             candidates.setdefault(name, []).append(Candidate(tuple(map(float, centre)), UNKNOWN))

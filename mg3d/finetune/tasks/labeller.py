@@ -13,7 +13,7 @@ from torch import nn
 
 from mg3d.evaluation.baselines import fit_best_logistic
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.distributed import info
 from mg3d.finetune.tasks.base import Row
 from mg3d.finetune.tasks.classification import Classification
@@ -74,7 +74,7 @@ class ReportLabeller(Classification):
     uses_encoder = False
     eval_batch_size = 64
 
-    def setup(self, split: Split, files: FileFacts) -> None:
+    def setup(self, split: Split, files: InspectedFiles) -> None:
         """Some label must be known; the vocabulary is the most frequent terms of the training reports."""
         if not any(label >= 0 for part in split for case in part for label in case.target):
             raise ValueError("no report has a known label; the labeller is trained on CT-RATE's tables of labels")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mg3d.datasets.report_tokenizers import M2KT_MAX_LENGTH, LosslessTokenizer, M2KTTokenizer, ReportTokenizer
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.labellers import open_labeller
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.base import Row, TaskType
@@ -99,7 +99,7 @@ class ReportGeneration(TaskType):
         self.labeller, self.label_names = open_labeller(labeller) if labeller and settings.mode != "predict" else (None, ())
         self.known_labels: dict[str, np.ndarray] = {}
 
-    def setup(self, split: Split, files: FileFacts) -> None:
+    def setup(self, split: Split, files: InspectedFiles) -> None:
         """Every case needs a report; those of training give the vocabulary and the constant baseline."""
         empty = [case.case_id for part in split for case in part if not tokenize(case.report)]
         if empty:

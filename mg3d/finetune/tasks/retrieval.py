@@ -14,7 +14,7 @@ from torch import Tensor
 from mg3d.datasets.tokenizer import pad_reports
 from mg3d.evaluation.retrieval import retrieval_directions
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.tasks.base import Row
 from mg3d.finetune.tasks.prompts import PromptClassification, PromptNetwork
 from mg3d.finetune.transforms import Sample
@@ -33,7 +33,7 @@ class Retrieval(PromptClassification):
     rows whose report is not a separate query; `jaccard@<k>`: label overlap with the k most similar other volumes.
     """
 
-    def setup(self, split: Split, files: FileFacts) -> None:
+    def setup(self, split: Split, files: InspectedFiles) -> None:
         """Every volume needs a report."""
         empty = [case.case_id for part in split for case in part if not case.report]
         if empty:
