@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mg3d.finetune.cases import Candidate, FinetuneCase, ReferenceNodule
-from mg3d.finetune.console import info
+from mg3d.finetune.distributed import info
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings, Size
 from mg3d.finetune.task import DownstreamTask, protocol

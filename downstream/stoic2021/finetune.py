@@ -66,7 +66,7 @@ def build(settings: Stoic2021Settings) -> "TaskType":
         preprocess=[
             t.spacing(settings.spacing_mm),
             t.window(-1100, 300),
-            t.CropSuperior(t.KEYS, settings.crop_or_pad_size[0]),
+            t.crop_superior(settings.crop_or_pad_size[0]),
             t.crop_or_pad(settings.crop_or_pad_size),
             t.resize(settings.image_size),
         ],

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.console import info
+from mg3d.finetune.distributed import info, run_on_first_rank
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import DownstreamTask
 
@@ -45,7 +45,6 @@ def require_root(data_root: str) -> Path:
 
 
 def _synthetic_root(task: DownstreamTask, settings: FinetuneSettings) -> Path:
-    from mg3d.finetune.distributed import run_on_first_rank
     from mg3d.phantom.downstream.registry import SETS, set_settings, stored_settings, write_set
 
     info(f"training on synthetic data in the layout of {task.folder}; the scores say nothing about real patients")
@@ -55,7 +54,7 @@ def _synthetic_root(task: DownstreamTask, settings: FinetuneSettings) -> Path:
     wanted = set_settings(**options)
     if stored_settings(root) not in (None, wanted):
         info(f"{root} was made by another version or with other settings; rebuilding it")
-    write = partial(write_set, task.folder, SYNTHETIC_ROOT, overwrite=True, workers=min(4, os.cpu_count() or 1), **options)
+    write = partial(write_set, task.folder, SYNTHETIC_ROOT, workers=min(4, os.cpu_count() or 1), **options)
     run_on_first_rank(write, done=lambda: stored_settings(root) == wanted, what=str(root))
     return root
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mg3d.evaluation.tables import format_tables
 from mg3d.files import write_bytes, write_json
-from mg3d.finetune.console import info
+from mg3d.finetune.distributed import info
 from mg3d.finetune.settings import INITIALIZATION, UNCOMPARED, as_builtins, changed
 from mg3d.finetune.tasks.base import Score, TaskType
 from mg3d.metrics.bootstrap import paired_comparisons

@@ -261,17 +261,14 @@ def test_unknown_labels_are_excluded_from_logistic_regression():
     ("arguments", "message"),
     [
         (["task=prob"], "task='prob' should be 'probe', 'full'"),
-        (["reconstructions=both"], "should be 'all' or 'first'"),
         (["image_size=64"], "image_size=64: the volumes in"),
-        (["image_size=abc"], "image_size='abc' should be a valid integer"),
         (["image_size=16"], "image_size=16: expected at least 32, or 0"),
-        (["val_patients=0"], "val_patients='0' should be greater than 0"),
         (["task=prompts", "train=head"], "train='head': expected all, or some of vision"),
         (["task=zero_shot", "encoder=tiny"], "this task needs pretrained=..., a model"),
         (["task=prompts"], "this task needs pretrained=..., a model"),
     ],
 )
-def test_mistakes_are_one_sentence(arrows, tmp_path, capsys, arguments, message):
+def test_user_errors_are_one_sentence(arrows, tmp_path, capsys, arguments, message):
     command = [f"data_root={arrows}", f"log_dir={tmp_path}", "accelerator=cpu", "num_workers=0", *arguments]
     assert run(load("CT-RATE").TASK, command) == 2
     error = capsys.readouterr().err
