@@ -304,9 +304,7 @@ def outline(settings: Settings, bert_config: Mapping[str, Any], precision: torch
         return _untrained(settings, bert_config, precision)
 
 
-def _refuse_other_model(
-    model: MG3D, tensors: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase | None, path: str
-) -> None:
+def _refuse_other_model(model: MG3D, tensors: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase | None, path: str) -> None:
     """Raises ValueError if tensors or tokenizer are not exactly those of the model, or have NaN or Inf."""
     expected = model.state_dict()
     common = [name for name in expected if name in tensors]

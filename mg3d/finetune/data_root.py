@@ -58,7 +58,7 @@ def _synthetic_root(task: DownstreamTask, settings: FinetuneSettings) -> Path:
     wanted = set_settings(**options)
     if stored_settings(root) not in (None, wanted):
         info(f"{root} was made by another version or with other settings; rebuilding it")
-    write = partial(write_set, task.folder, SYNTHETIC_ROOT, overwrite=True, workers=min(4, os.cpu_count() or 1), **options)
+    write = partial(write_set, task.folder, SYNTHETIC_ROOT, workers=min(4, os.cpu_count() or 1), **options)
     run_on_first_rank(write, done=lambda: stored_settings(root) == wanted, what=str(root))
     return root
 

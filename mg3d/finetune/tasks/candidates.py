@@ -219,7 +219,7 @@ class CandidateClassification(Classification):
         annotations = Annotations(nodule_scan, nodules[:, :3], nodules[:, 3], nodules[:, 4] == 1)
         is_real = numbers != NO_CANDIDATE
         scores, centres = table[f"score/{self.outputs[0]}"].to_numpy()[is_real], table[list(CENTRE)].to_numpy()[is_real]
-        return froc(scan[is_real], centres, scores, annotations=annotations, all_scans=np.arange(len(by_scan)))
+        return froc(scan[is_real], centres, scores, annotations=annotations, n_scans=len(by_scan))
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """`auroc` of candidates, `cpm`, and `sensitivity@<false positives per scan>` of nodules."""
