@@ -61,13 +61,16 @@ def _map(
         while running:
             done, running = ray.wait(running, num_returns=1)
             running += [remote.remote(task) for task in islice(upcoming, len(done))]
-            for reference in done:
-                try:
-                    result = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from None
-                progress.count(result.volumes)
-                yield result
+            yield from (_get_result(ray, reference) for reference in done)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def _get_result(ray: Any, reference: Any) -> ShardResult:
+    try:
+        result = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    progress.count(result.volumes)
+    return result

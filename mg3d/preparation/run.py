@@ -202,9 +202,8 @@ def _run_tasks(tasks: Sequence[ShardTask], job: _Job, engine: Engine, summary: P
     try:
         with closing(engine(build_shard, tasks)) as results:
             for result in results:
-                if result.sidecar is not None:
-                    job.done[result.shard] = result.sidecar
-                    summary.add(result)
+                job.done |= {result.shard: result.sidecar} if result.sidecar else {}
+                summary.add(result)
     except BaseException:
         for task in tasks:
             remove_partial_shard(task)

@@ -83,12 +83,11 @@ def open_hub(repo: str, cache: Path, tables: Sequence[str]) -> HubSource:
             raise ConnectionError(f"{repo}: no valid answer from the Hugging Face Hub ({type(error).__name__})") from None
         prefix = "dataset/" if any(path.startswith("dataset/") for path in sizes) else ""
         source = HubSource(repo, revision, cache, sizes, prefix)
-        for path in sizes:
-            if any(fnmatch(path, prefix + pattern) for pattern in tables):
-                try:
-                    _download(source, path, cache)
-                except Refusal as failure:
-                    raise ConnectionError(f"{path} of {repo} could not be downloaded ({failure.detail}); run again") from None
+        for path in [path for path in sizes if any(fnmatch(path, prefix + pattern) for pattern in tables)]:
+            try:
+                _download(source, path, cache)
+            except Refusal as failure:
+                raise ConnectionError(f"{path} of {repo} could not be downloaded ({failure.detail}); run again") from None
     return source
 
 

@@ -36,7 +36,9 @@ class PrepareSummary:
         return lost / max(lost + stored, 1)
 
     def add(self, result: ShardResult) -> None:
-        """Count a shard."""
+        """Count a shard, unless another process holds it."""
+        if result.sidecar is None:
+            return
         self.built += result.built
         self.skipped += not result.built
         self.volumes += result.volumes

@@ -138,15 +138,18 @@ def extras():
 
 
 def third_party(paths):
-    used = set()
+    found = set()
     for path in paths:
+        used = set()
         for node in ast.walk(TREES[path]):
             if isinstance(node, ast.Import):
                 used |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 used.add(node.module.split(".")[0])
-    ours = {path.stem for path in (ROOT / "tests").iterdir()}
-    return used - set(sys.stdlib_module_names) - {"mg3d"} - ours
+        # A test imports helpers from tests/, and a program modules of its own folder.
+        ours = {file.stem for folder in (ROOT / "tests", path.parent) for file in folder.iterdir()}
+        found |= used - ours
+    return found - set(sys.stdlib_module_names) - {"mg3d"}
 
 
 def imported_lazily(paths):
