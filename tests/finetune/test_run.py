@@ -11,7 +11,7 @@ from downstream.folders import load
 from monai.networks.nets.swin_unetr import SwinTransformer
 
 from mg3d.finetune import fit
-from mg3d.finetune.encoder import TINY, build_encoder, start_encoder
+from mg3d.finetune.encoder import TINY, build_encoder, load_encoder
 from mg3d.finetune.predict import find_scans
 from mg3d.finetune.results import read_summary, read_table, run_differences
 from mg3d.finetune.run import run
@@ -164,7 +164,7 @@ def test_encoder_checkpoint_gives_its_architecture_with_random_weights(trained, 
               "mg3d": {"settings": defaults() | {name: list(value) if isinstance(value, tuple) else value
                                                  for name, value in flat.items()}}}  # fmt: skip
     torch.save(stored, tmp_path / "last.ckpt")
-    started = [start_encoder(FinetuneSettings(**named)) for named in
+    started = [load_encoder(FinetuneSettings(**named)) for named in
                ({"pretrained": str(tmp_path / "last.ckpt")}, {"encoder": str(tmp_path / "last.ckpt")})]  # fmt: skip
     of_file, scratch = (one.encoder.state_dict() for one in started)
     assert started[0].vision == started[1].vision
@@ -186,9 +186,9 @@ def test_an_encoder_of_monai_uses_the_given_patch_merging(tmp_path, downsample, 
     monai_encoder = SwinTransformer(1, 48, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), downsample=downsample).eval()
     torch.save(monai_encoder.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"monai_v2.*load_patch_merging=..."):
-        start_encoder(FinetuneSettings(pretrained=str(tmp_path / "weights.pt")))
+        load_encoder(FinetuneSettings(pretrained=str(tmp_path / "weights.pt")))
     arguments = FinetuneSettings(pretrained=str(tmp_path / "weights.pt"), load_patch_merging=merging)
-    started, volume = start_encoder(arguments), torch.rand(1, 1, 32, 32, 64)
+    started, volume = load_encoder(arguments), torch.rand(1, 1, 32, 32, 64)
     assert started.vision["patch_merging"] == merging
     with torch.no_grad():
         assert torch.allclose(started.encoder.eval()(volume)[-1], monai_encoder(volume)[-1], atol=1e-4)
