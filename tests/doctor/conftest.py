@@ -4,6 +4,7 @@ import pytest
 from small_doctor import SETTINGS, RawSet
 
 from mg3d.phantom.generate import generate
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import PrepareOptions, prepare
 
 
@@ -25,5 +26,6 @@ def raw_set(clean_set, tmp_path):
 def clean_arrows(clean_set, tmp_path_factory):
     out = tmp_path_factory.mktemp("arrows")
     (out / "phantom.json").write_text("{}")
-    prepare(PrepareOptions(out=out, roots={"ct_rate": clean_set / "ct_rate", "ctrg": clean_set / "ctrg"}, image_size=32))
+    roots = {"ct_rate": clean_set / "ct_rate", "ctrg": clean_set / "ctrg"}
+    prepare(PrepareOptions(out=out, roots=roots, recipe=Recipe(shape=(32, 24, 32))))
     return out

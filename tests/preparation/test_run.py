@@ -11,6 +11,7 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import index_path
 from mg3d.preparation import shards
 from mg3d.preparation.quarantine import Quarantined, Refusal, write_quarantine
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import prepare
 from mg3d.preparation.voxels import make_volume
 
@@ -47,7 +48,7 @@ def test_the_index_is_deleted_before_shards_change(small_tree, tmp_path):
     root, out = small_tree.write(), tmp_path / "out"
     prepare(options(root, out))
     with pytest.raises(KeyboardInterrupt):
-        prepare(options(root, out, image_size=64), engine=stop_after(1))
+        prepare(options(root, out, recipe=Recipe()), engine=stop_after(1))
     assert not index_path(out, "ct_rate", "train").exists()
 
 

@@ -53,7 +53,7 @@ def list_ctrg(root: Path, options: SourceOptions) -> Inventory:
     for folder, entry in first.items():
         case_id = f"{DATASET}/{pseudonym(folder.name if n_named[folder.name] == 1 else str(folder), salt)}"
         record = _make_record(root, entry, case_id, split_of[folder])
-        (inventory.refused if isinstance(record, Quarantined) else inventory.records).append(record)
+        (inventory.quarantined if isinstance(record, Quarantined) else inventory.records).append(record)
     inventory.notes = [f"CTRG: {note}" for note in (*notes, *_repetition_notes(entries, len(first)))]
     return inventory
 
