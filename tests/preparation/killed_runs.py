@@ -1,4 +1,4 @@
-"""Forks a preparation and kills it with SIGKILL at random times, repeatedly: killed_runs.py ROOT FOLDER KILLS WORKERS BUDGET.
+"""Run a preparation repeatedly and kill it with SIGKILL at random times: killed_runs.py ROOT FOLDER KILLS WORKERS BUDGET.
 
 With a BUDGET above 0, in bytes, the raw files are streamed, through FOLDER/cache.
 

@@ -48,7 +48,7 @@ def test_indices_hold_every_volume_with_its_report_and_voxels(small_tree, tmp_pa
     assert not patients[0] & patients[1]
     assert not patients[1] & patients[2]
     for row in table.to_pylist():
-        clauses = [row["report"][unit["start"] : unit["end"]] for unit in row["sentence_spans"] if unit["kind"] == 1]
+        clauses = [row["report"][span["start"] : span["end"]] for span in row["sentence_spans"] if span["kind"] == 1]
         assert clauses == [
             "The heart is normal.",
             "No effusion,",
@@ -128,22 +128,22 @@ def test_ctrg_is_prepared_without_names(tmp_path, capsys):
     assert "Person" not in capsys.readouterr().out
     volume = index(out, "train", "ctrg").volume(0)
     assert volume.dtype == np.uint8
-    assert volume[-1].mean() < volume[0].mean()  # slices come top down and are turned
+    assert volume[-1].mean() < volume[0].mean()  # stored slices run from superior to inferior
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--ct-rate", "nowhere"], "does not exist"),
         (["--ct-rate", "."], "has none of"),
         (["--ctrg", "."], "chest_ctrg_jpg.json"),
     ],
 )
-def test_invalid_folders_are_reported_in_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
+def test_invalid_folders_are_reported_in_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert script.main([*arguments, "--out", "out"]) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -170,7 +170,7 @@ def test_a_binary_no_chest_list_is_reported(small_tree, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b'[{"id": 1, "image_path": ["./Chest_New/Person', "is not valid JSON (JSONDecodeError)"),
         (b"", "is not valid JSON"),
@@ -181,14 +181,14 @@ def test_a_binary_no_chest_list_is_reported(small_tree, tmp_path, capsys):
         (b'[{"image_path": 5}]', "case 0 of train has no image_path"),
     ],
 )
-def test_a_broken_annotation_file_is_reported_with_its_expected_content(tmp_path, capsys, content, words):
+def test_a_broken_annotation_file_is_reported_with_its_expected_content(tmp_path, capsys, content, message):
     root = tmp_path / "ctrg"
     root.mkdir()
     (root / "chest_ctrg_jpg.json").write_bytes(content)
     assert script.main(["--ctrg", str(root), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert str(root / "chest_ctrg_jpg.json") in error
-    assert words in error
+    assert message in error
     assert "Person" not in error
     assert error.count("\n") == 1
 
@@ -202,12 +202,12 @@ def test_errors_below_ctrg_do_not_print_paths(tmp_path, monkeypatch, capsys, err
         raise error
 
     monkeypatch.setattr("mg3d.preparation.sources.ctrg.find_case", broken)
-    monkeypatch.setattr("mg3d.preparation.sources.ctrg.Quarantined", broken)  # whatever comes through the scan's own net
+    monkeypatch.setattr("mg3d.preparation.sources.ctrg.Quarantined", broken)  # an error that the source itself does not catch
     assert script.main(["--ctrg", str(root), "--out", str(tmp_path / "out"), "--image-size", "32"]) in (1, 2)
-    said = capsys.readouterr()
-    assert "Person" not in said.out + said.err
-    assert error.strerror in said.err
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert "Person" not in printed.out + printed.err
+    assert error.strerror in printed.err
+    assert printed.err.count("\n") == 1
 
 
 def test_other_errors_print_the_path(small_tree, tmp_path, monkeypatch, capsys):
@@ -240,7 +240,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(small_tree, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--ct-rate", ".", "--worker", "8/8"], "'8/8' is not I/N with I from 0 to N - 1"),
         (["--ct-rate", ".", "--worker", "1"], "'1' is not I/N"),
@@ -257,11 +257,11 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(small_tree, tmp_path
         (["--ct-rate", ".", "--table", "x.csv"], "--table needs --custom ROOT"),
     ],
 )
-def test_invalid_options_are_reported_with_the_fix(arguments, words, capsys):
+def test_invalid_options_are_reported_with_the_fix(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         script.main(arguments)
     assert stopped.value.code == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "out"), [("pretraining", "data/pretrain_arrows"), ("finetuning", "data/finetune_arrows")])

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -91,7 +91,7 @@ def list_custom(root: Path, options: SourceOptions) -> Inventory:
     for volume in sorted(listing.volumes, key=lambda volume: volume.path):
         volume_id = make_id("volume", names[volume.path])
         if code := volume.quarantine_code:
-            inventory.quarantined.append(Quarantined(volume_id, DATASET, "scan", code, f"row {volume.row}"))
+            inventory.quarantined.append(Quarantined(volume_id, DATASET, "scan", code, f"row {volume.row}" if volume.row else ""))
             continue
         split = split_of[volume.patient]
         n_split[split] += 1
@@ -138,15 +138,16 @@ def read_listing(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = 
     """
     if table is not None:
         return _read_table_listing(root, table, suffixes)
-    volumes = []
+    volumes = {}
     for path in volumes_below(root, suffixes):
         patient = _default_patient(path)
-        volumes.append(ListedVolume(path, patient, str(path.parent) if len(path.parts) > 1 else patient))
+        volumes[path] = ListedVolume(path, patient, str(path.parent) if len(path.parts) > 1 else patient)
+    _quarantine_outer_folders(volumes, suffixes)
     if not volumes:
         raise FileNotFoundError(f"{root} has no {', '.join(suffixes)} files or DICOM series; check the path")
-    n_patients = len({volume.patient for volume in volumes})
+    n_patients = len({volume.patient for volume in volumes.values()})
     note = f"custom: without a table, each of the {n_patients} top-level folders or files counts as one patient"
-    return Listing(volumes, [note], has_labels=False)
+    return Listing([*volumes.values()], [note], has_labels=False)
 
 
 def volumes_below(root: Path, suffixes: tuple[str, ...] = SUFFIXES, max_folders: int | None = None) -> Iterator[PurePosixPath]:
@@ -196,8 +197,7 @@ def _read_table_listing(root: Path, path: Path, suffixes: tuple[str, ...]) -> Li
             unusable.append(_quarantine(volume, code))
         elif volumes.setdefault(volume.path, volume) != volume:
             volumes[volume.path] = _quarantine(volumes[volume.path], "duplicate_row")
-    for folder in _outer_folders(volumes, suffixes):
-        volumes[folder] = _quarantine(volumes[folder], "duplicate_row")
+    _quarantine_outer_folders(volumes, suffixes)
     named = volumes.keys() | {path.parent for path in first_slice.values()}
     n_repeated = len(table) - len(unusable) - len(volumes)
     n_bad_labels = sum(bool(cell) and flag(cell) < 0 for label in LABELS if label in table for cell in table[label])
@@ -236,10 +236,11 @@ def _quarantine(volume: ListedVolume, code: str) -> ListedVolume:
     return ListedVolume(volume.path, volume.patient, volume.study, quarantine_code=code, row=volume.row)
 
 
-def _outer_folders(paths: Collection[PurePosixPath], suffixes: tuple[str, ...]) -> set[PurePosixPath]:
-    """Folders that contain another DICOM series of the table; reading the folder could read that series a second time."""
-    series = [path for path in paths if not path.name.lower().endswith(suffixes)]
-    return {folder for path in series for folder in path.parents} & set(paths)
+def _quarantine_outer_folders(volumes: dict[PurePosixPath, ListedVolume], suffixes: tuple[str, ...]) -> None:
+    """Quarantine folders that contain another listed DICOM series, because reading the folder might read that series again."""
+    series = [path for path in volumes if not path.name.lower().endswith(suffixes)]
+    for folder in {folder for path in series for folder in path.parents} & volumes.keys():
+        volumes[folder] = _quarantine(volumes[folder], "nested_series")
 
 
 def _default_patient(path: PurePosixPath) -> str:

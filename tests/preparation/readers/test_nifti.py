@@ -47,8 +47,8 @@ def with_field(offset, form, *values):
 
 def flip_bits(content, rng):
     array = np.frombuffer(content, np.uint8).copy()
-    places = rng.integers(0, len(array), rng.integers(1, 9))
-    array[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
+    positions = rng.integers(0, len(array), rng.integers(1, 9))
+    array[positions] ^= (1 << rng.integers(0, 8, len(positions))).astype(np.uint8)
     return array.tobytes()
 
 
@@ -63,13 +63,13 @@ def zero_block(content, rng):
 
 
 def insert_bytes(content, rng):
-    place = rng.integers(0, len(content))
-    return content[:place] + rng.bytes(rng.integers(1, 65)) + content[place:]
+    position = rng.integers(0, len(content))
+    return content[:position] + rng.bytes(rng.integers(1, 65)) + content[position:]
 
 
 def garble_header(content, rng):
-    place = rng.integers(0, VOXELS)
-    return content[:place] + rng.bytes(rng.integers(1, 9)) + content[place + 8 :]
+    position = rng.integers(0, VOXELS)
+    return content[:position] + rng.bytes(rng.integers(1, 9)) + content[position + 8 :]
 
 
 def corrupt_until(count, folder):

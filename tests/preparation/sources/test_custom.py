@@ -175,8 +175,17 @@ def test_folder_row_around_another_series_is_refused_because_the_series_would_be
     write_series(root / "Anna" / "CT", chest(5))
     inner = ("Anna/CT/IM0003.dcm",) if outer == "Anna/CT" else ("Anna/CT/IM0003.dcm", "b.nii.gz")
     inventory = listed(root, [{"volume": name, "patient": "x", "report": "Clear."} for name in (outer, *inner)])
-    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("duplicate_row", "row 1")]
+    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("nested_series", "row 1")]
     assert [record.files[0] for record in inventory.records] == [*inner]
+
+
+def test_folder_of_slices_around_another_one_is_refused_without_a_table(tmp_path):
+    root = tmp_path / "clinic"
+    write_series(root / "Anna", chest(5)[:22])
+    write_series(root / "Anna" / "deeper", chest(9), SeriesInstanceUID="1.2.3.2")
+    inventory = listed(root)
+    assert [(entry.volume_id, entry.code) for entry in inventory.quarantined] == [("custom/Anna", "nested_series")]
+    assert [record.files for record in inventory.records] == [("Anna/deeper",)]
 
 
 # Ids
