@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_prepare import files
 from small_raw import SHAPE, chest, write_ctrg
 
 from mg3d.datasets.arrow import VolumeIndex
@@ -274,12 +273,3 @@ def test_each_script_has_its_own_help_within_a_second(name, out):
     assert f"Arrow files for {name.replace('pretraining', 'pre-training').replace('finetuning', 'fine-tuning')}" in text
     assert f"output folder (default: {out})" in text
     assert "A worker holds one volume at a time" in text
-
-
-def test_the_fine_tuning_script_prepares_the_same_files(small_tree, tmp_path):
-    root = small_tree.write()
-    command = [sys.executable, SCRIPT.with_name("prepro_finetuning_data.py"), "--ct-rate", root, "--image-size", "32"]
-    environment = {"PYTHONPATH": str(SCRIPT.parents[1])}
-    subprocess.run([*command, "--val-patients", "1"], env=environment, cwd=tmp_path, capture_output=True, check=True)
-    assert run(root, tmp_path / "out") == 0
-    assert files(tmp_path / "data" / "finetune_arrows", "*.arrow") == files(tmp_path / "out", "*.arrow")

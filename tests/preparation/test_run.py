@@ -16,10 +16,12 @@ from mg3d.preparation.run import prepare
 from mg3d.preparation.voxels import make_volume
 
 
-def test_two_workers_write_the_same_bytes_as_one(small_tree, tmp_path):
+def test_two_workers_write_the_same_bytes_as_one_and_share_a_progress_bar(small_tree, tmp_path, capfd):
     root = small_tree.write()
     assert prepare(options(root, tmp_path / "one")).built == 3
+    capfd.readouterr()
     assert prepare(options(root, tmp_path / "two", workers=2)).built == 3
+    assert "ct_rate: 100%" in capfd.readouterr().err.replace("\r", "\n")
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
@@ -170,8 +172,3 @@ def test_the_summary_reports_speed_and_memory(small_tree, tmp_path):
     assert summary.peak_bytes > 2**20
     assert "volumes/s" in summary.lines()[-1]
     assert f"peak memory of a worker {summary.peak_bytes / 2**20:.0f} MiB" in summary.lines()[-1]
-
-
-def test_the_progress_bar_counts_the_volumes_of_all_workers(small_tree, tmp_path, capfd):
-    prepare(options(small_tree.write(), tmp_path / "out", workers=2))
-    assert "ct_rate: 100%" in capfd.readouterr().err.replace("\r", "\n")
