@@ -1,4 +1,4 @@
-"""Convert CT-RATE or CTRG-Chest to Arrow files of reports (with 18 labels) and of sentences (with weak labels and polarity)."""
+"""Convert CT-RATE or CTRG-Chest to Arrow files of reports with 18 labels, for the report labeller."""
 
 import argparse
 import sys
@@ -31,14 +31,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Writes the files of each data set. Exit codes: 0 done; 2 invalid options or data."""
     values = parse(arguments)
-    from mg3d.finetune.language import write_language
+    from mg3d.finetune.reports import write_reports
 
     for dataset in ("ct_rate", "ctrg"):
         root = getattr(values, dataset)
         if root is None:
             continue
         try:
-            counts = write_language(root, dataset, values.out, val_patients=values.val_patients, seed=values.seed)
+            counts = write_reports(root, dataset, values.out, val_patients=values.val_patients, seed=values.seed)
         except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
             return 2

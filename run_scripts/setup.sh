@@ -11,11 +11,15 @@ case " $* " in
 esac
 export TOKENIZERS_PARALLELISM=false PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
-has_packages() {
-    "$1" - <<'PY' >/dev/null 2>&1
-import importlib.util as u, sys
-names = "torch torchvision pytorch_lightning monai transformers tokenizers safetensors huggingface_hub fsspec filelock pydantic timm scipy pandas pyarrow nibabel isal PIL SimpleITK sacred pkg_resources einops sklearn pycocoevalcap tensorboard matplotlib rich mg3d"
-sys.exit(any(u.find_spec(name) is None for name in names.split()))
+has_packages() {                                           # all of requirements.txt, in these versions
+    "$1" - "$root/requirements.txt" <<'PY' >/dev/null 2>&1
+import sys
+from importlib.metadata import version
+from packaging.requirements import Requirement
+
+lines = (line.partition("#")[0].strip() for line in open(sys.argv[1]))
+required = [Requirement(line) for line in lines if line and line[0] != "-"]
+sys.exit(not all(package.specifier.contains(version(package.name), prereleases=True) for package in required))
 PY
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Run the tests on a clean checkout: makes the environment when there is none, then the fast suite (minutes on 2 cores).
+# Run ruff and the fast tests (minutes on 2 cores); creates the environment if needed.
 #   bash run_scripts/test.sh              the fast tests
 #   bash run_scripts/test.sh --all        also those marked slow
-# Anything else goes to pytest:   bash run_scripts/test.sh tests/losses -x
+# Other arguments are passed to pytest:   bash run_scripts/test.sh tests/losses -x
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/setup.sh                                                  # 1. packages, and those of the extra `dev`
@@ -12,15 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.requirements import Requirement
 
 extras = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
-wanted = [Requirement(line) for line in extras["dev"]]
-for package in wanted:
+required = [Requirement(line) for line in extras["dev"]]
+for package in required:
     try:
-        there = package.specifier.contains(version(package.name), prereleases=True)
+        installed = package.specifier.contains(version(package.name), prereleases=True)
     except PackageNotFoundError:
-        there = False
+        installed = False
     if package.name == "mg3d":
-        wanted += [Requirement(line) for extra in package.extras for line in extras[extra]]
-    elif not there:
+        required += [Requirement(line) for extra in package.extras for line in extras[extra]]
+    elif not installed:
         print(str(package).replace(" ", ""))
 PY
 )
@@ -31,8 +31,8 @@ fi
 "$PYTHON" -m ruff check .                                                    # 2. style
 select=(-m "not slow")
 arguments=()
-for word in "$@"; do
-    if [ "$word" = --all ]; then select=(); else arguments+=("$word"); fi
+for argument in "$@"; do
+    if [ "$argument" = --all ]; then select=(); else arguments+=("$argument"); fi
 done
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 "$PYTHON" -m pytest "${select[@]}" "${arguments[@]}"                         # 3. tests

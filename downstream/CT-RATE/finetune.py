@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from mg3d.finetune.cases import FinetuneCase, RawScan, Source
-from mg3d.finetune.console import info
 from mg3d.finetune.data_root import NO_ROOT, is_synthetic
+from mg3d.finetune.distributed import info, run_on_first_rank
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings, Location, Size
 from mg3d.finetune.task import DownstreamTask
@@ -119,19 +119,18 @@ def read_cases(root: Path, settings: CTRateSettings) -> list[FinetuneCase]:
 
 def read_reports(root: Path, val_patients: int) -> list[FinetuneCase]:
     """Reports of Arrow files (of reports or volumes), or of CT-RATE's own tables."""
-    from mg3d.finetune.distributed import run_on_first_rank
-    from mg3d.finetune.language import has_reports, read_language_cases, write_language
+    from mg3d.finetune.reports import has_reports, read_report_cases, write_reports
 
     if has_reports(root, "ct_rate"):
-        return read_language_cases(root, "ct_rate")
+        return read_report_cases(root, "ct_rate")
     out = root / "finetune_language_arrows" if is_synthetic(str(root)) else LANGUAGE_ARROWS
 
     def write() -> None:
-        counts = write_language(root, "ct_rate", out, val_patients=val_patients)
+        counts = write_reports(root, "ct_rate", out, val_patients=val_patients)
         info(f"wrote {out}: {', '.join(f'{count} rows of {name}' for name, count in counts.items())}")
 
     run_on_first_rank(write, done=lambda: has_reports(out, "ct_rate"), what=str(out))
-    return read_language_cases(out, "ct_rate")
+    return read_report_cases(out, "ct_rate")
 
 
 def _as_prepared(source: Source, shape: Size) -> Source:

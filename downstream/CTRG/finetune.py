@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.console import info
+from mg3d.finetune.distributed import info
 from mg3d.finetune.images import reversed_slices, slice_files
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings, Size

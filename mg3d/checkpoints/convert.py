@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mg3d.checkpoints.info import image_encoder
 from mg3d.checkpoints.key_mapping import WRAPPERS, map_keys, prefixes_of, with_dot
-from mg3d.checkpoints.patch_merging import merging_of_file
+from mg3d.checkpoints.patch_merging import agree_on_merging, merging_of_file
 from mg3d.checkpoints.read import CheckpointFile, shorten
 from mg3d.checkpoints.released_names import UNUSED, to_ours, to_released
 
@@ -34,6 +34,8 @@ _ANCHORS: tuple[tuple[Program, tuple[str, str]], ...] = (
     ("meter", ("cross_modal_image_transform.weight", "token_type_embeddings.weight")),
     ("released", ("multi_modal_vision_proj.weight", "modality_type_embeddings.weight")),
 )
+
+
 class Row(NamedTuple):
     """Result for one tensor."""
 
@@ -112,18 +114,11 @@ def convert(
 
 def _agree_on_merging(file: CheckpointFile, to: Program, given: str | None) -> str:
     mapped = map_keys(file.tensors)
-    of_file, source = merging_of_file(file, mapped, image_encoder(mapped.tensors))
-    if given and of_file not in ("unknown", "none", given):
-        raise ValueError(f"{file.path} has patch merging {of_file!r} ({source}), not merging {given!r}")
-    if to in ("meter", "ptunifier") or of_file == "none":
+    of_file = merging_of_file(file, mapped, image_encoder(mapped.tensors))
+    if to in ("meter", "ptunifier"):
         return "none"
-    if of_file == "unknown" and not given:
-        raise ValueError(
-            f"{file.path}: the patch merging is unknown, and the wrong one gives different features without an error. Pass "
-            "--merging legacy (MG-3D, early MONAI), monai (current MONAI) or monai_v2 (its mergingv2)"
-        )
-    merging = given or of_file
-    if to == "released" and merging != "legacy":
+    merging = agree_on_merging(str(file.path), of_file, given or of_file[0], given)
+    if to == "released" and merging not in ("legacy", "none"):
         raise ValueError(
             f"{file.path} was trained with MONAI's patch merging {merging!r}, which the published MG-3D code does not compute; "
             "train with patch_merging=legacy to convert to released names"

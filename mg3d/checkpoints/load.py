@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mg3d.checkpoints.detection import is_parameter
+from mg3d.checkpoints.detection import DetectedEncoder, is_parameter
 from mg3d.checkpoints.info import CheckpointInfo, checkpoint_info, image_encoder, text_encoder_sizes
 from mg3d.checkpoints.key_mapping import OUTSIDE, VISION, map_keys
 from mg3d.checkpoints.patch_merging import agree_on_merging, compare_norms, merging_of, mg3d_metadata
@@ -209,25 +209,28 @@ def _refuse_mismatch(report: LoadReport, offered: Tensors, wanted: Tensors, mini
 
     A minimum of 0 also accepts a file without a complete image encoder, if anything in it fits.
     """
-    is_partial = minimum == 0 and image_encoder(offered) is None
+    of_file, of_model = image_encoder(offered), image_encoder(wanted)
+    is_partial = minimum == 0 and of_file is None
     wrong_shape = [line for line in report.wrong_shape if line.startswith(VISION)]
     extra = [name for name in report.unexpected if _is_encoder_parameter(name)]
     kinds = {_without_numbers(name) for name in offered}
-    lacking = [name for name in report.missing if _is_encoder_parameter(name) and _without_numbers(name) not in kinds]
-    differs = bool(wrong_shape or extra or (lacking and not is_partial) or _depths_differ(offered, wanted))
-    has_nothing = not report.matched if is_partial else not any(name.startswith(VISION) for name in report.matched)
-    if not differs and not has_nothing and report.encoder_coverage >= minimum:
+    missing = [name for name in report.missing if _is_encoder_parameter(name) and _without_numbers(name) not in kinds]
+    other_depths = of_file and of_model and not _agrees(of_file.details.get("depths"), of_model.details.get("depths"))
+    differs = bool(wrong_shape or extra or other_depths or (missing and not is_partial))
+    is_empty = not any(name.startswith("" if is_partial else VISION) for name in report.matched)
+    is_low = is_empty or report.encoder_coverage < minimum
+    if not differs and not is_low:
         return
-    if has_nothing or report.encoder_coverage < minimum:
+    if is_low:
         reason = f"contains {report.encoder_coverage:.1%} of the encoder's parameters; at least {minimum:.0%} are required"
     else:
         reason = "has encoder tensors of another shape" if wrong_shape else "has an encoder of another structure"
     lists = (
         ("missing", report.missing), ("wrong shape", report.wrong_shape), ("unexpected", report.unexpected),
-        ("not in the file", lacking), ("not in the model", extra),
+        ("not in the file", missing), ("not in the model", extra),
     )  # fmt: skip
     names = "; ".join(f"{kind} {len(found)}: {shorten(found)}" for kind, found in lists if found)
-    difference = _difference(offered, wanted) if differs or has_nothing else "Everything in it fits. "
+    difference = _difference(of_file, of_model) if differs or is_empty else "Everything in it fits. "
     raise ValueError(f"{report.info.path} {reason}. {difference}{names}")
 
 
@@ -240,18 +243,8 @@ def _without_numbers(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _depths_differ(offered: Tensors, wanted: Tensors) -> bool:
-    """Whether a stage that both have differs in its number of blocks."""
-    of_file, of_model = image_encoder(offered), image_encoder(wanted)
-    if of_file is None or of_model is None:
-        return False
-    pairs = zip(of_file.details.get("depths", ()), of_model.details.get("depths", ()))
-    return any(blocks not in (0, expected) for blocks, expected in pairs)
-
-
-def _difference(offered: Tensors, wanted: Tensors) -> str:
+def _difference(of_file: DetectedEncoder | None, of_model: DetectedEncoder | None) -> str:
     """One sentence with the settings in which file and model differ, if both encoders are known."""
-    of_file, of_model = image_encoder(offered), image_encoder(wanted)
     if of_file is None:
         return "The file has no image encoder that mg3d knows. "
     if of_model is None:

@@ -66,8 +66,8 @@ def merging_of(model: nn.Module) -> PatchMerging | None:
     return found[0] if found else None
 
 
-def agree_on_merging(path: str, of_file: tuple[Merging, str], of_model: PatchMerging | None, given: str | None) -> Merging:
-    """The one patch merging of file, model and argument `merging`.
+def agree_on_merging(path: str, of_file: tuple[Merging, str], of_model: Merging | None, given: str | None) -> Merging:
+    """The patch merging that file, model and argument `merging` agree on.
 
     Raises:
         ValueError: they differ, or the file's is unknown and none is given.
@@ -81,7 +81,7 @@ def agree_on_merging(path: str, of_file: tuple[Merging, str], of_model: PatchMer
         raise ValueError(
             f"{path}: the patch merging is unknown ({source}), and the wrong one gives different features without an error. Pass "
             "merging='legacy' (MG-3D, early MONAI), 'monai' (MONAI's default) or 'monai_v2' (its mergingv2); "
-            "load_patch_merging=... on the command line"
+            "on the command line load_patch_merging=... or --merging ..."
         )
     if given and known not in ("unknown", given):
         raise ValueError(f"{path} has patch merging {known!r} ({source}), not merging={given!r}")

@@ -18,7 +18,7 @@ from mg3d.checkpoints.detection import meta_device
 from mg3d.checkpoints.info import image_encoder, preprocessing_of, training_recipe
 from mg3d.checkpoints.key_mapping import map_keys
 from mg3d.checkpoints.patch_merging import merging_of, mg3d_metadata
-from mg3d.checkpoints.read import CheckpointFile, read_checkpoint, shorten
+from mg3d.checkpoints.read import read_checkpoint, shorten
 from mg3d.checkpoints.resolve import CONFIG, WEIGHTS, find_local, resolve_checkpoint
 from mg3d.datasets.tokenizer import load_tokenizer
 from mg3d.files import replacing_folder, write_bytes
@@ -79,29 +79,18 @@ def save_pretrained(
         ValueError: the folder contains something else; the settings build another model; weights are NaN or Inf; provenance is
             not valid JSON.
     """
+    folder = Path(folder)
+    _refuse_to_replace(folder)
     merging = merging_of(model)
     if merging is not None and merging != settings.vision.patch_merging:
         raise ValueError(
             f"the model computes patch merging {merging!r}, but the settings have patch_merging={settings.vision.patch_merging}; "
             "pass the settings it was built with"
         )
-    origin = {"provenance": provenance, "recipe": recipe}
-    return _write(Path(folder), model.state_dict(), settings, text_config(model), tokenizer=tokenizer, **origin)
-
-
-def _write(
-    folder: Path,
-    state: Mapping[str, Tensor],
-    settings: Settings,
-    bert: Mapping[str, Any],
-    *,
-    tokenizer: PreTrainedTokenizerBase | None,
-    provenance: Mapping[str, Any] | None,
-    recipe: Mapping[str, Any] | None,
-) -> Path:
-    _refuse_to_replace(folder)
-    config = build_config(settings, bert, _precision(state), provenance=provenance, recipe=recipe)
-    model = _matching_model(settings, bert, state, tokenizer, f"the model to save in {folder}")
+    state, bert = model.state_dict(), text_config(model)
+    precision = _precision(state)
+    _refuse_other_model(outline(settings, bert, precision), state, tokenizer, f"the model to save in {folder}")
+    config = build_config(settings, bert, precision, provenance=provenance, recipe=recipe)
     try:
         text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -195,11 +184,16 @@ def from_run(checkpoint: str | Path, *, tokenizer: str | Path | None = None) -> 
     Raises:
         FileNotFoundError, ValueError: see `read_checkpoint` and `load_tokenizer`; or it is not a checkpoint of a run.
     """
-    file, metadata = _read_run(resolve_checkpoint(checkpoint))
+    file = read_checkpoint(checkpoint)
+    metadata = mg3d_metadata(file)
+    if "settings" not in metadata or "text_config" not in metadata:
+        raise ValueError(f"{file.path} is not a checkpoint of an mg3d pre-training run: it has no entry 'mg3d' with settings")
     settings, tensors = parse(metadata["settings"]), map_keys(file.tensors).tensors
-    provenance = _steps(file) | metadata.get("provenance", {})
-    recipe = training_recipe(metadata)
-    config = build_config(settings, metadata["text_config"], _precision(tensors), provenance=provenance, recipe=recipe)
+    steps = {name: file.metadata[name] for name in ("global_step", "epoch") if name in file.metadata}
+    config = build_config(
+        settings, metadata["text_config"], _precision(tensors),
+        provenance=steps | metadata.get("provenance", {}), recipe=training_recipe(metadata),
+    )  # fmt: skip
     words = load_tokenizer(str(tokenizer)) if tokenizer else _tokenizer_of(file.path, settings)
     return _load(settings, config, tensors, words, str(file.path))
 
@@ -207,8 +201,12 @@ def from_run(checkpoint: str | Path, *, tokenizer: str | Path | None = None) -> 
 def _load(
     settings: Settings, config: dict[str, Any], tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase | None, path: str
 ) -> Pretrained:
-    _matching_model(settings, config["text_config"], tensors, tokenizer, path, precision=_PRECISIONS[config["precision"]])
-    model = _untrained(settings, config["text_config"], _PRECISIONS[config["precision"]])
+    precision = _PRECISIONS[config["precision"]]
+    try:
+        model = _untrained(settings, config["text_config"], precision)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    _refuse_other_model(model, tensors, tokenizer, path)
     model.load_state_dict(tensors)
     return Pretrained(model.eval(), settings, tokenizer, config)
 
@@ -233,14 +231,12 @@ def export_run(
     checkpoint, folder = resolve_checkpoint(checkpoint), Path(folder)
     if folder.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
         raise ValueError(f"{checkpoint} is inside {folder}, which would be replaced; choose another folder")
-    file, metadata = _read_run(checkpoint)
-    settings, tensors = parse(metadata["settings"]), map_keys(file.tensors).tensors
-    encoder = image_encoder(tensors)
-    origin = _steps(file) | {"encoder": encoder.name if encoder else settings.vision.vision_encoder}
-    origin |= metadata.get("provenance", {}) | dict(provenance or {})
-    words = load_tokenizer(str(tokenizer)) if tokenizer else _tokenizer_of(checkpoint, settings)
-    recipe = training_recipe(metadata)
-    return _write(folder, tensors, settings, metadata["text_config"], tokenizer=words, provenance=origin, recipe=recipe)
+    model, settings, words, config = from_run(checkpoint, tokenizer=tokenizer)
+    encoder = image_encoder(model.state_dict())
+    origin = {"encoder": encoder.name if encoder else settings.vision.vision_encoder}
+    origin = config["provenance"] | origin | dict(provenance or {})
+    recipe = config["preprocessing"].get("recipe")
+    return save_pretrained(model, folder, settings=settings, tokenizer=words, provenance=origin, recipe=recipe)
 
 
 def _read_config(config: Mapping[str, Any]) -> Settings:
@@ -279,18 +275,6 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_run(checkpoint: Path) -> tuple[CheckpointFile, dict[str, Any]]:
-    file = read_checkpoint(checkpoint)
-    metadata = mg3d_metadata(file)
-    if "settings" not in metadata or "text_config" not in metadata:
-        raise ValueError(f"{checkpoint} is not a checkpoint of an mg3d pre-training run: it has no entry 'mg3d' with settings")
-    return file, metadata
-
-
-def _steps(file: CheckpointFile) -> dict[str, Any]:
-    return {name: file.metadata[name] for name in ("global_step", "epoch") if name in file.metadata}
-
-
 def _tokenizer_of(checkpoint: Path, settings: Settings) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a saved folder or a run's folder, else that of the text encoder, else None."""
     for folder in (checkpoint / TOKENIZER, checkpoint.absolute().parent.parent / TOKENIZER):
@@ -320,43 +304,32 @@ def outline(settings: Settings, bert_config: Mapping[str, Any], precision: torch
         return _untrained(settings, bert_config, precision)
 
 
-def _matching_model(
-    settings: Settings,
-    bert_config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase | None,
-    path: str,
-    *,
-    precision: torch.dtype | None = None,
-) -> MG3D:
-    """The model on the meta device; ValueError if tensors or tokenizer are not exactly its own, or NaN or Inf."""
-    try:
-        model = outline(settings, bert_config, precision or _precision(tensors))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    wanted = model.state_dict()
-    common = [name for name in wanted if name in tensors]
+def _refuse_other_model(model: MG3D, tensors: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase | None, path: str) -> None:
+    """Raises ValueError if tensors or tokenizer are not exactly those of the model, or have NaN or Inf."""
+    expected = model.state_dict()
+    common = [name for name in expected if name in tensors]
     differences = {
-        "missing": [name for name in wanted if name not in tensors],
-        "unexpected": [name for name in tensors if name not in wanted],
+        "missing": [name for name in expected if name not in tensors],
+        "unexpected": [name for name in tensors if name not in expected],
         "of another shape": [
-            f"{name} {list(tensors[name].shape)} instead of {list(wanted[name].shape)}"
-            for name in common if tensors[name].shape != wanted[name].shape
+            f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
+            for name in common if tensors[name].shape != expected[name].shape
         ],
         "of another precision": [
-            f"{name} {tensors[name].dtype} instead of {wanted[name].dtype}"
-            for name in common if tensors[name].dtype != wanted[name].dtype
+            f"{name} {tensors[name].dtype} instead of {expected[name].dtype}"
+            for name in common if tensors[name].dtype != expected[name].dtype
         ],
     }  # fmt: skip
     if found := [f"{len(names)} {kind} ({shorten(names, 3)})" for kind, names in differences.items() if names]:
         raise ValueError(f"{path}: tensors do not match the settings: {'; '.join(found)}")
     if broken := [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
         raise ValueError(f"{path}: NaN or Inf in {shorten(broken, 3)}; the training diverged")
+    if tokenizer is None:
+        return
     try:
-        model.text.check_vocabulary(len(tokenizer) if tokenizer is not None else model.text.vocabulary_size)
+        model.text.check_vocabulary(len(tokenizer))
     except ValueError as error:
         raise ValueError(
             f"{path}: the tokenizer has {len(tokenizer)} entries and the model {model.text.vocabulary_size}; use the tokenizer "
             "that the model was trained with"
         ) from error
-    return model

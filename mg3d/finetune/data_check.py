@@ -21,11 +21,11 @@ _VERSION = 3
 _THREADS = 4
 """Scans that are in memory at the same time."""
 
-FileFacts = Mapping[str, Mapping[str, Any]]
+InspectedFiles = Mapping[str, Mapping[str, Any]]
 """Case -> `error`, why it cannot be used; else the grid [shape, affine] of `image` and `mask`, and the `values` of the mask."""
 
 
-def inspect_files(cases: Sequence[FinetuneCase], cache: Path, *, channel: int | None = None) -> FileFacts:
+def inspect_files(cases: Sequence[FinetuneCase], cache: Path, *, channel: int | None = None) -> InspectedFiles:
     """Reads the files of cases that pre-training has not prepared (and checked) already.
 
     cache: JSON file of earlier results; a file with the same name, size and times is not read again.
@@ -75,12 +75,12 @@ def _inspect(case: FinetuneCase, channel: int | None) -> dict[str, Any]:
         return {"error": str(error).split("\n")[0]}
 
 
-def check_masks(cases: Sequence[FinetuneCase], facts: FileFacts, *, structures: int) -> None:
+def check_masks(cases: Sequence[FinetuneCase], files: InspectedFiles, *, structures: int) -> None:
     """Raises ValueError if masks are missing, on another grid than their scan, or have values above `structures`."""
     missing = [case.case_id for case in cases if case.mask is None]
     if missing:
         raise ValueError(f"{len(missing)} of {len(cases)} cases have no mask, such as {missing[:3]}")
-    found = {case.case_id: facts[case.case_id] for case in cases}
+    found = {case.case_id: files[case.case_id] for case in cases}
     other = [name for name, of in found.items() if not _same_grid(of["image"], of["mask"])]
     if other:
         first = found[other[0]]
@@ -96,9 +96,9 @@ def check_masks(cases: Sequence[FinetuneCase], facts: FileFacts, *, structures: 
         )
 
 
-def check_structures(cases: Sequence[FinetuneCase], facts: FileFacts, outputs: Sequence[str]) -> None:
+def check_structures(cases: Sequence[FinetuneCase], files: InspectedFiles, outputs: Sequence[str]) -> None:
     """Raises ValueError if no training mask has a voxel of a structure."""
-    values = {value for case in cases for value in facts[case.case_id]["values"]}
+    values = {value for case in cases for value in files[case.case_id]["values"]}
     absent = [name for value, name in enumerate(outputs, start=1) if value not in values]
     if absent:
         raise ValueError(

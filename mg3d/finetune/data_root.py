@@ -6,11 +6,15 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.console import info
+from mg3d.finetune.distributed import info, run_on_first_rank
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import DownstreamTask
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_ROOT = ("", "phantom")
 """Values of `data_root` that select synthetic data."""
@@ -45,7 +49,6 @@ def require_root(data_root: str) -> Path:
 
 
 def _synthetic_root(task: DownstreamTask, settings: FinetuneSettings) -> Path:
-    from mg3d.finetune.distributed import run_on_first_rank
     from mg3d.phantom.downstream.registry import SETS, set_settings, stored_settings, write_set
 
     info(f"training on synthetic data in the layout of {task.folder}; the scores say nothing about real patients")
@@ -55,7 +58,7 @@ def _synthetic_root(task: DownstreamTask, settings: FinetuneSettings) -> Path:
     wanted = set_settings(**options)
     if stored_settings(root) not in (None, wanted):
         info(f"{root} was made by another version or with other settings; rebuilding it")
-    write = partial(write_set, task.folder, SYNTHETIC_ROOT, overwrite=True, workers=min(4, os.cpu_count() or 1), **options)
+    write = partial(write_set, task.folder, SYNTHETIC_ROOT, workers=min(4, os.cpu_count() or 1), **options)
     run_on_first_rank(write, done=lambda: stored_settings(root) == wanted, what=str(root))
     return root
 
@@ -84,6 +87,26 @@ def find_level(root: Path, entry: str) -> Path:
 def visible(paths: Sequence[Path]) -> list[Path]:
     """Sorted paths without hidden files, such as the `._*` files of macOS archives."""
     return [path for path in sorted(paths) if not path.name.startswith(".")]
+
+
+def read_csv(path: Path, columns: Sequence[str], *, text: Sequence[str] = ()) -> "pd.DataFrame":
+    """A CSV file with these columns; `text` columns are not converted to numbers.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a CSV file, or lacks a column.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(text, str))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as CSV ({type(error).__name__})") from error
+    if missing := sorted({*columns, *text} - set(table)):
+        raise ValueError(f"{path} lacks the columns {missing}; it has {list(table)[:8]}")
+    return table
 
 
 def assign_listed_folds(cases: Sequence[FinetuneCase], file: Path) -> list[FinetuneCase]:

@@ -10,6 +10,7 @@ from monai import transforms as mt
 from monai.data.utils import list_data_collate
 from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
 
+from mg3d.distributed import rank, world_size
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.transforms import Sample
 
@@ -103,8 +104,8 @@ class EpochSampler(Sampler[int]):
         count: samples of the data set.
     """
 
-    def __init__(self, draw: Draw, *, count: int, seed: int = 0, rank: int = 0, ranks: int = 1) -> None:
-        self.draw, self.count, self.seed, self.rank, self.ranks, self.epoch = draw, count, seed, rank, ranks, 0
+    def __init__(self, draw: Draw, *, count: int, seed: int = 0) -> None:
+        self.draw, self.count, self.seed, self.epoch = draw, count, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -113,13 +114,13 @@ class EpochSampler(Sampler[int]):
     def _indices(self) -> np.ndarray:
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
         indices = self.draw(torch.Generator().manual_seed(int(state[0]))).numpy()
-        return np.resize(indices, -(-len(indices) // self.ranks) * self.ranks)  # repeats the first: equal length on all ranks
+        return np.resize(indices, -(-len(indices) // world_size()) * world_size())  # repeats the first: equal length on all ranks
 
     def __len__(self) -> int:
-        return len(self._indices()) // self.ranks
+        return len(self._indices()) // world_size()
 
     def __iter__(self) -> Iterator[int]:
-        return iter((self.epoch * self.count + self._indices()[self.rank :: self.ranks]).tolist())
+        return iter((self.epoch * self.count + self._indices()[rank() :: world_size()]).tolist())
 
 
 def in_order(count: int) -> Draw:

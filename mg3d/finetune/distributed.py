@@ -1,12 +1,18 @@
-"""Work of the first rank before a process group exists."""
+"""Work and messages of the first rank alone, also before a process group exists."""
 
 import time
 from collections.abc import Callable
 
-from mg3d.training.run import is_first_rank
-
 TIMEOUT_S = 7200.0
 POLL_S = 0.5
+
+
+def info(message: str) -> None:
+    """Prints one line, from the first rank only."""
+    from mg3d.training.run import is_first_rank  # imports torch
+
+    if is_first_rank():
+        print(f"mg3d: {message}", flush=True)
 
 
 def run_on_first_rank(work: Callable[[], object], *, done: Callable[[], bool], what: str) -> None:
@@ -15,6 +21,8 @@ def run_on_first_rank(work: Callable[[], object], *, done: Callable[[], bool], w
     Raises:
         ValueError: `what` does not appear within `TIMEOUT_S`.
     """
+    from mg3d.training.run import is_first_rank
+
     if is_first_rank():
         work()
         return

@@ -1,42 +1,42 @@
-"""Report labellers by name: our own, and CheXbert and RadBERT if they are installed."""
+"""Report labellers by name: by cue words, our TF-IDF classifier, and CheXbert and RadBERT if they are installed.
+
+A labeller has `labels(reports)`: int8 [reports, labels], 1 present, 0 absent.
+"""
 
 import importlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from mg3d.finetune.negation import CueLabeller
-from mg3d.glossary import LABELS
+from mg3d.glossary import FINDING_CUES, LABELS
+from mg3d.sentence_spans import polarity, split_clauses
 
+LABELLERS = ("tfidf", "cues", "chexbert", "radbert_ct")
 CHEXBERT_LABELS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
     "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
 )  # fmt: skip
 """In the order of CheXbert's output."""
+_CHEXBERT_PACKAGE = "f1chexbert"  # not on the list of extras: its weights are licensed separately
+_CUES = [re.compile(r"\b(?:" + "|".join(map(re.escape, FINDING_CUES[name])) + ")", re.IGNORECASE) for name in LABELS]
 
 
-class LabelsReports(Protocol):
-    """A report labeller."""
+class CueLabeller:
+    """A finding is present if a cue word of the glossary occurs in a clause that is neither negated nor normal."""
 
     def labels(self, reports: Sequence[str]) -> np.ndarray:
-        """int8 [reports, labels]: 1 present, 0 absent."""
-
-
-class LabellerEntry(NamedTuple):
-    """One known labeller."""
-
-    load: Callable[[str], LabelsReports]
-    """From its path, if it needs one."""
-    names: tuple[str, ...]
+        """int8 [n, 18]."""
+        clauses = [[r[start:end] for start, end in split_clauses(r) if polarity(r[start:end]) > 0] for r in reports]
+        return np.array([[any(map(cue.search, each)) for cue in _CUES] for each in clauses], np.int8).reshape(-1, len(_CUES))
 
 
 class _CheXbert:
     def __init__(self) -> None:
-        name = "f1chexbert"
         try:
-            package = importlib.import_module(name)
+            package = importlib.import_module(_CHEXBERT_PACKAGE)
         except ImportError as error:
             raise ModuleNotFoundError("labeller=chexbert needs a package and its weights: pip install f1chexbert") from error
         self.model = package.F1CheXbert()
@@ -71,21 +71,7 @@ class _RadBert:
         return found
 
 
-def _own(path: str) -> LabelsReports:
-    from mg3d.finetune.tasks.labeller import load_labeller
-
-    return load_labeller(path)
-
-
-LABELLERS: dict[str, LabellerEntry] = {
-    "tfidf": LabellerEntry(_own, LABELS),
-    "cues": LabellerEntry(lambda path: CueLabeller(), LABELS),
-    "chexbert": LabellerEntry(lambda path: _CheXbert(), CHEXBERT_LABELS),
-    "radbert_ct": LabellerEntry(_RadBert, LABELS),
-}
-
-
-def open_labeller(text: str) -> tuple[LabelsReports, tuple[str, ...]]:
+def open_labeller(text: str) -> tuple[Any, tuple[str, ...]]:
     """A labeller by `name`, `name:path`, or the path of a run of task=labeller, and the names of its labels.
 
     Raises:
@@ -98,4 +84,10 @@ def open_labeller(text: str) -> tuple[LabelsReports, tuple[str, ...]]:
         name, path = "tfidf", text
     if name not in LABELLERS:
         raise ValueError(f"labeller={text!r}: expected one of {', '.join(LABELLERS)}, or the folder of a run of task=labeller")
-    return LABELLERS[name].load(path), LABELLERS[name].names
+    if name == "tfidf":
+        from mg3d.finetune.tasks.labeller import load_labeller
+
+        return load_labeller(path), LABELS
+    if name == "chexbert":
+        return _CheXbert(), CHEXBERT_LABELS
+    return (CueLabeller() if name == "cues" else _RadBert(path)), LABELS

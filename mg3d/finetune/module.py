@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.distributed import rank
-from mg3d.finetune.console import info
 from mg3d.finetune.dataset import ERRORS
+from mg3d.finetune.distributed import info
 from mg3d.finetune.optim import build_optimizer, parameter_groups
 from mg3d.finetune.tasks.base import Row, TaskType
 from mg3d.finetune.transforms import Sample
@@ -23,9 +23,8 @@ class FinetuneModule(pl.LightningModule):
 
     Args:
         network: of the task type; its image encoder is `network.encoder`.
-        steps_per_epoch: optimizer steps.
         config: builtins stored in every checkpoint, from which the network is built again.
-        masks: folder of predicted masks.
+        mask_folder: folder of predicted masks.
     """
 
     def __init__(
@@ -33,13 +32,12 @@ class FinetuneModule(pl.LightningModule):
         network: nn.Module,
         task_type: TaskType,
         *,
-        steps_per_epoch: int = 1,
         config: Mapping[str, Any] | None = None,
-        masks: Path | None = None,
+        mask_folder: Path | None = None,
     ) -> None:
         super().__init__()
         self.network, self.task_type, self.config = network, task_type, dict(config or {})
-        self.steps_per_epoch, self.masks = steps_per_epoch, masks
+        self.mask_folder = mask_folder
         self.validation_rows: list[Row] = []
         self.latest_terms: dict[str, Tensor] = {}  # read by the guard against NaN and Inf
         self.warned = False
@@ -87,7 +85,7 @@ class FinetuneModule(pl.LightningModule):
         if "case_id" not in batch:
             return errors
         try:
-            return errors + self.task_type.rows(self.network, batch, masks=self.masks)
+            return errors + self.task_type.rows(self.network, batch, mask_folder=self.mask_folder)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, OSError, RuntimeError) as error:
@@ -104,7 +102,8 @@ class FinetuneModule(pl.LightningModule):
         """AdamW with a schedule per step."""
         settings = self.task_type.settings
         groups = parameter_groups(self.network, settings)
-        optimizer, schedule = build_optimizer(groups, settings, steps_per_epoch=self.steps_per_epoch)
+        steps_per_epoch = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
+        optimizer, schedule = build_optimizer(groups, settings, steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.console import info
+from mg3d.finetune.distributed import info
 from mg3d.finetune.fit import predict
 from mg3d.finetune.images import SLICE_SUFFIXES, VOLUME_SUFFIXES, slice_files
 from mg3d.finetune.results import write_table
@@ -66,7 +66,7 @@ def predict_scans(task_type: TaskType, network: nn.Module, run: Path) -> Path:
     if is_first_rank():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    table = predict(task_type, network, cases, masks=partial, collect_errors=True)
+    table = predict(task_type, network, cases, mask_folder=partial, collect_errors=True)
     table = table if "error" in table else table.assign(error=None)
     errors = table[table["error"].notna()]
     predicted = table.drop(index=errors.index).drop(columns="error")

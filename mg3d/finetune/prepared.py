@@ -9,8 +9,7 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.finetune.cases import FinetuneCase, PreparedRow, RawScan
-from mg3d.finetune.console import info
-from mg3d.finetune.distributed import run_on_first_rank
+from mg3d.finetune.distributed import info, run_on_first_rank
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mg3d.evaluation.tables import format_tables
 from mg3d.files import write_bytes, write_json
-from mg3d.finetune.console import info
+from mg3d.finetune.distributed import info
 from mg3d.finetune.settings import INITIALIZATION, UNCOMPARED, as_builtins, changed
 from mg3d.finetune.tasks.base import Score, TaskType
 from mg3d.metrics.bootstrap import paired_comparisons
@@ -40,7 +40,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def write_results(
-    folder: Path, task_type: TaskType, title: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]
+    folder: Path, task_type: TaskType, title: str, tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]
 ) -> dict[str, list[Score]]:
     """Writes predictions, scores with intervals and a page; scores.json is written last. Thresholds come from `val`."""
     scores = {}
@@ -56,7 +56,7 @@ def write_results(
     write_page(folder / "results.html", title=f"{title}: {folder.name}", sections=sections)
     rows = {split: [score._asdict() for score in found] for split, found in scores.items()}
     settings = as_builtins(task_type.settings)
-    write_json(folder / SCORES, {**facts, "metric": task_type.metric, "settings": settings, "scores": rows})
+    write_json(folder / SCORES, {**summary, "metric": task_type.metric, "settings": settings, "scores": rows})
     return scores
 
 
@@ -72,7 +72,7 @@ def show_scores(title: str, scores: Mapping[str, Sequence[Score]]) -> None:
     print(format_tables(f"{title} [95 % interval]", tables), flush=True)
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
     """scores.json of a finished run.
 
     Raises:
@@ -82,15 +82,15 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / SCORES
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {SCORES}; expected the folder of a finished run, such as .../fold0")
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    if "config" not in facts:
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    if "config" not in summary:
         raise ValueError(f"{path} was written by another version; run mode=evaluate again, or start another run (run_name=...)")
-    return facts
+    return summary
 
 
 def read_scores(folder: Path) -> dict[str, list[Score]]:
     """Scores of a finished run by split."""
-    return {split: [Score(**row) for row in rows] for split, rows in read_facts(folder)["scores"].items()}
+    return {split: [Score(**row) for row in rows] for split, rows in read_summary(folder)["scores"].items()}
 
 
 def compare(task_type: TaskType, first: Path, second: Path) -> None:
@@ -100,16 +100,15 @@ def compare(task_type: TaskType, first: Path, second: Path) -> None:
         FileNotFoundError: a run has not finished.
         ValueError: the runs were evaluated on different cases.
     """
-    facts = [read_facts(folder) for folder in (first, second)]
-    for name, folder, fact in zip(("first ", "second"), (first, second), facts, strict=True):
-        info(f"{name}: {folder} (pretrained={fact['config']['settings']['pretrained']})")
-    differences = run_differences(*facts)
-    for line in differences[:8]:
-        info(f"not like for like: {line}")
-    if len(differences) > 8:
-        info(f"not like for like: {len(differences) - 8} more differences")
+    summaries = [read_summary(folder) for folder in (first, second)]
+    for name, folder, summary in zip(("first ", "second"), (first, second), summaries, strict=True):
+        info(f"{name}: {folder} (pretrained={summary['config']['settings']['pretrained']})")
+    differences = run_differences(*summaries)
+    for line in differences:
+        info(f"the runs also differ in: {line}")
     if not differences:
-        info(f"like for like: one network ({facts[0]['parameters_total'] / 1e6:.2f} M parameters), the same cases and settings")
+        parameters = summaries[0]["parameters_total"] / 1e6
+        info(f"fair comparison: one network ({parameters:.2f} M parameters), the same cases and settings")
     has_test = [predictions_file(folder, "test").is_file() for folder in (first, second)]
     if has_test[0] != has_test[1]:
         lacking = (second, first)[has_test[1]]
@@ -123,8 +122,8 @@ def compare(task_type: TaskType, first: Path, second: Path) -> None:
 def run_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
     """What differs between two runs besides the source of their weights, from their scores.json."""
     first, second = one["config"], two["config"]
-    facts = ("parameters_total", "parameters", "processes", "epochs", "finished", "folds")
-    lines = [f"{name} {one.get(name)} and {two.get(name)}" for name in facts if one.get(name) != two.get(name)]
+    names = ("parameters_total", "parameters", "processes", "epochs", "finished", "folds")
+    lines = [f"{name} {one.get(name)} and {two.get(name)}" for name in names if one.get(name) != two.get(name)]
     used = {"vision_encoder", "standardise_voxels", "hidden_size", "fusion_heads"}
     used |= {name for config in (first, second) for name in ENCODERS[config["vision"]["vision_encoder"]].reads}
     vision = [{name: config["vision"].get(name) for name in sorted(used)} for config in (first, second)]

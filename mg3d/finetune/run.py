@@ -1,33 +1,12 @@
-"""The command of every folder of downstream/: train, evaluate, predict or compare."""
+"""Command line of every folder of downstream/: help, arguments and error messages."""
 
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-from mg3d.finetune.console import info
-from mg3d.finetune.settings import (
-    ENCODER_PRESETS,
-    EVALUATION,
-    INITIALIZATION,
-    FinetuneSettings,
-    as_builtins,
-    changed,
-    describe_settings,
-    parse_settings,
-    read_arguments,
-    require_files,
-)
+from mg3d.finetune.settings import describe_settings, read_arguments
 from mg3d.finetune.task import DownstreamTask
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from mg3d.finetune.cases import FinetuneCase, Split
-    from mg3d.finetune.data_check import FileFacts
-    from mg3d.finetune.tasks.base import TaskType
 
 USAGE = """\
 {title}
@@ -55,6 +34,8 @@ def run(task: DownstreamTask, arguments: Sequence[str]) -> int:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
+    from mg3d.finetune.experiment import command
+
     try:
         command(task, read_arguments([argument for argument in arguments if argument != "with"]))
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -67,252 +48,7 @@ def run(task: DownstreamTask, arguments: Sequence[str]) -> int:
 
 
 def error_message(error: BaseException) -> str:
-    """The first line of an error, also of one from a data-loader worker or a MONAI transform."""
-    while error.__cause__ is not None and type(error) is RuntimeError:
-        error = error.__cause__
+    """The first line of an error, also of one from a data-loader worker."""
     lines = [line for line in str(error).split("\n") if line.strip()]
     inner = [line.partition(": ")[2] for line in lines if line.startswith(("ValueError: ", "FileNotFoundError: "))]
     return inner[0] if inner else " ".join(lines[:1])
-
-
-def command(task: DownstreamTask, given: Mapping[str, Any]) -> None:
-    """Runs one mode; raises ValueError or OSError for a mistake of the user."""
-    from mg3d.finetune import fit, results
-
-    given, synthetic, prepared = with_prepared_settings(task, given)
-    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, synthetic)))
-    folder = run_folder(task, settings, synthetic=synthetic)
-    require_files(settings)
-    stored = None
-    if settings.mode in ("evaluate", "predict"):
-        fold = folder / ("fold0" if settings.folds == "all" else f"fold{settings.fold}")
-        stored = fit.read_finetuned(Path(settings.checkpoint) if settings.checkpoint else fold / "checkpoints" / "best.ckpt")
-        settings = with_stored_settings(task, given, settings, stored["mg3d_finetune"])
-    task_type = task.build(settings)
-    if settings.mode == "predict":
-        from mg3d.finetune.predict import predict_scans
-
-        predict_scans(task_type, fit.load_network(task_type, stored), folder / f"fold{settings.fold}")
-    elif settings.mode == "compare":
-        fold = folder / ("all" if settings.folds == "all" else f"fold{settings.fold}")
-        results.compare(task_type, fold, Path(settings.other))
-    else:
-        run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
-
-
-def with_prepared_settings(task: DownstreamTask, given: Mapping[str, Any]) -> tuple[dict[str, Any], bool, Path | None]:
-    """The user's settings and those of the Arrow file at `data_root`, whether the data are synthetic, and that file.
-
-    Raises:
-        ValueError: the two contradict each other.
-    """
-    from mg3d.finetune import arrows
-    from mg3d.finetune.data_root import NO_ROOT, is_synthetic, require_root
-
-    data_root = parse_settings(FinetuneSettings, {"data_root": given.get("data_root", "")}, {}).data_root
-    if data_root not in NO_ROOT:
-        require_root(data_root)
-    prepared = arrows.find_prepared(data_root, task.folder)
-    if not prepared:
-        return dict(given), is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict"), None
-    facts = arrows.read_facts(prepared, task.folder)
-    named = parse_settings(task.settings, given, {**task.defaults(given, facts["synthetic"]), **facts["settings"]})
-    different = changed(facts["settings"], {name: as_builtins(named)[name] for name in facts["settings"]}, ignore=set())
-    if different:
-        raise ValueError(f"{prepared} was prepared with other settings: {', '.join(different)}; prepare another file")
-    return {**facts["settings"], **given}, facts["synthetic"], prepared
-
-
-def with_stored_settings(
-    task: DownstreamTask, given: Mapping[str, Any], settings: FinetuneSettings, config: Mapping[str, Any]
-) -> Any:
-    """Settings of an evaluation or prediction: those of the checkpoint, and what the user sets.
-
-    Raises:
-        ValueError: the checkpoint is of another folder, or the user sets something that must be as in training.
-    """
-    if config["folder"] != task.folder:
-        raise ValueError(f"checkpoint={settings.checkpoint} was fine-tuned for {config['folder']}, not for {task.folder}")
-    current = as_builtins(settings)
-    free = EVALUATION | INITIALIZATION  # the network is built from the config, not from these
-    trained = {name: value for name, value in config["settings"].items() if name not in free and name in current}
-    named = {name: current[name] for name in given if name in trained}
-    different = changed(trained, named, ignore=EVALUATION)
-    if different:
-        raise ValueError(f"the checkpoint was fine-tuned with other settings: {', '.join(different[:4])}; leave them out")
-    return parse_settings(task.settings, {}, {**current, **trained})
-
-
-def run_folder(task: DownstreamTask, settings: FinetuneSettings, *, synthetic: bool) -> Path:
-    """Folder of all folds of a run."""
-    weights = "scratch" if settings.pretrained == "none" else Path(settings.pretrained).name.split(".")[0] or "pretrained"
-    encoder = settings.encoder if settings.encoder in ENCODER_PRESETS else f"as-{Path(settings.encoder).name.split('.')[0]}"
-    name = settings.run_name or f"{encoder}-{weights}" + ("-phantom" if synthetic else "")
-    return task.results_folder(settings) / name
-
-
-def run_folds(
-    task: DownstreamTask, settings: Any, task_type: "TaskType", folder: Path, *, synthetic: bool, prepared: Path | None
-) -> None:
-    """Trains or evaluates one fold or all of them."""
-    from mg3d.finetune import arrows
-    from mg3d.finetune.cases import assign_folds, check_cases, split_fold
-    from mg3d.finetune.data_check import inspect_files
-    from mg3d.finetune.data_root import find_root
-
-    root = prepared or find_root(task, settings, synthetic=synthetic)
-    cases = arrows.read_cases(prepared) if prepared else task.read_cases(root, settings)
-    check_cases(cases, where=root)
-    cases = assign_folds(cases, task.folds, seed=settings.seed)
-    folds = range(task.folds) if settings.folds == "all" else [settings.fold]
-    splits = [split_fold(cases, fold=fold, folds=task.folds, max_cases=settings.max_cases) for fold in folds]
-    used = list({case.case_id: case for split in splits for part in split for case in part}.values())
-    facts: FileFacts = {}
-    if task_type.uses_encoder:
-        facts = inspect_files(used, task.results_folder(settings) / "files.json", channel=task_type.channel)
-    excluded = exclude_unusable(used, facts, folder)
-    if not synthetic:
-        warn_of_counts(task, settings, [case for case in cases if case.case_id not in excluded])
-    tables = []
-    for fold, split in zip(folds, splits, strict=True):
-        usable = without(split, excluded, fold)
-        tables.append(run_fold(task, settings, usable, folder / f"fold{fold}", facts, synthetic=synthetic))
-    if settings.folds == "all":
-        pool_folds(task, task_type, tables, folder)
-
-
-def exclude_unusable(cases: Sequence["FinetuneCase"], facts: "FileFacts", folder: Path) -> set[str]:
-    """Names of the cases whose files cannot be used, which `excluded.csv` lists with the reasons.
-
-    Raises:
-        ValueError: no case can be used.
-    """
-    import pandas as pd
-
-    from mg3d.finetune.results import write_table
-    from mg3d.training.run import is_first_rank
-
-    excluded = {name: fact["error"] for name, fact in facts.items() if "error" in fact}
-    if excluded and len(excluded) == len(cases):
-        raise ValueError(f"none of the {len(cases)} cases can be used; the first: {next(iter(excluded.values()))}")
-    if excluded and is_first_rank():
-        write_table(folder / "excluded.csv", pd.DataFrame({"case_id": excluded.keys(), "reason": excluded.values()}))
-        first = next(iter(excluded.values()))
-        info(f"excluded {len(excluded)} of {len(cases)} cases, see {folder / 'excluded.csv'}; the first: {first}")
-    return set(excluded)
-
-
-def without(split: "Split", excluded: set[str], fold: int) -> "Split":
-    """The usable cases of a fold; ValueError if training or validation is left empty."""
-    from mg3d.finetune.cases import Split
-
-    usable = Split(*([case for case in part if case.case_id not in excluded] for part in split))
-    counts = [f"{len(one)} of {len(part)} {name}" for name, part, one in zip(Split._fields, split, usable, strict=True)
-              if len(one) < len(part)]  # fmt: skip
-    if counts:
-        info(f"fold {fold} uses {', '.join(counts)} cases; scores are of these")
-    if not (usable.train and usable.val) or (split.test and not usable.test):
-        raise ValueError(f"fold {fold} has an empty split: {', '.join(counts)} cases can be used; fix or exclude these files")
-    return usable
-
-
-def warn_of_counts(task: DownstreamTask, settings: FinetuneSettings, cases: Sequence["FinetuneCase"]) -> None:
-    """Warns if the data set does not have its published size."""
-    counts = {split: sum(case.split == split for case in cases) for split in ("train", "test")}
-    counts |= {"scans": len(cases), "candidates": sum(len(case.candidates) for case in cases)}
-    for name, expected in task.expected(settings).items():
-        if counts[name] != expected:
-            info(f"{name}: {counts[name]} cases, published are {expected}; scores are not comparable with published ones")
-
-
-def run_fold(
-    task: DownstreamTask, settings: Any, split: "Split", folder: Path, facts: "FileFacts", *, synthetic: bool
-) -> dict[str, "pd.DataFrame"]:
-    """Trains (or continues), evaluates and writes one fold; a finished fold is only shown. Returns its predictions by split."""
-    import pytorch_lightning as pl
-
-    from mg3d.finetune import fit, results
-    from mg3d.finetune.cases import split_digests
-    from mg3d.finetune.encoder import scratch_note, start_encoder
-    from mg3d.training.run import is_first_rank
-
-    config = {"folder": task.folder, "settings": as_builtins(settings), "fold": folder.name, "cases": split_digests(split)}
-    if settings.mode == "train" and (folder / results.SCORES).is_file():
-        finished = results.read_facts(folder)
-        fit.require_same_run(folder, finished["config"], config)
-        if finished.get("finished", True):
-            info(f"{folder} holds this run, finished; run_name=... starts another run")
-            results.show_scores(task.title, results.read_scores(folder))
-            return {name: results.read_table(results.predictions_file(folder, name)) for name in finished["scores"]}
-    task_type = task.build(settings)
-    task_type.check([*split.train, *split.val, *split.test], facts)
-    pl.seed_everything(settings.seed, verbose=False)
-    run_facts = results.read_facts(folder) if (folder / results.SCORES).is_file() else {}
-    task_type.fit_vocabulary(split.train, facts)
-    if settings.mode == "train":
-        start = None
-        if task_type.uses_encoder:
-            start = start_encoder(settings, synthetic=synthetic)
-            info(str(start.report or scratch_note(settings, synthetic=synthetic)))
-        network = task_type.network(start and start.encoder)
-        config |= {"vision": start.vision if start else {}, "state": task_type.state()}
-        train = fit.train if task_type.uses_sgd else fit.fit_closed_form
-        run_facts = train(task_type, network, split, folder, config)
-        run_facts["encoder_coverage"] = start.report.encoder_coverage if start and start.report else None
-    path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
-    stored = fit.read_finetuned(path)
-    trained = stored["mg3d_finetune"]
-    if settings.mode == "evaluate":
-        require_unseen(path, trained, config)
-    network = fit.load_network(task_type, stored)
-    tables = fit.evaluate(task_type, network, split, masks=folder / "masks" if settings.save_masks else None)
-    if not is_first_rank():
-        return tables
-    out = folder / f"of-{path.stem}" if settings.checkpoint else folder
-    run_facts |= {
-        "folder": task.folder,
-        "synthetic": synthetic,
-        "checkpoint": str(path),
-        "parameters_total": sum(parameter.numel() for parameter in network.parameters()),
-        "config": {name: value for name, value in trained.items() if name != "state"},
-    }
-    scores = results.write_results(out, task_type, task.title, tables, run_facts)
-    if task_type.uses_sgd and not split.test:
-        info("no test split: the best epoch was chosen on the reported cases, so the scores are slightly too high")
-    results.show_scores(f"{task.title} (pretrained={trained['settings']['pretrained']}, {folder.name})", scores)
-    if not run_facts.get("finished", True):
-        info("stopped at max_minutes before the last epoch; the same command continues")
-    info(f"wrote {out}")
-    return tables
-
-
-def require_unseen(path: Path, trained: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises ValueError if evaluated cases may have been trained on; warns if the training cases differ."""
-    if trained["fold"] != config["fold"]:
-        raise ValueError(f"{path} was trained with {trained['fold']}; other folds would be evaluated on its training cases")
-    if trained["cases"]["train"] != config["cases"]["train"]:
-        info(f"{path} was trained on other cases than the training split here; make sure that no evaluated case is among them")
-
-
-def pool_folds(task: DownstreamTask, task_type: "TaskType", tables: Sequence[Mapping[str, "pd.DataFrame"]], folder: Path) -> None:
-    """Pools the validation predictions of all folds: every training case, predicted by a network that has not seen it."""
-    import pandas as pd
-
-    from mg3d.finetune import results
-    from mg3d.training.run import is_first_rank
-
-    if not is_first_rank():
-        return
-    pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
-    each = pd.DataFrame([task_type.statistics(table["val"]) for table in tables])
-    spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
-    folds = [results.read_facts(folder / f"fold{fold}")["config"]["cases"] for fold in range(len(tables))]
-    facts = results.read_facts(folder / "fold0")
-    cases = {f"fold{fold} {name}": digest for fold, digests in enumerate(folds) for name, digest in digests.items()}
-    facts = {name: facts[name] for name in ("folder", "synthetic", "parameters_total", "config")}
-    facts["config"] |= {"fold": folder.name, "cases": cases}
-    facts |= {"folds": len(tables), "between_folds": spread}
-    scores = results.write_results(folder / "all", task_type, task.title, {"val": pooled}, facts)
-    results.show_scores(f"{task.title}, {len(tables)} folds pooled", scores)
-    metric = spread[task_type.metric]
-    info(f"{task_type.metric} over folds: mean {metric['mean']:.3f}, SD {metric['sd']:.3f}; wrote {folder / 'all'}")

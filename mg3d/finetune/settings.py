@@ -5,7 +5,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -145,7 +145,6 @@ class FinetuneSettings(BaseModel):
 
 
 _NAME_OR_PATH = ("encoder", "text_encoder", "labeller")
-S = TypeVar("S", bound=FinetuneSettings)
 
 UNCOMPARED = {
     "mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
@@ -176,7 +175,7 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def parse_settings(kind: type[S], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> S:
+def parse_settings(kind: type[FinetuneSettings], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
     """Validated settings: the user's values over `defaults` over those of the class.
 
     Raises:
@@ -188,17 +187,17 @@ def parse_settings(kind: type[S], given: Mapping[str, Any], defaults: Mapping[st
             hint = f"did you mean {' or '.join(similar)}?" if similar else "--help lists all settings"
             raise ValueError(f"unknown setting {name!r}; {hint}")
     try:
-        return kind(**{**defaults, **{name: _located(kind, name, value) for name, value in given.items()}})
+        return kind(**{**defaults, **{name: _absolute(kind, name, value) for name, value in given.items()}})
     except ValidationError as error:
-        raise ValueError("; ".join(map(_sentence, error.errors(include_url=False)))) from None
+        raise ValueError("; ".join(map(_message, error.errors(include_url=False)))) from None
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
+def _message(error: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
     return f"{error['loc'][0]}={error['input']!r} {message}" if error["loc"] else message
 
 
-def _located(kind: type[BaseModel], name: str, value: Any) -> Any:
+def _absolute(kind: type[BaseModel], name: str, value: Any) -> Any:
     """A relative path of the user as an absolute one: the start scripts change into the repository first."""
     caller = os.environ.get("MG3D_CALLER_DIR", "")
     is_path = "path" in kind.model_fields[name].metadata or name in _NAME_OR_PATH

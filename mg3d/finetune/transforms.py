@@ -4,7 +4,7 @@ A folder declares three lists: `preprocess` (deterministic, cached), `crop` (tra
 read `image` [1, z, y, x] and, where there is one, `mask`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,23 +40,6 @@ class ReadCase(mt.Transform):
         if self.masks and case.mask is not None:
             sample["mask"] = read_image(case.mask)
         return self.orient(sample)
-
-
-class CropSuperior(mt.MapTransform):
-    """Keeps at most `depth` slices at the superior end."""
-
-    def __init__(self, keys: Sequence[str], depth: int) -> None:
-        super().__init__(keys, allow_missing_keys=True)
-        self.depth = depth
-
-    def __call__(self, sample: Mapping[str, Any]) -> Sample:
-        """Crops [1, z, y, x]."""
-        cropped = dict(sample)
-        for key in self.key_iterator(cropped):
-            depth, height, width = sample[key].shape[1:]
-            crop = mt.SpatialCrop(roi_start=(max(depth - self.depth, 0), 0, 0), roi_end=(depth, height, width))
-            cropped[key] = crop(sample[key])
-        return cropped
 
 
 class CenterCropRaw(mt.Transform):
@@ -117,6 +100,11 @@ def z_score() -> mt.Transform:
 def crop_foreground() -> mt.Transform:
     """Crop to voxels above 0."""
     return mt.CropForegroundd(KEYS, source_key="image", allow_smaller=True, allow_missing_keys=True)
+
+
+def crop_superior(depth: int) -> mt.Transform:
+    """At most `depth` slices at the superior end."""
+    return mt.SpatialCropd(KEYS, roi_slices=[slice(-depth, None), slice(None), slice(None)], allow_missing_keys=True)
 
 
 def crop_or_pad(size: Sequence[int]) -> mt.Transform:

@@ -1,7 +1,6 @@
 """Drawing in millimetres on a voxel grid. Axes z, y, x: +z superior, +y posterior, +x left; the origin is the grid centre."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,14 +111,8 @@ class Canvas:
             noise = np.take(noise, low, axis) * (1 - t) + np.take(noise, low + 1, axis) * t
         return noise
 
-    @contextmanager
-    def track_change(self, threshold_hu: float = 40.0) -> Iterator[Callable[[], Change]]:
-        """Yield a function that returns what the block has changed."""
-        before = self.hu.copy()
-
-        def change() -> Change:
-            difference = np.abs(self.hu - before)
-            voxels = difference > threshold_hu
-            return Change(voxels, float(difference[voxels].mean()) if voxels.any() else 0.0)
-
-        yield change
+    def change_since(self, hu_before: np.ndarray, threshold_hu: float = 40.0) -> Change:
+        """Voxels that differ from an earlier copy of `hu` by more than a threshold."""
+        difference = np.abs(self.hu - hu_before)
+        voxels = difference > threshold_hu
+        return Change(voxels, float(difference[voxels].mean()) if voxels.any() else 0.0)

@@ -52,10 +52,10 @@ def make_case(seed_words: tuple[int, ...], *, voxels_in_plane: int, style: Style
     mask = np.zeros(canvas.hu.shape, np.uint8)
     for label, draw in DRAWERS.items():
         if present[label]:
-            with canvas.track_change() as change_of_block:
-                finding = _relative_to_scan(draw(context), patient)
+            before = canvas.hu.copy()
+            finding = _relative_to_scan(draw(context), patient)
             # The enlarged heart was drawn with the body.
-            change = _heart(context) if label == "Cardiomegaly" else change_of_block()
+            change = _heart(context) if label == "Cardiomegaly" else canvas.change_since(before)
             findings[label] = finding._replace(voxels=int(change.voxels.sum()))
             visible[label] = label == "Cardiomegaly" or is_visible(change)
             mask[change.voxels & ((mask == 0) | (label != "Cardiomegaly"))] = 1 + LABELS.index(label)

@@ -1,17 +1,13 @@
 """Layout of CT-RATE: trees of NIfTI files and tables of reports, metadata and labels."""
 
-import csv
-import io
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
-from mg3d.files import write_bytes
 from mg3d.glossary import LABELS
+from mg3d.phantom.writers import write_csv, write_nifti
 
 REPORT_COLUMNS = ("VolumeName", "ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN")
 METADATA_COLUMNS = (
@@ -52,20 +48,6 @@ def write_raw(path: Path, volume: np.ndarray, intercept: int) -> None:
         y, x = np.ogrid[-1 : 1 : volume.shape[1] * 1j, -1 : 1 : volume.shape[2] * 1j]
         raw[:, x**2 + y**2 > 1] = 0
     write_nifti(path, raw.transpose(2, 1, 0), np.eye(4))
-
-
-def write_nifti(path: Path, values: np.ndarray, affine: np.ndarray, *, coded: bool = False, units: Sequence[str] = ()) -> None:
-    """Write a NIfTI file atomically. coded: set sform and qform to scanner coordinates; units: of space and time."""
-    image = nib.Nifti1Image(np.ascontiguousarray(values), affine)
-    if coded:
-        image.set_sform(affine, code=1)
-        image.set_qform(affine, code=1)
-    if units:
-        image.header.set_xyzt_units(*units)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    nib.save(image, partial)
-    partial.replace(path)
 
 
 def metadata_row(name: str, truth: Mapping[str, Any], *, sharp: bool, intercept: int) -> dict[str, Any]:
@@ -115,12 +97,3 @@ def write_tables(dataset: Path, split: str, volumes: Sequence[tuple[str, Mapping
     write_csv(dataset / "metadata" / f"{name}_metadata.csv", METADATA_COLUMNS, (row for _, _, row in volumes))
     write_csv(dataset / "multi_abnormality_labels" / f"{split}_predicted_labels.csv", ("VolumeName", *LABELS), labels)
     (dataset / "metadata" / f"no_chest_{split}.txt").write_text("")
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV file atomically."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())

@@ -1,18 +1,17 @@
 """Layout of CTRG-Chest: folders of JPEG slices and one JSON list."""
 
 import hashlib
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mg3d.files import write_bytes
+from mg3d.phantom.writers import grey_values, write_image
 
 ANNOTATIONS = "chest_ctrg_jpg.json"
 SLICES = "Chest_New"
+WINDOW_HU = (-1000.0, 1000.0)
 
 
 def case_folder(number: int, seed: int) -> str:
@@ -21,13 +20,10 @@ def case_folder(number: int, seed: int) -> str:
 
 
 def write_slices(root: Path, number: int, seed: int, volume: np.ndarray) -> None:
-    """Write int16 HU [z, y, x] as greyscale JPEG slices from superior to inferior; -1000 to 1000 HU become 0 to 255."""
+    """Write int16 HU [z, y, x] as greyscale JPEG slices from superior to inferior."""
     folder = root / SLICES / case_folder(number, seed)
-    grey = (np.clip((volume.astype(np.float32) + 1000) / 2000, 0, 1) * 255).astype(np.uint8)
-    for index, pixels in enumerate(grey[::-1], start=1):
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, "JPEG", quality=92)
-        write_bytes(folder / slice_name(number, index), encoded.getvalue(), durable=False)
+    for index, pixels in enumerate(grey_values(volume, WINDOW_HU), start=1):
+        write_image(folder / slice_name(number, index), pixels)
 
 
 def slice_name(number: int, index: int) -> str:

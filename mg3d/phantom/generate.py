@@ -112,7 +112,13 @@ def write_study(study: PhantomStudy) -> None:
     case = draw(study)
     for number, sharp in enumerate(kernels(study), 1):
         volume = reconstruct(case.volume_hu, (*study.seed_words, number), sharp=sharp)
-        _write_volume(study, f"{study.name}_{number}", volume, case.voxel_mm)
+        if study.group == CTRG:
+            ctrg.write_slices(study.root / "ctrg", study.patient, study.settings.seed, volume)
+            continue
+        dataset, name = study.root / "ct_rate" / "dataset", f"{study.name}_{number}"
+        ct_rate.write_fixed(ct_rate.volume_path(dataset, name, fixed=True), volume, case.voxel_mm)
+        if study.settings.raw_tree:
+            ct_rate.write_raw(ct_rate.volume_path(dataset, name, fixed=False), volume, study.intercept)
     truth = {
         **case.ground_truth(),
         "study": study.name,
@@ -125,31 +131,19 @@ def write_study(study: PhantomStudy) -> None:
     write_json(study.truth_path, truth, durable=False)
 
 
-def _write_volume(study: PhantomStudy, name: str, volume: np.ndarray, voxel_mm: float) -> None:
-    if study.group == CTRG:
-        ctrg.write_slices(study.root / "ctrg", study.patient, study.settings.seed, volume)
-        return
-    dataset = study.root / "ct_rate" / "dataset"
-    ct_rate.write_fixed(ct_rate.volume_path(dataset, name, fixed=True), volume, voxel_mm)
-    if study.settings.raw_tree:
-        ct_rate.write_raw(ct_rate.volume_path(dataset, name, fixed=False), volume, study.intercept)
-
-
 def read_truth(study: PhantomStudy) -> dict[str, Any]:
     """Ground truth of a study that was written."""
     return json.loads(study.truth_path.read_text(encoding="utf-8"))
 
 
-def mask_paths(study: PhantomStudy) -> list[Path]:
-    """`truth/masks/<set>/<volume>.nii.gz` for every volume of a study."""
-    numbers = range(1, 1 + len(kernels(study)))
-    names = [study.name] if study.group == CTRG else [f"{study.name}_{number}" for number in numbers]
-    return [study.root / "truth" / "masks" / study.dataset / f"{name}.nii.gz" for name in names]
-
-
 def write_masks(study: PhantomStudy) -> None:
-    """Draw a study again and write the label maps (uint8, `PhantomCase.mask`) of its volumes, on their grid."""
-    missing = [path for path in mask_paths(study) if not path.is_file()]
+    """Draw a study again and write the label map of each volume, `truth/masks/<set>/<volume>.nii.gz`.
+
+    uint8 on the grid of the volume; values as in `PhantomCase.mask`. Existing files are skipped.
+    """
+    names = [study.name] if study.group == CTRG else [f"{study.name}_{number}" for number in range(1, 1 + len(kernels(study)))]
+    paths = [study.root / "truth" / "masks" / study.dataset / f"{name}.nii.gz" for name in names]
+    missing = [path for path in paths if not path.is_file()]
     case = draw(study) if missing else None
     for path in missing:
         ct_rate.write_fixed(path, case.mask, case.voxel_mm)
@@ -162,16 +156,13 @@ def _for_all(function: Callable[[PhantomStudy], None], studies: list[PhantomStud
 
 def _write_tables(root: Path, studies: list[PhantomStudy]) -> None:
     for group, split in SPLITS.items():
-        volumes = [volume for study in studies if study.group == group for volume in _table_entries(study)]
+        volumes = []
+        for study in (study for study in studies if study.group == group):
+            truth = read_truth(study)
+            for number, sharp in enumerate(kernels(study), 1):
+                name = f"{study.name}_{number}"
+                volumes.append((name, truth, ct_rate.metadata_row(name, truth, sharp=sharp, intercept=study.intercept)))
         ct_rate.write_tables(root / "ct_rate" / "dataset", split, volumes)
     cases = [study for study in studies if study.group == CTRG]
     annotations = [ctrg.annotation(study.patient, study.settings.seed, read_truth(study)) for study in cases]
     write_json(root / "ctrg" / ctrg.ANNOTATIONS, annotations)
-
-
-def _table_entries(study: PhantomStudy) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Name, ground truth and metadata row of every volume of a study."""
-    truth = read_truth(study)
-    for number, sharp in enumerate(kernels(study), 1):
-        name = f"{study.name}_{number}"
-        yield name, truth, ct_rate.metadata_row(name, truth, sharp=sharp, intercept=study.intercept)

@@ -82,23 +82,34 @@ class Writer:
         text = clause.text
         return clause._replace(text=text[:start] + text[start + 1] + text[start] + text[start + 2 :])
 
+    def with_connective(self, clause: Clause) -> Clause:
+        """Sometimes start with a connective."""
+        return clause._replace(text=self.pick(wording.CONNECTIVES) + uncapitalized(clause.text)) if self.chance(0.08) else clause
+
+    def with_slice_number(self, clause: Clause) -> Clause:
+        """Sometimes cite a slice number in a positive statement."""
+        if clause.polarity != "+" or not self.chance(0.1):
+            return clause
+        return clause._replace(text=clause.text.removesuffix(".") + f" (img{int(self.generator.integers(10, 250))}).")
+
 
 def write_report(findings: Mapping[str, DrawnFinding | None], *, style: Style, generator: np.random.Generator) -> PhantomReport:
     """Write a report on the 18 findings (label -> finding, or None)."""
     writer = Writer(generator)
     clauses = [writer.with_typo(clause) for clause in _body(findings, writer)]
-    if style == "ctrate":
-        clauses = [_connect(clause, writer) for clause in clauses]
-        text, impression, concluded = _sentences(clauses, writer), *_impression(findings, writer, separator="  ")
-        if writer.chance(0.03):
-            impression, concluded = "Not given.", []
-        elif writer.chance(0.01):
-            impression, concluded = "", []
-    else:
-        clauses = [_cite(clause, writer) for clause in clauses]
+    if style == "ctrg":
+        clauses = [writer.with_slice_number(clause) for clause in clauses]
         text = _chains(clauses, writer)
-        impression, concluded = _impression(findings, writer, separator=", ")
-    return PhantomReport(text, impression, (*clauses, *concluded))
+        impression = _impression(findings, writer)
+        return PhantomReport(text, ", ".join(clause.text for clause in impression), (*clauses, *impression))
+    clauses = [writer.with_connective(clause) for clause in clauses]
+    text = _sentences(clauses, writer)
+    impression = _impression(findings, writer)
+    if writer.chance(0.03):
+        return PhantomReport(text, "Not given.", tuple(clauses))
+    if writer.chance(0.01):
+        return PhantomReport(text, "", tuple(clauses))
+    return PhantomReport(text, "  ".join(clause.text for clause in impression), (*clauses, *impression))
 
 
 def _body(findings: Mapping[str, DrawnFinding | None], writer: Writer) -> list[Clause]:
@@ -117,19 +128,6 @@ def _body(findings: Mapping[str, DrawnFinding | None], writer: Writer) -> list[C
             clauses[organ].append(Clause(writer.fill(writer.pick(options), "", None), "", "+", ""))
     organs = list(wording.NORMAL)
     return [clause for index in writer.generator.permutation(len(organs)) for clause in clauses[organs[index]]]
-
-
-def _connect(clause: Clause, writer: Writer) -> Clause:
-    if not writer.chance(0.08):
-        return clause
-    return clause._replace(text=writer.pick(wording.CONNECTIVES) + uncapitalized(clause.text))
-
-
-def _cite(clause: Clause, writer: Writer) -> Clause:
-    """Sometimes cite a slice number."""
-    if clause.polarity != "+" or not writer.chance(0.1):
-        return clause
-    return clause._replace(text=clause.text.removesuffix(".") + f" (img{int(writer.generator.integers(10, 250))}).")
 
 
 def _sentences(clauses: Sequence[Clause], writer: Writer) -> str:
@@ -156,15 +154,14 @@ def _chains(clauses: Sequence[Clause], writer: Writer) -> str:
     return text + "."
 
 
-def _impression(findings: Mapping[str, DrawnFinding | None], writer: Writer, *, separator: str) -> tuple[str, list[Clause]]:
+def _impression(findings: Mapping[str, DrawnFinding | None], writer: Writer) -> list[Clause]:
     """Findings of at least moderate severity, or a statement that nothing was found."""
     clauses = []
     for label, finding in findings.items():
         if finding is not None and finding.severity >= 2:
             name = capitalized(wording.PHRASES[label].names[0])
             clauses.append(Clause(name + where_of(finding), label, "+", location_of(finding)))
-    clauses = clauses or [Clause(writer.pick(wording.NOTHING_FOUND), "", "-", "")]
-    return separator.join(clause.text for clause in clauses), clauses
+    return clauses or [Clause(writer.pick(wording.NOTHING_FOUND), "", "-", "")]
 
 
 def location_of(finding: DrawnFinding) -> str:

@@ -75,15 +75,20 @@ class Quarantined:
     detail: str = ""
 
 
-def write_quarantine(path: Path, entries: Sequence[Quarantined], datasets: Collection[str]) -> None:
-    """Replace the entries of `datasets` in quarantine.jsonl and keep those of other data sets. Invalid lines are dropped."""
-    others = []
+def read_quarantine(path: Path) -> list[Quarantined]:
+    """The entries of a quarantine.jsonl, without incomplete lines; none if there is no file."""
+    entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            entry = Quarantined(**json.loads(line))
+            entries.append(Quarantined(**json.loads(line)))
         except (json.JSONDecodeError, TypeError):
             continue
-        others += [] if entry.dataset in datasets else [entry]
+    return entries
+
+
+def write_quarantine(path: Path, entries: Sequence[Quarantined], datasets: Collection[str]) -> None:
+    """Replace the entries of `datasets` in quarantine.jsonl and keep those of other data sets. Invalid lines are dropped."""
+    others = [entry for entry in read_quarantine(path) if entry.dataset not in datasets]
     merged = sorted([*others, *entries], key=lambda entry: (entry.dataset, entry.volume_id, entry.code))
     with replacing(path) as stream:
         stream.write("".join(json.dumps(asdict(entry), sort_keys=True) + "\n" for entry in merged).encode())

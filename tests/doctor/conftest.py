@@ -1,7 +1,8 @@
 import shutil
 
 import pytest
-from small_doctor import SETTINGS, RawSet
+from planted_faults import FaultySet
+from small_doctor import SETTINGS
 
 from mg3d.phantom.generate import generate
 from mg3d.preparation.recipe import Recipe
@@ -19,7 +20,7 @@ def clean_set(tmp_path_factory):
 def raw_set(clean_set, tmp_path):
     """A copy to plant faults into."""
     shutil.copytree(clean_set, tmp_path / "set")
-    return RawSet(tmp_path / "set")
+    return FaultySet(tmp_path / "set", SETTINGS)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
-"""The folders of downstream/, loaded as a user's shell would run them."""
+"""The folders of downstream/ and the programs of prepro/, loaded as a user's shell would run them."""
 
-import importlib.util
+import runpy
 import sys
 from pathlib import Path
+
+from mg3d.finetune.task import load_task
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.parent.name for path in (ROOT / "downstream").glob("*/finetune.py"))
@@ -10,10 +12,9 @@ NAMES = sorted(path.parent.name for path in (ROOT / "downstream").glob("*/finetu
 
 def load(name):
     """The module of a folder."""
-    word = f"downstream_{name.replace('-', '_')}"
-    if word not in sys.modules:
-        spec = importlib.util.spec_from_file_location(word, ROOT / "downstream" / name / "finetune.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[word] = module
-        spec.loader.exec_module(module)
-    return sys.modules[word]
+    return sys.modules[load_task(ROOT / "downstream", name).read_cases.__module__]
+
+
+def script(name):
+    """The names that a program of prepro/ defines."""
+    return runpy.run_path(str(ROOT / "prepro" / f"{name}.py"))

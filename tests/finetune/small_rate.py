@@ -7,6 +7,7 @@ from small_arrow import small_tokenizer, write_split
 
 from mg3d.checkpoints.pretrained import save_pretrained
 from mg3d.config import resolve
+from mg3d.finetune.cases import Split
 from mg3d.finetune.dataset import collate
 from mg3d.finetune.settings import parse_settings
 from mg3d.models.build import build_untrained
@@ -53,5 +54,5 @@ def batch_of(task_type, cases):
 
 def network_of(task_type, cases):
     torch.manual_seed(0)
-    task_type.fit_vocabulary(cases, {})
+    task_type.setup(Split(cases, [], []), {})
     return task_type.network(None)

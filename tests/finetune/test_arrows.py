@@ -1,28 +1,21 @@
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from downstream.folders import ROOT, load
+from downstream.folders import load, script
 
 from mg3d.finetune import arrows
 from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, ReferenceNodule
+from mg3d.finetune.experiment import with_prepared_settings
 from mg3d.finetune.images import read_image
-from mg3d.finetune.run import run, with_prepared_settings
+from mg3d.finetune.run import run
 from mg3d.finetune.settings import parse_settings
 
 VISION = ("ACDC", "cc-ccii", "Covid19_20", "Luna16", "MSD", "stoic2021")
 FACTS = {"folder": "stoic2021", "settings": {}, "synthetic": True, "cases": 3}
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "prepro" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +26,8 @@ def prepared(tiny_set, tmp_path_factory):
     def make(name):
         if name not in made:
             root = tiny_set(name)
-            made[name] = (
-                root,
-                script("prepro_finetuning_vision_data").prepare(
-                    name, {"data_root": str(root), "out": str(out / f"{name}.arrow")}
-                ),
-            )
+            prepare = script("prepro_finetuning_vision_data")["prepare"]
+            made[name] = root, prepare(name, {"data_root": str(root), "out": str(out / f"{name}.arrow")})
         return made[name]
 
     return make
@@ -86,21 +75,15 @@ def test_a_folder_of_prepared_files_is_a_data_root_too(prepared, tmp_path):
 def test_a_run_on_a_prepared_file_gives_the_scores_of_the_raw_folder(prepared, tmp_path):
     tables = []
     for number, data_root in enumerate(prepared("stoic2021")):
-        arguments = [
-            f"data_root={data_root}",
-            f"log_dir={tmp_path}",
-            f"run_name=r{number}",
-            "epochs=1",
-            "accelerator=cpu",
-            "n_bootstrap=2",
-        ]
+        arguments = [f"data_root={data_root}", f"log_dir={tmp_path}", f"run_name=r{number}"]
+        arguments += ["epochs=1", "accelerator=cpu", "n_bootstrap=2"]
         assert run(load("stoic2021").TASK, arguments) == 0
         tables.append((tmp_path / "stoic2021" / f"r{number}" / "fold0" / "predictions_val.csv").read_text())
     assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("kind", ["int16", "uint8", "float64", ">i2", "bool"])
-def test_numbers_keep_their_type(tmp_path, kind):
+def test_voxels_are_stored_in_the_type_of_their_file(tmp_path, kind):
     array = (np.arange(24) % 7).reshape(2, 3, 4).astype(kind)
     np.save(tmp_path / "a.npy", array)
     case = FinetuneCase(case_id="a", patient_id="p", image=tmp_path / "a.npy", mask=tmp_path / "a.npy")
@@ -113,7 +96,7 @@ def test_numbers_keep_their_type(tmp_path, kind):
         assert torch.equal(read_image(source).affine, read_image(case.image).affine)
 
 
-def test_every_field_of_a_case_comes_back(tmp_path):
+def test_every_field_of_a_case_is_stored(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.int16))
     case = FinetuneCase(
         case_id="a", patient_id="p", image=tmp_path / "a.npy", target=(1, -1), report="Müller", split="test", fold=3,
@@ -135,7 +118,7 @@ def test_a_killed_run_continues_after_its_last_complete_case(tmp_path, monkeypat
     cases, out = three(tmp_path), tmp_path / "s.arrow"
     whole = tmp_path / "whole.arrow"
     arrows.write_cases(whole, cases, FACTS)
-    read, asked = arrows.read_array, []
+    read, read_cases = arrows.read_array, []
 
     def dies(source):
         if source.stem == "c":
@@ -148,12 +131,12 @@ def test_a_killed_run_continues_after_its_last_complete_case(tmp_path, monkeypat
     partial = tmp_path / ".s.arrow.partial"
     assert not out.exists()
     partial.write_bytes(partial.read_bytes()[:-lost])
-    monkeypatch.setattr(arrows, "read_array", lambda source: asked.append(source.stem) or read(source))
+    monkeypatch.setattr(arrows, "read_array", lambda source: read_cases.append(source.stem) or read(source))
     with pytest.raises(ValueError, match="started with other settings"):
         arrows.write_cases(out, cases, {**FACTS, "settings": {"candidates": "V1"}})
     assert arrows.write_cases(out, cases, FACTS) == []
-    assert "c" in asked
-    assert asked != ["a", "b", "c"]
+    assert "c" in read_cases
+    assert read_cases != ["a", "b", "c"]
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".s.*"))
 
@@ -189,7 +172,7 @@ def test_contradictions_and_truncated_files_are_refused(prepared, tmp_path, caps
 
 
 def test_the_script_refuses_mistakes_in_one_sentence(prepared, tmp_path, capsys):
-    main = script("prepro_finetuning_vision_data").main
+    main = script("prepro_finetuning_vision_data")["main"]
     root, file = prepared("stoic2021")
     for arguments, message in (
         (["stoic", "data_root=phantom"], "'stoic': expected one of"),

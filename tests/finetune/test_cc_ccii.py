@@ -63,7 +63,7 @@ def test_the_central_crop_is_the_middle_of_a_slice(tmp_path):
     slices = np.zeros((40, 512, 512), np.uint8)
     slices[:, 64:-64, 64:-64] = 255
     np.save(tmp_path / "a.npy", slices)
-    read_sample = MODULE.build(MODULE.TASK.settings(center_crop=384)).read(masks=False)
+    read_sample = MODULE.build(MODULE.TASK.settings(center_crop=384)).read(with_masks=False)
     image = read_sample(FinetuneCase(case_id="a", patient_id="p", image=tmp_path / "a.npy"))["image"]
     assert tuple(image.shape) == (1, 32, 384, 384)
     assert float(image.min()) == pytest.approx(1, abs=1e-3)

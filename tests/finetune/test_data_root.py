@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 from downstream.folders import load
 
-from mg3d.finetune import data_root, distributed, language
+from mg3d.finetune import data_root, distributed, experiment, reports
 from mg3d.finetune.run import run
 from mg3d.phantom.downstream import registry
 
@@ -48,7 +48,7 @@ def test_synthetic_data_of_another_task_or_version_are_rebuilt(read):
     assert read("Task10_Colon")[0] == "Task10_Colon"
 
 
-def test_what_is_not_synthetic_is_never_removed(read):
+def test_a_folder_of_the_user_is_never_overwritten(read):
     MADE.mkdir(parents=True)
     (MADE / "tasks").write_text("of a user")
     with pytest.raises(ValueError, match="holds no synthetic set"):
@@ -78,7 +78,7 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
 )
 def test_a_missing_path_is_refused_before_data_are_prepared(monkeypatch, tmp_path, capsys, folder, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data_root, "find_root", partial(pytest.fail, "data were read"))
+    monkeypatch.setattr(experiment, "find_root", partial(pytest.fail, "data were read"))
     assert run(load(folder).TASK, [word.format(tmp_path) for word in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -88,7 +88,7 @@ def test_a_missing_path_is_refused_before_data_are_prepared(monkeypatch, tmp_pat
 def test_reports_for_the_labeller_are_written_by_the_first_process_alone(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distributed, "TIMEOUT_S", 0.05)
-    monkeypatch.setattr(language, "write_language", partial(pytest.fail, "the second wrote"))
+    monkeypatch.setattr(reports, "write_reports", partial(pytest.fail, "the second wrote"))
     monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 1)
     with pytest.raises(ValueError, match="finetune_language_arrows does not exist after"):
         load("CT-RATE").read_reports(tmp_path, 5)

@@ -23,23 +23,11 @@ def second(monkeypatch):
     monkeypatch.setattr(distributed, "POLL_S", 0.01)
 
 
-def test_the_first_works_and_does_not_wait():
-    done = []
-    distributed.run_on_first_rank(lambda: done.append(1), done=lambda: False, what="x")
-    assert done == [1]
-
-
 def test_the_others_wait_until_it_is_there(second, tmp_path):
     timer = threading.Timer(0.1, (tmp_path / "there").touch)
     timer.start()
     distributed.run_on_first_rank(lambda: pytest.fail("it worked"), done=(tmp_path / "there").exists, what="x")
     assert (tmp_path / "there").exists()
-
-
-def test_they_do_not_wait_for_ever(second, monkeypatch):
-    monkeypatch.setattr(distributed, "TIMEOUT_S", 0.05)
-    with pytest.raises(ValueError, match="the set does not exist after 0 minutes"):
-        distributed.run_on_first_rank(lambda: None, done=lambda: False, what="the set")
 
 
 def test_files_are_read_by_the_first_alone(second, monkeypatch, tmp_path):

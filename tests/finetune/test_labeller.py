@@ -2,14 +2,12 @@ import json
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from downstream.folders import load
 from finetune.small_rate import task_and_cases, write_rate
 
-from mg3d.finetune.labellers import open_labeller
-from mg3d.finetune.language import read_language_cases, read_studies, write_language
-from mg3d.finetune.negation import CueLabeller, sentence_labels
+from mg3d.finetune.labellers import CueLabeller, open_labeller
+from mg3d.finetune.reports import read_report_cases, read_studies, write_reports
 from mg3d.finetune.run import run
 from mg3d.finetune.tasks.labeller import load_labeller, terms
 from mg3d.glossary import FINDING_CUES, LABELS
@@ -26,12 +24,11 @@ def test_every_finding_has_cues_in_their_order():
     assert tuple(FINDING_CUES) == LABELS
 
 
-def test_sentences_name_and_deny_findings():
-    found = sentence_labels("Nodules of both lungs, no pleural effusion.")
-    assert found[NODULE] == 1
-    assert found[EFFUSION] == 0
-    assert found[EMPHYSEMA] == -1
-    assert CueLabeller().labels(["No nodule. A nodule of 3 mm.", ""])[:, NODULE].tolist() == [1, 0]
+def test_cue_words_label_findings_that_are_not_negated():
+    reports = ["Nodules of both lungs, no pleural effusion.", "No nodule. A nodule of 3 mm.", "No nodule.", ""]
+    labels = CueLabeller().labels(reports)
+    assert labels[:, NODULE].tolist() == [1, 1, 0, 0]
+    assert labels[0, [EFFUSION, EMPHYSEMA]].tolist() == [0, 0]
 
 
 def test_reports_come_from_tables_and_from_arrow_files_alike(tiny_set, tmp_path):
@@ -39,28 +36,21 @@ def test_reports_come_from_tables_and_from_arrow_files_alike(tiny_set, tmp_path)
     task_and_cases(raw, image_size=32)
     of_tables, of_arrows = (sorted(read_studies(root, "ct_rate")) for root in (raw, raw / "finetune_arrows_32"))
     assert of_tables == of_arrows
-    counts = write_language(raw, "ct_rate", tmp_path)
-    assert sum(count for name, count in counts.items() if "reports" in name) == len(of_tables)
-    cases = read_language_cases(tmp_path, "ct_rate")
+    counts = write_reports(raw, "ct_rate", tmp_path)
+    assert sum(counts.values()) == len(of_tables)
+    cases = read_report_cases(tmp_path, "ct_rate")
     assert {(case.case_id, case.report) for case in cases} == {(study.study_id, study.report) for study in of_tables}
-    with pa.memory_map(str(tmp_path / "clm_ct_rate_sentences_train.arrow")) as stream:
-        row = pa.ipc.open_file(stream).read_all().slice(0, 1).to_pylist()[0]
-    assert row["labels"] == sentence_labels(row["sentence"]).tolist()
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.arrow")}
-    changed = tmp_path / "clm_ct_rate_reports_val.arrow"
-    changed.write_bytes(changed.read_bytes()[:-9])
-    assert write_language(raw, "ct_rate", tmp_path) == counts
-    assert {path for path, time in files.items() if path.stat().st_mtime_ns != time} == {changed}
-    assert [(case.case_id, case.split) for case in read_language_cases(tmp_path, "ct_rate")] == [
-        (case.case_id, case.split) for case in cases
-    ]
+    truncated = tmp_path / "clm_ct_rate_reports_val.arrow"
+    truncated.write_bytes(truncated.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="cannot be read as an Arrow file"):
+        read_report_cases(tmp_path, "ct_rate")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("labeller")
     arrows = write_rate(root / "arrows")
-    write_language(arrows, "ct_rate", root / "language")
+    write_reports(arrows, "ct_rate", root / "language")
     arguments = [
         f"data_root={root / 'language'}",
         f"log_dir={root}",
@@ -76,7 +66,7 @@ def trained(tmp_path_factory):
 def test_a_saved_labeller_gives_the_scores_of_its_run(trained):
     folder = trained / "CT-RATE" / "labeller" / "run"
     table = pd.read_csv(folder / "fold0" / "predictions_test.csv").set_index("case_id")
-    tests = [case for case in read_language_cases(trained / "language", "ct_rate") if case.split == "test"]
+    tests = [case for case in read_report_cases(trained / "language", "ct_rate") if case.split == "test"]
     labeller = load_labeller(folder)
     reports = [case.report for case in tests]
     scores = table.loc[[case.case_id for case in tests], [f"score/{name}" for name in LABELS]].to_numpy()

@@ -1,27 +1,18 @@
 """prepro/make_arrow.py."""
 
-import importlib.util
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from downstream.folders import ROOT, load
+from downstream.folders import load, script
 from PIL import Image
 
 from mg3d.finetune import arrows
 from mg3d.finetune.images import read_image
 from mg3d.finetune.run import run
 
-
-@pytest.fixture(scope="module")
-def script():
-    def named(name):
-        spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "prepro" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return named
+MAKE_ARROW = script("make_arrow")
 
 
 def write_table(tmp_path, rows=6):
@@ -37,9 +28,9 @@ def write_table(tmp_path, rows=6):
     return tmp_path / "own.csv"
 
 
-def test_a_custom_table_becomes_a_data_root(script, tmp_path):
+def test_a_custom_table_becomes_a_data_root(tmp_path):
     out = tmp_path / "out" / "own.arrow"
-    assert script("make_arrow").main([str(write_table(tmp_path)), "folder=stoic2021", f"out={out}"]) == 0
+    assert MAKE_ARROW["main"]([str(write_table(tmp_path)), "folder=stoic2021", f"out={out}"]) == 0
     cases = arrows.read_cases(out)
     assert [case.case_id for case in cases] == [f"scan{number}" for number in range(6)]
     assert [case.target for case in cases] == [(1, 1), (1, 0), (1, 0), (0, -1), (0, -1), (1, 1)]
@@ -49,42 +40,27 @@ def test_a_custom_table_becomes_a_data_root(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_learns_from_it(script, tmp_path):
-    out = script("make_arrow").make(write_table(tmp_path), {"folder": "stoic2021", "out": tmp_path / "own.arrow"})
-    arguments = [
-        f"data_root={out}",
-        f"log_dir={tmp_path}",
-        "run_name=r",
-        "epochs=1",
-        "accelerator=cpu",
-        "encoder=tiny",
-        "n_bootstrap=2",
-    ]
+def test_a_run_learns_from_it(tmp_path):
+    out = MAKE_ARROW["make"](write_table(tmp_path), {"folder": "stoic2021", "out": tmp_path / "own.arrow"})
+    arguments = [f"data_root={out}", f"log_dir={tmp_path}", "run_name=r", "epochs=1", "accelerator=cpu", "encoder=tiny"]
     assert run(load("stoic2021").TASK, arguments) == 0
 
 
-def test_exclusive_targets_and_masks_come_from_their_columns(script, tmp_path):
+def test_exclusive_targets_and_masks_come_from_their_columns(tmp_path):
     write_table(tmp_path, 2)
     (tmp_path / "t.csv").write_text("image,target,mask,split\nscan0.npy,NCP,scan1.npy,test\nscan1.npy,Normal,,\n")
-    one, two = arrows.read_cases(
-        script("make_arrow").make(tmp_path / "t.csv", {"folder": "cc-ccii", "out": tmp_path / "t.arrow"})
-    )
+    file = MAKE_ARROW["make"](tmp_path / "t.csv", {"folder": "cc-ccii", "out": tmp_path / "t.arrow"})
+    one, two = arrows.read_cases(file)
     assert (one.target, one.split, two.target, two.split, two.mask) == ((2,), "test", (0,), "train", None)
     assert np.array_equal(read_image(one.mask), read_image(two.image))
 
 
-@pytest.mark.parametrize("folder", ["CT-RATE", "Luna16"])
-def test_a_folder_that_needs_more_than_a_table_is_refused(script, tmp_path, capsys, folder):
-    assert script("make_arrow").main([str(write_table(tmp_path)), f"folder={folder}", f"out={tmp_path / 't.arrow'}"]) == 2
-    assert f"folder={folder}: expected one of" in capsys.readouterr().err
-
-
-def test_slices_are_sorted_by_the_numbers_in_their_names(script, tmp_path):
+def test_slices_are_sorted_by_the_numbers_in_their_names(tmp_path):
     for grey, name in enumerate(("s2.png", "s10.png", "s010.png", "s100.PNG")):
         Image.fromarray(np.full((3, 4), 10 * grey, np.uint8)).save(tmp_path / name)
     (tmp_path / ".s1.png").write_bytes(b"no picture")
     (tmp_path / "t.csv").write_text("image,target\n.,CP\n")
-    file = script("make_arrow").make(tmp_path / "t.csv", {"folder": "cc-ccii", "out": tmp_path / "t.arrow"})
+    file = MAKE_ARROW["make"](tmp_path / "t.csv", {"folder": "cc-ccii", "out": tmp_path / "t.arrow"})
     assert read_image(arrows.read_cases(file)[0].image)[0, :, 0, 0].tolist() == [0, 20, 10, 30]  # equal numbers: by the name
 
 
@@ -95,20 +71,15 @@ def test_slices_are_sorted_by_the_numbers_in_their_names(script, tmp_path):
         ("image,colour\na.npy,red\n", r"the unknown columns \['colour'\]"),
         ("image,probCOVID\na.npy,3\n", r"line 2: the targets are \(3, -1\)"),
         ("image,probCOVID\na.npy,1\nb.npy,yes\n", "line 3: probCOVID is 'yes'; expected an integer"),
-        ("image,probCOVID\na.npy,0.5\n", "line 2: probCOVID is '0.5'; expected an integer"),
         ("image,split\na.npy,val\n", "line 2: split is 'val'"),
-        ("image,fold\na.npy,1.5\n", "line 2: fold is '1.5'; expected an integer"),
         ("image,fold\na.npy,1\nb.npy,5\n", "line 3: fold is 5; expected 0 to 4"),
-        ("image,fold\na.npy,-1\n", "line 2: fold is -1; expected 0 to 4"),
         ("image\na.npy\na.npy\n", "1 case names are not unique"),
         ("image\na.npy\n", "none of the 1 cases could be read"),
     ],
 )
-def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, message):
+def test_a_bad_table_is_one_sentence(tmp_path, capsys, text, message):
     (tmp_path / "t.csv").write_text(text)
-    import re
-
-    assert script("make_arrow").main([str(tmp_path / "t.csv"), "folder=stoic2021", f"out={tmp_path / 't.arrow'}"]) == 2
+    assert MAKE_ARROW["main"]([str(tmp_path / "t.csv"), "folder=stoic2021", f"out={tmp_path / 't.arrow'}"]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert error.count("\n") == 1
@@ -119,11 +90,11 @@ def test_a_bad_table_is_one_sentence(script, tmp_path, capsys, text, message):
     ("arguments", "message"),
     [
         (["folder=stoic2021"], "out=... is missing"),
-        (["folder=x", "out=a.arrow"], "folder=x: expected one of"),
+        (["folder=CT-RATE", "out=a.arrow"], "folder=CT-RATE: expected one of"),
         (["folder=stoic2021", "out=a.bin"], "must end in .arrow"),
         (["folder=stoic2021", "out=a.arrow", "x=1"], "x=... is unknown"),
     ],
 )
-def test_bad_arguments_are_one_sentence(script, tmp_path, capsys, arguments, message):
-    assert script("make_arrow").main([str(write_table(tmp_path)), *arguments]) == 2
+def test_bad_arguments_are_one_sentence(tmp_path, capsys, arguments, message):
+    assert MAKE_ARROW["main"]([str(write_table(tmp_path)), *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_single_voxels_return_to_their_position_in_the_file(name, tta, tmp_path)
     case = write_case(tmp_path, AFFINES[name], few_voxels())
     settings = FinetuneSettings(tta=tta, num_workers=0, accelerator="cpu")
     task_type = segmentation(t.window(0.0, 1.0), t.crop_foreground(), settings=settings)
-    table = predict(task_type, Echo(), [case], masks=tmp_path / "masks")
+    table = predict(task_type, Echo(), [case], mask_folder=tmp_path / "masks")
     written = nib.load(tmp_path / "masks" / "one.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), few_voxels())
     np.testing.assert_allclose(written.affine, AFFINES[name], atol=1e-5)
@@ -84,7 +84,7 @@ def test_a_resampled_mask_returns_to_its_position(name, tmp_path):
     mask = np.zeros(SHAPE, np.uint8)
     mask[3:10, 10:20, 2:9] = 1
     case = write_case(tmp_path, AFFINES[name], mask)
-    table = predict(segmentation(t.spacing((2.0, 0.9, 1.1))), Echo(), [case], masks=tmp_path / "masks")
+    table = predict(segmentation(t.spacing((2.0, 0.9, 1.1))), Echo(), [case], mask_folder=tmp_path / "masks")
     written = np.asarray(nib.load(tmp_path / "masks" / "one.nii.gz").dataobj)
     assert table.loc[0, "dice/lesion"] > 0.9
     np.testing.assert_allclose(np.argwhere(written).mean(0), np.argwhere(mask).mean(0), atol=0.2)
@@ -94,7 +94,7 @@ def test_several_structures_keep_their_values(tmp_path):
     mask = 2 * few_voxels()
     mask[3:9, 2:8, 2:5] = 1
     case = write_case(tmp_path, AFFINES["slices first"], mask)
-    table = predict(segmentation(outputs=("one", "two")), Echo(2), [case], masks=tmp_path / "masks")
+    table = predict(segmentation(outputs=("one", "two")), Echo(2), [case], mask_folder=tmp_path / "masks")
     assert np.array_equal(np.asarray(nib.load(tmp_path / "masks" / "one.nii.gz").dataobj), mask)
     assert table.loc[0, ["dice/one", "dice/two"]].tolist() == [1.0, 1.0]
 
@@ -102,13 +102,13 @@ def test_several_structures_keep_their_values(tmp_path):
 def test_worker_processes_keep_the_transform_history(tmp_path):
     cases = [write_case(tmp_path, AFFINES[name], few_voxels(), name=name) for name in ("LPS", "oblique")]
     task_type = segmentation(settings=FinetuneSettings(num_workers=1, accelerator="cpu"))
-    assert predict(task_type, Echo(), cases, masks=None)["dice/lesion"].tolist() == [1.0, 1.0]
+    assert predict(task_type, Echo(), cases, mask_folder=None)["dice/lesion"].tolist() == [1.0, 1.0]
 
 
 def test_a_case_without_truth_is_measured_and_not_scored(tmp_path):
     case = dataclasses.replace(write_case(tmp_path, AFFINES["LPS"], few_voxels()), mask=None)
     task_type = segmentation()
-    table = predict(task_type, Echo(), [case], masks=tmp_path)
+    table = predict(task_type, Echo(), [case], mask_folder=tmp_path)
     assert set(table) == {"case_id", "patient_id", "volume_ml/lesion"}
     assert task_type.statistics(table) == {}
 
@@ -116,8 +116,8 @@ def test_a_case_without_truth_is_measured_and_not_scored(tmp_path):
 def test_validation_measures_dice_alone(tmp_path):
     case = write_case(tmp_path, AFFINES["LPS"], few_voxels())
     task_type = segmentation()
-    task_type.rows = lambda network, batch, masks=None: task_type.validation_rows(network, batch)
-    table = predict(task_type, Echo(), [case], masks=None)
+    task_type.rows = lambda network, batch, mask_folder=None: task_type.validation_rows(network, batch)
+    table = predict(task_type, Echo(), [case], mask_folder=None)
     assert table.loc[0, "dice/lesion"] == 1.0
     assert not any(name.startswith(("nsd", "hd95")) for name in table)
 
@@ -180,7 +180,7 @@ def test_means_leave_out_cases_without_the_structure():
 def test_figures_show_every_case_and_the_extremes(tmp_path):
     cases = [write_case(tmp_path, AFFINES[name], few_voxels(), name=name) for name in ("LPS", "oblique")]
     task_type = segmentation()
-    titles = [title for title, _ in task_type.figures(predict(task_type, Echo(), cases, masks=tmp_path / "masks"))]
+    titles = [title for title, _ in task_type.figures(predict(task_type, Echo(), cases, mask_folder=tmp_path / "masks"))]
     assert titles[0] == "Dice of each case"
     assert len(titles) == 5
     assert titles[1].startswith("Best: ")
@@ -223,10 +223,3 @@ def test_bad_masks_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="none of the 1 training cases has a voxel of lesion"):
         check_structures([empty], facts(empty), ["lesion"])
     check_structures([empty, good], facts(empty, good), ["lesion"])
-
-
-def test_the_loss_may_exclude_the_background():
-    logits, truth = torch.randn(1, 2, 3, 4, 5), torch.ones(1, 1, 3, 4, 5)
-    found = [segmentation(include_background=background).criterion(logits, truth) for background in (True, False)]
-    assert found == [LOSSES["dice"](include_background=background)(logits, truth) for background in (True, False)]
-    assert found[0] != found[1]

@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -16,12 +17,16 @@ from mg3d.metrics.bootstrap import (
 from mg3d.metrics.classification import auroc
 
 
+def mean_of(values):
+    """Statistic: mean of the resampled values."""
+    return lambda rows: float(values[rows].mean())
+
+
 def test_interval_of_a_mean_matches_the_normal_approximation():
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    low, high = bootstrap_interval(lambda rows: values[rows].mean(), np.arange(400), n_bootstrap=3000)
     width = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - width, abs=0.03)
-    assert high == pytest.approx(values.mean() + width, abs=0.03)
+    expected = (values.mean() - width, values.mean() + width)
+    assert bootstrap_interval(mean_of(values), np.arange(400), n_bootstrap=3000) == pytest.approx(expected, abs=0.03)
 
 
 def test_patients_are_resampled_with_all_their_cases():
@@ -43,26 +48,33 @@ def test_patients_are_resampled_with_all_their_cases():
 
 def test_repeated_studies_of_a_patient_widen_the_interval():
     values = np.repeat(np.random.default_rng(1).normal(size=40), 10)
-    one, other = (
-        bootstrap_interval(lambda rows: values[rows].mean(), groups, n_bootstrap=1000)
-        for groups in (np.repeat(np.arange(40), 10), np.arange(400))
+    by_patient, by_study = (
+        bootstrap_interval(mean_of(values), groups, n_bootstrap=1000) for groups in (np.repeat(np.arange(40), 10), np.arange(400))
     )
-    assert (one[1] - one[0]) / (other[1] - other[0]) == pytest.approx(10**0.5, rel=0.12)
+    assert np.ptp(by_patient) / np.ptp(by_study) == pytest.approx(10**0.5, rel=0.12)
 
 
 def test_level_and_seed_determine_the_interval():
-    values = np.random.default_rng(2).random(30)
-    interval = lambda **named: bootstrap_interval(lambda rows: values[rows].mean(), np.arange(30), **named)  # noqa: E731
+    interval = partial(bootstrap_interval, mean_of(np.random.default_rng(2).random(30)), np.arange(30))
     assert interval(seed=4) == interval(seed=4) != interval(seed=5)
     wide, narrow = interval(level=0.99), interval(level=0.5)
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
 @pytest.mark.filterwarnings("error")
-def test_resamples_without_a_value_are_skipped():
+def test_resamples_with_a_nan_statistic_are_skipped():
     groups, values = np.arange(3), iter([np.nan, 1.0, np.nan, 3.0])
     assert bootstrap_interval(lambda rows: next(values), groups, n_bootstrap=4, level=1.0) == (1.0, 3.0)
-    assert np.isnan(bootstrap_interval(lambda rows: float("nan"), groups)).all()
+    assert np.isnan(bootstrap_interval(lambda rows: np.nan, groups)).all()
+    for patients in (3, 7):
+        comparison = paired_comparison(lambda rows: np.nan, lambda rows: np.nan, np.arange(patients), n_bootstrap=5)
+        assert np.isnan(comparison[:4]).all()
+
+
+@pytest.mark.parametrize("function", [partial(bootstrap_interval, np.sum), partial(paired_comparison, np.sum, np.sum)])
+def test_an_empty_group_array_is_refused(function):
+    with pytest.raises(ValueError, match="no case"):
+        function(np.array([]))
 
 
 def test_too_few_patients_of_a_class_are_reported():
@@ -78,16 +90,11 @@ def test_too_few_patients_of_a_class_are_reported():
     assert insufficient_reason(np.stack([labels, labels], 1), patients) == "too few positives (4)"
 
 
-def test_an_empty_group_array_raises():
-    with pytest.raises(ValueError, match="no case"):
-        bootstrap_interval(lambda rows: 0.0, np.array([]))
-
-
 def test_a_paired_difference_by_hand():
     # The first system is better by 1 in 4 of 16 patients and equal in the others. A resample without a better patient has
     # probability .75 ** 16 = .0100, and none has a worse one: p is twice that.
     first, second = np.repeat([1.0, 0.0], [4, 12]), np.zeros(16)
-    found = paired_comparison(lambda rows: first[rows].mean(), lambda rows: second[rows].mean(), np.arange(16), n_bootstrap=4000)
+    found = paired_comparison(mean_of(first), mean_of(second), np.arange(16), n_bootstrap=4000)
     assert found.difference == 0.25
     assert found.low > 0
     assert found.p == pytest.approx(2 * 0.75**16, abs=0.006)
@@ -100,9 +107,7 @@ def test_p_of_few_patients_is_the_exact_sign_flip_p():
     expected = sum(value >= contributions.sum() - 1e-12 for value in slow) / 128
     assert sign_flip_p(contributions) == expected
     patients = np.repeat(np.arange(7), 2)  # two cases per patient: the mean over cases is the mean over patients
-    first, second = np.repeat(contributions, 2) + 1, np.ones(14)
-    found = paired_comparison(lambda rows: first[rows].mean(), lambda rows: second[rows].mean(), patients)
-    assert found.p == expected
+    assert paired_comparison(mean_of(np.repeat(contributions, 2) + 1), mean_of(np.ones(14)), patients).p == expected
     assert sign_flip_p(np.arange(1.0, 9)) == 2 / 2**8  # all positive: the smallest p of 8 patients
 
 
@@ -150,41 +155,30 @@ def test_p_text(p, patients, smallest_p, text):
 
 
 def test_several_statistics_have_the_same_intervals_as_each_alone():
-    values = np.random.default_rng(6).random((2, 9))
-    both = bootstrap_intervals(lambda rows: {"a": values[0][rows].mean(), "b": values[1][rows].std()}, np.arange(9))
-    assert both["b"] == bootstrap_interval(lambda rows: values[1][rows].std(), np.arange(9))
-    assert bootstrap_intervals(lambda rows: {"a": 0.0}, np.arange(9), n_bootstrap=0) == {}
+    values = np.random.default_rng(6).random(9)
+    both = bootstrap_intervals(lambda rows: {"mean": values[rows].mean(), "sd": values[rows].std()}, np.arange(9))
+    assert both["sd"] == bootstrap_interval(lambda rows: values[rows].std(), np.arange(9))
+    assert bootstrap_intervals(lambda rows: {"mean": 0.0}, np.arange(9), n_bootstrap=0) == {}
 
 
 def test_a_paired_comparison_finds_a_difference_that_separate_intervals_hide():
-    random = np.random.default_rng(0)
-    difficulty = random.normal(0, 5, 200)
-    first, second = difficulty + 0.5 + random.normal(0, 0.5, 200), difficulty
-    one, other = (lambda rows: first[rows].mean()), (lambda rows: second[rows].mean())
-    assert bootstrap_interval(one, np.arange(200))[0] < bootstrap_interval(other, np.arange(200))[1]
-    found = paired_comparison(one, other, np.arange(200), n_bootstrap=500)
+    random, patients = np.random.default_rng(0), np.arange(200)
+    second = random.normal(0, 5, 200)
+    first = second + 0.5 + random.normal(0, 0.5, 200)
+    assert bootstrap_interval(mean_of(first), patients)[0] < bootstrap_interval(mean_of(second), patients)[1]
+    found = paired_comparison(mean_of(first), mean_of(second), patients, n_bootstrap=500)
     width = 1.96 * (first - second).std() / 200**0.5
     assert found.difference == pytest.approx((first - second).mean())
     assert (found.low, found.high) == pytest.approx((found.difference - width, found.difference + width), abs=0.01)
     assert found.p == 2 / 501
-    swapped = paired_comparison(other, one, np.arange(200), n_bootstrap=500)[:4]
+    swapped = paired_comparison(mean_of(second), mean_of(first), patients, n_bootstrap=500)[:4]
     assert swapped == pytest.approx((-found.difference, -found.high, -found.low, found.p))
 
 
-def test_a_system_does_not_differ_from_itself():
-    values = np.random.default_rng(3).random(20)
-    mean = lambda rows: values[rows].mean()  # noqa: E731
-    assert paired_comparison(mean, mean, np.arange(20), n_bootstrap=50)[:4] == (0, 0, 0, 1)
-    assert paired_comparison(mean, mean, np.arange(9), n_bootstrap=50)[:4] == (0, 0, 0, 1)
-
-
-@pytest.mark.filterwarnings("error")
-def test_nan_statistics_give_a_nan_comparison():
-    undefined = lambda rows: float("nan")  # noqa: E731
-    assert np.isnan(paired_comparison(undefined, undefined, np.arange(3), n_bootstrap=5)[:4]).all()
-    assert np.isnan(paired_comparison(undefined, undefined, np.arange(7), n_bootstrap=5)[:4]).all()
-    with pytest.raises(ValueError, match="no case"):
-        paired_comparison(undefined, undefined, np.array([]))
+@pytest.mark.parametrize("patients", [9, 20])
+def test_a_system_does_not_differ_from_itself(patients):
+    mean = mean_of(np.random.default_rng(3).random(20))
+    assert paired_comparison(mean, mean, np.arange(patients), n_bootstrap=50)[:4] == (0, 0, 0, 1)
 
 
 def test_p_counts_ties_on_both_sides_and_is_never_zero():

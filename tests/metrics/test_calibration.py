@@ -42,16 +42,17 @@ def test_separable_labels_end_at_the_lower_bound():
     assert fit_temperature(np.array([1, 0]), np.array([3.0, -3.0])) < 0.1
 
 
-def test_invalid_probabilities_and_logits_are_refused():
-    with pytest.raises(ValueError, match=r"between -1\.0 and 2\.0"):
-        brier(np.array([0, 1]), np.array([-1.0, 2.0]))
-    with pytest.raises(ValueError, match="nan"):
-        calibration_error(np.array([0, 1]), np.array([np.nan, 0.5]))
-    with pytest.raises(ValueError, match="between nan and nan"):
-        brier(np.array([0]), np.array([[np.nan, 0.5]]))
-    with pytest.raises(ValueError, match=r"expected \[n\] and \[n, classes\]"):
-        brier(np.array([0, 1]), np.array([[0.5, 0.5]]))
-    with pytest.raises(ValueError, match="finite"):
-        fit_temperature(np.array([0, 1]), np.array([np.inf, 0.5]))
-    with pytest.raises(ValueError, match="0 known cases"):
-        fit_temperature(np.array([-1]), np.array([0.5]))
+@pytest.mark.parametrize(
+    ("function", "labels", "values", "message"),
+    [
+        (brier, [0, 1], [-1.0, 2.0], r"between -1\.0 and 2\.0"),
+        (calibration_error, [0, 1], [np.nan, 0.5], "nan"),
+        (brier, [0], [[np.nan, 0.5]], "between nan and nan"),
+        (brier, [0, 1], [[0.5, 0.5]], r"expected \[n\] and \[n, classes\]"),
+        (fit_temperature, [0, 1], [np.inf, 0.5], "finite"),
+        (fit_temperature, [-1], [0.5], "0 known cases"),
+    ],
+)
+def test_invalid_probabilities_and_logits_are_refused(function, labels, values, message):
+    with pytest.raises(ValueError, match=message):
+        function(np.array(labels), np.array(values))

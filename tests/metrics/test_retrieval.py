@@ -32,18 +32,16 @@ def test_recall_by_hand():
 
 
 def test_a_constant_similarity_scores_nothing():
-    relevant = np.eye(12, dtype=bool)
-    assert recall_at(first_rank(np.ones((12, 12)), relevant), (1, 5, 10)) == {1: 0.0, 5: 0.0, 10: 0.0}
+    assert recall_at(first_rank(np.ones((12, 12)), np.eye(12, dtype=bool)), (1, 5, 10)) == {1: 0.0, 5: 0.0, 10: 0.0}
 
 
-def test_a_query_without_a_relevant_item_is_refused():
-    with pytest.raises(ValueError, match="no relevant item"):
-        first_rank(np.ones((2, 3)), np.array([[True, False, False], [False, False, False]]))
-
-
-def test_nan_similarities_are_refused():
-    with pytest.raises(ValueError, match="nan"):
-        first_rank(np.full((4, 5), np.nan), np.eye(4, 5, dtype=bool))
+@pytest.mark.parametrize(
+    ("value", "relevant", "message"),
+    [(1.0, [[True, False], [False, False]], "no relevant item"), (np.nan, [[True, False], [False, True]], "nan")],
+)
+def test_undefined_ranks_are_refused(value, relevant, message):
+    with pytest.raises(ValueError, match=message):
+        first_rank(np.full((2, 2), value), np.array(relevant))
 
 
 def test_chance_is_the_mean_recall_of_random_rankings():

@@ -85,18 +85,19 @@ def test_tolerances_and_scores_are_per_class():
     assert found["nsd"].tolist() == pytest.approx([1, np.nan, 0.5], nan_ok=True)
 
 
-def test_invalid_label_maps_are_refused():
-    labels = grid((1, 1, 1))
-    with pytest.raises(ValueError, match="on one grid"):
-        one(labels, labels[:-1])
-    with pytest.raises(ValueError, match="positive lengths"):
-        one(labels, labels, spacing_mm=(5.0, 0.0, 1.0))
-    with pytest.raises(ValueError, match="positive lengths"):
-        one(labels, labels, spacing_mm=(5.0, np.nan, 1.0))
-    with pytest.raises(ValueError, match="prediction holds nan or fractions"):
-        one(np.where(labels, np.nan, 0.0), labels)
-    with pytest.raises(ValueError, match="1 tolerances for 2"):
-        case_scores(labels, labels, classes=[1, 2], spacing_mm=SPACING, tolerance_mm=[1.0])
+@pytest.mark.parametrize(
+    ("predicted", "reference", "spacing_mm", "classes", "message"),
+    [
+        (grid(), grid(shape=(8, 10, 12)), SPACING, [1], "on one grid"),
+        (grid(), grid(), (5.0, 0.0, 1.0), [1], "positive lengths"),
+        (grid(), grid(), (5.0, np.nan, 1.0), [1], "positive lengths"),
+        (np.full((9, 10, 12), np.nan), grid(), SPACING, [1], "prediction holds nan or fractions"),
+        (grid(), grid(), SPACING, [1, 2], "1 tolerances for 2"),
+    ],
+)
+def test_invalid_label_maps_are_refused(predicted, reference, spacing_mm, classes, message):
+    with pytest.raises(ValueError, match=message):
+        case_scores(predicted, reference, classes=classes, spacing_mm=spacing_mm, tolerance_mm=[1.0])
 
 
 def test_surfaces_false_omits_only_the_surface_metrics():

@@ -46,9 +46,9 @@ def written(tmp_path_factory):
 
 def canvas_with(label, seed, grid=48):
     context = DrawContext(np.random.default_rng([seed, 7]), voxels_in_plane=grid)
-    with context.canvas.track_change() as change:
-        finding = DRAWERS[label](context)
-    return context.canvas, context.body, finding, change().voxels
+    before = context.canvas.hu.copy()
+    finding = DRAWERS[label](context)
+    return context.canvas, context.body, finding, context.canvas.change_since(before).voxels
 
 
 def test_every_label_has_a_drawer_and_phrases():

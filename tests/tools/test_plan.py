@@ -77,4 +77,4 @@ def test_impossible_plans_are_refused(arguments, sentence, capsys):
 @pytest.mark.slow
 def test_calibration_measures_steps(capsys):
     assert plan_tool.main(["--calibrate", "--threads", "1", "with", *WORDS, "grad_cache_chunk=1"]) == 0
-    assert "measured here" in capsys.readouterr().out
+    assert "measured on this" in capsys.readouterr().out

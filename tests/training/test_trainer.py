@@ -1,11 +1,18 @@
+"""How a step is split over processes, precision and the distributed strategy."""
+
 import re
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
+from small_model import OBJECTIVES, build, random_batch
+from torch.utils.data import DataLoader
 
 from mg3d.config import resolve
+from mg3d.training.module import PretrainModule
 from mg3d.training.run import describe_plan
-from mg3d.training.trainer import plan_batches, resolve_precision
+from mg3d.training.trainer import build_strategy, plan_batches, resolve_precision
 
 
 def settings(batch_size, most, devices=1, nodes=1):
@@ -59,3 +66,43 @@ def test_emulated_bf16_is_not_used(monkeypatch):
         says = lambda including_emulation=True, computed=computed: computed or including_emulation  # noqa: E731
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", says)
         assert resolve_precision(resolve([], {"accelerator": "gpu"}).run) == ("bf16-mixed" if computed else "16-mixed")
+
+
+@pytest.mark.parametrize(
+    ("objectives", "has_unused"),
+    [
+        (OBJECTIVES, False),
+        ((*OBJECTIVES, "captioning"), False),
+        (("mlm",), False),
+        (("sal",), False),
+        (("mim",), False),
+        (("cml",), False),
+        (("cml", "captioning"), False),
+        (("dcl",), True),
+        (("cml", "ssm"), True),
+        (("captioning",), True),
+    ],
+)
+def test_ddp_searches_for_unused_parameters_only_where_some_are_unused(objectives, has_unused, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    weights = {f"weight_{name}": float(name in objectives) for name in (*OBJECTIVES, "captioning")}
+    settings = resolve(["tiny"], weights | {"accelerator": "cpu"})
+
+    def train(strategy):
+        module = PretrainModule(
+            build(objectives=objectives), weights=dict.fromkeys(objectives, 1.0), optim=settings.optim, seed=0, identity={}
+        )
+        trainer = pl.Trainer(
+            accelerator="cpu", devices=1, strategy=strategy, max_steps=3, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        try:
+            trainer.fit(module, DataLoader([random_batch()] * 3, batch_size=None))
+        finally:
+            torch.distributed.destroy_process_group()
+
+    train(build_strategy(settings))
+    assert build_strategy(settings)._ddp_kwargs["find_unused_parameters"] is has_unused
+    if has_unused:
+        with pytest.raises(RuntimeError, match="parameters that were not used"):
+            train(DDPStrategy(process_group_backend="gloo", find_unused_parameters=False))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import FinetuneCase, Source, Split
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.dataset import CaseDataset, Draw, class_balanced, shuffled
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.transforms import ReadCase, Sample, plain_tensors
@@ -89,8 +89,8 @@ class TaskType(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} is not trained by gradient descent")
 
     @abc.abstractmethod
-    def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
-        """Predictions of an evaluation batch, with the ground truth if it is known; predicted masks are written to `masks`."""
+    def rows(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:
+        """Predictions of an evaluation batch, with the ground truth if it is known; writes predicted masks to `mask_folder`."""
 
     def validation_rows(self, network: nn.Module, batch: Sample) -> list[Row]:
         """As `rows`, limited to what `metric` needs."""
@@ -107,11 +107,8 @@ class TaskType(abc.ABC):
         """(title, figure) for the results page."""
         return []
 
-    def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:  # noqa: B027
-        """Raises ValueError for cases that this task cannot be trained on."""
-
-    def fit_vocabulary(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:  # noqa: B027
-        """Reads from the training cases what the network is built from."""
+    def setup(self, split: Split, files: InspectedFiles) -> None:  # noqa: B027
+        """Checks the cases (ValueError) and reads from the training cases what the network needs, such as a vocabulary."""
 
     def fit_closed_form(self, network: nn.Module, split: Split, folder: Path) -> None:  # noqa: B027
         """Sets the parameters of a task without SGD; `folder` keeps expensive intermediate results."""
@@ -127,16 +124,16 @@ class TaskType(abc.ABC):
     def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """The inverse of `state`."""
 
-    def read(self, *, masks: bool) -> Callable[[FinetuneCase], Sample]:
+    def read(self, *, with_masks: bool) -> Callable[[FinetuneCase], Sample]:
         """Case -> preprocessed sample, in training and evaluation."""
-        reader = ReadCase(masks=masks, channel=self.channel, superior_first=self.superior_first)
+        reader = ReadCase(masks=with_masks, channel=self.channel, superior_first=self.superior_first)
         return mt.Compose([reader, *self.preprocess, plain_tensors()])
 
     def training_data(self, cases: Sequence[FinetuneCase]) -> tuple[Dataset, Draw]:
         """Training samples, and which of them an epoch draws."""
         data = CaseDataset(
             cases,
-            self.read(masks=self.reads_masks),
+            self.read(with_masks=self.reads_masks),
             random=self.random_transforms(),
             seed=self.settings.seed,
             cache=self.settings.cache,
@@ -151,7 +148,7 @@ class TaskType(abc.ABC):
     def evaluation_data(self, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> Dataset:
         """Evaluation samples in order, one per case."""
         return CaseDataset(
-            cases, self.read(masks=False), cache=self.settings.cache and not collect_errors, collect_errors=collect_errors
+            cases, self.read(with_masks=False), cache=self.settings.cache and not collect_errors, collect_errors=collect_errors
         )
 
     def scores(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> list[Score]:

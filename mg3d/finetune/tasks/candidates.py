@@ -16,8 +16,9 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mg3d.finetune.cases import UNKNOWN, Candidate, FinetuneCase, ReferenceNodule
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.cases import UNKNOWN, Candidate, FinetuneCase, ReferenceNodule, Split
+from mg3d.finetune.data_check import InspectedFiles
+from mg3d.finetune.data_root import read_csv
 from mg3d.finetune.dataset import ERRORS, Draw, seeded
 from mg3d.finetune.images import LPS_TO_RAS, read_image
 from mg3d.finetune.settings import FinetuneSettings, Size
@@ -162,11 +163,11 @@ class CandidateClassification(Classification):
         super().__init__(settings, metric="auroc", **shared)
         self.cube_size, self.negatives = cube_size, negatives
 
-    def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
-        """Both classes must occur."""
-        found = {candidate.target for case in cases for candidate in case.candidates}
-        if not found >= {0, 1}:
-            raise ValueError(f"the candidates have the classes {sorted(found)}; training needs both 0 and 1")
+    def setup(self, split: Split, files: InspectedFiles) -> None:
+        """Both classes must occur in training."""
+        classes = {candidate.target for case in split.train for candidate in case.candidates}
+        if not classes >= {0, 1}:
+            raise ValueError(f"the training candidates have the classes {sorted(classes)}; both 0 and 1 are needed")
 
     def _cubes(self, cases: Sequence[FinetuneCase], **named: Any) -> CandidateCubes:
         preprocess = mt.Compose([*self.preprocess, plain_tensors()])
@@ -175,10 +176,7 @@ class CandidateClassification(Classification):
     def training_data(self, cases: Sequence[FinetuneCase]) -> tuple[Dataset, Draw]:
         """Cubes, drawn as `drawn_by_scan`."""
         data = self._cubes(cases, random=self.random_transforms())
-        targets = data.targets()
-        if not (targets == 1).any():
-            raise ValueError(f"none of the {len(targets)} candidates of the training scans is positive")
-        return data, drawn_by_scan(targets, data.scan_of, negatives=self.negatives)
+        return data, drawn_by_scan(data.targets(), data.scan_of, negatives=self.negatives)
 
     def evaluation_data(self, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> Dataset:
         """Every candidate, scan by scan."""
@@ -189,9 +187,7 @@ class CandidateClassification(Classification):
         path = where / CANDIDATE_FILE if where.is_dir() else where.with_name(CANDIDATE_FILE)
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path}, the list of candidates: {', '.join(CANDIDATE_COLUMNS)} (mm, LPS)")
-        table = pd.read_csv(path, dtype={CANDIDATE_COLUMNS[0]: str})
-        if missing := set(CANDIDATE_COLUMNS) - set(table):
-            raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {list(table)[:6]}")
+        table = read_csv(path, CANDIDATE_COLUMNS, text=CANDIDATE_COLUMNS[:1])
         candidates: dict[str, list[Candidate]] = {}
         for name, *centre in table[list(CANDIDATE_COLUMNS)].itertuples(index=False):
             candidates.setdefault(name, []).append(Candidate(tuple(map(float, centre)), UNKNOWN))
@@ -200,9 +196,9 @@ class CandidateClassification(Classification):
         return [dataclasses.replace(case, candidates=tuple(candidates.get(case.case_id, ()))) for case in cases]
 
     @torch.no_grad()
-    def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+    def rows(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:
         """One row per candidate."""
-        rows = super().rows(network, batch, masks=masks)
+        rows = super().rows(network, batch, mask_folder=mask_folder)
         centres, numbers = batch["centre_mm"].cpu().numpy(), batch["candidate"].tolist()
         for row, centre, number, nodules in zip(rows, centres, numbers, batch["nodules"], strict=True):
             row |= {"candidate": number, **dict(zip(CENTRE, centre.tolist(), strict=True)), "nodules": nodules}
@@ -223,7 +219,7 @@ class CandidateClassification(Classification):
         annotations = Annotations(nodule_scan, nodules[:, :3], nodules[:, 3], nodules[:, 4] == 1)
         is_real = numbers != NO_CANDIDATE
         scores, centres = table[f"score/{self.outputs[0]}"].to_numpy()[is_real], table[list(CENTRE)].to_numpy()[is_real]
-        return froc(scan[is_real], centres, scores, annotations=annotations, all_scans=np.arange(len(by_scan)))
+        return froc(scan[is_real], centres, scores, annotations=annotations, n_scans=len(by_scan))
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """`auroc` of candidates, `cpm`, and `sensitivity@<false positives per scan>` of nodules."""

@@ -87,7 +87,7 @@ class Classification(TaskType):
         return (terms * known).sum() / known.sum().clamp(min=1)
 
     @torch.no_grad()
-    def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+    def rows(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:
         """One row per case."""
         scores = self.averaged(lambda volume: self.activate(network(volume).float()), batch["image"])
         return self.rows_of(scores.cpu().numpy(), batch)

@@ -13,8 +13,8 @@ from torch import nn
 
 from mg3d.evaluation.baselines import fit_best_logistic
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.console import info
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
+from mg3d.finetune.distributed import info
 from mg3d.finetune.tasks.base import Row
 from mg3d.finetune.tasks.classification import Classification
 from mg3d.finetune.transforms import Sample
@@ -74,18 +74,16 @@ class ReportLabeller(Classification):
     uses_encoder = False
     eval_batch_size = 64
 
-    def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
-        """Some label must be known."""
-        if not any(label >= 0 for case in cases for label in case.target):
+    def setup(self, split: Split, files: InspectedFiles) -> None:
+        """Some label must be known; the vocabulary is the most frequent terms of the training reports."""
+        if not any(label >= 0 for part in split for case in part for label in case.target):
             raise ValueError("no report has a known label; the labeller is trained on CT-RATE's tables of labels")
-
-    def fit_vocabulary(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
-        """The most frequent terms of the training reports."""
-        vectorizer = TfidfVectorizer(analyzer=terms, min_df=min(MIN_REPORTS, len(cases)), max_features=MAX_TERMS)
+        reports = [case.report for case in split.train]
+        vectorizer = TfidfVectorizer(analyzer=terms, min_df=min(MIN_REPORTS, len(reports)), max_features=MAX_TERMS)
         try:
-            self.vocabulary = vectorizer.fit([case.report for case in cases]).get_feature_names_out().tolist()
+            self.vocabulary = vectorizer.fit(reports).get_feature_names_out().tolist()
         except ValueError:
-            raise ValueError(f"no term occurs in {MIN_REPORTS} of the {len(cases)} training reports; use more reports") from None
+            raise ValueError(f"no term occurs in {MIN_REPORTS} of the {len(reports)} training reports; use more") from None
 
     def state(self) -> dict[str, Any]:
         """The terms."""
@@ -99,11 +97,11 @@ class ReportLabeller(Classification):
         """A `ReportClassifier`."""
         return ReportClassifier(self.vocabulary, len(self.outputs))
 
-    def read(self, *, masks: bool) -> Callable[[FinetuneCase], Sample]:
+    def read(self, *, with_masks: bool) -> Callable[[FinetuneCase], Sample]:
         """A report and its labels."""
         return _sample
 
-    def rows(self, network: ReportClassifier, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+    def rows(self, network: ReportClassifier, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:
         """One row per report."""
         return self.rows_of(network.scores(batch["report"]), batch)
 

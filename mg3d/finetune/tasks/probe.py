@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mg3d.evaluation.baselines import fit_best_logistic
 from mg3d.files import write_bytes
 from mg3d.finetune.cases import FinetuneCase, PreparedRow, Split
-from mg3d.finetune.console import info
+from mg3d.finetune.distributed import info
 from mg3d.finetune.settings import as_builtins
 from mg3d.finetune.tasks.classification import Classification
 from mg3d.models.vision.registry import VisionEncoder
@@ -79,7 +79,7 @@ class LinearProbe(Classification):
         if path.is_file():
             return np.load(path, allow_pickle=False)
         device, parts = next(network.parameters()).device, []
-        for batch in tqdm(evaluation_loader(self.evaluation_data(cases), self), desc="features", disable=None):
+        for batch in tqdm(evaluation_loader(self, cases), desc="features", disable=None):
             parts.append(network.features(batch["image"].to(device)).double().cpu().numpy())
         content = io.BytesIO()
         np.save(content, np.concatenate(parts), allow_pickle=False)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from mg3d.datasets.tokenizer import load_tokenizer, pad_reports
 from mg3d.evaluation.zero_shot import zero_shot_scores
 from mg3d.finetune.cases import UNKNOWN
-from mg3d.finetune.console import info
+from mg3d.finetune.distributed import info
 from mg3d.finetune.pretrained_model import can_compare, describe, load_pretrained_model, rebuild
 from mg3d.finetune.settings import ENCODER_PRESETS, FinetuneSettings, Size
 from mg3d.finetune.tasks.base import Row
@@ -145,7 +145,7 @@ class PromptClassification(Classification):
         return pair_loss(scale * torch.einsum("be,lpe->blp", volumes, pairs), batch["target"], form=self.loss_name)
 
     @torch.no_grad()
-    def rows(self, network: PromptNetwork, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+    def rows(self, network: PromptNetwork, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:
         """One row per volume."""
 
         def scores(volume: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.datasets.report_tokenizers import M2KT_MAX_LENGTH, LosslessTokenizer, M2KTTokenizer, ReportTokenizer
-from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.cases import FinetuneCase, Split
+from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.labellers import open_labeller
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.base import Row, TaskType
@@ -99,16 +99,13 @@ class ReportGeneration(TaskType):
         self.labeller, self.label_names = open_labeller(labeller) if labeller and settings.mode != "predict" else (None, ())
         self.known_labels: dict[str, np.ndarray] = {}
 
-    def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
-        """Every case needs a report."""
-        empty = [case.case_id for case in cases if not tokenize(case.report)]
+    def setup(self, split: Split, files: InspectedFiles) -> None:
+        """Every case needs a report; those of training give the vocabulary and the constant baseline."""
+        empty = [case.case_id for part in split for case in part if not tokenize(case.report)]
         if empty:
             raise ValueError(f"{len(empty)} cases have an empty report, such as {empty[:3]}; leave them out")
-
-    def fit_vocabulary(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
-        """The vocabulary and the constant baseline, from the training reports."""
-        self.tokenizer = TOKENIZERS[self.tokenizer_name].fit(case.report for case in cases)
-        reports = Counter(self.tokenizer.clean(case.report) for case in cases)
+        self.tokenizer = TOKENIZERS[self.tokenizer_name].fit(case.report for case in split.train)
+        reports = Counter(self.tokenizer.clean(case.report) for case in split.train)
         median = np.median([len(report) for report in reports.elements()])
         constant = min(reports, key=lambda report: (-reports[report], abs(len(report) - median), report))
         self.constant = self._expressible(constant)
@@ -129,9 +126,9 @@ class ReportGeneration(TaskType):
         """A `ReportWriter` with the fitted vocabulary."""
         return ReportWriter(encoder, len(self.tokenizer), self.decoder, dropout=self.settings.dropout)
 
-    def read(self, *, masks: bool) -> Callable[[FinetuneCase], Sample]:
+    def read(self, *, with_masks: bool) -> Callable[[FinetuneCase], Sample]:
         """Case -> sample with `report` and its tokens `ids` int64 [max_tokens], of which `count` are not padding."""
-        return partial(self._with_tokens, super().read(masks=False))
+        return partial(self._with_tokens, super().read(with_masks=False))
 
     def _with_tokens(self, read: Callable[[FinetuneCase], Sample], case: FinetuneCase) -> Sample:
         ids = self.tokenizer.encode(case.report, self.decoder["max_length"])
@@ -147,7 +144,7 @@ class ReportGeneration(TaskType):
         return self.criterion(network(batch["image"], ids[:, :-1], mask[:, :-1]).float(), targets)
 
     @torch.no_grad()
-    def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+    def rows(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:
         """One row per case, by beam search."""
         tokenizer = self.tokenizer
         ids = network.decoder.generate(

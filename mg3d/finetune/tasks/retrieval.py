@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mg3d.datasets.tokenizer import pad_reports
 from mg3d.evaluation.retrieval import retrieval_directions
-from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.cases import FinetuneCase, Split
+from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.tasks.base import Row
 from mg3d.finetune.tasks.prompts import PromptClassification, PromptNetwork
 from mg3d.finetune.transforms import Sample
@@ -33,18 +33,18 @@ class Retrieval(PromptClassification):
     rows whose report is not a separate query; `jaccard@<k>`: label overlap with the k most similar other volumes.
     """
 
-    def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
+    def setup(self, split: Split, files: InspectedFiles) -> None:
         """Every volume needs a report."""
-        empty = [case.case_id for case in cases if not case.report]
+        empty = [case.case_id for part in split for case in part if not case.report]
         if empty:
             raise ValueError(f"{len(empty)} volumes have no report, such as {empty[:3]}; retrieval needs one for each")
 
-    def read(self, *, masks: bool) -> Callable[[FinetuneCase], Sample]:
+    def read(self, *, with_masks: bool) -> Callable[[FinetuneCase], Sample]:
         """A sample with its report."""
-        return partial(_with_report, read=super().read(masks=masks))
+        return partial(_with_report, read=super().read(with_masks=with_masks))
 
     @torch.no_grad()
-    def rows(self, network: PromptNetwork, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+    def rows(self, network: PromptNetwork, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:
         """Embeddings, from which `finish` computes ranks."""
         volumes = self.averaged(network.model.embed_volume, batch["image"]).float().cpu().numpy()
         reports = self._embed(network, batch["report"]).float().cpu().numpy()

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.data_check import FileFacts, check_masks, check_structures
+from mg3d.finetune.cases import FinetuneCase, Split
+from mg3d.finetune.data_check import InspectedFiles, check_masks, check_structures
 from mg3d.finetune.images import read_image, write_mask
 from mg3d.finetune.settings import FinetuneSettings, Size
 from mg3d.finetune.tasks.base import Row, TaskType
@@ -89,13 +89,10 @@ class Segmentation(TaskType):
         self.cases: dict[str, FinetuneCase] = {}
         self.written: dict[str, Path] = {}
 
-    def check(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
-        """Masks must be on the grid of their scan and hold declared values."""
-        check_masks(cases, facts, structures=len(self.outputs))
-
-    def fit_vocabulary(self, cases: Sequence[FinetuneCase], facts: FileFacts) -> None:
-        """Every structure must occur in some training case."""
-        check_structures(cases, facts, self.outputs)
+    def setup(self, split: Split, files: InspectedFiles) -> None:
+        """Masks must be on the grid of their scan with declared values; every structure must occur in training."""
+        check_masks([*split.train, *split.val, *split.test], files, structures=len(self.outputs))
+        check_structures(split.train, files, self.outputs)
 
     def network(self, encoder: VisionEncoder | None) -> nn.Module:
         """A `PyramidSegmenter` with one map per structure and one for the background."""
@@ -105,10 +102,10 @@ class Segmentation(TaskType):
         """Loss of patches, in float32."""
         return self.criterion(network(batch["image"]).float(), batch["mask"].float())
 
-    def read(self, *, masks: bool) -> Callable[[FinetuneCase], Sample]:
+    def read(self, *, with_masks: bool) -> Callable[[FinetuneCase], Sample]:
         """Training samples have the mask on the network's grid; evaluation samples keep the reference and can be inverted."""
-        if masks:
-            return super().read(masks=True)
+        if with_masks:
+            return super().read(with_masks=True)
         return mt.Compose([ReadCase(masks=True, channel=self.channel, orient=False), KeepReference(), self.invertible])
 
     def evaluation_data(self, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> Dataset:
@@ -116,23 +113,23 @@ class Segmentation(TaskType):
         self.cases |= {case.case_id: case for case in cases}
         return super().evaluation_data(cases, collect_errors=collect_errors)
 
-    def rows(self, network: nn.Module, batch: Sample, *, masks: Path | None = None) -> list[Row]:
+    def rows(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:
         """The row of the one case of an evaluation batch."""
-        return [self._row(network, batch, masks=masks, surfaces=True)]
+        return [self._row(network, batch, mask_folder=mask_folder, surfaces=True)]
 
     def validation_rows(self, network: nn.Module, batch: Sample) -> list[Row]:
         """Dice and volumes only; surface distances take much longer."""
-        return [self._row(network, batch, masks=None, surfaces=False)]
+        return [self._row(network, batch, mask_folder=None, surfaces=False)]
 
     @torch.no_grad()
-    def _row(self, network: nn.Module, batch: Sample, *, masks: Path | None, surfaces: bool) -> Row:
+    def _row(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None, surfaces: bool) -> Row:
         (image,) = decollate_batch(batch["image"])
         volume = image.as_tensor()[None]
         scores = self.averaged(lambda part: self._sliding_windows(network, part), volume, flip_back=True)[0]
         labels, affine = self.to_file_grid(scores, image)
         row: Row = {"case_id": batch["case_id"][0], "patient_id": batch["patient_id"][0]}
-        if masks is not None:
-            self.written[row["case_id"]] = masks / self.mask_name(row["case_id"])
+        if mask_folder is not None:
+            self.written[row["case_id"]] = mask_folder / self.mask_name(row["case_id"])
             write_mask(self.written[row["case_id"]], labels, affine)
         reference = batch["reference"][0, 0].cpu().numpy() if "reference" in batch else None
         return row | self._measure(labels, reference, affine, surfaces=surfaces)
@@ -199,14 +196,6 @@ class Segmentation(TaskType):
         """Cases with the structure, or with any."""
         columns = [score] if "/" in score else [f"{score}/{name}" for name in self.outputs if f"{score}/{name}" in table]
         return table[columns].notna().any(axis=1).to_numpy()
-
-    def state(self) -> dict[str, Any]:
-        """Names of the structures."""
-        return {"outputs": list(self.outputs)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Names of the structures."""
-        self.outputs = tuple(state["outputs"])
 
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
         """Dice of every case, and the best and the worst case with predicted and reference masks."""

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mg3d.files import write_bytes
-from mg3d.phantom.ct_rate import write_nifti
 from mg3d.phantom.spec import DatasetSpec
+from mg3d.phantom.writers import write_nifti
 
 FOV_MM, SLICE_MM, FRAMES = 150.0, 10.0, 10
 LUNG, BODY, MUSCLE, BLOOD = 0.12, 0.45, 0.35, 1.0

@@ -2,13 +2,10 @@
 
 from typing import Any
 
-import numpy as np
-
 from mg3d.phantom.body import LEFT, RIGHT
-from mg3d.phantom.ct_rate import write_csv
-from mg3d.phantom.downstream.chest import Chest, LabelledVolume
-from mg3d.phantom.downstream.write import write_image
+from mg3d.phantom.downstream.chest import Chest
 from mg3d.phantom.spec import DatasetSpec
+from mg3d.phantom.writers import grey_values, write_csv, write_image
 
 CLASSES = ("Normal", "CP", "NCP")
 """In the order of the targets 0, 1, 2."""
@@ -49,18 +46,12 @@ def _write_scan(case: tuple[DatasetSpec, int, int]) -> dict[str, Any]:
     scan_id = 10 * patient + number + 1
     folder, suffix = f"{label}/{patient + 1}/{scan_id}", "jpg" if patient % 5 == 4 else "png"
     paths = [f"{folder}/{index:04d}.{suffix}" for index in range(len(volume.hu))]
-    for path, pixels in zip(paths, grey_values(volume), strict=True):
+    for path, pixels in zip(paths, grey_values(volume.hu, WINDOW_HU), strict=True):
         write_image(spec.root / path, pixels)
     has_lesion = volume.mask.any((1, 2))[::-1]
     values = (f"{label}-{1 + patient // 12}.zip", label, patient + 1, scan_id, len(paths))
     lesions = [path for path, has in zip(paths, has_lesion, strict=True) if has]
     return dict(zip(FILE_COLUMNS, values, strict=True)) | {"lesions": lesions}
-
-
-def grey_values(volume: LabelledVolume) -> np.ndarray:
-    """uint8 [slice, y, x] from superior to inferior, as the public folders are read."""
-    low, high = WINDOW_HU
-    return (np.clip((volume.hu[::-1].astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
 def _clinical_row(spec: DatasetSpec, row: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Chest CT with chosen lesions and their masks. Points are (x, y, z) in mm, LPS, from the body axis."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -9,23 +8,11 @@ from scipy import ndimage
 from mg3d.phantom.canvas import Point
 from mg3d.phantom.case import reconstruct
 from mg3d.phantom.pathology import DRAWERS, DrawContext
+from mg3d.phantom.writers import LabelledVolume
 
 GROUND_GLASS_HU = -450.0
 CLOSING_VOXELS = 2
 """Vessels and airways up to twice this width count as lung."""
-
-
-class LabelledVolume(NamedTuple):
-    """Volume and mask [z, y, x] (superior, posterior, left); slices may be thicker than the pixels."""
-
-    hu: np.ndarray
-    """int16."""
-    mask: np.ndarray
-    """uint8."""
-    spacing: tuple[float, float, float]
-    """mm along z, y, x."""
-    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Centre of the first voxel (x, y, z) in mm, LPS."""
 
 
 class Chest(DrawContext):

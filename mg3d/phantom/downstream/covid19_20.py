@@ -2,8 +2,8 @@
 
 from mg3d.phantom.body import LEFT, RIGHT
 from mg3d.phantom.downstream.chest import Chest
-from mg3d.phantom.downstream.write import write_volume
 from mg3d.phantom.spec import DatasetSpec
+from mg3d.phantom.writers import write_volume
 
 TOP = "COVID-19-20_v2"
 TRAIN, VALIDATION = 0, 1

@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from mg3d.files import write_json
-from mg3d.phantom.ct_rate import write_nifti
 from mg3d.phantom.ctrg import ANNOTATIONS
 from mg3d.phantom.downstream.ct_rate import write_part
 from mg3d.phantom.spec import DatasetSpec
+from mg3d.phantom.writers import write_nifti
 
 SPLIT = "chest_ctrg_nitfy_ori_split.json"
 VOLUMES = "Chest_New_nitfy_2"

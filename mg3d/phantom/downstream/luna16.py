@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mg3d.phantom.ct_rate import write_csv
 from mg3d.phantom.downstream.chest import Chest
-from mg3d.phantom.downstream.write import write_metaimage
 from mg3d.phantom.spec import DatasetSpec
+from mg3d.phantom.writers import write_csv, write_metaimage
 
 SUBSETS = 10
 COORDINATES = ("coordX", "coordY", "coordZ")

@@ -7,8 +7,8 @@ import numpy as np
 
 from mg3d.files import write_bytes, write_json
 from mg3d.phantom.downstream.chest import Chest
-from mg3d.phantom.downstream.write import write_volume
 from mg3d.phantom.spec import DatasetSpec
+from mg3d.phantom.writers import write_volume
 
 AXIS_CODES = ("LPS", "RAS", "LAS")
 SLICE_FACTORS = (1.0, 1.4, 1.8)

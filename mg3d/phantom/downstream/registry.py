@@ -1,12 +1,11 @@
 """The eight synthetic downstream sets, by the names of their folders in downstream/."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mg3d.files import write_json
+from mg3d.files import replacing_folder, write_json
 from mg3d.phantom.case import VERSION
 from mg3d.phantom.downstream import acdc, cc_ccii, covid19_20, ct_rate, ctrg, luna16, msd, stoic2021
 from mg3d.phantom.spec import DatasetSpec
@@ -59,16 +58,13 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def write_set(
-    name: str, root: Path, *, cases: int, voxels_in_plane: int, seed: int = 0, workers: int = 1, overwrite: bool = False,
-    **options: Any,
-) -> Path:  # fmt: skip
+    name: str, root: Path, *, cases: int, voxels_in_plane: int, seed: int = 0, workers: int = 1, **options: Any
+) -> Path:
     """Write a set into `root / name` and return that folder, the `data_root` of its task.
 
-    A complete set with equal settings is reused. A new one is written to `root / .<name>.partial` (previous content is deleted)
-    and renamed when complete. Not safe for several processes at once.
+    A complete set with equal settings is reused; one with other settings is replaced. Not safe for several processes at once.
 
     cases: number of labelled cases (ACDC, cc-ccii, CT-RATE: patients).
-    overwrite: replace a synthetic set with other settings.
     options: passed to `write` of the set's module.
 
     Raises:
@@ -79,24 +75,15 @@ def write_set(
     if cases < 4 or voxels_in_plane < 16:
         raise ValueError(f"{name}: {cases} cases with {voxels_in_plane} voxels in plane; use at least 4 cases and 16 voxels")
     settings = set_settings(cases=cases, voxels_in_plane=voxels_in_plane, seed=seed, **options)
-    folder, partial = root / name, root / f".{name}.partial"
-    if folder.exists():
-        stored = stored_settings(folder)
-        if stored is None:
-            raise ValueError(f"{folder} exists, but holds no synthetic set ({MARK} is missing); use another folder")
-        if stored == settings:
-            return folder
-        if not overwrite:
-            different = ", ".join(sorted(key for key in settings if stored.get(key) != settings[key]))
-            raise ValueError(
-                f"{folder} holds a synthetic set with other settings ({different}); use another folder, or delete it"
-            )
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    spec = DatasetSpec(root=partial, cases=cases, voxels_in_plane=voxels_in_plane, seed=seed, workers=workers)
-    SETS[name].write(spec, **settings["options"])
-    note = "synthetic: drawn by mg3d.phantom.downstream; no patient, and no result for a paper"
-    write_json(partial / MARK, {"what": note, "name": name, "settings": settings})
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    folder = root / name
+    stored = stored_settings(folder)
+    if stored == settings:
+        return folder
+    if stored is None and folder.exists():
+        raise ValueError(f"{folder} exists, but holds no synthetic set ({MARK} is missing); use another folder")
+    with replacing_folder(folder) as new:
+        spec = DatasetSpec(root=new, cases=cases, voxels_in_plane=voxels_in_plane, seed=seed, workers=workers)
+        SETS[name].write(spec, **settings["options"])
+        note = "synthetic: drawn by mg3d.phantom.downstream; no patient, and no result for a paper"
+        write_json(new / MARK, {"what": note, "name": name, "settings": settings})
     return folder

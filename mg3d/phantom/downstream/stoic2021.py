@@ -1,10 +1,9 @@
 """STOIC2021: COVID-19 as bilateral peripheral ground glass, severe if extensive; other patients have other findings."""
 
 from mg3d.phantom.body import LEFT, RIGHT
-from mg3d.phantom.ct_rate import write_csv
 from mg3d.phantom.downstream.chest import Chest
-from mg3d.phantom.downstream.write import write_metaimage
 from mg3d.phantom.spec import DatasetSpec
+from mg3d.phantom.writers import write_csv, write_metaimage
 
 COLUMNS = ("PatientID", "probCOVID", "probSevere")
 OTHER_FINDINGS: tuple[tuple[str, ...], ...] = ((), ("Pleural effusion",), ("Lung nodule",), ("Emphysema",))

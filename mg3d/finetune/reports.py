@@ -1,6 +1,5 @@
-"""Arrow files of reports and sentences with labels, for the report labeller; volumes are not opened."""
+"""Arrow files of reports with labels, for the report labeller; volumes are not opened."""
 
-import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +11,21 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.files import replacing
 from mg3d.finetune.cases import FinetuneCase, PreparedRow
-from mg3d.finetune.negation import sentence_labels
 from mg3d.finetune.prepared import is_prepared
 from mg3d.glossary import LABELS
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES
-from mg3d.sentence_spans import build_report, polarity, split_sentences
+from mg3d.sentence_spans import build_report
 
-_IDS = [("study_id", pa.string()), ("patient_id", pa.string())]
-_LABELS = ("labels", pa.list_(pa.int8(), len(LABELS)))
-REPORT_SCHEMA = pa.schema([*_IDS, ("report", pa.string()), _LABELS])
+SCHEMA = pa.schema(
+    [
+        ("study_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("report", pa.string()),
+        ("labels", pa.list_(pa.int8(), len(LABELS))),
+    ]
+)
 """One row per study; labels 1, 0, -1 = unknown."""
-SENTENCE_SCHEMA = pa.schema([*_IDS, ("sentence", pa.string()), _LABELS, ("polarity", pa.int8())])
-"""Weak labels by cue words: 1 mentioned, 0 negated, -1 not mentioned. polarity: -1 for a negated or normal finding, else 1."""
 
 
 class StudyText(NamedTuple):
@@ -37,14 +38,14 @@ class StudyText(NamedTuple):
     labels: tuple[int, ...]
 
 
-def language_path(folder: Path, dataset: str, kind: str, split: str) -> Path:
-    """The file of `reports` or `sentences` of one split."""
-    return folder / f"{DATASETS[dataset].stem}_{kind}_{split}.arrow"
+def reports_path(folder: Path, dataset: str, split: str) -> Path:
+    """The file of one split."""
+    return folder / f"{DATASETS[dataset].stem}_reports_{split}.arrow"
 
 
 def has_reports(folder: Path, dataset: str) -> bool:
     """Whether a folder has the report files of all splits."""
-    return all(language_path(folder, dataset, "reports", split).is_file() for split in SPLITS)
+    return all(reports_path(folder, dataset, split).is_file() for split in SPLITS)
 
 
 def read_studies(root: Path, dataset: str, *, val_patients: int = 500, seed: int = 0) -> Iterator[StudyText]:
@@ -76,8 +77,8 @@ def _raw(root: Path, dataset: str, val_patients: int, seed: int) -> Iterator[Stu
         yield StudyText(record.split, record.study_id, record.patient_id, report, tuple(record.labels))
 
 
-def write_language(root: Path, dataset: str, out: Path, *, val_patients: int = 500, seed: int = 0) -> dict[str, int]:
-    """Writes reports and sentences of each split into `out`; unchanged files are kept. Returns rows by file name.
+def write_reports(root: Path, dataset: str, out: Path, *, val_patients: int = 500, seed: int = 0) -> dict[str, int]:
+    """Writes the reports of each split into `out`. Returns rows by file name.
 
     Raises:
         FileNotFoundError, ValueError: as `read_studies`; or the data set has no report.
@@ -87,28 +88,12 @@ def write_language(root: Path, dataset: str, out: Path, *, val_patients: int = 5
         raise ValueError(f"{root} has no report of {DATASETS[dataset].title}; check its tables")
     counts = {}
     for split in SPLITS:
-        part = [study for study in studies if study.split == split]
-        reports = [study._asdict() for study in part]
-        sentences = [
-            {"study_id": study.study_id, "patient_id": study.patient_id, "sentence": sentence,
-             "labels": sentence_labels(sentence).tolist(), "polarity": polarity(sentence)}
-            for study in part
-            for sentence in (study.report[start:end] for start, end in split_sentences(study.report))
-        ]  # fmt: skip
-        for kind, rows, schema in (("reports", reports, REPORT_SCHEMA), ("sentences", sentences, SENTENCE_SCHEMA)):
-            path = language_path(out, dataset, kind, split)
-            table = pa.Table.from_pylist(rows, schema=schema)
-            _write(path, table)
-            counts[path.name] = len(table)
+        path = reports_path(out, dataset, split)
+        table = pa.Table.from_pylist([study._asdict() for study in studies if study.split == split], schema=SCHEMA)
+        with replacing(path) as stream, pa.ipc.new_file(stream, SCHEMA) as writer:
+            writer.write_table(table)
+        counts[path.name] = len(table)
     return counts
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    with contextlib.suppress(ValueError):  # missing or truncated
-        if _read(path).equals(table):
-            return
-    with replacing(path) as stream, pa.ipc.new_file(stream, table.schema) as writer:
-        writer.write_table(table)
 
 
 def _read(path: Path) -> pa.Table:
@@ -119,7 +104,7 @@ def _read(path: Path) -> pa.Table:
         raise ValueError(f"{path} cannot be read as an Arrow file ({type(error).__name__}); remove it and run again") from error
 
 
-def read_language_cases(folder: Path, dataset: str) -> list[FinetuneCase]:
+def read_report_cases(folder: Path, dataset: str) -> list[FinetuneCase]:
     """One case per report, with splits and folds as `read_prepared_cases`; there is no image.
 
     Raises:
@@ -127,7 +112,7 @@ def read_language_cases(folder: Path, dataset: str) -> list[FinetuneCase]:
     """
     cases = []
     for split in SPLITS:
-        path = language_path(folder, dataset, "reports", split)
+        path = reports_path(folder, dataset, split)
         if not path.is_file():
             raise FileNotFoundError(f"{folder} lacks {path.name}; make it with prepro/prepro_finetuning_language_data.py")
         official, fold = ("test" if split == "test" else "train"), int(split == "train")
