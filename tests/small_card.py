@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from small_arrow import write_split
 
-from mg3d.evaluation.cards import find_card
+from mg3d.evaluation.cards import CARDS
 from mg3d.glossary import LABELS
 
 WINDOW = (-1000.0, 1000.0)
@@ -16,7 +16,7 @@ WINDOW = (-1000.0, 1000.0)
 def small_card(**changes):
     """Card of the 3 patients, 6 studies and 12 volumes of `write`, whose index files have no crop and no true labels."""
     facts = {"volumes": 12, "studies": 6, "patients": 3, "label_source": "test", "crop": "unknown", "rule": "ct_rate_train"}
-    return dataclasses.replace(find_card("phantom"), **{"ids_sha256": None, "labels_sha256": None, **facts, **changes})
+    return dataclasses.replace(CARDS["phantom"], **{"ids_sha256": None, "labels_sha256": None, **facts, **changes})
 
 
 def write(folder, **changes):

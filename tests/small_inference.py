@@ -6,11 +6,12 @@ import torch
 from released_files import small_bert
 from small_raw import LPS, chest
 
-from mg3d.checkpoints.pretrained import save_pretrained
+from mg3d.checkpoints.pretrained import save_pretrained, text_config
 from mg3d.config import resolve
 from mg3d.datasets.tokenizer import train_wordpiece
 from mg3d.models.build import build_model
 from mg3d.preparation.recipe import Recipe
+from mg3d.settings.parse import flatten
 
 SIZES = {
     "image_size": 32, "mim_patch_size": 8, "embed_dim": 12, "patch_size": 2, "window_size": 3, "depths": [2], "num_heads": [2],
@@ -35,6 +36,18 @@ def save(folder, recipe=RECIPE, **changes):
     model, settings = build(**changes)
     tokenizer = train_wordpiece(REPORTS, vocab_size=80, out_dir=folder.parent / "words")
     return save_pretrained(model, folder, settings=settings, tokenizer=tokenizer, recipe=recipe)
+
+
+def save_run(folder, *, with_tokenizer=True, recipes=None):
+    """A run folder: a checkpoint, and the tokenizer next to the folder of checkpoints."""
+    model, settings = build()
+    if with_tokenizer:
+        train_wordpiece(REPORTS, vocab_size=80, out_dir=folder / "tokenizer")
+    (folder / "checkpoints").mkdir(parents=True)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    identity = {"settings": flatten(settings), "text_config": text_config(model)} | ({"recipes": recipes} if recipes else {})
+    torch.save({"state_dict": state, "mg3d": identity}, folder / "checkpoints" / "last.ckpt")
+    return folder
 
 
 def save_scan(path, *, seed=0, affine=LPS, hu=None):

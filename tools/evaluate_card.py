@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg3d.cli import ArgumentParser, output_file, positive_int, run_and_print
-from mg3d.evaluation.cards import CARDS, find_card
+from mg3d.evaluation.cards import CARDS
 
 if TYPE_CHECKING:
     from mg3d.checkpoints.pretrained import Pretrained
@@ -35,7 +35,7 @@ def open_data(options: argparse.Namespace, loaded: "Pretrained") -> "CardData":
     from mg3d.settings.schema import volume_shape
 
     settings = loaded.settings.data
-    data = CardData(options.data_root, find_card(options.card), window_hu=settings.window_hu, text_unit=settings.text_unit)
+    data = CardData(options.data_root, CARDS[options.card], window_hu=settings.window_hu, text_unit=settings.text_unit)
     expected = volume_shape(settings.image_size, settings.volume_size)
     if data.shape != expected:
         raise ValueError(
@@ -62,7 +62,7 @@ def evaluate(options: argparse.Namespace) -> "CardResult":
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings = loaded.settings
     encoder = MG3DEncoder(loaded.model.to(device), loaded.tokenizer, max_text_len=settings.data.max_text_len)
-    more_tables = model_tables(
+    extra_tables = model_tables(
         encoder,
         same_above=settings.model.ssm_same_above,
         differ_below=settings.model.ssm_differ_below,
@@ -75,9 +75,9 @@ def evaluate(options: argparse.Namespace) -> "CardResult":
         data,
         encoder,
         model={"checkpoint": Path(options.checkpoint).name, "preprocessing": loaded.config["preprocessing"]},
-        partial=options.partial,
+        allow_partial=options.partial,
         batch_size=options.batch,
-        more_tables=more_tables,
+        extra_tables=extra_tables,
     )
 
 

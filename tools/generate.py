@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mg3d.cli import output_file, positive_int
-from mg3d.inference.cli import add_batch_options, check_early, load_model, new_parser, run_and_print, track
+from mg3d.inference.cli import add_batch_options, check_early, load_model, new_parser, predict_table, run_and_print
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,26 +30,13 @@ def main(arguments: Sequence[str]) -> int:
 def run(options: argparse.Namespace) -> str:
     """The report of one scan, or a summary of the table; errors as `ScanModel.generate` and `write_predictions`."""
     check_early(options, options.source)
-    from mg3d.inference.batch_prediction import write_predictions
-    from mg3d.inference.scan_sources import list_scans, record_source
-
     model = load_model(options)
     model.require_captioning()
     decoding = {"num_beams": options.beams, "no_repeat_ngram_size": options.no_repeat}
     if options.out is None:
         return model.generate(model.read(options.source), **decoding)
-    sources = list_scans(model, options.source, table=options.table)
-    record_source(options.out.with_name(f"{options.out.name}.source.json"), options.source)
-    outcome = write_predictions(
-        model,
-        sources,
-        options.out,
-        columns=["report"],
-        predict=lambda scans: [[report] for report in model.generate(scans, **decoding)],
-        workers=options.workers,
-        track=track,
-    )
-    return f"mg3d: {outcome}; see {options.out}"
+    predict = lambda scans: [[report] for report in model.generate(scans, **decoding)]  # noqa: E731
+    return predict_table(options, model, columns=["report"], predict=predict)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Probabilities are not calibrated: compare them between scans, not with 0.5.
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mg3d.cli import output_file
 from mg3d.inference.cli import (
@@ -15,9 +16,12 @@ from mg3d.inference.cli import (
     check_early,
     load_model,
     new_parser,
+    predict_table,
     run_and_print,
-    track,
 )
+
+if TYPE_CHECKING:
+    from mg3d.inference.scan import Scan
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,27 +38,16 @@ def main(arguments: Sequence[str]) -> int:
 def run(options: argparse.Namespace) -> str:
     """The scores of one scan, or a summary of the table; errors as `ScanModel.classify` and `write_predictions`."""
     check_early(options, options.source)
-    from mg3d.inference.batch_prediction import format_numbers, write_predictions
-    from mg3d.inference.scan_sources import list_scans, record_source
-
     model = load_model(options)
     if options.out is None:
         return str(model.classify(model.read(options.source), options.findings, wording=options.wording))
-    sources = list_scans(model, options.source, table=options.table)
-    record_source(options.out.with_name(f"{options.out.name}.source.json"), options.source)
-    outcome = write_predictions(
-        model,
-        sources,
-        options.out,
-        columns=[present for present, _ in model.prompts(options.findings, wording=options.wording)],
-        predict=lambda scans: [
-            format_numbers(row.probability for row in scores)
-            for scores in model.classify(scans, options.findings, wording=options.wording)
-        ],
-        workers=options.workers,
-        track=track,
-    )
-    return f"mg3d: {outcome}; see {options.out}"
+    columns = [present for present, _ in model.prompts(options.findings, wording=options.wording)]
+
+    def predict(scans: Sequence["Scan"]) -> list[list[str]]:
+        scores = model.classify(scans, options.findings, wording=options.wording)
+        return [[f"{finding.probability:.6f}" for finding in row] for row in scores]
+
+    return predict_table(options, model, columns=columns, predict=predict)
 
 
 if __name__ == "__main__":

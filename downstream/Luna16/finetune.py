@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mg3d.finetune.cases import Candidate, FinetuneCase, ReferenceNodule
+from mg3d.finetune.data_root import read_csv
 from mg3d.finetune.distributed import info
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings, Size
@@ -41,13 +42,8 @@ def read_table(path: Path, column: str) -> dict[str, list[tuple[tuple[float, flo
     import numpy as np
     import pandas as pd
 
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; data_root is the folder with subset0 to subset9 and the CSV files")
-    table = pd.read_csv(path, dtype={"seriesuid": str})
     numeric = ["coordX", "coordY", "coordZ", column]
-    missing = {"seriesuid", *numeric} - set(table)
-    if missing:
-        raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {list(table)[:6]}")
+    table = read_csv(path, numeric, text=["seriesuid"])
     values = table[numeric].apply(pd.to_numeric, errors="coerce")
     bad = values[~np.isfinite(values).all(axis=1)]
     if len(bad):
@@ -66,8 +62,8 @@ def read_nodules(root: Path) -> dict[str, list[ReferenceNodule]]:
             info(f"{root} has no {name}: irrelevant findings count as false positives, so the CPM is not the official one")
             continue
         for scan, rows in read_table(root / name, "diameter_mm").items():
-            found = [ReferenceNodule(centre, size if size >= 0 else UNKNOWN_DIAMETER_MM, excluded) for centre, size in rows]
-            nodules.setdefault(scan, []).extend(found)
+            listed = [ReferenceNodule(centre, size if size >= 0 else UNKNOWN_DIAMETER_MM, excluded) for centre, size in rows]
+            nodules.setdefault(scan, []).extend(listed)
     return nodules
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeInt
 
 from mg3d.finetune.cases import FinetuneCase
+from mg3d.finetune.data_root import read_csv
 from mg3d.finetune.distributed import info
 from mg3d.finetune.images import reversed_slices, slice_files
 from mg3d.finetune.run import run
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from mg3d.finetune.tasks.base import TaskType
 
 CLASSES = ("Normal", "CP", "NCP")
-COLUMNS = ("target", "label", "patient_id", "scan_id")
 SPLITS = Path(__file__).parent / "splits"
 
 
@@ -67,16 +67,11 @@ def read_arrays(root: Path) -> list[FinetuneCase]:
 
 def read_list(root: Path, part: str) -> "pd.DataFrame":
     """Rows of a published list by `case_id`."""
-    import pandas as pd
-
     name = f"CC_CCII_fold0_{part}.csv"
     path = next((folder / name for folder in (root, root.parent, SPLITS) if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"there is no {name} in {root} or {SPLITS}; it comes with the published code, see README.md")
-    table = pd.read_csv(path, dtype={"patient_id": str, "scan_id": str})
-    missing = set(COLUMNS) - set(table)
-    if missing:
-        raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {list(table)[:8]}")
+    table = read_csv(path, ("target", "label"), text=("patient_id", "scan_id"))
     wrong = table[table["label"].map({name: target for target, name in enumerate(CLASSES)}) != table["target"]]
     if len(wrong):
         raise ValueError(f"{path}, line {wrong.index[0] + 2}: target does not match label ({len(wrong)} rows)")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg3d.finetune.cases import UNKNOWN, FinetuneCase
+from mg3d.finetune.data_root import read_csv
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings, Size, Spacing
 from mg3d.finetune.task import DownstreamTask, protocol
@@ -28,15 +29,10 @@ class Stoic2021Settings(FinetuneSettings):
 
 def read_cases(root: Path, settings: Stoic2021Settings) -> list[FinetuneCase]:
     """Scans of metadata/reference.csv; the severity of patients without COVID-19 is unknown."""
-    import pandas as pd
-
     reference, scans = root / "metadata" / "reference.csv", root / "data" / "mha"
     if not reference.is_file():
         raise FileNotFoundError(f"{root} has no metadata/reference.csv; use the folder that holds data/mha and metadata")
-    table = pd.read_csv(reference, dtype={"PatientID": str})
-    missing = {"PatientID", *OUTPUTS} - set(table)
-    if missing:
-        raise ValueError(f"{reference} lacks the columns {sorted(missing)}; it has {list(table)[:6]}")
+    table = read_csv(reference, OUTPUTS, text=["PatientID"])
     valid = table[list(OUTPUTS)].isin([0, 1]).all(axis=1)
     if not valid.all():
         raise ValueError(f"{reference}, line {int(valid.argmin()) + 2}: probCOVID and probSevere must be 0 or 1")

@@ -1,10 +1,10 @@
-"""Volumes, labels and reports of a card, read from a folder of Arrow files."""
+"""Volumes, labels and reports of a card, read from a folder of Arrow files, and their embeddings."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from mg3d.datasets.schema import CLAUSE, SENTENCE, SPLITS, decode_metadata, inde
 from mg3d.datasets.studies import ReportText
 from mg3d.datasets.windowing import window_bounds
 from mg3d.evaluation.cards import Card
+from mg3d.evaluation.encoder import Encoder, as_sentence, embed_batches
+from mg3d.evaluation.tables import Rows
+from mg3d.evaluation.zero_shot import prompt_texts, prompts_by_wording
+from mg3d.glossary import LABELS
 from mg3d.sentence_spans import SpanKind
 
 
@@ -36,10 +40,9 @@ class CardData:
         self.card, self.window_hu, self.text_unit = card, window_hu, text_unit
         paths = [index_path(folder, card.dataset, split) for split in SPLITS]
         self.indexes = [VolumeIndex(path) for path in paths if path.is_file()]
-        listed = evaluation_set(card.rule, read_volumes(folder))
         columns = [index.table["volume_id"].to_pylist() for index in self.indexes]
         location = {name: (part, row) for part, names in enumerate(columns) for row, name in enumerate(names)}
-        stored = [volume for volume in listed if volume.volume_id in location]
+        stored = [volume for volume in evaluation_set(card.rule, read_volumes(folder)) if volume.volume_id in location]
         if not stored:
             raise ValueError(f"{folder} has none of the {card.volumes:,} volumes of card {card.title} ({card.revision})")
         self.volume_ids = [volume.volume_id for volume in stored]
@@ -68,18 +71,14 @@ class CardData:
         return np.array(self.column("labels"), np.int8)
 
     @property
-    def _first_index(self) -> VolumeIndex:
-        return self.indexes[self._locations[0][0]]
-
-    @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels (z, y, x) of the stored volumes."""
-        return tuple(self._first_index.shape)
+        return tuple(self.metadata["shape"])
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """Metadata of the first index file with a listed volume."""
-        return decode_metadata(self._first_index.table.schema)
+        return decode_metadata(self.indexes[self._locations[0][0]].table.schema)
 
     @cached_property
     def is_hounsfield(self) -> bool:
@@ -110,8 +109,9 @@ class CardData:
 
     def reported(self) -> tuple[np.ndarray, list[ReportText]]:
         """Studies with a report: their first volumes int64 [r], and their reports."""
-        found = [(volume, text) for volume, text in zip(self.first_volumes, self.reports(), strict=True) if text.sentence_spans]
-        return np.array([volume for volume, _ in found], dtype=int), [text for _, text in found]
+        reports = self.reports()
+        is_reported = np.array([bool(report.sentence_spans) for report in reports], dtype=bool)
+        return self.first_volumes[is_reported], [report for report in reports if report.sentence_spans]
 
     def batches(self, volumes: Iterable[int], *, size: int) -> Iterator[Tensor]:
         """Batches float32 [B, 1, D, H, W] of these volumes; the window maps to [0, 1], values outside are not clipped."""
@@ -132,3 +132,61 @@ def hash_lines(lines: Iterable[str]) -> str:
     for line in lines:
         digest.update(f"{line}\n".encode())
     return digest.hexdigest()
+
+
+class CardEmbeddings(NamedTuple):
+    """Embeddings of a card's volumes, reports and prompts, from which all of its tables are computed."""
+
+    card: Card
+    data: CardData
+    encoder: Encoder
+    batch_size: int
+    """Volumes per forward pass."""
+    prompts: dict[str, Tensor]
+    """[18, 2, E] by wording, `ensemble` among them; present first."""
+    volumes: Tensor
+    """[n, E]."""
+    reports: list[ReportText]
+    """Reports of the r studies that have one."""
+    report_embeddings: Tensor | None
+    """[r, E]; None without a report."""
+    report_volumes: np.ndarray
+    """int64 [r]: the first volume of the study of each report."""
+
+    @property
+    def main_prompts(self) -> Tensor:
+        """Embedded prompts of the card's main wording."""
+        return self.prompts[self.card.wording]
+
+    @property
+    def report_studies(self) -> list[str]:
+        """Study id of each report."""
+        return [self.data.study_ids[volume] for volume in self.report_volumes]
+
+    @property
+    def report_patients(self) -> np.ndarray:
+        """Patient of each report."""
+        return self.data.patients[self.report_volumes]
+
+
+TableFunction = Callable[[CardEmbeddings], dict[str, Rows]]
+"""Computes tables of a card, by heading."""
+
+
+def embed_card(card: Card, data: CardData, encoder: Encoder, *, batch_size: int) -> CardEmbeddings:
+    """Embed the volumes, reports and prompts of a card."""
+    texts = [as_sentence(text) for text in prompt_texts(card.wordings)]
+    embedded = encoder.embed_texts(texts).unflatten(0, (len(card.wordings), len(LABELS), 2))
+    volumes = embed_batches(encoder, data.batches(range(len(data)), size=batch_size))
+    chosen, reports = data.reported()
+    return CardEmbeddings(
+        card=card,
+        data=data,
+        encoder=encoder,
+        batch_size=batch_size,
+        prompts=prompts_by_wording(embedded, card.wordings),
+        volumes=volumes,
+        reports=reports,
+        report_embeddings=encoder.embed_texts(reports) if reports else None,
+        report_volumes=chosen,
+    )

@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from mg3d.evaluation.tables import Bootstrap, Rows, Statistic, format_rows
+from mg3d.evaluation.tables import Bootstrap, Rows, Statistic, format_rows, on_rows
 from mg3d.files import write_json
-from mg3d.metrics.bootstrap import MIN_PATIENTS, insufficient_reason, paired_comparison
+from mg3d.metrics.bootstrap import MIN_PATIENTS
 from mg3d.metrics.classification import auroc, macro_auroc
-from mg3d.metrics.retrieval import recall_at
 
 FORMAT = 2
 RELIABILITY = "Reliability after temperature scaling"
@@ -113,7 +111,7 @@ def compare_results(first: CardResult, second: CardResult, *, n_bootstrap: int =
     bootstrap = Bootstrap(n_bootstrap, first.card["seed"])
     patients, labels = np.array(first.cases["patients"]), np.array(first.cases["labels"])
     scores = [np.array(result.cases["scores"], dtype=float) for result in (first, second)]
-    macro = [partial(_score, macro_auroc, labels, part) for part in scores]
+    macro = [on_rows(macro_auroc, labels, part) for part in scores]
     rows = [_comparison_row("zero-shot AUROC, mean", macro, patients, bootstrap, labels=labels)]
     studies = np.array(first.cases["study_patients"])
     for direction in first.cases["ranks"]:
@@ -122,34 +120,24 @@ def compare_results(first: CardResult, second: CardResult, *, n_bootstrap: int =
         ranks = [np.array(result.cases["ranks"][direction]) for result in (first, second)]
         query_patients = studies[np.array(first.cases["queries"][direction])]
         for k in first.cases["recall_ks"][direction]:
-            recall = [partial(_recall, part, k) for part in ranks]
+            recall = [on_rows(np.mean, part <= k) for part in ranks]
             rows.append(_comparison_row(f"{direction}, R@{k}", recall, query_patients, bootstrap))
     findings = []
     for index, name in enumerate(first.cases["findings"]):
-        pair = [partial(_score, auroc, labels[:, index], part[:, index]) for part in scores]
+        pair = [on_rows(auroc, labels[:, index], part[:, index]) for part in scores]
         findings.append(_comparison_row(name, pair, patients, bootstrap, labels=labels[:, index]))
     return {"First minus second": rows, "AUROC by finding, first minus second": _add_q_values(findings)}
-
-
-def _score(metric: Any, labels: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> float:
-    return metric(labels[rows], scores[rows])
-
-
-def _recall(ranks: np.ndarray, k: int, rows: np.ndarray) -> float:
-    return recall_at(ranks[rows], [k])[k]
 
 
 def _comparison_row(
     name: str, pair: Sequence[Statistic], patients: np.ndarray, bootstrap: Bootstrap, *, labels: np.ndarray | None = None
 ) -> dict[str, Any]:
-    everything = np.arange(len(patients))
-    found = paired_comparison(*pair, patients, **bootstrap._asdict())
-    reason = insufficient_reason(labels, patients) if labels is not None else ""
-    difference: dict[str, Any] = {"value": found.difference, "low": found.low, "high": found.high}
-    if reason:
-        difference |= {"low": np.nan, "high": np.nan, "no_interval": reason}
-    p = reason or found.p if found.patients >= MIN_PATIENTS else f"too few patients ({found.patients})"
-    return {"metric": name, "first": pair[0](everything), "second": pair[1](everything), "difference": difference, "p": p}
+    all_rows = np.arange(len(patients))
+    difference, comparison = bootstrap.difference(*pair, patients, labels=labels)
+    p = difference.get("no_interval", comparison.p)
+    if comparison.patients < MIN_PATIENTS:
+        p = f"too few patients ({comparison.patients})"
+    return {"metric": name, "first": pair[0](all_rows), "second": pair[1](all_rows), "difference": difference, "p": p}
 
 
 def _add_q_values(rows: Rows) -> Rows:

@@ -124,59 +124,38 @@ CARDS = {
 """Cards by name."""
 
 
-def find_card(name: str) -> Card:
-    """The card of a name; ValueError if there is none."""
-    if name not in CARDS:
-        raise ValueError(f"unknown card {name!r}. Choose one of {', '.join(CARDS)}.")
-    return CARDS[name]
+def check_card_data(card: Card, facts: Mapping[str, Any], *, allow_partial: bool) -> str:
+    """Compare data with a card. Returns the mark that every table shows: empty, or `PARTIAL n/N` with the differences.
 
-
-def check_card_data(card: Card, facts: Mapping[str, Any], *, partial: bool) -> str:
-    """Compare data with a card; returns an empty mark, or `PARTIAL n/N` with the reasons, which every table then shows.
-
-    facts: see `CardData.facts`. Hashes are compared for complete data only; of incomplete data they differ anyway.
+    facts: see `CardData.facts`. Hashes are compared for complete data only, because those of incomplete data always differ.
 
     Raises:
-        ValueError: the data differ from the card and `partial` is False, or there are more volumes than the card lists.
+        ValueError: the data differ from the card and `allow_partial` is False, or there are more volumes than the card lists.
     """
-    counts, content = _count_differences(card, facts), _content_differences(card, facts)
-    if not counts:
-        content = _hash_differences(card, facts) + content
-    if not counts and not content:
+    counts = {"volumes": card.volumes, "studies": card.studies, "patients": card.patients}
+    missing = [f"{facts[name]:,} {name} instead of {n:,}" for name, n in counts.items() if n is not None and facts[name] != n]
+    differences = []
+    if not missing:
+        hashes = {"ids": card.ids_sha256, "labels": card.labels_sha256}
+        differences += [
+            f"{name} with hash {facts[f'{name}_sha256'][:12]} instead of {expected[:12]}"
+            for name, expected in hashes.items()
+            if expected is not None and facts[f"{name}_sha256"] != expected
+        ]
+    if other_sources := set(facts["label_sources"]) - {card.label_source}:
+        differences.append(f"labels from {', '.join(sorted(other_sources))} instead of {card.label_source}")
+    if facts["crop"] != card.crop:
+        differences.append(f"crop {facts['crop']!r} instead of {card.crop!r}")
+    if not missing and not differences:
         return ""
     if facts["volumes"] > card.volumes:
         raise ValueError(
             f"found {facts['volumes']:,} volumes, but card {card.title} lists {card.volumes:,}. Use a folder with only its data."
         )
-    if not partial:
+    if not allow_partial:
         raise ValueError(
-            f"the data differ from card {card.title}: {'; '.join(counts + content)}. Complete or correct them, or pass --partial "
-            "to mark every table as PARTIAL."
+            f"the data differ from card {card.title}: {'; '.join(missing + differences)}. Complete or correct them, or pass "
+            "--partial to mark every table as PARTIAL."
         )
     mark = f"PARTIAL {facts['volumes']:,}/{card.volumes:,}"
-    return f"{mark} ({'; '.join(content)})" if content else mark
-
-
-def _count_differences(card: Card, facts: Mapping[str, Any]) -> list[str]:
-    expected = {"volumes": card.volumes, "studies": card.studies, "patients": card.patients}
-    return [f"{facts[k]:,} {k} instead of {n:,}" for k, n in expected.items() if n is not None and facts[k] != n]
-
-
-def _hash_differences(card: Card, facts: Mapping[str, Any]) -> list[str]:
-    expected = {"ids": card.ids_sha256, "labels": card.labels_sha256}
-    found = {name: facts[f"{name}_sha256"] for name in expected}
-    return [
-        f"{name} with hash {found[name][:12]} instead of {digest[:12]}"
-        for name, digest in expected.items()
-        if digest is not None and digest != found[name]
-    ]
-
-
-def _content_differences(card: Card, facts: Mapping[str, Any]) -> list[str]:
-    differences = []
-    sources = sorted(set(facts["label_sources"]) - {card.label_source})
-    if sources:
-        differences.append(f"labels from {', '.join(sources)} instead of {card.label_source}")
-    if facts["crop"] != card.crop:
-        differences.append(f"volumes cropped by {facts['crop']!r} instead of {card.crop!r}")
-    return differences
+    return f"{mark} ({'; '.join(differences)})" if differences else mark

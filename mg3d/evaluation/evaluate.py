@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial as bind
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mg3d.evaluation.card_data import CardData
-from mg3d.evaluation.card_embeddings import CardEmbeddings, Tables, embed_card
+from mg3d.evaluation.card_data import CardData, CardEmbeddings, TableFunction, embed_card
 from mg3d.evaluation.card_result import CardResult
 from mg3d.evaluation.cards import Card, check_card_data
 from mg3d.evaluation.encoder import Encoder, MG3DEncoder
 from mg3d.evaluation.negation_and_laterality import negation_and_laterality_tables
+from mg3d.evaluation.phantom_ground_truth import sentence_meanings
 from mg3d.evaluation.phantom_tables import PhantomTables
 from mg3d.evaluation.retrieval import label_jaccard_rows, recall_rows, retrieval_directions
 from mg3d.evaluation.sentence_pairs import sentence_pair_tables
@@ -23,8 +23,6 @@ from mg3d.evaluation.zero_shot import ZeroShotScores, zero_shot_logits, zero_sho
 from mg3d.glossary import LABELS
 from mg3d.sentence_spans import normalize_text
 
-RECALL = "Retrieval between volumes and reports, by study"
-
 
 def evaluate_card(
     card: Card,
@@ -32,11 +30,11 @@ def evaluate_card(
     encoder: Encoder,
     *,
     model: Mapping[str, Any],
-    partial: bool = False,
+    allow_partial: bool = False,
     batch_size: int = 8,
-    more_tables: Sequence[Tables] = (),
+    extra_tables: Sequence[TableFunction] = (),
 ) -> CardResult:
-    """Main tables of a card (zero-shot, calibration, retrieval), then those of `more_tables`.
+    """Main tables of a card (zero-shot, calibration, retrieval), then `extra_tables`.
 
     model: description of the model as builtins, stored in the result.
 
@@ -44,14 +42,14 @@ def evaluate_card(
         ValueError: the data differ from the card, see `check_card_data`; raised before anything is computed.
     """
     facts = data.facts()
-    mark = check_card_data(card, facts, partial=partial)
+    mark = check_card_data(card, facts, allow_partial=allow_partial)
     embeddings = embed_card(card, data, encoder, batch_size=batch_size)
     logits = {name: zero_shot_logits(embeddings.volumes, pair, encoder.logit_scale) for name, pair in embeddings.prompts.items()}
     scores = ZeroShotScores(logits, data.labels, data.patients)
     retrieval, cases = _retrieval(embeddings)
     tables = zero_shot_tables(card, scores) | decision_and_calibration_tables(card, scores) | retrieval
-    for part in more_tables:
-        tables |= part(embeddings)
+    for compute in extra_tables:
+        tables |= compute(embeddings)
     cases |= {
         "ids": data.volume_ids,
         "patients": data.patients.tolist(),
@@ -76,7 +74,7 @@ def _retrieval(embeddings: CardEmbeddings) -> tuple[dict[str, Rows], dict[str, A
             labels=data.labels[chosen],
         )
         rows, ranks = recall_rows(directions, embeddings.report_patients, ks=card.recall_ks, bootstrap=card.bootstrap)
-        tables[RECALL] = rows
+        tables["Retrieval between volumes and reports, by study"] = rows
     tables["Retrieval of volumes with similar findings"] = label_jaccard_rows(
         embeddings.volumes.numpy(), data.labels, data.patients, ks=card.jaccard_ks, bootstrap=card.bootstrap
     )
@@ -97,18 +95,18 @@ def model_tables(
     phantom: PhantomTables | None = None,
     generated: Mapping[str, str] | None = None,
     with_stress_test: bool = False,
-) -> list[Tables]:
+) -> list[TableFunction]:
     """Tables of an MG3D model beyond the main ones.
 
     same_above, differ_below: the model's SSM thresholds.
     generated: study id -> generated report; used with `phantom` only.
     """
-    tables: list[Tables] = [negation_and_laterality_tables]
+    tables: list[TableFunction] = [negation_and_laterality_tables]
     if phantom:
         tables.append(phantom.side_table)
     if "ssm" in encoder.model.objectives:
-        meanings = phantom.sentence_meanings if phantom else None
-        tables.append(bind(sentence_pair_tables, meanings=meanings, same_above=same_above, differ_below=differ_below))
+        meanings = partial(sentence_meanings, phantom.truths) if phantom else None
+        tables.append(partial(sentence_pair_tables, meanings=meanings, same_above=same_above, differ_below=differ_below))
     if phantom:
-        tables += [phantom.grounding_tables, bind(phantom.report_table, generated=generated)]
+        tables += [phantom.grounding_tables, partial(phantom.report_table, generated=generated)]
     return [*tables, stress_tables] if with_stress_test else tables

@@ -4,15 +4,13 @@ Writes `evidence.json`, `evidence.html` and `curves.png` into the run folder.
 """
 
 import json
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -26,8 +24,8 @@ from mg3d.evaluation.encoder import MG3DEncoder, as_sentence, embed_batches
 from mg3d.evaluation.phantom_ground_truth import read_ground_truth, sentence_meanings
 from mg3d.evaluation.reconstruction import mean_volume, reconstruction_error
 from mg3d.evaluation.retrieval import recall_rows, retrieval_directions
-from mg3d.evaluation.sentence_pairs import matching_summary, read_sentences, sentence_pairs
-from mg3d.evaluation.tables import Bootstrap, Rows, format_cell
+from mg3d.evaluation.sentence_pairs import read_sentence_pairs, threshold_rows
+from mg3d.evaluation.tables import Bootstrap, Rows, format_cell, format_tables, on_rows
 from mg3d.evaluation.zero_shot import classification_rows, prompt_texts, zero_shot_scores
 from mg3d.files import write_bytes, write_json
 from mg3d.glossary import LABELS
@@ -141,35 +139,33 @@ def _encoder(model: MG3D, data: HeldOutData) -> MG3DEncoder:
 
 def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tuple[dict[str, Any], Tensor | None]:
     """Results of one model, and the similarity [n, n] of volumes and reports if it has separate embeddings."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if "mim" in model.objectives:
-        found["reconstruction"] = reconstruction_error(model, data.batches(), mean_image)
+        result["reconstruction"] = reconstruction_error(model, data.batches(), mean_image)
     if not model.has_joint_embedding:
-        return found, None
+        return result, None
     encoder, patients = _encoder(model, data), data.test.patients
     volumes = embed_batches(encoder, data.volumes())
     texts = [data.test.report(study) for study in range(len(data.test))]
     reports = encoder.embed_texts(texts)
     prompts = encoder.embed_texts([as_sentence(text) for text in prompt_texts(("there_is",))]).unflatten(0, (len(LABELS), 2))
     scores = zero_shot_scores(volumes, prompts, encoder.logit_scale)
-    found["zero_shot"] = classification_rows(data.labels, scores, patients, BOOTSTRAP, metrics={"auroc": auroc})[:-1]
+    result["zero_shot"] = classification_rows(data.labels, scores, patients, BOOTSTRAP, metrics={"auroc": auroc})[:-1]
     if data.visible is not None:
-        for row, value in zip(found["zero_shot"], per_label(auroc, data.visible, scores), strict=True):
+        for row, value in zip(result["zero_shot"], per_label(auroc, data.visible, scores), strict=True):
             row["auroc of visible"] = float(value)
-    found["macro"] = _macro_aurocs(scores, data)
+    result["macro"] = _macro_aurocs(scores, data)
     keys = [normalize_text(text.report) for text in texts]
     directions = retrieval_directions(volumes.numpy(), reports.numpy(), report_keys=keys)
-    found["retrieval"], _ = recall_rows(directions, patients, ks=RECALL_KS, bootstrap=BOOTSTRAP)
-    return found, volumes @ reports.T
+    result["retrieval"], _ = recall_rows(directions, patients, ks=RECALL_KS, bootstrap=BOOTSTRAP)
+    return result, volumes @ reports.T
 
 
 def _macro_aurocs(scores: np.ndarray, data: HeldOutData) -> dict[str, dict[str, float]]:
     """Cells with the macro AUROC over the target findings and over all 18."""
     columns = {"targets": [LABELS.index(name) for name in TARGETS], "all": list(range(len(LABELS)))}
-    return {
-        name: BOOTSTRAP.interval(lambda r, c=chosen: macro_auroc(data.labels[r][:, c], scores[r][:, c]), data.test.patients)
-        for name, chosen in columns.items()
-    }
+    statistics = {name: on_rows(partial(macro_auroc, of=chosen), data.labels, scores) for name, chosen in columns.items()}
+    return {name: BOOTSTRAP.interval(statistic, data.test.patients) for name, statistic in statistics.items()}
 
 
 def baselines(data: HeldOutData) -> dict[str, Any]:
@@ -185,16 +181,14 @@ def baselines(data: HeldOutData) -> dict[str, Any]:
     return result
 
 
-def match_sentences(model: MG3D, data: HeldOutData) -> dict[str, float]:
-    """Fractions of sentence pairs that SSM treats as same and different; precision and recall with the phantom's ground truth."""
+def match_sentences(model: MG3D, data: HeldOutData) -> Rows:
+    """Sentence pairs at the two thresholds of SSM; precision and recall with the phantom's ground truth."""
     count = min(len(data.test), MAX_SENTENCE_STUDIES)
     reports = [data.test.report(study) for study in range(count)]
-    meanings = None
-    if data.truths:
-        meanings = lambda read: [m for truth, report in zip(data.truths, read) for m in sentence_meanings(truth, report)]  # noqa: E731
-    sentences = read_sentences(_encoder(model, data), reports, data.test.patients[:count], meanings=meanings)
+    meanings = partial(sentence_meanings, data.truths[:count]) if data.truths else None
+    pairs = read_sentence_pairs(_encoder(model, data), reports, data.test.patients[:count], meanings=meanings)
     settings = data.settings.model
-    return matching_summary(sentence_pairs(sentences), same_above=settings.ssm_same_above, differ_below=settings.ssm_differ_below)
+    return threshold_rows(pairs, (settings.ssm_same_above, settings.ssm_differ_below))
 
 
 def summary_rows(result: dict[str, Any]) -> list[dict[str, str]]:
@@ -216,9 +210,10 @@ def summary_rows(result: dict[str, Any]) -> list[dict[str, str]]:
             old, new = before["reconstruction"], after["reconstruction"]
             rows.append(_row(name, "", old[key], f"{new[key]:.4f}", f"mean image {new[key + '_mean_image']:.4f}"))
     if "sentence_pairs" in result:
-        pairs = result["sentence_pairs"]
-        fractions = ", ".join(f"{name} {pairs[name]:.2%}" for name in ("same", "different", "ignored"))
-        rows.append(_row("SSM sentence pairs", "", "", fractions, f"precision of same {pairs['precision_same']:.3f}"))
+        same = result["sentence_pairs"][0]
+        name = f"sentence pairs that SSM treats as same (cosine of {same['threshold']:.2f} or more)"
+        precision = f"precision {format_cell(same['precision of same'])}, recall {format_cell(same['recall of same'])}"
+        rows.append(_row(name, "", "", f"{same['pairs at or above']:.2%}", precision))
     return rows
 
 
@@ -243,18 +238,12 @@ def finding_rows(result: dict[str, Any]) -> Rows:
 def show_evidence(run_dir: Path) -> None:
     """Print the short table of `evidence.json` and the paths of the run's files."""
     result = json.loads((run_dir / "evidence.json").read_text())
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
-    rows = summary_rows(result)
-    if rows:
-        table = Table(*rows[0], title=f"{result['studies']} held-out studies of patients not used in training")
-        for row in rows:
-            table.add_row(*row.values())
-        console.print(table)
-    else:
-        console.print(f"no held-out metric is defined for the objectives {', '.join(result['objective'])} alone")
+    title = f"{result['studies']} held-out studies of patients not used in training"
+    table = format_tables(title, {"Held-out results": summary_rows(result)})
+    print(table or f"no held-out metric is defined for the objectives {', '.join(result['objective'])} alone")
     for name in ("evidence.html", "evidence.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "tensorboard"):
         if (run_dir / name).exists():
-            console.print(f"  {run_dir / name}", soft_wrap=True)
+            print(f"  {run_dir / name}")
 
 
 def write_evidence_page(run_dir: Path, result: dict[str, Any], data: HeldOutData, similarity: Tensor | None) -> None:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mg3d.datasets.studies import ReportText
-from mg3d.evaluation.card_embeddings import CardEmbeddings
+from mg3d.evaluation.card_data import CardEmbeddings
 from mg3d.evaluation.encoder import embed_batches
 from mg3d.evaluation.stress_test import X
-from mg3d.evaluation.tables import Bootstrap, Rows
+from mg3d.evaluation.tables import Bootstrap, Rows, on_rows
 from mg3d.evaluation.zero_shot import MEAN
 from mg3d.glossary import LABELS, prompts
 from mg3d.metrics.classification import auroc, macro_auroc, mean_of_defined
@@ -39,24 +39,17 @@ def negation_rows(volumes: Tensor, prompts: Tensor, labels: np.ndarray, patients
     for index, name in enumerate(LABELS):
         row = {"finding": name, "cosine of X and no X": float(cosine[index])}
         row |= {column: bootstrap.mean(values[:, index], patients) for column, values in accuracy.items()}
-        label = labels[:, index]
-        for column, score in scores.items():
-            statistic = lambda r, a=label, s=score[:, index]: auroc(a[r], s[r])  # noqa: E731
-            row[column] = bootstrap.interval(statistic, patients, labels=label)
+        row |= {column: bootstrap.metric(auroc, labels[:, index], part[:, index], patients) for column, part in scores.items()}
         rows.append(row)
     mean = {"finding": MEAN, "cosine of X and no X": float(cosine.mean())}
-    for column, values in accuracy.items():
-        mean[column] = bootstrap.interval(lambda r, v=values: _mean_of_columns(v[r]), patients)
-    for column, score in scores.items():
-        mean[column] = bootstrap.interval(lambda r, s=score: macro_auroc(labels[r], s[r]), patients, labels=labels)
+    mean |= {name: bootstrap.interval(on_rows(_mean_of_columns, values), patients) for name, values in accuracy.items()}
+    mean |= {name: bootstrap.metric(macro_auroc, labels, part, patients) for name, part in scores.items()}
     return [*rows, mean]
 
 
 def _mean_of_columns(values: np.ndarray) -> float:
-    """Mean over columns of their means; NaN entries and empty columns are left out."""
-    known = ~np.isnan(values)
-    counts = known.sum(0)
-    return mean_of_defined(np.where(counts > 0, np.where(known, values, 0).sum(0) / np.maximum(counts, 1), np.nan))
+    """Mean over columns of their means, without NaN entries and empty columns."""
+    return mean_of_defined(np.array([mean_of_defined(column) for column in values.T]))
 
 
 def swap_sides(text: str) -> str:
@@ -85,17 +78,16 @@ def sided_prompts() -> list[str]:
 def mirror_rows(
     volumes: Tensor, mirrored: Tensor, reports: Tensor, swapped: Tensor, patients: np.ndarray, *, bootstrap: Bootstrap
 ) -> Rows:
-    """Accuracy of telling a volume from its mirror image, and a report from the report with left and right swapped.
+    """Accuracy of distinguishing a volume from its mirror image, and a report from the report with left and right swapped.
 
     Needs no ground truth: a report is true of its volume, the swapped report of the mirror image. Embeddings [n, E] of studies
     whose report names a side.
     """
-    parts = [part.double() for part in (volumes, mirrored, reports, swapped)]
-    original, crossed, mirror, both = ((one * other).sum(-1).numpy() for one in parts[:2] for other in parts[2:])
+    cosine = lambda volume, report: (volume.double() * report.double()).sum(-1).numpy()  # noqa: E731
     correct = {
-        "volume: own report over swapped report": original > crossed,
-        "mirrored volume: swapped report over own report": both > mirror,
-        "report: own volume over mirrored volume": original > mirror,
+        "volume: own report over swapped report": cosine(volumes, reports) > cosine(volumes, swapped),
+        "mirrored volume: swapped report over own report": cosine(mirrored, swapped) > cosine(mirrored, reports),
+        "report: own volume over mirrored volume": cosine(volumes, reports) > cosine(mirrored, reports),
     }
     return [
         {"test": name, "studies": len(values), "accuracy": bootstrap.mean(values.astype(float), patients), "chance": 0.5}
@@ -122,31 +114,30 @@ def side_rows(
             continue
         row = {"finding": name, "left": int((side == 1).sum()), "right": int((side == 0).sum())}
         for column, truth, score in (("volumes", side, scores[0]), ("mirrored volumes", opposite[:, index], scores[1])):
-            statistic = lambda r, t=truth, s=score[:, index]: auroc(t[r], s[r])  # noqa: E731
-            row[f"AUROC, {column}"] = bootstrap.interval(statistic, patients, labels=truth)
+            row[f"AUROC, {column}"] = bootstrap.metric(auroc, truth, score[:, index], patients)
         rows.append(row)
     return rows
 
 
 def negation_and_laterality_tables(embeddings: CardEmbeddings) -> dict[str, Rows]:
     """Negation by finding, and laterality from reports that name a side."""
-    card, data, encoder = embeddings.card, embeddings.data, embeddings.encoder
+    card, data = embeddings.card, embeddings.data
     rows = negation_rows(embeddings.volumes, embeddings.main_prompts, data.labels, data.patients, bootstrap=card.bootstrap)
     swapped = [swap_report_sides(report) for report in embeddings.reports]
     changed = [new.report != old.report for new, old in zip(swapped, embeddings.reports, strict=True)]
-    rows_by_table = {"Negation": rows}
+    tables = {"Negation": rows}
     sided = np.flatnonzero(changed)
     if len(sided):
         chosen = embeddings.report_volumes[sided]
-        rows_by_table["Laterality by reports"] = mirror_rows(
+        tables["Laterality by reports"] = mirror_rows(
             embeddings.volumes[chosen],
             embed_mirrored(embeddings, chosen),
             embeddings.report_embeddings[torch.from_numpy(sided)],
-            encoder.embed_texts([swapped[index] for index in sided]),
+            embeddings.encoder.embed_texts([swapped[index] for index in sided]),
             data.patients[chosen],
             bootstrap=card.bootstrap,
         )
-    return rows_by_table
+    return tables
 
 
 def embed_mirrored(embeddings: CardEmbeddings, volumes: np.ndarray) -> Tensor:

@@ -24,14 +24,14 @@ def read_ground_truth(root: Path, study_ids: Iterable[str], reports: Iterable[st
 
     Phantom studies have the same names as real ones, so names alone could assign phantom truth to real patients.
     """
-    found = []
+    truths = []
     for study_id, report in zip(study_ids, reports, strict=True):
         path = root / "truth" / f"{study_id}.json"
         truth = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if truth is None or _report_of(truth) != report:
             return None
-        found.append(truth)
-    return found
+        truths.append(truth)
+    return truths
 
 
 def _report_of(truth: dict[str, Any]) -> str:
@@ -45,16 +45,14 @@ def finding_sides(truths: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.array([[row.get(label, -1) for label in LABELS] for row in sides], np.int8).reshape(-1, len(LABELS))
 
 
-def sentence_meanings(truth: dict[str, Any], report: ReportText) -> list[str | None]:
-    """Meaning `finding|polarity|location` of each sentence; None for a sentence about none of the 18 findings or several."""
-    clauses = [clause for clause in truth["clauses"] if clause["label"]]
-    meanings = {normalize_text(c["text"]): f"{c['label']}|{c['polarity']}|{c['location']}" for c in clauses}
-    return [meanings.get(normalize_text(report.report[start:end])) for start, end in report.sentence_spans]
-
-
-def mask_path(root: Path, volume_id: str) -> Path:
-    """File of a volume's masks, as written by `tools/make_phantom.py --masks`."""
-    return root / "truth" / "masks" / f"{volume_id}.nii.gz"
+def sentence_meanings(truths: Iterable[dict[str, Any]], reports: Iterable[ReportText]) -> list[str | None]:
+    """Meaning `finding|polarity|location` of every sentence of all reports; None if it is about none of the 18 findings."""
+    meanings = []
+    for truth, report in zip(truths, reports, strict=True):
+        clauses = [clause for clause in truth["clauses"] if clause["label"]]
+        known = {normalize_text(c["text"]): f"{c['label']}|{c['polarity']}|{c['location']}" for c in clauses}
+        meanings += [known.get(normalize_text(report.report[start:end])) for start, end in report.sentence_spans]
+    return meanings
 
 
 def read_masks(root: Path, volume_id: str, shape: Sequence[int]) -> Tensor:
@@ -71,8 +69,8 @@ def read_masks(root: Path, volume_id: str, shape: Sequence[int]) -> Tensor:
 
 
 def require_masks(root: Path, volume_id: str) -> Path:
-    """`mask_path` if the file exists, else FileNotFoundError."""
-    path = mask_path(root, volume_id)
+    """File of a volume's masks, as written by `tools/make_phantom.py --masks`; FileNotFoundError if it is missing."""
+    path = root / "truth" / "masks" / f"{volume_id}.nii.gz"
     if not path.is_file():
         raise FileNotFoundError(f"no mask {path}. Add masks with `python tools/make_phantom.py --out {root} --masks`.")
     return path

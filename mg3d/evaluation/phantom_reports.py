@@ -5,13 +5,13 @@ real reports.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mg3d.evaluation.tables import Bootstrap, Rows
+from mg3d.evaluation.tables import Bootstrap, Rows, on_rows
 from mg3d.glossary import LABELS
 from mg3d.metrics.clinical import clinical_efficacy
 from mg3d.phantom.wording import PHRASES
@@ -19,83 +19,46 @@ from mg3d.sentence_spans import polarity, split_clauses
 
 _SIDE = re.compile(r"\b(left|right|both sides|bilateral)\b")
 _MM = re.compile(r"(\d+(?:\.\d+)?) mm")
-SIDES = {"left": 1, "right": 2, "both sides": 3, "bilateral": 3}
-"""Codes of sides; 0 means that no side is stated."""
 _SLOTS = {"where": ".*", "size": r"\d+(?:\.\d+)?", "grade": r"\w+"}
 
 
-class ReportContent(NamedTuple):
-    """Findings stated by n reports, or true of n studies."""
+class StatedFinding(NamedTuple):
+    """A finding that a report states, or that a study has."""
 
-    present: np.ndarray
-    """int8 [n, 18]."""
-    side: np.ndarray
-    """int8 [n, 18], see `SIDES`."""
-    size_mm: np.ndarray
-    """float [n, 18]; NaN if not stated."""
-
-
-class _Statement(NamedTuple):
-    report: int
-    finding: int
-    side: int
+    side: str
+    """left, right or bilateral; empty if not stated."""
     size_mm: float
+    """NaN if not stated."""
 
 
 @cache
-def _patterns() -> tuple[tuple[re.Pattern[str], ...], ...]:
-    """Per finding: patterns of its names, longest first, and of its specific phrases."""
-    found = []
-    for label in LABELS:
-        words = PHRASES[label]
-        names = [r"\b" + re.escape(name) + r"\b" for name in sorted(words.names, key=len, reverse=True)]
-        found.append(tuple(re.compile(text) for text in (*names, *map(_template_pattern, words.positive))))
-    return tuple(found)
+def _pattern(label: str) -> re.Pattern[str]:
+    """Any name or specific phrase of a finding."""
+    templates = [re.split(r"\{(\w+)\}", template.lower().removesuffix(".")) for template in PHRASES[label].positive]
+    phrases = ["".join(_SLOTS[piece] if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)) for pieces in templates]
+    return re.compile("|".join([rf"\b{re.escape(name)}\b" for name in PHRASES[label].names] + phrases))
 
 
-def _template_pattern(template: str) -> str:
-    pieces = re.split(r"\{(\w+)\}", template.lower().removesuffix("."))
-    return "".join(_SLOTS[piece] if index % 2 else re.escape(piece) for index, piece in enumerate(pieces))
-
-
-def read_reports(reports: Sequence[str]) -> ReportContent:
-    """Content of reports. Negated and normal statements do not count, uncertain ones count as present."""
-    return _collect(len(reports), [found for index, report in enumerate(reports) for found in _statements(index, report)])
-
-
-def true_content(truths: Sequence[Mapping[str, Any]]) -> ReportContent:
-    """Content of phantom studies."""
-    return _collect(
-        len(truths),
-        [
-            _Statement(index, LABELS.index(found["label"]), SIDES.get(found["side"], 0), float(found["size_mm"]))
-            for index, truth in enumerate(truths)
-            for found in truth["findings"]
-        ],
-    )
-
-
-def _statements(index: int, report: str) -> Iterator[_Statement]:
+def read_report(report: str) -> dict[str, StatedFinding]:
+    """Findings of a report with the first side and size stated for each. Uncertain statements count, negated ones do not."""
+    stated: dict[str, StatedFinding] = {}
     for start, end in split_clauses(report):
-        text = report[start:end].lower()
-        if polarity(text) < 0:
+        clause = report[start:end].lower()
+        if polarity(clause) < 0:
             continue
-        side, size = _SIDE.search(text), _MM.search(text)
-        for finding, patterns in enumerate(_patterns()):
-            if any(pattern.search(text) for pattern in patterns):
-                yield _Statement(index, finding, SIDES[side[1]] if side else 0, float(size[1]) if size else float("nan"))
+        side, size = _SIDE.search(clause), _MM.search(clause)
+        for label in filter(lambda label: _pattern(label).search(clause), LABELS):
+            before = stated.get(label, StatedFinding("", np.nan))
+            stated[label] = StatedFinding(
+                before.side or (side[1].replace("both sides", "bilateral") if side else ""),
+                float(size[1]) if size and np.isnan(before.size_mm) else before.size_mm,
+            )
+    return stated
 
 
-def _collect(count: int, statements: Sequence[_Statement]) -> ReportContent:
-    """The first stated side and size of a finding count."""
-    present, side = np.zeros((count, len(LABELS)), np.int8), np.zeros((count, len(LABELS)), np.int8)
-    size = np.full((count, len(LABELS)), np.nan)
-    for found in statements:
-        at = found.report, found.finding
-        present[at] = 1
-        side[at] = side[at] or found.side
-        size[at] = found.size_mm if np.isnan(size[at]) else size[at]
-    return ReportContent(present, side, size)
+def true_findings(truth: Mapping[str, Any]) -> dict[str, StatedFinding]:
+    """Findings of a phantom study."""
+    return {row["label"]: StatedFinding(row["side"], float(row["size_mm"])) for row in truth["findings"]}
 
 
 def report_rows(
@@ -105,25 +68,33 @@ def report_rows(
 
     Side and size are scored for findings that are present in both; the size error is the median of |stated - true|.
     """
-    true = true_content(truths)
-    return [{"reports": name} | _score(read_reports(reports), true, patients, bootstrap) for name, reports in systems.items()]
+    true = [true_findings(truth) for truth in truths]
+    return [{"reports": name} | _score([*map(read_report, texts)], true, patients, bootstrap) for name, texts in systems.items()]
 
 
-def _score(stated: ReportContent, true: ReportContent, patients: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
-    both = (stated.present == 1) & (true.present == 1)
-    sided = both & (stated.side > 0) & (true.side > 0)
-    side = np.where(sided, stated.side == true.side, np.nan)
-    size = np.where(both, np.abs(stated.size_mm - true.size_mm), np.nan)
+def _score(
+    stated: Sequence[Mapping[str, StatedFinding]], true: Sequence[Mapping[str, StatedFinding]], patients: np.ndarray,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:  # fmt: skip
+    present = [np.array([[label in row for label in LABELS] for row in rows], int) for rows in (true, stated)]
     row: dict[str, Any] = {}
     for metric in ("precision", "recall", "f1"):
-        statistic = lambda r, m=metric: float(clinical_efficacy(true.present[r], stated.present[r])[f"micro_{m}"])  # noqa: E731
+        statistic = on_rows(lambda true, stated, name=f"micro_{metric}": float(clinical_efficacy(true, stated)[name]), *present)
         row[metric] = bootstrap.interval(statistic, patients)
-    row |= {"sides stated": int(sided.sum()), "side accuracy": bootstrap.interval(lambda r: _reduce(side[r], np.mean), patients)}
-    size_error = bootstrap.interval(lambda r: _reduce(size[r], np.median), patients)
-    return row | {"sizes stated": int((~np.isnan(size)).sum()), "size error, mm": size_error}
+    side, size = np.full((2, len(true), len(LABELS)), np.nan)
+    for study, (said, known) in enumerate(zip(stated, true, strict=True)):
+        for label in said.keys() & known.keys():
+            at = study, LABELS.index(label)
+            size[at] = abs(said[label].size_mm - known[label].size_mm)
+            if said[label].side and known[label].side:
+                side[at] = said[label].side == known[label].side
+    row |= {"sides stated": int((~np.isnan(side)).sum()), "side accuracy": bootstrap.mean(side, patients)}
+    return row | {
+        "sizes stated": int((~np.isnan(size)).sum()),
+        "size error, mm": bootstrap.interval(on_rows(_median_of_defined, size), patients),
+    }
 
 
-def _reduce(values: np.ndarray, function: Any) -> float:
-    """`function` of the values that are not NaN; NaN if there are none."""
+def _median_of_defined(values: np.ndarray) -> float:
     defined = values[~np.isnan(values)]
-    return float(function(defined)) if len(defined) else float("nan")
+    return float(np.median(defined)) if len(defined) else float("nan")

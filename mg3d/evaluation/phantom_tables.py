@@ -1,25 +1,17 @@
 """Tables that need the phantom's ground truth: grounding, laterality by true side, and generated reports."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mg3d.datasets.studies import ReportText
-from mg3d.evaluation.card_data import CardData
-from mg3d.evaluation.card_embeddings import CardEmbeddings
+from mg3d.evaluation.card_data import CardData, CardEmbeddings
 from mg3d.evaluation.encoder import as_sentence
 from mg3d.evaluation.grounding import centre_map, finding_rows, method_rows, score_maps
 from mg3d.evaluation.negation_and_laterality import embed_mirrored, side_rows, sided_prompts
-from mg3d.evaluation.phantom_ground_truth import (
-    finding_sides,
-    read_ground_truth,
-    read_masks,
-    require_masks,
-    sentence_meanings,
-)
+from mg3d.evaluation.phantom_ground_truth import finding_sides, read_ground_truth, read_masks, require_masks
 from mg3d.evaluation.phantom_reports import report_rows
 from mg3d.evaluation.tables import Rows
 from mg3d.glossary import LABELS, prompts
@@ -65,19 +57,17 @@ class PhantomTables:
     def grounding_tables(self, embeddings: CardEmbeddings) -> dict[str, Rows]:
         """Grounding maps of `There is X.` against the masks of every finding that is present, with two baseline maps."""
         maps, masks, findings, patients = self._ground(embeddings)
-        some = next(iter(maps.values()))
-        methods = list(maps)
-        maps["centre (baseline)"] = centre_map(some.shape[1:]).expand_as(some)
-        maps["random (baseline)"] = torch.rand(some.shape, generator=torch.Generator().manual_seed(embeddings.card.seed))
-        scores, bootstrap = {name: score_maps(part, masks) for name, part in maps.items()}, embeddings.card.bootstrap
-        centre_hit = scores["centre (baseline)"].hit
-        by_finding = {
-            f"Grounding by finding, {name}": finding_rows(
-                scores[name], findings, patients, centre_hit=centre_hit, bootstrap=bootstrap
+        first = next(iter(maps.values()))
+        random = torch.rand(first.shape, generator=torch.Generator().manual_seed(embeddings.card.seed))
+        baselines = {"centre (baseline)": centre_map(first.shape[1:]).expand_as(first), "random (baseline)": random}
+        scores = {name: score_maps(part, masks) for name, part in (maps | baselines).items()}
+        bootstrap = embeddings.card.bootstrap
+        tables = {"Grounding": method_rows(scores, patients, bootstrap)}
+        for name in maps:
+            tables[f"Grounding by finding, {name}"] = finding_rows(
+                scores[name], findings, patients, centre_hit=scores["centre (baseline)"].hit, bootstrap=bootstrap
             )
-            for name in methods
-        }
-        return {"Grounding": method_rows(scores, patients, bootstrap)} | by_finding
+        return tables
 
     def _ground(self, embeddings: CardEmbeddings) -> tuple[dict[str, Tensor], Tensor, np.ndarray, np.ndarray]:
         """Maps by method and masks of m (volume, finding) pairs, their findings and patients."""
@@ -115,8 +105,3 @@ class PhantomTables:
             systems["generated"] = [generated[study] for study in embeddings.report_studies]
         rows = report_rows(systems, self.truths, embeddings.report_patients, embeddings.card.bootstrap)
         return {"Reports against the ground truth": rows}
-
-    def sentence_meanings(self, reports: Sequence[ReportText]) -> list[str | None]:
-        """Meaning of every sentence of all reports; see `phantom_ground_truth.sentence_meanings`."""
-        pairs = zip(self.truths, reports, strict=True)
-        return [meaning for truth, report in pairs for meaning in sentence_meanings(truth, report)]

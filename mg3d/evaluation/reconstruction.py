@@ -16,45 +16,38 @@ BODY_ABOVE = 0.25
 """Intensity that separates body from air: -500 HU in the window -1000 to 1000 HU."""
 
 
-class ReconstructionError:
-    """Accumulates squared errors over batches.
-
-    Args:
-        mean_image: [1, D, H, W], mean of training volumes; the baseline prediction.
-    """
-
-    def __init__(self, mean_image: Tensor) -> None:
-        self.mean_image = mean_image
-        self.sums = torch.zeros(2, 2, dtype=torch.float64)
-        self.counts = torch.zeros(2, dtype=torch.float64)
-
-    def update(self, prediction: Tensor, target: Tensor, masked: Tensor) -> None:
-        """Add a batch: prediction and target [B, 1, D, H, W], masked bool of the same shape."""
-        squares = torch.stack([(prediction - target) ** 2, (self.mean_image - target) ** 2]).double()
-        for region, voxels in enumerate((masked, masked & (target > BODY_ABOVE))):
-            self.sums[:, region] += squares[:, voxels].sum(1)
-            self.counts[region] += voxels.sum()
-
-    def result(self) -> dict[str, float]:
-        """Mean squared error over masked voxels and masked body voxels of model and mean image, and their ratio; NaN if empty."""
-        result = {}
-        for region, name in enumerate(("masked", "masked_body")):
-            model, baseline = (float(value) for value in self.sums[:, region] / self.counts[region])
-            ratio = model / baseline if baseline else float("nan")
-            result |= {name: model, f"{name}_mean_image": baseline, f"{name}_ratio": ratio}
-        return result
-
-
 @torch.no_grad()
 def reconstruction_error(model: MG3D, batches: Iterable[Batch], mean_image: Tensor) -> dict[str, float]:
-    """`ReconstructionError.result` of a model with the objective MIM."""
+    """`masked_errors` of a model with the objective MIM."""
     model.eval()
-    error = ReconstructionError(mean_image)
-    for batch in batches:
-        features = model(batch, ["volume"])
+
+    def predict(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         masked = upsample_mask(batch.patch_mask, batch.volume.shape[2:])[:, None]
-        error.update(features["mim_prediction"].float().cpu(), batch.volume.cpu(), masked.cpu())
-    return error.result()
+        return model(batch, ["volume"])["mim_prediction"].float().cpu(), batch.volume.cpu(), masked.cpu()
+
+    return masked_errors(map(predict, batches), mean_image)
+
+
+def masked_errors(batches: Iterable[tuple[Tensor, Tensor, Tensor]], mean_image: Tensor) -> dict[str, float]:
+    """Mean squared error over masked voxels and masked body voxels of model and mean image, and their ratio; NaN if empty.
+
+    Args:
+        batches: prediction and target [B, 1, D, H, W], and the mask (bool, of the same shape).
+        mean_image: [1, D, H, W], mean of training volumes; the baseline prediction.
+    """
+    sums = torch.zeros(2, 2, dtype=torch.float64)  # (model, mean image), (masked, masked body)
+    counts = torch.zeros(2, dtype=torch.float64)
+    for prediction, target, masked in batches:
+        squares = torch.stack([(prediction - target) ** 2, (mean_image - target) ** 2]).double()
+        for region, voxels in enumerate((masked, masked & (target > BODY_ABOVE))):
+            sums[:, region] += squares[:, voxels].sum(1)
+            counts[region] += voxels.sum()
+    errors = {}
+    for region, name in enumerate(("masked", "masked_body")):
+        model_error, baseline = (sums[:, region] / counts[region]).tolist()
+        ratio = model_error / baseline if baseline else float("nan")
+        errors |= {name: model_error, f"{name}_mean_image": baseline, f"{name}_ratio": ratio}
+    return errors
 
 
 def mean_volume(studies: Studies, *, max_studies: int) -> Tensor:

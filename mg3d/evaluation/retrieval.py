@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg3d.evaluation.tables import Bootstrap, Rows
-from mg3d.metrics.retrieval import chance_recall_at, first_rank, nearest_jaccards, recall_at
+from mg3d.metrics.retrieval import chance_recall_at, first_rank, nearest_jaccards
 
 SAME_LABELS = ", same labels relevant"
 """Suffix of a direction in which reports of studies with equal labels count as relevant too."""
@@ -60,7 +60,7 @@ def recall_rows(
         found = ranks[direction.name] = first_rank(direction.similarity, direction.relevant)
         queries, gallery = direction.relevant.shape
         for k, chance in chance_recall_at(direction.relevant, [k for k in ks if k < gallery]).items():
-            recall = bootstrap.interval(lambda r, v=found, k=k: recall_at(v[r], [k])[k], patients[direction.queries])
+            recall = bootstrap.mean((found <= k).astype(float), patients[direction.queries])
             row = {"direction": direction.name, "k": k, "queries": queries, "gallery": gallery, "recall": recall}
             rows.append(row | {"chance": chance, "median rank": float(np.median(found))})
     return rows, ranks

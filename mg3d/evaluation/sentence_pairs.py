@@ -1,116 +1,78 @@
-"""Which sentences the SSM text side matches: to judge its two thresholds, or choose them for another text encoder."""
+"""Which sentences the text side of SSM matches: to judge its two thresholds, or choose them for another text encoder."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.datasets.studies import ReportText
-from mg3d.evaluation.card_embeddings import CardEmbeddings
+from mg3d.evaluation.card_data import CardEmbeddings
 from mg3d.evaluation.encoder import MG3DEncoder
 from mg3d.evaluation.tables import Rows
 from mg3d.sentence_spans import polarity
 
 Meanings = Callable[[Sequence[ReportText]], list[str | None]]
-"""Meaning of every sentence of all reports of a set, in order: equal strings mean the same, None is unknown."""
+"""Meaning of every sentence of all reports, in order: equal strings mean the same, None is unknown."""
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(6, 20))
 MAX_SENTENCES = 4_000
 """The first sentences are used; 4,000 have 16 million cosines."""
-_UNKNOWN = -1
-
-
-class Sentences(NamedTuple):
-    """Sentences of several patients, n of them."""
-
-    vectors: Tensor
-    """[n, d] of the text side of SSM, any length."""
-    polarity: Tensor
-    """int8 [n]: SSM matches only sentences of equal polarity."""
-    patient: Tensor
-    """int64 [n]."""
-    meaning: Tensor
-    """int64 [n], see `meaning_codes`."""
 
 
 class ScoredPairs(NamedTuple):
-    """All m pairs of sentences of different patients."""
+    """All m pairs of sentences of equal polarity and different patients, which SSM matches by their cosine."""
 
     cosine: np.ndarray
-    same_polarity: np.ndarray
-    """bool [m]."""
     known: np.ndarray
     """bool [m]: both meanings are known."""
     equal: np.ndarray
     """bool [m]: both meanings are known and equal."""
 
 
-def meaning_codes(meanings: Sequence[str | None]) -> Tensor:
-    """int64 [n]: equal for equal meanings, -1 for None."""
-    codes = {name: code for code, name in enumerate(sorted({name for name in meanings if name is not None}))}
-    return torch.tensor([_UNKNOWN if name is None else codes[name] for name in meanings], dtype=torch.int64)
-
-
-def read_sentences(
+def read_sentence_pairs(
     encoder: MG3DEncoder, reports: Sequence[ReportText], patients: np.ndarray, *, meanings: Meanings | None
-) -> Sentences:
-    """Sentences of reports [r] that fit into the text encoder; patients [r]."""
+) -> ScoredPairs:
+    """Pairs of sentences of reports [r] that fit into the text encoder; patients [r]."""
     read = encoder.sentence_vectors(reports)
     texts = [report.report[start:end] for report, _ in read for start, end in report.sentence_spans]
-    known = meanings([report for report, _ in read]) if meanings else [None] * len(texts)
-    _, patient = np.unique(patients, return_inverse=True)
-    return Sentences(
-        vectors=torch.cat([vectors for _, vectors in read]),
-        polarity=torch.tensor([polarity(text) for text in texts], dtype=torch.int8),
-        patient=torch.from_numpy(np.repeat(patient, [len(report.sentence_spans) for report, _ in read])),
-        meaning=meaning_codes(known),
+    return sentence_pairs(
+        torch.cat([vectors for _, vectors in read]),
+        polarities=np.array([polarity(text) for text in texts]),
+        patients=np.repeat(patients, [len(report.sentence_spans) for report, _ in read]),
+        meanings=meanings([report for report, _ in read]) if meanings else [None] * len(texts),
     )
 
 
-def sentence_pairs(sentences: Sentences) -> ScoredPairs:
-    """Pairs of the first `MAX_SENTENCES` sentences."""
-    vectors, polarity, patient, meaning = (part[:MAX_SENTENCES] for part in sentences)
-    first, second = torch.triu(patient[:, None] != patient, 1).nonzero().unbind(1)
-    unit = F.normalize(vectors.float(), dim=-1)
-    cosine = (unit @ unit.T)[first, second]
-    known = (meaning[first] != _UNKNOWN) & (meaning[second] != _UNKNOWN)
-    equal = known & (meaning[first] == meaning[second])
-    return ScoredPairs(*(part.numpy() for part in (cosine, polarity[first] == polarity[second], known, equal)))
-
-
-def matching_summary(pairs: ScoredPairs, *, same_above: float, differ_below: float) -> dict[str, float]:
-    """Fractions of pairs that SSM treats as same, different or ignored, and precision and recall of `same`.
-
-    Precision and recall are over pairs of known meaning; NaN without any.
-    """
-    same = pairs.same_polarity & (pairs.cosine >= same_above)
-    different = pairs.same_polarity & (pairs.cosine <= differ_below)
-    fractions = {"same": same, "different": different, "ignored": ~same & ~different}
-    return {
-        "pairs": len(same),
-        **{name: float(chosen.mean()) if len(chosen) else 0.0 for name, chosen in fractions.items()},
-        "precision_same": _fraction(pairs.equal, same & pairs.known),
-        "recall_same": _fraction(same, pairs.equal),
-    }
+def sentence_pairs(
+    vectors: Tensor, *, polarities: np.ndarray, patients: np.ndarray, meanings: Sequence[str | None]
+) -> ScoredPairs:
+    """Pairs of the first `MAX_SENTENCES` of n sentences; vectors [n, d] of any length, the others [n]."""
+    unit = F.normalize(vectors[:MAX_SENTENCES].float(), dim=-1)
+    patient, meaning = (pd.factorize(np.array(part, object)[:MAX_SENTENCES])[0] for part in (patients, meanings))  # None is -1
+    polarities = polarities[:MAX_SENTENCES]
+    comparable = (patient[:, None] != patient) & (polarities[:, None] == polarities)
+    first, second = np.nonzero(np.triu(comparable, 1))
+    known = (meaning[first] >= 0) & (meaning[second] >= 0)
+    return ScoredPairs((unit @ unit.T).numpy()[first, second], known, known & (meaning[first] == meaning[second]))
 
 
 def threshold_rows(pairs: ScoredPairs, thresholds: Sequence[float]) -> Rows:
-    """One row per threshold, over pairs of equal polarity.
+    """One row per threshold: precision and recall of the pairs at or above it as `same`.
 
-    Precision and recall of `same` for pairs at or above it; false negatives: pairs at or below it that mean the same.
+    False negatives: the fraction of the pairs at or below it that mean the same.
     """
     rows = []
     for threshold in thresholds:
-        above = pairs.same_polarity & (pairs.cosine >= threshold)
-        below = pairs.same_polarity & (pairs.cosine <= threshold)
+        above, below = pairs.cosine >= threshold, pairs.cosine <= threshold
         rows.append(
             {
                 "threshold": float(threshold),
-                "pairs at or above": _fraction(above, pairs.same_polarity),
+                "pairs at or above": _fraction(above, np.ones_like(above)),
                 "precision of same": _fraction(pairs.equal, above & pairs.known),
-                "recall of same": _fraction(above, pairs.equal & pairs.same_polarity),
+                "recall of same": _fraction(above, pairs.equal),
                 "false negatives at or below": _fraction(pairs.equal, below & pairs.known),
             }
         )
@@ -123,9 +85,8 @@ def sentence_pair_tables(
     """Matching by the text side of SSM; precision and recall need `meanings`, which only the phantom has."""
     if not embeddings.reports:
         return {}
-    sentences = read_sentences(embeddings.encoder, embeddings.reports, embeddings.report_patients, meanings=meanings)
-    thresholds = sorted({*THRESHOLDS, same_above, differ_below})
-    return {"Sentence pairs by SSM threshold": threshold_rows(sentence_pairs(sentences), thresholds)}
+    pairs = read_sentence_pairs(embeddings.encoder, embeddings.reports, embeddings.report_patients, meanings=meanings)
+    return {"Sentence pairs by SSM threshold": threshold_rows(pairs, sorted({*THRESHOLDS, same_above, differ_below}))}
 
 
 def _fraction(part: np.ndarray, whole: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 A model whose scores never drop does not use the image. A score that rises means that the volumes were wrong to begin with.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mg3d.evaluation.card_embeddings import CardEmbeddings
+from mg3d.evaluation.card_data import CardEmbeddings
+from mg3d.evaluation.encoder import embed_batches
 from mg3d.evaluation.retrieval import retrieval_directions
-from mg3d.evaluation.tables import Bootstrap, Rows
+from mg3d.evaluation.tables import Bootstrap, Rows, on_rows
 from mg3d.evaluation.zero_shot import zero_shot_logits
 from mg3d.metrics.classification import macro_auroc
-from mg3d.metrics.retrieval import first_rank, recall_at
+from mg3d.metrics.retrieval import first_rank
 from mg3d.sentence_spans import normalize_text
 
 UNCHANGED = "unchanged"
@@ -81,17 +82,8 @@ def corruptions(window_hu: tuple[float, float] | None) -> dict[str, Corruption]:
     found = dict(CORRUPTIONS)
     if window_hu is not None:
         width = window_hu[1] - window_hu[0]
-        found |= {f"{offset:+d} HU": lambda volumes, step=offset / width: volumes + step for offset in OFFSETS_HU}
+        found |= {f"{offset:+d} HU": partial(torch.add, other=offset / width) for offset in OFFSETS_HU}
     return found
-
-
-def embed_corrupted(
-    embed: Callable[[Tensor], Tensor], batches: Callable[[], Iterable[Tensor]], by_name: Mapping[str, Corruption]
-) -> dict[str, Tensor]:
-    """Embeddings [n, E] by corruption; volumes are clipped to [0, 1] after the corruption."""
-    return {
-        name: torch.cat([embed(corruption(batch).clamp(0.0, 1.0)) for batch in batches()]) for name, corruption in by_name.items()
-    }
 
 
 def stress_rows(
@@ -106,17 +98,17 @@ def stress_rows(
 
     scores [n, L] and ranks [n] (of each volume's report; may be empty) by corruption, `UNCHANGED` among them; labels [n, L].
     """
-    auroc = {name: partial(_macro_auroc, labels, part) for name, part in scores.items()}
-    recall = {name: partial(_recall, part) for name, part in ranks.items()}
+    auroc = {name: on_rows(macro_auroc, labels, part) for name, part in scores.items()}
+    recall = {name: on_rows(np.mean, part <= K) for name, part in ranks.items()}
     rows = []
     for name in scores:
         row = {"corruption": name, "auroc": bootstrap.interval(auroc[name], patients, labels=labels), "drop": ""}
         if name != UNCHANGED:
-            row["drop"] = bootstrap.difference(auroc[UNCHANGED], auroc[name], patients, labels=labels)
+            row["drop"], _ = bootstrap.difference(auroc[UNCHANGED], auroc[name], patients, labels=labels)
         if recall:
             row |= {f"volume to report, R@{K}": bootstrap.interval(recall[name], patients), "drop of recall": ""}
         if recall and name != UNCHANGED:
-            row["drop of recall"] = bootstrap.difference(recall[UNCHANGED], recall[name], patients)
+            row["drop of recall"], _ = bootstrap.difference(recall[UNCHANGED], recall[name], patients)
         rows.append(row)
     return rows
 
@@ -125,11 +117,11 @@ def stress_tables(embeddings: CardEmbeddings) -> dict[str, Rows]:
     """Stress test on the first volume of the card's first studies with a report, or of any studies if none has one."""
     card, data, encoder = embeddings.card, embeddings.data, embeddings.encoder
     chosen = (embeddings.report_volumes if len(embeddings.reports) else data.first_volumes)[: card.stress_studies]
-    by_name = corruptions(data.window_hu if data.is_hounsfield else None)
-    batches = lambda: data.batches(chosen, size=embeddings.batch_size)  # noqa: E731
     keys = [normalize_text(text.report) for text in embeddings.reports[: len(chosen)]]
     scores, ranks = {}, {}
-    for name, volumes in embed_corrupted(encoder.embed_volumes, batches, by_name).items():
+    for name, corruption in corruptions(data.window_hu if data.is_hounsfield else None).items():
+        batches = data.batches(chosen, size=embeddings.batch_size)
+        volumes = embed_batches(encoder, map(corruption, batches))
         scores[name] = zero_shot_logits(volumes, embeddings.main_prompts, encoder.logit_scale)
         if len(set(keys)) > K:  # otherwise every report is among the first K
             reports = embeddings.report_embeddings[: len(chosen)].numpy()
@@ -138,11 +130,3 @@ def stress_tables(embeddings: CardEmbeddings) -> dict[str, Rows]:
     labels, patients = data.labels[chosen], data.patients[chosen]
     rows = stress_rows(scores, labels, patients, ranks=ranks, bootstrap=card.bootstrap)
     return {f"Stress test, {len(chosen)} volumes": rows}
-
-
-def _macro_auroc(labels: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> float:
-    return macro_auroc(labels[rows], scores[rows])
-
-
-def _recall(ranks: np.ndarray, rows: np.ndarray) -> float:
-    return recall_at(ranks[rows], [K])[K]

@@ -9,13 +9,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mg3d.metrics.bootstrap import bootstrap_interval, insufficient_reason, paired_comparison
+from mg3d.metrics.bootstrap import PairedDifference, bootstrap_interval, insufficient_reason, paired_comparison
 from mg3d.metrics.classification import mean_of_defined
 
 Rows = list[dict[str, Any]]
 Statistic = Callable[[np.ndarray], float]
 """A value of the cases at row indices int64 [m]."""
 _DIGITS = 6
+
+
+def on_rows(metric: Callable[..., float], *arrays: np.ndarray) -> Statistic:
+    """The statistic `metric(*arrays)` of the given rows of all arrays."""
+    return lambda rows: metric(*(array[rows] for array in arrays))
 
 
 class Bootstrap(NamedTuple):
@@ -40,18 +45,30 @@ class Bootstrap(NamedTuple):
         low, high = (np.nan, np.nan) if reason else bootstrap_interval(statistic, patients, **self._asdict())
         return _cell(statistic(np.arange(len(patients))), low, high, reason)
 
+    def metric(
+        self,
+        metric: Callable[[np.ndarray, np.ndarray], float],
+        labels: np.ndarray,
+        scores: np.ndarray,
+        patients: np.ndarray,
+        *,
+        classes: Sequence[int] = (1, 0),
+    ) -> dict[str, Any]:
+        """Cell with `metric(labels, scores)`; labels and classes as for `interval`."""
+        return self.interval(on_rows(metric, labels, scores), patients, labels=labels, classes=classes)
+
     def mean(self, values: np.ndarray, patients: np.ndarray) -> dict[str, Any]:
         """Cell with the mean of values [n] that are not NaN."""
-        return self.interval(lambda rows: mean_of_defined(values[rows]), patients)
+        return self.interval(on_rows(mean_of_defined, values), patients)
 
     def difference(
         self, first: Statistic, second: Statistic, patients: np.ndarray, *, labels: np.ndarray | None = None
-    ) -> dict[str, Any]:
-        """Cell with the paired difference, first minus second; labels as for `interval`."""
+    ) -> tuple[dict[str, Any], PairedDifference]:
+        """Cell with the paired difference, first minus second, and the comparison behind it; labels as for `interval`."""
         reason = insufficient_reason(labels, patients) if labels is not None else ""
         found = paired_comparison(first, second, patients, **self._asdict())
         low, high = (np.nan, np.nan) if reason else (found.low, found.high)
-        return _cell(found.difference, low, high, reason)
+        return _cell(found.difference, low, high, reason), found
 
 
 def _cell(value: float, low: float, high: float, reason: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Decisions at a threshold and calibration: both are fitted on the card's development patients and reported on the others."""
 
 import hashlib
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ from scipy.special import expit
 
 from mg3d.evaluation.card_result import RELIABILITY
 from mg3d.evaluation.cards import Card
-from mg3d.evaluation.tables import Rows
+from mg3d.evaluation.tables import Rows, on_rows
 from mg3d.evaluation.zero_shot import MEAN, ZeroShotScores
 from mg3d.glossary import LABELS
 from mg3d.metrics.calibration import brier, calibration_error, fit_temperature, reliability_table
@@ -50,13 +49,9 @@ def _decision_rows(card: Card, labels: np.ndarray, logits: np.ndarray, patients:
     decisions = decide(logits, thresholds)
 
     def cell(metric: str, columns: slice) -> dict[str, Any]:
-        label, decision = labels[:, columns], decisions[:, columns]
-        return card.bootstrap.interval(
-            lambda r: mean_of_defined(decision_scores(count_decisions(label[r], decision[r]))[metric]),
-            patients,
-            labels=label,
-            classes=(0,) if metric == "specificity" else (1,),
-        )
+        mean = lambda labels, decisions: mean_of_defined(decision_scores(count_decisions(labels, decisions))[metric])  # noqa: E731
+        classes = (0,) if metric == "specificity" else (1,)
+        return card.bootstrap.metric(mean, labels[:, columns], decisions[:, columns], patients, classes=classes)
 
     rows: Rows = []
     for index, name in enumerate([*LABELS, MEAN]):
@@ -71,11 +66,11 @@ def _calibration_rows(card: Card, labels: np.ndarray, logits: np.ndarray, patien
     rows = []
     for name, t in (("uncalibrated", 1.0), ("after temperature scaling", temperature)):
         probabilities = expit(logits / t)
-        cells: Mapping[str, Any] = {
-            metric: card.bootstrap.interval(lambda r, f=function, p=probabilities: f(labels[r].ravel(), p[r].ravel()), patients)
-            for metric, function in metrics.items()
-        }
-        rows.append({"probabilities": name, "temperature": t, **cells})
+        row: dict[str, Any] = {"probabilities": name, "temperature": t}
+        for metric, function in metrics.items():
+            pooled = lambda labels, p, f=function: f(labels.ravel(), p.ravel())  # noqa: E731
+            row[metric] = card.bootstrap.interval(on_rows(pooled, labels, probabilities), patients)
+        rows.append(row)
     return rows
 
 
@@ -85,7 +80,7 @@ def _reliability_rows(card: Card, labels: np.ndarray, logits: np.ndarray, patien
         low = row["low"] if row["low"] > 0 else -1.0
         in_bin = (probabilities > low) & (probabilities <= row["high"]) & (labels >= 0)
         positive = np.where(in_bin, labels == 1, np.nan)
-        frequency = card.bootstrap.interval(lambda r, p=positive: mean_of_defined(p[r].ravel()), patients)
+        frequency = card.bootstrap.mean(positive, patients)
         name = f"{row['low']:.2f}-{row['high']:.2f}"
         rows.append({"bin": name, "cases": row["cases"], "probability": row["probability"], "frequency": frequency})
     return rows

@@ -1,12 +1,14 @@
 """Zero-shot classification: compare each volume with a prompt that states a finding and one that denies it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit
 from torch import Tensor
+from torch.nn import functional as F
 
 from mg3d.evaluation.cards import Card
 from mg3d.evaluation.tables import Bootstrap, Rows
@@ -14,7 +16,8 @@ from mg3d.glossary import ENSEMBLE, LABELS, prompts
 from mg3d.metrics.classification import auprc, auroc, macro_auroc, mean_of_defined, per_label
 
 MEAN = "mean over findings"
-"""Name of the last row of tables by finding; undefined values are left out of the mean."""
+"""Name of the last row of tables by finding. The mean excludes undefined values."""
+Metric = Callable[[np.ndarray, np.ndarray], float]
 METRICS = MappingProxyType({"auroc": auroc, "auprc": auprc})
 
 
@@ -51,12 +54,9 @@ def prompt_texts(wordings: Sequence[str]) -> list[str]:
 
 def prompts_by_wording(embedded: Tensor, wordings: Sequence[str]) -> dict[str, Tensor]:
     """Embedded prompts [18, 2, E] by wording, from [wordings, 18, 2, E]; `ensemble` is the mean over `glossary.ENSEMBLE`."""
-    found = dict(zip(wordings, embedded, strict=True))
-    members = [found[name] for name in ENSEMBLE if name in found]
-    if members:
-        mean = sum(members)
-        found["ensemble"] = mean / mean.norm(dim=-1, keepdim=True)
-    return found
+    by_wording = dict(zip(wordings, embedded, strict=True))
+    members = [by_wording[name] for name in ENSEMBLE if name in by_wording]
+    return by_wording | ({"ensemble": F.normalize(sum(members), dim=-1)} if members else {})
 
 
 def classification_rows(
@@ -65,7 +65,7 @@ def classification_rows(
     patients: np.ndarray,
     bootstrap: Bootstrap,
     *,
-    metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = METRICS,
+    metrics: Mapping[str, Metric] = METRICS,
 ) -> Rows:
     """One row per finding and their mean: number of labelled cases, prevalence and metrics; labels and scores [n, 18]."""
     rows = []
@@ -74,14 +74,18 @@ def classification_rows(
         known = label >= 0
         row = {"finding": name, "cases": int(known.sum()), "prevalence": mean_of_defined(np.where(known, label == 1, np.nan))}
         for metric, function in metrics.items():
-            row[metric] = bootstrap.interval(lambda r, f=function, a=label, s=score: f(a[r], s[r]), patients, labels=label)
+            row[metric] = bootstrap.metric(function, label, score, patients)
         rows.append(row)
     prevalence = mean_of_defined(np.array([row["prevalence"] for row in rows]))
     mean = {"finding": MEAN, "cases": len(labels), "prevalence": prevalence}
     for metric, function in metrics.items():
-        statistic = lambda r, f=function: mean_of_defined(per_label(f, labels[r], scores[r]))  # noqa: E731
-        mean[metric] = bootstrap.interval(statistic, patients, labels=labels)
+        mean[metric] = bootstrap.metric(partial(_macro, function), labels, scores, patients)
     return [*rows, mean]
+
+
+def _macro(metric: Metric, labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean of a metric over the findings of labels and scores [n, 18]."""
+    return mean_of_defined(per_label(metric, labels, scores))
 
 
 def zero_shot_tables(card: Card, scores: ZeroShotScores) -> dict[str, Rows]:
@@ -95,7 +99,7 @@ def zero_shot_tables(card: Card, scores: ZeroShotScores) -> dict[str, Rows]:
     wording_rows = [
         {
             "prompts": name + (" (main)" if name == card.wording else ""),
-            "auroc": card.bootstrap.interval(lambda r, s=logits: macro_auroc(labels[r], s[r]), patients, labels=labels),
+            "auroc": card.bootstrap.metric(macro_auroc, labels, logits, patients),
         }
         for name, logits in scores.logits.items()
     ]

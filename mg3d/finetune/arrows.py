@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, ReferenceNodule, Source
+from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, ReferenceNodule
 from mg3d.finetune.images import read_array
 
 FORMAT = 2
@@ -43,29 +43,29 @@ def find_prepared(data_root: str, folder: str) -> Path | None:
     root = Path(data_root)
     if data_root.endswith(".arrow"):
         return root if root.is_file() else None
-    found = sorted([*root.glob(f"{folder}.arrow"), *root.glob(f"{folder}-*.arrow")]) if root.is_dir() else []
-    if len(found) > 1:
-        raise ValueError(f"{root} holds {', '.join(path.name for path in found)}; name one file: data_root=...")
-    return found[0] if found else None
+    files = sorted([*root.glob(f"{folder}.arrow"), *root.glob(f"{folder}-*.arrow")]) if root.is_dir() else []
+    if len(files) > 1:
+        raise ValueError(f"{root} holds {', '.join(path.name for path in files)}; name one file: data_root=...")
+    return files[0] if files else None
 
 
-def read_facts(file: Path, folder: str) -> dict[str, Any]:
+def read_metadata(file: Path, folder: str) -> dict[str, Any]:
     """Metadata of an Arrow file.
 
     Raises:
         ValueError: it is another file, truncated, or of another folder or version.
     """
     try:
-        facts = json.loads((pa.ipc.open_file(pa.memory_map(str(file))).schema.metadata or {})[METADATA])
+        metadata = json.loads((pa.ipc.open_file(pa.memory_map(str(file))).schema.metadata or {})[METADATA])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"{file} was not written by prepro_finetuning_vision_data.py, or is truncated ({type(error).__name__}); make it again"
         ) from error
-    if facts["format"] != FORMAT:
-        raise ValueError(f"{file} has format {facts['format']}, expected {FORMAT}; make it again")
-    if facts["folder"] != folder:
-        raise ValueError(f"{file} was made for downstream/{facts['folder']}, not for {folder}; use another data_root")
-    return facts
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"{file} has format {metadata['format']}, expected {FORMAT}; make it again")
+    if metadata["folder"] != folder:
+        raise ValueError(f"{file} was made for downstream/{metadata['folder']}, not for {folder}; use another data_root")
+    return metadata
 
 
 def read_cases(file: Path) -> list[FinetuneCase]:
@@ -83,7 +83,7 @@ def read_cases(file: Path) -> list[FinetuneCase]:
     return cases
 
 
-def write_cases(file: Path, cases: Sequence[FinetuneCase], facts: Mapping[str, Any]) -> list[dict[str, str]]:
+def write_cases(file: Path, cases: Sequence[FinetuneCase], metadata: Mapping[str, Any]) -> list[dict[str, str]]:
     """Writes an Arrow file atomically; an interrupted run is continued. Returns the excluded cases (also `<file>.excluded.csv`).
 
     Raises:
@@ -94,7 +94,7 @@ def write_cases(file: Path, cases: Sequence[FinetuneCase], facts: Mapping[str, A
 
     from mg3d.files import write_bytes
 
-    metadata = json.dumps({"format": FORMAT, **facts}, sort_keys=True)
+    stored = json.dumps({"format": FORMAT, **metadata}, sort_keys=True)
     partial, earlier = (file.with_name(f".{file.name}.{suffix}") for suffix in ("partial", "earlier"))
     if file.exists():
         raise ValueError(f"{file} exists; remove it, or choose another name: out=...")
@@ -102,10 +102,10 @@ def write_cases(file: Path, cases: Sequence[FinetuneCase], facts: Mapping[str, A
     if partial.exists() and not earlier.exists():
         partial.replace(earlier)
     excluded: list[dict[str, str]] = []
-    schema = SCHEMA.with_metadata({METADATA: metadata})
+    schema = SCHEMA.with_metadata({METADATA: stored})
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         done = set()
-        for batch in _complete_batches(earlier, metadata):
+        for batch in _complete_batches(earlier, stored):
             writer.write_batch(batch)
             done.add(batch.column("case_id")[0].as_py())
         sink.flush()
@@ -147,15 +147,10 @@ def _complete_batches(earlier: Path, metadata: str) -> Iterator[pa.RecordBatch]:
 
 def _batch(case: FinetuneCase, schema: pa.Schema) -> pa.RecordBatch:
     values = {name: getattr(case, name) for name in _FIELDS}
-    values |= {"target": list(case.target), "candidates": json.dumps(case.candidates), "nodules": json.dumps(case.nodules)}
-    values |= {**_image("image", case.image), **_image("mask", case.mask)}
-    arrays = [pa.array([values[name]], schema.field(name).type) for name in schema.names]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _image(name: str, source: Source | None) -> dict[str, Any]:
-    values: tuple[Any, ...] = (None,) * len(_IMAGE)
-    if source is not None:
-        array, affine = read_array(source)
-        values = (array.tobytes(), array.dtype.str, list(array.shape), json.dumps(affine.tolist()))
-    return {f"{name}{suffix}": value for (suffix, _), value in zip(_IMAGE, values, strict=True)}
+    values |= {"candidates": json.dumps(case.candidates), "nodules": json.dumps(case.nodules)}
+    for name, source in (("image", case.image), ("mask", case.mask)):
+        if source is not None:
+            array, affine = read_array(source)
+            values |= {name: array.tobytes(), f"{name}_dtype": array.dtype.str}
+            values |= {f"{name}_shape": array.shape, f"{name}_affine": json.dumps(affine.tolist())}
+    return pa.RecordBatch.from_pylist([values], schema=schema)

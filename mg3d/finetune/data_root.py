@@ -6,11 +6,15 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.distributed import info, run_on_first_rank
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.task import DownstreamTask
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_ROOT = ("", "phantom")
 """Values of `data_root` that select synthetic data."""
@@ -83,6 +87,26 @@ def find_level(root: Path, entry: str) -> Path:
 def visible(paths: Sequence[Path]) -> list[Path]:
     """Sorted paths without hidden files, such as the `._*` files of macOS archives."""
     return [path for path in sorted(paths) if not path.name.startswith(".")]
+
+
+def read_csv(path: Path, columns: Sequence[str], *, text: Sequence[str] = ()) -> "pd.DataFrame":
+    """A CSV file with these columns; `text` columns are not converted to numbers.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a CSV file, or lacks a column.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(text, str))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as CSV ({type(error).__name__})") from error
+    if missing := sorted({*columns, *text} - set(table)):
+        raise ValueError(f"{path} lacks the columns {missing}; it has {list(table)[:8]}")
+    return table
 
 
 def assign_listed_folds(cases: Sequence[FinetuneCase], file: Path) -> list[FinetuneCase]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mg3d.checkpoints.info import CheckpointInfo, inspect_checkpoint
-from mg3d.checkpoints.load import LoadReport, load_weights
+from mg3d.checkpoints.load import load_weights
 from mg3d.checkpoints.read import read_checkpoint
 from mg3d.finetune.settings import ENCODER_PRESETS, FinetuneSettings
 from mg3d.models.build import build_vision
@@ -21,14 +21,16 @@ TINY = {"vision_encoder": "swin", "embed_dim": 48, "patch_size": 4, "window_size
 """A Swin of one stage for synthetic data on a CPU."""
 
 
-class EncoderStart(NamedTuple):
-    """An encoder at the start of fine-tuning."""
+class LoadedEncoder(NamedTuple):
+    """An encoder with its initial weights."""
 
     encoder: VisionEncoder
     vision: dict[str, Any]
     """Flat vision settings from which `build_encoder` builds it again."""
-    report: LoadReport | None
-    """None without weights."""
+    origin: str
+    """Where the weights come from, for the log."""
+    coverage: float | None = None
+    """Fraction of the parameters that the checkpoint provided; None for random weights."""
 
 
 class StandardizedInput(nn.Module):
@@ -59,7 +61,7 @@ class StandardizedInput(nn.Module):
         return self.encoder.encode((volume - self.mean) / self.std, hidden)
 
 
-def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> EncoderStart:
+def load_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> LoadedEncoder:
     """The encoder that `encoder` and `pretrained` select.
 
     Raises:
@@ -67,11 +69,13 @@ def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Enc
     """
     file = settings.pretrained if settings.encoder in ENCODER_PRESETS else settings.encoder
     if file == "none":
-        preset = _preset(settings, synthetic=synthetic)
+        preset = settings.encoder if settings.encoder != "auto" else ("tiny" if synthetic else "swin_b")
         flat = defaults() | (TINY if preset == "tiny" else PRESETS[preset])
+        origin = f"pretrained=none: {preset}, random weights (encoder=CHECKPOINT uses the architecture of a checkpoint)"
     else:
+        origin = f"pretrained=none: architecture of {file}, random weights"
         flat = architecture(inspect_checkpoint(file, prefix=settings.load_prefix or None), settings)
-    encoder, report = build_encoder(flat), None
+    encoder, coverage = build_encoder(flat), None
     is_standardized = isinstance(encoder, StandardizedInput)
     if settings.pretrained != "none":
         report = load_weights(
@@ -81,8 +85,9 @@ def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Enc
             merging=settings.load_patch_merging or None,
             prefix=settings.load_prefix or None,
         )
+        origin, coverage = str(report), report.encoder_coverage
     if is_standardized and file != "none":
-        tensors = read_checkpoint(settings.pretrained if report else file).tensors
+        tensors = read_checkpoint(settings.pretrained if settings.pretrained != "none" else file).tensors
         for key, tensor in tensors.items():
             if key.endswith("voxels.mean"):
                 encoder.mean.fill_(float(tensor.float().mean()))
@@ -90,21 +95,7 @@ def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Enc
                 encoder.std.fill_(float(tensor.float().mean()))
     names = (*VisionSettings.__dataclass_fields__, "hidden_size", "fusion_heads")
     vision = {name: list(flat[name]) if isinstance(flat[name], tuple) else flat[name] for name in names}
-    return EncoderStart(encoder, vision, report)
-
-
-def _preset(settings: FinetuneSettings, *, synthetic: bool) -> str:
-    return settings.encoder if settings.encoder != "auto" else ("tiny" if synthetic else "swin_b")
-
-
-def scratch_note(settings: FinetuneSettings, *, synthetic: bool) -> str:
-    """The log line of a run without pre-trained weights."""
-    if settings.encoder not in ENCODER_PRESETS:
-        return f"pretrained=none: architecture of {settings.encoder}, random weights"
-    preset = _preset(settings, synthetic=synthetic)
-    return (
-        f"pretrained=none: {preset}, random weights (to compare with a checkpoint, encoder=CHECKPOINT uses the same architecture)"
-    )
+    return LoadedEncoder(encoder, vision, origin, coverage)
 
 
 def build_encoder(flat: Mapping[str, Any]) -> VisionEncoder:

@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 
 from mg3d.finetune import arrows, fit, results
 from mg3d.finetune.cases import FinetuneCase, Split, assign_folds, check_cases, split_digests, split_fold
-from mg3d.finetune.data_check import FileFacts, inspect_files
+from mg3d.finetune.data_check import InspectedFiles, inspect_files
 from mg3d.finetune.data_root import NO_ROOT, find_root, is_synthetic, require_root
 from mg3d.finetune.distributed import info
-from mg3d.finetune.encoder import scratch_note, start_encoder
+from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.predict import predict_scans
 from mg3d.finetune.settings import (
     ENCODER_PRESETS,
@@ -29,17 +29,17 @@ from mg3d.finetune.tasks.base import TaskType
 from mg3d.training.run import is_first_rank
 
 
-def command(task: DownstreamTask, given: Mapping[str, Any]) -> None:
+def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> None:
     """Runs one mode; raises ValueError or OSError for a mistake of the user."""
-    given, synthetic, prepared = with_prepared_settings(task, given)
-    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, synthetic)))
+    overrides, synthetic, prepared = with_prepared_settings(task, overrides)
+    settings = task.resolve(parse_settings(task.settings, overrides, task.defaults(overrides, synthetic)))
     folder = run_folder(task, settings, synthetic=synthetic)
     require_files(settings)
     stored = None
     if settings.mode in ("evaluate", "predict"):
         fold = folder / ("fold0" if settings.folds == "all" else f"fold{settings.fold}")
         stored = fit.read_finetuned(Path(settings.checkpoint) if settings.checkpoint else fold / "checkpoints" / "best.ckpt")
-        settings = with_stored_settings(task, given, settings, stored["mg3d_finetune"])
+        settings = with_stored_settings(task, overrides, settings, stored["mg3d_finetune"])
     task_type = task.build(settings)
     if settings.mode == "predict":
         predict_scans(task_type, fit.load_network(task_type, stored), folder / f"fold{settings.fold}")
@@ -50,28 +50,28 @@ def command(task: DownstreamTask, given: Mapping[str, Any]) -> None:
         run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
 
 
-def with_prepared_settings(task: DownstreamTask, given: Mapping[str, Any]) -> tuple[dict[str, Any], bool, Path | None]:
+def with_prepared_settings(task: DownstreamTask, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], bool, Path | None]:
     """The user's settings and those of the Arrow file at `data_root`, whether the data are synthetic, and that file.
 
     Raises:
         ValueError: the two contradict each other.
     """
-    data_root = parse_settings(FinetuneSettings, {"data_root": given.get("data_root", "")}, {}).data_root
+    data_root = parse_settings(FinetuneSettings, {"data_root": overrides.get("data_root", "")}, {}).data_root
     if data_root not in NO_ROOT:
         require_root(data_root)
     prepared = arrows.find_prepared(data_root, task.folder)
     if not prepared:
-        return dict(given), is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict"), None
-    facts = arrows.read_facts(prepared, task.folder)
-    named = parse_settings(task.settings, given, {**task.defaults(given, facts["synthetic"]), **facts["settings"]})
-    different = changed(facts["settings"], {name: as_builtins(named)[name] for name in facts["settings"]}, ignore=set())
+        return dict(overrides), is_synthetic(data_root) and (data_root != "" or overrides.get("mode") != "predict"), None
+    metadata = arrows.read_metadata(prepared, task.folder)
+    named = parse_settings(task.settings, overrides, {**task.defaults(overrides, metadata["synthetic"]), **metadata["settings"]})
+    different = changed(metadata["settings"], {name: as_builtins(named)[name] for name in metadata["settings"]}, ignore=set())
     if different:
         raise ValueError(f"{prepared} was prepared with other settings: {', '.join(different)}; prepare another file")
-    return {**facts["settings"], **given}, facts["synthetic"], prepared
+    return {**metadata["settings"], **overrides}, metadata["synthetic"], prepared
 
 
 def with_stored_settings(
-    task: DownstreamTask, given: Mapping[str, Any], settings: FinetuneSettings, config: Mapping[str, Any]
+    task: DownstreamTask, overrides: Mapping[str, Any], settings: FinetuneSettings, config: Mapping[str, Any]
 ) -> Any:
     """Settings of an evaluation or prediction: those of the checkpoint, and what the user sets.
 
@@ -83,7 +83,7 @@ def with_stored_settings(
     current = as_builtins(settings)
     free = EVALUATION | INITIALIZATION  # the network is built from the config, not from these
     trained = {name: value for name, value in config["settings"].items() if name not in free and name in current}
-    named = {name: current[name] for name in given if name in trained}
+    named = {name: current[name] for name in overrides if name in trained}
     different = changed(trained, named, ignore=EVALUATION)
     if different:
         raise ValueError(f"the checkpoint was fine-tuned with other settings: {', '.join(different[:4])}; leave them out")
@@ -109,27 +109,27 @@ def run_folds(
     folds = range(task.folds) if settings.folds == "all" else [settings.fold]
     splits = [split_fold(cases, fold=fold, folds=task.folds, max_cases=settings.max_cases) for fold in folds]
     used = list({case.case_id: case for split in splits for part in split for case in part}.values())
-    facts: FileFacts = {}
+    files: InspectedFiles = {}
     if task_type.uses_encoder:
-        facts = inspect_files(used, task.results_folder(settings) / "files.json", channel=task_type.channel)
-    excluded = exclude_unusable(used, facts, folder)
+        files = inspect_files(used, task.results_folder(settings) / "files.json", channel=task_type.channel)
+    excluded = exclude_unusable(used, files, folder)
     if not synthetic:
         warn_of_counts(task, settings, [case for case in cases if case.case_id not in excluded])
     tables = []
     for fold, split in zip(folds, splits, strict=True):
-        usable = without(split, excluded, fold)
-        tables.append(run_fold(task, settings, usable, folder / f"fold{fold}", facts, synthetic=synthetic))
+        usable = exclude_cases(split, excluded, fold)
+        tables.append(run_fold(task, settings, usable, folder / f"fold{fold}", files, synthetic=synthetic))
     if settings.folds == "all":
         pool_folds(task, task_type, tables, folder)
 
 
-def exclude_unusable(cases: Sequence[FinetuneCase], facts: FileFacts, folder: Path) -> set[str]:
+def exclude_unusable(cases: Sequence[FinetuneCase], files: InspectedFiles, folder: Path) -> set[str]:
     """Names of the cases whose files cannot be used, which `excluded.csv` lists with the reasons.
 
     Raises:
         ValueError: no case can be used.
     """
-    excluded = {name: fact["error"] for name, fact in facts.items() if "error" in fact}
+    excluded = {name: file["error"] for name, file in files.items() if "error" in file}
     if excluded and len(excluded) == len(cases):
         raise ValueError(f"none of the {len(cases)} cases can be used; the first: {next(iter(excluded.values()))}")
     if excluded and is_first_rank():
@@ -139,7 +139,7 @@ def exclude_unusable(cases: Sequence[FinetuneCase], facts: FileFacts, folder: Pa
     return set(excluded)
 
 
-def without(split: Split, excluded: set[str], fold: int) -> Split:
+def exclude_cases(split: Split, excluded: set[str], fold: int) -> Split:
     """The usable cases of a fold; ValueError if training or validation is left empty."""
     usable = Split(*([case for case in part if case.case_id not in excluded] for part in split))
     counts = [f"{len(one)} of {len(part)} {name}" for name, part, one in zip(Split._fields, split, usable, strict=True)
@@ -161,59 +161,58 @@ def warn_of_counts(task: DownstreamTask, settings: FinetuneSettings, cases: Sequ
 
 
 def run_fold(
-    task: DownstreamTask, settings: Any, split: Split, folder: Path, facts: FileFacts, *, synthetic: bool
+    task: DownstreamTask, settings: Any, split: Split, folder: Path, files: InspectedFiles, *, synthetic: bool
 ) -> dict[str, pd.DataFrame]:
     """Trains (or continues), evaluates and writes one fold; a finished fold is only shown. Returns its predictions by split."""
     config = {"folder": task.folder, "settings": as_builtins(settings), "fold": folder.name, "cases": split_digests(split)}
     if settings.mode == "train" and (folder / results.SCORES).is_file():
-        finished = results.read_facts(folder)
+        finished = results.read_summary(folder)
         fit.require_same_run(folder, finished["config"], config)
         if finished.get("finished", True):
             info(f"{folder} holds this run, finished; run_name=... starts another run")
-            results.show_scores(task.title, results.read_scores(folder))
+            results.show_scores(task.title, finished["scores"])
             return {name: results.read_table(results.predictions_file(folder, name)) for name in finished["scores"]}
     task_type = task.build(settings)
     pl.seed_everything(settings.seed, verbose=False)
-    run_facts = results.read_facts(folder) if (folder / results.SCORES).is_file() else {}
-    task_type.setup(split, facts)
+    summary = results.read_summary(folder) if (folder / results.SCORES).is_file() else {}
+    task_type.setup(split, files)
     if settings.mode == "train":
-        start = None
-        if task_type.uses_encoder:
-            start = start_encoder(settings, synthetic=synthetic)
-            info(str(start.report or scratch_note(settings, synthetic=synthetic)))
-        network = task_type.network(start and start.encoder)
-        config |= {"vision": start.vision if start else {}, "state": task_type.state()}
+        loaded = load_encoder(settings, synthetic=synthetic) if task_type.uses_encoder else None
+        if loaded:
+            info(loaded.origin)
+        network = task_type.network(loaded and loaded.encoder)
+        config |= {"vision": loaded.vision if loaded else {}, "state": task_type.state()}
         train = fit.train if task_type.uses_sgd else fit.fit_closed_form
-        run_facts = train(task_type, network, split, folder, config)
-        run_facts["encoder_coverage"] = start.report.encoder_coverage if start and start.report else None
+        summary = train(task_type, network, split, folder, config)
+        summary["encoder_coverage"] = loaded and loaded.coverage
     path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
     stored = fit.read_finetuned(path)
     trained = stored["mg3d_finetune"]
     if settings.mode == "evaluate":
-        require_unseen(path, trained, config)
+        check_evaluated_cases(path, trained, config)
     network = fit.load_network(task_type, stored)
     tables = fit.evaluate(task_type, network, split, mask_folder=folder / "masks" if settings.save_masks else None)
     if not is_first_rank():
         return tables
     out = folder / f"of-{path.stem}" if settings.checkpoint else folder
-    run_facts |= {
+    summary |= {
         "folder": task.folder,
         "synthetic": synthetic,
         "checkpoint": str(path),
         "parameters_total": sum(parameter.numel() for parameter in network.parameters()),
         "config": {name: value for name, value in trained.items() if name != "state"},
     }
-    scores = results.write_results(out, task_type, task.title, tables, run_facts)
+    scores = results.write_results(out, task_type, task.title, tables, summary)
     if task_type.uses_sgd and not split.test:
         info("no test split: the best epoch was chosen on the reported cases, so the scores are slightly too high")
     results.show_scores(f"{task.title} (pretrained={trained['settings']['pretrained']}, {folder.name})", scores)
-    if not run_facts.get("finished", True):
+    if not summary.get("finished", True):
         info("stopped at max_minutes before the last epoch; the same command continues")
     info(f"wrote {out}")
     return tables
 
 
-def require_unseen(path: Path, trained: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def check_evaluated_cases(path: Path, trained: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises ValueError if evaluated cases may have been trained on; warns if the training cases differ."""
     if trained["fold"] != config["fold"]:
         raise ValueError(f"{path} was trained with {trained['fold']}; other folds would be evaluated on its training cases")
@@ -228,13 +227,13 @@ def pool_folds(task: DownstreamTask, task_type: TaskType, tables: Sequence[Mappi
     pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
     each = pd.DataFrame([task_type.statistics(table["val"]) for table in tables])
     spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
-    folds = [results.read_facts(folder / f"fold{fold}")["config"]["cases"] for fold in range(len(tables))]
-    facts = results.read_facts(folder / "fold0")
+    folds = [results.read_summary(folder / f"fold{fold}")["config"]["cases"] for fold in range(len(tables))]
+    summary = results.read_summary(folder / "fold0")
     cases = {f"fold{fold} {name}": digest for fold, digests in enumerate(folds) for name, digest in digests.items()}
-    facts = {name: facts[name] for name in ("folder", "synthetic", "parameters_total", "config")}
-    facts["config"] |= {"fold": folder.name, "cases": cases}
-    facts |= {"folds": len(tables), "between_folds": spread}
-    scores = results.write_results(folder / "all", task_type, task.title, {"val": pooled}, facts)
+    summary = {name: summary[name] for name in ("folder", "synthetic", "parameters_total", "config")}
+    summary["config"] |= {"fold": folder.name, "cases": cases}
+    summary |= {"folds": len(tables), "between_folds": spread}
+    scores = results.write_results(folder / "all", task_type, task.title, {"val": pooled}, summary)
     results.show_scores(f"{task.title}, {len(tables)} folds pooled", scores)
     metric = spread[task_type.metric]
     info(f"{task_type.metric} over folds: mean {metric['mean']:.3f}, SD {metric['sd']:.3f}; wrote {folder / 'all'}")

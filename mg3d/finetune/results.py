@@ -13,7 +13,7 @@ from mg3d.evaluation.tables import format_tables
 from mg3d.files import write_bytes, write_json
 from mg3d.finetune.distributed import info
 from mg3d.finetune.settings import INITIALIZATION, UNCOMPARED, as_builtins, changed
-from mg3d.finetune.tasks.base import Score, TaskType
+from mg3d.finetune.tasks.base import TaskType
 from mg3d.metrics.bootstrap import paired_comparisons
 from mg3d.settings.encoders import ENCODERS
 from mg3d.visualize.page import PageItem, write_page
@@ -40,39 +40,43 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def write_results(
-    folder: Path, task_type: TaskType, title: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]
-) -> dict[str, list[Score]]:
+    folder: Path, task_type: TaskType, title: str, tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
     """Writes predictions, scores with intervals and a page; scores.json is written last. Thresholds come from `val`."""
-    scores = {}
+    scores: dict[str, list[dict[str, Any]]] = {}
     sections: list[tuple[str, list[PageItem]]] = []
     for split, table in tables.items():
         write_table(predictions_file(folder, split), table)
-        scores[split] = task_type.scores(table, dev=tables.get("val") if split == "test" else None)
+        intervals = task_type.scores(table, dev=tables.get("val") if split == "test" else None)
+        scores[split] = [score._asdict() for score in intervals]
         figures = [item for figure in task_type.figures(table) for item in figure]
-        sections.append((f"{split}: {len(table)} rows", [[score._asdict() for score in scores[split]], *figures]))
+        sections.append((f"{split}: {len(table)} rows", [scores[split], *figures]))
     logs = sorted(folder.glob("csv/part-*/metrics.csv"))
     if logs:
         sections.append(("Training", [curves_figure(logs)]))
     write_page(folder / "results.html", title=f"{title}: {folder.name}", sections=sections)
-    rows = {split: [score._asdict() for score in found] for split, found in scores.items()}
     settings = as_builtins(task_type.settings)
-    write_json(folder / SCORES, {**facts, "metric": task_type.metric, "settings": settings, "scores": rows})
+    write_json(folder / SCORES, {**summary, "metric": task_type.metric, "settings": settings, "scores": scores})
     return scores
 
 
-def show_scores(title: str, scores: Mapping[str, Sequence[Score]]) -> None:
-    """Prints a table per split."""
-    tables = {
-        split: [
-            {"score": s.name, "value": {"value": s.value, "low": s.low, "high": s.high}, "cases": s.cases, "patients": s.patients}
-            for s in found
+def show_scores(title: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Prints the rows of each split."""
+    tables = {}
+    for split, rows in scores.items():
+        tables[split] = [
+            {
+                "score": row["name"],
+                "value": {key: row[key] for key in ("value", "low", "high")},
+                "cases": row["cases"],
+                "patients": row["patients"],
+            }
+            for row in rows
         ]
-        for split, found in scores.items()
-    }
     print(format_tables(f"{title} [95 % interval]", tables), flush=True)
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
     """scores.json of a finished run.
 
     Raises:
@@ -82,15 +86,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / SCORES
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {SCORES}; expected the folder of a finished run, such as .../fold0")
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    if "config" not in facts:
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    if "config" not in summary:
         raise ValueError(f"{path} was written by another version; run mode=evaluate again, or start another run (run_name=...)")
-    return facts
-
-
-def read_scores(folder: Path) -> dict[str, list[Score]]:
-    """Scores of a finished run by split."""
-    return {split: [Score(**row) for row in rows] for split, rows in read_facts(folder)["scores"].items()}
+    return summary
 
 
 def compare(task_type: TaskType, first: Path, second: Path) -> None:
@@ -100,16 +99,15 @@ def compare(task_type: TaskType, first: Path, second: Path) -> None:
         FileNotFoundError: a run has not finished.
         ValueError: the runs were evaluated on different cases.
     """
-    facts = [read_facts(folder) for folder in (first, second)]
-    for name, folder, fact in zip(("first ", "second"), (first, second), facts, strict=True):
-        info(f"{name}: {folder} (pretrained={fact['config']['settings']['pretrained']})")
-    differences = run_differences(*facts)
-    for line in differences[:8]:
-        info(f"not like for like: {line}")
-    if len(differences) > 8:
-        info(f"not like for like: {len(differences) - 8} more differences")
+    summaries = [read_summary(folder) for folder in (first, second)]
+    for name, folder, summary in zip(("first ", "second"), (first, second), summaries, strict=True):
+        info(f"{name}: {folder} (pretrained={summary['config']['settings']['pretrained']})")
+    differences = run_differences(*summaries)
+    for line in differences:
+        info(f"the runs also differ in: {line}")
     if not differences:
-        info(f"like for like: one network ({facts[0]['parameters_total'] / 1e6:.2f} M parameters), the same cases and settings")
+        parameters = summaries[0]["parameters_total"] / 1e6
+        info(f"fair comparison: one network ({parameters:.2f} M parameters), the same cases and settings")
     has_test = [predictions_file(folder, "test").is_file() for folder in (first, second)]
     if has_test[0] != has_test[1]:
         lacking = (second, first)[has_test[1]]
@@ -123,8 +121,8 @@ def compare(task_type: TaskType, first: Path, second: Path) -> None:
 def run_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
     """What differs between two runs besides the source of their weights, from their scores.json."""
     first, second = one["config"], two["config"]
-    facts = ("parameters_total", "parameters", "processes", "epochs", "finished", "folds")
-    lines = [f"{name} {one.get(name)} and {two.get(name)}" for name in facts if one.get(name) != two.get(name)]
+    names = ("parameters_total", "parameters", "processes", "epochs", "finished", "folds")
+    lines = [f"{name} {one.get(name)} and {two.get(name)}" for name in names if one.get(name) != two.get(name)]
     used = {"vision_encoder", "standardise_voxels", "hidden_size", "fusion_heads"}
     used |= {name for config in (first, second) for name in ENCODERS[config["vision"]["vision_encoder"]].reads}
     vision = [{name: config["vision"].get(name) for name in sorted(used)} for config in (first, second)]
@@ -155,7 +153,7 @@ def compare_tables(task_type: TaskType, first: Path, second: Path, *, split: str
     systems = [partial(_statistics, task_type, table, val) for table, val in zip((one, two), dev, strict=True)]
     values = [system(np.arange(len(one))) for system in systems]
     masks = {name: task_type.support_mask(one, name) for name in values[0]}
-    found = paired_comparisons(
+    differences = paired_comparisons(
         *reversed(systems), one["patient_id"].to_numpy(), support_masks=masks,
         n_bootstrap=task_type.settings.n_bootstrap, seed=task_type.settings.seed,
     )  # fmt: skip
@@ -165,7 +163,7 @@ def compare_tables(task_type: TaskType, first: Path, second: Path, *, split: str
             "difference": {"value": row.difference, "low": row.low, "high": row.high},
             "p": row.p_text, "patients": row.patients,
         }
-        for name, row in found.items()
+        for name, row in differences.items()
     ]  # fmt: skip
 
 

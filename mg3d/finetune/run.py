@@ -48,9 +48,7 @@ def run(task: DownstreamTask, arguments: Sequence[str]) -> int:
 
 
 def error_message(error: BaseException) -> str:
-    """The first line of an error, also of one from a data-loader worker or a MONAI transform."""
-    while error.__cause__ is not None and type(error) is RuntimeError:
-        error = error.__cause__
+    """The first line of an error, also of one from a data-loader worker."""
     lines = [line for line in str(error).split("\n") if line.strip()]
     inner = [line.partition(": ")[2] for line in lines if line.startswith(("ValueError: ", "FileNotFoundError: "))]
     return inner[0] if inner else " ".join(lines[:1])

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from mg3d.files import write_bytes
 from mg3d.inference.scan import Scan
 from mg3d.inference.scan_model import JOINT, ScanModel
@@ -142,8 +140,3 @@ def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     stream = io.StringIO(newline="")
     csv.writer(stream).writerows(rows)
     write_bytes(path, stream.getvalue().encode())
-
-
-def format_numbers(values: Iterable[float]) -> list[str]:
-    """Numbers for a CSV cell, six decimals."""
-    return [np.format_float_positional(value, precision=6, trim="0") for value in values]

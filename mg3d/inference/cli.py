@@ -16,6 +16,7 @@ from mg3d.cli import run_and_print as print_result
 from mg3d.glossary import LABELS, PROMPTS
 
 if TYPE_CHECKING:
+    from mg3d.inference.scan import Scan
     from mg3d.inference.scan_model import ScanModel
 
 
@@ -105,6 +106,25 @@ def load_model(options: argparse.Namespace) -> "ScanModel":
 
     batch = getattr(options, "batch", 1)
     return load(options.model, device=options.device, tokenizer=options.tokenizer, batch=batch)
+
+
+def predict_table(
+    options: argparse.Namespace,
+    model: "ScanModel",
+    *,
+    columns: Sequence[str],
+    predict: Callable[[Sequence["Scan"]], Sequence[Sequence[object]]],
+) -> str:
+    """Write predictions for all scans of `options.source` to `options.out`; returns a summary. See `write_predictions`."""
+    from mg3d.inference.batch_prediction import write_predictions
+    from mg3d.inference.scan_sources import list_scans, record_source
+
+    sources = list_scans(model, options.source, table=options.table)
+    record_source(options.out.with_name(f"{options.out.name}.source.json"), options.source)
+    outcome = write_predictions(
+        model, sources, options.out, columns=columns, predict=predict, workers=options.workers, track=track
+    )
+    return f"mg3d: {outcome}; see {options.out}"
 
 
 def track(items: Iterable, total: int) -> Iterator:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from mg3d.checkpoints.info import RELEASED_PREPROCESSING, CheckpointInfo, checkp
 from mg3d.checkpoints.key_mapping import map_keys
 from mg3d.checkpoints.load import load_weights
 from mg3d.checkpoints.patch_merging import mg3d_metadata
-from mg3d.checkpoints.pretrained import Pretrained, from_pretrained, from_run
+from mg3d.checkpoints.pretrained import from_pretrained, from_run
 from mg3d.checkpoints.read import read_checkpoint
 from mg3d.checkpoints.resolve import CONFIG, find_local
 from mg3d.datasets.tokenizer import load_tokenizer
@@ -36,58 +37,48 @@ def load(
         FileNotFoundError: the path does not exist, locally or on the hub.
         ValueError: it is not a model, or a part is missing.
     """
-    where = _device(device)
-    found = find_local(path)
-    if found is None:
-        pretrained = from_pretrained(path, revision=revision)
-    elif (found / CONFIG).is_file():
-        pretrained = from_pretrained(found)
-    else:
-        file = read_checkpoint(found)
-        if "mg3d_finetune" in file.metadata:
-            raise ValueError(
-                f"{found} is a fine-tuned checkpoint. Use it with mode=predict of its fine-tuning task (downstream/README.md)."
-            )
-        if "text_config" not in mg3d_metadata(file):
-            return _warn(_image_encoder(checkpoint_info(file, map_keys(file.tensors)), where, batch))
-        pretrained = from_run(found, tokenizer=tokenizer)
-    if tokenizer is not None:
-        pretrained = pretrained._replace(tokenizer=load_tokenizer(str(tokenizer)))
-    return _warn(_full_model(pretrained, where, batch))
-
-
-def _warn(model: ScanModel) -> ScanModel:
+    target = _device(device)
+    model = ScanModel(**_load_parts(path, tokenizer=tokenizer, revision=revision), device=target, batch=batch)
     if model.preprocessing.note:
         print(f"mg3d: warning: {model.preprocessing.note}", file=sys.stderr)
     return model
 
 
-def _full_model(pretrained: Pretrained, device: torch.device, batch: int) -> ScanModel:
-    pretrained.model.text.check_vocabulary(
-        len(pretrained.tokenizer) if pretrained.tokenizer is not None else pretrained.model.text.vocabulary_size
-    )
-    return ScanModel(
-        pretrained.model,
-        settings=pretrained.settings,
-        tokenizer=pretrained.tokenizer,
-        config=pretrained.config,
-        device=device,
-        batch=batch,
-    )
+def _load_parts(path: str | Path, *, tokenizer: str | Path | None, revision: str | None) -> dict[str, Any]:
+    """Model, settings, tokenizer and config of a `ScanModel`."""
+    local = find_local(path)
+    if local is None:
+        pretrained = from_pretrained(path, revision=revision)
+    elif (local / CONFIG).is_file():
+        pretrained = from_pretrained(local)
+    else:
+        file = read_checkpoint(local)
+        if "mg3d_finetune" in file.metadata:
+            raise ValueError(
+                f"{local} is a fine-tuned checkpoint. Use it with mode=predict of its fine-tuning task (downstream/README.md)."
+            )
+        if "text_config" not in mg3d_metadata(file):
+            return _image_encoder(checkpoint_info(file, map_keys(file.tensors)))
+        pretrained = from_run(local, tokenizer=tokenizer)
+    if tokenizer is not None:
+        pretrained = pretrained._replace(tokenizer=load_tokenizer(str(tokenizer)))
+    if pretrained.tokenizer is not None:
+        pretrained.model.text.check_vocabulary(len(pretrained.tokenizer))
+    return pretrained._asdict()
 
 
-def _image_encoder(found: CheckpointInfo, device: torch.device, batch: int) -> ScanModel:
+def _image_encoder(info: CheckpointInfo) -> dict[str, Any]:
     """An image encoder built by a preset, with the weights of a file."""
-    if found.encoder not in PRESETS:
+    if info.encoder not in PRESETS:
         raise ValueError(
-            f"{found.path} ({found.description}, encoder {found.encoder}) does not record its architecture, and no preset "
+            f"{info.path} ({info.description}, encoder {info.encoder}) does not record its architecture, and no preset "
             "has this encoder. Build the model, fill it with mg3d.load_weights and save it with mg3d.save_pretrained."
         )
-    settings = parse(PRESETS[found.encoder])
+    settings = parse(PRESETS[info.encoder])
     vision = build_vision(settings)
-    load_weights(vision, found.path)
-    config = {"preprocessing": found.preprocessing or RELEASED_PREPROCESSING, "provenance": found.provenance}
-    return ScanModel(vision, settings=settings, tokenizer=None, config=config, device=device, batch=batch)
+    load_weights(vision, info.path)
+    config = {"preprocessing": info.preprocessing or RELEASED_PREPROCESSING, "provenance": info.provenance}
+    return {"model": vision, "settings": settings, "tokenizer": None, "config": config}
 
 
 def _device(name: str) -> torch.device:

@@ -1,10 +1,11 @@
 """Read a scan as a model sees it, and map results back to the geometry of its file."""
 
 import gzip
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,7 +25,6 @@ from mg3d.preparation.records import RawVolume, VolumeRecord
 from mg3d.preparation.sources.custom import DATASET
 from mg3d.preparation.voxels import preprocess
 
-T = TypeVar("T")
 _NPZ = {"ct": "rad_chestct", "arr_0": "ct_clip"}
 _FORMATS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
 
@@ -118,20 +118,20 @@ def read_scan(path: str | Path, preprocessing: Preprocessing) -> Scan:
         FileNotFoundError: the path does not exist.
         ValueError: the scan cannot be used, with the reason.
     """
-    return _with_raw(path, lambda raw: _scan(raw, preprocessing, Path(path).name))
+    path = Path(path)
+    with _refusals_as_errors(path):
+        return _scan(_read_raw(path), preprocessing, path.name)
 
 
 def as_nifti(path: str | Path) -> nib.Nifti1Image:
     """Convert a scan to NIfTI in HU (int16) with the geometry of its file; errors as `read_scan`."""
-    return _with_raw(path, _in_hu)
-
-
-def _in_hu(raw: RawVolume) -> nib.Nifti1Image:
-    slope, intercept = raw.scale
-    hu = raw.voxels if raw.scale == (1.0, 0.0) else raw.voxels * np.float32(slope) + np.float32(intercept)
-    stored = np.rint(hu.clip(np.iinfo(np.int16).min, np.iinfo(np.int16).max)).astype(np.int16)
-    affine = _affine(raw)
-    return nib.Nifti1Image(np.ascontiguousarray(geometry.from_lps(stored, affine)), affine)
+    with _refusals_as_errors(Path(path)):
+        raw = _read_raw(Path(path))
+        slope, intercept = raw.scale
+        hu = raw.voxels if raw.scale == (1.0, 0.0) else raw.voxels * np.float32(slope) + np.float32(intercept)
+        stored = np.rint(hu.clip(np.iinfo(np.int16).min, np.iinfo(np.int16).max)).astype(np.int16)
+        affine = _affine(raw)
+        return nib.Nifti1Image(np.ascontiguousarray(geometry.from_lps(stored, affine)), affine)
 
 
 def _affine(raw: RawVolume) -> np.ndarray:
@@ -142,24 +142,31 @@ def _affine(raw: RawVolume) -> np.ndarray:
     return np.diag([-x, -y, z, 1.0])
 
 
-def _with_raw(path: str | Path, use: Callable[[RawVolume], T]) -> T:
-    """Result of `use` for the voxels at `path`."""
-    path = Path(path)
+def _read_raw(path: Path) -> RawVolume:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. A scan is {_FORMATS}.")
+    record = file_record(path, _reader(path))
+    return READERS[record.reader](record, path.parent)
+
+
+@contextmanager
+def _refusals_as_errors(subject: Path | str) -> Iterator[None]:
+    """Raise ValueError with the reason where the preparation refuses a volume."""
     try:
-        record = file_record(path, _reader(path))
-        return use(READERS[record.reader](record, path.parent))
+        yield
     except Refusal as refusal:
-        raise ValueError(f"{path} cannot be used: {refusal_reason(refusal)}{_hint(path)}") from None
+        reason = REASONS[refusal.code] + (f" ({refusal.detail})" if refusal.detail else "")
+        raise ValueError(f"{subject} cannot be used: {reason}{_hint(subject)}") from None
     except MemoryError:
-        raise ValueError(f"{path} cannot be used: {REASONS['oom']}") from None
+        raise ValueError(f"{subject} cannot be used: {REASONS['oom']}") from None
 
 
-def _hint(path: Path) -> str:
-    """Hint for a folder of scan files that was taken for a DICOM series."""
-    holds = path.is_dir() and any(file.name.lower().endswith((*READER_OF_SUFFIX, ".npz")) for file in path.rglob("*"))
-    return "; it contains scan files: name one of them, or pass --out to process the folder" if holds else ""
+def _hint(subject: Path | str) -> str:
+    """Hint for a folder of scan files that was read as a DICOM series."""
+    is_folder = isinstance(subject, Path) and subject.is_dir()
+    if not is_folder or not any(file.name.lower().endswith((*READER_OF_SUFFIX, ".npz")) for file in subject.rglob("*")):
+        return ""
+    return "; it contains scan files: name one of them, or pass --out to process the folder"
 
 
 def scan_of_array(
@@ -172,16 +179,9 @@ def scan_of_array(
     """
     if voxels_hu.ndim != 3:
         raise ValueError(f"expected HU [z, y, x], found an array of shape {list(voxels_hu.shape)}")
-    try:
+    with _refusals_as_errors("the array"):
         choose_hu_rescale(voxels_hu, None)
         return _scan(RawVolume(voxels_hu, spacing_mm, "already_hu"), preprocessing, "")
-    except Refusal as refusal:
-        raise ValueError(f"the array cannot be used: {refusal_reason(refusal)}") from None
-
-
-def refusal_reason(refusal: Refusal) -> str:
-    """Why a scan cannot be used."""
-    return REASONS[refusal.code] + (f" ({refusal.detail})" if refusal.detail else "")
 
 
 def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
@@ -203,26 +203,24 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
 def _reader(path: Path) -> str:
     if path.is_dir():
         return "dicom"
-    found = reader_of(path)
-    if found is None and path.name.lower().endswith(".npz"):
-        found = _reader_of_arrays(path)
-    if found is None and is_dicom(path):
-        found = "dicom"
-    if found is None:
-        raise ValueError(f"{path} is not a format that is read here; expected {_FORMATS}")
-    return found
+    if path.name.lower().endswith(".npz"):
+        return _reader_of_arrays(path)
+    reader = reader_of(path) or ("dicom" if is_dicom(path) else None)
+    if reader is None:
+        raise ValueError(f"{path} is not in a supported format; expected {_FORMATS}")
+    return reader
 
 
 def _reader_of_arrays(path: Path) -> str:
     try:
-        with np.load(path, allow_pickle=False) as held:
-            names = list(held.files)
+        with np.load(path, allow_pickle=False) as arrays:
+            names = list(arrays.files)
     except Exception:  # NumPy raises whatever a damaged archive leads to
         raise Refusal("array_damaged") from None
-    found = next((reader for key, reader in _NPZ.items() if key in names), None)
-    if found is None:
+    reader = next((reader for key, reader in _NPZ.items() if key in names), None)
+    if reader is None:
         raise Refusal("array_damaged", "expected an array `ct` (Rad-ChestCT) or `arr_0` (CT-CLIP)")
-    return found
+    return reader
 
 
 def file_record(path: Path, reader: str) -> VolumeRecord:

@@ -139,17 +139,17 @@ class ScanModel:
         """
         if isinstance(texts, str):
             return self.embed_report([texts])[0]
-        reports = [self._split(text) for text in texts]
+        reports = [self._split_sentences(text) for text in texts]
         if not reports:
             raise ValueError("no text to embed")
         return self.encoder.embed_texts(reports).numpy()
 
     def sentences(self, report: str) -> list[str]:
         """The sentences (or clauses, as in training) of a report."""
-        text, spans = self._split(report)
+        text, spans = self._split_sentences(report)
         return [text[start:end] for start, end in spans]
 
-    def _split(self, report: str) -> ReportText:
+    def _split_sentences(self, report: str) -> ReportText:
         text, units = build_report(clean_section(report), None)
         kind = int(self.settings.data.text_unit == "clause")
         spans = tuple((unit.start, unit.end) for unit in units if unit.kind == kind)
@@ -170,8 +170,8 @@ class ScanModel:
         """
         pairs = self.prompts(findings, wording=wording)
         if isinstance(scans, Scan):
-            return self.scores(self.embed(scans)[None], findings, pairs)[0]
-        return self.scores(self.embed(scans), findings, pairs)
+            return self.classify_embeddings(self.embed(scans)[None], findings, pairs)[0]
+        return self.classify_embeddings(self.embed(scans), findings, pairs)
 
     def prompts(self, findings: Sequence[str], *, wording: str) -> list[tuple[str, str]]:
         """Prompt pair (present, absent) of each finding."""
@@ -181,7 +181,9 @@ class ScanModel:
             raise ValueError(f"unknown wording {wording!r}. Choose one of {', '.join(PROMPTS)}.")
         return [prompts(name.strip(), wording=wording) for name in findings]
 
-    def scores(self, vectors: np.ndarray, names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[FindingScores]:
+    def classify_embeddings(
+        self, vectors: np.ndarray, names: Sequence[str], pairs: Sequence[tuple[str, str]]
+    ) -> list[FindingScores]:
         """`classify` from embeddings [n, E] and the prompt pair of each name."""
         texts = [as_sentence(text) for pair in pairs for text in pair]
         embedded = self.encoder.embed_texts(texts).unflatten(0, (len(pairs), 2))
@@ -250,14 +252,14 @@ class ScanModel:
         Raises:
             ValueError: an empty text, a model without a text encoder, or a method that the model does not have.
         """
-        encoder, text = self.encoder, self._split(sentence).report
+        encoder, text = self.encoder, self._split_sentences(sentence).report
         tokens = encoder.tokenize([as_sentence(text)])
         image = self.model.encode_volume(next(self._batches([scan])))
         report = self.model.embed_report(*tokens)
         if by == "contrast":
             negative = 0.0
             if against is not None:
-                negative = self.model.embed_report(*encoder.tokenize([as_sentence(self._split(against).report)]))
+                negative = self.model.embed_report(*encoder.tokenize([as_sentence(self._split_sentences(against).report)]))
             fractions = occlusion_maps(self.model, image, report - negative)
         elif by == "attention" and against is None:
             fractions = attention_maps(self.model, image, tokens)

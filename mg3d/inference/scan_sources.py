@@ -48,14 +48,14 @@ def record_source(path: Path, source: str | Path) -> None:
     """Record in the file `path` the folder that the keys of an output refer to.
 
     Raises:
-        ValueError: the output was begun with another folder, where equal keys may be other patients.
+        ValueError: the output already refers to another folder, where equal keys may be other patients.
     """
     folder = str(Path(source).resolve())
     recorded = json.loads(path.read_text(encoding="utf-8"))["source"] if path.is_file() else folder
     if recorded != folder:
         raise ValueError(
-            f"{path.parent} was begun with scans of {recorded}, not of {folder}, where equal names may be other scans. Choose "
-            f"another --out, or remove {path} if the same scans were moved."
+            f"{path.parent} has results for the scans of {recorded}, not of {folder}, where equal names may be other scans. "
+            f"Choose another --out, or remove {path} if the same scans were moved."
         )
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +88,8 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
 def _listed_scan(model: ScanModel, root: Path, volume: ListedVolume) -> ScanSource:
     """Scan of a table row; faulty rows fail when they are read."""
     key = str(volume.path)
-    if volume.fault:
-        return ScanSource(key, "", partial(_fail, REASONS[volume.fault]))
+    if volume.quarantine_code:
+        return ScanSource(key, "", partial(_fail, REASONS[volume.quarantine_code]))
     report, _ = build_report(volume.findings, volume.impression)
     return ScanSource(key, report, partial(model.read, root / key))
 
@@ -115,7 +115,7 @@ def _list_prepared(model: ScanModel, path: Path) -> list[ScanSource]:
 
 
 def _stored_scan(studies: Studies, study: int) -> Scan:
-    """A stored volume as a scan with its own geometry; the original file is unknown."""
+    """A stored volume as a scan in the geometry of the stored grid; the original file is unknown."""
     volume = sample_intensities(studies.sample(study))[0]
     spacing = studies.index.table["spacing_mm"][int(studies.rows(study)[0])].as_py()
     z, y, x = spacing or (1.0, 1.0, 1.0)
@@ -130,7 +130,7 @@ def _stored_scan(studies: Studies, study: int) -> Scan:
 
 def read_ahead(sources: Iterable[ScanSource], *, workers: int = 2) -> Iterator[tuple[ScanSource, Scan | UnreadableScan]]:
     """Every source with its scan, in order, while `workers` threads read the next ones."""
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         pending: deque = deque()
         for source in sources:
             pending.append((source, pool.submit(read_source, source)))

@@ -94,11 +94,7 @@ class SearchIndex:
         return [self._nearest(row[rows], rows, k) for row in similarity]
 
     def _nearest(self, similarity: np.ndarray, rows: np.ndarray, k: int) -> Neighbours:
-        k = min(k, len(rows))
-        # All entries at least as near as the k-th, so that the order of ties does not depend on the partition.
-        threshold = np.partition(similarity, len(rows) - k)[len(rows) - k]
-        near = np.flatnonzero(similarity >= threshold)
-        near = near[np.argsort(-similarity[near], kind="stable")][:k]
+        near = np.argsort(-similarity, kind="stable")[:k]
         entries = self.entries.take(rows[near]).to_pylist()
         return Neighbours(
             Neighbour(rank, entry["key"], entry["kind"], float(cosine), entry["text"])

@@ -46,8 +46,8 @@ def test_masks_are_on_the_grid_of_their_scans_and_match_the_scores(trained):
         truth = nib.load(f"{stem}_seg.nii.gz")
         written = nib.load(folder / "masks" / f"{row['case_id'][-3:]}.nii.gz")
         np.testing.assert_allclose(written.affine, truth.affine, atol=1e-4)
-        said, true = (np.asarray(image.dataobj) > 0 for image in (written, truth))
-        assert row["dice/lesion"] == pytest.approx(2 * (said & true).sum() / (said.sum() + true.sum()), abs=1e-6)
+        predicted, true = (np.asarray(image.dataobj) > 0 for image in (written, truth))
+        assert row["dice/lesion"] == pytest.approx(2 * (predicted & true).sum() / (predicted.sum() + true.sum()), abs=1e-6)
     assert (folder / "results.html").is_file()
 
 
@@ -65,7 +65,7 @@ def test_prediction_writes_the_challenges_files_on_the_scans_grid(trained, tmp_p
 
 def test_a_prediction_uses_the_settings_of_the_checkpoint_and_refuses_others(trained, tmp_path, capsys):
     root, folder, command = trained
-    without = [word for word in command if not word.startswith(("data_root", "epochs", "batch_size"))]
+    without = [argument for argument in command if not argument.startswith(("data_root", "epochs", "batch_size"))]
     scans = root / "COVID-19-20_v2" / "Validation"
     named = ["mode=predict", f"input={scans}", f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"]
     assert run(load("Covid19_20").TASK, [*without, *named, f"output={tmp_path / 'out'}"]) == 0
@@ -139,7 +139,7 @@ def test_a_task_of_several_channels_is_read_channel_by_channel(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["MSD", "Covid19_20"])
-def test_folds_come_from_a_file_of_the_originals_shape(name, tiny_set, tmp_path):
+def test_folds_are_read_from_a_published_file(name, tiny_set, tmp_path):
     root = tiny_set(name, **options_of(name))
     names = [case.image.name for case in read(name, root)]
     file = tmp_path / "folds.json"
@@ -192,18 +192,10 @@ def test_bad_masks_are_refused_before_training(fault, sentence, tiny_set, tmp_pa
     assert not list((tmp_path / "results").rglob("*.ckpt"))
 
 
-@pytest.mark.parametrize(
-    ("word", "sentence"),
-    [
-        ("channel=1", "Task06_Lung has 1 image(s)"),
-        ("channel=x", "channel='x'"),
-    ],
-)
-def test_bad_arguments_are_refused_before_training(word, sentence, tiny_set, tmp_path, capsys):
-    assert run(load("MSD").TASK, arguments(tiny_set("MSD", **options_of("MSD")), tmp_path, "task=Task06_Lung", word)) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert sentence in message
+def test_a_channel_that_does_not_exist_is_refused(tiny_set, tmp_path, capsys):
+    root = tiny_set("MSD", **options_of("MSD"))
+    assert run(load("MSD").TASK, arguments(root, tmp_path, "task=Task06_Lung", "channel=1")) == 2
+    assert "Task06_Lung has 1 image(s)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [lambda found: {**found, "training": ["a.nii.gz"]}, lambda found: [1], lambda found: {}])

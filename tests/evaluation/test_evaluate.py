@@ -16,16 +16,16 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("arrows"), patients=12, scans=1, reconstructions=2, voxels=bright_side)
 
 
-def run(folder, *, encoder=None, partial=False, **changes):
+def run(folder, *, encoder=None, allow_partial=False, **changes):
     card = small_card(**{"volumes": 24, "studies": 12, "patients": 12, "n_bootstrap": 4, "recall_ks": (1, 5), **changes})
     return evaluate_card(
         card,
         CardData(folder, card, window_hu=WINDOW),
         encoder or SideEncoder(),
         model={"name": "hand-made"},
-        partial=partial,
+        allow_partial=allow_partial,
         batch_size=5,
-        more_tables=[negation_and_laterality_tables, stress_tables],
+        extra_tables=[negation_and_laterality_tables, stress_tables],
     )
 
 
@@ -72,7 +72,7 @@ def test_two_runs_write_equal_files(folder, result, tmp_path):
 
 
 def test_partial_is_shown_in_every_table_on_screen_in_the_file_and_on_the_page(folder, tmp_path):
-    partial = run(folder, partial=True, volumes=99)
+    partial = run(folder, allow_partial=True, volumes=99)
     headings = [name for name, rows in partial.tables.items() if rows]
     assert len(headings) >= 6
     assert format_tables(partial.title, partial.tables).count("· card phantom v1 · PARTIAL 24/99") == len(headings)

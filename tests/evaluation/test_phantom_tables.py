@@ -12,8 +12,8 @@ from small_card import WINDOW, SideEncoder, bright_side, small_card, write
 from mg3d.datasets.studies import ReportText
 from mg3d.evaluation.card_data import CardData
 from mg3d.evaluation.evaluate import evaluate_card
-from mg3d.evaluation.phantom_ground_truth import finding_sides, mask_path, read_masks, sentence_meanings
-from mg3d.evaluation.phantom_reports import read_reports, report_rows, true_content
+from mg3d.evaluation.phantom_ground_truth import finding_sides, read_masks, sentence_meanings
+from mg3d.evaluation.phantom_reports import StatedFinding, read_report, report_rows, true_findings
 from mg3d.evaluation.phantom_tables import PhantomTables
 from mg3d.evaluation.tables import Bootstrap
 from mg3d.glossary import LABELS
@@ -52,7 +52,7 @@ def test_sides_and_meanings_come_from_the_ground_truth(phantom):
         assert {LABELS[index]: ["right", "left"][side] for index, side in enumerate(row) if side >= 0} == known
     report, units = build_report(truths[0]["report"]["findings"], truths[0]["report"]["impression"])
     clauses = tuple((unit.start, unit.end) for unit in units if unit.kind == 1)
-    found = sentence_meanings(truths[0], ReportText(report, clauses))
+    found = sentence_meanings(truths[:1], [ReportText(report, clauses)])
     stated = {f"{c['label']}|{c['polarity']}|{c['location']}" for c in truths[0]["clauses"] if c["label"]}
     assert {name for name in found if name} <= stated
     assert sum(name is not None for name in found) > len(found) / 3
@@ -74,18 +74,21 @@ def test_phantom_reports_are_read_as_their_ground_truth():
 
 def test_reports_are_read_for_finding_side_and_size():
     report = "A 12 mm nodule lies in the left upper lobe. There is no pleural effusion. Cardiomegaly is present."
-    found = read_reports([report, "Hazy increase of lung density on both sides."])
-    nodule, opacity = LABELS.index("Lung nodule"), LABELS.index("Lung opacity")
-    assert [LABELS[index] for index in np.flatnonzero(found.present[0])] == ["Cardiomegaly", "Lung nodule"]
-    assert (found.side[0, nodule], found.size_mm[0, nodule]) == (1, 12)
-    assert (found.present[1, opacity], found.side[1, opacity]) == (1, 3)
+    found = read_report(report)
+    assert sorted(found) == ["Cardiomegaly", "Lung nodule"]
+    assert found["Lung nodule"] == ("left", 12)
+    assert read_report("Hazy increase of lung density on both sides.")["Lung opacity"].side == "bilateral"
 
 
 def test_wrong_side_and_size_are_scored():
     truth = {"findings": [{"label": "Lung nodule", "side": "left", "size_mm": 10.0}]}
     (row,) = report_rows({"one": ["A 14 mm nodule lies in the right upper lobe."]}, [truth], np.arange(1), BOOTSTRAP)
     assert (row["f1"]["value"], row["side accuracy"]["value"], row["size error, mm"]["value"]) == (1, 0, 4)
-    assert true_content([truth]).side[0, LABELS.index("Lung nodule")] == 1
+    assert true_findings(truth) == {"Lung nodule": StatedFinding("left", 10.0)}
+
+
+def mask_path(root, volume_id):
+    return root / "truth" / "masks" / f"{volume_id}.nii.gz"
 
 
 class GroundingSideEncoder(SideEncoder):
@@ -122,7 +125,7 @@ def test_all_tables_of_the_phantom(truth_of_studies):
     phantom = PhantomTables(truth_of_studies, data)
     generated = dict.fromkeys(data.study_ids, "A 8 mm nodule lies in the left upper lobe.")
     more = [phantom.side_table, phantom.grounding_tables, lambda embeddings: phantom.report_table(embeddings, generated)]
-    tables = evaluate_card(card, data, GroundingSideEncoder(), model={}, more_tables=more).tables
+    tables = evaluate_card(card, data, GroundingSideEncoder(), model={}, extra_tables=more).tables
     (side,) = tables["Laterality by prompts and true side"]
     assert (side["finding"], side["left"], side["right"]) == ("Lung nodule", 2, 2)
     contrast, *baselines = tables["Grounding"]
@@ -132,9 +135,10 @@ def test_all_tables_of_the_phantom(truth_of_studies):
     rows = tables["Reports against the ground truth"]
     assert [row["reports"] for row in rows] == ["true report", "same normal report for all", "generated"]
     assert (rows[2]["f1"]["value"], rows[2]["side accuracy"]["value"], rows[2]["size error, mm"]["value"]) == (1, 0.5, 0)
-    assert phantom.sentence_meanings(data.reports()) == [None] * sum(len(report.sentence_spans) for report in data.reports())
+    meanings = sentence_meanings(phantom.truths, data.reports())
+    assert meanings == [None] * sum(len(report.sentence_spans) for report in data.reports())
     with pytest.raises(ValueError, match="4 of 4 studies have no report in --reports, such as ct_rate/train_0_0"):
-        evaluate_card(card, data, SideEncoder(), model={}, more_tables=[lambda e: phantom.report_table(e, {})])
+        evaluate_card(card, data, SideEncoder(), model={}, extra_tables=[lambda e: phantom.report_table(e, {})])
 
 
 def test_missing_ground_truth_and_masks_are_refused(truth_of_studies):

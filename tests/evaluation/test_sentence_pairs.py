@@ -2,74 +2,50 @@ import numpy as np
 import pytest
 import torch
 
-from mg3d.evaluation.sentence_pairs import Sentences, matching_summary, meaning_codes, sentence_pairs, threshold_rows
+from mg3d.evaluation.sentence_pairs import sentence_pairs, threshold_rows
 
 
-def slow_summary(vectors, polarity, patient, meaning, *, same_above, differ_below):
-    """`matching_summary` by a loop over pairs."""
-    count = dict.fromkeys(("pairs", "same", "different", "judged", "correct", "equal", "found"), 0)
+def slow_row(vectors, threshold, *, polarities, patients, meanings):
+    """One row of `threshold_rows` by a loop over pairs."""
+    pairs = []
     for first in range(len(vectors)):
         for second in range(first):
-            if patient[first] == patient[second]:
+            if patients[first] == patients[second] or polarities[first] != polarities[second]:
                 continue
             cosine = float(vectors[first] @ vectors[second] / vectors[first].norm() / vectors[second].norm())
-            agree = polarity[first] == polarity[second]
-            same = agree and cosine >= same_above
-            known = meaning[first] is not None and meaning[second] is not None
-            equal = known and meaning[first] == meaning[second]
-            for name, value in {
-                "pairs": True, "same": same, "different": agree and cosine <= differ_below, "judged": same and known,
-                "correct": same and equal, "equal": equal,
-            }.items():  # fmt: skip
-                count[name] += bool(value)
-    pairs, same, different = count["pairs"], count["same"], count["different"]
+            known = meanings[first] is not None and meanings[second] is not None
+            pairs.append((cosine, known, known and meanings[first] == meanings[second]))
+    equal_above = [equal for cosine, known, equal in pairs if known and cosine >= threshold]
+    equal_below = [equal for cosine, known, equal in pairs if known and cosine <= threshold]
     return {
-        "pairs": pairs,
-        "same": same / pairs,
-        "different": different / pairs,
-        "ignored": (pairs - same - different) / pairs,
-        "precision_same": count["correct"] / count["judged"],
-        "recall_same": count["correct"] / count["equal"],
+        "threshold": threshold,
+        "pairs at or above": np.mean([cosine >= threshold for cosine, _, _ in pairs]),
+        "precision of same": np.mean(equal_above),
+        "recall of same": np.mean([cosine >= threshold for cosine, _, equal in pairs if equal]),
+        "false negatives at or below": np.mean(equal_below),
     }
 
 
-def random_sentences(count, *, seed=0):
-    random = np.random.default_rng(seed)
+def random_sentences(count):
+    random = np.random.default_rng(0)
     kind = random.integers(0, 4, count)
     vectors = torch.from_numpy(np.eye(4, 5)[kind] + 0.35 * random.normal(size=(count, 5)))
-    polarity = torch.from_numpy(random.choice([-1, 1], count).astype(np.int8))
-    patient = torch.from_numpy(random.integers(0, 6, count))
-    return vectors, polarity, patient, [None if random.random() < 0.2 else f"{k}|{p}" for k, p in zip(kind, polarity.tolist())]
+    polarities, patients = random.choice([-1, 1], count), random.integers(0, 6, count)
+    meanings = [None if random.random() < 0.2 else f"{k}|{p}" for k, p in zip(kind, polarities)]
+    return vectors, {"polarities": polarities, "patients": patients, "meanings": meanings}
 
 
-def test_the_summary_agrees_with_a_loop_over_pairs():
-    *parts, meaning = random_sentences(45)
-    thresholds = {"same_above": 0.8, "differ_below": 0.3}
-    expected = slow_summary(*parts, meaning, **thresholds)
-    assert 0.02 < expected["same"] < 0.5
-    assert expected["precision_same"] < 1
-    assert matching_summary(sentence_pairs(Sentences(*parts, meaning_codes(meaning))), **thresholds) == pytest.approx(expected)
+@pytest.mark.parametrize("threshold", [0.3, 0.8])
+def test_a_row_agrees_with_a_loop_over_pairs(threshold):
+    vectors, facts = random_sentences(45)
+    expected = slow_row(vectors, threshold, **facts)
+    assert 0.02 < expected["precision of same"] < 1
+    assert 0 < expected["false negatives at or below"] < 1
+    (row,) = threshold_rows(sentence_pairs(vectors, **facts), [threshold])
+    assert row == pytest.approx(expected)
 
 
 def test_a_single_patient_has_no_pair():
-    vectors, polarity, _, meaning = random_sentences(8)
-    pairs = sentence_pairs(Sentences(vectors, polarity, torch.zeros(8, dtype=torch.int64), meaning_codes(meaning)))
-    result = matching_summary(pairs, same_above=0.9, differ_below=0.6)
-    assert result["pairs"] == result["same"] == result["ignored"] == 0
-    assert np.isnan(result["precision_same"])
-
-
-def test_thresholds_are_judged_by_pairs_of_known_meaning_and_equal_polarity():
-    """Five sentences of four patients; cosines to the first: .8, .6, 1 (same patient), 0 (a negation)."""
-    pairs = sentence_pairs(
-        Sentences(
-            torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [2.0, 0.0], [0.0, 1.0]]),
-            torch.tensor([1, 1, 1, 1, -1], dtype=torch.int8),
-            torch.tensor([0, 1, 2, 0, 3]),
-            meaning_codes(["a", "a", "b", None, "b"]),
-        )
-    )
-    assert pairs.cosine[pairs.same_polarity].tolist() == pytest.approx([0.8, 0.6, 0.96, 0.8, 0.6])
-    low, high = threshold_rows(pairs, (0.7, 0.9))
-    assert (low["pairs at or above"], low["precision of same"], low["recall of same"]) == (0.6, 0.5, 1)
-    assert (high["precision of same"], high["recall of same"], high["false negatives at or below"]) == (0, 0, 0.5)
+    vectors, facts = random_sentences(8)
+    (row,) = threshold_rows(sentence_pairs(vectors, **facts | {"patients": np.zeros(8)}), [0.9])
+    assert np.isnan([row["pairs at or above"], row["precision of same"], row["recall of same"]]).all()

@@ -33,7 +33,7 @@ def task_type(**given):
     return MODULE.build(MODULE.TASK.settings(**{"cube_size": (8, 8, 8), **given}))
 
 
-def test_a_candidate_on_a_nodule_is_dense_at_the_middle_of_its_cube_in_scans_of_either_direction(luna):
+def test_cubes_of_positive_candidates_are_centred_on_the_nodule_for_both_orientations(luna):
     """The synthetic scans number 2 and 6 are written with x and y running to the right and the front."""
     cases = read(luna)
     flipped = [case for case in cases if "-1 0 0 0 -1 0" in case.image.read_text()]
@@ -67,7 +67,7 @@ def test_the_data_set_can_be_pickled_into_workers(luna):
     assert torch.equal(pickle.loads(pickle.dumps(data))[3]["image"], data[3]["image"])
 
 
-def test_an_epoch_draws_all_positives_as_many_negatives_and_each_scan_once():
+def test_an_epoch_draws_all_positives_with_negatives_and_visits_each_scan_once():
     scan_of = np.repeat(np.arange(6), 10)
     targets = np.tile([1, 0, 0, 0, 0, 0, 0, 0, 0, 1], 6)
     draw = drawn_by_scan(targets, scan_of, negatives=2)
@@ -101,7 +101,7 @@ NODULES = {"a": [[[0, 0, 0], 10, False], [[50, 0, 0], 4, True]], "b": [[[0, 0, 0
 ROWS = [("a", 0, 1.0, 0.9, 1), ("a", 1, 51.0, 0.8, 0), ("a", 2, 90.0, 0.7, 0), ("b", 0, 99.0, 0.6, 0), ("b", 1, 4.0, 0.5, 1)]
 
 
-def test_the_cpm_of_a_table_is_as_by_hand():
+def test_cpm_by_hand():
     """One false positive a scan before the second nodule is found; half are found without any; the excluded one counts nothing.
 
     Points (false positives per scan, sensitivity): (0, 1/2), (1/2, 1/2), (1, 1).
@@ -114,7 +114,7 @@ def test_the_cpm_of_a_table_is_as_by_hand():
     assert counts == [5, 2, 2]  # candidates; scans
 
 
-def test_a_scan_drawn_twice_counts_twice():
+def test_a_scan_resampled_twice_counts_twice():
     once = table(ROWS, NODULES)
     assert task_type().statistics(once.iloc[[0, 1, 2, 0, 1, 2, 3, 4, 3, 4]]) == pytest.approx(task_type().statistics(once))
     assert task_type().statistics(once.iloc[[0, 1, 2, 0, 1, 2]])["cpm"] == 1
@@ -135,7 +135,9 @@ def test_without_nodules_there_is_no_cpm():
     assert found["auroc"] == pytest.approx(3 / 6)
 
 
-def test_folds_are_the_subsets_and_the_published_division_has_a_test_split(luna):
+def test_settings_select_the_list_of_candidates_and_the_folds(luna):
+    counts = [sum(len(case.candidates) for case in read(luna, candidates=version)) for version in ("V1", "V2")]
+    assert 0 < counts[0] < counts[1]
     assert all(f"subset{case.fold}" == case.image.parent.name for case in read(luna))
     published = {case.image.parent.name[-1]: (case.split, case.fold) for case in read(luna, division="published")}
     assert published["4"] == ("train", 1)
@@ -143,11 +145,6 @@ def test_folds_are_the_subsets_and_the_published_division_has_a_test_split(luna)
     assert published["7"][0] == "test"
     with pytest.raises(ValueError, match="one division"):
         read(luna, division="published", fold=2)
-
-
-def test_the_two_lists_differ(luna):
-    counts = [sum(len(case.candidates) for case in read(luna, candidates=version)) for version in ("V1", "V2")]
-    assert 0 < counts[0] < counts[1]
 
 
 @pytest.fixture(scope="module")
@@ -181,17 +178,10 @@ def test_new_scans_are_predicted_at_listed_candidates(luna, trained, tmp_path):
     assert run(MODULE.TASK, arguments) == 2
     pd.read_csv(luna / "candidates_V2.csv").query("seriesuid == @case.case_id").to_csv(scans / "candidates.csv", index=False)
     assert run(MODULE.TASK, arguments) == 0
-    mine = pd.read_csv(tmp_path / "out" / "predictions.csv", dtype={"case_id": str})
-    theirs = pd.read_csv(trained / "predictions_val.csv", dtype={"case_id": str}).query("case_id == @case.case_id")
-    assert len(mine) == len(case.candidates)
-    assert np.allclose(mine["score/nodule"], theirs["score/nodule"], atol=1e-6)
-
-
-def spoiled(root, tmp_path, name, change):
-    copy = tmp_path / "copy"
-    shutil.copytree(root, copy)
-    change(copy / name)
-    return copy
+    predicted = pd.read_csv(tmp_path / "out" / "predictions.csv", dtype={"case_id": str})
+    evaluated = pd.read_csv(trained / "predictions_val.csv", dtype={"case_id": str}).query("case_id == @case.case_id")
+    assert len(predicted) == len(case.candidates)
+    assert np.allclose(predicted["score/nodule"], evaluated["score/nodule"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -209,8 +199,10 @@ def spoiled(root, tmp_path, name, change):
     ],
 )
 def test_bad_tables_are_refused(luna, tmp_path, name, change, message):
+    copy = shutil.copytree(luna, tmp_path / "copy")
+    change(copy / name)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        read(spoiled(luna, tmp_path, name, change))
+        read(copy)
 
 
 def test_candidates_of_one_class_are_refused():

@@ -14,11 +14,11 @@ from mg3d.evaluation.baselines import fit_logistic
 from mg3d.evaluation.encoder import MG3DEncoder, as_sentence
 from mg3d.evaluation.zero_shot import prompt_texts, zero_shot_scores
 from mg3d.finetune.cases import PreparedRow, RawScan, split_fold
-from mg3d.finetune.encoder import start_encoder
+from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.fit import fit_closed_form, load_network, read_finetuned
 from mg3d.finetune.images import read_image
 from mg3d.finetune.pretrained_model import can_compare, load_pretrained_model
-from mg3d.finetune.results import read_facts
+from mg3d.finetune.results import read_summary
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.probe import INVERSE_PENALTIES, ProbeNetwork
@@ -201,7 +201,7 @@ def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
     arguments = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=retrieval",
                  "n_bootstrap=10", "accelerator=cpu", "num_workers=0"]  # fmt: skip
     assert run(load("CT-RATE").TASK, arguments) == 0
-    scores = read_facts(tmp_path / "CT-RATE" / "retrieval" / "run" / "fold0")["scores"]["test"]
+    scores = read_summary(tmp_path / "CT-RATE" / "retrieval" / "run" / "fold0")["scores"]["test"]
     recall = next(score for score in scores if score["name"] == "report_to_volume/recall@1")
     assert 0 <= recall["low"] <= recall["value"] <= recall["high"] <= 1
 
@@ -212,7 +212,7 @@ def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
 def test_the_probe_computes_features_once_and_takes_the_best_penalty(arrows, tmp_path, capsys):
     task_type, cases = task_and_cases(arrows, task="probe", encoder="tiny")
     torch.manual_seed(0)
-    network = task_type.network(start_encoder(task_type.settings, synthetic=True).encoder).eval()
+    network = task_type.network(load_encoder(task_type.settings, synthetic=True).encoder).eval()
     split = split_fold(cases, fold=0, folds=1)
     task_type.fit_closed_form(network, split, tmp_path)
     assert len(list(tmp_path.rglob("*.npy"))) == 2
@@ -237,7 +237,7 @@ def test_a_closed_form_fit_refuses_several_processes(arrows, tmp_path, monkeypat
 
 
 def test_stored_features_are_of_one_preprocessing(arrows, tmp_path):
-    network, found = ProbeNetwork(start_encoder(FinetuneSettings(encoder="tiny")).encoder, 18).eval(), []
+    network, found = ProbeNetwork(load_encoder(FinetuneSettings(encoder="tiny")).encoder, 18).eval(), []
     for window in ((-1000.0, 1000.0), (-200.0, 300.0)):
         task = load("CT-RATE").TASK
         task_type = task.build(task.settings(window_hu=window, volume_size=SHAPE, num_workers=0))

@@ -11,9 +11,9 @@ from downstream.folders import load
 from monai.networks.nets.swin_unetr import SwinTransformer
 
 from mg3d.finetune import fit
-from mg3d.finetune.encoder import TINY, build_encoder, start_encoder
+from mg3d.finetune.encoder import TINY, build_encoder, load_encoder
 from mg3d.finetune.predict import find_scans
-from mg3d.finetune.results import read_facts, read_table, run_differences
+from mg3d.finetune.results import read_summary, read_table, run_differences
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.settings.parse import defaults
@@ -61,10 +61,10 @@ def test_a_finished_run_is_shown_and_not_trained_again(trained, capsys):
 
 def test_a_second_evaluation_gives_the_same_predictions_and_keeps_the_training_time(trained):
     _, folder, arguments = trained
-    before, minutes = pd.read_csv(folder / "predictions_val.csv"), read_facts(folder)["minutes"]
+    before, minutes = pd.read_csv(folder / "predictions_val.csv"), read_summary(folder)["minutes"]
     assert run(load("stoic2021").TASK, [*arguments, "mode=evaluate"]) == 0
     pd.testing.assert_frame_equal(before, pd.read_csv(folder / "predictions_val.csv"))
-    assert read_facts(folder)["minutes"] == minutes
+    assert read_summary(folder)["minutes"] == minutes
 
 
 def test_prediction_of_the_files_equals_evaluation(trained, tmp_path):
@@ -72,10 +72,10 @@ def test_prediction_of_the_files_equals_evaluation(trained, tmp_path):
     out = tmp_path / "out"
     scans = root / "data" / "mha"
     assert run(load("stoic2021").TASK, [*arguments, "mode=predict", f"input={scans}", f"output={out}"]) == 0
-    mine = pd.read_csv(out / "predictions.csv", dtype={"case_id": str}).set_index("case_id")
-    theirs = pd.read_csv(folder / "predictions_val.csv", dtype={"case_id": str}).set_index("case_id")
+    files = (out / "predictions.csv", folder / "predictions_val.csv")
+    predicted, evaluated = (read_table(file).set_index("case_id") for file in files)
     for name in ("score/probCOVID", "score/probSevere"):
-        assert np.allclose(mine.loc[theirs.index, name], theirs[name], atol=1e-6)
+        assert np.allclose(predicted.loc[evaluated.index, name], evaluated[name], atol=1e-6)
 
 
 def test_a_scans_scan_is_excluded_and_an_existing_output_folder_refused(trained, tmp_path, capsys):
@@ -109,24 +109,23 @@ def test_another_checkpoint_has_a_separate_results_folder(trained):
 
 def test_two_runs_are_compared_on_the_same_cases(trained, tmp_path, capsys):
     _, folder, arguments = trained
-    other = [word for word in arguments if not word.startswith("run_name")]
-    assert run(load("stoic2021").TASK, [*other, "run_name=second", "learning_rate=1e-5"]) == 0
+    assert run(load("stoic2021").TASK, [*arguments, "run_name=second", "learning_rate=1e-5"]) == 0
     capsys.readouterr()
     assert run(load("stoic2021").TASK, [*arguments, "mode=compare", f"other={folder.parents[1] / 'second' / 'fold0'}"]) == 0
     message = capsys.readouterr().out
     assert "difference: second - first" in message
     assert "auroc/probSevere" in message
-    assert "not like for like: learning_rate=1e-05 (was 0.001)" in message
-    assert message.count("not like for like") == 1
+    assert "the runs also differ in: learning_rate=1e-05 (was 0.001)" in message
+    assert message.count("also differ") == 1
     assert "too few" in message
     assert run(load("stoic2021").TASK, [*arguments, "mode=compare", f"other={folder}"]) == 0
     message = capsys.readouterr().out
-    assert "like for like: one network" in message
-    assert "not like" not in message
+    assert "fair comparison: one network" in message
+    assert "differ in" not in message
 
 
 def test_a_comparison_names_differences_of_network_cases_and_epochs(trained):
-    facts = read_facts(trained[1])
+    facts = read_summary(trained[1])
     config = facts["config"]
     coarse = facts | {"config": config | {"vision": config["vision"] | {"patch_size": 8}}}
     assert run_differences(facts, coarse) == ["encoder patch_size=8 (was 4)"]
@@ -148,7 +147,7 @@ def test_runs_with_different_splits_are_compared_on_validation(trained, tmp_path
 def test_a_finished_run_is_refused_for_other_cases(trained, tmp_path, capsys):
     root, folder, arguments = trained
     shutil.copytree(root, tmp_path / "set")
-    moved = [word for word in arguments if not word.startswith("data_root")] + [f"data_root={tmp_path / 'set'}"]
+    moved = [*arguments, f"data_root={tmp_path / 'set'}"]
     assert run(load("stoic2021").TASK, moved) == 0  # the same cases elsewhere
     assert "finished" in capsys.readouterr().out
     lost = read_table(folder / "predictions_val.csv")["case_id"][0]
@@ -165,11 +164,11 @@ def test_encoder_checkpoint_gives_its_architecture_with_random_weights(trained, 
               "mg3d": {"settings": defaults() | {name: list(value) if isinstance(value, tuple) else value
                                                  for name, value in flat.items()}}}  # fmt: skip
     torch.save(stored, tmp_path / "last.ckpt")
-    started = [start_encoder(FinetuneSettings(**named)) for named in
+    started = [load_encoder(FinetuneSettings(**named)) for named in
                ({"pretrained": str(tmp_path / "last.ckpt")}, {"encoder": str(tmp_path / "last.ckpt")})]  # fmt: skip
     of_file, scratch = (one.encoder.state_dict() for one in started)
     assert started[0].vision == started[1].vision
-    assert started[1].report is None
+    assert started[1].coverage is None
     assert {name: tensor.shape for name, tensor in of_file.items()} == {name: tensor.shape for name, tensor in scratch.items()}
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in of_file.items())
     learned = [name for name, tensor in scratch.items() if tensor.is_floating_point() and tensor.ndim > 1]
@@ -181,18 +180,18 @@ def test_encoder_checkpoint_gives_its_architecture_with_random_weights(trained, 
     assert (tmp_path / "stoic2021" / "as-last-scratch-phantom" / "fold0" / "scores.json").is_file()
 
 
-@pytest.mark.parametrize(("word", "merging"), [("merging", "monai"), ("mergingv2", "monai_v2")])
-def test_an_encoder_of_monai_uses_the_given_patch_merging(tmp_path, word, merging):
+@pytest.mark.parametrize(("downsample", "merging"), [("merging", "monai"), ("mergingv2", "monai_v2")])
+def test_an_encoder_of_monai_uses_the_given_patch_merging(tmp_path, downsample, merging):
     torch.manual_seed(0)
-    theirs = SwinTransformer(1, 48, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), downsample=word).eval()
-    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    monai_encoder = SwinTransformer(1, 48, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), downsample=downsample).eval()
+    torch.save(monai_encoder.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"monai_v2.*load_patch_merging=..."):
-        start_encoder(FinetuneSettings(pretrained=str(tmp_path / "weights.pt")))
+        load_encoder(FinetuneSettings(pretrained=str(tmp_path / "weights.pt")))
     arguments = FinetuneSettings(pretrained=str(tmp_path / "weights.pt"), load_patch_merging=merging)
-    started, volume = start_encoder(arguments), torch.rand(1, 1, 32, 32, 64)
-    assert (started.report.merging, started.vision["patch_merging"]) == (merging, merging)
+    started, volume = load_encoder(arguments), torch.rand(1, 1, 32, 32, 64)
+    assert started.vision["patch_merging"] == merging
     with torch.no_grad():
-        assert torch.allclose(started.encoder.eval()(volume)[-1], theirs(volume)[-1], atol=1e-4)
+        assert torch.allclose(started.encoder.eval()(volume)[-1], monai_encoder(volume)[-1], atol=1e-4)
 
 
 def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkeypatch):
@@ -218,7 +217,7 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
     one, other = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (folder, again))
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
-    assert 70 < read_facts(again)["minutes"] < 75
+    assert 70 < read_summary(again)["minutes"] < 75
 
 
 def test_all_folds_are_pooled(tiny_set, tmp_path):
@@ -254,7 +253,7 @@ def test_early_stopping_finishes_a_run_that_has_a_time_limit(trained, tmp_path):
     root, *_ = trained
     arguments = [*SMALL, "epochs=4", "learning_rate=0", "patience=1", "max_minutes=60", "run_name=p"]
     assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *arguments]) == 0
-    facts = read_facts(tmp_path / "stoic2021" / "p" / "fold0")
+    facts = read_summary(tmp_path / "stoic2021" / "p" / "fold0")
     assert (facts["finished"], facts["epochs"]) == (True, 2)
 
 
@@ -273,11 +272,11 @@ def test_an_interrupted_run_is_not_resumed_with_other_settings(trained, tmp_path
     assert "learning_rate=0.0005 (was 0.001), encoder_lr_multiplier=0.5 (was 1.0)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("word", "message"), [("seed=1", "seed=1 (was 0)"), ("fold=1", "was trained with fold0")])
-def test_a_network_is_not_evaluated_on_its_training_cases(trained, tmp_path, capsys, word, message):
+@pytest.mark.parametrize(("argument", "message"), [("seed=1", "seed=1 (was 0)"), ("fold=1", "was trained with fold0")])
+def test_a_network_is_not_evaluated_on_its_training_cases(trained, tmp_path, capsys, argument, message):
     root, folder, _ = trained
     best = folder / "checkpoints" / "best.ckpt"
-    arguments = [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "mode=evaluate", f"checkpoint={best}", word]
+    arguments = [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "mode=evaluate", f"checkpoint={best}", argument]
     assert run(load("stoic2021").TASK, arguments) == 2
     assert message in capsys.readouterr().err
 

@@ -3,27 +3,17 @@
 import re
 from pathlib import Path
 
-import torch
-from small_inference import RECIPE, REPORTS, build, save_scan
+from small_inference import RECIPE, REPORTS, save_run, save_scan
 
-from mg3d.checkpoints.pretrained import text_config
-from mg3d.datasets.tokenizer import train_wordpiece
 from mg3d.inference.load import load
 from mg3d.inference.search_index import Entry, IndexWriter
-from mg3d.settings.parse import flatten
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inference.md").read_text()
 
 
 def make_files(folder):
     """The run, the scan and the index that the program uses."""
-    run = folder / "result" / "tiny"
-    model, settings = build()
-    train_wordpiece(REPORTS, vocab_size=80, out_dir=run / "tokenizer")
-    (run / "checkpoints").mkdir()
-    identity = {"settings": flatten(settings), "text_config": text_config(model), "recipes": {"ct_rate": RECIPE}}
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"state_dict": state, "mg3d": identity}, run / "checkpoints" / "last.ckpt")
+    run = save_run(folder / "result" / "tiny", recipes={"ct_rate": RECIPE})
     save_scan(folder / "scan.nii.gz")
     loaded = load(run, device="cpu")
     writer = IndexWriter(folder / "result" / "index", fingerprint=loaded.fingerprint)
@@ -42,7 +32,7 @@ def test_the_program_of_the_page_prints_the_output_of_the_page(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     program, shown = re.search(r"```python\n(.*?)```.*?```\n(.*?)```", PAGE, re.DOTALL).groups()
     exec(compile(program, "docs/inference.md", "exec"), {})
-    said = capsys.readouterr()
-    assert [form_of(line) for line in said.out.splitlines()] == [form_of(line) for line in shown.splitlines()]
-    assert said.err == "mg3d: using result/tiny/checkpoints/last.ckpt of the run result/tiny\n"
+    printed = capsys.readouterr()
+    assert [form_of(line) for line in printed.out.splitlines()] == [form_of(line) for line in shown.splitlines()]
+    assert printed.err == "mg3d: using result/tiny/checkpoints/last.ckpt of the run result/tiny\n"
     assert (tmp_path / "map.nii.gz").is_file()

@@ -4,19 +4,18 @@ import numpy as np
 import pytest
 import torch
 from released_files import key_list, synthetic
-from small_inference import REPORTS, build, save, save_scan
-from small_raw import SPACING, chest
+from small_inference import REPORTS, save, save_run
+from small_raw import chest
 from torch.nn import functional as F
 
 import mg3d
 from mg3d.checkpoints.info import inspect_checkpoint
-from mg3d.checkpoints.pretrained import export_run, from_pretrained, text_config
+from mg3d.checkpoints.pretrained import export_run, from_pretrained
 from mg3d.datasets.tokenizer import encode_report, train_wordpiece
 from mg3d.glossary import LABELS
 from mg3d.inference.scan_model import IMAGE_ONLY, JOINT
 from mg3d.preparation.recipe import Recipe
 from mg3d.sentence_spans import split_clauses
-from mg3d.settings.parse import flatten
 
 
 def by_hand(folder, text, units):
@@ -59,39 +58,23 @@ def test_a_report_is_embedded_by_the_clauses_of_training(folder, model):
     np.testing.assert_allclose(model.embed_report(REPORTS)[1], expected, atol=1e-5)
 
 
-def test_file_and_array_have_the_same_embedding(tmp_path, model):
-    path = save_scan(tmp_path / "scan.nii.gz", seed=1)
-    np.testing.assert_array_equal(model.embed(model.read(path)), model.embed(model.read(chest(1), spacing_mm=SPACING)))
-
-
-@pytest.mark.parametrize("weights", [{}, {"weight_dcl": 0.0, "weight_ssm": 0.0}], ids=["attention", "contrast"])
-def test_a_map_has_one_value_per_token_with_mean_1(tmp_path, weights):
-    model = mg3d.load(save(tmp_path / "model", **weights), device="cpu")
-    scan = model.read(chest(0), spacing_mm=SPACING)
+@pytest.mark.parametrize("by", ["contrast", "attention"])
+def test_a_map_has_one_value_per_token_with_mean_1(model, scans, by):
     sentence = "A small effusion on the left."
-    region = model.ground(scan, sentence)
+    region = model.ground(scans[1], sentence, by=by)
     assert region.cells.shape == model.model.grid
     assert region.cells.mean() == pytest.approx(1, abs=1e-4)
     assert region.cells.min() >= 0
-    assert region.similarity == pytest.approx(float(model.embed(scan) @ model.embed_report(sentence)), abs=1e-4)
-    image = region.in_file()
-    assert image.shape == chest(0).shape[::-1]
+    assert region.similarity == pytest.approx(float(model.embed(scans[1]) @ model.embed_report(sentence)), abs=1e-4)
+    assert region.in_file().shape == chest(1).shape[::-1]
     assert "cosine" in str(region)
 
 
-def test_the_attention_map_is_the_softmax_over_tokens_by_hand(model, scans):
+def test_the_attention_map_is_that_of_the_encoder(model, scans):
     text = "A nodule on the right."
-    mg = model.model
-    row = encode_report(model.tokenizer, text, ((0, len(text)),), 40)
-    ids = torch.from_numpy(row.ids)[None]
-    with torch.no_grad():
-        tokens = mg.encode_volume(torch.from_numpy(scans[1].volume)[None, None])[0]
-        words = mg.encode_report(ids, torch.ones_like(ids, dtype=torch.bool))[0]
-        sentence = words[torch.from_numpy(row.sentence_index) == 0].mean(0)
-        part = mg.branches["disentangled"].aggregation
-        logits = part.key(tokens) @ part.query(sentence) / 24**0.5
-    expected = torch.softmax(logits, 0).view(mg.grid).numpy() * logits.numel()
-    np.testing.assert_allclose(model.ground(scans[1], text, by="attention").cells, expected, atol=1e-4)
+    expected = model.encoder.ground(torch.from_numpy(scans[1].volume)[None, None], [(text, "Clear.")])["attention"][0, 0]
+    found = model.ground(scans[1], text, by="attention").cells
+    np.testing.assert_allclose(found, expected.numpy() * expected.numel(), atol=1e-4)
 
 
 @pytest.mark.parametrize("against", [None, "There is no nodule."])
@@ -127,22 +110,9 @@ def test_missing_grounding_methods_are_refused(model, scans, tmp_path):
 BODY = Recipe(shape=(32, 24, 32), crop="body").provenance("ct_rate")
 
 
-def run_checkpoint(folder, *, words=True, recipes=None):
-    """A run folder: a checkpoint, and the tokenizer next to the folder of checkpoints."""
-    model, settings = build()
-    folder.mkdir()
-    if words:
-        train_wordpiece(REPORTS, vocab_size=80, out_dir=folder / "tokenizer")
-    (folder / "checkpoints").mkdir()
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    identity = {"settings": flatten(settings), "text_config": text_config(model)} | ({"recipes": recipes} if recipes else {})
-    torch.save({"state_dict": state, "mg3d": identity, "global_step": 7}, folder / "checkpoints" / "last.ckpt")
-    return folder
-
-
 @pytest.mark.parametrize("name", ["", "last", "checkpoints/last.ckpt"])
 def test_a_run_equals_its_saved_folder(tmp_path, model, scans, name):
-    loaded = mg3d.load(run_checkpoint(tmp_path / "run") / name, device="cpu")
+    loaded = mg3d.load(save_run(tmp_path / "run") / name, device="cpu")
     assert loaded.space == JOINT
     np.testing.assert_array_equal(loaded.embed(scans[0]), model.embed(scans[0]))
     np.testing.assert_array_equal(loaded.embed_report(REPORTS[0]), model.embed_report(REPORTS[0]))
@@ -150,7 +120,7 @@ def test_a_run_equals_its_saved_folder(tmp_path, model, scans, name):
 
 
 def test_a_checkpoint_and_its_exports_record_the_recipe(tmp_path, capsys):
-    run = run_checkpoint(tmp_path / "run", recipes={"ctrg": {"crop": "of grey"}, "ct_rate": BODY, "custom": {"crop": "x"}})
+    run = save_run(tmp_path / "run", recipes={"ctrg": {"crop": "of grey"}, "ct_rate": BODY, "custom": {"crop": "x"}})
     once = export_run(run / "checkpoints" / "last.ckpt", tmp_path / "once")
     twice = export_run(once, tmp_path / "twice")
     for folder in (run, once, twice):
@@ -164,10 +134,10 @@ def test_a_checkpoint_and_its_exports_record_the_recipe(tmp_path, capsys):
 
 
 def test_a_model_without_a_recipe_warns_in_one_line(tmp_path, capsys):
-    mg3d.load(run_checkpoint(tmp_path / "run") / "checkpoints" / "last.ckpt", device="cpu")
-    said = capsys.readouterr().err
-    assert said.startswith("mg3d: warning: the checkpoint does not record how its training volumes were prepared")
-    assert said.count("\n") == 1
+    mg3d.load(save_run(tmp_path / "run") / "checkpoints" / "last.ckpt", device="cpu")
+    printed = capsys.readouterr().err
+    assert printed.startswith("mg3d: warning: the checkpoint does not record how its training volumes were prepared")
+    assert printed.count("\n") == 1
 
 
 def test_a_fine_tuned_checkpoint_is_refused_with_what_to_use(tmp_path):
@@ -177,7 +147,7 @@ def test_a_fine_tuned_checkpoint_is_refused_with_what_to_use(tmp_path):
 
 
 def test_a_run_without_its_tokenizer_embeds_scans_only(tmp_path, model, scans):
-    run = run_checkpoint(tmp_path / "run", words=False)
+    run = save_run(tmp_path / "run", with_tokenizer=False)
     loaded = mg3d.load(run, device="cpu")
     np.testing.assert_array_equal(loaded.embed(scans[0]), model.embed(scans[0]))
     with pytest.raises(ValueError, match="this model has no tokenizer"):

@@ -179,7 +179,7 @@ def test_any_scan_converts_to_nifti_with_its_hu_and_geometry(tmp_path, kind):
 
 
 BAD = {
-    "text.txt": (b"words", "is not a format that is read here; expected .nii"),
+    "text.txt": (b"words", "is not in a supported format; expected .nii"),
     "cut.nii.gz": (b"\x1f\x8b\x08\x00", "is truncated or damaged"),
     "head.nii": (b"1" * 400, "the header cannot be read"),
     "other.npz": (b"PK", "the .npz file is damaged"),

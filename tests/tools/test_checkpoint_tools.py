@@ -125,7 +125,10 @@ def test_an_incomplete_encoder_exits_with_1(tmp_path, capsys):
     assert "of its image encoder (" in one_line(capsys)
 
 
-TOOLS = ("inspect_checkpoint", "export_checkpoint", "convert_meter_weights", "plan", "choose_preset")
+TOOLS = (
+    "inspect_checkpoint", "export_checkpoint", "convert_meter_weights", "plan", "choose_preset", "evaluate_card", "embed",
+    "search", "zero_shot", "generate", "ground", "export_encoder", "viewer",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("program", [*(f"tools/{name}.py" for name in TOOLS), "main.py"])

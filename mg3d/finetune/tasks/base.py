@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import FinetuneCase, Source, Split
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.dataset import CaseDataset, Draw, class_balanced, shuffled
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.transforms import ReadCase, Sample, plain_tensors
@@ -107,7 +107,7 @@ class TaskType(abc.ABC):
         """(title, figure) for the results page."""
         return []
 
-    def setup(self, split: Split, files: FileFacts) -> None:  # noqa: B027
+    def setup(self, split: Split, files: InspectedFiles) -> None:  # noqa: B027
         """Checks the cases (ValueError) and reads from the training cases what the network needs, such as a vocabulary."""
 
     def fit_closed_form(self, network: nn.Module, split: Split, folder: Path) -> None:  # noqa: B027

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import UNKNOWN, Candidate, FinetuneCase, ReferenceNodule, Split
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
+from mg3d.finetune.data_root import read_csv
 from mg3d.finetune.dataset import ERRORS, Draw, seeded
 from mg3d.finetune.images import LPS_TO_RAS, read_image
 from mg3d.finetune.settings import FinetuneSettings, Size
@@ -162,7 +163,7 @@ class CandidateClassification(Classification):
         super().__init__(settings, metric="auroc", **shared)
         self.cube_size, self.negatives = cube_size, negatives
 
-    def setup(self, split: Split, files: FileFacts) -> None:
+    def setup(self, split: Split, files: InspectedFiles) -> None:
         """Both classes must occur in training."""
         classes = {candidate.target for case in split.train for candidate in case.candidates}
         if not classes >= {0, 1}:
@@ -186,9 +187,7 @@ class CandidateClassification(Classification):
         path = where / CANDIDATE_FILE if where.is_dir() else where.with_name(CANDIDATE_FILE)
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path}, the list of candidates: {', '.join(CANDIDATE_COLUMNS)} (mm, LPS)")
-        table = pd.read_csv(path, dtype={CANDIDATE_COLUMNS[0]: str})
-        if missing := set(CANDIDATE_COLUMNS) - set(table):
-            raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {list(table)[:6]}")
+        table = read_csv(path, CANDIDATE_COLUMNS, text=CANDIDATE_COLUMNS[:1])
         candidates: dict[str, list[Candidate]] = {}
         for name, *centre in table[list(CANDIDATE_COLUMNS)].itertuples(index=False):
             candidates.setdefault(name, []).append(Candidate(tuple(map(float, centre)), UNKNOWN))
@@ -216,7 +215,7 @@ class CandidateClassification(Classification):
         nodules = np.concatenate(by_scan)
         if not (nodules[:, 4] == 0).any():
             return None
-        nodule_scan = np.repeat(np.arange(len(by_scan)), [len(found) for found in by_scan])
+        nodule_scan = np.repeat(np.arange(len(by_scan)), [len(each) for each in by_scan])
         annotations = Annotations(nodule_scan, nodules[:, :3], nodules[:, 3], nodules[:, 4] == 1)
         is_real = numbers != NO_CANDIDATE
         scores, centres = table[f"score/{self.outputs[0]}"].to_numpy()[is_real], table[list(CENTRE)].to_numpy()[is_real]
@@ -227,8 +226,8 @@ class CandidateClassification(Classification):
         targets, scores = (matrix[:, 0] for matrix in self.matrices(table))
         curve = self.curve(table)
         values = sensitivity_at(curve) if curve else np.full(len(CPM_RATES), np.nan)
-        found = {"auroc": auroc(targets, scores), "cpm": float(values.mean())}
-        return found | {f"sensitivity@{rate:g}": float(value) for rate, value in zip(CPM_RATES, values, strict=True)}
+        statistics = {"auroc": auroc(targets, scores), "cpm": float(values.mean())}
+        return statistics | {f"sensitivity@{rate:g}": float(value) for rate, value in zip(CPM_RATES, values, strict=True)}
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """`auroc`: labelled candidates; FROC: scans, by their first row."""

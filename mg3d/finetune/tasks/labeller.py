@@ -13,7 +13,7 @@ from torch import nn
 
 from mg3d.evaluation.baselines import fit_best_logistic
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.distributed import info
 from mg3d.finetune.tasks.base import Row
 from mg3d.finetune.tasks.classification import Classification
@@ -32,13 +32,13 @@ _WORD = re.compile(r"[a-z]+|#")
 
 def terms(report: str) -> list[str]:
     """Words and word pairs of every clause; those of a negated clause start with `-`."""
-    found = []
+    tokens = []
     for start, end in split_clauses(report):
         clause = report[start:end]
         mark = "-" if polarity(clause) < 0 else ""
         words = _WORD.findall(normalize_text(clause))
-        found += [mark + word for word in words] + [f"{mark}{one} {two}" for one, two in pairwise(words)]
-    return found
+        tokens += [mark + word for word in words] + [f"{mark}{one} {two}" for one, two in pairwise(words)]
+    return tokens
 
 
 class ReportClassifier(nn.Module):
@@ -74,7 +74,7 @@ class ReportLabeller(Classification):
     uses_encoder = False
     eval_batch_size = 64
 
-    def setup(self, split: Split, files: FileFacts) -> None:
+    def setup(self, split: Split, files: InspectedFiles) -> None:
         """Some label must be known; the vocabulary is the most frequent terms of the training reports."""
         if not any(label >= 0 for part in split for case in part for label in case.target):
             raise ValueError("no report has a known label; the labeller is trained on CT-RATE's tables of labels")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mg3d.datasets.report_tokenizers import M2KT_MAX_LENGTH, LosslessTokenizer, M2KTTokenizer, ReportTokenizer
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.data_check import FileFacts
+from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.labellers import open_labeller
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.base import Row, TaskType
@@ -99,7 +99,7 @@ class ReportGeneration(TaskType):
         self.labeller, self.label_names = open_labeller(labeller) if labeller and settings.mode != "predict" else (None, ())
         self.known_labels: dict[str, np.ndarray] = {}
 
-    def setup(self, split: Split, files: FileFacts) -> None:
+    def setup(self, split: Split, files: InspectedFiles) -> None:
         """Every case needs a report; those of training give the vocabulary and the constant baseline."""
         empty = [case.case_id for part in split for case in part if not tokenize(case.report)]
         if empty:
@@ -167,11 +167,11 @@ class ReportGeneration(TaskType):
         texts = {"generated": table["generated"], BASELINE: table[BASELINE].fillna("")}
         counts = {name: caption_counts([split(text) for text in each], target) for name, each in texts.items()}
         counts["raw"] = caption_counts(*([tokenize(text) for text in table[name]] for name in ("generated", "reference")))
-        found = {f"{name}/{count}": values for name, each in counts.items() for count, values in each.items()}
+        columns = {f"{name}/{count}": values for name, each in counts.items() for count, values in each.items()}
         for name in ("reference", *texts) if self.labeller else ():
             labels = self._labels(table[name].tolist())
-            found |= {f"{name}/{label}": labels[:, index] for index, label in enumerate(self.label_names)}
-        return pd.concat([table, pd.DataFrame(found, index=table.index)], axis=1)
+            columns |= {f"{name}/{label}": labels[:, index] for index, label in enumerate(self.label_names)}
+        return pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1)
 
     def _labels(self, reports: Sequence[str]) -> np.ndarray:
         """int8 [reports, labels]; cached, because the references recur in every validation."""
@@ -185,14 +185,14 @@ class ReportGeneration(TaskType):
 
         With a labeller `clinical/...`: agreement with the labels of the reference.
         """
-        found: dict[str, float] = {}
+        statistics: dict[str, float] = {}
         labels = [name.removeprefix("reference/") for name in table if name.startswith("reference/")]
         for source in ("generated", "raw", BASELINE):
             prefix = "" if source == "generated" else f"{source}/"
             counts = {name.removeprefix(f"{source}/"): table[name].to_numpy() for name in table if name.startswith(f"{source}/")}
-            found |= {prefix + name: value for name, value in caption_scores(counts).items()}
+            statistics |= {prefix + name: value for name, value in caption_scores(counts).items()}
             if labels and f"{source}/{labels[0]}" in table:
                 pair = (table[[f"{name}/{label}" for label in labels]].to_numpy() for name in ("reference", source))
                 efficacy = clinical_efficacy(*pair)
-                found |= {f"{prefix}clinical/{name}": float(efficacy[name]) for name in EFFICACY}
-        return found
+                statistics |= {f"{prefix}clinical/{name}": float(efficacy[name]) for name in EFFICACY}
+        return statistics

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.data_check import FileFacts, check_masks, check_structures
+from mg3d.finetune.data_check import InspectedFiles, check_masks, check_structures
 from mg3d.finetune.images import read_image, write_mask
 from mg3d.finetune.settings import FinetuneSettings, Size
 from mg3d.finetune.tasks.base import Row, TaskType
@@ -89,7 +89,7 @@ class Segmentation(TaskType):
         self.cases: dict[str, FinetuneCase] = {}
         self.written: dict[str, Path] = {}
 
-    def setup(self, split: Split, files: FileFacts) -> None:
+    def setup(self, split: Split, files: InspectedFiles) -> None:
         """Masks must be on the grid of their scan with declared values; every structure must occur in training."""
         check_masks([*split.train, *split.val, *split.test], files, structures=len(self.outputs))
         check_structures(split.train, files, self.outputs)
@@ -185,25 +185,17 @@ class Segmentation(TaskType):
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """`<measure>/<structure>`: mean over cases where the structure is present or predicted; `<measure>`: their mean."""
-        found: dict[str, float] = {}
+        statistics: dict[str, float] = {}
         for measure in MEASURES:
             each = {name: table[name].mean() for output in self.outputs if (name := f"{measure}/{output}") in table}
             if each:
-                found |= {measure: float(pd.Series(each).mean())} | {name: float(value) for name, value in each.items()}
-        return found
+                statistics |= {measure: float(pd.Series(each).mean())} | {name: float(value) for name, value in each.items()}
+        return statistics
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """Cases with the structure, or with any."""
         columns = [score] if "/" in score else [f"{score}/{name}" for name in self.outputs if f"{score}/{name}" in table]
         return table[columns].notna().any(axis=1).to_numpy()
-
-    def state(self) -> dict[str, Any]:
-        """Names of the structures."""
-        return {"outputs": list(self.outputs)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Names of the structures."""
-        self.outputs = tuple(state["outputs"])
 
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
         """Dice of every case, and the best and the worst case with predicted and reference masks."""

@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 
 from mg3d.glossary import LABELS
-from mg3d.inference.outputs import GroundingMap
 from mg3d.inference.scan import Scan, as_nifti
 from mg3d.inference.scan_model import ScanModel
 from mg3d.inference.scan_sources import ScanSource, UnreadableScan, list_scans, read_source
@@ -92,10 +91,10 @@ class ViewerSession:
             warning = ""
             if source.key in self._indexed["scan"] and not self._is_indexed(scan_id):
                 warning = "the index has a different scan of this name (from another folder, or an older version)"
-            found = {"id": scan_id, "name": source.key, "report": self._report(scan_id), "warning": warning}
-            found |= {"scan": str(scan), "frame": self._frame(scan)}
-            found |= _or_reason("scores", lambda: self._scores(scan_id))
-            return found | _or_reason("neighbours", lambda: self._neighbours(scan_id))
+            content = {"id": scan_id, "name": source.key, "report": self._report(scan_id), "warning": warning}
+            content |= {"scan": str(scan), "frame": self._frame(scan)}
+            content |= _or_reason("scores", lambda: self._scores(scan_id))
+            return content | _or_reason("neighbours", lambda: self._neighbours(scan_id))
 
     def nifti(self, scan_id: int) -> bytes:
         """The scan as `.nii` in HU with the geometry of its file; errors as `scan`."""
@@ -111,14 +110,15 @@ class ViewerSession:
         with self._lock:
             scan = self._scan(scan_id)
             try:
-                found = self.model.ground(scan, sentence, against=dict(self._pairs).get(sentence))
+                region = self.model.ground(scan, sentence, against=dict(self._pairs).get(sentence))
             except ValueError as error:
                 raise RequestError(str(error)) from None
             map_id = secrets.token_urlsafe(12)
-            self._maps[map_id] = _map_bytes(found)
+            # One byte per voxel: steps of 1/255 of the maximum are finer than the colour scale.
+            self._maps[map_id] = _to_bytes(region.in_file(), np.uint8)
             if len(self._maps) > _MAX_MAPS:
                 self._maps.popitem(last=False)
-            return {"map": map_id, "summary": str(found), "peak_mm": found.peak_mm(), "max": float(found.cells.max())}
+            return {"map": map_id, "summary": str(region), "peak_mm": region.peak_mm(), "max": float(region.cells.max())}
 
     def map(self, map_id: str) -> bytes:
         """A map of `ground` as `.nii`."""
@@ -130,7 +130,7 @@ class ViewerSession:
     def _frame(self, scan: Scan) -> dict[str, str]:
         """Unit and origin of positions on the page."""
         unit = "mm" if scan.spacing_mm else "voxels"
-        return {"unit": unit, "of": "from the corner of the prepared volume" if self._is_prepared else "of the file"}
+        return {"unit": unit, "origin": "from the corner of the prepared volume" if self._is_prepared else "of the file"}
 
     def _source(self, scan_id: int) -> ScanSource:
         if not 0 <= scan_id < len(self.scans):
@@ -155,17 +155,19 @@ class ViewerSession:
         return row is not None and float(self.index.vectors[row] @ self._vector(scan_id)) > _SAME_SCAN
 
     def _scores(self, scan_id: int) -> list[dict[str, Any]]:
-        return [row._asdict() for row in self.model.scores(self._vector(scan_id)[None], self.findings, self._pairs)[0]]
+        (scores,) = self.model.classify_embeddings(self._vector(scan_id)[None], self.findings, self._pairs)
+        return [score._asdict() for score in scores]
 
     def _neighbours(self, scan_id: int) -> list[dict[str, Any]]:
         if self.index is None:
             raise ValueError("no search index; make one with tools/embed.py and pass it with --index")
-        own, found = self._source(scan_id).key if self._is_indexed(scan_id) else None, []
+        own_key = self._source(scan_id).key if self._is_indexed(scan_id) else None
+        neighbours = []
         for kind in ("scan", "report"):
             if len(self.index.rows_of[kind]):
                 rows = self.index.search(self._vector(scan_id)[None], k=_NEIGHBOURS + 1, kind=kind)[0]
-                found += [row for row in rows if (row.kind, row.key) != ("scan", own)][:_NEIGHBOURS]
-        return [row._asdict() | {"id": self._id_of.get(row.key), "own": row.key == own} for row in found]
+                neighbours += [row for row in rows if (row.kind, row.key) != ("scan", own_key)][:_NEIGHBOURS]
+        return [row._asdict() | {"id": self._id_of.get(row.key), "own": row.key == own_key} for row in neighbours]
 
 
 def _or_reason(part: str, compute: Callable[[], Any]) -> dict[str, Any]:
@@ -179,11 +181,6 @@ def _rows_of(index: SearchIndex, kind: str) -> dict[str, int]:
     """Key -> row of the index."""
     rows = index.rows_of[kind]
     return dict(zip(index.entries["key"].take(rows).to_pylist(), rows.tolist(), strict=True))
-
-
-def _map_bytes(found: GroundingMap) -> bytes:
-    """One byte per voxel: steps of 1/255 of the maximum are finer than the colour scale."""
-    return _to_bytes(found.in_file(), np.uint8)
 
 
 def _to_bytes(image: nib.Nifti1Image, dtype: type) -> bytes:

@@ -18,7 +18,7 @@ const viewer = new niivue.Niivue({
   crosshairColor: [1, 0.8, 0.2, 0.6],
   logLevel: "error",
 });
-let frame = { unit: "mm", of: "" }; // unit and origin of positions of the current scan
+let frame = { unit: "mm", origin: "" }; // unit and origin of positions of the current scan
 let current = null; // id of the scan that is shown
 let selected = null; // id of the scan that was selected last
 let queue = Promise.resolve(); // runs one task at a time, so that planes and report are of the same scan
@@ -87,7 +87,7 @@ function showPosition(location) {
   const [right, anterior, superior] = Array.from(location.mm, (mm) => mm.toFixed(0));
   const [scan, map] = location.values.map((found) => found.value);
   at("position").textContent =
-    `R ${right}, A ${anterior}, S ${superior} ${frame.unit} ${frame.of}: ${Math.round(scan)} HU` + (map === undefined ? "" : `, map ${map.toFixed(2)}`);
+    `R ${right}, A ${anterior}, S ${superior} ${frame.unit} ${frame.origin}: ${Math.round(scan)} HU` + (map === undefined ? "" : `, map ${map.toFixed(2)}`);
 }
 
 function showWindow() {
