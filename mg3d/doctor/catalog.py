@@ -135,7 +135,7 @@ def read_raw(path: Path, roots: Mapping[str, Path], *, prepared: Path | None, **
         rows=pd.DataFrame([_raw_row(source.record) for source in sources], columns=COLUMNS),
         labels=labels,
         sources=sources,
-        quarantined=[entry for inventory in inventories.values() for entry in inventory.refused],
+        quarantined=[entry for inventory in inventories.values() for entry in inventory.quarantined],
         notes=[note for inventory in inventories.values() for note in inventory.notes],
         roots=dict(roots),
         failures=failures,

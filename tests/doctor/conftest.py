@@ -5,6 +5,7 @@ from planted_faults import FaultySet
 from small_doctor import SETTINGS
 
 from mg3d.phantom.generate import generate
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import PrepareOptions, prepare
 
 
@@ -26,5 +27,6 @@ def raw_set(clean_set, tmp_path):
 def clean_arrows(clean_set, tmp_path_factory):
     out = tmp_path_factory.mktemp("arrows")
     (out / "phantom.json").write_text("{}")
-    prepare(PrepareOptions(out=out, roots={"ct_rate": clean_set / "ct_rate", "ctrg": clean_set / "ctrg"}, image_size=32))
+    roots = {"ct_rate": clean_set / "ct_rate", "ctrg": clean_set / "ctrg"}
+    prepare(PrepareOptions(out=out, roots=roots, recipe=Recipe(shape=(32, 24, 32))))
     return out
