@@ -28,12 +28,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def global_mean(total: Tensor, count: Tensor) -> Tensor:
+def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
     """This rank's part of (sum of totals) / (sum of counts): the mean over ranks is that quotient.
 
     0, with a graph, if the global count is 0.
     """
-    return total * world_size() / sum_over_ranks(count.to(total.dtype)).clamp(min=1)
+    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    return total * world_size() / sum_over_ranks(count).clamp(min=1)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The objectives by loops over patients, sentences, words and voxels, as their formulas read: slow, without masks."""
+"""The losses as loops over patients, sentences, tokens and voxels, written from their formulas: slow, without masks."""
 
 import torch
 from torch.nn import functional as F
@@ -9,59 +9,65 @@ def slow_captioning(logits, targets, smoothing):
     for row, words in zip(logits, targets.tolist()):
         for scores, word in zip(row, words):
             if word >= 0:
-                log_share = scores - scores.exp().sum().log()
-                terms.append(-(1 - smoothing) * log_share[word] - smoothing * log_share.mean())
+                log_probability = scores - scores.exp().sum().log()
+                terms.append(-(1 - smoothing) * log_probability[word] - smoothing * log_probability.mean())
     return sum(terms) / len(terms)
 
 
 def slow_mlm(logits, targets):
-    """Mean of log sum exp minus the right word's score."""
+    """Mean of log sum exp minus the score of the true token."""
     return sum(row.exp().sum().log() - row[word] for row, word in zip(logits, targets)) / max(1, len(targets))
 
 
 def slow_sal(prediction, target, lengths, *, per):
-    """Sum of 1 - cosine over real sentences, by sentence or by patient."""
+    """Sum of 1 - cosine over real sentences, per sentence or per patient."""
     gaps = [
         1 - F.cosine_similarity(prediction[b, s], target[b, s], dim=0) for b in range(len(lengths)) for s in range(lengths[b])
     ]
     return sum(gaps) / (len(gaps) if per == "sentence" else len(lengths))
 
 
-def slow_mim(prediction, target, cubes, side):
-    """Cube by cube; `side` voxels (z, y, x) of a cube."""
+def slow_mim(prediction, target, patch_mask, side):
+    """Patch by patch; `side` voxels (z, y, x) of a patch."""
     total, count = 0.0, 0
-    for b, *corner in cubes.nonzero().tolist():
+    for b, *corner in patch_mask.nonzero().tolist():
         inside = (b, 0, *(slice(at * length, (at + 1) * length) for at, length in zip(corner, side)))
         total, count = total + (prediction[inside] - target[inside]).pow(2).sum(), count + target[inside].numel()
     return total / max(1, count)
 
 
-def slow_info_nce(first, second, scale, *keys):
-    """Rows that agree in one of the keys (lists of numbers) are no wrong answers for one another."""
+def differs(keys, others, b):
+    """Whether none of the other keys equals that of row b."""
+    return all(other != key[b] for key, other in zip(keys, others))
+
+
+def slow_info_nce(first, second, scale, *keys, extra=()):
+    """Rows that share a key (lists of numbers) are not negatives of each other; extra: further (vector, its keys)."""
     total = 0.0
-    for one, other in ((first, second), (second, first)):
-        for b in range(len(one)):
-            kept = [j for j in range(len(one)) if j == b or all(key[j] != key[b] for key in keys)]
-            logits = [scale * (one[b] @ other[j]) for j in kept]
-            total = total - scale * (one[b] @ other[b]) + torch.logsumexp(torch.stack(logits), 0)
+    for anchors, others, further in ((first, second, extra), (second, first, ())):
+        for b, anchor in enumerate(anchors):
+            vectors = [others[j] for j in range(len(others)) if j == b or differs(keys, [key[j] for key in keys], b)]
+            vectors += [vector for vector, its in further if differs(keys, its, b)]
+            logits = torch.stack([scale * (anchor @ vector) for vector in vectors])
+            total = total - scale * (anchor @ others[b]) + torch.logsumexp(logits, 0)
     return total / (2 * len(first))
 
 
-def slow_sigmoid(first, second, scale, bias, *keys):
-    """Every pair on its own, but for those that agree in one of the keys."""
+def slow_sigmoid(first, second, scale, bias, *keys, extra=()):
+    """Every pair separately, except those that share a key; extra as in `slow_info_nce`."""
     total = 0.0
-    for b in range(len(first)):
-        for j in range(len(first)):
-            logit = scale * (first[b] @ second[j]) + bias
-            if b == j or all(key[j] != key[b] for key in keys):
-                total = total - torch.sigmoid(logit if b == j else -logit).log()
+    for b, anchor in enumerate(first):
+        negatives = [second[j] for j in range(len(second)) if j != b and differs(keys, [key[j] for key in keys], b)]
+        negatives += [vector for vector, its in extra if differs(keys, its, b)]
+        total = total - torch.sigmoid(scale * (anchor @ second[b]) + bias).log()
+        total = total - sum(torch.sigmoid(-scale * (anchor @ vector) - bias).log() for vector in negatives)
     return total / len(first)
 
 
 def slow_cml(image, report, views, scale, *keys, view_keys):
-    """The contrast with whole reports, and its mean with that of the views, slot by slot.
+    """Mean of the contrast with whole reports and that with views, slot by slot.
 
-    views: K arrays [B, E]; view_keys: K lists of B numbers; keys and view_keys are empty where nothing is excluded.
+    views: K arrays [B, E]; view_keys: K lists of B numbers.
     """
     whole = slow_info_nce(image, report, scale, *keys)
     if not views:

@@ -53,7 +53,6 @@ class MG3DEncoder:
     def __init__(self, model: MG3D, tokenizer: PreTrainedTokenizerBase, *, max_text_len: int, batch_size: int = 16) -> None:
         self.model, self.tokenizer, self.max_text_len, self.batch_size = model.eval(), tokenizer, max_text_len, batch_size
         self.device = next(model.parameters()).device
-        model.require_joint_embedding()
         with torch.no_grad():
             self.logit_scale = float(model.logit_scale)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mg3d.precision import without_autocast
 
 
-class Objective(nn.Module):
+class Loss(nn.Module):
     """A loss whose keyword arguments are names of features (`types.Features`, or those of a branch).
 
     `forward` returns this rank's part: its own sum times the number of ranks over the count of all ranks, so that the mean over

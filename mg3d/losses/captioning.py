@@ -4,13 +4,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.distributed import global_mean
-from mg3d.losses.base import Objective
+from mg3d.losses.base import Loss
 
 IGNORE_INDEX = -100
 """Target of padding."""
 
 
-class CaptionLoss(Objective):
+class CaptionLoss(Loss):
     """Cross entropy of every next token (not in the paper; the published report generation: masked NLL).
 
     Args:

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from mg3d.distributed import gather_rows
-from mg3d.losses.base import Objective
+from mg3d.losses.base import Loss
 from mg3d.losses.contrastive import ExtraNegatives, contrastive_loss
 
 
-class CMLLoss(Objective):
+class CMLLoss(Loss):
     """Symmetric InfoNCE of volumes and reports (paper: global alignment; original: `local_itc`); sigmoid loss with a bias.
 
     With views of the report: the mean of the losses against whole reports and against views, which bring single sentences, such

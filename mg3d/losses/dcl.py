@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from mg3d.losses.base import Objective
+from mg3d.losses.base import Loss
 from mg3d.losses.contrastive import contrastive_loss
 
 
-class DCLLoss(Objective):
+class DCLLoss(Loss):
     """Symmetric InfoNCE between a volume and its sentence-wise aggregation (paper: disentangled contrast); sigmoid with a bias.
 
     Rows of one patient or with equal report texts are not negatives of each other.

@@ -4,10 +4,10 @@ from einops import repeat
 from torch import Tensor
 
 from mg3d.distributed import global_mean
-from mg3d.losses.base import Objective
+from mg3d.losses.base import Loss
 
 
-class MIMLoss(Objective):
+class MIMLoss(Loss):
     """Mean squared error over masked voxels (paper: context-guided volume reconstruction)."""
 
     def forward(self, mim_prediction: Tensor, mim_target: Tensor, patch_mask: Tensor) -> Tensor:

@@ -5,9 +5,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.distributed import global_mean
-from mg3d.losses.base import Objective
-from mg3d.losses.contrastive import symmetric_info_nce
+from mg3d.losses.base import Loss
+from mg3d.losses.contrastive import contrastive_loss
 from mg3d.losses.sal import SALLoss
+
+LOGIT_SCALE = 10.0
+"""1 / temperature (0.1)."""
 
 
 class ReleasedSALLoss(SALLoss):
@@ -15,39 +18,26 @@ class ReleasedSALLoss(SALLoss):
 
     def forward(self, sal_prediction: Tensor, sal_target: Tensor, sentence_mask: Tensor) -> Tensor:
         """Mean over the patients of all ranks; prediction and target [B, S, d'], sentence_mask bool [B, S]."""
-        patients = torch.tensor(len(sentence_mask), device=sentence_mask.device)
-        return global_mean(self.total(sal_prediction, sal_target, sentence_mask), patients)
+        return global_mean(self.total(sal_prediction, sal_target, sentence_mask), len(sentence_mask))
 
 
-class ReleasedCMLLoss(Objective):
-    """InfoNCE between fused and unfused embeddings at a constant scale; duplicates are negatives.
-
-    Args:
-        logit_scale: 1 / temperature.
-    """
-
-    def __init__(self, logit_scale: float) -> None:
-        super().__init__()
-        self.logit_scale = logit_scale
+class ReleasedCMLLoss(Loss):
+    """InfoNCE between fused and unfused embeddings at a constant scale; duplicates are negatives."""
 
     def forward(self, cml_multimodal_embedding: Tensor, cml_unimodal_embedding: Tensor) -> Tensor:
         """L2-normalised embeddings [B, E]."""
-        return symmetric_info_nce(cml_multimodal_embedding, cml_unimodal_embedding, self.logit_scale)
+        return contrastive_loss(cml_multimodal_embedding, cml_unimodal_embedding, LOGIT_SCALE)
 
 
-class ReleasedDCLLoss(Objective):
-    """InfoNCE between fused image and aggregation at a constant scale; arguments as `ReleasedCMLLoss`."""
-
-    def __init__(self, logit_scale: float) -> None:
-        super().__init__()
-        self.logit_scale = logit_scale
+class ReleasedDCLLoss(Loss):
+    """InfoNCE between fused image and aggregation at a constant scale; duplicates are negatives."""
 
     def forward(self, dcl_image_embedding: Tensor, dcl_aggregate_embedding: Tensor) -> Tensor:
         """L2-normalised embeddings [B, E]."""
-        return symmetric_info_nce(dcl_image_embedding, dcl_aggregate_embedding, self.logit_scale)
+        return contrastive_loss(dcl_image_embedding, dcl_aggregate_embedding, LOGIT_SCALE)
 
 
-class ReleasedSSMLoss(Objective):
+class ReleasedSSMLoss(Loss):
     """Mean over pairs of patients of this rank, each the mean over all its sentence pairs, ignored ones included.
 
     Args:

@@ -5,10 +5,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.distributed import global_mean
-from mg3d.losses.base import Objective
+from mg3d.losses.base import Loss
 
 
-class SALLoss(Objective):
+class SALLoss(Loss):
     """1 - cosine between recovered and true sentence features."""
 
     def forward(self, sal_prediction: Tensor, sal_target: Tensor, sentence_mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.distributed import gather_rows, global_mean
-from mg3d.losses.base import Objective
+from mg3d.losses.base import Loss
 
 
 class SentencePairs(NamedTuple):
@@ -21,7 +21,7 @@ class SentencePairs(NamedTuple):
     """bool [n, m]: different meaning."""
 
 
-class SSMLoss(Objective):
+class SSMLoss(Loss):
     """Pulls the visual sides of sentences with equal meaning together, makes those with different meanings orthogonal.
 
     Half the mean |visual cosine - text cosine| over positive pairs plus half the mean |visual cosine| over negative pairs, over

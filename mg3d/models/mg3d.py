@@ -10,7 +10,6 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mg3d.models.branches.base import Branch
-from mg3d.models.branches.contrast import ContrastBranch
 from mg3d.models.pooling import sentence_means, sentence_membership
 from mg3d.models.position import GridPosition
 from mg3d.models.standardise import VoxelStandardiser
@@ -129,21 +128,17 @@ class MG3D(nn.Module):
     @property
     def has_joint_embedding(self) -> bool:
         """Whether volumes and reports can be compared: trained with CML (weight_cml) and wiring=paper."""
-        return any(isinstance(branch, ContrastBranch) for branch in self.branches.values())
+        return "contrast" in self.branches
 
     @property
-    def contrast(self) -> ContrastBranch:
-        """Pools and heads of the joint embedding; ValueError if the model has none."""
-        self.require_joint_embedding()
-        return self.branches["contrast"]
-
-    def require_joint_embedding(self) -> None:
-        """Raises ValueError unless volumes and reports can be compared."""
+    def contrast(self) -> Branch:
+        """The `ContrastBranch` of the joint embedding; ValueError if the model has none."""
         if not self.has_joint_embedding:
             raise ValueError(
                 "this model has no joint embedding of images and reports: it was trained with weight_cml=0 or not with "
                 "wiring=paper. Zero-shot and retrieval need the preset mg3d."
             )
+        return self.branches["contrast"]
 
     @property
     def logit_scale(self) -> Tensor:

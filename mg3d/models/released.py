@@ -3,8 +3,6 @@
 Names and shapes of parameters follow the published code; its loops over tokens are batched operations with equal results.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -31,9 +29,6 @@ from mg3d.models.vision.masking import upsample_mask
 from mg3d.models.vision.registry import VisionEncoder
 from mg3d.settings.schema import ModelSettings
 from mg3d.types import Batch
-
-LOGIT_SCALE = 10.0
-"""Constant, 1 / 0.1."""
 
 
 class GateLayer(nn.Module):
@@ -308,11 +303,11 @@ class ReleasedVolumeBranch(VolumeBranch):
 class ReleasedContrastBranch(Branch):
     """CML between fused and unfused vectors of one patient."""
 
-    name = ContrastBranch.name
+    name = "contrast"
 
     def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str]) -> None:
         super().__init__(model, settings, objectives)
-        self.objective_losses["cml"] = ReleasedCMLLoss(LOGIT_SCALE)
+        self.objective_losses["cml"] = ReleasedCMLLoss()
 
     def features(self, tokens: SharedTokens) -> dict[str, Tensor]:
         """Both embeddings [B, E]."""
@@ -328,7 +323,7 @@ class ReleasedDisentangledBranch(DisentangledBranch):
         if "dcl" in self.objectives:
             self.image_head = ProjectionHead(settings.hidden_size, settings.embedding_size)
             self.aggregate_head = ProjectionHead(settings.hidden_size, settings.embedding_size)
-            self.objective_losses["dcl"] = ReleasedDCLLoss(LOGIT_SCALE)
+            self.objective_losses["dcl"] = ReleasedDCLLoss()
         if "ssm" in self.objectives:
             thresholds = {"same_above": settings.ssm_same_above, "differ_below": settings.ssm_differ_below}
             self.objective_losses["ssm"] = ReleasedSSMLoss(**thresholds)
@@ -367,6 +362,7 @@ class ReleasedMG3D(MG3D):
         ContrastBranch: ReleasedContrastBranch,
         DisentangledBranch: ReleasedDisentangledBranch,
     }
+    has_joint_embedding = False
 
     def __init__(self, vision: VisionEncoder, text: TextEncoder, settings: ModelSettings, **arguments: Any) -> None:
         self.is_miswired = settings.wiring == "released"

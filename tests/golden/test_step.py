@@ -6,7 +6,7 @@ from golden.harness import recorded
 from golden.step import Step
 from torch.nn import functional as F
 
-from mg3d.models.released import LOGIT_SCALE
+from mg3d.losses.released import LOGIT_SCALE
 
 PATIENTS = range(3)
 SENTENCES = (3, 2, 4)

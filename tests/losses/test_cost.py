@@ -1,37 +1,35 @@
-"""How many numbers a loss makes, forward and backward: no more than grows with (global batch) x (local batch)."""
+"""Elements that a loss computes, forward and backward, grow at most with (global batch) x (local batch)."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mg3d.losses import contrastive, ssm
-from mg3d.losses.contrastive import sigmoid_loss, symmetric_info_nce
+from mg3d.losses.contrastive import contrastive_loss
 from mg3d.losses.ssm import SSMLoss
 
 WIDTH, SENTENCES = 4, 3
 
 
-class Counted(TorchDispatchMode):
-    """Adds up the numbers of every tensor that an operation gives."""
+class ElementCounter(TorchDispatchMode):
+    """Counts the elements of every result of an operation."""
 
     total = largest = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        given = function(*arguments, **(named or {}))
-        for one in given if isinstance(given, (tuple, list)) else (given,):
-            if isinstance(one, torch.Tensor):
-                self.total, self.largest = self.total + one.numel(), max(self.largest, one.numel())
-        return given
+        result = function(*arguments, **(named or {}))
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(part, torch.Tensor):
+                self.total, self.largest = self.total + part.numel(), max(self.largest, part.numel())
+        return result
 
 
-def info_nce(local):
-    rows = torch.randn(2, local, WIDTH, requires_grad=True)
-    return symmetric_info_nce(rows[0], rows[1], torch.tensor(4.0), keys=(torch.arange(local),))
+def contrast(bias):
+    def loss(local):
+        rows = torch.randn(2, local, WIDTH, requires_grad=True)
+        return contrastive_loss(rows[0], rows[1], torch.tensor(4.0), bias, keys=(torch.arange(local),))
 
-
-def sigmoid(local):
-    rows = torch.randn(2, local, WIDTH, requires_grad=True)
-    return sigmoid_loss(rows[0], rows[1], torch.tensor(4.0), torch.tensor(-4.0), keys=(torch.arange(local),))
+    return loss
 
 
 def sentences(local):
@@ -40,18 +38,17 @@ def sentences(local):
     return SSMLoss()(rows[0], rows[1], mask, polarity, torch.arange(local))
 
 
-LOSSES = {"infonce": (info_nce, 1), "sigmoid": (sigmoid, 1), "ssm": (sentences, SENTENCES**2)}
-"""Loss, and pairs of what it compares for each pair of patients."""
+LOSSES = {"infonce": (contrast(None), 1), "sigmoid": (contrast(torch.tensor(-4.0)), 1), "ssm": (sentences, SENTENCES**2)}
+"""Loss, and compared pairs per pair of patients."""
 
 
 def cost(monkeypatch, loss, local, ranks):
-    """(all numbers, the largest tensor) of a rank with `local` patients of `ranks` times as many."""
+    """Elements of (all results, the largest result) on a rank with `local` patients."""
     for module in (contrastive, ssm):
         monkeypatch.setattr(module, "gather_rows", lambda rows: torch.cat([rows] * ranks))
-    monkeypatch.setattr(contrastive, "sum_over_ranks", lambda count: count * ranks)
-    with Counted() as counted:
+    with ElementCounter() as counter:
         loss(local).backward()
-    return counted.total, counted.largest
+    return counter.total, counter.largest
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -27,24 +27,24 @@ LENGTHS = (3, 1, 2)
 PATIENTS, REPORTS, VIEWS = torch.tensor([7, 8, 7, 9]), torch.tensor([1, 2, 3, 2]), torch.tensor([[1, 2], [3, 4], [5, 6], [1, 7]])
 POLARITY = torch.tensor([[1, -1, 1, 0], [1, 0, 0, 0], [-1, 1, 0, 0]], dtype=torch.int8)
 MASK = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
-CUBES = torch.zeros(2, 2, 1, 3, dtype=torch.bool).index_put_(
+PATCHES = torch.zeros(2, 2, 1, 3, dtype=torch.bool).index_put_(
     tuple(torch.tensor([[0, 1, 1], [0, 1, 1], [0, 0, 0], [1, 2, 0]])), torch.tensor(True)
 )
-WORDS = torch.tensor([4, 0, 2, 2])
+TOKENS = torch.tensor([4, 0, 2, 2])
 NEXT = torch.tensor([[4, 0, 2, 1], [3, -100, -100, -100], [1, 1, 0, -100]])
 
 
-def numbers(*shape, seed):
+def random(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def unit(*shape, seed):
-    return torch.nn.functional.normalize(numbers(*shape, seed=seed), dim=-1)
+    return torch.nn.functional.normalize(random(*shape, seed=seed), dim=-1)
 
 
 SCALE = torch.tensor(4.0, dtype=torch.float64)
-VOLUME = numbers(2, 1, 4, 3, 6, seed=1)
-TEXT = numbers(3, 4, 5, seed=2)
+VOLUME = random(2, 1, 4, 3, 6, seed=1)
+TEXT = random(3, 4, 5, seed=2)
 TEXT[1, 0] = 1.5 * TEXT[0, 2]
 TEXT[2, 1] = TEXT[0, 0] + 0.05
 FULL = (MASK, POLARITY, torch.tensor([7, 8, 9]))
@@ -57,9 +57,7 @@ PAIR = (unit(4, 6, seed=3), unit(4, 6, seed=4))
 
 
 def cml(views):
-    """With `views` views per report, or (None) without the input."""
-    if views is None:
-        return lambda *values: CMLLoss()(*values, **ROWS), lambda *values: slow_info_nce(*values, *KEYS), (*PAIR, SCALE)
+    """With `views` views per report."""
     keys = VIEWS[:, :views]
 
     def slow(first, second, scale, embedded):
@@ -69,6 +67,25 @@ def cml(views):
         lambda first, second, scale, embedded: CMLLoss()(first, second, scale, None, embedded, **ROWS, view_key=keys),
         slow,
         (*PAIR, SCALE, unit(4, views, 6, seed=12)),
+    )
+
+
+EXTRA_KEYS = {
+    "negative_patient_key": torch.tensor([[20, 21], [22, 23], [24, 25], [7, 26]]),
+    "negative_report_key": torch.tensor([[30, 31], [30, 2], [32, 33], [34, 35]]),
+}
+"""One report is sampled twice, one equals a report of the batch, one is of a patient of the batch."""
+
+
+def cml_with_extra_negatives(slow, *calibration):
+    def rows(extra):
+        rows = list(zip(extra.flatten(0, 1), zip(*(key.flatten().tolist() for key in EXTRA_KEYS.values()))))
+        return rows[:2] + rows[3:]  # the third is the first again
+
+    return (
+        lambda image, report, extra, *rest: CMLLoss()(image, report, *rest, **ROWS, **EXTRA_KEYS, negative_embedding=extra),
+        lambda image, report, extra, *rest: slow(image, report, *rest, *KEYS, extra=rows(extra)),
+        (*PAIR, unit(4, 2, 6, seed=14), *calibration),
     )
 
 
@@ -84,7 +101,7 @@ def captioning(smoothing):
     return (
         lambda logits: CaptionLoss(label_smoothing=smoothing)(logits, NEXT),
         lambda logits: slow_captioning(logits, NEXT, smoothing),
-        (numbers(3, 4, 5, seed=13),),
+        (random(3, 4, 5, seed=13),),
     )
 
 
@@ -92,44 +109,51 @@ def sal(loss, per):
     return (
         lambda prediction, target: loss(prediction, target, MASK),
         lambda prediction, target: slow_sal(prediction, target, LENGTHS, per=per),
-        (numbers(3, 4, 5, seed=5), numbers(3, 4, 5, seed=6)),
+        (random(3, 4, 5, seed=5), random(3, 4, 5, seed=6)),
+    )
+
+
+def ssm(patients):
+    return (
+        lambda visual: SSMLoss()(visual, TEXT, MASK, POLARITY, torch.tensor(patients)),
+        lambda visual: slow_ssm(visual, TEXT, LENGTHS, POLARITY.tolist(), patients),
+        (random(3, 4, 5, seed=9),),
     )
 
 
 CASES = {
     "mlm": (
-        lambda logits: MLMLoss()(torch.nn.functional.cross_entropy(logits, WORDS, reduction="none")),
-        lambda logits: slow_mlm(logits, WORDS),
-        (numbers(4, 5, seed=7),),
+        lambda logits: MLMLoss()(torch.nn.functional.cross_entropy(logits, TOKENS, reduction="none")),
+        lambda logits: slow_mlm(logits, TOKENS),
+        (random(4, 5, seed=7),),
     ),
     "captioning": captioning(0.0),
     "captioning smoothed": captioning(0.3),
     "sal per sentence": sal(SALLoss(), "sentence"),
     "sal per patient": sal(ReleasedSALLoss(), "patient"),
     "mim": (
-        lambda prediction: MIMLoss()(prediction, VOLUME, CUBES),
-        lambda prediction: slow_mim(prediction, VOLUME, CUBES, (2, 3, 2)),
-        (numbers(2, 1, 4, 3, 6, seed=8),),
+        lambda prediction: MIMLoss()(prediction, VOLUME, PATCHES),
+        lambda prediction: slow_mim(prediction, VOLUME, PATCHES, (2, 3, 2)),
+        (random(2, 1, 4, 3, 6, seed=8),),
     ),
-    "cml": cml(None),
+    "cml": (lambda *values: CMLLoss()(*values, **ROWS), lambda *values: slow_info_nce(*values, *KEYS), (*PAIR, SCALE)),
     "cml with one view": cml(1),
     "cml with views": cml(2),
+    "cml with extra negatives": cml_with_extra_negatives(slow_info_nce, SCALE),
     "cml sigmoid": cml_sigmoid(),
+    "cml sigmoid with extra negatives": cml_with_extra_negatives(slow_sigmoid, SCALE, BIAS),
     "dcl": (lambda *values: DCLLoss()(*values, **ROWS), lambda *values: slow_info_nce(*values, *KEYS), (*PAIR, SCALE)),
     "dcl sigmoid": (
         lambda *values: DCLLoss()(*values, **ROWS), lambda *values: slow_sigmoid(*values, *KEYS), (*PAIR, SCALE, BIAS),
     ),
-    "released cml": (ReleasedCMLLoss(4.0), lambda *values: slow_info_nce(*values, 4.0), PAIR),
-    "released dcl": (ReleasedDCLLoss(4.0), lambda *values: slow_info_nce(*values, 4.0), PAIR),
-    "ssm": (
-        lambda visual: SSMLoss()(visual, TEXT, *FULL),
-        lambda visual: slow_ssm(visual, TEXT, LENGTHS, POLARITY.tolist(), [7, 8, 9]),
-        (numbers(3, 4, 5, seed=9),),
-    ),
+    "released cml": (ReleasedCMLLoss(), lambda *values: slow_info_nce(*values, 10.0), PAIR),
+    "released dcl": (ReleasedDCLLoss(), lambda *values: slow_info_nce(*values, 10.0), PAIR),
+    "ssm": ssm([7, 8, 9]),
+    "ssm of two patients": ssm([7, 8, 7]),
     "released ssm": (
         lambda visual: ReleasedSSMLoss()(visual, TEXT, MASK),
         lambda visual: slow_released_ssm(visual, TEXT, LENGTHS),
-        (numbers(3, 4, 5, seed=10),),
+        (random(3, 4, 5, seed=10),),
     ),
 }  # fmt: skip
 
@@ -164,6 +188,8 @@ ALONE = {
     "captioning": lambda x: CaptionLoss()(x, torch.full((3, 4), -100)),
     "ssm": lambda x: SSMLoss()(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
     "released ssm": lambda x: ReleasedSSMLoss()(x[:1], TEXT[:1], MASK[:1]),
+    "mlm without masked tokens": lambda x: MLMLoss()(x[:0].flatten()),
+    "mim without masked patches": lambda x: MIMLoss()(x[None, None], TEXT[None, None], torch.zeros(1, 1, 2, 1).bool()),
     "sal without sentences": lambda x: SALLoss()(x, 2 * x, torch.zeros(3, 4, dtype=torch.bool)),
 }
 

@@ -7,18 +7,17 @@ from pathlib import Path
 FILE = '''
 """BALANCE: the mean image token should have mean 1 (a toy objective)."""
 
-import torch
 from torch import nn
 
 from mg3d.distributed import global_mean
-from mg3d.losses.base import Objective
+from mg3d.losses.base import Loss
 from mg3d.models.branches.base import Branch
 
 
-class BalanceLoss(Objective):
+class BalanceLoss(Loss):
     def forward(self, balance_value):
         """Mean over the patients of all ranks of the squared distance of [B] to 1."""
-        return global_mean((balance_value - 1).square().sum(), torch.tensor(len(balance_value)))
+        return global_mean((balance_value - 1).square().sum(), len(balance_value))
 
 
 class BalanceBranch(Branch):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from mg3d.losses.base import Objective
+from mg3d.losses.base import Loss
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.models.tokens import SharedTokens
 from mg3d.settings.schema import ModelSettings
@@ -34,7 +34,7 @@ class Branch(nn.Module):
     def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str]) -> None:
         super().__init__()
         self.objectives = frozenset(objectives)
-        self.objective_losses: Mapping[str, Objective] = nn.ModuleDict()
+        self.objective_losses: Mapping[str, Loss] = nn.ModuleDict()
 
     def features(self, tokens: SharedTokens) -> dict[str, Tensor]:
         """Inputs of the losses. Patients are computed independently, so that GradCache can process a batch in chunks."""
@@ -43,7 +43,7 @@ class Branch(nn.Module):
     def losses(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Objective -> loss over all ranks (this rank's part, see `mg3d.distributed`), from the features of the whole batch."""
         losses = self.objective_losses.items()
-        return {name: loss(**{feature: features.get(feature) for feature in loss.inputs}) for name, loss in losses}
+        return {name: loss(**{key: features[key] for key in loss.inputs if key in features}) for name, loss in losses}
 
     def update_ema(self, text: TextEncoder) -> None:
         """Called after every optimizer step; updates target encoders by exponential moving average."""

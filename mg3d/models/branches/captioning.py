@@ -1,20 +1,15 @@
 """Captioning: report generation from the unmasked volume."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mg3d.losses.captioning import IGNORE_INDEX, CaptionLoss
 from mg3d.models.branches.base import Branch
+from mg3d.models.mg3d import MG3D
 from mg3d.models.text.decoder import ReportDecoder
 from mg3d.models.tokens import SharedTokens
 from mg3d.settings.schema import ModelSettings
-
-if TYPE_CHECKING:
-    from mg3d.models.mg3d import MG3D
 
 
 class CaptioningBranch(Branch):
@@ -22,7 +17,7 @@ class CaptioningBranch(Branch):
 
     name = "captioning"
 
-    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str] = ("captioning",)) -> None:
+    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str]) -> None:
         super().__init__(model, settings, objectives)
         self.decoder = ReportDecoder(
             vocabulary_size=model.text.vocabulary_size,

@@ -1,9 +1,6 @@
 """CML: the joint embedding of volumes and reports."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from einops import rearrange
 from torch import Tensor
@@ -11,12 +8,10 @@ from torch import Tensor
 from mg3d.losses.cml import CMLLoss
 from mg3d.models.branches.base import Branch
 from mg3d.models.heads import LogitScale, ProjectionHead
+from mg3d.models.mg3d import MG3D
 from mg3d.models.pooling import AttentionPool, build_image_pool
 from mg3d.models.tokens import SharedTokens
 from mg3d.settings.schema import ModelSettings
-
-if TYPE_CHECKING:
-    from mg3d.models.mg3d import MG3D
 
 
 class ContrastBranch(Branch):
@@ -24,7 +19,7 @@ class ContrastBranch(Branch):
 
     name = "contrast"
 
-    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str] = ("cml",)) -> None:
+    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str]) -> None:
         super().__init__(model, settings, objectives)
         width, heads = settings.hidden_size, settings.fusion_heads
         self.image_pool = build_image_pool(settings, model.grid)

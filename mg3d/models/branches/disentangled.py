@@ -1,10 +1,8 @@
 """DCL and SSM: the visual side of every sentence, gathered from the image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,14 +10,12 @@ from mg3d.losses.dcl import DCLLoss
 from mg3d.losses.ssm import SSMLoss
 from mg3d.models.branches.base import Branch
 from mg3d.models.heads import LogitScale, ProjectionHead
+from mg3d.models.mg3d import MG3D
 from mg3d.models.pooling import AttentionPool, build_image_pool
 from mg3d.models.sentence_space import CentredSentenceSpace
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.models.tokens import SharedTokens
 from mg3d.settings.schema import ModelSettings
-
-if TYPE_CHECKING:
-    from mg3d.models.mg3d import MG3D
 
 SENTENCE_WIDTH = 128
 """Width in which the visual sides of sentences are compared (paper: 128)."""
@@ -61,7 +57,7 @@ class DisentangledBranch(Branch):
 
     name = "disentangled"
 
-    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str] = ("dcl", "ssm")) -> None:
+    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str]) -> None:
         super().__init__(model, settings, objectives)
         width = settings.hidden_size
         self.aggregation = ImageAggregation(width, heads=settings.fusion_heads, queries=settings.pool_queries)

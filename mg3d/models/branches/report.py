@@ -1,10 +1,7 @@
 """MLM and SAL: masked reports, recovered with the help of the volume."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +12,10 @@ from mg3d.losses.mlm import MLMLoss
 from mg3d.losses.sal import SALLoss
 from mg3d.models.branches.base import Branch
 from mg3d.models.fusion import CrossAttentionFusion
+from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.models.tokens import SharedTokens
 from mg3d.settings.schema import ModelSettings
-
-if TYPE_CHECKING:
-    from mg3d.models.mg3d import MG3D
 
 EMA_DECAY = 0.99
 """Of the target text encoder, per optimizer step."""
@@ -79,7 +74,7 @@ class ReportBranch(Branch):
 
     name = "report"
 
-    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str] = ("mlm", "sal")) -> None:
+    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str]) -> None:
         super().__init__(model, settings, objectives)
         width = settings.hidden_size
         self.target_text: TextEncoder | None = None

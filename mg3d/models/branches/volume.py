@@ -1,10 +1,7 @@
 """MIM: masked volumes, reconstructed with the help of the report."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -12,11 +9,9 @@ from torch import Tensor, nn
 from mg3d.losses.mim import MIMLoss
 from mg3d.models.branches.base import Branch
 from mg3d.models.fusion import CrossAttentionFusion
+from mg3d.models.mg3d import MG3D
 from mg3d.models.tokens import SharedTokens
 from mg3d.settings.schema import ModelSettings
-
-if TYPE_CHECKING:
-    from mg3d.models.mg3d import MG3D
 
 
 class ConvVolumeDecoder(nn.Module):
@@ -69,7 +64,7 @@ class VolumeBranch(Branch):
 
     name = "volume"
 
-    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str] = ("mim",)) -> None:
+    def __init__(self, model: MG3D, settings: ModelSettings, objectives: Iterable[str]) -> None:
         super().__init__(model, settings, objectives)
         width = settings.hidden_size
         self.grid = model.grid
