@@ -1,16 +1,11 @@
-"""Faults of real data sets, planted into a copy of a synthetic set. No patient gets two of them."""
+"""Faults of real data sets, planted into a copy of a synthetic set to test the doctor. No patient gets two of them."""
 
-import csv
-import gzip
-import io
 import json
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from mg3d.glossary import LABELS
 from mg3d.phantom import ct_rate, ctrg
 from mg3d.phantom.generate import CTRG, TRAIN, VALID, plan
 
@@ -56,13 +51,6 @@ class FaultySet:
         self.path(name, fixed=fixed).parent.mkdir(parents=True, exist_ok=True)
         return self.path(name, fixed=fixed)
 
-    def to_raw_tree(self, name, intercept):
-        """Move a volume to the first release's tree, which has blank headers and raw values."""
-        volume, _ = self.read(name)
-        self.path(name).unlink()
-        ct_rate.write_raw(self.only_path(name, fixed=False), volume, intercept)
-        self.set_cells("metadata", name, RescaleIntercept=intercept)
-
     def table_path(self, kind, split):
         return self.dataset / TABLES[kind].format("validation" if split == "valid" and kind != "labels" else split)
 
@@ -80,12 +68,6 @@ class FaultySet:
         row = pd.read_csv(table, dtype=str, keep_default_na=False).query("VolumeName == @name + '.nii.gz'").iloc[:1]
         other = pd.read_csv(path, dtype=str, keep_default_na=False)
         pd.concat([other, row.assign(VolumeName=f"{new_name}.nii.gz", **cells)]).to_csv(path, index=False)
-
-    def change_slice(self, folder, change):
-        """Change the bytes of the middle slice of a CTRG case."""
-        paths = sorted((self.root / "ctrg" / ctrg.SLICES / folder).iterdir())
-        path = paths[len(paths) // 2]
-        path.write_bytes(change(path.read_bytes()))
 
 
 def nan_spacing(s):
@@ -114,95 +96,10 @@ def not_3d(s):
     return [name]
 
 
-def four_d(s):
-    name = s.take()
-    s.replace(name, np.stack([s.read(name)[0].T] * 2, axis=-1))
-    return [name]
-
-
-def rgb(s):
-    name = s.take()
-    s.replace(name, np.zeros(s.read(name)[0].T.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]))
-    return [name]
-
-
-def wrong_header(s):
-    name = s.take()
-    s.replace(name, s.read(name)[0].T, z_mm=400.0)
-    return [name]
-
-
-def zip_bomb(s):
-    """A file of 65 kB whose header promises 1.6 TB, and that decompresses to 64 MB of zeros."""
-    name, header = s.take(), nib.Nifti1Header()
-    header.set_data_dtype(np.int16)
-    header.set_data_shape((20_000, 20_000, 2_000))
-    header["vox_offset"], header["magic"] = 352, b"n+1"
-    s.only_path(name).write_bytes(gzip.compress(header.binaryblock + bytes(4)) + gzip.compress(bytes(4 << 20)) * 16)
-    return [name]
-
-
-def unreadable(s):
-    """A file without read permission (root can read it nevertheless)."""
-    name = s.take()
-    s.only_path(name).chmod(0)
-    return [name]
-
-
 def shape_mismatch(s):
     name = s.take()
     s.set_cells("metadata", name, Rows=777)
     return [name]
-
-
-def padding_8192(s):
-    name = s.take()
-    s.to_raw_tree(name, -8192)
-    return [name]
-
-
-def fixed_in_raw_tree(s):
-    """A volume in HU in the first release's tree, where its intercept would be applied twice."""
-    name = s.take()
-    content = s.path(name).read_bytes()
-    s.path(name).unlink()
-    s.only_path(name, fixed=False).write_bytes(content)
-    return [name]
-
-
-def feet_first(s):
-    """The file is upright all the same, as in CT-RATE."""
-    name = s.take()
-    s.set_cells("metadata", name, PatientPosition="FFS")
-    return [name]
-
-
-def orientation_spelling(s):
-    names = [s.take(), s.take()]
-    for name, text in zip(names, ("[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]", "['1', '0', '0', '0', '1', '0']"), strict=True):
-        s.to_raw_tree(name, -1024)
-        s.set_cells("metadata", name, ImageOrientationPatient=text)
-    return names
-
-
-def spacing_spelling(s):
-    names = [s.take() for _ in range(3)]
-    for name, pattern in zip(names, ("[{0},{0}]", "['{0}', '{0}']", "({0}, {0})"), strict=True):
-        s.to_raw_tree(name, -1024)
-        s.set_cells("metadata", name, XYSpacing=pattern.format(360 / s.settings.grid))
-    return names
-
-
-def blank_age(s):
-    name = s.take()
-    s.set_cells("metadata", name, PatientAge="")
-    return [name]
-
-
-def orphan_label(s):
-    """A row of labels for a volume that does not exist."""
-    s.copy_row("labels", s.take(), "train_99999_a_1")
-    return ["train_99999_a_1"]
 
 
 def missing_report(s):
@@ -210,20 +107,6 @@ def missing_report(s):
     for name, text in zip(names, ("Not given.", ""), strict=True):
         s.set_cells("reports", name, Findings_EN=text, Impressions_EN=text)
     return names
-
-
-def two_rows(s):
-    name = s.take()
-    s.copy_row("reports", name, name, Findings_EN="Another report, of an unknown patient.", Impressions_EN="Unclear.")
-    return [name]
-
-
-def duplicate_report(s):
-    """A validation patient has the report of a training patient."""
-    name, other = s.take(), s.take(VALID)
-    table = pd.read_csv(s.table_path("reports", "train"), dtype=str, keep_default_na=False).set_index("VolumeName")
-    s.set_cells("reports", other, **table.loc[f"{name}.nii.gz", ["Findings_EN", "Impressions_EN"]])
-    return [name, other]
 
 
 def no_chest_listed(s):
@@ -243,29 +126,12 @@ def patient_in_two_splits(s):
     return [name, other]
 
 
-def duplicate_voxels(s):
-    """A validation patient has the voxels of a training patient, with another report."""
+def duplicate_report(s):
+    """A validation patient has the report of a training patient."""
     name, other = s.take(), s.take(VALID)
-    s.only_path(other).write_bytes(s.path(name).read_bytes())
-    s.set_cells("metadata", other, NumberofSlices=len(s.read(name)[0]))
+    table = pd.read_csv(s.table_path("reports", "train"), dtype=str, keep_default_na=False).set_index("VolumeName")
+    s.set_cells("reports", other, **table.loc[f"{name}.nii.gz", ["Findings_EN", "Impressions_EN"]])
     return [name, other]
-
-
-def latin1_table(s):
-    name = s.take(VALID)
-    s.set_cells("reports", name, Findings_EN="The largest node measures 9 ± 1 mm.")
-    path = s.table_path("reports", "valid")
-    path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
-    return [name]
-
-
-def swapped_columns(s):
-    """The column names of volumes and findings are exchanged."""
-    path = s.table_path("reports", "train")
-    header, _, rest = path.read_text().partition("\n")
-    names = {"VolumeName": "Findings_EN", "Findings_EN": "VolumeName"}
-    path.write_text(",".join(names.get(name, name) for name in next(csv.reader([header]))) + "\n" + rest)
-    return []
 
 
 def ctrg_gap(s):
@@ -281,34 +147,3 @@ def ctrg_gap(s):
         case["image_path"] = [path for path in case["image_path"] if path.rsplit("/", 1)[-1] not in missing]
     annotations.write_text(json.dumps(cases))
     return [folder]
-
-
-def ctrg_mixed_sizes(s):
-    def smaller(content):
-        encoded = io.BytesIO()
-        with Image.open(io.BytesIO(content)) as image:
-            image.resize((image.width - 4, image.height - 2)).save(encoded, "JPEG")
-        return encoded.getvalue()
-
-    folder = s.take(CTRG)
-    s.change_slice(folder, smaller)
-    return [folder]
-
-
-def ctrg_truncated_jpeg(s):
-    folder = s.take(CTRG)
-    s.change_slice(folder, lambda content: content[: len(content) // 2])
-    return [folder]
-
-
-def flipped_labels(s):
-    """A label file that contradicts the reports is stored as it is."""
-    name = s.take()
-    s.set_cells("labels", name, **dict.fromkeys(LABELS[:3], 1))
-    return [name]
-
-
-def plant(root, settings, faults):
-    """Plant fault functions into the set in `root`; returns name -> volumes (folders for CTRG) with the fault."""
-    faulty = FaultySet(root, settings)
-    return {fault.__name__: fault(faulty) for fault in faults}
