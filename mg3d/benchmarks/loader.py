@@ -8,7 +8,7 @@ import numpy as np
 
 from mg3d.benchmarks.reading import make_collator, make_loader, random_volumes, write_studies
 from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow
-from mg3d.datamodules.multitask import MixtureDataset
+from mg3d.datamodules.base import MixtureDataset
 from mg3d.datasets.collate import Collator
 
 VOLUMES, BATCHES = 64, 60

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mg3d.benchmarks.preparation import monai_chain, write_phantom
 from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow, compare
-from mg3d.datamodules.multitask import MixtureDataset
+from mg3d.datamodules.base import MixtureDataset
 from mg3d.datamodules.sampler import DrawIndex
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.collate import Collator

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mg3d.datamodules.multitask import LoaderOptions, MultiTaskDataModule, StudyOptions
+from mg3d.datamodules.base import LoaderOptions, StudyOptions
+from mg3d.datamodules.multitask import DATA_MODULES, MultiTaskDataModule
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import load_tokenizer, pad_reports, train_wordpiece
@@ -115,13 +116,14 @@ def build_data(
         text_negatives=settings.optim.text_negatives if with_text_cache else 0,
     )
     storage = Storage(data.data_root, data.cache_dir)
-    return MultiTaskDataModule(data.datasets, storage, studies, loader, weights=data.dataset_weights, tokenizer=tokenizer)
+    modules = [DATA_MODULES[name](storage, studies, loader) for name in data.datasets]
+    return MultiTaskDataModule(modules, weights=data.dataset_weights, tokenizer=tokenizer)
 
 
 def fit_voxels(model: MG3D, data: MultiTaskDataModule) -> None:
     """Fits mean and standard deviation of every voxel to training volumes; nothing without standardise_voxels."""
     if model.voxels is not None:
-        volumes = data.training_volumes(STATISTICS_VOLUMES)
+        volumes = data.training_volumes(most=STATISTICS_VOLUMES)
         model.voxels.fit(torch.from_numpy(volume) for volume in volumes)
 
 
@@ -144,7 +146,7 @@ def fit_sentence_space(model: MG3D, data: MultiTaskDataModule, settings: Setting
     """
     if "ssm" not in model.objectives:
         return {}
-    reports = data.training_reports(STATISTICS_REPORTS)
+    reports = data.training_reports(most=STATISTICS_REPORTS)
     ids, attention_mask, index = pad_reports(data.tokenizer, reports, settings.data.max_text_len)
     model.fit_sentence_space(ids, index)
     cosines = _random_cosines(model, ids, attention_mask, index, seed=settings.run.seed)

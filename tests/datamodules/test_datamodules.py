@@ -8,11 +8,13 @@ import pytest
 import torch
 from small_arrow import COLLATOR, SHAPE, small_tokenizer, write_split
 
-from mg3d.datamodules import multitask
-from mg3d.datamodules.multitask import LoaderOptions, MultiTaskDataModule, StudyOptions
+from mg3d.datamodules import base
+from mg3d.datamodules.base import LoaderOptions, StudyOptions
+from mg3d.datamodules.ct_rate import CTRateDataModule
+from mg3d.datamodules.ctrg import CTRGDataModule
+from mg3d.datamodules.multitask import DATA_MODULES, MultiTaskDataModule
 from mg3d.datamodules.sampler import MixtureSequence, TrainBatchSampler, ValBatchSampler
 from mg3d.datasets.arrow import VolumeIndex
-from mg3d.datasets.schema import DATASETS
 from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import convert_volumes
@@ -23,16 +25,17 @@ from mg3d.training.build import build_data
 
 STUDIES = StudyOptions(shape=SHAPE, window_hu=(-1000.0, 1000.0), text_unit="clause")
 LOADER = LoaderOptions(batch_size=4, num_workers=0, seed=0, collator=COLLATOR)
-BOTH = ("ct_rate", "ctrg")
+BOTH = (CTRateDataModule, CTRGDataModule)
 
 
-def mixture(root, tokenizer=None, *, names=BOTH, weights=(), studies=STUDIES, **changes):
-    loader = replace(LOADER, **changes)
-    return MultiTaskDataModule(names, Storage(root), studies, loader, weights=weights, tokenizer=tokenizer)
+def mixture(root, tokenizer=None, *, modules=BOTH, weights=(), studies=STUDIES, **changes):
+    parts = [module(Storage(root), studies, replace(LOADER, **changes)) for module in modules]
+    return MultiTaskDataModule(parts, weights=weights, tokenizer=tokenizer)
 
 
 def single(root, tokenizer=None, *, needs_reports=True, **changes):
-    return mixture(root, tokenizer, names=("ct_rate",), studies=replace(STUDIES, needs_reports=needs_reports), **changes)
+    studies = replace(STUDIES, needs_reports=needs_reports)
+    return CTRateDataModule(Storage(root), studies, replace(LOADER, **changes), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +98,18 @@ def test_a_mixture_loads_batches_of_both_data_sets(root, tokenizer):
     assert Counter(names) == {"ct_rate": 12, "ctrg": 12}
     assert data.summary() == "ct_rate: 9 training and 5 validation studies, ctrg: 3 training and 2 validation studies"
     assert len(data.training_reports()) == 12
-    assert len(data.training_reports(limit=2)) == 4
-    assert len(list(data.training_volumes(limit=4))) == 4
+    assert len(data.training_reports(most=2)) == 4
+    assert len(list(data.training_volumes(most=4))) == 4
 
 
-def test_training_mixes_the_data_sets_of_the_setting_datasets(tmp_path):
-    for name in DATASETS:
+def test_training_mixes_the_data_modules_of_the_setting_datasets(tmp_path):
+    for name in DATA_MODULES:
         for split, patients in (("train", 3), ("val", 1)):
             write_split(tmp_path, name, split, patients=patients, shape=(32, 24, 32))
     sizes = {"image_size": 32, "patch_size": 4, "mim_patch_size": 8}
-    settings = parse({**PRESETS["tiny"], **sizes, "data_root": str(tmp_path), "datasets": list(DATASETS)})
+    settings = parse({**PRESETS["tiny"], **sizes, "data_root": str(tmp_path), "datasets": list(DATA_MODULES)})
     data = build_data(settings)
-    assert data.names == tuple(DATASETS)
+    assert data.names == tuple(DATA_MODULES)
     assert [part.index.path.name for part in data.train_parts] == [
         "clm_ct_rate_train.arrow", "clm_chest_ctrg_train.arrow", "clm_rad_chestct_train.arrow", "clm_custom_train.arrow"
     ]  # fmt: skip
@@ -124,12 +127,12 @@ def test_batches_do_not_depend_on_workers_and_a_run_can_be_resumed(root, tokeniz
         assert all(torch.equal(left, right) for left, right in tensors)
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_each_data_set_can_be_used_alone(root, tokenizer, name):
-    data = mixture(root, tokenizer, names=(name,))
+@pytest.mark.parametrize("module", BOTH)
+def test_each_data_set_can_be_used_alone(root, tokenizer, module):
+    data = module(Storage(root), STUDIES, LOADER, tokenizer)
     for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
         batch = next(iter(loader))
-        assert all(study.startswith(f"{name}/{split}") for study in batch.study_id)
+        assert all(name.startswith(f"{module.dataset}/{split}") for name in batch.study_id)
         assert np.isfinite(convert_volumes(batch).volume).all()
 
 
@@ -145,7 +148,7 @@ def test_one_data_set_may_have_no_validation_studies(tmp_path, tokenizer):
 
 def test_missing_files_other_sizes_and_empty_splits_are_refused(root, tmp_path):
     def read(root, shape=SHAPE):
-        mixture(root, names=("ct_rate",), studies=replace(STUDIES, shape=shape))
+        CTRateDataModule(Storage(root), replace(STUDIES, shape=shape), LOADER)
 
     with pytest.raises(ValueError, match=r"Set volume_size='\[16,12,8\]'"):
         read(root, shape=(32, 24, 32))
@@ -226,8 +229,8 @@ def test_augmentations_depend_on_the_position_only(root, tokenizer, ranks, monke
     steps = [convert_volumes(batch) for batch in islice(whole.train_dataloader(), 3)]
     parts = []
     for rank in range(ranks):
-        monkeypatch.setattr(multitask, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(multitask, "world_size", lambda: ranks)
+        monkeypatch.setattr(base, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(base, "world_size", lambda: ranks)
         data = mixture(root, tokenizer, augmentation=augmentation, batch_size=4 // ranks, num_workers=ranks)
         data.start_step = 1
         parts.append([convert_volumes(batch).volume for batch in islice(data.train_dataloader(), 2)])

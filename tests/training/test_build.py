@@ -19,7 +19,7 @@ def test_sentences_that_mostly_say_the_same_are_refused(arrows, tmp_path, common
     data = build_data(settings)
     data.tokenizer = build_tokenizer(settings, tmp_path, data)
     texts = ["the heart is enlarged"] * common + ["no lesion of the liver"] * rare
-    data.training_reports = lambda limit=None: [ReportText(text, ((0, len(text)),)) for text in texts]
+    data.training_reports = lambda most=None: [ReportText(text, ((0, len(text)),)) for text in texts]
     model = build_untrained(settings, len(data.tokenizer))
     if refused:
         with pytest.raises(ValueError, match=r"(7[6-9]|8[0-2])% of random sentence pairs have .*; raise ssm_same_above or set"):

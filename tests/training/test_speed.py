@@ -9,7 +9,7 @@ import torch
 from small_run import words
 
 from mg3d.config import command_line
-from mg3d.datamodules.multitask import MixtureDataset
+from mg3d.datamodules.base import MixtureDataset
 from mg3d.training import speed
 
 NAMES = {"speed/volumes_per_second", "speed/data_wait_fraction", "speed/memory_gb", "speed/mfu"}
