@@ -33,10 +33,12 @@ class VolumeIndex:
         self.storage = storage or Storage(path.parent)
         self._shards: OrderedDict[str, pa.ipc.RecordBatchFileReader] = OrderedDict()
         if not path.is_file():
+            others = ", ".join(sorted(other.name for other in path.parent.glob("clm_*_train.arrow")))
             raise FileNotFoundError(
-                f"{path} does not exist. Create it with `python prepro/prepro_pretraining_data.py --ct-rate ROOT --ctrg ROOT "
-                f"--out {path.parent}` (one of the two roots is enough), or train on synthetic data with "
-                "`bash run_scripts/pretrain.sh tiny`"
+                f"{path} does not exist."
+                + (f" The folder contains {others}: select data sets with datasets=['NAME']." if others else "")
+                + " Create it with `python prepro/prepro_pretraining_data.py --ct-rate ROOT --ctrg ROOT "
+                f"--out {path.parent}`, or train on synthetic data with `bash run_scripts/pretrain.sh tiny`"
             )
 
     def __getstate__(self) -> dict[str, object]:
