@@ -206,7 +206,7 @@ def test_files_that_are_not_scans_are_refused_in_one_line(tmp_path, name):
 def test_a_metaimage_with_other_axes_or_several_channels_is_refused(tmp_path, array, vector):
     image = SimpleITK.GetImageFromArray(array.astype(np.int16), isVector=vector)
     SimpleITK.WriteImage(image, str(tmp_path / "scan.mha"))
-    with pytest.raises(ValueError, match="not three axes"):
+    with pytest.raises(ValueError, match="not a 3D array of scalars"):
         read_scan(tmp_path / "scan.mha", PREPROCESSING)
 
 
