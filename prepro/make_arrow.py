@@ -115,23 +115,23 @@ def _integer(text: str, name: str, default: int) -> int:
     return int(value)
 
 
-def make(table: Path, given: dict[str, Any]) -> Path:
+def make(table: Path, overrides: dict[str, Any]) -> Path:
     """Writes the Arrow file and returns it; ValueError or OSError for a mistake of the user."""
     from mg3d.finetune.arrows import write_cases
     from mg3d.finetune.task import load_task
 
-    unknown, missing = set(given) - {"folder", "out", "root"}, {"folder", "out"} - set(given)
+    unknown, missing = set(overrides) - {"folder", "out", "root"}, {"folder", "out"} - set(overrides)
     if unknown or missing:
         parts = [f"{name}=... is missing" for name in sorted(missing)] + [f"{name}=... is unknown" for name in sorted(unknown)]
         raise ValueError(f"{', '.join(parts)}; expected folder, out, root")
-    folder, file = str(given["folder"]), Path(str(given["out"]))
+    folder, file = str(overrides["folder"]), Path(str(overrides["out"]))
     if file.suffix != ".arrow":
         raise ValueError(f"out={file}: the name must end in .arrow")
     if folder not in FOLDERS:
         raise ValueError(f"folder={folder}: expected one of {', '.join(FOLDERS)}")
     task = load_task(DOWNSTREAM, folder)
     settings = task.resolve(task.settings(**task.defaults({}, False)))
-    cases = read_table(table, task.build(settings), Path(str(given.get("root", table.parent))), folds=task.folds)
+    cases = read_table(table, task.build(settings), Path(str(overrides.get("root", table.parent))), folds=task.folds)
     stored = {name: getattr(settings, name) for name in task.stored}
     excluded = write_cases(file, cases, {"folder": folder, "settings": stored, "synthetic": False, "cases": len(cases)})
     print(f"mg3d: {len(cases) - len(excluded)} of {len(cases)} cases; wrote {file}")

@@ -20,7 +20,7 @@ DOWNSTREAM = Path(__file__).parents[1] / "downstream"
 FOLDERS = ("ACDC", "cc-ccii", "Covid19_20", "Luna16", "MSD", "stoic2021")
 
 
-def prepare(folder: str, given: dict[str, Any]) -> Path:
+def prepare(folder: str, overrides: dict[str, Any]) -> Path:
     """Writes the Arrow file of a folder and returns it; ValueError or OSError for a mistake of the user."""
     from mg3d.finetune.arrows import find_prepared, write_cases
     from mg3d.finetune.cases import check_cases
@@ -28,14 +28,14 @@ def prepare(folder: str, given: dict[str, Any]) -> Path:
     from mg3d.finetune.settings import as_builtins, parse_settings
     from mg3d.finetune.task import load_task
 
-    out = given.pop("out", "")
+    out = overrides.pop("out", "")
     if folder not in FOLDERS:
         raise ValueError(f"{folder!r}: expected one of {', '.join(FOLDERS)}")
-    if not given.get("data_root"):
+    if not overrides.get("data_root"):
         raise ValueError("data_root=... is missing: the folder of the data set (data_root=phantom: synthetic data)")
     task = load_task(DOWNSTREAM, folder)
-    synthetic = is_synthetic(str(given["data_root"]))
-    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, synthetic)))
+    synthetic = is_synthetic(str(overrides["data_root"]))
+    settings = task.resolve(parse_settings(task.settings, overrides, task.defaults(overrides, synthetic)))
     if prepared := find_prepared(settings.data_root, folder):
         raise ValueError(f"{prepared} is prepared already; data_root is the published folder")
     root = find_root(task, settings, synthetic=synthetic)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mg3d.cli import ArgumentParser
+from mg3d.cli import ArgumentParser, positive_int
 
 if TYPE_CHECKING:
     from mg3d.preparation.recipe import Recipe
@@ -34,8 +34,8 @@ def parse(arguments: Sequence[str], *, description: str, out: Path) -> argparse.
         parser.error("no data set: use --ct-rate, --ctrg, --rad-chestct or --custom ROOT, or --stream OWNER/NAME")
     if values.table and "custom" not in values.roots:
         parser.error("--table needs --custom ROOT, the folder that it describes")
-    if values.workers < 1 or values.val_patients < 0 or (values.limit is not None and values.limit < 1):
-        parser.error("--workers and --limit must be at least 1, --val-patients at least 0")
+    if values.val_patients < 0:
+        parser.error("--val-patients must be at least 0")
     if not 0 <= values.max_quarantine <= 1:
         parser.error(f"--max-quarantine {values.max_quarantine:g}: expected a fraction between 0 and 1, such as 0.02")
     if values.ray_address and values.engine != "ray":
@@ -67,7 +67,9 @@ def _add_data(parser: argparse.ArgumentParser, out: Path) -> None:
         "--ctrg-split", choices=("resplit", "original"), default="resplit",
         help="CTRG: resplit draws val from train and tests on the rest; original uses the published split (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--limit", type=int, metavar="N", help="use at most N volumes of each official split (default: all)")
+    group.add_argument(
+        "--limit", type=positive_int, metavar="N", help="use at most N volumes of each official split (default: all)"
+    )
     group.add_argument(
         "--max-quarantine", type=float, default=0.02, metavar="FRACTION",
         help="exit with code 1 if a larger fraction of the volumes cannot be used (default: %(default)s)",
@@ -108,7 +110,7 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
         "A worker holds one volume at a time: the file, its voxels and the resized copy. Memory scales with the largest volume, "
         "not with their number. The peak of a worker is printed at the end.",
     )
-    group.add_argument("--workers", type=int, default=1, metavar="N", help="parallel processes (default: %(default)s)")
+    group.add_argument("--workers", type=positive_int, default=1, metavar="N", help="parallel processes (default: %(default)s)")
     group.add_argument(
         "--worker", type=_worker, metavar="I/N", help="this is run I (0 to N - 1) of N concurrent runs in the same output folder"
     )
@@ -149,12 +151,12 @@ def _recipe(values: argparse.Namespace) -> "Recipe":
     from mg3d.preparation.recipe import Recipe
     from mg3d.settings.schema import volume_shape
 
-    options = {name: vars(values).pop(name) for name in ("size", "crop", "crop_mm", "resize", "dtype", "uint8_window")}
-    size = options.pop("size")
-    if size and any(side < 32 or side % 32 for side in size):
-        raise ValueError(f"--size {' '.join(map(str, size))}: every side must be a positive multiple of 32")
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return Recipe(shape=tuple(size or volume_shape(values.image_size)), **options)
+    names = ("image_size", "size", "crop", "crop_mm", "resize", "dtype", "uint8_window", "compression")
+    options = {name: tuple(value) if isinstance(value := vars(values).pop(name), list) else value for name in names}
+    image_size, size = options.pop("image_size"), options.pop("size")
+    if any(side < 32 or side % 32 for side in size or (image_size,)):
+        raise ValueError(f"size {size or image_size}: every side must be a positive multiple of 32")
+    return Recipe(shape=volume_shape(image_size, size or ()), **options)
 
 
 def main(arguments: Sequence[str], *, description: str = __doc__, out: Path = OUT) -> int:

@@ -7,6 +7,16 @@
 # and it resumes from the last validation. log_dir must be on a shared disk.
 #   bash run_scripts/pretrain_slurm.sh --dry-run swin_b     print the commands of the job without running them
 set -euo pipefail
+if [ "${1:-}" = --task ]; then                             # started by srun, see below: --task FILE COMMAND ...
+    # A preempted task (exit code 75, or 138 outside of training) creates FILE and exits with 0: after any other code srun kills the
+    # tasks that are still saving.
+    trap : USR1
+    export RANK=$SLURM_PROCID
+    code=0
+    "${@:3}" || code=$?
+    case $code in 75 | 138) : > "$2" ;; *) exit "$code" ;; esac
+    exit 0
+fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"               # SLURM runs a copy of this file from another folder
 root=$PWD
 [ -f run_scripts/setup.sh ] || { echo "mg3d: submit from the repository folder, which contains run_scripts" >&2; exit 2; }
@@ -22,35 +32,36 @@ for argument in "$@"; do
     esac
 done
 set -- ${given[@]+"${given[@]}"}
-nodes=${SLURM_NNODES:-1}
-gpus=${SLURM_GPUS_ON_NODE:-8}
 if [ -n "$dry_run" ]; then
     if [ -z "${PYTHON:-}" ]; then PYTHON=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python); fi
     if "$PYTHON" -c 'import sacred' 2>/dev/null; then "$PYTHON" main.py print_config with "$@" >/dev/null || exit 2; fi    # typos
-    chosen=
-    if [ $# -gt 0 ]; then printf -v chosen ' %q' "$@"; fi
+    settings=("$@")
 else
     source run_scripts/setup.sh                            # 1. install packages, once
     chosen=$("$PYTHON" tools/choose_preset.py "$@")        # 2. choose presets by data and GPUs
     source run_scripts/synthetic_data.sh                   # 3. generate synthetic data if chosen, once
+    eval "settings=($chosen)"
 fi
-requeue="scontrol requeue ${SLURM_JOB_ID:-JOB}"
-preempted="$PWD/mg3d-${SLURM_JOB_ID:-JOB}.preempted"       # created when the signal stopped a task
-# A task stopped by the signal (75; 138 outside of training) exits with 0: on another code srun kills the tasks that are still saving.
-printf -v train '%q' "\"$PYTHON\" main.py with ${chosen# } resume_from=auto devices=$gpus num_nodes=$nodes || code=\$?
-case \${code:-0} in 75 | 138) : > $(printf %q "$preempted") ;; *) exit \${code:-0} ;; esac"
-run="srun --nodes=$nodes --ntasks-per-node=$gpus --kill-on-bad-exit=1 bash -c 'trap : USR1; export RANK=\$SLURM_PROCID; '$train"
+nodes=${SLURM_NNODES:-1}
+gpus=${SLURM_GPUS_ON_NODE:-8}
+requeue=(scontrol requeue "${SLURM_JOB_ID:-JOB}")
+preempted=$PWD/mg3d-${SLURM_JOB_ID:-JOB}.preempted
+run=(srun --nodes="$nodes" --ntasks-per-node="$gpus" --kill-on-bad-exit=1
+    bash run_scripts/pretrain_slurm.sh --task "$preempted"
+    "$PYTHON" main.py with ${settings[@]+"${settings[@]}"} resume_from=auto devices="$gpus" num_nodes="$nodes")
 if [ -n "$dry_run" ]; then
     echo "# in the job, tools/choose_preset.py adds presets for the data and GPUs found there"
-    printf '%s\n' "$run" "$requeue    # after the signal"
+    printf '%q ' "${run[@]}"
+    echo
+    echo "${requeue[*]}    # after the signal"
     exit 0
 fi
 rm -f "$preempted"
 code=0
-eval "$run" || code=$?                                     # 4. train
+"${run[@]}" || code=$?                                     # 4. train
 if [ -e "$preempted" ]; then
     rm -f "$preempted"
-    $requeue
+    "${requeue[@]}"
     exit 0
 fi
 exit "$code"

@@ -54,6 +54,31 @@ def write_split(
     return index_path(root, dataset, split)
 
 
+def read_index(root, split, dataset="ct_rate"):
+    with pa.memory_map(str(index_path(root, dataset, split))) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def edit_index(root, split, change, *, metadata=None, dataset="ct_rate"):
+    """Rewrite an index file with `change(rows)` and further schema metadata."""
+    table, path = read_index(root, split, dataset), index_path(root, dataset, split)
+    schema = table.schema.with_metadata({**table.schema.metadata, **(metadata or {})})
+    changed = pa.Table.from_pylist(change(table.to_pylist()), schema=schema)
+    path.unlink()
+    with pa.ipc.new_file(path, schema) as writer:
+        writer.write_table(changed)
+
+
+def first_with(column, value):
+    """A change that sets one cell of the first row."""
+    return lambda rows: [{**rows[0], column: value}, *rows[1:]]
+
+
+def with_distinct_reports(rows):
+    """Reports of `write_split` repeat after seven patients; this change gives each study a different hash."""
+    return [{**row, "report_sha256": f"of {row['study_id']}"} for row in rows]
+
+
 def index_row(study, number, reconstruction, sections, image):
     report, spans = build_report(*sections)
     return {

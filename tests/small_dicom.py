@@ -23,7 +23,7 @@ def write_slice(path, stored, *, position, orientation=UPRIGHT, spacing=SPACING[
     meta.MediaStorageSOPInstanceUID = generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     found = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
-    told = {
+    values = {
         "SOPClassUID": CTImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID, "Modality": "CT",
         "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "SeriesInstanceUID": "1.2.3.1", "PatientName": NAME, "PatientID": NAME,
         "ImagePositionPatient": [float(mm) for mm in position], "ImageOrientationPatient": list(orientation),
@@ -32,7 +32,7 @@ def write_slice(path, stored, *, position, orientation=UPRIGHT, spacing=SPACING[
         "PixelRepresentation": int(stored.dtype == np.int16), "RescaleSlope": 1, "RescaleIntercept": 0,
         "PixelData": stored.tobytes(),
     } | tags  # fmt: skip
-    for name, value in told.items():
+    for name, value in values.items():
         if value is not None:
             setattr(found, name, value)
     if syntax == RLELossless:
@@ -44,7 +44,7 @@ def write_slice(path, stored, *, position, orientation=UPRIGHT, spacing=SPACING[
     return path
 
 
-def write_series(folder, hu=None, *, slope=1, intercept=0, kind=np.int16, each=None, start="IM", **told):
+def write_series(folder, hu=None, *, slope=1, intercept=0, kind=np.int16, each=None, start="IM", **common):
     """Write a series from HU [z, y, x] with slices 5 mm apart; `each(index)` returns further tags of a slice.
 
     Files are named `<start><number>.dcm`, numbered in random order.
@@ -52,10 +52,10 @@ def write_series(folder, hu=None, *, slope=1, intercept=0, kind=np.int16, each=N
     hu = chest(7) if hu is None else hu
     stored = np.rint((hu - float(intercept)) / slope).astype(kind)
     numbers = random.Random(0).sample(range(len(stored)), len(stored))
-    for place, plane in enumerate(stored):
-        position = (CORNER_MM[0], CORNER_MM[1], CORNER_MM[2] + place * SPACING[0])
-        tags = {"RescaleSlope": slope, "RescaleIntercept": intercept, **told, **(each(place) if each else {})}
-        write_slice(folder / f"{start}{numbers[place]:04d}.dcm", plane, **{"position": position, **tags})
+    for index, plane in enumerate(stored):
+        position = (CORNER_MM[0], CORNER_MM[1], CORNER_MM[2] + index * SPACING[0])
+        tags = {"RescaleSlope": slope, "RescaleIntercept": intercept, **common, **(each(index) if each else {})}
+        write_slice(folder / f"{start}{numbers[index]:04d}.dcm", plane, **{"position": position, **tags})
     return folder
 
 

@@ -2,12 +2,15 @@
 
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import SPLITS, index_path
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import PrepareOptions
+
+SMALL = Recipe(shape=(32, 24, 32))
 
 
 def options(root, out, others=(), **more):
     roots = {"ct_rate": root, **dict(others)}
-    return PrepareOptions(out=out, **{"roots": roots, "image_size": 32, "val_patients": 1, "shard_rows": 4, **more})
+    return PrepareOptions(out=out, **{"roots": roots, "recipe": SMALL, "val_patients": 1, "shard_rows": 4, **more})
 
 
 def files(out, pattern="*"):

@@ -32,7 +32,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--sample",
         type=int,
         metavar="N",
-        help="volumes to read, 0 = all (default: all of Arrow files; 200 and all suspicious ones of raw data)",
+        help="volumes to read, 0 = all (default: all of Arrow files; 200 and all incomplete files of raw data)",
     )
     parser.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="number of processes (default: %(default)s)"
@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="as passed to the preparation (default: %(default)s)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write all results as JSON")
-    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page with histograms and images")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page with histograms and label prevalences")
     parser.add_argument(
         "--fail-on",
         choices=("error", "warning"),

@@ -65,9 +65,9 @@ class CTRateSettings(FinetuneSettings):
         return self
 
 
-def defaults(given: Mapping[str, Any], synthetic: bool) -> dict[str, Any]:
+def defaults(overrides: Mapping[str, Any], synthetic: bool) -> dict[str, Any]:
     """Protocol of the chosen task."""
-    protocol = PROTOCOLS.get(str(given.get("task", "probe")), {})
+    protocol = PROTOCOLS.get(str(overrides.get("task", "probe")), {})
     if not synthetic:
         return {"cache": False, "num_workers": 4, **protocol}
     small = {"epochs": 6, "learning_rate": 1e-3} if protocol else {}

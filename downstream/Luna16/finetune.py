@@ -62,8 +62,8 @@ def read_nodules(root: Path) -> dict[str, list[ReferenceNodule]]:
             info(f"{root} has no {name}: irrelevant findings count as false positives, so the CPM is not the official one")
             continue
         for scan, rows in read_table(root / name, "diameter_mm").items():
-            found = [ReferenceNodule(centre, size if size >= 0 else UNKNOWN_DIAMETER_MM, excluded) for centre, size in rows]
-            nodules.setdefault(scan, []).extend(found)
+            listed = [ReferenceNodule(centre, size if size >= 0 else UNKNOWN_DIAMETER_MM, excluded) for centre, size in rows]
+            nodules.setdefault(scan, []).extend(listed)
     return nodules
 
 

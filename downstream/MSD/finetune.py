@@ -49,21 +49,21 @@ def resolve(settings: MSDSettings) -> MSDSettings:
     if settings.structures:  # stored in a checkpoint or an Arrow file
         return settings
     root, name = Path(settings.data_root), settings.task
-    found: dict[str, Any] = {"labels": {0: "background", 1: "cancer"}, "modality": ["CT"]}
+    description: dict[str, Any] = {"labels": {0: "background", 1: "cancer"}, "modality": ["CT"]}
     name = name or LUNG
     if settings.data_root not in NO_ROOT:
         name = settings.task or (root.absolute().name if (root / "dataset.json").is_file() else LUNG)
         folder = task_folder(root, name)
         if settings.task and folder.name != name and re.fullmatch(r"Task\d\d_\w+", folder.name):
             raise ValueError(f"data_root={root} holds {folder.name}, not task={name}")
-        name, found = folder.name, read_description(folder)
-    if settings.channel >= len(found["modality"]):
-        raise ValueError(f"channel={settings.channel}: {name} has {len(found['modality'])} image(s), counted from 0")
+        name, description = folder.name, read_description(folder)
+    if settings.channel >= len(description["modality"]):
+        raise ValueError(f"channel={settings.channel}: {name} has {len(description['modality'])} image(s), counted from 0")
     return settings.model_copy(
         update={
             "task": name,
-            "structures": tuple(found["labels"][value] for value in sorted(found["labels"]) if value),
-            "modalities": tuple(found["modality"]),
+            "structures": tuple(description["labels"][value] for value in sorted(description["labels"]) if value),
+            "modalities": tuple(description["modality"]),
             "spacing_mm": settings.spacing_mm or SPACING_MM.get(name, SPACING_MM[LUNG]),
         }
     )

@@ -23,23 +23,23 @@ def main(arguments: Sequence[str]) -> int:
     from mg3d.files import write_bytes
 
     try:
-        given = read_arguments(arguments)
+        overrides = read_arguments(arguments)
     except ValueError as error:
         print(f"mg3d: {error}", file=sys.stderr)
         return 2
-    missing = [f"{name}=..." for name in NEEDED if not given.get(name)]
+    missing = [f"{name}=..." for name in NEEDED if not overrides.get(name)]
     if missing:
         print(f"mg3d: missing {', '.join(missing)}; {__doc__.splitlines()[-1]}", file=sys.stderr)
         return 2
     task = load_task(Path(__file__).parents[1], "stoic2021")
     shared = [argument for argument in arguments if not argument.startswith(("output=", "mode="))]
     with tempfile.TemporaryDirectory(prefix="stoic2021-") as folder:
-        out = Path(folder, "found")
+        out = Path(folder, "predictions")
         code = run(task, [*shared, "mode=predict", f"output={out}"])
         if code == 0:
             table = pd.read_csv(out / "predictions.csv", dtype={"case_id": str})
             columns = {"PatientID": table["case_id"], **{name: table[f"score/{name}"] for name in OUTPUTS}}
-            write_bytes(Path(str(given["output"])), pd.DataFrame(columns).to_csv(index=False).encode())
+            write_bytes(Path(str(overrides["output"])), pd.DataFrame(columns).to_csv(index=False).encode())
         return code or 3 * (out / "excluded.csv").is_file()
 
 

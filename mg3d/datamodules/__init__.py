@@ -1,1 +1,1 @@
-"""Lightning data modules: one per data set, their mixture, and the order in which studies are drawn."""
+"""The Lightning data module of pre-training, and the order in which studies are drawn."""

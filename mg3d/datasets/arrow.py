@@ -31,7 +31,7 @@ class VolumeIndex:
     def __init__(self, path: Path, storage: Storage | None = None) -> None:
         self.path = path
         self.storage = storage or Storage(path.parent)
-        self._shards: OrderedDict[str, Shard] = OrderedDict()
+        self._shards: OrderedDict[str, pa.ipc.RecordBatchFileReader] = OrderedDict()
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} does not exist. Create it with `python prepro/prepro_pretraining_data.py --ct-rate ROOT --ctrg ROOT "
@@ -90,9 +90,19 @@ class VolumeIndex:
         return len(self.table)
 
     def volume(self, row: int) -> np.ndarray:
-        """Stored voxels [z, y, x] of a row, int16 HU or uint8; a read-only view of the mapped file unless it is compressed."""
+        """Stored voxels [z, y, x] of a row, int16 HU or uint8; a read-only view of the mapped file unless it is compressed.
+
+        Raises:
+            ValueError: the shard holds another volume there.
+        """
         names, codes, shard_rows, ids = self._locations
-        return self._shard(names[codes[row]]).volume(int(shard_rows[row]), ids[row].as_py())
+        name, shard_row, volume_id = names[codes[row]], int(shard_rows[row]), ids[row].as_py()
+        batch = self._shard(name).get_batch(shard_row)
+        if batch.column(0)[0].as_py() != volume_id:
+            raise ValueError(
+                f"row {shard_row} of {self.storage}/{name} is not {volume_id}: the index is stale. Rerun the preparation"
+            )
+        return batch.column(1).to_numpy_ndarray()[0]
 
     @cached_property
     def _locations(self) -> tuple[list[str], np.ndarray, np.ndarray, pa.StringArray]:
@@ -104,32 +114,14 @@ class VolumeIndex:
         shard_rows = self.table["shard_row"].combine_chunks().to_numpy()
         return coded.dictionary.to_pylist(), coded.indices.to_numpy(), shard_rows, self.table["volume_id"].combine_chunks()
 
-    def _shard(self, name: str) -> "Shard":
+    def _shard(self, name: str) -> pa.ipc.RecordBatchFileReader:
+        """The mapped shard: an Arrow file with one record batch per volume."""
         if name not in self._shards:
-            self._shards[name] = Shard(self.storage.path(name))
+            self._shards[name] = open_arrow(self.storage.path(name))
         self._shards.move_to_end(name)
         while len(self._shards) > MAX_OPEN_SHARDS:
             self._shards.popitem(last=False)
         return self._shards[name]
-
-
-class Shard:
-    """A memory-mapped Arrow file with one record batch per volume. Errors as `open_arrow`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._reader = open_arrow(path)
-
-    def volume(self, row: int, volume_id: str) -> np.ndarray:
-        """Voxels [z, y, x] of a row, read-only; zero-copy unless the file is compressed.
-
-        Raises:
-            ValueError: the row holds another volume.
-        """
-        batch = self._reader.get_batch(row)
-        if batch.column(0)[0].as_py() != volume_id:
-            raise ValueError(f"row {row} of {self.path} is not {volume_id}: the index is stale. Rerun the preparation")
-        return batch.column(1).to_numpy_ndarray()[0]
 
 
 def open_arrow(path: Path) -> pa.ipc.RecordBatchFileReader:

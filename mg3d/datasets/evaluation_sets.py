@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,19 +26,38 @@ class CatalogVolume(NamedTuple):
     """Why it was quarantined; empty if its voxels are stored."""
 
 
-Volumes = Sequence[CatalogVolume]
-
-
 class EvaluationSet(NamedTuple):
     """A named set of volumes."""
 
-    select: Callable[[Volumes], list[CatalogVolume]]
+    dataset: str
+    splits: tuple[str, ...]
+    """Official splits; empty = all."""
     expected_size: int | None
     """Volumes on the complete data set; None = not published."""
     source: str
     """Origin of the count, and who reports on this set."""
+    first_per: str = ""
+    """Only the first volume of each `study_id` or `patient_id`."""
+    stored_only: bool = False
+    """Without quarantined volumes."""
 
-    def describe(self, name: str, selected: Volumes) -> str:
+    def select(self, volumes: Sequence[CatalogVolume]) -> list[CatalogVolume]:
+        """The volumes of this set, in their order."""
+        chosen = [
+            volume
+            for volume in volumes
+            if volume.dataset == self.dataset
+            and (not self.splits or volume.official_split in self.splits)
+            and not (self.stored_only and volume.quarantine_code)
+        ]
+        if not self.first_per:
+            return chosen
+        first: dict[str, CatalogVolume] = {}
+        for volume in chosen:
+            first.setdefault(getattr(volume, self.first_per), volume)
+        return list(first.values())
+
+    def describe(self, name: str, selected: Sequence[CatalogVolume]) -> str:
         """Expected and actual size as a sentence."""
         expected = "no published count" if self.expected_size is None else f"{self.expected_size:,} expected on the full set"
         quarantined = sum(bool(volume.quarantine_code) for volume in selected)
@@ -46,57 +65,32 @@ class EvaluationSet(NamedTuple):
         return f"{name}: {expected}, {len(selected):,} here{suffix}"
 
 
-def _official(dataset: str, *splits: str) -> Callable[[Volumes], list[CatalogVolume]]:
-    return lambda volumes: [v for v in volumes if v.dataset == dataset and (not splits or v.official_split in splits)]
-
-
-def _stored(dataset: str, *splits: str) -> Callable[[Volumes], list[CatalogVolume]]:
-    return lambda volumes: [v for v in _official(dataset, *splits)(volumes) if not v.quarantine_code]
-
-
-def _first_per(key: str, select: Callable[[Volumes], list[CatalogVolume]]) -> Callable[[Volumes], list[CatalogVolume]]:
-    """The first volume of each study or patient."""
-
-    def first(volumes: Volumes) -> list[CatalogVolume]:
-        by_key: dict[str, CatalogVolume] = {}
-        for volume in select(volumes):
-            by_key.setdefault(getattr(volume, key), volume)
-        return list(by_key.values())
-
-    return first
-
-
-_VALID, _TRAIN = _official("ct_rate", "valid"), _official("ct_rate", "train")
+_VALID, _TRAIN = ("ct_rate", ("valid",)), ("ct_rate", ("train",))
 EVALUATION_SETS: dict[str, EvaluationSet] = {
     # every reconstruction of CT-RATE's official validation split, also those without a chest or without a file
-    "ct_rate_valid": EvaluationSet(_VALID, 3_039, "rows of CT-RATE's valid labels; zero-shot by volume, as CT-CLIP"),
+    "ct_rate_valid": EvaluationSet(*_VALID, 3_039, "rows of CT-RATE's valid labels; zero-shot by volume, as CT-CLIP"),
     # the first reconstruction of each scan or patient
     "ct_rate_valid_scans": EvaluationSet(
-        _first_per("study_id", _VALID), 1_564, "scans of these rows; retrieval, where reconstructions share a text"
+        *_VALID, 1_564, "scans of these rows; retrieval, where reconstructions share a text", first_per="study_id"
     ),
-    "ct_rate_valid_patients": EvaluationSet(_first_per("patient_id", _VALID), 1_304, "CT-RATE's page: patients of valid"),
+    "ct_rate_valid_patients": EvaluationSet(*_VALID, 1_304, "CT-RATE's page: patients of valid", first_per="patient_id"),
     # stored volumes only: not in no_chest_valid.txt and with a usable file
     "ct_rate_valid_chest": EvaluationSet(
-        _stored("ct_rate", "valid"), 3_001, "without the 37 of no_chest_valid.txt and 1 that has no file"
+        *_VALID, 3_001, "without the 37 of no_chest_valid.txt and 1 that has no file", stored_only=True
     ),
     "ct_rate_valid_chest_scans": EvaluationSet(
-        _first_per("study_id", _stored("ct_rate", "valid")), None, "first stored reconstruction of each scan; no published count"
+        *_VALID, None, "first stored reconstruction of each scan; no published count", first_per="study_id", stored_only=True
     ),
-    "ct_rate_train": EvaluationSet(_TRAIN, 47_149, "rows of CT-RATE's train labels, including our val split"),
-    "ct_rate_train_scans": EvaluationSet(_first_per("study_id", _TRAIN), 24_128, "scans of these rows"),
+    "ct_rate_train": EvaluationSet(*_TRAIN, 47_149, "rows of CT-RATE's train labels, including our val split"),
+    "ct_rate_train_scans": EvaluationSet(*_TRAIN, 24_128, "scans of these rows", first_per="study_id"),
     "ct_rate_train_chest": EvaluationSet(
-        _stored("ct_rate", "train"), 46_393, "without the 752 of no_chest_train.txt, 3 without a spacing, 1 without a file"
+        *_TRAIN, 46_393, "without the 752 of no_chest_train.txt, 3 without a spacing, 1 without a file", stored_only=True
     ),
     # the published val and test, which are identical in one of the published files
-    "ctrg_test": EvaluationSet(
-        lambda volumes: [v for v in volumes if v.dataset == "ctrg" and v.official_split != "train"],
-        360, "the published 1,804 cases without the first 1,444",
-    ),
-    "rad_chestct": EvaluationSet(
-        _official("rad_chestct"), 3_630, "Rad-ChestCT's summary table; external zero-shot, as CT-CLIP"
-    ),
-    "rad_chestct_test": EvaluationSet(_official("rad_chestct", "tst", "test"), 360, "the same table, subset tst"),
-}  # fmt: skip
+    "ctrg_test": EvaluationSet("ctrg", ("val", "test"), 360, "the published 1,804 cases without the first 1,444"),
+    "rad_chestct": EvaluationSet("rad_chestct", (), 3_630, "Rad-ChestCT's summary table; external zero-shot, as CT-CLIP"),
+    "rad_chestct_test": EvaluationSet("rad_chestct", ("tst",), 360, "the same table, subset tst"),
+}
 
 
 def read_volumes(folder: Path) -> list[CatalogVolume]:

@@ -169,7 +169,7 @@ def _check_sentence_spans(name: str, filled: Mapping[str, VolumeIndex]) -> list[
         f"Rerun `python prepro/prepro_pretraining_data.py --{name.replace('_', '-')} ROOT --out {out}` with the same options; it "
         "rewrites the index files only. Keep the files to compare with earlier results"
     )
-    return [DataProblem("old_units", message, fix, is_error=False)]
+    return [DataProblem("outdated_sentence_spans", message, fix, is_error=False)]
 
 
 def _check_duplicate_ids(table: pa.Table) -> list[DataProblem]:

@@ -1,7 +1,6 @@
 """The volumes of raw folders or of index files, one row each, before any voxel is read."""
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import pandas as pd
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.glossary import LABELS
-from mg3d.preparation.quarantine import Quarantined
+from mg3d.preparation.quarantine import Quarantined, read_quarantine
 from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.ct_rate import TABLES, dataset_folder, table_path
 from mg3d.preparation.sources.ctrg import ANNOTATIONS
@@ -136,7 +135,7 @@ def read_raw(path: Path, roots: Mapping[str, Path], *, prepared: Path | None, **
         rows=pd.DataFrame([_raw_row(source.record) for source in sources], columns=COLUMNS),
         labels=labels,
         sources=sources,
-        quarantined=[entry for inventory in inventories.values() for entry in inventory.refused],
+        quarantined=[entry for inventory in inventories.values() for entry in inventory.quarantined],
         notes=[note for inventory in inventories.values() for note in inventory.notes],
         roots=dict(roots),
         failures=failures,
@@ -169,7 +168,7 @@ def read_arrow(path: Path) -> VolumeCatalog:
         rows=pd.concat(parts, ignore_index=True),
         labels=np.array(labels, np.int8).reshape(len(sources), len(LABELS)),
         sources=sources,
-        quarantined=_read_quarantine(folder / "quarantine.jsonl"),
+        quarantined=read_quarantine(folder / "quarantine.jsonl"),
     )
 
 
@@ -204,14 +203,3 @@ def _raw_row(record: VolumeRecord) -> dict[str, Any]:
         "group": f"{DATASETS[record.dataset].title} {tree}".strip(),
         "image_sha256": "",
     }
-
-
-def _read_quarantine(path: Path) -> list[Quarantined]:
-    """Entries of a quarantine.jsonl, without incomplete lines."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            entries.append(Quarantined(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return entries

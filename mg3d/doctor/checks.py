@@ -7,14 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mg3d.doctor.catalog import RawVolumeSource
 from mg3d.doctor.data import CtRateTables, DoctorData
-from mg3d.doctor.headers import most_common_axes
 from mg3d.doctor.published import PUBLISHED_PREVALENCE
 from mg3d.doctor.results import CheckResult, Severity, examples, pluralize
 from mg3d.doctor.statistics import VolumeStatistics
 from mg3d.preparation.geometry import MAX_LENGTH_MM, SPACING_MM
-from mg3d.preparation.hounsfield import PADDING_HU
 from mg3d.preparation.records import TableGeometry
 
 ENCODING_DAMAGE = "\ufffd|&(?:[a-z]{2,6}|#\\d{1,5});|\u00c3[\u0080-\u00bf]|\u00e2\u20ac|\u00c2[\u00a0-\u00bf]"
@@ -136,23 +133,8 @@ def _without_labels(data: DoctorData) -> tuple[str, ...]:
     return data.catalog.ids(is_unknown & data.catalog.rows["dataset"].isin(PUBLISHED_PREVALENCE).to_numpy())
 
 
-def _already_hu_in_first_release(data: DoctorData) -> tuple[str, ...]:
-    def is_first_release(row: int) -> bool:
-        source = data.catalog.sources[row]
-        is_ct_rate = isinstance(source, RawVolumeSource) and source.record.dataset == "ct_rate"
-        return is_ct_rate and source.record.files[0].split("/")[0] in {"train", "valid"}
-
-    items = data.statistics.items()
-    return data.catalog.ids([row for row, item in items if item.hu_source == "already_hu" and is_first_release(row)])
-
-
-def _unusual_axes(data: DoctorData) -> tuple[str, ...]:
-    usual = most_common_axes(data.headers)
-    return data.catalog.ids([row for row, header in data.headers.items() if header.axes not in {"", usual}])
-
-
 _DOWNLOAD = "download the table again"
-_LOOK = "look at their images in the HTML report"
+_LOOK = "look at them with tools/visualize_datasets.py"
 _READ = "read some of them"
 CHECKS = (
     # CT-RATE's tables
@@ -173,7 +155,7 @@ CHECKS = (
     Check("spacing_outlier", "warning",
           _in_grids(lambda grid: any(size < SPACING_MM[0] or size > SPACING_MM[1] for size in grid.spacing_zyx_mm)),
           "have an implausible spacing in the metadata", f"{SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm",
-          "compare with their headers"),
+          "compare with the headers of the files"),
     Check("length_outlier", "warning", _in_grids(_has_unusual_length), "have an implausible length",
           f"{MIN_LENGTH_MM:g} to {MAX_LENGTH_MM:g} mm", _LOOK),
     Check("oblique", "warning", _in_grids(lambda grid: np.abs(np.abs(grid.orientation) - _AXIAL).max() > 0.01),
@@ -190,10 +172,6 @@ CHECKS = (
           f"have a report of more than {MAX_WORDS:,} words", "none", _READ),
     Check("no_report", "info", lambda data: data.catalog.ids(data.catalog.rows["report"] == ""),
           "have no report; they are used as images only", "", ""),
-    Check("no_findings", "info", _in_reports(lambda rows: ~rows["has_findings"].astype(bool)), "have a report without findings",
-          "", ""),
-    Check("no_impression", "info", _in_reports(lambda rows: ~rows["has_impression"].astype(bool)),
-          "have a report without impression", "", ""),
     Check("report_differs", "warning", lambda data: _differing(data, data.catalog.rows["report_key"]),
           "have another report than other reconstructions of the study", "one report per study",
           "check which row is right; pre-training uses that of the first volume"),
@@ -210,11 +188,4 @@ CHECKS = (
           _in_voxels(lambda item: item.high >= MIN_HIGH_HU and item.inside_air < MIN_CHEST_AIR),
           f"have less than {MIN_CHEST_AIR:.0%} air inside the body", "lungs in every volume",
           f"{_LOOK}; add heads and abdomens to the list of volumes without a chest", COMMON),
-    Check("fov_padding", "info", _in_voxels(lambda item: item.padding > 0),
-          f"are padded with less than {PADDING_HU} HU outside the field of view", "", "nothing: padding is clipped"),
-    Check("already_hu", "warning", _already_hu_in_first_release, "of the first release are already in HU",
-          "scanner values, which the metadata's intercept converts to HU",
-          "nothing: the preparation detects it; other programs would turn tissue into air"),
-    Check("orientation", "warning", _unusual_axes, "have another orientation than most files", "one orientation",
-          f"{_LOOK}: they are reoriented by their header, and upside down if it is wrong"),
 )  # fmt: skip

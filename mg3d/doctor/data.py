@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 
 from mg3d.doctor.catalog import VolumeCatalog
-from mg3d.doctor.headers import FileHeader
 from mg3d.doctor.statistics import VolumeStatistics
 from mg3d.preparation.records import TableGeometry
 from mg3d.preparation.sources.ct_rate import SPLITS, TABLES, dataset_folder, read_ct_rate_table, table_geometry, table_path
@@ -50,8 +49,6 @@ class DoctorData:
 
     catalog: VolumeCatalog
     ct_rate: list[CtRateTables] = field(default_factory=list)
-    headers: dict[int, FileHeader] = field(default_factory=dict)
-    """Row of the catalog -> header of its raw file."""
     statistics: dict[int, VolumeStatistics] = field(default_factory=dict)
     """Row of the catalog -> statistics of the voxels that were read."""
     evaluation_lists: dict[str, set[str]] = field(default_factory=dict)

@@ -155,12 +155,15 @@ def _describe_counts(counts: SplitCounts) -> str:
 def check_splits(data: DoctorData) -> list[CheckResult]:
     """Leaks between splits, and for Arrow files all problems that training would refuse or warn about.
 
-    Equal images and reports are covered by `check_duplicates` and `check_repeated_reports`.
+    Equal images are covered by `check_duplicates`.
     """
     catalog = data.catalog
     if catalog.kind == "raw":
-        columns = ["volume_id", "patient_id", "study_id", "split"]
-        problems = find_leaks(pa.table({name: pa.array(catalog.rows[name].tolist(), pa.string()) for name in columns}))
+        columns = {"volume_id": "volume_id", "patient_id": "patient_id", "study_id": "study_id", "report_sha256": "report_key",
+                   "split": "split"}  # fmt: skip
+        problems = find_leaks(
+            pa.table({key: pa.array(catalog.rows[name].tolist(), pa.string()) for key, name in columns.items()})
+        )
     elif not catalog.path.is_dir():
         return [CheckResult(code="single_index", severity="info", message="one index file: leaks between splits are not checked")]
     else:
@@ -168,7 +171,6 @@ def check_splits(data: DoctorData) -> list[CheckResult]:
             problems = check_arrow_files(catalog.path, dict.fromkeys(name for name, _ in index_files(catalog.path)))
         except (FileNotFoundError, ValueError) as error:
             return [unreadable(str(error))]
-    covered = {LEAK_CHECKS[column].code for column in ("image_sha256", "report_sha256")}
     return [
         CheckResult(
             code=problem.code,
@@ -178,7 +180,7 @@ def check_splits(data: DoctorData) -> list[CheckResult]:
             volumes=tuple(sorted(problem.volumes)),
         )
         for problem in problems
-        if problem.code not in covered
+        if problem.code != LEAK_CHECKS["image_sha256"].code
     ]
 
 
@@ -294,22 +296,18 @@ def duplicate_results(catalog: VolumeCatalog, pairs: Iterable[tuple[int, int]]) 
     groups: dict[str, list[tuple[int, int]]] = defaultdict(list)
     rows = catalog.rows
     for pair in pairs:
-        one, other = (rows.loc[row] for row in pair)
-        if one["study_id"] == other["study_id"]:
-            continue
-        is_same_patient = one["patient_id"] == other["patient_id"]
-        has_two_ids = one["split"] != other["split"] and one["report_key"] == other["report_key"]
-        code = "same_patient_duplicate" if is_same_patient else "patient_in_two_splits" if has_two_ids else "duplicate_pixels"
-        groups[code].append(pair)
+        first, second = (rows.loc[row] for row in pair)
+        if first["study_id"] != second["study_id"]:
+            is_same_patient = first["patient_id"] == second["patient_id"]
+            groups["same_patient_duplicate" if is_same_patient else "duplicate_pixels"].append(pair)
     texts = {
         "same_patient_duplicate": "of studies of one patient with nearly the same voxels",
-        "patient_in_two_splits": "of volumes with the same voxels and report in two splits",
         "duplicate_pixels": "of volumes of different patients with nearly the same voxels",
     }
     results = []
     for code, found in groups.items():
         volumes = catalog.ids(list({row for pair in found for row in pair}))
-        n_across = sum(rows["split"][one] != rows["split"][other] for one, other in found)
+        n_across = sum(rows["split"][first] != rows["split"][second] for first, second in found)
         results.append(
             CheckResult(
                 code=code,
@@ -324,31 +322,7 @@ def duplicate_results(catalog: VolumeCatalog, pairs: Iterable[tuple[int, int]]) 
     return results
 
 
-def check_repeated_reports(data: DoctorData) -> list[CheckResult]:
-    """Equal reports of different patients: a warning across splits, else info."""
-    rows = data.catalog.rows[data.catalog.rows["report"] != ""]
-    by_key = rows.groupby("report_key")
-    n_patients, n_splits = by_key["patient_id"].nunique(), by_key["split"].nunique()
-    shared = n_patients.index[n_patients > 1]
-    if not len(shared):
-        return []
-    n_across = int((n_splits[shared] > 1).sum())
-    volumes = data.catalog.ids(rows.index[rows["report_key"].isin(set(shared))])
-    return [
-        CheckResult(
-            code="duplicate_report_other_patient",
-            severity="warning" if n_across else "info",
-            message=f"{pluralize(len(shared), 'report')} of several patients, {n_across:,} of them in two splits "
-            f"({examples(volumes)})",
-            expected="few, and short ones",
-            action="nothing, if they only state that all is normal; else check for duplicate patients",
-            volumes=volumes,
-            values={"reports": len(shared), "across_splits": n_across},
-        )
-    ]
-
-
 DATASET_CHECKS = (
-    check_quarantine, check_splits, check_counts, check_evaluation_lists, check_duplicates, check_repeated_reports,
-    check_prevalence, check_contradicted_labels,
+    check_quarantine, check_splits, check_counts, check_evaluation_lists, check_duplicates, check_prevalence,
+    check_contradicted_labels,
 )  # fmt: skip

@@ -11,12 +11,10 @@ from mg3d.doctor.catalog import VolumeCatalog, detect_datasets, read_arrow, read
 from mg3d.doctor.checks import run_checks
 from mg3d.doctor.data import DoctorData, read_ct_rate_tables, read_evaluation_list
 from mg3d.doctor.dataset_checks import DATASET_CHECKS, count_volumes, prevalences, unreadable
-from mg3d.doctor.headers import read_file_headers, suspicious_rows
+from mg3d.doctor.downloads import check_files
 from mg3d.doctor.results import SEVERITIES, CheckResult, Severity
 from mg3d.doctor.statistics import measure_all
 
-MAX_SUSPICIOUS = 2000
-"""Raw volumes with a suspicious header that are read."""
 RAW_SAMPLE = 200
 JSON_VERSION = 2
 
@@ -33,7 +31,7 @@ class DoctorOptions:
     dataset: str | None = None
     """Of a raw folder; None detects CT-RATE and CTRG."""
     sample: int | None = None
-    """Volumes whose voxels are read, in addition to suspicious ones; None: 200 of a raw folder, all of Arrow files; 0: all."""
+    """Volumes whose voxels are read, in addition to incomplete files; None: 200 of a raw folder, all of Arrow files; 0: all."""
     workers: int = 1
     lists: tuple[Path, ...] = ()
     """Evaluation lists."""
@@ -97,22 +95,17 @@ def run_doctor(options: DoctorOptions, progress: Progress) -> DoctorReport:
     results += run_checks(data)
     if len(catalog.rows):
         results += [result for check in DATASET_CHECKS for result in check(data)]
-    n_read, n_headers = len(data.statistics), len(data.headers)
-    message = f"voxels of {n_read:,} of {len(catalog.rows):,} usable volumes were read"
-    message += f", and the headers of {n_headers:,}" if n_headers else ""
+    message = f"voxels of {len(data.statistics):,} of {len(catalog.rows):,} usable volumes were read"
     results.append(CheckResult(code="examined", severity="info", message=message))
     return DoctorReport(data, sorted(results, key=lambda result: SEVERITIES.index(result.severity)))
 
 
 def _read_volumes(data: DoctorData, options: DoctorOptions, progress: Progress) -> None:
-    """Reads the headers of all raw NIfTI files, and the voxels of a sample and of suspicious files."""
-    sources, is_raw = data.catalog.sources, data.catalog.kind == "raw"
-    if is_raw:
-        rows = [row for row, source in enumerate(sources) if source.record.reader == "nifti"]
-        headers = read_file_headers([sources[row] for row in rows])
-        data.headers = dict(zip(rows, progress(headers, "headers", len(rows))))
-    chosen = sample_rows(data.catalog, options.sample)
-    chosen = sorted({*chosen, *suspicious_rows(sources, data.headers)[:MAX_SUSPICIOUS]})
+    """Reads the voxels of a sample, and of all raw files that are incomplete."""
+    sources, chosen = data.catalog.sources, sample_rows(data.catalog, options.sample)
+    if data.catalog.kind == "raw":
+        incomplete = progress(check_files(sources), "files", len(sources))
+        chosen = sorted({*chosen, *(row for row, is_incomplete in enumerate(incomplete) if is_incomplete)})
     measured = measure_all([sources[row] for row in chosen], options.workers)
     data.statistics = dict(zip(chosen, progress(measured, "voxels", len(chosen))))
 

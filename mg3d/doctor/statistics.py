@@ -24,6 +24,7 @@ BIN_EDGES = {"hu": np.arange(-1200, 1801, 25), GREY: np.arange(0, 257, 4)}
 BLOCKS = 8
 """Blocks along each axis whose means identify a volume."""
 SUBSAMPLED_SIZE = 64
+"""Voxels per axis that are used for percentiles and histograms; every n-th is taken."""
 AIR_BELOW_HU = -500.0
 _SLAB = 16
 
@@ -35,11 +36,8 @@ class VolumeStatistics(NamedTuple):
     """Reason code of a volume that cannot be used."""
     shape: tuple[int, ...] = ()
     """z y x."""
-    hu_source: str = ""
     intensity_unit: str = ""
     """hu or uint8_unknown_window."""
-    padding: float = 0.0
-    """Fraction of voxels that are padding outside the field of view."""
     low: float = float("nan")
     """1st percentile without padding."""
     high: float = float("nan")
@@ -59,8 +57,6 @@ class Voxels(NamedTuple):
     stored: np.ndarray
     scale: tuple[float, float]
     intensity_unit: str
-    hu_source: str
-    spacing_mm: tuple[float, ...]
 
 
 def load_voxels(source: RawVolumeSource | StoredVolumeSource) -> Voxels:
@@ -73,14 +69,13 @@ def load_voxels(source: RawVolumeSource | StoredVolumeSource) -> Voxels:
     if isinstance(source, RawVolumeSource):
         raw = READERS[source.record.reader](source.record, source.root)
         unit = raw.hu_source if raw.hu_source == GREY else "hu"
-        return Voxels(raw.voxels, raw.scale, unit, raw.hu_source, tuple(raw.spacing_mm or ()))
+        return Voxels(raw.voxels, raw.scale, unit)
     index, scale, unit = _open_index(source.index), (1.0, 0.0), source.intensity_unit
     window = decode_metadata(index.table.schema).get("intensity", {}).get("window")
     if window is not None and unit not in BIN_EDGES:
         low, high = window
         scale, unit = (((high - low) / 255, low), "hu") if low <= AIR_HU[1] else (scale, GREY)
-    row = index.table.slice(source.row, 1).select(["spacing_mm", "hu_source"]).to_pylist()[0]
-    return Voxels(index.volume(source.row), scale, unit, row["hu_source"], tuple(row["spacing_mm"] or ()))
+    return Voxels(index.volume(source.row), scale, unit)
 
 
 def measure(source: RawVolumeSource | StoredVolumeSource) -> VolumeStatistics:
@@ -102,16 +97,9 @@ def measure_all(sources: Sequence[RawVolumeSource | StoredVolumeSource], workers
     if workers <= 1:
         yield from map(measure, sources)
         return
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=follow_parent)
-    try:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent) as pool:
         yield from pool.map(measure, sources, chunksize=4)
-        pool.shutdown()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        raise
 
 
 def voxel_statistics(voxels: Voxels) -> VolumeStatistics:
@@ -126,7 +114,7 @@ def voxel_statistics(voxels: Voxels) -> VolumeStatistics:
         if sums is not None:
             rows = np.add.reduceat(slab, edges[1][:-1], axis=1, dtype=np.float64)
             sums[start : start + len(slab)] = np.add.reduceat(rows, edges[2][:-1], axis=2)
-    small = subsample(voxels)
+    small = to_hu(voxels, tuple(slice(None, None, -(-length // SUBSAMPLED_SIZE)) for length in shape))
     if small.min() == small.max():
         return VolumeStatistics("constant_image", shape, sha256=digest.hexdigest())
     measured = small[small > PADDING_HU] if is_hu and (small > PADDING_HU).any() else small.ravel()
@@ -135,9 +123,7 @@ def voxel_statistics(voxels: Voxels) -> VolumeStatistics:
     low, high = np.percentile(measured, (1, 95))
     return VolumeStatistics(
         shape=shape,
-        hu_source=voxels.hu_source,
         intensity_unit=voxels.intensity_unit,
-        padding=float((small <= PADDING_HU).mean()) if is_hu else 0.0,
         low=float(low),
         high=float(high),
         inside_air=air_inside(small) if is_hu else float("nan"),
@@ -153,11 +139,6 @@ def to_hu(voxels: Voxels, part: slice | tuple[slice, ...]) -> np.ndarray:
     if voxels.scale != (1.0, 0.0):
         values = values * np.float32(voxels.scale[0]) + np.float32(voxels.scale[1])
     return np.clip(np.rint(values), -32768, 32767)
-
-
-def subsample(voxels: Voxels, size: int = SUBSAMPLED_SIZE) -> np.ndarray:
-    """float32 [z, y, x] of every n-th voxel of each axis, at most `size` per axis."""
-    return to_hu(voxels, tuple(slice(None, None, -(-length // size)) for length in voxels.stored.shape))
 
 
 def air_inside(volume_hu: np.ndarray) -> float:

@@ -43,10 +43,10 @@ def find_prepared(data_root: str, folder: str) -> Path | None:
     root = Path(data_root)
     if data_root.endswith(".arrow"):
         return root if root.is_file() else None
-    found = sorted([*root.glob(f"{folder}.arrow"), *root.glob(f"{folder}-*.arrow")]) if root.is_dir() else []
-    if len(found) > 1:
-        raise ValueError(f"{root} holds {', '.join(path.name for path in found)}; name one file: data_root=...")
-    return found[0] if found else None
+    files = sorted([*root.glob(f"{folder}.arrow"), *root.glob(f"{folder}-*.arrow")]) if root.is_dir() else []
+    if len(files) > 1:
+        raise ValueError(f"{root} holds {', '.join(path.name for path in files)}; name one file: data_root=...")
+    return files[0] if files else None
 
 
 def read_metadata(file: Path, folder: str) -> dict[str, Any]:

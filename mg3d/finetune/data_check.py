@@ -37,8 +37,8 @@ def inspect_files(cases: Sequence[FinetuneCase], cache: Path, *, channel: int | 
         new = [case for case in cases if case.case_id in keys and keys[case.case_id] not in known]
         if new:
             with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-                facts = tqdm(pool.map(lambda case: _inspect(case, channel), new), "checking files", len(new), disable=None)
-                known |= {keys[case.case_id]: found for case, found in zip(new, facts, strict=True)}
+                results = tqdm(pool.map(lambda case: _inspect(case, channel), new), "checking files", len(new), disable=None)
+                known |= {keys[case.case_id]: result for case, result in zip(new, results, strict=True)}
             write_json(cache, known)
 
     run_on_first_rank(read_new, done=lambda: set(keys.values()) <= set(_load(cache)), what=str(cache))
@@ -64,13 +64,13 @@ def _key(case: FinetuneCase, channel: int | None) -> str:
 def _inspect(case: FinetuneCase, channel: int | None) -> dict[str, Any]:
     try:
         image, affine = read_volume(case.image, channel=channel)
-        facts: dict[str, Any] = {"image": [list(image.shape), np.asarray(affine).tolist()]}
+        result: dict[str, Any] = {"image": [list(image.shape), np.asarray(affine).tolist()]}
         if case.mask is not None:
             mask, affine = read_volume(case.mask)
             values = [value.item() for value in np.unique(mask)[:100]]
             whole = [int(value) if value == int(value) else value for value in values]
-            facts |= {"mask": [list(mask.shape), np.asarray(affine).tolist()], "values": whole}
-        return facts
+            result |= {"mask": [list(mask.shape), np.asarray(affine).tolist()], "values": whole}
+        return result
     except (ValueError, OSError) as error:
         return {"error": str(error).split("\n")[0]}
 
@@ -80,18 +80,18 @@ def check_masks(cases: Sequence[FinetuneCase], files: InspectedFiles, *, structu
     missing = [case.case_id for case in cases if case.mask is None]
     if missing:
         raise ValueError(f"{len(missing)} of {len(cases)} cases have no mask, such as {missing[:3]}")
-    found = {case.case_id: files[case.case_id] for case in cases}
-    other = [name for name, of in found.items() if not _same_grid(of["image"], of["mask"])]
+    known = {case.case_id: files[case.case_id] for case in cases}
+    other = [name for name, file in known.items() if not _same_grid(file["image"], file["mask"])]
     if other:
-        first = found[other[0]]
+        first = known[other[0]]
         raise ValueError(
-            f"{len(other)} of {len(found)} masks are not on the grid of their scan, such as {other[0]}: {first['mask'][0]} "
+            f"{len(other)} of {len(known)} masks are not on the grid of their scan, such as {other[0]}: {first['mask'][0]} "
             f"voxels, the scan has {first['image'][0]}, or the affines differ; resample the masks to their scans"
         )
-    wrong = [name for name, of in found.items() if not set(of["values"]) <= set(range(structures + 1))]
+    wrong = [name for name, file in known.items() if not set(file["values"]) <= set(range(structures + 1))]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of {len(found)} masks have undeclared values, such as {wrong[0]}: {found[wrong[0]]['values'][:8]}; "
+            f"{len(wrong)} of {len(known)} masks have undeclared values, such as {wrong[0]}: {known[wrong[0]]['values'][:8]}; "
             f"expected integers from 0 to {structures}"
         )
 

@@ -21,8 +21,8 @@ TINY = {"vision_encoder": "swin", "embed_dim": 48, "patch_size": 4, "window_size
 """A Swin of one stage for synthetic data on a CPU."""
 
 
-class EncoderStart(NamedTuple):
-    """An encoder at the start of fine-tuning."""
+class LoadedEncoder(NamedTuple):
+    """An encoder with its initial weights."""
 
     encoder: VisionEncoder
     vision: dict[str, Any]
@@ -61,7 +61,7 @@ class StandardizedInput(nn.Module):
         return self.encoder.encode((volume - self.mean) / self.std, hidden)
 
 
-def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> EncoderStart:
+def load_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> LoadedEncoder:
     """The encoder that `encoder` and `pretrained` select.
 
     Raises:
@@ -95,7 +95,7 @@ def start_encoder(settings: FinetuneSettings, *, synthetic: bool = False) -> Enc
                 encoder.std.fill_(float(tensor.float().mean()))
     names = (*VisionSettings.__dataclass_fields__, "hidden_size", "fusion_heads")
     vision = {name: list(flat[name]) if isinstance(flat[name], tuple) else flat[name] for name in names}
-    return EncoderStart(encoder, vision, origin, coverage)
+    return LoadedEncoder(encoder, vision, origin, coverage)
 
 
 def build_encoder(flat: Mapping[str, Any]) -> VisionEncoder:

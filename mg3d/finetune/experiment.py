@@ -12,7 +12,7 @@ from mg3d.finetune.cases import FinetuneCase, Split, assign_folds, check_cases, 
 from mg3d.finetune.data_check import InspectedFiles, inspect_files
 from mg3d.finetune.data_root import NO_ROOT, find_root, is_synthetic, require_root
 from mg3d.finetune.distributed import info
-from mg3d.finetune.encoder import start_encoder
+from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.predict import predict_scans
 from mg3d.finetune.settings import (
     ENCODER_PRESETS,
@@ -29,17 +29,17 @@ from mg3d.finetune.tasks.base import TaskType
 from mg3d.training.run import is_first_rank
 
 
-def command(task: DownstreamTask, given: Mapping[str, Any]) -> None:
+def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> None:
     """Runs one mode; raises ValueError or OSError for a mistake of the user."""
-    given, synthetic, prepared = with_prepared_settings(task, given)
-    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, synthetic)))
+    overrides, synthetic, prepared = with_prepared_settings(task, overrides)
+    settings = task.resolve(parse_settings(task.settings, overrides, task.defaults(overrides, synthetic)))
     folder = run_folder(task, settings, synthetic=synthetic)
     require_files(settings)
     stored = None
     if settings.mode in ("evaluate", "predict"):
         fold = folder / ("fold0" if settings.folds == "all" else f"fold{settings.fold}")
         stored = fit.read_finetuned(Path(settings.checkpoint) if settings.checkpoint else fold / "checkpoints" / "best.ckpt")
-        settings = with_stored_settings(task, given, settings, stored["mg3d_finetune"])
+        settings = with_stored_settings(task, overrides, settings, stored["mg3d_finetune"])
     task_type = task.build(settings)
     if settings.mode == "predict":
         predict_scans(task_type, fit.load_network(task_type, stored), folder / f"fold{settings.fold}")
@@ -50,28 +50,28 @@ def command(task: DownstreamTask, given: Mapping[str, Any]) -> None:
         run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
 
 
-def with_prepared_settings(task: DownstreamTask, given: Mapping[str, Any]) -> tuple[dict[str, Any], bool, Path | None]:
+def with_prepared_settings(task: DownstreamTask, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], bool, Path | None]:
     """The user's settings and those of the Arrow file at `data_root`, whether the data are synthetic, and that file.
 
     Raises:
         ValueError: the two contradict each other.
     """
-    data_root = parse_settings(FinetuneSettings, {"data_root": given.get("data_root", "")}, {}).data_root
+    data_root = parse_settings(FinetuneSettings, {"data_root": overrides.get("data_root", "")}, {}).data_root
     if data_root not in NO_ROOT:
         require_root(data_root)
     prepared = arrows.find_prepared(data_root, task.folder)
     if not prepared:
-        return dict(given), is_synthetic(data_root) and (data_root != "" or given.get("mode") != "predict"), None
+        return dict(overrides), is_synthetic(data_root) and (data_root != "" or overrides.get("mode") != "predict"), None
     metadata = arrows.read_metadata(prepared, task.folder)
-    named = parse_settings(task.settings, given, {**task.defaults(given, metadata["synthetic"]), **metadata["settings"]})
+    named = parse_settings(task.settings, overrides, {**task.defaults(overrides, metadata["synthetic"]), **metadata["settings"]})
     different = changed(metadata["settings"], {name: as_builtins(named)[name] for name in metadata["settings"]}, ignore=set())
     if different:
         raise ValueError(f"{prepared} was prepared with other settings: {', '.join(different)}; prepare another file")
-    return {**metadata["settings"], **given}, metadata["synthetic"], prepared
+    return {**metadata["settings"], **overrides}, metadata["synthetic"], prepared
 
 
 def with_stored_settings(
-    task: DownstreamTask, given: Mapping[str, Any], settings: FinetuneSettings, config: Mapping[str, Any]
+    task: DownstreamTask, overrides: Mapping[str, Any], settings: FinetuneSettings, config: Mapping[str, Any]
 ) -> Any:
     """Settings of an evaluation or prediction: those of the checkpoint, and what the user sets.
 
@@ -83,7 +83,7 @@ def with_stored_settings(
     current = as_builtins(settings)
     free = EVALUATION | INITIALIZATION  # the network is built from the config, not from these
     trained = {name: value for name, value in config["settings"].items() if name not in free and name in current}
-    named = {name: current[name] for name in given if name in trained}
+    named = {name: current[name] for name in overrides if name in trained}
     different = changed(trained, named, ignore=EVALUATION)
     if different:
         raise ValueError(f"the checkpoint was fine-tuned with other settings: {', '.join(different[:4])}; leave them out")
@@ -170,21 +170,21 @@ def run_fold(
         fit.require_same_run(folder, finished["config"], config)
         if finished.get("finished", True):
             info(f"{folder} holds this run, finished; run_name=... starts another run")
-            results.show_scores(task.title, results.read_scores(folder))
+            results.show_scores(task.title, finished["scores"])
             return {name: results.read_table(results.predictions_file(folder, name)) for name in finished["scores"]}
     task_type = task.build(settings)
     pl.seed_everything(settings.seed, verbose=False)
     summary = results.read_summary(folder) if (folder / results.SCORES).is_file() else {}
     task_type.setup(split, files)
     if settings.mode == "train":
-        start = start_encoder(settings, synthetic=synthetic) if task_type.uses_encoder else None
-        if start:
-            info(start.origin)
-        network = task_type.network(start and start.encoder)
-        config |= {"vision": start.vision if start else {}, "state": task_type.state()}
+        loaded = load_encoder(settings, synthetic=synthetic) if task_type.uses_encoder else None
+        if loaded:
+            info(loaded.origin)
+        network = task_type.network(loaded and loaded.encoder)
+        config |= {"vision": loaded.vision if loaded else {}, "state": task_type.state()}
         train = fit.train if task_type.uses_sgd else fit.fit_closed_form
         summary = train(task_type, network, split, folder, config)
-        summary["encoder_coverage"] = start and start.coverage
+        summary["encoder_coverage"] = loaded and loaded.coverage
     path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
     stored = fit.read_finetuned(path)
     trained = stored["mg3d_finetune"]

@@ -64,11 +64,11 @@ class _RadBert:
     def labels(self, reports: Sequence[str]) -> np.ndarray:
         """int8 [n, 18]."""
         index = self.model.model.config.label2id
-        found = np.zeros((len(reports), len(LABELS)), np.int8)
+        labels = np.zeros((len(reports), len(LABELS)), np.int8)
         for row, outputs in enumerate(self.model(list(reports))):
             for output in outputs:
-                found[row, index[output["label"]]] = output["score"] >= 0.5
-        return found
+                labels[row, index[output["label"]]] = output["score"] >= 0.5
+        return labels
 
 
 def open_labeller(text: str) -> tuple[Any, tuple[str, ...]]:

@@ -74,10 +74,10 @@ def read_prepared_cases(
             raise FileNotFoundError(
                 f"{folder} lacks {path.name}; prepare {DATASETS[dataset].title} again with prepro/prepro_finetuning_data.py"
             )
-        found = _split_cases(path, split, reports=reports, every=every_reconstruction or split == "test")
-        if not found and split != "test":
+        split_cases = _split_cases(path, split, reports=reports, every=every_reconstruction or split == "test")
+        if not split_cases and split != "test":
             raise ValueError(f"{path} is empty, so there is no {'training' if split == 'train' else 'validation'} case")
-        cases += found
+        cases += split_cases
     return cases
 
 

@@ -31,8 +31,8 @@ _CONTRAST_ONLY = {
 _SPECIAL_TOKENS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
-class ModelStart(NamedTuple):
-    """A model at the start of fine-tuning."""
+class LoadedModel(NamedTuple):
+    """A model with its initial weights."""
 
     model: MG3D
     settings: Settings
@@ -43,7 +43,7 @@ class ModelStart(NamedTuple):
     """Where the model comes from, for the log."""
 
 
-def load_pretrained_model(settings: FinetuneSettings, *, text_encoder: str, shape: Size) -> ModelStart:
+def load_pretrained_model(settings: FinetuneSettings, *, text_encoder: str, shape: Size) -> LoadedModel:
     """The model of `pretrained`: an exported folder, a checkpoint of a run, or a released file.
 
     With pretrained=none the architecture of the checkpoint `encoder`, with random weights.
@@ -69,7 +69,7 @@ def load_pretrained_model(settings: FinetuneSettings, *, text_encoder: str, shap
     return _from_released(info, settings, text_encoder, shape)
 
 
-def _from_folder(folder: Path, shape: Size, *, name: Path | None = None) -> ModelStart:
+def _from_folder(folder: Path, shape: Size, *, name: Path | None = None) -> LoadedModel:
     name, loaded = name or folder, from_pretrained(folder)
     if loaded.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer, which prompts need; copy the folder `tokenizer` of the run next to it")
@@ -81,7 +81,7 @@ def _from_folder(folder: Path, shape: Size, *, name: Path | None = None) -> Mode
     offered, wanted = loaded.model.float().state_dict(), model.state_dict()
     known = {key: tensor for key, tensor in offered.items() if key in wanted and tensor.shape == wanted[key].shape}
     model.load_state_dict(wanted | known)
-    return ModelStart(model.eval(), settings, loaded.tokenizer, _submodules(set(wanted) - set(known)), str(name))
+    return LoadedModel(model.eval(), settings, loaded.tokenizer, _submodules(set(wanted) - set(known)), str(name))
 
 
 def _contrast_settings(flat: Mapping[str, Any], shape: Size, **more: Any) -> Settings:
@@ -90,15 +90,15 @@ def _contrast_settings(flat: Mapping[str, Any], shape: Size, **more: Any) -> Set
     return parse({**defaults(), **flat, **_CONTRAST_ONLY, **size, **more})
 
 
-def _reinitialized(start: ModelStart) -> ModelStart:
+def _reinitialized(start: LoadedModel) -> LoadedModel:
     """The same architecture with random weights; a text encoder that pre-training had frozen is kept."""
     model, tokenizer = rebuild(describe(start))
     if start.settings.text.freeze_text:
         model.text.load_state_dict(start.model.text.state_dict())
-    return ModelStart(model, start.settings, tokenizer, ("everything",), f"architecture of {start.origin}, random weights")
+    return LoadedModel(model, start.settings, tokenizer, ("everything",), f"architecture of {start.origin}, random weights")
 
 
-def _from_released(info: CheckpointInfo, settings: FinetuneSettings, text_encoder: str, shape: Size) -> ModelStart:
+def _from_released(info: CheckpointInfo, settings: FinetuneSettings, text_encoder: str, shape: Size) -> LoadedModel:
     if not text_encoder:
         lacks = "has no text encoder" if info.text is None else "has no tokenizer for its text encoder"
         raise ValueError(f"{info.path} {lacks}, which prompts need; text_encoder=... sets the folder of that BERT")
@@ -110,19 +110,19 @@ def _from_released(info: CheckpointInfo, settings: FinetuneSettings, text_encode
         prefix=settings.load_prefix or None,
     )  # fmt: skip
     missing = [name for name in report.missing if not name.startswith("text.")]
-    return ModelStart(model.eval(), typed, tokenizer, _submodules(missing), f"released {info.path}")
+    return LoadedModel(model.eval(), typed, tokenizer, _submodules(missing), f"released {info.path}")
 
 
 def _submodules(parameters: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({part_of(name) for name in parameters}))
 
 
-def can_compare(start: ModelStart) -> bool:
+def can_compare(start: LoadedModel) -> bool:
     """Whether the projections that compare volumes with texts are trained."""
     return start.model.has_joint_embedding and not {"everything", "branches.contrast"} & set(start.untrained)
 
 
-def describe(start: ModelStart) -> dict[str, Any]:
+def describe(start: LoadedModel) -> dict[str, Any]:
     """Builtins from which `rebuild` makes the model without its weights, and its tokenizer."""
     tokenizer = start.tokenizer
     return {

@@ -13,7 +13,7 @@ from mg3d.evaluation.tables import format_tables
 from mg3d.files import write_bytes, write_json
 from mg3d.finetune.distributed import info
 from mg3d.finetune.settings import INITIALIZATION, UNCOMPARED, as_builtins, changed
-from mg3d.finetune.tasks.base import Score, TaskType
+from mg3d.finetune.tasks.base import TaskType
 from mg3d.metrics.bootstrap import paired_comparisons
 from mg3d.settings.encoders import ENCODERS
 from mg3d.visualize.page import PageItem, write_page
@@ -41,34 +41,38 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def write_results(
     folder: Path, task_type: TaskType, title: str, tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]
-) -> dict[str, list[Score]]:
+) -> dict[str, list[dict[str, Any]]]:
     """Writes predictions, scores with intervals and a page; scores.json is written last. Thresholds come from `val`."""
-    scores = {}
+    scores: dict[str, list[dict[str, Any]]] = {}
     sections: list[tuple[str, list[PageItem]]] = []
     for split, table in tables.items():
         write_table(predictions_file(folder, split), table)
-        scores[split] = task_type.scores(table, dev=tables.get("val") if split == "test" else None)
+        intervals = task_type.scores(table, dev=tables.get("val") if split == "test" else None)
+        scores[split] = [score._asdict() for score in intervals]
         figures = [item for figure in task_type.figures(table) for item in figure]
-        sections.append((f"{split}: {len(table)} rows", [[score._asdict() for score in scores[split]], *figures]))
+        sections.append((f"{split}: {len(table)} rows", [scores[split], *figures]))
     logs = sorted(folder.glob("csv/part-*/metrics.csv"))
     if logs:
         sections.append(("Training", [curves_figure(logs)]))
     write_page(folder / "results.html", title=f"{title}: {folder.name}", sections=sections)
-    rows = {split: [score._asdict() for score in found] for split, found in scores.items()}
     settings = as_builtins(task_type.settings)
-    write_json(folder / SCORES, {**summary, "metric": task_type.metric, "settings": settings, "scores": rows})
+    write_json(folder / SCORES, {**summary, "metric": task_type.metric, "settings": settings, "scores": scores})
     return scores
 
 
-def show_scores(title: str, scores: Mapping[str, Sequence[Score]]) -> None:
-    """Prints a table per split."""
-    tables = {
-        split: [
-            {"score": s.name, "value": {"value": s.value, "low": s.low, "high": s.high}, "cases": s.cases, "patients": s.patients}
-            for s in found
+def show_scores(title: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Prints the rows of each split."""
+    tables = {}
+    for split, rows in scores.items():
+        tables[split] = [
+            {
+                "score": row["name"],
+                "value": {key: row[key] for key in ("value", "low", "high")},
+                "cases": row["cases"],
+                "patients": row["patients"],
+            }
+            for row in rows
         ]
-        for split, found in scores.items()
-    }
     print(format_tables(f"{title} [95 % interval]", tables), flush=True)
 
 
@@ -86,11 +90,6 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if "config" not in summary:
         raise ValueError(f"{path} was written by another version; run mode=evaluate again, or start another run (run_name=...)")
     return summary
-
-
-def read_scores(folder: Path) -> dict[str, list[Score]]:
-    """Scores of a finished run by split."""
-    return {split: [Score(**row) for row in rows] for split, rows in read_summary(folder)["scores"].items()}
 
 
 def compare(task_type: TaskType, first: Path, second: Path) -> None:
@@ -154,7 +153,7 @@ def compare_tables(task_type: TaskType, first: Path, second: Path, *, split: str
     systems = [partial(_statistics, task_type, table, val) for table, val in zip((one, two), dev, strict=True)]
     values = [system(np.arange(len(one))) for system in systems]
     masks = {name: task_type.support_mask(one, name) for name in values[0]}
-    found = paired_comparisons(
+    differences = paired_comparisons(
         *reversed(systems), one["patient_id"].to_numpy(), support_masks=masks,
         n_bootstrap=task_type.settings.n_bootstrap, seed=task_type.settings.seed,
     )  # fmt: skip
@@ -164,7 +163,7 @@ def compare_tables(task_type: TaskType, first: Path, second: Path, *, split: str
             "difference": {"value": row.difference, "low": row.low, "high": row.high},
             "p": row.p_text, "patients": row.patients,
         }
-        for name, row in found.items()
+        for name, row in differences.items()
     ]  # fmt: skip
 
 

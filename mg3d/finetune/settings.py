@@ -163,31 +163,31 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: an argument without `=`.
     """
-    given: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for argument in arguments:
         name, sign, value = argument.partition("=")
         if not sign:
             raise ValueError(f"{argument!r}: expected name=value, such as data_root=/data/set; --help lists the settings")
         if value[:1] in "[(" and value[-1:] in "])" and value:
-            given[name] = [item.strip() for item in value[1:-1].split(",") if item.strip()]
+            overrides[name] = [item.strip() for item in value[1:-1].split(",") if item.strip()]
         else:
-            given[name] = "none" if value.lower() == "none" else value
-    return given
+            overrides[name] = "none" if value.lower() == "none" else value
+    return overrides
 
 
-def parse_settings(kind: type[FinetuneSettings], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
+def parse_settings(kind: type[FinetuneSettings], overrides: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
     """Validated settings: the user's values over `defaults` over those of the class.
 
     Raises:
         ValueError: an unknown name, a wrong type or a value out of range.
     """
-    for name in given:
+    for name in overrides:
         if name not in kind.model_fields:
             similar = difflib.get_close_matches(name, kind.model_fields, n=3)
             hint = f"did you mean {' or '.join(similar)}?" if similar else "--help lists all settings"
             raise ValueError(f"unknown setting {name!r}; {hint}")
     try:
-        return kind(**{**defaults, **{name: _absolute(kind, name, value) for name, value in given.items()}})
+        return kind(**{**defaults, **{name: _absolute(kind, name, value) for name, value in overrides.items()}})
     except ValidationError as error:
         raise ValueError("; ".join(map(_message, error.errors(include_url=False)))) from None
 

@@ -47,7 +47,7 @@ class DownstreamTask:
 
 def protocol(published: Mapping[str, Any], phantom: Mapping[str, Any]) -> Callable[[Mapping[str, Any], bool], Mapping[str, Any]]:
     """Defaults of the published protocol, and what replaces them on synthetic data."""
-    return lambda given, synthetic: {**published, **(phantom if synthetic else {})}
+    return lambda overrides, synthetic: {**published, **(phantom if synthetic else {})}
 
 
 def load_task(downstream: Path, name: str) -> DownstreamTask:

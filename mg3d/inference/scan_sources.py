@@ -88,8 +88,8 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
 def _listed_scan(model: ScanModel, root: Path, volume: ListedVolume) -> ScanSource:
     """Scan of a table row; faulty rows fail when they are read."""
     key = str(volume.path)
-    if volume.fault:
-        return ScanSource(key, "", partial(_fail, REASONS[volume.fault]))
+    if volume.quarantine_code:
+        return ScanSource(key, "", partial(_fail, REASONS[volume.quarantine_code]))
     report, _ = build_report(volume.findings, volume.impression)
     return ScanSource(key, report, partial(model.read, root / key))
 

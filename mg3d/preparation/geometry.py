@@ -69,11 +69,16 @@ def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[flo
     spacing = np.empty(3)
     spacing[change[:, 0].astype(int)] = sizes
     spacing_zyx = tuple(float(size) for size in spacing[::-1])
-    if len(view) < MIN_SLICES:
-        raise Refusal("too_few_slices", f"{len(view)} slices, at least {MIN_SLICES} expected")
-    if len(view) * spacing_zyx[0] > MAX_LENGTH_MM:
-        raise Refusal("too_long", f"{len(view) * spacing_zyx[0]:.0f} mm")
+    check_slices(len(view), spacing_zyx[0])
     return view, spacing_zyx
+
+
+def check_slices(count: int, spacing_mm: float | None = None) -> None:
+    """Raise `Refusal` too_few_slices or too_long for a stack of `count` axial slices."""
+    if count < MIN_SLICES:
+        raise Refusal("too_few_slices", f"{count} slices, at least {MIN_SLICES} expected")
+    if spacing_mm is not None and count * spacing_mm > MAX_LENGTH_MM:
+        raise Refusal("too_long", f"{count * spacing_mm:.0f} mm")
 
 
 def _check_axes(directions: np.ndarray) -> None:

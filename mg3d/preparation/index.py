@@ -24,7 +24,7 @@ def join(
     tasks: Sequence[ShardTask], sidecars: Sequence[Mapping[str, Any]], out: Path
 ) -> tuple[pa.Table, list[Quarantined], list[str]]:
     """Index rows of all stored volumes with a column `split`, quarantined volumes, and ids of those not downloaded yet."""
-    parts, refused, absent = [_SPLIT_AND_ROW.empty_table()], [], []
+    parts, quarantined, absent = [_SPLIT_AND_ROW.empty_table()], [], []
     for task, sidecar in zip(tasks, sidecars):
         shard, rows = task.path.relative_to(out).as_posix(), []
         for record in task.records:
@@ -32,16 +32,16 @@ def join(
             if facts.get("refused") == "not_downloaded":
                 absent.append(record.volume_id)
             elif "refused" in facts:
-                refused.append(Quarantined(record.volume_id, record.dataset, "volume", facts["refused"], facts["detail"]))
+                quarantined.append(Quarantined(record.volume_id, record.dataset, "volume", facts["refused"], facts["detail"]))
             else:
                 rows.append({"split": record.split, **_row(record, facts, shard, task.recipe.unit(record.dataset))})
         parts.append(pa.Table.from_pylist(rows, schema=_SPLIT_AND_ROW))  # by shard: all rows as dicts take five times as much
-    return pa.concat_tables(parts), refused, absent
+    return pa.concat_tables(parts), quarantined, absent
 
 
 def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None:
     """Write the index files of a data set: of all splits, or only of those with volumes if there is no training volume."""
-    facts = DATASETS[dataset]
+    info = DATASETS[dataset]
     metadata = {
         "shape": list(recipe.shape),
         "intensity": recipe.intensity(dataset),
@@ -49,7 +49,7 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None
         "preproc_hash": recipe.digest(dataset),
         "sentence_spans_version": SPANS_VERSION,
         "compression": recipe.compression,
-        "source": {"name": facts.title, "licence": facts.licence},
+        "source": {"name": info.title, "licence": info.licence},
     }
     filled = set(rows["split"].unique().to_pylist())
     remove_index(out, dataset)
@@ -67,7 +67,7 @@ def remove_index(out: Path, dataset: str) -> None:
 
 
 def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) -> dict[str, Any]:
-    report, units, report_sha256 = _text(record.findings, record.impression)
+    report, spans, report_sha256 = _text(record.findings, record.impression)
     return {
         "volume_id": record.volume_id,
         "study_id": record.study_id,
@@ -78,7 +78,7 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
         "findings": record.findings,
         "impression": record.impression,
         "report": report,
-        "sentence_spans": units,
+        "sentence_spans": spans,
         "report_sha256": report_sha256,
         "labels": list(record.labels),
         "label_source": record.label_source,
@@ -93,5 +93,5 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
 @lru_cache(maxsize=64)
 def _text(findings: str | None, impression: str | None) -> tuple[str, list[dict[str, int]], str]:
     """Report, sentence spans and hash. Cached, because consecutive reconstructions of a scan share the report."""
-    report, units = build_report(findings, impression)
-    return report, [unit._asdict() for unit in units], hashlib.sha256(normalize_text(report).encode()).hexdigest()
+    report, spans = build_report(findings, impression)
+    return report, [span._asdict() for span in spans], hashlib.sha256(normalize_text(report).encode()).hexdigest()

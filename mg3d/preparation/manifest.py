@@ -69,9 +69,9 @@ def check_shards(tasks: Sequence[ShardTask], *, retry: bool, verify: bool) -> Sh
         facts = (on_disk or {}).get("volumes", {})
         status.stored.update(name for name, known in facts.items() if "row" in known)
         codes = {known.get("refused") for known in (sidecar or {}).get("volumes", {}).values()}
-        again = bool(codes & RETRIED) or (retry and bool(codes - {None, "not_downloaded"}))
-        if sidecar is None or again or (verify and sidecar["rows"]):
-            status.pending.append(replace(task, sidecar_time=sidecar_time(task), retry=again, verify=verify))
+        retries = bool(codes & RETRIED) or (retry and bool(codes - {None, "not_downloaded"}))
+        if sidecar is None or retries or (verify and sidecar["rows"]):
+            status.pending.append(replace(task, sidecar_time=sidecar_time(task), retry=retries, verify=verify))
         else:
             status.done[task.path.name] = sidecar
     return status

@@ -9,7 +9,7 @@ from pathlib import Path
 from mg3d.files import replacing
 
 REASONS: dict[str, str] = {
-    "not_downloaded": "listed in the tables, not downloaded yet",
+    "not_downloaded": "listed in the tables, but not downloaded yet",
     "download_failed": "the download failed; the next run tries again",
     "missing_file": "listed in the tables, but the file is missing",
     "unreadable": "the file or folder exists, but cannot be read (permissions, disk error)",
@@ -17,23 +17,24 @@ REASONS: dict[str, str] = {
     "jpeg_truncated": "a slice is damaged",
     "nifti_header": "the header cannot be read",
     "unknown_format": "unsupported format: name a NIfTI file, a folder of DICOM slices or one of its slices",
-    "not_3d": "not three axes",
-    "too_large": "more voxels than a CT has",
+    "not_3d": "not a 3D array of scalars",
+    "too_large": "larger than the supported maximum",
     "nan_spacing": "no voxel spacing in the header or the metadata",
     "spacing_out_of_range": "implausible voxel spacing",
     "shape_mismatch": "size differs from the metadata, or between slices",
     "hu_ambiguous": "air is not near -1000 HU, as stored or after rescaling",
-    "no_body": "no body found",
+    "no_body": "no voxel above -300 HU",
     "constant_image": "all voxels are equal",
     "no_chest": "on the data set's list of volumes without a chest",
-    "too_few_slices": "fewer slices than a chest needs",
+    "too_few_slices": "fewer slices than a chest CT has",
     "too_long": "scan length exceeds 1.5 m",
     "duplicate_row": "conflicting table rows for one volume",
+    "nested_series": "a folder around another listed DICOM series: name one slice of each series in the table",
     "grey_range": "grey values below 0 or above 255",
     "mha_damaged": "the MetaImage file is damaged, or refers to voxels in another folder",
     "array_damaged": "the .npz file is damaged or lacks the expected array",
     "dicom_damaged": "no DICOM file in the folder, or a slice that cannot be decoded",
-    "codec_missing": "no decoder for this compression: pip install -e '.[dicom]'",
+    "codec_missing": "pydicom or a decoder is missing: pip install -e '.[dicom]'",
     "not_ct": "not single-frame CT slices",
     "no_axial_series": "only scouts, screen captures or reformatted views",
     "missing_slices": "gaps between the slices of a series",
@@ -74,15 +75,20 @@ class Quarantined:
     detail: str = ""
 
 
-def write_quarantine(path: Path, entries: Sequence[Quarantined], datasets: Collection[str]) -> None:
-    """Replace the entries of `datasets` in quarantine.jsonl and keep those of other data sets. Invalid lines are dropped."""
-    others = []
+def read_quarantine(path: Path) -> list[Quarantined]:
+    """The entries of a quarantine.jsonl, without incomplete lines; none if there is no file."""
+    entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            entry = Quarantined(**json.loads(line))
+            entries.append(Quarantined(**json.loads(line)))
         except (json.JSONDecodeError, TypeError):
             continue
-        others += [] if entry.dataset in datasets else [entry]
+    return entries
+
+
+def write_quarantine(path: Path, entries: Sequence[Quarantined], datasets: Collection[str]) -> None:
+    """Replace the entries of `datasets` in quarantine.jsonl and keep those of other data sets. Invalid lines are dropped."""
+    others = [entry for entry in read_quarantine(path) if entry.dataset not in datasets]
     merged = sorted([*others, *entries], key=lambda entry: (entry.dataset, entry.volume_id, entry.code))
     with replacing(path) as stream:
         stream.write("".join(json.dumps(asdict(entry), sort_keys=True) + "\n" for entry in merged).encode())

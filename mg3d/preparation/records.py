@@ -79,6 +79,6 @@ class Inventory:
     root: Path
     """Folder that the records' files are relative to."""
     records: list[VolumeRecord] = field(default_factory=list)
-    refused: list[Quarantined] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Remarks for the summary."""

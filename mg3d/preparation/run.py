@@ -23,38 +23,28 @@ from mg3d.preparation.progress import progress_bar, use_counter
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Inventory
-from mg3d.preparation.shards import ShardTask, build_shard, is_locked, plan_shards, remove_partial_shard
-from mg3d.preparation.sources.options import CtrgSplit, SourceOptions
+from mg3d.preparation.shards import ShardTask, build_shard, is_locked, plan_shards, remove_partial_shard, try_lock
+from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES, STREAMED_TABLES
 from mg3d.preparation.streaming import HubSource, open_hub, prefetch_count
 from mg3d.preparation.summary import PrepareSummary
-from mg3d.settings.schema import volume_shape
 
 POLL_S = 0.5
 """Pause before a run checks again whether other runs have finished their shards."""
 
 
-@dataclass(frozen=True)
-class PrepareOptions:
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions(SourceOptions):
     """Options of a preparation, as on the command line."""
 
-    out: Path
     roots: Mapping[str, Path]
     """Data set -> folder of its raw files; for a streamed one, the download cache."""
-    image_size: int = 128
-    recipe: Recipe | None = None
-    """None: the paper's preprocessing at `image_size`, which is not used otherwise."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """The preprocessing; the default is the paper's."""
     workers: int = 1
-    val_patients: int = 500
-    seed: int = 0
-    ctrg_split: CtrgSplit = "resplit"
-    limit: int | None = None
-    table: Path | None = None
-    keep_ids: bool = False
     retry_quarantine: bool = False
     verify: bool = False
     """Compare finished shards with their SHA-256."""
-    compression: Literal["none", "zstd"] = "none"
     worker: tuple[int, int] | None = None
     """(i, n): run i of n concurrent runs, which start at different shards. It ends when no shard is left to take."""
     engine: Literal["local", "ray"] = "local"
@@ -65,11 +55,6 @@ class PrepareOptions:
     """Maximum bytes of downloaded volumes on disk, over all workers of this run."""
     shard_rows: int | None = None
     """Volumes per shard; None: `shards.SHARD_ROWS`."""
-
-    @property
-    def full_recipe(self) -> Recipe:
-        """The preprocessing, with defaults filled in."""
-        return replace(self.recipe or Recipe(shape=volume_shape(self.image_size)), compression=self.compression)
 
 
 @dataclass
@@ -99,10 +84,8 @@ def prepare(options: PrepareOptions, engine: Engine | None = None) -> PrepareSum
         OSError: the disk is full, or the Hub cannot be reached.
     """
     start = time.monotonic()
-    if options.image_size < 32 or options.image_size % 32:
-        raise ValueError(f"image size {options.image_size} is not a positive multiple of 32; use 64, 96 or 128")
     for dataset in options.roots:
-        options.full_recipe.provenance(dataset)
+        options.recipe.provenance(dataset)  # raises for a crop that the data set does not allow
     counter = multiprocessing.get_context("spawn").Value("q", 0)
     use_counter(counter)
     if engine is None and options.engine == "ray":
@@ -130,7 +113,7 @@ def _plan_jobs(options: PrepareOptions, summary: PrepareSummary) -> dict[str, _J
         if not inventory.records:
             _check_splits(dataset, inventory, set(), options.out / "quarantine.jsonl")
         tasks = plan_shards(
-            inventory.records, root=inventory.root, out=options.out, recipe=options.full_recipe, rows=options.shard_rows
+            inventory.records, root=inventory.root, out=options.out, recipe=options.recipe, rows=options.shard_rows
         )
         if source := sources.get(dataset):
             prefetch = prefetch_count(source, inventory.records, options.stream_budget, options.workers)
@@ -161,15 +144,8 @@ def _list_raw_data(options: PrepareOptions, sources: Mapping[str, HubSource]) ->
     for name, root in options.roots.items():
         if not root.is_dir():
             raise FileNotFoundError(f"the {DATASETS[name].title} folder {root} does not exist")
-    common = SourceOptions(
-        out=options.out, val_patients=options.val_patients, seed=options.seed, ctrg_split=options.ctrg_split, limit=options.limit,
-        table=options.table, keep_ids=options.keep_ids,
-    )  # fmt: skip
-    inventories = {}
-    for name, root in options.roots.items():
-        listing = list(sources[name].sizes) if name in sources else None
-        inventories[name] = SOURCES[name](root, replace(common, listing=listing))
-    return inventories
+    listings = {name: list(source.sizes) for name, source in sources.items()}
+    return {name: SOURCES[name](root, replace(options, listing=listings.get(name))) for name, root in options.roots.items()}
 
 
 def _check_splits(dataset: str, inventory: Inventory, stored: set[str], quarantine: Path) -> None:
@@ -181,8 +157,8 @@ def _check_splits(dataset: str, inventory: Inventory, stored: set[str], quaranti
     empty = [split for split in DATASETS[dataset].required_splits if not usable[split]]
     if usable and not empty:
         return
-    write_quarantine(quarantine, inventory.refused, {dataset})
-    codes = ", ".join(f"{code} {number}" for code, number in counts(inventory.refused).items())
+    write_quarantine(quarantine, inventory.quarantined, {dataset})
+    codes = ", ".join(f"{code} {number}" for code, number in counts(inventory.quarantined).items())
     why = f"excluded: {codes}, see {quarantine}" if codes else "nothing was excluded, so the download is incomplete"
     found = ", ".join(f"{split} {number}" for split, number in usable.items()) or "none"
     raise ValueError(
@@ -235,10 +211,10 @@ def _finish(options: PrepareOptions, jobs: Mapping[str, _Job], summary: PrepareS
         write_quarantine(options.out / "quarantine.jsonl", summary.quarantined, jobs.keys())
         _check_leaks(tables, options.out, summary)
         for dataset, rows in tables.items():
-            write_index(options.out, dataset, options.full_recipe, rows)
+            write_index(options.out, dataset, options.recipe, rows)
         for pattern in ("*.arrow", "quarantine.jsonl"):
             remove_partial(options.out, pattern)
-    lock.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
 
 
 def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Table:
@@ -246,7 +222,7 @@ def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Tab
     folder, sidecars = out / "shards" / dataset, [job.done[task.path.name] for task in job.tasks]
     rows, quarantined, not_downloaded = join(job.tasks, sidecars, out)
     stored = set(rows["volume_id"].to_pylist())
-    excluded = [entry for entry in job.inventory.refused if entry.volume_id not in stored]
+    excluded = [entry for entry in job.inventory.quarantined if entry.volume_id not in stored]
     summary.quarantined += [*excluded, *quarantined]
     summary.not_downloaded += len(set(not_downloaded) - {entry.volume_id for entry in excluded})
     per_split = Counter(rows["split"].to_pylist())
@@ -259,8 +235,9 @@ def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Tab
     write_manifest(folder, sidecars)
     remove_partial(folder)
     for lock in folder.glob("*.lock"):
-        if not is_locked(lock):
-            lock.unlink(missing_ok=True)
+        with try_lock(lock) as free:  # deleted while it is held: another process must not lock the deleted file
+            if free:
+                lock.unlink(missing_ok=True)
     return rows
 
 

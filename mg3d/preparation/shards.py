@@ -29,7 +29,7 @@ SHARD_ROWS = 256
 MANIFEST = "manifest.json"
 _FACTS = b"mg3d.facts"
 _NOT_DOWNLOADED = {"refused": "not_downloaded", "detail": ""}
-_LOST = {"refused": "missing_file", "detail": "the stored row is damaged and the raw file is gone"}
+_DAMAGED_AND_DELETED = {"refused": "missing_file", "detail": "the stored row is damaged and the raw file is gone"}
 
 
 class PlanChangedError(ValueError):
@@ -304,7 +304,7 @@ def _rows(task: ShardTask) -> Iterator[_Row]:
                 facts, image = previous.read(record.volume_id)
                 yield record, image, facts, state or previous.file_state(record.volume_id)
             elif not record.files:
-                yield record, None, _LOST if previous.was_stored(record.volume_id) else _NOT_DOWNLOADED, None
+                yield record, None, _DAMAGED_AND_DELETED if previous.was_stored(record.volume_id) else _NOT_DOWNLOADED, None
             else:
                 _, failure = next(arrivals)
                 yield record, *_try_volume(record, local, failure), state

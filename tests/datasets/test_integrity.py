@@ -1,38 +1,18 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_arrow import write_split
+from small_arrow import edit_index, first_with, read_index, with_distinct_reports, write_split
 
 from mg3d.datasets import integrity
 from mg3d.datasets.integrity import check_arrow_files, find_leaks, require_valid, shared_values
 
 
-def read(root, split, stem="clm_ct_rate"):
-    with pa.memory_map(str(root / f"{stem}_{split}.arrow")) as source:
-        return pa.ipc.open_file(source).read_all()
-
-
-def edit(root, split, change, metadata=None, stem="clm_ct_rate"):
-    """Rewrites an index with `change(rows)`."""
-    table = read(root, split, stem)
-    schema = table.schema if metadata is None else table.schema.with_metadata({**table.schema.metadata, **metadata})
-    changed = pa.Table.from_pylist(change(table.to_pylist()), schema=schema)
-    path = root / f"{stem}_{split}.arrow"
-    path.unlink()
-    with pa.ipc.new_file(path, schema) as writer:
-        writer.write_table(changed)
-
-
-def first_with(column, value):
-    return lambda rows: [{**rows[0], column: value}, *rows[1:]]
-
-
 @pytest.fixture
 def arrows(tmp_path):
-    """Files without problems; reports of write_split repeat after seven patients, so each study gets its own hash."""
+    """Files without problems."""
     for split, patients, first in (("train", 6, 0), ("val", 3, 20), ("test", 2, 30)):
         write_split(tmp_path, "ct_rate", split, patients=patients, first=first, reconstructions=2)
-        edit(tmp_path, split, lambda rows: [{**row, "report_sha256": f"of {row['study_id']}"} for row in rows])
+        edit_index(tmp_path, split, with_distinct_reports)
     return tmp_path
 
 
@@ -50,8 +30,8 @@ def test_valid_files_have_no_problem(arrows):
     ],
 )
 def test_a_value_in_two_splits_is_reported_with_its_volumes(arrows, column, code, is_error):
-    train = read(arrows, "train").to_pylist()
-    edit(arrows, "test", first_with(column, train[3][column]))
+    train = read_index(arrows, "train").to_pylist()
+    edit_index(arrows, "test", first_with(column, train[3][column]))
     (problem,) = check_arrow_files(arrows, ["ct_rate"])
     first = next(row["volume_id"] for row in train if row[column] == train[3][column])
     assert (problem.code, problem.is_error) == (code, is_error)
@@ -61,8 +41,8 @@ def test_a_value_in_two_splits_is_reported_with_its_volumes(arrows, column, code
 def test_leaks_between_data_sets_are_found(arrows):
     for split, first in (("train", 50), ("val", 60)):
         write_split(arrows, "ctrg", split, patients=2, first=first, unit="uint8_unknown_window")
-    image = read(arrows, "val").to_pylist()[0]["image_sha256"]
-    edit(arrows, "train", first_with("image_sha256", image), stem="clm_chest_ctrg")
+    image = read_index(arrows, "val").to_pylist()[0]["image_sha256"]
+    edit_index(arrows, "train", first_with("image_sha256", image), dataset="ctrg")
     assert [problem.code for problem in check_arrow_files(arrows, ["ct_rate", "ctrg"])] == ["duplicate_pixels"]
 
 
@@ -103,17 +83,17 @@ def test_shared_values_agree_with_a_slow_count():
     ],
 )
 def test_each_error_is_reported_by_its_code(arrows, split, change, metadata, code):
-    edit(arrows, split, change, metadata)
+    edit_index(arrows, split, change, metadata=metadata)
     (problem,) = check_arrow_files(arrows, ["ct_rate"])
     assert (problem.code, problem.is_error) == (code, True)
 
 
 def test_outdated_sentence_spans_are_a_warning_with_the_command_that_updates_them(arrows, monkeypatch):
-    edit(arrows, "val", lambda rows: rows, {b"mg3d.sentence_spans_version": b"1"})
-    edit(arrows, "test", lambda rows: rows, {b"mg3d.sentence_spans_version": b"2"})
+    edit_index(arrows, "val", lambda rows: rows, metadata={b"mg3d.sentence_spans_version": b"1"})
+    edit_index(arrows, "test", lambda rows: rows, metadata={b"mg3d.sentence_spans_version": b"2"})
     monkeypatch.setattr(integrity, "SPANS_VERSION", 2)
     (problem,) = check_arrow_files(arrows, ["ct_rate"])
-    assert (problem.code, problem.is_error) == ("old_units", False)
+    assert (problem.code, problem.is_error) == ("outdated_sentence_spans", False)
     (warning,) = require_valid(arrows, ["ct_rate"])
     assert "(version val 1)" in warning
     assert f"`python prepro/prepro_pretraining_data.py --ct-rate ROOT --out {arrows}`" in warning
@@ -121,7 +101,7 @@ def test_outdated_sentence_spans_are_a_warning_with_the_command_that_updates_the
 
 def test_missing_reports_are_not_a_leak(arrows):
     for split in ("train", "val"):
-        edit(arrows, split, lambda rows: [{**row, "report": "", "report_sha256": integrity.NO_REPORT} for row in rows])
+        edit_index(arrows, split, lambda rows: [{**row, "report": "", "report_sha256": integrity.NO_REPORT} for row in rows])
     assert check_arrow_files(arrows, ["ct_rate"]) == []
 
 
@@ -130,19 +110,19 @@ def test_urls_are_not_checked():
 
 
 def test_an_empty_val_split_and_a_missing_test_split_are_valid(arrows):
-    edit(arrows, "val", lambda rows: [])
+    edit_index(arrows, "val", lambda rows: [])
     (arrows / "clm_ct_rate_test.arrow").unlink()
     assert check_arrow_files(arrows, ["ct_rate"]) == []
 
 
 def test_training_is_refused_with_the_first_error_and_continues_with_warnings(arrows):
-    train = read(arrows, "train").to_pylist()
-    edit(arrows, "test", first_with("report_sha256", train[0]["report_sha256"]))
+    train = read_index(arrows, "train").to_pylist()
+    edit_index(arrows, "test", first_with("report_sha256", train[0]["report_sha256"]))
     (warning,) = require_valid(arrows, ["ct_rate"])
     assert "reports in more than one split: 1" in warning
-    edit(arrows, "test", first_with("patient_id", train[0]["patient_id"]))
+    edit_index(arrows, "test", first_with("patient_id", train[0]["patient_id"]))
     with pytest.raises(ValueError, match=r"patients in more than one split: 1.*rerun the preparation$"):
         require_valid(arrows, ["ct_rate"])
-    edit(arrows, "test", first_with("image_sha256", train[0]["image_sha256"]))
+    edit_index(arrows, "test", first_with("image_sha256", train[0]["image_sha256"]))
     with pytest.raises(ValueError, match=r"1 more: python tools/doctor\.py"):
         require_valid(arrows, ["ct_rate"])

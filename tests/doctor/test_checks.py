@@ -13,10 +13,9 @@ from mg3d.doctor import dataset_checks
 from mg3d.doctor.catalog import StoredVolumeSource, VolumeCatalog
 from mg3d.doctor.checks import run_checks
 from mg3d.doctor.data import DoctorData, read_evaluation_list
-from mg3d.doctor.duplicates import identical_pairs, nearly_identical, partly_identical, similar_pairs
-from mg3d.doctor.headers import read_file_header
+from mg3d.doctor.downloads import is_incomplete
+from mg3d.doctor.duplicates import identical_pairs, nearly_identical, similar_pairs
 from mg3d.doctor.published import PUBLISHED_COUNTS, PUBLISHED_PREVALENCE, SplitCounts
-from mg3d.doctor.results import examples
 from mg3d.doctor.statistics import GREY, VolumeStatistics, Voxels, air_inside, measure_all, voxel_statistics
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined
@@ -194,8 +193,7 @@ def test_air_inside_is_enclosed_by_tissue_on_three_sides():
 def test_statistics_agree_with_a_slow_version():
     stored = np.random.default_rng(0).integers(0, 1200, (37, 19, 26)).astype(np.int16)
     stored[:, :2] = 0
-    assert voxel_statistics(Voxels(stored, (1.0, -8192.0), "hu", "metadata_table", (1.0, 2.0, 3.0))).padding == 1.0
-    item = voxel_statistics(Voxels(stored, (2.0, -1000.0), "hu", "metadata_table", ()))
+    item = voxel_statistics(Voxels(stored, (2.0, -1000.0), "hu"))
     hu = stored.astype(np.float64) * 2 - 1000
     assert item.sha256 == hashlib.sha256(hu.astype(np.int16).tobytes()).hexdigest()
     edges = [[side * k // 8 for k in range(9)] for side in stored.shape]
@@ -240,22 +238,6 @@ def test_stored_volume_that_cannot_be_read_is_an_error(tmp_path):
     assert (result.code, result.severity) == ("constant_image", "error")
 
 
-def test_partly_identical_volumes_agree_with_a_slow_search():
-    means = np.random.default_rng(3).normal(0, 100, (30, 512)).astype(np.float32)
-    means[7, 100:180] = means[21, 100:180]  # 40 of 256 pairs of neighbors
-    means[9, 0:40] = means[11, 0:40]  # 20 of 256
-    means[:, 400:] = -1000  # air does not count, so 200 pairs remain, of which 20 are just a tenth
-    slow = set()
-    for one in range(30):
-        for other in range(one + 1, 30):
-            filled = (means[[one, other]] > -900).reshape(2, 256, 2).all(axis=(0, 2))
-            same = (means[one] == means[other]).reshape(256, 2).all(1) & filled
-            slow |= {(one, other)} if same.sum() >= 0.1 * filled.sum() else set()
-    assert partly_identical(means, -900.0) == slow == {(7, 21), (9, 11)}
-    means[9, 38:40] += 1
-    assert partly_identical(means, -900.0) == {(7, 21)}
-
-
 def test_nearly_identical_volumes_need_close_hashes_and_close_means():
     generator = np.random.default_rng(4)
     base = generator.normal(0, 100, 512).astype(np.float32)
@@ -282,17 +264,17 @@ def test_reconstructions_of_a_study_are_not_duplicates(tmp_path):
     ]
 
 
-def test_file_header_and_truncation_are_read_from_both_ends(tmp_path):
+def test_truncation_is_found_at_every_length(tmp_path):
     path = tmp_path / "volume.nii.gz"
     stored = np.random.default_rng(0).integers(-1000, 1000, (12, 10, 8)).astype(np.int16)
-    nib.save(nib.Nifti1Image(stored, np.diag([-2.0, -3.0, 4.0, 1.0])), path)
-    content, header = path.read_bytes(), read_file_header(path)
-    assert (header.shape, header.axes, header.is_complete) == ((12, 10, 8), "LPS", True)
-    assert header.spacing_mm == pytest.approx((2, 3, 4))
+    nib.save(nib.Nifti1Image(stored, np.eye(4)), path)
+    content = path.read_bytes()
+    assert not is_incomplete(path)
     for length in (len(content) - 1, len(content) - 4, len(content) * 2 // 3, len(content) // 3, 100, 7, 0):
         path.write_bytes(content[:length])
-        assert not read_file_header(path).is_complete
-    assert read_file_header(tmp_path / "missing.nii.gz").shape == ()
+        assert is_incomplete(path)
+    assert is_incomplete(tmp_path / "missing.nii.gz")
+    assert not is_incomplete(tmp_path / "slices.jpg")
 
 
 def test_parallel_processes_give_the_same_in_the_same_order(clean_arrows):
@@ -300,7 +282,3 @@ def test_parallel_processes_give_the_same_in_the_same_order(clean_arrows):
     alone, together = (list(measure_all(sources, workers)) for workers in (1, 2))
     assert [item.sha256 for item in alone] == [item.sha256 for item in together]
     assert not any(math.isnan(item.inside_air) for item in alone)
-
-
-def test_examples_name_three_and_count_the_rest():
-    assert examples(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

@@ -143,7 +143,7 @@ def test_folds_are_read_from_a_published_file(name, tiny_set, tmp_path):
     root = tiny_set(name, **options_of(name))
     names = [case.image.name for case in read(name, root)]
     file = tmp_path / "folds.json"
-    entries = [{"fold": place % 3, "image": f"imagesTr/{image}", "label": image} for place, image in enumerate(names)]
+    entries = [{"fold": index % 3, "image": f"imagesTr/{image}", "label": image} for index, image in enumerate(names)]
     file.write_text(json.dumps({"training": entries}))
     assert [case.fold for case in read(name, root, folds_file=str(file))] == [index % 3 for index in range(9)]
     file.write_text(json.dumps({"training": [*entries, {"fold": 0, "image": "lung_999.nii.gz"}]}))

@@ -118,12 +118,12 @@ def test_a_killed_run_continues_after_its_last_complete_case(tmp_path, monkeypat
     cases, out = three(tmp_path), tmp_path / "s.arrow"
     whole = tmp_path / "whole.arrow"
     arrows.write_cases(whole, cases, FACTS)
-    read, read_cases = arrows.read_array, []
+    read_array, stems = arrows.read_array, []
 
     def dies(source):
         if source.stem == "c":
             raise KeyboardInterrupt
-        return read(source)
+        return read_array(source)
 
     monkeypatch.setattr(arrows, "read_array", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -131,12 +131,12 @@ def test_a_killed_run_continues_after_its_last_complete_case(tmp_path, monkeypat
     partial = tmp_path / ".s.arrow.partial"
     assert not out.exists()
     partial.write_bytes(partial.read_bytes()[:-lost])
-    monkeypatch.setattr(arrows, "read_array", lambda source: read_cases.append(source.stem) or read(source))
+    monkeypatch.setattr(arrows, "read_array", lambda source: stems.append(source.stem) or read_array(source))
     with pytest.raises(ValueError, match="started with other settings"):
         arrows.write_cases(out, cases, {**FACTS, "settings": {"candidates": "V1"}})
     assert arrows.write_cases(out, cases, FACTS) == []
-    assert "c" in read_cases
-    assert read_cases != ["a", "b", "c"]
+    assert "c" in stems
+    assert stems != ["a", "b", "c"]
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".s.*"))
 

@@ -90,7 +90,7 @@ def test_training_reads_each_scan_once_an_epoch(luna, monkeypatch):
 
 
 def table(rows, nodules):
-    """rows: (scan, place, x, score, target)."""
+    """rows: (scan, candidate, x, score, target)."""
     made = pd.DataFrame(rows, columns=["case_id", "candidate", "x_mm", "score/nodule", "target/nodule"])
     made["patient_id"], made["y_mm"], made["z_mm"] = made["case_id"], 0.0, 0.0
     made["nodules"] = [json.dumps(nodules[row[0]]) if row[1] <= 0 else "" for row in rows]

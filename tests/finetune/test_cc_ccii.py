@@ -42,7 +42,7 @@ def arrays(tiny_set, tmp_path_factory):
     return root
 
 
-def test_slices_run_upwards_and_numbers_count_as_numbers(tmp_path):
+def test_slices_run_upwards_and_are_sorted_numerically(tmp_path):
     folder = tmp_path / "CP" / "7" / "70"
     folder.mkdir(parents=True)
     for number in (10, 9, 1, 2):
@@ -106,11 +106,11 @@ def test_unreadable_files_are_reported_with_a_reason(tmp_path, spoil, message):
         sitk.WriteImage(sitk.GetImageFromArray(noise[:2, :6, :10].copy()), str(tmp_path / name))
     nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "b.nii.gz")
     np.save(tmp_path / "c.npy", noise)
-    for place in (1, 2):
-        Image.fromarray(noise[place]).save(tmp_path / f"{place}.jpg")
+    for index in (1, 2):
+        Image.fromarray(noise[index]).save(tmp_path / f"{index}.jpg")
     sources = [*(tmp_path / name for name in ("a.mhd", "b.nii.gz", "c.npy", "d.mha")), (tmp_path / "1.jpg", tmp_path / "2.jpg")]
     spoil(tmp_path)
-    cases = [FinetuneCase(case_id=str(place), patient_id="p", image=source) for place, source in enumerate(sources)]
+    cases = [FinetuneCase(case_id=str(index), patient_id="p", image=source) for index, source in enumerate(sources)]
     errors = [facts["error"] for facts in inspect_files(cases, tmp_path / "files.json").values() if "error" in facts]
     assert len(errors) == (message is not None)
     if message:

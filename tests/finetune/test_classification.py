@@ -17,7 +17,7 @@ TARGETS = [(1, 1), (1, 0), (1, 0), (0, 0), (0, 0)]
 SCORES = [(0.9, 0.6), (0.8, 0.2), (0.3, 0.7), (0.4, 0.9), (0.1, 0.1)]
 
 
-def test_severity_is_scored_among_positives_alone():
+def test_severity_is_scored_among_positives_only():
     """Severe 0.6 against 0.2 and 0.7: one of two pairs is right. Over all patients it would be two of four."""
     found = STOIC.statistics(table(STOIC, TARGETS, SCORES))
     assert found["auroc/probSevere"] == pytest.approx(1 / 2)
@@ -26,7 +26,7 @@ def test_severity_is_scored_among_positives_alone():
     assert found["brier"] == pytest.approx(np.mean([(0.01 + 0.04 + 0.49 + 0.16 + 0.01) / 5, (0.16 + 0.04 + 0.49) / 3]))
 
 
-def test_decisions_at_one_half_are_as_counted_by_hand():
+def test_decisions_at_one_half_by_hand():
     found = STOIC.statistics(table(STOIC, TARGETS, SCORES))
     assert found["sensitivity@0.5/probCOVID"] == pytest.approx(2 / 3)
     assert found["specificity@0.5/probCOVID"] == 1
@@ -35,7 +35,7 @@ def test_decisions_at_one_half_are_as_counted_by_hand():
     assert not [name for name in found if "@val" in name]
 
 
-def test_the_threshold_is_chosen_on_the_other_part():
+def test_thresholds_are_chosen_on_validation_cases():
     """On dev 0.2 parts the classes; there all positives and one negative of two are called."""
     dev = table(STOIC, [(1, 1), (1, 0), (0, 0)], [(0.2, 0.9), (0.25, 0.1), (0.1, 0.5)])
     found = STOIC.statistics(table(STOIC, TARGETS, SCORES), dev)
@@ -46,7 +46,7 @@ def test_the_threshold_is_chosen_on_the_other_part():
     assert STOIC.statistics(table(STOIC, TARGETS, SCORES), other)["specificity@val/probCOVID"] == 1
 
 
-def test_scores_of_exclusive_classes_are_as_by_hand():
+def test_scores_of_exclusive_classes_by_hand():
     probabilities = [(0.8, 0.1, 0.1), (0.1, 0.8, 0.1), (0.6, 0.3, 0.1), (0.2, 0.2, 0.6)]
     found = CCCCII.statistics(table(CCCCII, np.eye(3, dtype=int)[[0, 1, 1, 2]], probabilities))
     assert found["accuracy"] == 3 / 4

@@ -14,7 +14,7 @@ from mg3d.evaluation.baselines import fit_logistic
 from mg3d.evaluation.encoder import MG3DEncoder, as_sentence
 from mg3d.evaluation.zero_shot import prompt_texts, zero_shot_scores
 from mg3d.finetune.cases import PreparedRow, RawScan, split_fold
-from mg3d.finetune.encoder import start_encoder
+from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.fit import fit_closed_form, load_network, read_finetuned
 from mg3d.finetune.images import read_image
 from mg3d.finetune.pretrained_model import can_compare, load_pretrained_model
@@ -52,7 +52,7 @@ def test_the_public_layout_and_its_arrow_files_give_equal_batches(tiny_set):
     assert torch.equal(read_image(RawScan(scan, SHAPE)).as_tensor(), read_image(stored.image).as_tensor())
 
 
-def test_official_validation_is_the_test_part_and_val_has_other_patients_than_train(tiny_set):
+def test_the_official_validation_set_is_the_test_split_and_patients_are_not_shared(tiny_set):
     _, cases = task_and_cases(tiny_set("CT-RATE"), image_size=32)
     assert {case.case_id.split("/")[1].split("_")[0] for case in cases if case.split == "test"} == {"valid"}
     parts = [{case.patient_id for case in cases if (case.split, case.fold) == key} for key in (("train", 1), ("train", 0))]
@@ -66,7 +66,7 @@ def test_a_volume_reaches_the_network_as_in_pretraining(arrows):
     assert np.allclose(batch_of(task_type, cases[:1])["image"][0, 0], expected, atol=1e-6)
 
 
-def test_eight_bit_volumes_become_hounsfield_units_again(tmp_path):
+def test_eight_bit_volumes_are_converted_to_hounsfield_units(tmp_path):
     from small_arrow import write_split
 
     stored = np.arange(32 * 24 * 32).reshape(SHAPE).astype(np.uint8)
@@ -98,9 +98,9 @@ def test_each_volume_and_the_prompts_are_encoded_once_per_step(arrows, pretraine
     task_type, cases = task_and_cases(arrows, task="prompts", pretrained=pretrained, train="all")
     network = network_of(task_type, cases)
     calls = []
-    kept = (network.model.vision.encode, network.model.text.forward)
-    network.model.vision.encode = lambda volume, *more: calls.append(("volume", len(volume))) or kept[0](volume, *more)
-    network.model.text.forward = lambda ids, mask: calls.append(("text", len(ids))) or kept[1](ids, mask)
+    original = (network.model.vision.encode, network.model.text.forward)
+    network.model.vision.encode = lambda volume, *more: calls.append(("volume", len(volume))) or original[0](volume, *more)
+    network.model.text.forward = lambda ids, mask: calls.append(("text", len(ids))) or original[1](ids, mask)
     network.train()
     task_type.loss(network, batch_of(task_type, cases[:3])).backward()
     assert sorted(calls) == [("text", 36), ("volume", 3)]
@@ -131,7 +131,7 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained, capsys):
     assert np.allclose(rows[[f"score/{name}" for name in LABELS]], expected, atol=1e-5)
 
 
-def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, tmp_path):
+def test_a_checkpoint_restores_the_network_with_its_tokenizer(arrows, pretrained, tmp_path):
     arguments = [f"data_root={arrows}", f"pretrained={pretrained}", f"log_dir={tmp_path}", "run_name=run", "task=prompts",
                  "epochs=1", "n_bootstrap=0", "accelerator=cpu", "num_workers=0", "learning_rate=1e-3"]  # fmt: skip
     assert run(load("CT-RATE").TASK, arguments) == 0
@@ -145,17 +145,17 @@ def test_a_saved_network_is_built_again_with_its_tokenizer(arrows, pretrained, t
     assert np.allclose(again[f"score/{LABELS[4]}"], before[f"score/{LABELS[4]}"], atol=1e-6)
 
 
-def test_the_whole_model_of_a_file_can_start_from_scratch(pretrained):
+def test_encoder_checkpoint_gives_the_whole_architecture_with_random_weights(pretrained):
     named = {"text_encoder": "", "shape": SHAPE}
-    theirs, ours = (
-        load_pretrained_model(FinetuneSettings(**{word: str(pretrained)}), **named) for word in ("pretrained", "encoder")
+    loaded, scratch = (
+        load_pretrained_model(FinetuneSettings(**{name: str(pretrained)}), **named) for name in ("pretrained", "encoder")
     )
-    assert ours.untrained == ("everything",)
-    assert not can_compare(ours)
-    one, other = theirs.model.state_dict(), ours.model.state_dict()
+    assert scratch.untrained == ("everything",)
+    assert not can_compare(scratch)
+    one, other = loaded.model.state_dict(), scratch.model.state_dict()
     assert {name: tensor.shape for name, tensor in one.items()} == {name: tensor.shape for name, tensor in other.items()}
     assert not any(torch.equal(one[name], other[name]) for name in one if name.endswith("proj.weight"))
-    assert ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+    assert scratch.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
 
 
 def test_volumes_have_the_size_that_the_checkpoint_expects(pretrained):
@@ -174,14 +174,14 @@ def test_ranks_by_hand(arrows, pretrained):
     reports = volumes[[0, 0, 3, 2]]  # the last two are exchanged
     labels = [np.array([1, 1, 0]), np.array([1, 0, 0]), np.array([0, 0, 1]), np.array([0, 0, 0])]
     rows = [
-        {"case_id": str(place), "patient_id": str(place), "volume": volumes[place], "report": reports[place],
-         "text": ["a", "a", "b", "c"][place], "target": labels[place]}
-        for place in range(4)
+        {"case_id": str(index), "patient_id": str(index), "volume": volumes[index], "report": reports[index],
+         "text": ["a", "a", "b", "c"][index], "target": labels[index]}
+        for index in range(4)
     ]  # fmt: skip
     table = task_type.finish(pd.DataFrame(rows))
     assert table["rank/report_to_volume"].tolist()[::2] == [1, 2]
     assert table["rank/report_to_volume"][3] == 4
-    assert np.isnan(table["rank/report_to_volume"][1])  # its report was asked for already
+    assert np.isnan(table["rank/report_to_volume"][1])  # its report is the same query as that of volume 0
     assert table["rank/volume_to_report"].tolist() == [1, 1, 3, 2]
     assert table["relevant/report_to_volume"][0] == 2
     assert table["jaccard@1"].tolist() == [0.5, 0.5, 0.0, 0.0]  # volume 3 has no finding and is in no gallery
@@ -189,10 +189,10 @@ def test_ranks_by_hand(arrows, pretrained):
     assert found["report_to_volume/recall@1"] == pytest.approx(1 / 3)
     assert found["report_to_volume/chance@1"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
     assert found["volume_to_volume/jaccard@1"] == 0.25
-    silent = task_type.statistics(table.iloc[[1]])  # a draw in which no report is asked for
-    assert silent.keys() == found.keys()
-    assert np.isnan(silent["report_to_volume/recall@1"])
-    assert np.isnan(silent["report_to_volume/median_rank"])
+    without_query = task_type.statistics(table.iloc[[1]])  # a bootstrap resample without a query
+    assert without_query.keys() == found.keys()
+    assert np.isnan(without_query["report_to_volume/recall@1"])
+    assert np.isnan(without_query["report_to_volume/median_rank"])
     names = ("report_to_volume/recall@1", "volume_to_report/recall@1", "volume_to_volume/jaccard@1")
     assert [int(task_type.support_mask(table, name).sum()) for name in names] == [3, 4, 4]
 
@@ -212,7 +212,7 @@ def test_retrieval_runs_from_the_command_line(arrows, pretrained, tmp_path):
 def test_the_probe_computes_features_once_and_takes_the_best_penalty(arrows, tmp_path, capsys):
     task_type, cases = task_and_cases(arrows, task="probe", encoder="tiny")
     torch.manual_seed(0)
-    network = task_type.network(start_encoder(task_type.settings, synthetic=True).encoder).eval()
+    network = task_type.network(load_encoder(task_type.settings, synthetic=True).encoder).eval()
     split = split_fold(cases, fold=0, folds=1)
     task_type.fit_closed_form(network, split, tmp_path)
     assert len(list(tmp_path.rglob("*.npy"))) == 2
@@ -236,8 +236,8 @@ def test_a_closed_form_fit_refuses_several_processes(arrows, tmp_path, monkeypat
         fit_closed_form(task_type, torch.nn.Identity(), None, tmp_path, {})
 
 
-def test_stored_features_are_of_one_preprocessing(arrows, tmp_path):
-    network, found = ProbeNetwork(start_encoder(FinetuneSettings(encoder="tiny")).encoder, 18).eval(), []
+def test_stored_features_depend_on_the_preprocessing(arrows, tmp_path):
+    network, found = ProbeNetwork(load_encoder(FinetuneSettings(encoder="tiny")).encoder, 18).eval(), []
     for window in ((-1000.0, 1000.0), (-200.0, 300.0)):
         task = load("CT-RATE").TASK
         task_type = task.build(task.settings(window_hu=window, volume_size=SHAPE, num_workers=0))

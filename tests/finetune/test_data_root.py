@@ -37,7 +37,7 @@ def test_synthetic_data_of_another_task_or_version_are_rebuilt(read):
     assert "rebuilding" not in read("Task06_Lung")[1]
     before = (MADE / "tasks").stat().st_mtime_ns
     assert "rebuilding" not in read("Task06_Lung")[1]
-    assert (MADE / "tasks").stat().st_mtime_ns == before  # kept
+    assert (MADE / "tasks").stat().st_mtime_ns == before
     found, message = read("Task10_Colon")
     assert found == "Task10_Colon"
     assert "made by another version or with other settings; rebuilding it" in message
@@ -79,13 +79,13 @@ def test_other_processes_wait_for_the_new_set(read, monkeypatch):
 def test_a_missing_path_is_refused_before_data_are_prepared(monkeypatch, tmp_path, capsys, folder, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment, "find_root", partial(pytest.fail, "data were read"))
-    assert run(load(folder).TASK, [word.format(tmp_path) for word in arguments]) == 2
+    assert run(load(folder).TASK, [argument.format(tmp_path) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_reports_for_the_labeller_are_written_by_the_first_process_alone(monkeypatch, tmp_path):
+def test_reports_for_the_labeller_are_written_by_the_first_process_only(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distributed, "TIMEOUT_S", 0.05)
     monkeypatch.setattr(reports, "write_reports", partial(pytest.fail, "the second wrote"))

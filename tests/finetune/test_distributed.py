@@ -23,14 +23,14 @@ def second(monkeypatch):
     monkeypatch.setattr(distributed, "POLL_S", 0.01)
 
 
-def test_the_others_wait_until_it_is_there(second, tmp_path):
+def test_other_ranks_wait_for_the_result(second, tmp_path):
     timer = threading.Timer(0.1, (tmp_path / "there").touch)
     timer.start()
     distributed.run_on_first_rank(lambda: pytest.fail("it worked"), done=(tmp_path / "there").exists, what="x")
     assert (tmp_path / "there").exists()
 
 
-def test_files_are_read_by_the_first_alone(second, monkeypatch, tmp_path):
+def test_only_the_first_rank_reads_files(second, monkeypatch, tmp_path):
     for name in ("image", "mask"):
         nib.save(nib.Nifti1Image(np.ones((2, 3, 4), np.uint8), np.eye(4)), tmp_path / f"{name}.nii")
     cases = [FinetuneCase(case_id="a", patient_id="a", image=tmp_path / "image.nii", mask=tmp_path / "mask.nii")]

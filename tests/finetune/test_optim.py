@@ -19,7 +19,7 @@ def rates(network, **settings):
     return dict(found)
 
 
-def test_stages_further_from_the_head_learn_slower_and_every_parameter_is_in_one_group():
+def test_layer_decay_lowers_the_rate_of_early_stages_and_every_parameter_is_in_one_group():
     network = Classifier(build_encoder(SWIN), 3)
     found = rates(network, layer_decay=0.5, encoder_lr_multiplier=0.4)
     assert set(found) == {name for name, _ in network.named_parameters()}
@@ -64,7 +64,7 @@ def test_step_and_constant_schedules():
     assert factor_at(999, FinetuneSettings(schedule="constant"), steps_per_epoch=5) == 1.0
 
 
-def test_standardized_input_shifts_and_divides_what_the_encoder_reads():
+def test_standardized_input_is_the_standard_score_of_the_voxels():
     class Sum(nn.Module):
         patch_size, pyramid_channels, pyramid_strides, channels, stride = (1,), (1,), ((1, 1, 1),), 1, (1, 1, 1)
 

@@ -19,7 +19,7 @@ def start(path, shape=SHAPE, **named):
     return load_pretrained_model(settings, shape=shape, **{"text_encoder": "", **named})
 
 
-def test_a_folder_of_ours_gives_its_own_embeddings(tmp_path):
+def test_an_exported_folder_gives_its_embeddings(tmp_path):
     whole, plain = start(save_model(tmp_path / "model")), from_pretrained(tmp_path / "model").model
     volume = torch.rand(2, 1, *SHAPE)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_a_checkpoint_of_a_run_uses_its_tokenizer(tmp_path):
     assert can_compare(whole)
 
 
-def test_a_checkpoint_without_its_tokenizer_says_so(tmp_path):
+def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no tokenizer"):
         start(write_run(tmp_path / "run", tokenizer=False)[1])
 

@@ -118,7 +118,7 @@ def test_the_loss_covers_every_token_and_no_padding(tmp_path):
     for sample in samples:
         ids = sample["ids"][: sample["count"]][None]
         scores = network(sample["image"][None], ids[:, :-1], torch.ones_like(ids[:, :-1], dtype=torch.bool)).log_softmax(-1)
-        losses += [-scores[0, place, word].item() for place, word in enumerate(ids[0, 1:].tolist())]
+        losses += [-scores[0, position, token].item() for position, token in enumerate(ids[0, 1:].tolist())]
     assert len(losses) == (2 + 1) + (5 + 1)
     assert found == pytest.approx(np.mean(losses), rel=1e-5)
 
@@ -144,7 +144,7 @@ def test_two_scans_get_different_reports_after_a_few_steps(tmp_path):
 
 
 class FakeLabeller:
-    """Knows one finding by one word; counts what it is labelled."""
+    """Finds `effusion`; counts the reports it labels."""
 
     def __init__(self):
         self.labelled = 0
@@ -162,7 +162,7 @@ def test_clinical_scores_by_hand_with_each_text_labelled_once():
     table = table_of(task_type, ["Effusion.", "Large effusion.", "Clear."], ["effusion .", "clear .", "effusion ."])
     found = task_type.statistics(table)
     assert found["clinical/micro_precision"] == found["clinical/micro_recall"] == found["clinical/micro_f1"] == 0.5
-    assert found["constant/clinical/micro_precision"] == pytest.approx(2 / 3)  # "no effusion" holds the word, thrice
+    assert found["constant/clinical/micro_precision"] == pytest.approx(2 / 3)  # the constant report says "effusion" for all three
     assert found["constant/clinical/micro_recall"] == 1
     assert task_type.labeller.labelled == len({*table["reference"], *table["generated"], task_type.constant})
 
@@ -204,8 +204,8 @@ def test_evaluation_and_prediction_of_nifti_and_slices_write_the_same_reports(tr
     for form in ("nifti", "jpeg"):
         command = [*arguments, "mode=predict", f"input={tmp_path / form}", f"output={tmp_path / form}_out"]
         assert run(load("CTRG").TASK, command) == 0
-        mine = pd.read_csv(tmp_path / f"{form}_out" / "predictions.csv", dtype={"case_id": str}).set_index("case_id")
-        assert mine.loc[names, "generated"].tolist() == before["generated"].tolist(), form
+        predicted = pd.read_csv(tmp_path / f"{form}_out" / "predictions.csv", dtype={"case_id": str}).set_index("case_id")
+        assert predicted.loc[names, "generated"].tolist() == before["generated"].tolist(), form
 
 
 def split_of(root, **given):

@@ -11,7 +11,7 @@ from downstream.folders import load
 from monai.networks.nets.swin_unetr import SwinTransformer
 
 from mg3d.finetune import fit
-from mg3d.finetune.encoder import TINY, build_encoder, start_encoder
+from mg3d.finetune.encoder import TINY, build_encoder, load_encoder
 from mg3d.finetune.predict import find_scans
 from mg3d.finetune.results import read_summary, read_table, run_differences
 from mg3d.finetune.run import run
@@ -78,16 +78,16 @@ def test_prediction_of_the_files_equals_evaluation(trained, tmp_path):
         assert np.allclose(predicted.loc[evaluated.index, name], evaluated[name], atol=1e-6)
 
 
-def test_a_scans_scan_is_excluded_and_an_existing_output_folder_refused(trained, tmp_path, capsys):
+def test_a_broken_scan_is_excluded_and_an_existing_output_folder_refused(trained, tmp_path, capsys):
     _, _, arguments = trained
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "scans.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
+    (tmp_path / "in" / "broken.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
     command = [*arguments, "mode=predict", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
     assert run(load("stoic2021").TASK, command) == 2
     assert "none of 1 scans can be used" in capsys.readouterr().err
     refused = pd.read_csv(tmp_path / "out" / "excluded.csv")
-    assert refused["case_id"].tolist() == ["scans"]
-    assert "scans.mha cannot be read as a scan" in refused["reason"][0]
+    assert refused["case_id"].tolist() == ["broken"]
+    assert "broken.mha cannot be read as a scan" in refused["reason"][0]
     assert run(load("stoic2021").TASK, command) == 2
     assert "exists; choose a new folder" in capsys.readouterr().err
 
@@ -164,7 +164,7 @@ def test_encoder_checkpoint_gives_its_architecture_with_random_weights(trained, 
               "mg3d": {"settings": defaults() | {name: list(value) if isinstance(value, tuple) else value
                                                  for name, value in flat.items()}}}  # fmt: skip
     torch.save(stored, tmp_path / "last.ckpt")
-    started = [start_encoder(FinetuneSettings(**named)) for named in
+    started = [load_encoder(FinetuneSettings(**named)) for named in
                ({"pretrained": str(tmp_path / "last.ckpt")}, {"encoder": str(tmp_path / "last.ckpt")})]  # fmt: skip
     of_file, scratch = (one.encoder.state_dict() for one in started)
     assert started[0].vision == started[1].vision
@@ -186,9 +186,9 @@ def test_an_encoder_of_monai_uses_the_given_patch_merging(tmp_path, downsample, 
     monai_encoder = SwinTransformer(1, 48, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), downsample=downsample).eval()
     torch.save(monai_encoder.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"monai_v2.*load_patch_merging=..."):
-        start_encoder(FinetuneSettings(pretrained=str(tmp_path / "weights.pt")))
+        load_encoder(FinetuneSettings(pretrained=str(tmp_path / "weights.pt")))
     arguments = FinetuneSettings(pretrained=str(tmp_path / "weights.pt"), load_patch_merging=merging)
-    started, volume = start_encoder(arguments), torch.rand(1, 1, 32, 32, 64)
+    started, volume = load_encoder(arguments), torch.rand(1, 1, 32, 32, 64)
     assert started.vision["patch_merging"] == merging
     with torch.no_grad():
         assert torch.allclose(started.encoder.eval()(volume)[-1], monai_encoder(volume)[-1], atol=1e-4)
@@ -293,20 +293,20 @@ def test_damaged_scans_are_excluded_and_the_others_scored(trained, tmp_path, cap
     root, folder, _ = trained
     shutil.copytree(root, tmp_path / "set")
     scans = sorted((tmp_path / "set" / "data" / "mha").glob("*.mha"))
-    judged = read_table(folder / "predictions_val.csv")["case_id"].tolist()
-    cut = [next(scan for scan in scans if (scan.stem in judged) is word) for word in (True, False)]
+    scored_before = read_table(folder / "predictions_val.csv")["case_id"].tolist()
+    cut = [next(scan for scan in scans if (scan.stem in scored_before) is chosen) for chosen in (True, False)]
     for scan in cut:
-        scan.write_bytes(scan.read_bytes()[:600])  # the header is whole
+        scan.write_bytes(scan.read_bytes()[:600])  # the header is complete
     arguments = [f"data_root={tmp_path / 'set'}", f"log_dir={tmp_path}", "run_name=r", *SMALL, "epochs=1"]
     assert run(load("stoic2021").TASK, arguments) == 0
     message = capsys.readouterr().out
     assert f"excluded 2 of {len(scans)} cases" in message
-    assert f"{len(judged) - 1} of {len(judged)} val cases; scores are of these" in message
+    assert f"{len(scored_before) - 1} of {len(scored_before)} val cases; scores are of these" in message
     excluded = read_table(tmp_path / "stoic2021" / "r" / "excluded.csv")
     assert sorted(excluded["case_id"]) == sorted(scan.stem for scan in cut)
     assert excluded["reason"].str.contains(".mha cannot be read as a scan").all()
     scored = read_table(tmp_path / "stoic2021" / "r" / "fold0" / "predictions_val.csv")["case_id"].tolist()
-    assert scored == sorted(set(judged) - {cut[0].stem})
+    assert scored == sorted(set(scored_before) - {cut[0].stem})
     for scan in scans:
         scan.write_bytes(scan.read_bytes()[:600])
     assert run(load("stoic2021").TASK, arguments) == 2

@@ -40,7 +40,7 @@ def test_a_custom_table_becomes_a_data_root(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_learns_from_it(tmp_path):
+def test_a_run_trains_on_a_custom_table(tmp_path):
     out = MAKE_ARROW["make"](write_table(tmp_path), {"folder": "stoic2021", "out": tmp_path / "own.arrow"})
     arguments = [f"data_root={out}", f"log_dir={tmp_path}", "run_name=r", "epochs=1", "accelerator=cpu", "encoder=tiny"]
     assert run(load("stoic2021").TASK, arguments) == 0

@@ -60,8 +60,8 @@ def write_case(folder, affine, mask, name="one"):
 
 def few_voxels():
     mask = np.zeros(SHAPE, np.uint8)
-    for place in ((2, 17, 9), (16, 3, 1), (16, 4, 1), (9, 11, 5)):
-        mask[place] = 1
+    for voxel in ((2, 17, 9), (16, 3, 1), (16, 4, 1), (9, 11, 5)):
+        mask[voxel] = 1
     return mask
 
 
@@ -105,7 +105,7 @@ def test_worker_processes_keep_the_transform_history(tmp_path):
     assert predict(task_type, Echo(), cases, mask_folder=None)["dice/lesion"].tolist() == [1.0, 1.0]
 
 
-def test_a_case_without_truth_is_measured_and_not_scored(tmp_path):
+def test_a_case_without_a_reference_is_measured_and_not_scored(tmp_path):
     case = dataclasses.replace(write_case(tmp_path, AFFINES["LPS"], few_voxels()), mask=None)
     task_type = segmentation()
     table = predict(task_type, Echo(), [case], mask_folder=tmp_path)
@@ -113,7 +113,7 @@ def test_a_case_without_truth_is_measured_and_not_scored(tmp_path):
     assert task_type.statistics(table) == {}
 
 
-def test_validation_measures_dice_alone(tmp_path):
+def test_validation_measures_only_dice(tmp_path):
     case = write_case(tmp_path, AFFINES["LPS"], few_voxels())
     task_type = segmentation()
     task_type.rows = lambda network, batch, mask_folder=None: task_type.validation_rows(network, batch)
@@ -137,7 +137,7 @@ def test_training_patches_keep_image_and_mask_together_and_hold_foreground(tmp_p
     assert all(torch.equal(one["image"], other["image"]) for one, other in zip(patches, again, strict=True))
 
 
-def test_class_balanced_patches_show_small_structures_as_often(tmp_path):
+def test_class_balanced_patches_contain_small_structures_more_often(tmp_path):
     mask = np.zeros((30, 34, 38), np.uint8)
     mask[2:16, 2:16, 2:30] = 1
     mask[25, 30, 35] = 2
@@ -166,7 +166,7 @@ def test_losses_are_the_formulas():
     assert found == pytest.approx(np.mean(squares) + entropy, abs=1e-5)
 
 
-def test_means_leave_out_cases_without_the_structure():
+def test_means_exclude_cases_without_the_structure():
     task_type = segmentation(outputs=("one", "two"))
     table = pd.DataFrame({"dice/one": [0.5, 0.7], "dice/two": [np.nan, 0.2], "hd95/one": [1.0, 3.0], "hd95/two": [np.nan] * 2})
     found = task_type.statistics(table)

@@ -71,7 +71,7 @@ def test_sizes_are_along_z_y_x(tmp_path, step, shape):
     assert tuple(sample_of(write_nifti(tmp_path / "a.nii.gz"), step)["image"].shape) == (1, *shape)
 
 
-def test_the_superior_slices_are_kept(tmp_path):
+def test_crop_superior_selects_the_superior_slices(tmp_path):
     image = sample_of(write_nifti(tmp_path / "a.nii.gz", voxel=(2, 3, 10)), t.crop_superior(5))["image"]
     assert torch.nonzero(image).tolist() == [[0, 4, 3, 2]]
 

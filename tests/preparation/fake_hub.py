@@ -1,4 +1,4 @@
-"""A folder in place of a data set on the Hugging Face Hub."""
+"""A local folder that replaces a data set on the Hugging Face Hub."""
 
 import shutil
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Forks a preparation and kills it with SIGKILL at random times, repeatedly: killed_runs.py ROOT FOLDER KILLS WORKERS BUDGET.
+"""Run a preparation repeatedly and kill it with SIGKILL at random times: killed_runs.py ROOT FOLDER KILLS WORKERS BUDGET.
 
 With a BUDGET above 0, in bytes, the raw files are streamed, through FOLDER/cache.
 
@@ -18,11 +18,12 @@ from pathlib import Path
 from fake_hub import REPO, FakeHub
 from tqdm import tqdm
 
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import PrepareOptions, prepare
 
 
 def options(root, out, workers, budget):
-    small = {"out": out, "image_size": 32, "val_patients": 1, "shard_rows": 2, "workers": workers}
+    small = {"out": out, "recipe": Recipe(shape=(32, 24, 32)), "val_patients": 1, "shard_rows": 2, "workers": workers}
     if not budget:
         return PrepareOptions(roots={"ct_rate": root}, **small)
     cache = out.parent / "cache"
@@ -31,7 +32,9 @@ def options(root, out, workers, budget):
 
 
 def content(out):
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    """Path -> bytes, without lock files: one that nobody holds means nothing, and a dying worker may leave one."""
+    files = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def shard_times(out):
@@ -86,12 +89,13 @@ def main(root, folder, kills, workers, budget):
         faults += [f"{path.name} was redone" for path, then in finished.items() if shard_times(out).get(path) != then]
         if not killed_now:
             rounds += 1
+            faults += [f"processes of run {group} are still alive" for group in groups if left_behind(group)]
+            groups.clear()
             found = content(out)
             faults += [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
             faults += [] if os.WEXITSTATUS(status) == 0 else [f"exit code {os.WEXITSTATUS(status)}"]
             shutil.rmtree(out)
             finished = {}
-    faults += [f"processes of run {group} live on" for group in groups if left_behind(group)]
     print(json.dumps({"killed": killed, "rounds": rounds, "faults": faults}))
 
 

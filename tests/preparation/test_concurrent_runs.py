@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,11 @@ def test_other_voxel_settings_in_the_same_folder_are_reported(small_tree, tmp_pa
 
 @pytest.mark.parametrize(
     ("more", "changed"),
-    [({"image_size": 64}, "preproc"), ({"val_patients": 0}, "splits"), ({"compression": "zstd"}, "compression")],
+    [
+        ({"recipe": Recipe()}, "preproc"),
+        ({"val_patients": 0}, "splits"),
+        ({"recipe": replace(small_prepare.SMALL, compression="zstd")}, "compression"),
+    ],
 )
 def test_another_plan_is_refused_while_a_run_is_at_work(small_tree, tmp_path, hold, more, changed):
     root, out = small_tree.write(), tmp_path / "out"

@@ -17,16 +17,6 @@ def labelled():
     return np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
 
 
-@pytest.mark.parametrize("codes", ["LPS", "RAS", "LAI", "SPL", "PRS"])
-def test_every_orientation_becomes_the_same_zyx_array(tmp_path, codes):
-    lps = nib.Nifti1Image(labelled().transpose(2, 1, 0), LPS)
-    change = nib.orientations.ornt_transform(nib.io_orientation(LPS), nib.orientations.axcodes2ornt(codes))
-    nib.save(lps.as_reoriented(change), tmp_path / "volume.nii.gz")
-    volume, spacing = geometry.to_lps(*read_nifti(tmp_path / "volume.nii.gz"))
-    np.testing.assert_array_equal(volume, labelled())
-    assert spacing == pytest.approx(SPACING)
-
-
 @pytest.mark.parametrize("affine", [None, np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0])])
 def test_blank_header_takes_orientation_and_spacing_from_the_table(tmp_path, affine):
     stored = labelled().transpose(2, 1, 0).astype(np.float64)
@@ -119,29 +109,13 @@ def test_impossible_grids_are_refused(affine, depth, code):
     assert caught.value.code == code
 
 
-def slow_linear_axis(values, after):
-    """Linear resize of one axis without antialiasing, one sample at a time."""
-    before = len(values)
-    result = []
-    for k in range(after):
-        position = min(max((k + 0.5) * before / after - 0.5, 0), before - 1)
-        low = int(position)
-        high = min(low + 1, before - 1)
-        result.append(values[low] + (position - low) * (values[high] - values[low]))
-    return np.array(result)
-
-
 @pytest.mark.parametrize("shape", [(8, 30, 17), (26, 5, 60), (1, 22, 3)])
-def test_trilinear_resize_equals_torch_and_a_slow_loop(shape):
+def test_trilinear_resize_equals_torch(shape):
     volume = chest()[:, ::-1]
     found = geometry.resize(volume, shape, limits=(-900, 500), kernel="trilinear")
     clipped = torch.from_numpy(volume.astype(np.float32)).clamp(-900, 500)
     theirs = torch.nn.functional.interpolate(clipped[None, None], size=shape, mode="trilinear", align_corners=False)
     torch.testing.assert_close(found, theirs[0, 0], atol=2e-3, rtol=0)
-    slow = clipped.numpy().astype(np.float64)
-    for axis, after in enumerate(shape):
-        slow = np.apply_along_axis(slow_linear_axis, axis, slow, after)
-    np.testing.assert_allclose(found.numpy(), slow, atol=2e-3)
 
 
 @pytest.mark.parametrize("kernel", ["antialias", "trilinear"])

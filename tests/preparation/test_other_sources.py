@@ -1,4 +1,4 @@
-"""Custom folders and Rad-ChestCT through the whole preparation, from files to rows and voxels."""
+"""Custom data and Rad-ChestCT through the whole preparation, from files to rows and voxels."""
 
 import csv
 
@@ -22,11 +22,11 @@ def rows_of(out, dataset):
         if (path := index_path(out, dataset, split)).is_file():
             index = VolumeIndex(path)
             rows = enumerate(index.table.to_pylist())
-            found |= {row["volume_id"]: ({**row, "split": split}, index.volume(place)) for place, row in rows}
+            found |= {row["volume_id"]: ({**row, "split": split}, index.volume(number)) for number, row in rows}
     return found
 
 
-def test_a_clinics_folder_of_nifti_and_dicom(tmp_path):
+def test_a_custom_folder_of_nifti_and_dicom(tmp_path):
     root = tmp_path / "Muster clinic"
     for number in range(3):
         write_nifti(root / f"Muster{number}" / "a.nii.gz", chest(number).transpose(2, 1, 0), LPS)
@@ -56,8 +56,8 @@ def test_a_clinics_folder_of_nifti_and_dicom(tmp_path):
     assert (row["hu_source"], voxels.shape, row["source_shape"]) == ("dicom_header", RECIPE.shape, list(chest().shape))
     assert np.ptp(voxels) > 500
     assert sum(not row["report"] for row, _ in found.values()) == 1
-    kept = b"".join(path.read_bytes() for path in options.out.rglob("*") if path.is_file())
-    assert not any(word in kept for word in (b"Erika", b"Muster0", b"Muster clinic"))
+    written = b"".join(path.read_bytes() for path in options.out.rglob("*") if path.is_file())
+    assert not any(word in written for word in (b"Erika", b"Muster0", b"Muster clinic"))
     assert prepare(options).built == 0
     assert rows_of(options.out, "custom").keys() == found.keys()
 

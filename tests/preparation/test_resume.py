@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,10 @@ import small_prepare
 from small_prepare import files, hashes, volumes
 from small_raw import LPS, CtRateTree, chest, write_ctrg, write_nifti
 
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import prepare
+
+ZSTD = replace(small_prepare.SMALL, compression="zstd")
 
 
 def options(root, out, **more):
@@ -37,7 +41,7 @@ def move(tree, numbers, away, *, back=False):
         shutil.move(*((there, here) if back else (here, there)))
 
 
-def replace(path, hu):
+def replace_file(path, hu):
     """A volume that is written elsewhere and moved to `path`."""
     new = path.with_name("new.nii.gz")
     write_nifti(new, hu.transpose(2, 1, 0), LPS)
@@ -101,7 +105,7 @@ def test_raw_files_may_be_deleted_after_the_preparation(large_tree, tmp_path, re
     assert files(out, "*.arrow") == {name: content for name, content in before.items() if name.endswith(".arrow")}
     before = files(out)
     with pytest.raises(ValueError, match="27 stored volumes would have to be prepared again, but their raw files are gone"):
-        prepare(options(large_tree.root, out, image_size=64))
+        prepare(options(large_tree.root, out, recipe=Recipe()))
     assert files(out) == before
 
 
@@ -128,7 +132,7 @@ def test_a_smaller_limit_does_not_drop_prepared_volumes(small_tree, tmp_path):
     assert prepare(options(root, out, limit=5)).built == 3
     prepare(options(root, out))
     before = files(out)
-    for more in ({}, {"image_size": 64}):
+    for more in ({}, {"recipe": Recipe()}):
         with pytest.raises(ValueError, match=r"holds 10 volumes, and --limit 4 would drop 4 of them; use another --out"):
             prepare(options(root, out, limit=4, **more))
     assert files(out) == before
@@ -160,7 +164,7 @@ def test_zstd_holds_the_same_volumes_and_needs_no_raw_files(large_tree, tmp_path
     for folder in (plain, out):
         prepare(options(large_tree.root, folder))
     read.clear()
-    assert prepare(options(large_tree.root, out, compression="zstd")).built == 9
+    assert prepare(options(large_tree.root, out, recipe=ZSTD)).built == 9
     assert read == []
     expected, found = volumes(plain), volumes(out)
     assert expected.keys() == found.keys()
@@ -170,7 +174,7 @@ def test_zstd_holds_the_same_volumes_and_needs_no_raw_files(large_tree, tmp_path
     shard = "shards/ct_rate/shard-00001.arrow"
     assert (out / shard).stat().st_size < 0.9 * (plain / shard).stat().st_size
     assert pa.ipc.open_file(out / shard).num_record_batches == 3
-    prepare(options(large_tree.root, tmp_path / "direct", compression="zstd"))
+    prepare(options(large_tree.root, tmp_path / "direct", recipe=ZSTD))
     assert files(out) == files(tmp_path / "direct")
     assert prepare(options(large_tree.root, out)).built == 9
     assert files(out) == files(plain)
@@ -194,7 +198,7 @@ def test_a_replaced_raw_file_is_read_again(small_tree, tmp_path, read, lost_side
     before = hashes(out)
     if lost_sidecar:  # as after a kill between shard and sidecar
         (out / "shards/ct_rate/shard-00001.json").unlink()
-    replace(small_tree.path("train_2_a_1", "train_fixed"), chest(77))
+    replace_file(small_tree.path("train_2_a_1", "train_fixed"), chest(77))
     read.clear()
     summary = prepare(options(root, out))
     assert summary.built == 1

@@ -11,14 +11,17 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import index_path
 from mg3d.preparation import shards
 from mg3d.preparation.quarantine import Quarantined, Refusal, write_quarantine
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import prepare
 from mg3d.preparation.voxels import make_volume
 
 
-def test_two_workers_write_the_same_bytes_as_one(small_tree, tmp_path):
+def test_two_workers_write_the_same_bytes_as_one_and_share_a_progress_bar(small_tree, tmp_path, capfd):
     root = small_tree.write()
     assert prepare(options(root, tmp_path / "one")).built == 3
+    capfd.readouterr()
     assert prepare(options(root, tmp_path / "two", workers=2)).built == 3
+    assert "ct_rate: 100%" in capfd.readouterr().err.replace("\r", "\n")
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
@@ -47,7 +50,7 @@ def test_the_index_is_deleted_before_shards_change(small_tree, tmp_path):
     root, out = small_tree.write(), tmp_path / "out"
     prepare(options(root, out))
     with pytest.raises(KeyboardInterrupt):
-        prepare(options(root, out, image_size=64), engine=stop_after(1))
+        prepare(options(root, out, recipe=Recipe()), engine=stop_after(1))
     assert not index_path(out, "ct_rate", "train").exists()
 
 
@@ -169,8 +172,3 @@ def test_the_summary_reports_speed_and_memory(small_tree, tmp_path):
     assert summary.peak_bytes > 2**20
     assert "volumes/s" in summary.lines()[-1]
     assert f"peak memory of a worker {summary.peak_bytes / 2**20:.0f} MiB" in summary.lines()[-1]
-
-
-def test_the_progress_bar_counts_the_volumes_of_all_workers(small_tree, tmp_path, capfd):
-    prepare(options(small_tree.write(), tmp_path / "out", workers=2))
-    assert "ct_rate: 100%" in capfd.readouterr().err.replace("\r", "\n")

@@ -93,7 +93,7 @@ def test_a_failed_download_is_retried_then_quarantined_then_retried_by_the_next_
     hub.downloads.clear()
     second = prepare(options(hub, out))
     assert (second.built, second.quarantined) == (1, [])
-    assert volumes(hub) == ["train_3_a_1.nii.gz"]  # the other volumes of the shard are kept
+    assert volumes(hub) == ["train_3_a_1.nii.gz"]  # the other volumes of the shard are reused
     assert files(out) == files(tmp_path / "complete")
 
 
@@ -120,7 +120,7 @@ def test_a_full_disk_ends_the_run(hub, tmp_path):
         prepare(options(hub, tmp_path / "out"))
 
 
-def test_what_a_killed_run_left_is_removed_before_downloads_start(hub, tmp_path):
+def test_files_of_a_killed_run_are_removed_before_downloads_start(hub, tmp_path):
     left = hub.cache / "volumes" / "shard-00001" / "dataset" / "x.nii.gz"
     left.parent.mkdir(parents=True)
     left.write_bytes(bytes(max(sizes(hub))))
@@ -137,7 +137,7 @@ def test_a_damaged_volume_is_quarantined_and_deleted(hub, tmp_path):
     assert not list(hub.cache.rglob("*.nii.gz"))
 
 
-def test_the_listing_is_kept_per_commit_and_other_files_are_not_downloaded(hub, tmp_path, monkeypatch):
+def test_the_listing_is_cached_per_commit_and_other_files_are_not_downloaded(hub, tmp_path, monkeypatch):
     mask = hub.root / "dataset" / "ts_seg" / "x" / "y" / "train_1_a_1.nii.gz"
     mask.parent.mkdir(parents=True)
     mask.write_bytes(b"mask")

@@ -24,31 +24,37 @@ def make(tree, name, **volume):
     return make_volume(record, tree.root / "dataset", Recipe(shape=STORED))
 
 
-def right_anterior_up():
+def right_anterior_superior():
     lps = nib.Nifti1Image(chest(7).transpose(2, 1, 0), LPS)
     change = nib.orientations.ornt_transform(nib.io_orientation(LPS), nib.orientations.axcodes2ornt("RAS"))
-    turned = lps.as_reoriented(change)
-    return {"stored": np.asarray(turned.dataobj), "affine": turned.affine}
+    ras = lps.as_reoriented(change)
+    return {"stored": np.asarray(ras.dataobj), "affine": ras.affine}
+
+
+RAW = chest(7).transpose(2, 1, 0).astype(np.float64)
+FIRST_RELEASE = {"folder": "train", "stored": RAW + 1024, "affine": np.eye(4), "blank": True}
 
 
 @pytest.mark.parametrize(
-    ("kind", "hu_source"),
+    ("volume", "hu_source"),
     [
-        ("corrected", "already_hu"),
-        ("turned", "already_hu"),
-        *((kind, "metadata_table") for kind in ("first", "blank affine", "siemens")),
+        ({"hu": chest(7)}, "already_hu"),
+        ({"hu": chest(7), "folder": "train"}, "already_hu"),  # its intercept must not be applied a second time
+        (right_anterior_superior(), "already_hu"),
+        (FIRST_RELEASE, "metadata_table"),
+        ({**FIRST_RELEASE, "blank": False}, "metadata_table"),
+        ({**FIRST_RELEASE, "stored": RAW + 8192, "row": {"RescaleIntercept": -8192}}, "metadata_table"),
+        *(
+            ({**FIRST_RELEASE, "row": row}, "metadata_table")
+            for row in (
+                {"XYSpacing": "['3.0', '3.0']"}, {"XYSpacing": "(3, 3)"}, {"PatientPosition": "FFS"}, {"PatientAge": ""},
+                {"ImageOrientationPatient": "['1', '0', '0', '0', '1', '0']"}, {"ImageOrientationPatient": ""},
+            )
+        ),
     ],
-)
-def test_every_release_and_orientation_gives_the_same_voxels(tree, kind, hu_source):
-    raw = chest(7).transpose(2, 1, 0).astype(np.float64)
-    form = {
-        "corrected": {"hu": chest(7)},
-        "turned": right_anterior_up(),
-        "first": {"folder": "train", "stored": raw + 1024, "affine": np.eye(4), "blank": True},
-        "blank affine": {"folder": "train", "stored": raw + 1024, "affine": np.eye(4)},
-        "siemens": {"folder": "train", "stored": raw + 8192, "affine": np.eye(4), "row": {"RescaleIntercept": -8192}},
-    }[kind]
-    image, facts = make(tree, "train_1_a_1", **form)
+)  # fmt: skip
+def test_every_release_orientation_and_spelling_gives_the_same_voxels(tree, volume, hu_source):
+    image, facts = make(tree, "train_1_a_1", **volume)
     expected, _ = make(tree, "train_2_a_1", hu=chest(7))
     np.testing.assert_array_equal(image, expected)
     assert image.dtype == np.int16

@@ -1,25 +1,17 @@
-import base64
 import importlib.util
-import io
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from PIL import Image
-from small_arrow import write_split
-from small_doctor import SETTINGS, RawSet
+from planted_faults import FaultySet
+from small_arrow import edit_index, first_with, with_distinct_reports, write_split
+from small_doctor import SETTINGS
 from small_raw import LPS, chest, write_nifti
 
+from mg3d.doctor import statistics
 from mg3d.phantom.generate import generate
 from mg3d.preparation.sources.ctrg import read_annotation
 
@@ -35,17 +27,16 @@ def raw(tmp_path_factory):
     """A synthetic set with one head that leaks from train to valid."""
     root = tmp_path_factory.mktemp("raw")
     generate(root, SETTINGS, workers=1)
-    tree = RawSet(root)
+    tree = FaultySet(root, SETTINGS)
     shutil.copy(tree.path("train_3_a_1"), tree.path("valid_2_a_1"))
-    for column in ("NumberofSlices", "Rows", "Columns"):
-        tree.edit("metadata", "valid_2_a_1", column, "")
+    tree.set_cells("metadata", "valid_2_a_1", **dict.fromkeys(("NumberofSlices", "Rows", "Columns"), ""))
     return root
 
 
 @pytest.fixture
 def arrows(tmp_path):
     def voxels(number, shape):
-        """A box of tissue with a hollow, at a place of its own."""
+        """A box of tissue with a hollow at a different position for each patient."""
         volume = np.full(shape, -1000, np.int16)
         volume[:, 3:21, 4:28] = 40 + 7 * number
         volume[:, 7:17, 9 + number % 5 : 22] = -850 + np.arange(shape[0])[:, None, None]
@@ -53,46 +44,15 @@ def arrows(tmp_path):
 
     for split, first, patients in (("train", 0, 7), ("val", 40, 3), ("test", 60, 3)):
         write_split(tmp_path, "ct_rate", split, patients=patients, first=first, shape=(32, 24, 32), voxels=voxels)
-        edit(tmp_path, split, lambda rows: [{**row, "report_sha256": row["study_id"]} for row in rows])
+        edit_index(tmp_path, split, with_distinct_reports)
     return tmp_path
-
-
-def edit(root, split, change):
-    path = root / f"clm_ct_rate_{split}.arrow"
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all()
-    rows, schema = change(table.to_pylist()), table.schema
-    path.unlink()
-    with pa.ipc.new_file(path, schema) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-
-
-class Structure(HTMLParser):
-    """Checks that tags are closed in order, and collects images and headings."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.images, self.headings = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "img":
-            self.images.append(dict(attributes))
-        elif tag not in {"meta", "br"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "h2":
-            self.headings.append(data)
 
 
 def test_table_json_and_page_agree_and_contain_no_report_text(raw, tmp_path, capsys):
     out = tmp_path
     arguments = [str(raw), "--workers", "1", "--json", str(out / "d.json"), "--html", str(out / "d.html")]
     assert TOOL.main(arguments) == 1
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     content, page = json.loads((out / "d.json").read_text()), (out / "d.html").read_text()
     assert {"version", "path", "kind", "datasets", "synthetic", "verdict", "volumes", "volumes_read", "counts", "results"} <= set(
         content
@@ -102,37 +62,18 @@ def test_table_json_and_page_agree_and_contain_no_report_text(raw, tmp_path, cap
     assert all(finding["count"] == len(finding["volumes"]) for finding in content["results"])
     first = content["results"][0]
     assert (first["code"], first["volumes"]) == ("duplicate_pixels", ["ct_rate/train_3_a_1", "ct_rate/valid_2_a_1"])
-    for text in (said, page):
+    for text in (printed, page):
         assert "duplicate_pixels" in text.replace("\n", "")
         assert "synthetic" in text
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Verdict", "Results", "Counts", "Intensities", "Label prevalence"]
+    assert "<img alt='Histogram of HU per source: " in page
     truths = [json.loads(path.read_text())["report"]["findings"] for path in (raw / "truth").glob("*/*.json")]
     sentences = {part for truth in truths for part in re.split(r"(?<=\.)\s", truth) if len(part) > 12}
     assert len(sentences) > 50
     folders = {path.name for path in (raw / "ctrg" / "Chest_New").iterdir()}
-    everything = said + page + json.dumps(content)
+    everything = printed + page + json.dumps(content)
     assert not [word for word in sentences | folders if word in everything]
     assert read_annotation(raw / "ctrg" / "chest_ctrg_jpg.json")["train"]
-
-
-def test_page_is_well_formed_and_every_image_has_a_caption(raw, tmp_path):
-    TOOL.main([str(raw), "--workers", "1", "--html", str(tmp_path / "d.html")])
-    page = (tmp_path / "d.html").read_text()
-    structure = Structure()
-    structure.feed(page)
-    assert structure.open == []
-    assert structure.headings == [
-        "Verdict", "Results", "Counts", "Intensities", "Label prevalence", "Ordinary volumes", "Volumes to look at",
-    ]  # fmt: skip
-    captions = [image["alt"] for image in structure.images]
-    assert all(captions)
-    assert sum("ordinary" in caption for caption in captions) == 3
-    assert [caption for caption in captions if "valid_2_a_1: duplicate_pixels" in caption]
-    assert any("Histogram of HU per source" in caption for caption in captions)
-    for image in structure.images:
-        kind, encoded = image["src"].split(",")
-        assert kind == "data:image/png;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(encoded))).size[0] > 300
-    assert "http" not in re.sub(r"src='[^']*'", "", page)
 
 
 def test_incomplete_ct_rate_is_a_warning(arrows):
@@ -159,22 +100,8 @@ def test_errors_of_arrow_files_give_exit_code_1(arrows):
     code, found = codes(arrows)
     assert code == 1
     assert {"missing_shard", "unreadable"} <= found
-    edit(arrows, "test", lambda rows: [{**rows[0], "patient_id": "ct_rate/train_2"}, *rows[1:]])
+    edit_index(arrows, "test", first_with("patient_id", "ct_rate/train_2"))
     assert "patient_in_two_splits" in codes(arrows)[1]
-
-
-def test_voxels_that_were_rescaled_twice_are_an_error(arrows):
-    def air(number, shape):
-        return np.full(shape, -1024, np.int16) + (np.arange(shape[2]) == number % 7).astype(np.int16) * 200
-
-    write_split(arrows, "ct_rate", "train", patients=7, shape=(32, 24, 32), voxels=air)
-    edit(arrows, "train", lambda rows: [{**row, "report_sha256": row["study_id"]} for row in rows])
-    assert codes(arrows)[1] == {"double_rescaled"}
-
-
-def test_a_prepared_folder_without_a_val_is_examined(arrows):
-    edit(arrows, "val", lambda rows: [])
-    assert codes(arrows)[0] == 0
 
 
 def test_reports_of_a_custom_folder_come_from_its_table(tmp_path, capsys):
@@ -229,27 +156,10 @@ def test_data_that_cannot_be_checked_is_refused_in_one_sentence(tmp_path, monkey
     assert error.count("\n") == 1
 
 
-def test_interrupt_prints_one_sentence(raw):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SLOW_EXAMINATION, str(raw)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
-    assert process.stdout.readline() == "begun\n"
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "doctor: interrupted\n"
-    assert process.returncode == 130
+def test_interrupt_prints_one_sentence(arrows, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
 
-
-SLOW_EXAMINATION = """
-import importlib.util, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program started in the background lacks
-spec = importlib.util.spec_from_file_location("doctor", "tools/doctor.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
-from mg3d.doctor import statistics
-def slowly(source):
-    print("begun", flush=True)
-    time.sleep(30)
-statistics.measure = slowly
-sys.exit(tool.main([sys.argv[1], "--workers", "1"]))
-"""
+    monkeypatch.setattr(statistics, "voxel_statistics", interrupt)
+    assert TOOL.main([str(arrows), "--workers", "1"]) == 130
+    assert capsys.readouterr().err == "doctor: interrupted\n"

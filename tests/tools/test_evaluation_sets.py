@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from small_raw import CtRateTree
 
+from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import PrepareOptions, prepare
 
 SPEC = importlib.util.spec_from_file_location("evaluation_sets_tool", Path(__file__).parents[2] / "tools/evaluation_sets.py")
@@ -18,7 +19,8 @@ def prepared(tmp_path):
     for name in ("train_1_a_1", "train_2_a_1", "valid_1_a_1", "valid_1_a_2", "valid_2_a_1"):
         tree.add(name)
     tree.no_chest.append("valid_1_a_1")
-    prepare(PrepareOptions(out=tmp_path / "out", roots={"ct_rate": tree.write()}, image_size=32, val_patients=1))
+    recipe = Recipe(shape=(32, 24, 32))
+    prepare(PrepareOptions(out=tmp_path / "out", roots={"ct_rate": tree.write()}, recipe=recipe, val_patients=1))
     return tmp_path / "out"
 
 

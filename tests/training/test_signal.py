@@ -16,13 +16,13 @@ from mg3d.config import PREEMPTED, command_line
 from mg3d.training import run
 
 ROOT = Path(__file__).parents[2]
-PASSES = ("per_gpu_batchsize=2", "batch_size=4", "max_steps=4")
+ACCUMULATED = ("per_gpu_batchsize=2", "batch_size=4", "max_steps=4")
 FAKES = {
     "srun": """#!{python}
 import os, subprocess, sys, time
 command = sys.argv[sys.argv.index("bash"):]
 if os.environ.get("FAKE_CODES"):
-    command[-1] = command[-1].replace("main.py", "{folder}/main.py")
+    command[command.index("main.py")] = "{folder}/main.py"
 ranks = [subprocess.Popen(command, start_new_session=True, env=os.environ | {{"SLURM_PROCID": str(r), "SLURM_LOCALID": str(r),
          "SLURM_NTASKS": "2", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "mg3d", "SLURM_NODELIST": "127.0.0.1",
          "SLURM_NTASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"}}) for r in range(2)]
@@ -73,18 +73,18 @@ def logged_validations(run_dir):
 
 @pytest.mark.parametrize(("phase", "batches"), [("training", 0), ("validation", 1)])
 def test_a_signal_saves_before_validation_and_the_same_command_resumes(arrows, tmp_path, monkeypatch, capsys, phase, batches):
-    assert command_line(words(arrows, tmp_path / "uninterrupted", *PASSES)) == 0
+    assert command_line(words(arrows, tmp_path / "uninterrupted", *ACCUMULATED)) == 0
     build, before, sender = run.build_trainer, signal.getsignal(signal.SIGUSR1), SignalWithin(phase)
     with monkeypatch.context() as patch:
         patch.setattr(run, "build_trainer", lambda *a, **k: build(*a, extra=(sender,), **k))
-        assert command_line(words(arrows, tmp_path, *PASSES, "resume_from=auto", "num_workers=1")) == PREEMPTED
+        assert command_line(words(arrows, tmp_path, *ACCUMULATED, "resume_from=auto", "num_workers=1")) == PREEMPTED
     assert "stopped at step 2 by a signal" in capsys.readouterr().err
     if phase == "training":
         assert signal.getsignal(signal.SIGUSR1) == before
     signal.signal(signal.SIGUSR1, before)
     assert checkpoint(tmp_path / "run")["global_step"] == 2
     assert sender.validation_batches == batches
-    assert command_line(words(arrows, tmp_path, *PASSES, "resume_from=auto")) == 0
+    assert command_line(words(arrows, tmp_path, *ACCUMULATED, "resume_from=auto")) == 0
     assert_same_training(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "uninterrupted" / "run"))
     validations = logged_validations(tmp_path / "run")
     assert list(validations) == [1, 3]
@@ -134,7 +134,7 @@ def test_arguments_that_a_job_would_ignore_are_refused(cluster, arguments, sente
 
 
 def test_a_dry_run_without_arguments(cluster):
-    assert "main.py with  resume_from=auto" in submit(cluster, "--dry-run").stdout
+    assert "main.py with resume_from=auto" in submit(cluster, "--dry-run").stdout
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_only_a_preempted_run_is_requeued(cluster, arrows, tmp_path, codes, expe
 
 @pytest.mark.slow
 def test_two_processes_started_by_srun_train_together(cluster, arrows, tmp_path):
-    done = submit(cluster, *words(arrows, tmp_path, *PASSES)[1:], "num_workers=0")
+    done = submit(cluster, *words(arrows, tmp_path, *ACCUMULATED)[1:], "num_workers=0")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("4 steps of 4 volumes: 2 cpu process(es) x 2 volumes x 1 accumulation step(s)") == 1
     assert checkpoint(tmp_path / "run")["global_step"] == 4
@@ -161,7 +161,7 @@ def test_two_processes_started_by_srun_train_together(cluster, arrows, tmp_path)
 @pytest.mark.slow
 def test_a_signal_to_the_script_for_several_gpus_ends_all_its_processes(cluster, arrows, tmp_path):
     lasting = ("max_steps=100000", "val_interval=1", "devices=2", "num_workers=0")
-    command = ["bash", "run_scripts/pretrain_multi_gpus.sh", *words(arrows, tmp_path, *PASSES)[1:], *lasting]
+    command = ["bash", "run_scripts/pretrain_multi_gpus.sh", *words(arrows, tmp_path, *ACCUMULATED)[1:], *lasting]
     started = subprocess.Popen(command, env=cluster, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while started.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
         time.sleep(0.2)

@@ -215,7 +215,7 @@ class CandidateClassification(Classification):
         nodules = np.concatenate(by_scan)
         if not (nodules[:, 4] == 0).any():
             return None
-        nodule_scan = np.repeat(np.arange(len(by_scan)), [len(found) for found in by_scan])
+        nodule_scan = np.repeat(np.arange(len(by_scan)), [len(each) for each in by_scan])
         annotations = Annotations(nodule_scan, nodules[:, :3], nodules[:, 3], nodules[:, 4] == 1)
         is_real = numbers != NO_CANDIDATE
         scores, centres = table[f"score/{self.outputs[0]}"].to_numpy()[is_real], table[list(CENTRE)].to_numpy()[is_real]
@@ -226,8 +226,8 @@ class CandidateClassification(Classification):
         targets, scores = (matrix[:, 0] for matrix in self.matrices(table))
         curve = self.curve(table)
         values = sensitivity_at(curve) if curve else np.full(len(CPM_RATES), np.nan)
-        found = {"auroc": auroc(targets, scores), "cpm": float(values.mean())}
-        return found | {f"sensitivity@{rate:g}": float(value) for rate, value in zip(CPM_RATES, values, strict=True)}
+        statistics = {"auroc": auroc(targets, scores), "cpm": float(values.mean())}
+        return statistics | {f"sensitivity@{rate:g}": float(value) for rate, value in zip(CPM_RATES, values, strict=True)}
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """`auroc`: labelled candidates; FROC: scans, by their first row."""

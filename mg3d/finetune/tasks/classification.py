@@ -127,23 +127,23 @@ class Classification(TaskType):
         """
         targets, scores = self.matrices(table)
         by_output = {"auroc": per_label(auroc, targets, scores), "auprc": per_label(auprc, targets, scores)}
-        found = {name: mean_of_defined(values) for name, values in by_output.items()}
+        statistics = {name: mean_of_defined(values) for name, values in by_output.items()}
         if self.exclusive:
             classes = targets.argmax(1)
-            found |= {"brier": brier(classes, scores), "ece": calibration_error(classes, scores)}
+            statistics |= {"brier": brier(classes, scores), "ece": calibration_error(classes, scores)}
             decided = class_scores(classes, scores)
-            found |= {name: decided[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
+            statistics |= {name: decided[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
             by_output["sensitivity"] = decided["sensitivity"]
         else:
-            found["brier"] = mean_of_defined(per_label(brier, targets, scores))
-            found["ece"] = mean_of_defined(per_label(calibration_error, targets, scores))
+            statistics["brier"] = mean_of_defined(per_label(brier, targets, scores))
+            statistics["ece"] = mean_of_defined(per_label(calibration_error, targets, scores))
             thresholds = {"0.5": np.full(len(self.outputs), 0.5)} | ({} if dev is None else {"val": self.thresholds(dev)})
             for where, values in thresholds.items():
                 decided = decision_scores(count_decisions(targets, decide(scores, values)))
                 by_output |= {f"{name}@{where}": decided[name] for name in DECISIONS}
-                found |= {f"macro_{name}@{where}": mean_of_defined(decided[name]) for name in DECISIONS}
+                statistics |= {f"macro_{name}@{where}": mean_of_defined(decided[name]) for name in DECISIONS}
         each = {f"{name}/{output}": values[i] for name, values in by_output.items() for i, output in enumerate(self.outputs)}
-        return found | {name: float(value) for name, value in each.items()}
+        return statistics | {name: float(value) for name, value in each.items()}
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """Cases with a known label; for a sensitivity the positive ones, for a specificity the negative ones."""

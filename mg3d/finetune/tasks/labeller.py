@@ -32,13 +32,13 @@ _WORD = re.compile(r"[a-z]+|#")
 
 def terms(report: str) -> list[str]:
     """Words and word pairs of every clause; those of a negated clause start with `-`."""
-    found = []
+    tokens = []
     for start, end in split_clauses(report):
         clause = report[start:end]
         mark = "-" if polarity(clause) < 0 else ""
         words = _WORD.findall(normalize_text(clause))
-        found += [mark + word for word in words] + [f"{mark}{one} {two}" for one, two in pairwise(words)]
-    return found
+        tokens += [mark + word for word in words] + [f"{mark}{one} {two}" for one, two in pairwise(words)]
+    return tokens
 
 
 class ReportClassifier(nn.Module):

@@ -167,11 +167,11 @@ class ReportGeneration(TaskType):
         texts = {"generated": table["generated"], BASELINE: table[BASELINE].fillna("")}
         counts = {name: caption_counts([split(text) for text in each], target) for name, each in texts.items()}
         counts["raw"] = caption_counts(*([tokenize(text) for text in table[name]] for name in ("generated", "reference")))
-        found = {f"{name}/{count}": values for name, each in counts.items() for count, values in each.items()}
+        columns = {f"{name}/{count}": values for name, each in counts.items() for count, values in each.items()}
         for name in ("reference", *texts) if self.labeller else ():
             labels = self._labels(table[name].tolist())
-            found |= {f"{name}/{label}": labels[:, index] for index, label in enumerate(self.label_names)}
-        return pd.concat([table, pd.DataFrame(found, index=table.index)], axis=1)
+            columns |= {f"{name}/{label}": labels[:, index] for index, label in enumerate(self.label_names)}
+        return pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1)
 
     def _labels(self, reports: Sequence[str]) -> np.ndarray:
         """int8 [reports, labels]; cached, because the references recur in every validation."""
@@ -185,14 +185,14 @@ class ReportGeneration(TaskType):
 
         With a labeller `clinical/...`: agreement with the labels of the reference.
         """
-        found: dict[str, float] = {}
+        statistics: dict[str, float] = {}
         labels = [name.removeprefix("reference/") for name in table if name.startswith("reference/")]
         for source in ("generated", "raw", BASELINE):
             prefix = "" if source == "generated" else f"{source}/"
             counts = {name.removeprefix(f"{source}/"): table[name].to_numpy() for name in table if name.startswith(f"{source}/")}
-            found |= {prefix + name: value for name, value in caption_scores(counts).items()}
+            statistics |= {prefix + name: value for name, value in caption_scores(counts).items()}
             if labels and f"{source}/{labels[0]}" in table:
                 pair = (table[[f"{name}/{label}" for label in labels]].to_numpy() for name in ("reference", source))
                 efficacy = clinical_efficacy(*pair)
-                found |= {f"{prefix}clinical/{name}": float(efficacy[name]) for name in EFFICACY}
-        return found
+                statistics |= {f"{prefix}clinical/{name}": float(efficacy[name]) for name in EFFICACY}
+        return statistics

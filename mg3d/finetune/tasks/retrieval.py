@@ -65,22 +65,22 @@ class Retrieval(PromptClassification):
     def finish(self, table: pd.DataFrame) -> pd.DataFrame:
         """Ranks among all volumes and reports of the split."""
         volumes, reports, labels = (np.stack(table[name]) for name in ("volume", "report", "target"))
-        found = table[["case_id", "patient_id"]].copy()
+        ranked = table[["case_id", "patient_id"]].copy()
         for direction in retrieval_directions(volumes, reports, report_keys=table["text"].tolist()):
             name, relevant = direction.name.replace(" ", "_"), direction.relevant
             for column, values in {"rank": first_rank(direction.similarity, relevant), "relevant": relevant.sum(1)}.items():
-                found[f"{column}/{name}"] = np.nan
-                found.loc[direction.queries, f"{column}/{name}"] = values
-            found[f"gallery/{name}"] = relevant.shape[1]
+                ranked[f"{column}/{name}"] = np.nan
+                ranked.loc[direction.queries, f"{column}/{name}"] = values
+            ranked[f"gallery/{name}"] = relevant.shape[1]
         ks = [k for k in JACCARD_AT if k < int((labels == 1).any(1).sum())]
         if ks:
             nearest = nearest_jaccards(volumes @ volumes.T, labels, max(ks), groups=np.arange(len(labels)))
-            found = found.assign(**{f"jaccard@{k}": nearest[:, :k].mean(1) for k in ks})
-        return found
+            ranked = ranked.assign(**{f"jaccard@{k}": nearest[:, :k].mean(1) for k in ks})
+        return ranked
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """`<direction>/recall@<k>`, their chance level, `<direction>/median_rank`; `volume_to_volume/jaccard@<k>`."""
-        found = {}
+        statistics = {}
         for name in DIRECTIONS:
             queries = table[table[f"rank/{name}"].notna()]
             ranks, gallery = queries[f"rank/{name}"].to_numpy(), int(table[f"gallery/{name}"].max())
@@ -89,10 +89,10 @@ class Retrieval(PromptClassification):
             undefined = dict.fromkeys(ks, float("nan"))  # a bootstrap resample without a query
             recall, chance = (recall_at(ranks, ks), chance_recall_at(relevant, ks)) if len(ranks) else (undefined, undefined)
             for k in ks:
-                found |= {f"{name}/recall@{k}": recall[k], f"{name}/chance@{k}": chance[k]}
-            found[f"{name}/median_rank"] = float(np.median(ranks)) if len(ranks) else float("nan")
+                statistics |= {f"{name}/recall@{k}": recall[k], f"{name}/chance@{k}": chance[k]}
+            statistics[f"{name}/median_rank"] = float(np.median(ranks)) if len(ranks) else float("nan")
         jaccards = [column for column in table if column.startswith("jaccard@")]
-        return found | {f"volume_to_volume/{column}": float(table[column].mean()) for column in jaccards}
+        return statistics | {f"volume_to_volume/{column}": float(table[column].mean()) for column in jaccards}
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """The queries."""

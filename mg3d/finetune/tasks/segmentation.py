@@ -185,12 +185,12 @@ class Segmentation(TaskType):
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """`<measure>/<structure>`: mean over cases where the structure is present or predicted; `<measure>`: their mean."""
-        found: dict[str, float] = {}
+        statistics: dict[str, float] = {}
         for measure in MEASURES:
             each = {name: table[name].mean() for output in self.outputs if (name := f"{measure}/{output}") in table}
             if each:
-                found |= {measure: float(pd.Series(each).mean())} | {name: float(value) for name, value in each.items()}
-        return found
+                statistics |= {measure: float(pd.Series(each).mean())} | {name: float(value) for name, value in each.items()}
+        return statistics
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """Cases with the structure, or with any."""

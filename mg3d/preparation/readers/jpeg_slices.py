@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mg3d.preparation.geometry import check_slices
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.readers.limits import check_range, check_slices
+from mg3d.preparation.readers.limits import check_range
 from mg3d.preparation.records import RawVolume, VolumeRecord
 
 

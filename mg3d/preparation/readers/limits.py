@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from mg3d.preparation.geometry import MAX_LENGTH_MM, MIN_SLICES
 from mg3d.preparation.quarantine import Refusal
 
 MAX_AXIS = 4096
@@ -20,14 +19,6 @@ def check_shape(shape: Sequence[int], bytes_per_voxel: int) -> None:
         raise Refusal(
             "too_large", f"{text} voxels of {bytes_per_voxel} bytes; at most {MAX_BYTES / 1e9:g} GB and {MAX_AXIS} along an axis"
         )
-
-
-def check_slices(count: int, spacing_mm: float | None = None) -> None:
-    """Raise `Refusal` too_few_slices or too_long for a stack of `count` axial slices."""
-    if count < MIN_SLICES:
-        raise Refusal("too_few_slices", f"{count} slices, at least {MIN_SLICES} expected")
-    if spacing_mm is not None and count * spacing_mm > MAX_LENGTH_MM:
-        raise Refusal("too_long", f"{count * spacing_mm:.0f} mm")
 
 
 def check_range(low: float, high: float) -> None:

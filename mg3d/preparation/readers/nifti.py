@@ -15,7 +15,7 @@ from nibabel.wrapstruct import WrapStructError
 from mg3d.preparation import geometry
 from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.readers.limits import check_range, check_shape, check_slices
+from mg3d.preparation.readers.limits import check_range, check_shape
 from mg3d.preparation.records import RawVolume, TableGeometry, VolumeRecord
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -54,7 +54,7 @@ def read_nifti_grey(record: VolumeRecord, root: Path) -> RawVolume:
     if affine is not None:
         volume, spacing = geometry.to_lps(stored, affine)
         return RawVolume(volume, spacing, "uint8_unknown_window")
-    check_slices(stored.shape[2])
+    geometry.check_slices(stored.shape[2])
     return RawVolume(np.flip(stored.transpose(2, 1, 0), axis=0), None, "uint8_unknown_window")
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mg3d.preparation.geometry import check_slices
 from mg3d.preparation.hounsfield import MIN_TISSUE_FRACTION, TISSUE_HU, choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.readers.limits import MAX_BYTES, check_range, check_shape, check_slices
+from mg3d.preparation.readers.limits import MAX_BYTES, check_range, check_shape
 from mg3d.preparation.records import RawVolume, VolumeRecord
 
 RAD_CHESTCT_MM = (0.8, 0.8, 0.8)

@@ -156,7 +156,7 @@ def _add_split(inventory: Inventory, paths: Sequence[str], split: str, limit: in
         code = "no_chest" if name in no_chest else "duplicate_row" if name in tables.conflicts else None
         code = code or ("report_missing" if record is None else None)
         if (code or name not in files) and name not in absent:
-            inventory.refused.append(Quarantined(_volume_id(name), DATASET, "scan", code or "missing_file"))
+            inventory.quarantined.append(Quarantined(_volume_id(name), DATASET, "scan", code or "missing_file"))
         if code:
             continue
         n_files += bool(record.files)

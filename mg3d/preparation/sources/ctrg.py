@@ -45,16 +45,16 @@ def list_ctrg(root: Path, options: SourceOptions) -> Inventory:
     entries = [_Entry(case_folder(item), item, name) for name, items in annotation.items() for item in items[: options.limit]]
     inventory, notes = Inventory(root), []
     split_of = _assign_splits(entries, options, notes)
-    first: dict[PurePosixPath, _Entry] = {}
+    entry_of: dict[PurePosixPath, _Entry] = {}
     for entry in entries:
-        first.setdefault(entry.folder, entry)
-    n_named = Counter(folder.name for folder in first)
+        entry_of.setdefault(entry.folder, entry)
+    n_named = Counter(folder.name for folder in entry_of)
     salt = read_salt(options.out / f"{DATASET}_salt.txt")
-    for folder, entry in first.items():
+    for folder, entry in entry_of.items():
         case_id = f"{DATASET}/{pseudonym(folder.name if n_named[folder.name] == 1 else str(folder), salt)}"
         record = _make_record(root, entry, case_id, split_of[folder])
-        (inventory.refused if isinstance(record, Quarantined) else inventory.records).append(record)
-    inventory.notes = [f"CTRG: {note}" for note in (*notes, *_repetition_notes(entries, len(first)))]
+        (inventory.quarantined if isinstance(record, Quarantined) else inventory.records).append(record)
+    inventory.notes = [f"CTRG: {note}" for note in (*notes, *_repetition_notes(entries, len(entry_of)))]
     return inventory
 
 

@@ -55,8 +55,8 @@ class ListedVolume:
     findings: str | None = field(default=None, repr=False)
     impression: str | None = field(default=None, repr=False)
     labels: tuple[int, ...] = (-1,) * len(LABELS)
-    fault: str | None = None
-    """Reason code of a volume that cannot be used."""
+    quarantine_code: str | None = None
+    """Why the volume cannot be used; None: it can."""
     row: int = field(default=0, compare=False)
     """Of the table, from 1."""
 
@@ -90,8 +90,8 @@ def list_custom(root: Path, options: SourceOptions) -> Inventory:
     n_split, n_study = defaultdict(int), defaultdict(int)
     for volume in sorted(listing.volumes, key=lambda volume: volume.path):
         volume_id = make_id("volume", names[volume.path])
-        if volume.fault:
-            inventory.refused.append(Quarantined(volume_id, DATASET, "scan", volume.fault, f"row {volume.row}"))
+        if code := volume.quarantine_code:
+            inventory.quarantined.append(Quarantined(volume_id, DATASET, "scan", code, f"row {volume.row}" if volume.row else ""))
             continue
         split = split_of[volume.patient]
         n_split[split] += 1
@@ -138,15 +138,16 @@ def read_listing(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = 
     """
     if table is not None:
         return _read_table_listing(root, table, suffixes)
-    volumes = []
+    volumes = {}
     for path in volumes_below(root, suffixes):
         patient = _default_patient(path)
-        volumes.append(ListedVolume(path, patient, str(path.parent) if len(path.parts) > 1 else patient))
+        volumes[path] = ListedVolume(path, patient, str(path.parent) if len(path.parts) > 1 else patient)
+    _quarantine_outer_folders(volumes, suffixes)
     if not volumes:
         raise FileNotFoundError(f"{root} has no {', '.join(suffixes)} files or DICOM series; check the path")
-    n_patients = len({volume.patient for volume in volumes})
+    n_patients = len({volume.patient for volume in volumes.values()})
     note = f"custom: without a table, each of the {n_patients} top-level folders or files counts as one patient"
-    return Listing(volumes, [note], has_labels=False)
+    return Listing([*volumes.values()], [note], has_labels=False)
 
 
 def volumes_below(root: Path, suffixes: tuple[str, ...] = SUFFIXES, max_folders: int | None = None) -> Iterator[PurePosixPath]:
@@ -186,18 +187,19 @@ def _read_table_listing(root: Path, path: Path, suffixes: tuple[str, ...]) -> Li
     _check_located(root, path, table, sum(located is not None for located in paths))
     first_slice: dict[tuple[PurePosixPath, str], PurePosixPath] = {}
     volumes: dict[PurePosixPath, ListedVolume] = {}
-    rejected = []
+    unusable = []
     for (row, cells), located in zip(table.to_dict("index").items(), paths):
-        fault = "missing_file"
+        code = "missing_file"
         if located is not None:
-            located, fault = _representative(root, located, suffixes, first_slice)
+            located, code = _representative(root, located, suffixes, first_slice)
         volume = _listed_volume(cells, located or PurePosixPath(f"row {row}"), row)
-        if fault:
-            rejected.append(_reject(volume, fault))
+        if code:
+            unusable.append(_quarantine(volume, code))
         elif volumes.setdefault(volume.path, volume) != volume:
-            volumes[volume.path] = _reject(volumes[volume.path], "duplicate_row")
+            volumes[volume.path] = _quarantine(volumes[volume.path], "duplicate_row")
+    _quarantine_outer_folders(volumes, suffixes)
     named = volumes.keys() | {path.parent for path in first_slice.values()}
-    n_repeated = len(table) - len(rejected) - len(volumes)
+    n_repeated = len(table) - len(unusable) - len(volumes)
     n_bad_labels = sum(bool(cell) and flag(cell) < 0 for label in LABELS if label in table for cell in table[label])
     n_unlisted = sum(not named & {path, *path.parents} for path in volumes_below(root, suffixes))
     notes += [
@@ -210,7 +212,7 @@ def _read_table_listing(root: Path, path: Path, suffixes: tuple[str, ...]) -> Li
         )
         if count
     ]
-    return Listing([*volumes.values(), *rejected], notes, has_labels=any(label in table for label in LABELS))
+    return Listing([*volumes.values(), *unusable], notes, has_labels=any(label in table for label in LABELS))
 
 
 def _listed_volume(cells: Mapping[str, str], path: PurePosixPath, row: int) -> ListedVolume:
@@ -230,8 +232,15 @@ def _listed_volume(cells: Mapping[str, str], path: PurePosixPath, row: int) -> L
     )
 
 
-def _reject(volume: ListedVolume, fault: str) -> ListedVolume:
-    return ListedVolume(volume.path, volume.patient, volume.study, fault=fault, row=volume.row)
+def _quarantine(volume: ListedVolume, code: str) -> ListedVolume:
+    return ListedVolume(volume.path, volume.patient, volume.study, quarantine_code=code, row=volume.row)
+
+
+def _quarantine_outer_folders(volumes: dict[PurePosixPath, ListedVolume], suffixes: tuple[str, ...]) -> None:
+    """Quarantine folders that contain another listed DICOM series, because reading the folder might read that series again."""
+    series = [path for path in volumes if not path.name.lower().endswith(suffixes)]
+    for folder in {folder for path in series for folder in path.parents} & volumes.keys():
+        volumes[folder] = _quarantine(volumes[folder], "nested_series")
 
 
 def _default_patient(path: PurePosixPath) -> str:
@@ -292,7 +301,7 @@ def _assign_splits(volumes: list[ListedVolume], options: SourceOptions, notes: l
     """Patient -> split."""
     splits = defaultdict(set)
     for volume in volumes:
-        if not volume.fault:
+        if not volume.quarantine_code:
             splits[volume.patient].add(volume.split or "train")
     n_mixed = sum(len(values) > 1 for values in splits.values())
     if n_mixed:

@@ -1,4 +1,4 @@
-"""Damaged and lying NIfTI files end in a refusal with a reason, or in the very volume that the whole file gives."""
+"""Damaged and inconsistent NIfTI files are refused with a reason, or read as the undamaged volume."""
 
 import gzip
 import itertools
@@ -10,30 +10,23 @@ from functools import cache
 import nibabel as nib
 import numpy as np
 import pytest
-from small_raw import LPS, SHAPE, chest
+from small_raw import LPS, SHAPE, chest, volume_record
 
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers import nifti
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.voxels import make_volume
 
 RECIPE = Recipe(shape=(32, 24, 16))
 VOXELS = 352
 
 
-def record(name):
-    told = {"findings": None, "impression": None, "official_split": "train", "split": "train", "reconstruction": 1}
-    ids = {"volume_id": "ct_rate/a", "study_id": "a", "patient_id": "a", "dataset": "ct_rate"}
-    return VolumeRecord(**ids, **told, files=(name,), source="a", reader="nifti")
-
-
 def make(path):
-    return make_volume(record(path.name), path.parent, RECIPE)[0]
+    return make_volume(volume_record(path.name, reader="nifti"), path.parent, RECIPE)[0]
 
 
 def code_of(path):
-    """The code of the refusal; its sentence names no file."""
+    """The code of the refusal, whose detail contains no file name."""
     with pytest.raises(Refusal) as caught:
         make(path)
     assert path.name not in caught.value.detail
@@ -42,7 +35,7 @@ def code_of(path):
 
 @cache
 def plain():
-    """The bytes of a valid `.nii`."""
+    """Bytes of a valid `.nii` file."""
     return nib.Nifti1Image(chest(3).transpose(2, 1, 0), LPS).to_bytes()
 
 
@@ -54,8 +47,8 @@ def with_field(offset, form, *values):
 
 def flip_bits(content, rng):
     array = np.frombuffer(content, np.uint8).copy()
-    places = rng.integers(0, len(array), rng.integers(1, 9))
-    array[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
+    positions = rng.integers(0, len(array), rng.integers(1, 9))
+    array[positions] ^= (1 << rng.integers(0, 8, len(positions))).astype(np.uint8)
     return array.tobytes()
 
 
@@ -70,17 +63,17 @@ def zero_block(content, rng):
 
 
 def insert_bytes(content, rng):
-    place = rng.integers(0, len(content))
-    return content[:place] + rng.bytes(rng.integers(1, 65)) + content[place:]
+    position = rng.integers(0, len(content))
+    return content[:position] + rng.bytes(rng.integers(1, 65)) + content[position:]
 
 
 def garble_header(content, rng):
-    place = rng.integers(0, VOXELS)
-    return content[:place] + rng.bytes(rng.integers(1, 9)) + content[place + 8 :]
+    position = rng.integers(0, VOXELS)
+    return content[:position] + rng.bytes(rng.integers(1, 9)) + content[position + 8 :]
 
 
 def corrupt_until(count, folder):
-    """Corrupts `count` times and returns how often each code, `clean` and, for what carries no sum, `unseen` came out."""
+    """Corrupt a file `count` times: counts of reason codes, of `clean`, and of `unseen` (no checksum, so undetectable)."""
     rng, seen = np.random.default_rng(20), Counter()
     (folder / "clean.nii").write_bytes(plain())
     clean = make(folder / "clean.nii")
@@ -100,7 +93,7 @@ def corrupt_until(count, folder):
         assert image.shape == RECIPE.shape
         assert image.dtype == np.int16
         same = np.array_equal(image, clean)
-        assert same or not packed, f"{kind.__name__}, case {number}: another volume from a file whose sum must have told"
+        assert same or not packed, f"{kind.__name__}, case {number}: another volume from a file with a checksum"
         seen["clean" if same else "unseen"] += 1
     return seen
 
@@ -115,7 +108,7 @@ def test_random_damage_ends_in_a_refusal_or_the_clean_volume(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_kinds_of_damage(tmp_path):
+def test_a_thousand_damaged_files_end_in_a_refusal_or_the_clean_volume(tmp_path):
     seen = corrupt_until(1000, tmp_path)
     print(dict(seen))
     assert seen.total() == 1000
@@ -123,7 +116,7 @@ def test_a_thousand_kinds_of_damage(tmp_path):
     assert not seen["unknown"]
 
 
-LIES = {
+HEADERS = {
     "intercept nan": (with_field, (116, "<f", float("nan")), "nifti_header"),
     "negative length": (with_field, (42, "<h", -24), "not_3d"),
     "length 0": (with_field, (44, "<h", 0), "not_3d"),
@@ -133,8 +126,8 @@ LIES = {
     "far too large": (with_field, (42, "<3h", 4000, 4000, 4000), "too_large"),
     "too long an axis": (with_field, (42, "<3h", 4097, 3, 30), "too_large"),
     "voxels before the header ends": (with_field, (108, "<f", 100.0), "nifti_header"),
-    "voxels nowhere": (with_field, (108, "<f", float("nan")), "nifti_header"),
-    "voxels at infinity": (with_field, (108, "<f", float("inf")), "nifti_header"),
+    "voxel offset nan": (with_field, (108, "<f", float("nan")), "nifti_header"),
+    "voxel offset inf": (with_field, (108, "<f", float("inf")), "nifti_header"),
     "voxels far away": (with_field, (108, "<f", 1e9), "gzip_truncated"),
     "voxels behind the end": (with_field, (108, "<f", 400.0), "gzip_truncated"),
     "rgb": (with_field, (70, "<hh", 128, 24), "nifti_header"),
@@ -147,10 +140,10 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("header", HEADERS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_lying_header_is_refused(tmp_path, lie, packed):
-    change, arguments, code = LIES[lie]
+def test_inconsistent_header_is_refused(tmp_path, header, packed):
+    change, arguments, code = HEADERS[header]
     path = tmp_path / ("secret.nii.gz" if packed else "secret.nii")
     path.write_bytes(gzip.compress(change(*arguments)) if packed else change(*arguments))
     assert code_of(path) == code
@@ -174,7 +167,7 @@ def test_scaling_of_the_header_is_applied(tmp_path):
     np.testing.assert_allclose(make(tmp_path / "scaled.nii.gz"), make(tmp_path / "plain.nii"), atol=1)
 
 
-def test_a_small_file_that_unpacks_without_end_is_stopped(tmp_path):
+def test_decompression_stops_after_the_announced_voxels(tmp_path):
     """256 MB of zeros after the 27 KB of voxels that the header announces."""
     behind = tmp_path / "behind.nii.gz"
     behind.write_bytes(gzip.compress(plain(), 1) + gzip.compress(bytes(1 << 28), 1))
@@ -185,7 +178,7 @@ def test_a_small_file_that_unpacks_without_end_is_stopped(tmp_path):
     assert peak < 1 << 23
 
 
-def test_members_are_read_one_behind_the_other_and_every_sum_counts(tmp_path):
+def test_all_gzip_members_are_read_and_every_checksum_is_verified(tmp_path):
     path = tmp_path / "volume.nii.gz"
     (tmp_path / "plain.nii").write_bytes(plain())
     members = [gzip.compress(plain()[start : start + 5000], mtime=0) for start in range(0, len(plain()), 5000)]
@@ -198,7 +191,7 @@ def test_members_are_read_one_behind_the_other_and_every_sum_counts(tmp_path):
         assert code_of(path) == "gzip_truncated"
 
 
-def test_the_last_bytes_of_a_compressed_file_count(tmp_path):
+def test_a_gzip_file_without_its_last_bytes_is_refused(tmp_path):
     path = tmp_path / "volume.nii.gz"
     packed = gzip.compress(plain())
     for missing in (1, 4, 8, 9):
@@ -206,7 +199,7 @@ def test_the_last_bytes_of_a_compressed_file_count(tmp_path):
         assert code_of(path) == "gzip_truncated"
 
 
-def test_voxels_that_are_not_finite_are_seen_wherever_they_are(tmp_path):
+def test_a_single_nan_voxel_is_found(tmp_path):
     volume = chest(3).transpose(2, 1, 0).astype(np.float32)
     volume[12, 11, 13] = np.nan
     nib.save(nib.Nifti1Image(volume, LPS), tmp_path / "volume.nii.gz")
@@ -215,7 +208,7 @@ def test_voxels_that_are_not_finite_are_seen_wherever_they_are(tmp_path):
 
 @pytest.mark.parametrize("dtype", [">i2", "<i4", ">f4", "<f8"])
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_every_plain_type_and_order_gives_the_same(tmp_path, dtype, kind):
+def test_every_dtype_and_byte_order_gives_the_same_volume(tmp_path, dtype, kind):
     image = kind(chest(3).transpose(2, 1, 0).astype(dtype), LPS)
     image.header.set_data_dtype(np.dtype(dtype))
     (tmp_path / "volume.nii.gz").write_bytes(gzip.compress(image.to_bytes()))
@@ -225,8 +218,13 @@ def test_every_plain_type_and_order_gives_the_same(tmp_path, dtype, kind):
     np.testing.assert_array_equal(make(tmp_path / "volume.nii.gz"), make(tmp_path / "plain.nii"))
 
 
-def test_numbers_that_no_scanner_gives_cost_no_memory(tmp_path):
-    """Their range is 1e30, which no histogram may span."""
+def test_huge_values_are_refused_without_a_histogram_of_their_range(tmp_path):
     volume = np.random.default_rng(0).uniform(0, 1e30, SHAPE[::-1])
     nib.save(nib.Nifti1Image(volume, LPS), tmp_path / "volume.nii.gz")
     assert code_of(tmp_path / "volume.nii.gz") == "hu_ambiguous"
+
+
+def test_missing_and_unreadable_files_are_refused(tmp_path):
+    assert code_of(tmp_path / "none.nii.gz") == "missing_file"
+    (tmp_path / "folder.nii.gz").mkdir()
+    assert code_of(tmp_path / "folder.nii.gz") == "unreadable"

@@ -71,7 +71,7 @@ def test_unusable_volumes_are_refused_with_a_reason_code(small_tree):
     small_tree.add("train_4_a_2", report=None)
     small_tree.add("train_5_a_2")
     small_tree.no_chest.append("train_5_a_2")
-    refused = {entry.volume_id.removeprefix("ct_rate/"): entry.code for entry in listed(small_tree).refused}
+    refused = {entry.volume_id.removeprefix("ct_rate/"): entry.code for entry in listed(small_tree).quarantined}
     no_report = dict.fromkeys(("train_3_a_2", "train_4_a_2"), "report_missing")
     assert refused == {"train_1_c_1": "missing_file", **no_report, "train_5_a_2": "no_chest"}
 
@@ -81,7 +81,7 @@ def test_patients_that_are_not_downloaded_are_a_note_and_keep_their_records(smal
     path.parent.rmdir()
     path.parent.parent.rmdir()
     inventory = listed(small_tree)
-    assert not inventory.refused
+    assert not inventory.quarantined
     assert by_id(inventory)["train_77_a_1"].files == ()
     assert noted(inventory, "1 listed volumes of train are not downloaded")
 
@@ -99,9 +99,10 @@ def test_volume_without_a_row_of_labels_has_unknown_labels(small_tree):
     root = small_tree.write()
     write_csv(
         root / "dataset/multi_abnormality_labels/train_predicted_labels.csv",
-        [{"VolumeName": "train_1_a_1.nii.gz", **dict.fromkeys(LABELS, "1")}],
+        [{"VolumeName": f"{name}.nii.gz", **dict.fromkeys(LABELS, "1")} for name in ("train_1_a_1", "train_99_a_1")],
     )
     records = by_id(list_ct_rate(root, source_options()))
+    assert "train_99_a_1" not in records  # labels alone do not make a volume
     assert records["train_1_a_1"].labels == (1,) * 18
     assert (records["train_2_a_1"].labels, records["train_2_a_1"].label_source) == ((-1,) * 18, "none")
 
@@ -115,7 +116,7 @@ def test_contradicting_rows_quarantine_a_volume_or_drop_its_labels(small_tree):
         with (root / path).open("a") as stream:
             stream.write(cell)
     inventory = list_ct_rate(root, source_options())
-    assert [(entry.volume_id, entry.code) for entry in inventory.refused] == [("ct_rate/train_2_a_1", "duplicate_row")]
+    assert [(entry.volume_id, entry.code) for entry in inventory.quarantined] == [("ct_rate/train_2_a_1", "duplicate_row")]
     assert by_id(inventory)["train_3_a_1"].labels == (-1,) * 18
     assert noted(inventory, "1 volumes have contradicting rows of labels")
 
@@ -163,7 +164,7 @@ def write_array(folder, name):
 def test_ct_clip_arrays_are_found_under_both_spellings(arrays, name, outside):
     write_array(arrays.root if outside else arrays.root / "dataset", f"train_preprocessed/train_2/{name}")
     inventory = list_ct_rate(arrays.root, source_options())
-    assert not inventory.refused
+    assert not inventory.quarantined
     record = by_id(inventory)["train_2_b_3"]
     assert (record.study_id, record.patient_id, record.reconstruction) == ("ct_rate/train_2_b", "ct_rate/train_2", 3)
     assert (record.reader, record.table, record.source) == ("ct_clip", None, f"train_preprocessed/train_2/{name}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_raw import LPS, SHAPE, SPACING, source_options, write_ctrg, write_nifti
 
 from mg3d.preparation.quarantine import Refusal
@@ -69,7 +70,7 @@ def test_unreadable_folder_is_refused_without_its_name(tmp_path, listed, monkeyp
     monkeypatch.setattr(Path, "iterdir", refuse)
     inventory = listed()
     assert len(inventory.records) == 5
-    assert [(entry.code, entry.detail) for entry in inventory.refused] == [("unreadable", "PermissionError")]
+    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("unreadable", "PermissionError")]
 
 
 def test_published_order_gives_the_published_counts(tmp_path):
@@ -118,19 +119,25 @@ def test_missing_folders_slices_and_reports(tmp_path, listed):
 
     write_ctrg(tmp_path, 6, edit=edit)
     inventory = listed()
-    assert sorted(entry.code for entry in inventory.refused) == ["missing_file", "report_missing"]
+    assert sorted(entry.code for entry in inventory.quarantined) == ["missing_file", "report_missing"]
     with pytest.raises(Refusal, match="missing_file"):
         make_volume(inventory.records[0], tmp_path, RECIPE)
 
 
-def test_damaged_slice_is_refused_without_its_name(tmp_path, listed):
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:300]), "jpeg_truncated"),
+        (lambda path: Image.new("L", (SHAPE[2] - 4, SHAPE[1] - 2)).save(path), "shape_mismatch"),
+    ],
+)
+def test_damaged_slice_and_slice_of_another_size_are_refused_without_their_name(tmp_path, listed, change, code):
     write_ctrg(tmp_path, 5)
     record = listed().records[0]
-    path = tmp_path / record.files[4]
-    path.write_bytes(path.read_bytes()[:300])
+    change(tmp_path / record.files[4])
     with pytest.raises(Refusal) as caught:
         make_volume(record, tmp_path, RECIPE)
-    assert caught.value.code == "jpeg_truncated"
+    assert caught.value.code == code
     assert "Person" not in caught.value.detail
 
 
@@ -176,7 +183,7 @@ def test_case_with_a_gap_is_refused_and_the_others_stay(tmp_path, listed, as_lis
 
     write_ctrg(tmp_path, 5, slices=24, as_list=as_list, edit=edit)
     inventory = listed()
-    assert [(entry.code, entry.detail) for entry in inventory.refused] == [
+    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [
         ("missing_slices", "3 numbers missing in 1 gaps, 21 slices found")
     ]
     assert len(inventory.records) == 4

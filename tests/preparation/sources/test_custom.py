@@ -107,7 +107,7 @@ def test_swapped_columns_are_refused_without_any_text_of_the_report(root, text):
 def test_cell_that_names_nothing_below_the_folder_is_a_missing_file(root, cell):
     write_volumes(root.parent, "out/x.nii.gz")
     inventory = listed(root, [*ROWS, {**ROWS[0], "volume": cell}])
-    assert [(entry.code, entry.detail) for entry in inventory.refused] == [("missing_file", "row 4")]
+    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("missing_file", "row 4")]
     assert len(inventory.records) == 3
 
 
@@ -123,7 +123,7 @@ def test_equal_rows_count_once_and_contradicting_rows_are_refused(root):
     rows = [ROWS[0], dict(ROWS[0], volume="Anna/a"), ROWS[2], dict(ROWS[2], findings="Not clear.")]
     inventory = listed(root, rows)
     assert [record.volume_id for record in inventory.records] == ["custom/Anna/a"]
-    assert [(entry.volume_id, entry.code) for entry in inventory.refused] == [("custom/Bernd/a", "duplicate_row")]
+    assert [(entry.volume_id, entry.code) for entry in inventory.quarantined] == [("custom/Bernd/a", "duplicate_row")]
     assert noted(inventory, "2 rows repeat a volume")
 
 
@@ -133,7 +133,7 @@ def test_row_naming_a_file_of_another_format_is_refused_and_never_stores_its_nei
     write_series(root, chest(5), PatientName="Somebody^Else")
     (root / name).write_bytes(b"ObjectType = Image")
     inventory = listed(root, [{"volume": name, "report": "Of another patient."}, {"volume": ".", "report": "Clear."}])
-    assert [(entry.code, entry.detail) for entry in inventory.refused] == [("unknown_format", "row 1")]
+    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("unknown_format", "row 1")]
     assert [record.findings for record in inventory.records] == ["Clear."]
 
 
@@ -166,7 +166,26 @@ def test_slices_of_one_series_with_different_reports_are_contradicting_rows(tmp_
     root = tmp_path / "clinic"
     names = [path.relative_to(root).as_posix() for path in sorted(write_series(root / "Anna", chest(5)).iterdir())[:2]]
     inventory = listed(root, [{"volume": name, "report": f"Report {name[-5]}."} for name in names])
-    assert [(entry.code, entry.detail) for entry in inventory.refused] == [("duplicate_row", "row 1")]
+    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("duplicate_row", "row 1")]
+
+
+@pytest.mark.parametrize("outer", [".", "Anna", "Anna/CT"])
+def test_folder_row_around_another_series_is_refused_because_the_series_would_be_stored_twice(tmp_path, outer):
+    root = write_volumes(tmp_path / "clinic", "b.nii.gz")
+    write_series(root / "Anna" / "CT", chest(5))
+    inner = ("Anna/CT/IM0003.dcm",) if outer == "Anna/CT" else ("Anna/CT/IM0003.dcm", "b.nii.gz")
+    inventory = listed(root, [{"volume": name, "patient": "x", "report": "Clear."} for name in (outer, *inner)])
+    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("nested_series", "row 1")]
+    assert [record.files[0] for record in inventory.records] == [*inner]
+
+
+def test_folder_of_slices_around_another_one_is_refused_without_a_table(tmp_path):
+    root = tmp_path / "clinic"
+    write_series(root / "Anna", chest(5)[:22])
+    write_series(root / "Anna" / "deeper", chest(9), SeriesInstanceUID="1.2.3.2")
+    inventory = listed(root)
+    assert [(entry.volume_id, entry.code) for entry in inventory.quarantined] == [("custom/Anna", "nested_series")]
+    assert [record.files for record in inventory.records] == [("Anna/deeper",)]
 
 
 # Ids
