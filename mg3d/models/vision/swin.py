@@ -99,7 +99,7 @@ class SwinEncoder(VisionEncoder, SwinTransformer):
         gradient_checkpointing: bool = False,
     ) -> None:
         if not 1 <= len(depths) <= 4 or len(depths) != len(num_heads):
-            raise ValueError(f"depths={tuple(depths)} and num_heads={tuple(num_heads)}: both need one entry for each of 1 to 4 stages")
+            raise ValueError(f"depths={tuple(depths)} and num_heads={tuple(num_heads)}: each needs one entry for 1 to 4 stages")
         if patch_merging not in MERGINGS:
             raise ValueError(f"patch_merging={patch_merging!r} is unknown; choose one of {', '.join(MERGINGS)}")
         super().__init__(
