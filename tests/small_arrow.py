@@ -16,6 +16,13 @@ OFFSET = {"train": 0, "val": 80, "test": 160}
 ORGANS = ("heart", "aorta", "liver", "lung", "trachea", "pleura", "spine")
 
 
+COLLATOR = {
+    "max_text_len": 64, "mim_patch_size": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3, "sentence_views": 3,
+    "negated_view_fraction": 0.25,
+}  # fmt: skip
+"""Arguments of `Collator` for these volumes and reports."""
+
+
 def report_of(number):
     organ, other = ORGANS[number % 7], ORGANS[(number * 3 + 1) % 7]
     findings = (

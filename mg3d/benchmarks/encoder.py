@@ -64,7 +64,7 @@ def _note(results: dict[str, list[EncoderCost]], side: str, options: BenchmarkOp
     if not results[side]:
         return note
     difference = max_relative_difference(torch.tensor(results[OURS][0].output), torch.tensor(results[side][0].output))
-    compiled = f"; compiled in {max(one.warm_up_s for one in results[side]):.0f} s (not included)" if side == COMPILED else ""
+    compiled = f"; compiled in {max(cost.warm_up_s for cost in results[side]):.0f} s (not included)" if side == COMPILED else ""
     return f"{note}; outputs differ by {difference:.1e} std{compiled}"
 
 

@@ -1,4 +1,4 @@
-"""The frozen text encoder: padded three times per step as in the original, trimmed to the longest report, and cached."""
+"""The frozen text encoder: three padded passes per step (as in the original) against trimmed passes and cached features."""
 
 import tempfile
 from pathlib import Path

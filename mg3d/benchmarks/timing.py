@@ -86,4 +86,4 @@ def median_seconds(
 
 def median_of(rounds: Sequence[NamedTuple], field: str) -> float:
     """Median of one field over rounds; infinite without rounds (the process ran out of memory)."""
-    return statistics.median(getattr(one, field) for one in rounds) if rounds else float("inf")
+    return statistics.median(getattr(cost, field) for cost in rounds) if rounds else float("inf")

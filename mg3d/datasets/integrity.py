@@ -161,8 +161,8 @@ def _check_sentence_spans(name: str, filled: Mapping[str, VolumeIndex]) -> list[
         return []
     listed = ", ".join(f"{split} {version}" for split, version in outdated.items())
     message = (
-        f"reports of {DATASETS[name].title} were split into sentences by other rules (version {listed}) than mg3d "
-        f"now uses ({SPANS_VERSION})"
+        f"reports of {DATASETS[name].title} were split into sentences by outdated rules (version {listed}; mg3d now uses "
+        f"{SPANS_VERSION})"
     )
     out = filled[min(outdated)].path.parent
     fix = (

@@ -120,8 +120,8 @@ def differing_steps(recipe: Mapping[str, Any] | None, other: Mapping[str, Any] |
     """
     if not recipe or not other:
         return []
-    one, two = (json.loads(json.dumps(part)) for part in (recipe, other))
-    return [step for step in steps or sorted(one.keys() | two.keys()) if one.get(step) != two.get(step)]
+    first, second = (json.loads(json.dumps(part)) for part in (recipe, other))
+    return [step for step in steps or sorted(first.keys() | second.keys()) if first.get(step) != second.get(step)]
 
 
 def index_path(data_root: Path, dataset: str, split: str) -> Path:

@@ -29,7 +29,7 @@ class CheckResult:
 
 
 def examples(ids: Sequence[str], count: int = 3) -> str:
-    """The first ids and the number of further ones."""
+    """The first ids, and how many more there are."""
     return ", ".join(ids[:count]) + (f" and {len(ids) - count:,} more" if len(ids) > count else "")
 
 

@@ -85,12 +85,12 @@ class MG3DEncoder:
     @torch.no_grad()
     def sentence_vectors(self, reports: Sequence[ReportText]) -> list[tuple[ReportText, Tensor]]:
         """Each report with its sentences that fit into `max_text_len`, and their SSM vectors [S, d]."""
-        found = []
+        vectors_by_report = []
         for report in reports:
             spans = tuple(encode_report(self.tokenizer, *report, self.max_text_len).sentence_spans)
             vectors = self.model.sentence_vectors(*self.tokenize([report]), max(len(spans), 1))
-            found.append((report._replace(sentence_spans=spans), vectors[0, : len(spans)].float().cpu()))
-        return found
+            vectors_by_report.append((report._replace(sentence_spans=spans), vectors[0, : len(spans)].float().cpu()))
+        return vectors_by_report
 
     def tokenize(self, texts: Sequence[ReportText]) -> Texts:
         """Token ids, attention mask and sentence index of texts, on the model's device."""

@@ -1,7 +1,7 @@
 """Score grounding maps against masks: pointing game, mass inside the mask, and Dice."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def score_maps(maps: Tensor, masks: Tensor, thresholds: Sequence[float] = THRESH
         ValueError: a mask is empty, or a map has NaN or negative values or is all zero.
     """
     if not bool(masks.flatten(1).any(1).all()):
-        raise ValueError("a mask is empty; leave out findings without a mask")
+        raise ValueError("a mask is empty; exclude findings without a mask")
     if not bool((maps >= 0).all() and (maps.flatten(1).amax(1) > 0).all()):
         raise ValueError("a map has NaN or negative values or is all zero; pass attention, or similarity clipped at 0")
     parts = [_score_chunk(*chunk, thresholds) for chunk in zip(maps.split(_CHUNK), masks.split(_CHUNK), strict=True)]
@@ -71,10 +71,9 @@ def centre_map(grid: Sequence[int]) -> Tensor:
 def method_rows(scores: Mapping[str, GroundingScores], patients: np.ndarray, bootstrap: Bootstrap) -> Rows:
     """One row per kind of map, over all findings: pointing game, mass, and Dice at its best threshold."""
     rows = []
-    for name, found in scores.items():
-        best = int(found.dice.mean(0).argmax())
-        row = {"map": name, "maps": len(found.hit)} | _cells(found, best, patients, bootstrap)
-        rows.append(row | {"threshold": THRESHOLDS[best]})
+    for name, method in scores.items():
+        best = int(method.dice.mean(0).argmax())
+        rows.append({"map": name} | _cells(method, best, patients, bootstrap) | {"threshold": THRESHOLDS[best]})
     return rows
 
 
@@ -91,12 +90,14 @@ def finding_rows(
     for name in [*dict.fromkeys(findings.tolist()), "all"]:
         chosen = findings == name if name != "all" else np.ones(len(findings), bool)
         part = GroundingScores(*(values[chosen] for values in scores))
-        row = {"finding": name, "maps": int(chosen.sum()), "chance of pointing": float(part.chance.mean())}
-        row |= {"pointing at the centre": float(centre_hit[chosen].mean()), "mask fraction": float(part.mask_fraction.mean())}
-        rows.append(row | _cells(part, best, patients[chosen], bootstrap))
+        baselines = {"chance of pointing": part.chance, "pointing at the centre": centre_hit[chosen]}
+        baselines |= {"mask fraction": part.mask_fraction}
+        row = {"finding": name} | _cells(part, best, patients[chosen], bootstrap)
+        rows.append(row | {column: float(values.mean()) for column, values in baselines.items()})
     return rows
 
 
-def _cells(scores: GroundingScores, best: int, patients: np.ndarray, bootstrap: Bootstrap) -> dict[str, dict[str, float]]:
+def _cells(scores: GroundingScores, best: int, patients: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
     columns = {"pointing game": scores.hit, "mass in the mask": scores.mass, "dice": scores.dice[:, best]}
-    return {name: bootstrap.mean(values.astype(float), patients) for name, values in columns.items()}
+    cells = {name: bootstrap.mean(values.astype(float), patients) for name, values in columns.items()}
+    return {"maps": len(scores.hit)} | cells

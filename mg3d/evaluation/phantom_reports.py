@@ -82,12 +82,12 @@ def _score(
         statistic = on_rows(lambda true, stated, name=f"micro_{metric}": float(clinical_efficacy(true, stated)[name]), *present)
         row[metric] = bootstrap.interval(statistic, patients)
     side, size = np.full((2, len(true), len(LABELS)), np.nan)
-    for study, (said, known) in enumerate(zip(stated, true, strict=True)):
-        for label in said.keys() & known.keys():
-            at = study, LABELS.index(label)
-            size[at] = abs(said[label].size_mm - known[label].size_mm)
-            if said[label].side and known[label].side:
-                side[at] = said[label].side == known[label].side
+    for study, (stated_by_label, true_by_label) in enumerate(zip(stated, true, strict=True)):
+        for label in stated_by_label.keys() & true_by_label.keys():
+            found, expected, index = stated_by_label[label], true_by_label[label], (study, LABELS.index(label))
+            size[index] = abs(found.size_mm - expected.size_mm)
+            if found.side and expected.side:
+                side[index] = found.side == expected.side
     row |= {"sides stated": int((~np.isnan(side)).sum()), "side accuracy": bootstrap.mean(side, patients)}
     return row | {
         "sizes stated": int((~np.isnan(size)).sum()),

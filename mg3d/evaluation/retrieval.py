@@ -37,15 +37,14 @@ def retrieval_directions(
     relevant = key_of_study[:, None] == np.arange(len(keys))
     similarity = volumes @ reports[first].T
     studies = np.arange(len(volumes))
-    found = [
-        RetrievalDirection("volume to report", similarity, relevant, studies),
-        RetrievalDirection("report to volume", similarity.T, relevant.T, first),
-    ]
+    relevance = {"": relevant}
     if labels is not None:
-        same = relevant | (_equal_labels(labels).astype(float) @ relevant.astype(float) > 0)
-        found.append(RetrievalDirection(f"volume to report{SAME_LABELS}", similarity, same, studies))
-        found.append(RetrievalDirection(f"report to volume{SAME_LABELS}", similarity.T, same.T, first))
-    return found
+        relevance[SAME_LABELS] = relevant | (_equal_labels(labels).astype(float) @ relevant.astype(float) > 0)
+    directions = []
+    for suffix, items in relevance.items():
+        directions.append(RetrievalDirection(f"volume to report{suffix}", similarity, items, studies))
+        directions.append(RetrievalDirection(f"report to volume{suffix}", similarity.T, items.T, first))
+    return directions
 
 
 def recall_rows(
@@ -57,12 +56,12 @@ def recall_rows(
     """
     rows, ranks = [], {}
     for direction in directions:
-        found = ranks[direction.name] = first_rank(direction.similarity, direction.relevant)
+        first_ranks = ranks[direction.name] = first_rank(direction.similarity, direction.relevant)
         queries, gallery = direction.relevant.shape
         for k, chance in chance_recall_at(direction.relevant, [k for k in ks if k < gallery]).items():
-            recall = bootstrap.mean((found <= k).astype(float), patients[direction.queries])
+            recall = bootstrap.mean((first_ranks <= k).astype(float), patients[direction.queries])
             row = {"direction": direction.name, "k": k, "queries": queries, "gallery": gallery, "recall": recall}
-            rows.append(row | {"chance": chance, "median rank": float(np.median(found))})
+            rows.append(row | {"chance": chance, "median rank": float(np.median(first_ranks))})
     return rows, ranks
 
 

@@ -55,7 +55,7 @@ def _sort_slices_as_text(volumes: Tensor) -> Tensor:
     return volumes[:, :, [number - 1 for number in sorted(range(1, volumes.shape[Z] + 1), key=str)]]
 
 
-CORRUPTIONS: Mapping[str, Corruption] = {
+CORRUPTIONS: dict[str, Corruption] = {
     UNCHANGED: lambda volumes: volumes,
     "left-right flip": lambda volumes: volumes.flip(X),
     "anterior-posterior flip": lambda volumes: volumes.flip(Y),
@@ -78,12 +78,11 @@ OFFSETS_HU = (-1024, -100, -30, 30, 100)
 
 
 def corruptions(window_hu: tuple[float, float] | None) -> dict[str, Corruption]:
-    """All corruptions. window_hu: HU values mapped to 0 and 1; None leaves out HU offsets."""
-    found = dict(CORRUPTIONS)
-    if window_hu is not None:
-        width = window_hu[1] - window_hu[0]
-        found |= {f"{offset:+d} HU": partial(torch.add, other=offset / width) for offset in OFFSETS_HU}
-    return found
+    """All corruptions. window_hu: HU values mapped to 0 and 1; None excludes HU offsets."""
+    if window_hu is None:
+        return dict(CORRUPTIONS)
+    width = window_hu[1] - window_hu[0]
+    return CORRUPTIONS | {f"{offset:+d} HU": partial(torch.add, other=offset / width) for offset in OFFSETS_HU}
 
 
 def stress_rows(

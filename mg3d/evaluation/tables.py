@@ -66,9 +66,9 @@ class Bootstrap(NamedTuple):
     ) -> tuple[dict[str, Any], PairedDifference]:
         """Cell with the paired difference, first minus second, and the comparison behind it; labels as for `interval`."""
         reason = insufficient_reason(labels, patients) if labels is not None else ""
-        found = paired_comparison(first, second, patients, **self._asdict())
-        low, high = (np.nan, np.nan) if reason else (found.low, found.high)
-        return _cell(found.difference, low, high, reason), found
+        comparison = paired_comparison(first, second, patients, **self._asdict())
+        low, high = (np.nan, np.nan) if reason else (comparison.low, comparison.high)
+        return _cell(comparison.difference, low, high, reason), comparison
 
 
 def _cell(value: float, low: float, high: float, reason: str) -> dict[str, Any]:

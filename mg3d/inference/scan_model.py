@@ -245,7 +245,7 @@ class ScanModel:
         """Map the evidence for a sentence over the image tokens; a report of several sentences counts as one.
 
         Args:
-            against: a contrasting text such as "There is no effusion."; evidence for both is left out.
+            against: a contrasting text such as "There is no effusion."; evidence for both cancels.
             by: `contrast`: how much each token raises the cosine of scan and sentence; `attention`: attention of the sentence,
                 for models with DCL or SSM.
 

@@ -113,8 +113,8 @@ class IndexWriter:
         self.folder, self.fingerprint = folder, fingerprint
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial(folder)
-        table, found = _read(folder)
-        if table is not None and found != fingerprint:
+        table, existing = _read(folder)
+        if table is not None and existing != fingerprint:
             raise ValueError(f"{folder} has an index of another model. Choose another folder, or remove it.")
         self.keys: set[str] = set(table["key"].to_pylist()) if table is not None else set()
         self._number = 1 + max((int(path.stem.split("-")[1]) for path in folder.glob(_PARTS)), default=0)

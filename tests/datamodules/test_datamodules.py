@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from small_arrow import SHAPE, small_tokenizer, write_split
+from small_arrow import COLLATOR, SHAPE, small_tokenizer, write_split
 
 from mg3d.datamodules import multitask
 from mg3d.datamodules.multitask import LoaderOptions, MultiTaskDataModule, StudyOptions
@@ -21,10 +21,6 @@ from mg3d.settings.presets import PRESETS
 from mg3d.settings.schema import AugmentSettings
 from mg3d.training.build import build_data
 
-COLLATOR = {
-    "max_text_len": 64, "mim_patch_size": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3, "sentence_views": 2,
-    "negated_view_fraction": 0.25,
-}  # fmt: skip
 STUDIES = StudyOptions(shape=SHAPE, window_hu=(-1000.0, 1000.0), text_unit="clause")
 LOADER = LoaderOptions(batch_size=4, num_workers=0, seed=0, collator=COLLATOR)
 BOTH = ("ct_rate", "ctrg")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from small_arrow import SHAPE, small_tokenizer, write_split
+from small_arrow import COLLATOR, SHAPE, small_tokenizer, write_split
 
 from mg3d.datasets import augment
 from mg3d.datasets.arrow import VolumeIndex
@@ -14,10 +14,6 @@ WINDOW = (-1000.0, 1000.0)
 ALL = AugmentSettings(
     augment_crop=(0.6, 0.9), augment_rotation_deg=20.0, augment_shift=0.1, augment_width=0.2, augment_noise=0.05
 )
-OPTIONS = {
-    "max_text_len": 64, "mim_patch_size": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3,
-    "sentence_views": 3, "negated_view_fraction": 0.25,
-}  # fmt: skip
 
 
 def random_voxels(seed=0, shape=SHAPE, count=1):
@@ -34,10 +30,10 @@ def affine(linear, shift=(0.0, 0.0, 0.0)):
 
 
 def test_disabled_augmentation_draws_the_identity():
-    for one in draws(AugmentSettings(), 20):
-        assert (one.affine == np.eye(3, 4)).all()
-        assert one.window == WINDOW
-        assert one.noise_std == 0
+    for params in draws(AugmentSettings(), 20):
+        assert (params.affine == np.eye(3, 4)).all()
+        assert params.window == WINDOW
+        assert params.noise_std == 0
     assert not augment.is_enabled(AugmentSettings())
     assert augment.is_enabled(ALL)
 
@@ -60,7 +56,7 @@ def test_a_crop_of_half_the_side_is_the_enlarged_center():
 
 
 def test_crops_stay_inside_the_volume_and_reach_every_side():
-    boxes = np.array([one.affine for one in draws(AugmentSettings(augment_crop=(0.5, 0.8)))])
+    boxes = np.array([params.affine for params in draws(AugmentSettings(augment_crop=(0.5, 0.8)))])
     side, middle = boxes[:, [0, 1, 2], [0, 1, 2]], boxes[:, :, 3]
     assert np.allclose(side, side[:, :1])
     assert 0.5 <= side.min() < 0.52
@@ -74,9 +70,9 @@ def test_a_rotation_by_90_degrees_rotates_each_axial_slice():
     shape = (3, 8, 8)
     voxels = random_voxels(1, shape)
     linear = augment.linear_map(shape, 1.0, np.pi / 2, 1.0)
-    turned = augment.resample(voxels, affine(linear))[0, 0]
-    either = [torch.rot90(voxels[0, 0].float(), k, (1, 2)) for k in (1, 3)]
-    assert min(float((turned - one).abs().max()) for one in either) < 1e-2
+    rotated = augment.resample(voxels, affine(linear))[0, 0]
+    quarter_turns = [torch.rot90(voxels[0, 0].float(), k, (1, 2)) for k in (1, 3)]
+    assert min(float((rotated - turn).abs().max()) for turn in quarter_turns) < 1e-2
 
 
 def test_a_rotation_preserves_lengths_in_a_non_square_plane():
@@ -90,13 +86,13 @@ def test_a_flip_exchanges_only_left_and_right():
     voxels = random_voxels(2)
     flipped = augment.resample(voxels, affine(augment.linear_map(SHAPE, 1.0, 0.0, -1.0)))
     np.testing.assert_allclose(flipped, voxels.float().flip(-1), atol=1e-2)
-    signs = {float(np.sign(one.affine[0, 0])) for one in draws(AugmentSettings(augment_flip=True), 30)}
+    signs = {float(np.sign(params.affine[0, 0])) for params in draws(AugmentSettings(augment_flip=True), 30)}
     assert signs == {-1.0, 1.0}
-    assert all(np.linalg.det(one.affine[:, :3]) > 0 for one in draws(ALL))
+    assert all(np.linalg.det(params.affine[:, :3]) > 0 for params in draws(ALL))
 
 
 def test_windows_are_jittered_within_their_limits():
-    windows = np.array([one.window for one in draws(AugmentSettings(augment_shift=0.1, augment_width=0.25))])
+    windows = np.array([params.window for params in draws(AugmentSettings(augment_shift=0.1, augment_width=0.25))])
     width, middle = windows[:, 1] - windows[:, 0], windows.mean(1)
     assert 1500 <= width.min() < 1550
     assert 2450 < width.max() <= 2500
@@ -108,7 +104,7 @@ def test_noise_has_its_standard_deviation_and_depends_on_its_seed():
     grey = torch.full((2, 1, 24, 20, 16), 0.5)
     deviation = torch.tensor([0.05, 0.1])
     noisy = augment.add_noise(grey.clone(), deviation, [3, 4])
-    assert [round(float(one.std()), 3) for one in noisy] == pytest.approx([0.05, 0.1], rel=0.05)
+    assert [round(float(volume.std()), 3) for volume in noisy] == pytest.approx([0.05, 0.1], rel=0.05)
     swapped = augment.add_noise(grey.clone(), deviation.flip(0), [4, 3])
     assert torch.equal(swapped.flip(0), noisy)
     bright = augment.add_noise(torch.ones_like(grey), deviation, [3, 4])
@@ -118,15 +114,15 @@ def test_noise_has_its_standard_deviation_and_depends_on_its_seed():
 
 def test_settings_do_not_affect_each_others_draws():
     crop = {"augment_crop": (0.5, 0.8)}
-    for one, other in zip(draws(AugmentSettings(**crop)), draws(AugmentSettings(**crop, augment_noise=1)), strict=True):
-        assert (one.affine == other.affine).all()
-        assert one.noise_seed == other.noise_seed
+    for first, second in zip(draws(AugmentSettings(**crop)), draws(AugmentSettings(**crop, augment_noise=1)), strict=True):
+        assert (first.affine == second.affine).all()
+        assert first.noise_seed == second.noise_seed
 
 
 @pytest.fixture(scope="module")
 def collators(tmp_path_factory):
     tokenizer = small_tokenizer(tmp_path_factory.mktemp("tokenizer") / "words")
-    return {name: Collator(tokenizer, augmentation=value, **OPTIONS) for name, value in (("plain", None), ("augmented", ALL))}
+    return {name: Collator(tokenizer, augmentation=value, **COLLATOR) for name, value in (("plain", None), ("augmented", ALL))}
 
 
 @pytest.fixture(scope="module")

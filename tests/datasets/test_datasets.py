@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from small_arrow import SHAPE, small_tokenizer, write_split
+from small_arrow import COLLATOR, SHAPE, small_tokenizer, write_split
 
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.collate import Collator
@@ -14,10 +14,6 @@ from mg3d.datasets.windowing import sample_intensities
 from mg3d.sentence_spans import polarity, text_key
 
 READING = {"text_unit": "clause", "window_hu": (-1000.0, 1000.0)}
-OPTIONS = {
-    "max_text_len": 64, "mim_patch_size": 4, "mim_mask_ratio": 0.5, "mlm_probability": 0.3,
-    "sentence_views": 3, "negated_view_fraction": 0.25,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +33,7 @@ def studies(index_file):
 
 @pytest.fixture(scope="module")
 def collate(tokenizer):
-    return Collator(tokenizer, **OPTIONS)
+    return Collator(tokenizer, **COLLATOR)
 
 
 def test_an_index_reads_the_volume_of_a_row_also_after_pickling(index_file):
@@ -175,7 +171,7 @@ def test_views_contain_the_tokens_of_their_sentences(tokenizer, studies, collate
 
 
 def test_a_batch_without_views_has_empty_view_fields(tokenizer, studies):
-    batch = Collator(tokenizer, **(OPTIONS | {"sentence_views": 0}))([studies.sample(0), studies.sample(1)])
+    batch = Collator(tokenizer, **(COLLATOR | {"sentence_views": 0}))([studies.sample(0), studies.sample(1)])
     assert batch.view_ids.shape[:2] == batch.view_key.shape == (2, 0)
 
 
@@ -211,14 +207,14 @@ def test_every_epoch_masks_exactly_the_words_it_predicts(tokenizer, studies, col
 
 def test_padding_to_the_longest_or_to_the_maximum_changes_nothing_else(tokenizer, studies):
     samples = [studies.sample(study, (0, 0, study)) for study in (0, 3)]
-    short, full = (Collator(tokenizer, **OPTIONS, pad_to_max_length=flag)(samples) for flag in (False, True))
+    short, full = (Collator(tokenizer, **COLLATOR, pad_to_max_length=flag)(samples) for flag in (False, True))
     longest = int(short.attention_mask.sum(1).max())
-    assert longest < OPTIONS["max_text_len"]
+    assert longest < COLLATOR["max_text_len"]
     padding = {"report_ids": tokenizer.pad_token_id, "attention_mask": 0, "sentence_index": -1, "mlm_labels": -100,
                "mlm_ids": tokenizer.pad_token_id}  # fmt: skip
     for name, value in padding.items():
         assert getattr(short, name).shape == (2, longest)
-        assert getattr(full, name).shape == (2, OPTIONS["max_text_len"])
+        assert getattr(full, name).shape == (2, COLLATOR["max_text_len"])
         assert (getattr(full, name)[:, :longest] == getattr(short, name)).all()
         assert (getattr(full, name)[:, longest:] == value).all()
     for name in ("view_ids", "view_attention_mask", "view_sentence_index", "view_key"):

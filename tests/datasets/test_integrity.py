@@ -95,7 +95,7 @@ def test_outdated_sentence_spans_are_a_warning_with_the_command_that_updates_the
     (problem,) = check_arrow_files(arrows, ["ct_rate"])
     assert (problem.code, problem.is_error) == ("outdated_sentence_spans", False)
     (warning,) = require_valid(arrows, ["ct_rate"])
-    assert "(version val 1)" in warning
+    assert "(version val 1; mg3d now uses 2)" in warning
     assert f"`python prepro/prepro_pretraining_data.py --ct-rate ROOT --out {arrows}`" in warning
 
 

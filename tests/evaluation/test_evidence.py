@@ -14,9 +14,9 @@ def settings(tmp_path):
     return resolve(["tiny"], {"data_root": str(tmp_path), "ground_truth_root": str(tmp_path)})
 
 
-def truths_of(settings, root, numbers):
-    """Ground truth found for the four studies when that of reports `numbers` is written."""
-    for patient, number in enumerate(numbers):
+def truths_of(settings, root, report_numbers):
+    """Ground truth found for the four studies when that of reports `report_numbers` is written."""
+    for patient, number in enumerate(report_numbers):
         findings, impression = report_of(number)
         path = root / "truth" / "ct_rate" / f"test_{patient}_0.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,9 +28,9 @@ def test_ground_truth_is_read_if_it_has_the_reports_of_the_studies(settings, tmp
     assert [truth["number"] for truth in truths_of(settings, tmp_path, (0, 1, 2, 3))] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("numbers", [(0, 1, 2), (0, 1, 2, 5)])
-def test_ground_truth_of_studies_with_equal_names_and_other_reports_is_not_used(settings, tmp_path, numbers):
-    assert truths_of(settings, tmp_path, numbers) is None
+@pytest.mark.parametrize("report_numbers", [(0, 1, 2), (0, 1, 2, 5)])
+def test_ground_truth_of_studies_with_equal_names_and_other_reports_is_not_used(settings, tmp_path, report_numbers):
+    assert truths_of(settings, tmp_path, report_numbers) is None
 
 
 def test_an_empty_test_split_is_refused(settings, tmp_path):

@@ -24,45 +24,45 @@ def write(folder, *parts, finish=True, fingerprint="one"):
     return folder
 
 
-def slow_search(held, query, k, kind):
-    scored = [(-sum(a * b for a, b in zip(query.tolist(), entry.vector.tolist())), row) for row, entry in enumerate(held)]
-    return [held[row].key for _, row in sorted(scored) if kind in (None, held[row].kind)][:k]
+def slow_search(stored, query, k, kind):
+    scored = [(-sum(a * b for a, b in zip(query.tolist(), entry.vector.tolist())), row) for row, entry in enumerate(stored)]
+    return [stored[row].key for _, row in sorted(scored) if kind in (None, stored[row].kind)][:k]
 
 
 @pytest.mark.parametrize("kind", [None, "scan", "sentence"])
 @pytest.mark.parametrize("k", [1, 5, 1000])
 def test_search_equals_a_loop_over_all_entries(tmp_path, k, kind):
-    held = entries(41) + entries(20, seed=1)
-    index = SearchIndex.load(write(tmp_path / "index", held[:41], held[41:]))
+    stored = entries(41) + entries(20, seed=1)
+    index = SearchIndex.load(write(tmp_path / "index", stored[:41], stored[41:]))
     queries = np.stack([entry.vector for entry in entries(5, seed=9)])
     for query, found in zip(queries, index.search(queries, k=k, kind=kind), strict=True):
-        assert [row.key for row in found] == slow_search(held, query, k, kind)
+        assert [row.key for row in found] == slow_search(stored, query, k, kind)
         assert [row.rank for row in found] == list(range(1, len(found) + 1))
-        by_key = {entry.key: entry for entry in held}
+        by_key = {entry.key: entry for entry in stored}
         for row in found:
             assert (row.kind, row.text) == (by_key[row.key].kind, by_key[row.key].text)
             assert row.similarity == pytest.approx(float(query @ by_key[row.key].vector))
 
 
 def test_an_unfinished_index_is_searchable_and_continued(tmp_path):
-    held = entries(10)
-    folder = write(tmp_path / "index", held[:4], held[4:7], finish=False)
+    stored = entries(10)
+    folder = write(tmp_path / "index", stored[:4], stored[4:7], finish=False)
     assert len(SearchIndex.load(folder)) == 7
     writer = IndexWriter(folder, fingerprint="one")
-    assert writer.keys == {entry.key for entry in held[:7]}
-    writer.add(held[7:])
+    assert writer.keys == {entry.key for entry in stored[:7]}
+    writer.add(stored[7:])
     assert writer.finish() == 10
     assert [path.name for path in folder.iterdir()] == ["entries.arrow"]
-    assert SearchIndex.load(folder).entries["key"].to_pylist() == [entry.key for entry in held]
+    assert SearchIndex.load(folder).entries["key"].to_pylist() == [entry.key for entry in stored]
 
 
 def test_a_run_killed_while_merging_leaves_no_duplicate_entry(tmp_path):
-    held = entries(6)
-    folder = write(tmp_path / "index", held[:3], held[3:], finish=False)
+    stored = entries(6)
+    folder = write(tmp_path / "index", stored[:3], stored[3:], finish=False)
     part = (folder / "part-000001.arrow").read_bytes()
     IndexWriter(folder, fingerprint="one").finish()
     (folder / "part-000001.arrow").write_bytes(part)
-    assert SearchIndex.load(folder).entries["key"].to_pylist() == [entry.key for entry in held]
+    assert SearchIndex.load(folder).entries["key"].to_pylist() == [entry.key for entry in stored]
 
 
 def test_missing_damaged_and_other_indices_are_refused(tmp_path):

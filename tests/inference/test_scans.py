@@ -155,7 +155,7 @@ def test_a_coarse_map_is_interpolated_to_hand_computed_values():
     cells = np.zeros((2, 1, 2), np.float32)
     cells[1, 0, 0] = 8.0
     found = scan.upright(cells, (2, 2, 1))
-    # along z cells lie over voxels 1-2 and 3-4, with middles at 1.5 and 3.5; along x over 0-1 and 2-3
+    # along z cells cover voxels 1-2 and 3-4, with centres at 1.5 and 3.5; along x 0-1 and 2-3
     np.testing.assert_allclose(found[:, 0, 0], [0, 0, 2, 6, 8, 0])
     np.testing.assert_allclose(found[4, 1], [8, 6, 2, 0])
 

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import re
 import shutil
@@ -14,11 +13,8 @@ from small_raw import LPS, chest, write_nifti
 from mg3d.doctor import statistics
 from mg3d.phantom.generate import generate
 from mg3d.preparation.sources.ctrg import read_annotation
+from tools import doctor
 
-ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("doctor", ROOT / "tools/doctor.py")
-TOOL = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(TOOL)
 KEYS = {"code", "severity", "message", "expected", "action", "volumes", "values", "count"}
 
 
@@ -51,7 +47,7 @@ def arrows(tmp_path):
 def test_table_json_and_page_agree_and_contain_no_report_text(raw, tmp_path, capsys):
     out = tmp_path
     arguments = [str(raw), "--workers", "1", "--json", str(out / "d.json"), "--html", str(out / "d.html")]
-    assert TOOL.main(arguments) == 1
+    assert doctor.main(arguments) == 1
     printed = capsys.readouterr().out
     content, page = json.loads((out / "d.json").read_text()), (out / "d.html").read_text()
     assert {"version", "path", "kind", "datasets", "synthetic", "verdict", "volumes", "volumes_read", "counts", "results"} <= set(
@@ -78,8 +74,8 @@ def test_table_json_and_page_agree_and_contain_no_report_text(raw, tmp_path, cap
 
 def test_incomplete_ct_rate_is_a_warning(arrows):
     arguments = [str(arrows), "--workers", "1", "--json", str(arrows / "d.json")]
-    assert TOOL.main(arguments) == 0
-    assert TOOL.main([*arguments, "--fail-on", "warning"]) == 1
+    assert doctor.main(arguments) == 0
+    assert doctor.main([*arguments, "--fail-on", "warning"]) == 1
     findings = json.loads((arrows / "d.json").read_text())["results"]
     assert {found["code"] for found in findings if found["severity"] != "info"} == {"partial"}
     assert findings[0]["values"] == {"found": [7, 7, 7], "published": [20_000, 24_128, 47_149]}
@@ -87,7 +83,7 @@ def test_incomplete_ct_rate_is_a_warning(arrows):
 
 def codes(arrows, *more):
     report = arrows / "d.json"
-    code = TOOL.main([str(arrows), "--workers", "1", "--json", str(report), *more])
+    code = doctor.main([str(arrows), "--workers", "1", "--json", str(report), *more])
     return code, {found["code"] for found in json.loads(report.read_text())["results"] if found["severity"] == "error"}
 
 
@@ -110,11 +106,11 @@ def test_reports_of_a_custom_folder_come_from_its_table(tmp_path, capsys):
     table = tmp_path / "reports.csv"
     table.write_text("volume,report,split\np0,Both lungs are clear of any nodule.,train\np1,Not given.,test\n")
     arguments = [str(tmp_path / "custom"), "--dataset", "custom", "--workers", "1"]
-    TOOL.main([*arguments, "--table", str(table), "--json", str(tmp_path / "d.json")])
+    doctor.main([*arguments, "--table", str(table), "--json", str(tmp_path / "d.json")])
     found = {finding["code"]: finding["count"] for finding in json.loads((tmp_path / "d.json").read_text())["results"]}
     assert found["no_report"] == 1
     with pytest.raises(SystemExit):
-        TOOL.main([str(tmp_path / "custom"), "--table", str(table)])
+        doctor.main([str(tmp_path / "custom"), "--table", str(table)])
     assert "--dataset custom" in capsys.readouterr().err
 
 
@@ -123,7 +119,7 @@ def test_unknown_layout_suggests_custom_and_no_name_is_printed(tmp_path, capsys,
     path = tmp_path / "clinic" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(128) + b"DICM")
-    assert TOOL.main([str(tmp_path / "clinic")]) == 2
+    assert doctor.main([str(tmp_path / "clinic")]) == 2
     message = capsys.readouterr().err
     assert "give --dataset custom (and --table FILE" in message
     assert "patient 1" not in message
@@ -132,7 +128,7 @@ def test_unknown_layout_suggests_custom_and_no_name_is_printed(tmp_path, capsys,
 def test_quarantined_volumes_are_summarized_by_reason(arrows):
     line = {"volume_id": "ct_rate/train_9_a_1", "dataset": "ct_rate", "stage": "volume", "code": "gzip_truncated", "detail": ""}
     (arrows / "quarantine.jsonl").write_text(json.dumps(line) + '\n{"torn')
-    TOOL.main([str(arrows), "--workers", "1", "--json", str(arrows / "d.json")])
+    doctor.main([str(arrows), "--workers", "1", "--json", str(arrows / "d.json")])
     findings = json.loads((arrows / "d.json").read_text())["results"]
     assert [found["volumes"] for found in findings if found["code"] == "gzip_truncated"] == [["ct_rate/train_9_a_1"]]
 
@@ -149,7 +145,7 @@ def test_quarantined_volumes_are_summarized_by_reason(arrows):
 def test_data_that_cannot_be_checked_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("cut.arrow").write_bytes(b"half")
-    assert TOOL.main(arguments) == 2
+    assert doctor.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("doctor: ")
     assert message in error
@@ -161,5 +157,5 @@ def test_interrupt_prints_one_sentence(arrows, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(statistics, "voxel_statistics", interrupt)
-    assert TOOL.main([str(arrows), "--workers", "1"]) == 130
+    assert doctor.main([str(arrows), "--workers", "1"]) == 130
     assert capsys.readouterr().err == "doctor: interrupted\n"

@@ -58,20 +58,20 @@ def evaluate(model, data, *more):
 
 def test_incomplete_data_are_refused_in_one_line(model, data, capsys):
     assert evaluate(model, data) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("mg3d: the data differ from card phantom v1: 6 volumes instead of 9")
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("mg3d: the data differ from card phantom v1: 6 volumes instead of 9")
+    assert printed.count("\n") == 1
 
 
 def test_partial_results_are_marked_repeat_and_compare(model, data, tmp_path, capsys):
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     assert evaluate(model, data, "--partial", "--stress", "--json", first, "--html", tmp_path / "page.html") == 0
-    said = capsys.readouterr().out
-    headings = [line for line in said.splitlines() if "· card phantom v1" in line]
+    printed = capsys.readouterr().out
+    headings = [line for line in printed.splitlines() if "· card phantom v1" in line]
     assert len(headings) > 8
     assert all(line.endswith("· PARTIAL 6/9") for line in headings)
     assert any(line.startswith("Stress test, 3 volumes") for line in headings)
-    assert "enlarged" not in said  # the text of reports is not shown
+    assert "enlarged" not in printed  # the text of reports is not shown
     assert "PARTIAL 6/9" in (tmp_path / "page.html").read_text()
     assert evaluate(model, data, "--partial", "--stress", "--json", second) == 0
     assert first.read_bytes() == second.read_bytes()
@@ -83,9 +83,9 @@ def test_partial_results_are_marked_repeat_and_compare(model, data, tmp_path, ca
 def test_a_set_without_reports_is_evaluated_by_its_labels(model, tmp_path, capsys):
     write_split(tmp_path, "ct_rate", "train", patients=4, shape=(32, 24, 32), voxels=bright_side, reported=lambda number: False)
     assert evaluate(model, tmp_path, "--partial") == 0
-    said = capsys.readouterr().out
-    assert "Zero-shot findings · card phantom v1 · PARTIAL 4/9" in said
-    assert "Sentence pairs" not in said
+    printed = capsys.readouterr().out
+    assert "Zero-shot findings · card phantom v1 · PARTIAL 4/9" in printed
+    assert "Sentence pairs" not in printed
 
 
 def test_volumes_of_another_size_are_refused(model, tmp_path, capsys):

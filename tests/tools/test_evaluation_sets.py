@@ -1,16 +1,11 @@
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from small_raw import CtRateTree
 
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.run import PrepareOptions, prepare
-
-SPEC = importlib.util.spec_from_file_location("evaluation_sets_tool", Path(__file__).parents[2] / "tools/evaluation_sets.py")
-TOOL = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(TOOL)
+from tools import evaluation_sets
 
 
 @pytest.fixture
@@ -25,7 +20,7 @@ def prepared(tmp_path):
 
 
 def test_actual_and_expected_sizes_of_all_sets_are_printed(prepared, capsys):
-    assert TOOL.main([str(prepared)]) == 0
+    assert evaluation_sets.main([str(prepared)]) == 0
     said = capsys.readouterr().out
     assert "ct_rate_valid: 3,039 expected on the full set, 3 here, 1 of them quarantined (no voxels)" in said
     assert "ct_rate_valid_scans: 1,564 expected on the full set, 2 here" in said
@@ -34,17 +29,17 @@ def test_actual_and_expected_sizes_of_all_sets_are_printed(prepared, capsys):
 
 
 def test_ids_are_printed_or_written(prepared, tmp_path, capsys):
-    assert TOOL.main([str(prepared), "--set", "ct_rate_valid_scans"]) == 0
+    assert evaluation_sets.main([str(prepared), "--set", "ct_rate_valid_scans"]) == 0
     assert capsys.readouterr().out.split() == ["ct_rate/valid_1_a_1", "ct_rate/valid_2_a_1"]
     out = tmp_path / "list.txt"
-    assert TOOL.main([str(prepared), "--set", "ct_rate_valid_scans", "--stored", "--out", str(out)]) == 0
+    assert evaluation_sets.main([str(prepared), "--set", "ct_rate_valid_scans", "--stored", "--out", str(out)]) == 0
     assert out.read_text() == "ct_rate/valid_2_a_1\n"
     assert "1,564 expected on the full set, 2 here" in capsys.readouterr().err
     assert [json.loads(line)["code"] for line in (prepared / "quarantine.jsonl").read_text().splitlines()] == ["no_chest"]
 
 
 def test_errors_are_reported(prepared, tmp_path, capsys):
-    assert TOOL.main([str(tmp_path)]) == 2
+    assert evaluation_sets.main([str(tmp_path)]) == 2
     assert "has no Arrow files" in capsys.readouterr().err
-    assert TOOL.main([str(prepared), "--set", "valid"]) == 2
+    assert evaluation_sets.main([str(prepared), "--set", "valid"]) == 2
     assert "unknown evaluation set 'valid'" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 import csv
 import gzip
-import importlib.util
 import json
 from pathlib import Path
 
@@ -15,10 +14,7 @@ from small_dicom import write_series
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import index_path
 from mg3d.glossary import LABELS
-
-SPEC = importlib.util.spec_from_file_location("visualize_datasets", Path(__file__).parents[2] / "tools/visualize_datasets.py")
-TOOL = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(TOOL)
+from tools import visualize_datasets
 
 SHAPE, SPACING = (22, 15, 16), (4.0, 2.0, 3.0)
 """z y x."""
@@ -74,7 +70,7 @@ def ct_rate(tmp_path):
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "SLP", "AIR", "PSR"])
 def test_a_nifti_is_displayed_upright_for_any_order_of_its_axes(tmp_path, axes):
-    case = TOOL.read_case(write_nifti(tmp_path / "scan.nii.gz", axes), None)
+    case = visualize_datasets.read_case(write_nifti(tmp_path / "scan.nii.gz", axes), None)
     np.testing.assert_array_equal(case.volume, chest())
     assert case.spacing_mm == pytest.approx(SPACING)
     assert (case.name, case.report, case.title, case.window) == ("scan", "", "scan", (-1000.0, 400.0))
@@ -82,7 +78,7 @@ def test_a_nifti_is_displayed_upright_for_any_order_of_its_axes(tmp_path, axes):
 
 def test_a_volume_of_ct_rate_is_read_with_its_tables(ct_rate):
     for folder, name in ((ct_rate.parent, NAME), (ct_rate, NAME), (ct_rate / "dataset", None)):
-        case = TOOL.read_case(folder, name)
+        case = visualize_datasets.read_case(folder, name)
         np.testing.assert_array_equal(case.volume, chest())
         assert case.spacing_mm == pytest.approx(SPACING)
         assert case.report == "Heart is large.\nCardiomegaly"
@@ -91,7 +87,7 @@ def test_a_volume_of_ct_rate_is_read_with_its_tables(ct_rate):
 
 def test_a_label_map_is_displayed_with_its_own_range(tmp_path):
     values = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16)
-    case = TOOL.read_case(write_nifti(tmp_path / "labels.nii", values=values), None)
+    case = visualize_datasets.read_case(write_nifti(tmp_path / "labels.nii", values=values), None)
     last = np.prod(SHAPE) - 1
     assert case.window == pytest.approx((0.01 * last, 0.99 * last))
     np.testing.assert_array_equal(case.volume, values)
@@ -99,7 +95,7 @@ def test_a_label_map_is_displayed_with_its_own_range(tmp_path):
 
 def test_a_dicom_series_is_displayed(tmp_path):
     folder = write_series(tmp_path / "MUSTER")
-    case = TOOL.read_case(folder, None)
+    case = visualize_datasets.read_case(folder, None)
     assert case.spacing_mm == pytest.approx((5.0, 3.0, 2.5))
     assert (case.name, case.window) == ("series", (-1000.0, 400.0))
     assert case.volume.min() < -900
@@ -108,8 +104,8 @@ def test_a_dicom_series_is_displayed(tmp_path):
 def test_a_row_of_an_index_is_found_by_volume_or_study_with_or_without_the_data_sets_name(tmp_path):
     path = write_split(tmp_path, "ct_rate", "train", patients=3, reconstructions=2)
     for name, value in (("ct_rate/train_1_0_1", -997), ("train_2_0_0", -996), ("train_1_0", -998), (None, -1000)):
-        assert (TOOL.read_case(path, name).volume == value).all()
-    case = TOOL.read_case(path, "train_1_0_1")
+        assert (visualize_datasets.read_case(path, name).volume == value).all()
+    case = visualize_datasets.read_case(path, "train_1_0_1")
     assert case.report == "\n".join(report_of(1))
     assert case.spacing_mm == [1.0, 2.0, 3.0]
     assert case.title.startswith("train_1_0_1: Medical material, Cardiomegaly")
@@ -117,7 +113,7 @@ def test_a_row_of_an_index_is_found_by_volume_or_study_with_or_without_the_data_
 
 def test_8_bit_volumes_are_displayed_with_their_full_range(tmp_path):
     path = write_split(tmp_path, "ctrg", "val", patients=1, unit="uint8_unknown_window")
-    assert TOOL.read_case(path, None).window == (0.0, 255.0)
+    assert visualize_datasets.read_case(path, None).window == (0.0, 255.0)
 
 
 def test_a_folder_of_arrow_files_is_searched_in_all_splits(tmp_path):
@@ -126,7 +122,7 @@ def test_a_folder_of_arrow_files_is_searched_in_all_splits(tmp_path):
     write_split(tmp_path, "ct_rate", "val", patients=2, first=5)
     for given, row in ((None, ("train", 0)), ("val_6_0", ("val", 1)), ("ct_rate/train_1_0_0", ("train", 1))):
         expected = VolumeIndex(index_path(tmp_path, "ct_rate", row[0])).volume(row[1])
-        assert (TOOL.read_case(tmp_path, given).volume == expected).all()
+        assert (visualize_datasets.read_case(tmp_path, given).volume == expected).all()
 
 
 @pytest.fixture
@@ -145,36 +141,36 @@ def ctrg_case(tmp_path):
 
 
 def test_slices_are_stacked_from_superior_to_inferior_by_number(ctrg_case):
-    case = TOOL.read_case(ctrg_case, None)
+    case = visualize_datasets.read_case(ctrg_case, None)
     assert case.volume.shape == (22, 8, 9)
     np.testing.assert_allclose(case.volume[:, 4, 4], np.arange(220, 0, -10), atol=2)
 
 
 def test_a_case_of_ctrg_is_selected_by_its_position(ctrg_case, tmp_path):
     for given in (None, "ctrg_1", "1"):
-        case = TOOL.read_case(tmp_path, given)
+        case = visualize_datasets.read_case(tmp_path, given)
         assert (case.name, case.report, case.volume.shape) == ("ctrg_1", "Lungs are clear.", (22, 8, 9))
     for wrong in ("ctrg_0", "2", "SOMEBODYS NAME"):
         with pytest.raises(ValueError, match="an available one is --case ctrg_1"):
-            TOOL.read_case(tmp_path, wrong)
+            visualize_datasets.read_case(tmp_path, wrong)
 
 
 def test_folder_names_of_cases_are_never_shown(ctrg_case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path, ctrg_case):
-        assert TOOL.main([str(path)]) == 0
-        assert "SOMEBODY" not in TOOL.read_case(path, None).title
+        assert visualize_datasets.main([str(path)]) == 0
+        assert "SOMEBODY" not in visualize_datasets.read_case(path, None).title
     names = {path.name for path in (tmp_path / "result" / "figures").iterdir()}
     assert names == {"ctrg_1.png", "slices.png"}
     monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(PermissionError(13, "denied", str(self))))
-    assert TOOL.main([str(ctrg_case)]) == 2
+    assert visualize_datasets.main([str(ctrg_case)]) == 2
     output = capsys.readouterr()
     assert "SOMEBODY" not in output.out + output.err
 
 
 def test_the_figure_is_written_to_out(ct_rate, tmp_path, capsys):
     out = tmp_path / "case.png"
-    assert TOOL.main([str(ct_rate), "--case", NAME, "--out", str(out)]) == 0
+    assert visualize_datasets.main([str(ct_rate), "--case", NAME, "--out", str(out)]) == 0
     assert Image.open(out).size[0] > 1000
     assert str(out) in capsys.readouterr().out
 
@@ -233,7 +229,7 @@ def test_errors_are_reported_in_one_line(ct_rate, monkeypatch, capsys, make, arg
     write_split(folder, "ctrg", "train", patients=0).rename("clm_ctrg_train.arrow")
     if make:
         make(folder)
-    assert TOOL.main(arguments) == 2
+    assert visualize_datasets.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("visualize_datasets: ")
     assert message in error

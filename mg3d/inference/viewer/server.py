@@ -105,12 +105,12 @@ class _Handler(BaseHTTPRequestHandler):
         session = self.server.session
         if self.path == "/api/scans":
             return _json(session.overview())
-        if found := _SCAN.fullmatch(self.path):
-            return _json(session.scan(int(found[1])))
-        if found := _NIFTI.fullmatch(self.path):
-            return session.nifti(int(found[1])), "application/octet-stream"
-        if found := _MAP.fullmatch(self.path):
-            return session.map(found[1]), "application/octet-stream"
+        if match := _SCAN.fullmatch(self.path):
+            return _json(session.scan(int(match[1])))
+        if match := _NIFTI.fullmatch(self.path):
+            return session.nifti(int(match[1])), "application/octet-stream"
+        if match := _MAP.fullmatch(self.path):
+            return session.map(match[1]), "application/octet-stream"
         return None
 
     def _post(self) -> tuple[bytes, str] | None:
