@@ -18,7 +18,7 @@ def build(wiring="paper", *, objectives=OBJECTIVES, frozen=False, seed=0, width=
     """A small MG3D in float64; `settings` of ModelSettings."""
     torch.manual_seed(seed)
     masks = wiring == "paper" and "mim" in objectives
-    vision = vision or SwinEncoder(embed_width=12, patch_size=2, window_size=4, depths=(2,), heads=(2,), mask_token=masks)
+    vision = vision or SwinEncoder(embed_dim=12, patch_size=2, window_size=4, depths=(2,), num_heads=(2,), mask_token=masks)
     text = tiny_text_encoder(vocab_size=40, width=16, layers=1, heads=2, max_positions=32, frozen=frozen)
     sizes = {"hidden_size": width, "embedding_size": 20, "fusion_heads": 3, "mim_decoder": "linear"}
     model = MG3D if wiring == "paper" else ReleasedMG3D

@@ -7,11 +7,11 @@ from mg3d.models.vision.registry import build_vision_encoder
 SHAPE = (32, 64, 96)
 CUBES = (4, 8, 12)  # of 8 voxels
 SMALL = {
-    "swin": {"embed_width": 4, "window_size": 3, "depths": (1, 1, 2, 1), "heads": (1, 1, 2, 2)},
-    "swin projected": {"embed_width": 4, "window_size": 3, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "projection_width": 10},
-    "unet": {"embed_width": 2},
-    "unet instance": {"embed_width": 2, "norm_statistics": "instance"},
-    "nnunet": {"embed_width": 4},
+    "swin": {"embed_dim": 4, "window_size": 3, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)},
+    "swin projected": {"embed_dim": 4, "window_size": 3, "depths": (1,) * 4, "num_heads": (1, 1, 2, 2), "projection_width": 10},
+    "unet": {"embed_dim": 2},
+    "unet instance": {"embed_dim": 2, "norm_statistics": "instance"},
+    "nnunet": {"embed_dim": 4},
 }
 
 

@@ -98,12 +98,12 @@ def _complete_shapes(architecture: str, width: int, in_channels: int, details: M
     """Parameters of the complete encoder; empty if it is unknown how to build it."""
     from mg3d.models.vision.registry import VISION_ENCODERS
 
-    arguments = {"embed_width": width, "in_channels": in_channels}
+    arguments = {"embed_dim": width, "in_channels": in_channels}
     if architecture == "swin":
         if not details["window_size"] or 0 in (*details["depths"], *details["num_heads"]):
             return {}
-        arguments |= {"patch_size": details["patch_size"], "window_size": details["window_size"], "depths": details["depths"]}
-        arguments |= {"heads": details["num_heads"], "projection_width": details["projection"]}
+        arguments |= {name: details[name] for name in ("patch_size", "window_size", "depths", "num_heads")}
+        arguments["projection_width"] = details["projection"]
     if architecture not in VISION_ENCODERS:
         return {}
     try:

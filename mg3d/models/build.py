@@ -26,23 +26,11 @@ def build_text_encoder(settings: Settings, vocabulary_size: int) -> TextEncoder:
 
 def build_vision(settings: Settings) -> VisionEncoder:
     """The untrained image encoder, from the settings that its kind reads."""
-    vision = settings.vision
-    arguments = {  # setting -> (argument of the encoder, value)
-        "embed_dim": ("embed_width", vision.embed_dim),
-        "patch_size": ("patch_size", vision.patch_size),
-        "window_size": ("window_size", vision.window_size),
-        "depths": ("depths", vision.depths),
-        "num_heads": ("heads", vision.num_heads),
-        "patch_merging": ("patch_merging", vision.patch_merging),
-        "token_projection": ("projection_width", settings.model.hidden_size if vision.token_projection else None),
-        "norm_statistics": ("norm_statistics", vision.norm_statistics),
-        "gradient_checkpointing": ("gradient_checkpointing", vision.gradient_checkpointing),
-    }
-    return build_vision_encoder(
-        vision.vision_encoder,
-        mask_token=settings.loss.weight_mim > 0 and settings.model.wiring == "paper",
-        **dict(arguments[name] for name in ENCODERS[vision.vision_encoder].reads),
-    )
+    kind = settings.vision.vision_encoder
+    arguments = {name: getattr(settings.vision, name) for name in ENCODERS[kind].reads}
+    if arguments.pop("token_projection", False):
+        arguments["projection_width"] = settings.model.hidden_size
+    return build_vision_encoder(kind, mask_token=settings.loss.weight_mim > 0 and settings.model.wiring == "paper", **arguments)
 
 
 def build_model(settings: Settings, text: TextEncoder) -> MG3D:

@@ -16,7 +16,7 @@ from tools import benchmark
 @pytest.mark.parametrize("fused", [False, True])
 def test_monais_code_on_our_weights_computes_our_maps(fused):
     torch.manual_seed(0)
-    encoder = SwinEncoder(embed_width=12, depths=(2, 1), heads=(2, 3), window_size=3, mask_token=True).double()
+    encoder = SwinEncoder(embed_dim=12, depths=(2, 1), num_heads=(2, 3), window_size=3, mask_token=True).double()
     baseline = MonaiSwin(encoder, fused=fused)
     volume, mask = torch.rand(2, 1, 16, 8, 24).double(), torch.rand(2, 4, 2, 6) < 0.5
     with torch.no_grad():

@@ -151,7 +151,7 @@ def test_the_tool_writes_names_and_patch_merging(released, out, tmp_path, capsys
 
 
 def test_an_unknown_patch_merging_must_be_passed(tmp_path, capsys):
-    swin = SwinEncoder(embed_width=12, depths=(1,), heads=(2,)).state_dict()
+    swin = SwinEncoder(embed_dim=12, depths=(1,), num_heads=(2,)).state_dict()
     ours = {"vision." + name: tensor for name, tensor in swin.items()}
     ours |= {"project_image.weight": torch.ones(2, 3), "type_embedding.weight": torch.ones(2, 3)}
     torch.save({"state_dict": ours}, tmp_path / "ours.ckpt")

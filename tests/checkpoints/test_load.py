@@ -12,7 +12,7 @@ from mg3d.models.build import build_model
 from mg3d.models.vision.swin import SwinEncoder
 
 TARGET, SPACE = "branches.report.target_text.", "branches.disentangled.sentence_space."
-SMALL = {"embed_width": 12, "window_size": 3, "depths": (2, 1), "heads": (2, 3)}
+SMALL = {"embed_dim": 12, "window_size": 3, "depths": (2, 1), "num_heads": (2, 3)}
 
 
 def small_swin(**changes):
@@ -69,8 +69,8 @@ def test_a_whole_released_file_fills_an_encoder_alone(whole_file):
     [
         ("keys_vision_swinb", {}, "flat"),
         ("keys_vision_swinb", {}, "safetensors"),
-        ("keys_vision_swinl", {"embed_width": 96}, "flat"),
-        ("keys_vision_swinl_with_projhead", {"embed_width": 96, "projection_width": 768}, "lightning"),
+        ("keys_vision_swinl", {"embed_dim": 96}, "flat"),
+        ("keys_vision_swinl_with_projhead", {"embed_dim": 96, "projection_width": 768}, "lightning"),
     ],
 )
 def test_a_released_encoder_file_fills_its_encoder(keys, arguments, layout, tmp_path):
@@ -232,7 +232,7 @@ def test_a_lower_minimum_coverage_leaves_missing_tensors_unchanged(tmp_path):
 
 
 def test_another_width_is_refused_with_the_fitting_setting(tmp_path):
-    refused(small_state(small_swin(embed_width=24)), tmp_path, "the file needs embed_dim=24")
+    refused(small_state(small_swin(embed_dim=24)), tmp_path, "the file needs embed_dim=24")
 
 
 def test_another_architecture_is_refused_by_name(tmp_path):

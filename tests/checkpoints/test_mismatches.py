@@ -14,7 +14,7 @@ from mg3d.models.vision.nnunet import NNUNetEncoder
 from mg3d.models.vision.swin import SwinEncoder
 from mg3d.models.vision.unet import UNetEncoder
 
-SMALL = {"embed_width": 12, "window_size": 3, "depths": (2, 1), "heads": (2, 3)}
+SMALL = {"embed_dim": 12, "window_size": 3, "depths": (2, 1), "num_heads": (2, 3)}
 
 
 def small_swin(**changes):
@@ -47,7 +47,7 @@ def refuses(model, content, sentence, tmp_path, **options):
     [
         (small_swin(depths=(4, 3)), small_swin(), r"depths=\[4, 3\]. .*not in the model .*vision.layers1.0.blocks.2"),
         (small_swin(), small_swin(depths=(3, 1)), r"depths=\[2, 1\]. .*missing .*vision.layers1.0.blocks.2"),
-        (small_swin(depths=(2, 1, 1), heads=(2, 3, 2)), small_swin(), r"depths=\[2, 1, 1\].*not in the model .*layers3.0"),
+        (small_swin(depths=(2, 1, 1), num_heads=(2, 3, 2)), small_swin(), r"depths=\[2, 1, 1\].*not in the model .*layers3.0"),
         (monai_swin(use_v2=True), small_swin(), r"another structure.*not in the model .*layers1c.0"),
         (monai_swin(), monai_swin(use_v2=True), r"not in the file .*layers1c.0"),
         (monai_swin(qkv_bias=False), small_swin(), r"not in the file 3: vision.layers1.0.blocks.0.attn.qkv.bias"),
@@ -67,13 +67,13 @@ def test_another_structure_is_refused_with_the_difference(file, model, sentence,
     [("keys_vision_swinl", {"projection_width": 768}, "swin_l_unprojected"), ("keys_vision_swinl_with_projhead", {}, "swin_l")],
 )
 def test_swin_l_with_and_without_its_projection_are_two_encoders(keys, arguments, preset, tmp_path):
-    model = SwinEncoder(embed_width=96, **arguments)
+    model = SwinEncoder(embed_dim=96, **arguments)
     refuses(model, synthetic(key_list(keys), torch.bfloat16), f"set by the preset {preset}.*proj_head", tmp_path)
 
 
 @pytest.mark.parametrize("masked", ["file", "model"])
 def test_mask_token_and_running_statistics_may_be_missing(masked, tmp_path):
-    file, model = (UNetEncoder(embed_width=4, mask_token=side == masked) for side in ("file", "model"))
+    file, model = (UNetEncoder(embed_dim=4, mask_token=side == masked) for side in ("file", "model"))
     state = {name: tensor for name, tensor in file.state_dict().items() if "running" not in name}
     report = load_weights(model, saved(state, tmp_path))
     assert torch.equal(model.down_tr512.ops[1].conv1.weight, file.down_tr512.ops[1].conv1.weight)
@@ -203,7 +203,7 @@ def test_the_merging_is_read_from_both_entries(identity, merging, tmp_path):
 
 class WithRunningStatistics(UNetEncoder):
     def __init__(self):
-        super().__init__(embed_width=4)
+        super().__init__(embed_dim=4)
         for stage in (self.down_tr64, self.down_tr128, self.down_tr256, self.down_tr512):
             for unit in stage.ops:
                 unit.bn1 = torch.nn.BatchNorm3d(unit.bn1.num_features)
@@ -212,10 +212,10 @@ class WithRunningStatistics(UNetEncoder):
 @pytest.mark.parametrize(
     ("stored", "model", "note"),
     [
-        ("batch", UNetEncoder(embed_width=4), None),
-        ("instance", UNetEncoder(embed_width=4), "norm_statistics='instance', the model uses 'batch'"),
-        ("batch", UNetEncoder(embed_width=4, norm_statistics="instance"), "the model uses 'instance': equal for one"),
-        (None, UNetEncoder(embed_width=4), "norm statistics of the file are unknown"),
+        ("batch", UNetEncoder(embed_dim=4), None),
+        ("instance", UNetEncoder(embed_dim=4), "norm_statistics='instance', the model uses 'batch'"),
+        ("batch", UNetEncoder(embed_dim=4, norm_statistics="instance"), "the model uses 'instance': equal for one"),
+        (None, UNetEncoder(embed_dim=4), "norm statistics of the file are unknown"),
         (None, WithRunningStatistics(), None),
     ],
 )  # fmt: skip
@@ -332,7 +332,7 @@ def test_a_text_encoder_with_other_token_ids_is_skipped(stored, ours, note, load
 
 
 def test_the_coverage_of_a_small_nnunet(tmp_path):
-    state = NNUNetEncoder(embed_width=4).state_dict()
+    state = NNUNetEncoder(embed_dim=4).state_dict()
     info = inspect_checkpoint(saved(state, tmp_path))
     assert (info.encoder, info.width, info.coverage) == ("nnunet", 4, 1.0)
     less = {name: tensor for name, tensor in state.items() if not name.startswith("bottleneck")}

@@ -18,7 +18,7 @@ PLACES = {"swinViT": "encoder", "encoder1": "finest", "encoder2": "skips.0", "en
 def test_with_swin_it_computes_what_swin_unetr_computes():
     torch.manual_seed(3)
     theirs = SwinUNETR(in_channels=1, out_channels=3, feature_size=12, downsample=LegacyPatchMerging).eval()
-    ours = PyramidSegmenter(SwinEncoder(embed_width=12), 3).eval()
+    ours = PyramidSegmenter(SwinEncoder(embed_dim=12), 3).eval()
     weights = {}
     for name, tensor in theirs.state_dict().items():
         part, _, rest = name.partition(".")
@@ -32,10 +32,10 @@ def test_with_swin_it_computes_what_swin_unetr_computes():
 @pytest.mark.parametrize(
     "encoder",
     [
-        SwinEncoder(embed_width=12, patch_size=4, window_size=4, depths=(2,), heads=(3,)),
-        SwinEncoder(embed_width=12, patch_size=(1, 2, 4), window_size=4, depths=(2, 2), heads=(3, 3)),
-        UNetEncoder(embed_width=4),
-        NNUNetEncoder(embed_width=4),
+        SwinEncoder(embed_dim=12, patch_size=4, window_size=4, depths=(2,), num_heads=(3,)),
+        SwinEncoder(embed_dim=12, patch_size=(1, 2, 4), window_size=4, depths=(2, 2), num_heads=(3, 3)),
+        UNetEncoder(embed_dim=4),
+        NNUNetEncoder(embed_dim=4),
     ],
     ids=["two maps", "strides that differ by axis", "unet, from stride 1", "nnunet"],
 )
@@ -48,7 +48,7 @@ def test_every_encoder_gives_logits_of_every_voxel_and_learns(encoder):
 
 
 def test_padding_to_the_stride_changes_nothing_where_none_is_needed():
-    network = PyramidSegmenter(SwinEncoder(embed_width=12, patch_size=4, window_size=4, depths=(2,), heads=(3,)), 2).eval()
+    network = PyramidSegmenter(SwinEncoder(embed_dim=12, patch_size=4, window_size=4, depths=(2,), num_heads=(3,)), 2).eval()
     volume = torch.randn(1, 1, 16, 24, 8)
     padded = torch.cat([volume, volume[:, :, :, -1:].expand(-1, -1, -1, 5, -1)], 3)
     with torch.no_grad():

@@ -122,7 +122,7 @@ def test_two_compiled_processes_train_as_an_eager_one(arrows, tmp_path):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_convolutional_encoders_compile_too(without_machine_code, kind, checkpointing):
     torch.manual_seed(0)
-    encoder = kind(embed_width=4, mask_token=True, gradient_checkpointing=checkpointing).double()
+    encoder = kind(embed_dim=4, mask_token=True, gradient_checkpointing=checkpointing).double()
     volume, hidden, found = torch.rand(2, 1, 32, 32, 64).double(), torch.rand(2, 4, 4, 8) < 0.5, []
     for compiles in (False, True):
         if compiles:

@@ -1,18 +1,18 @@
-"""Base class of the convolutional encoders: mask token, feature pyramid, gradient checkpointing."""
+"""Base class of the convolutional encoders: an intensity as mask token, gradient checkpointing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mg3d.models.vision.masking import apply_mask_token
+from mg3d.models.vision.base import VisionEncoder
 
 MASK_INTENSITY = -1.0
 """Initial mask token: outside [0, 1], so that masked voxels differ from air."""
 
 
-class ConvolutionalEncoder(nn.Module):
+class ConvolutionalEncoder(VisionEncoder):
     """A convolutional feature pyramid; a subclass computes the maps in `_maps`.
 
     Args:
@@ -39,31 +39,6 @@ class ConvolutionalEncoder(nn.Module):
         self.pyramid_strides = tuple((side, side, side) for side in pyramid_strides)
         self.mask_token = nn.Parameter(torch.full((in_channels,), MASK_INTENSITY)) if mask_token else None
         self.gradient_checkpointing = gradient_checkpointing
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        """Stride in voxels (z, y, x) of the last map."""
-        return self.pyramid_strides[-1]
-
-    @property
-    def channels(self) -> int:
-        """Channels of the map of `encode`."""
-        return self.pyramid_channels[-1]
-
-    def forward(self, volume: Tensor, patch_mask: Tensor | None = None) -> list[Tensor]:
-        """The five maps of a volume [B, C, D, H, W], finest first.
-
-        patch_mask bool [B, a, b, c], True = masked.
-        """
-        return list(self._maps(apply_mask_token(volume, patch_mask, self.mask_token)))
-
-    def encode(self, volume: Tensor, patch_mask: Tensor | None = None) -> Tensor:
-        """The last map [B, channels, d, h, w] alone. `patch_mask` as in `forward`."""
-        *_, last = self._maps(apply_mask_token(volume, patch_mask, self.mask_token))
-        return last
-
-    def _maps(self, volume: Tensor) -> Iterator[Tensor]:
-        raise NotImplementedError
 
     def _compute(self, block: nn.Module, features: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

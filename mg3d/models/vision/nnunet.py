@@ -1,7 +1,6 @@
 """A residual encoder in the style of nnU-Net, from MONAI's blocks."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ class NNUNetEncoder(ConvolutionalEncoder):
 
     Args:
         in_channels: C, channels of a volume [B, C, D, H, W].
-        embed_width: channels of the first map, doubled by each of the others; even.
+        embed_dim: channels of the first map, doubled by each of the others; even.
         mask_token, gradient_checkpointing: see `ConvolutionalEncoder`.
     """
 
@@ -32,13 +31,13 @@ class NNUNetEncoder(ConvolutionalEncoder):
         self,
         *,
         in_channels: int = 1,
-        embed_width: int = 48,
+        embed_dim: int = 48,
         mask_token: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
-        if embed_width % 2:
-            raise ValueError(f"embed_width={embed_width} must be even: the first block has half as many channels")
-        widths = [embed_width * 2**level for level in range(_HALVINGS)]
+        if embed_dim % 2:
+            raise ValueError(f"embed_dim={embed_dim} must be even: the first block has half as many channels")
+        widths = [embed_dim * 2**level for level in range(_HALVINGS)]
         super().__init__(
             in_channels=in_channels,
             pyramid_channels=widths,
@@ -46,17 +45,13 @@ class NNUNetEncoder(ConvolutionalEncoder):
             mask_token=mask_token,
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.input_block = _block(in_channels, embed_width // 2, stride=1)
-        inputs = (embed_width // 2, *widths)
+        self.input_block = _block(in_channels, embed_dim // 2, stride=1)
+        inputs = (embed_dim // 2, *widths)
         self.downsamples = nn.ModuleList(_block(inputs[level], widths[level], stride=2) for level in range(_HALVINGS - 1))
         self.bottleneck = _block(widths[-2], widths[-1], stride=2)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, a=_LEAK)
-
-    def grid(self, volume_shape: Sequence[int]) -> tuple[int, ...]:
-        """Size (z, y, x) of the last map for a volume of this shape in voxels."""
-        return tuple(math.ceil(side / step) for side, step in zip(volume_shape, self.stride))
 
     def _maps(self, volume: Tensor) -> Iterator[Tensor]:
         features = self._compute(self.input_block, volume)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mg3d.models.vision.base import VisionEncoder
 from mg3d.models.vision.masking import apply_mask_token
 from mg3d.models.vision.recompute import per_token
 from mg3d.models.vision.windows import Parameters, attend, clip_window, window_attention
@@ -62,16 +63,16 @@ class TokenProjection(nn.Module):
         return self.layer3(self.layer2(self.layer1(tokens)))
 
 
-class SwinEncoder(SwinTransformer):
-    """Swin Transformer for volumes of any size; Swin-B with the default arguments, Swin-L with `embed_width=96`.
+class SwinEncoder(VisionEncoder, SwinTransformer):
+    """Swin Transformer for volumes of any size; Swin-B with the default arguments, Swin-L with `embed_dim=96`.
 
     Args:
         in_channels: C, channels of a volume [B, C, D, H, W].
-        embed_width: channels of the patch embedding. Map i is [B, embed_width * 2**i, D/(p 2**i), ...] with patch size p.
+        embed_dim: channels of the patch embedding. Map i is [B, embed_dim * 2**i, D/(p 2**i), ...] with patch size p.
         patch_size: voxels of a patch, one number or (z, y, x).
         window_size: patches of an attention window, one number or (z, y, x).
         depths: attention blocks of each stage, one to four stages; every stage ends in a patch merging.
-        heads: attention heads of each stage.
+        num_heads: attention heads of each stage.
         patch_merging: a name of `MERGINGS`.
         mask_token: learn a vector for masked patches.
         projection_width: width of the three-layer `proj_head` of `encode`; 768 in the released Swin-L, None = no projection.
@@ -79,7 +80,7 @@ class SwinEncoder(SwinTransformer):
             queries, keys, values and hidden activations of the MLP are never stored, with or without it.
 
     Raises:
-        ValueError: depths and heads differ in length or do not have one to four stages; a size is neither one integer nor
+        ValueError: depths and num_heads differ in length or do not have one to four stages; a size is neither one integer nor
             three; an unknown patch_merging.
     """
 
@@ -87,68 +88,48 @@ class SwinEncoder(SwinTransformer):
         self,
         *,
         in_channels: int = 1,
-        embed_width: int = 48,
+        embed_dim: int = 48,
         patch_size: int | Sequence[int] = 2,
         window_size: int | Sequence[int] = 7,
         depths: Sequence[int] = (2, 2, 2, 2),
-        heads: Sequence[int] = (3, 6, 12, 24),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
         patch_merging: str = "legacy",
         mask_token: bool = False,
         projection_width: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        if not 1 <= len(depths) <= 4 or len(depths) != len(heads):
-            raise ValueError(f"depths={tuple(depths)} and heads={tuple(heads)} must have one entry for each of 1 to 4 stages")
+        if not 1 <= len(depths) <= 4 or len(depths) != len(num_heads):
+            raise ValueError(f"depths={tuple(depths)} and num_heads={tuple(num_heads)}: each needs one entry for 1 to 4 stages")
         if patch_merging not in MERGINGS:
             raise ValueError(f"patch_merging={patch_merging!r} is unknown; choose one of {', '.join(MERGINGS)}")
         super().__init__(
             in_chans=in_channels,
-            embed_dim=embed_width,
+            embed_dim=embed_dim,
             window_size=_triple(window_size),
             patch_size=_triple(patch_size),
             depths=depths,
-            num_heads=heads,
+            num_heads=num_heads,
             downsample=MERGINGS[patch_merging],
         )
-        self.mask_token = nn.Parameter(trunc_normal_(torch.empty(embed_width), std=0.02)) if mask_token else None
+        levels = range(len(depths) + 1)
+        self.pyramid_channels = tuple(embed_dim * 2**level for level in levels)
+        self.pyramid_strides = tuple(tuple(side * 2**level for side in self.patch_size) for level in levels)
+        self.mask_token = nn.Parameter(trunc_normal_(torch.empty(embed_dim), std=0.02)) if mask_token else None
         self.proj_head = TokenProjection(self.pyramid_channels[-1], projection_width) if projection_width else None
         self._projection_width = projection_width
-        self.recomputes = gradient_checkpointing
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        """Stride in voxels (z, y, x) of the last map."""
-        return self.pyramid_strides[-1]
-
-    @property
-    def pyramid_strides(self) -> tuple[tuple[int, int, int], ...]:
-        """Stride in voxels (z, y, x) of each map of `forward`."""
-        depth, height, width = self.patch_size
-        return tuple((depth * 2**level, height * 2**level, width * 2**level) for level in range(self.num_layers + 1))
-
-    @property
-    def pyramid_channels(self) -> tuple[int, ...]:
-        """Channels of each map of `forward`."""
-        return tuple(self.embed_dim * 2**stage for stage in range(self.num_layers + 1))
+        self.gradient_checkpointing = gradient_checkpointing
 
     @property
     def channels(self) -> int:
         """Channels of the map of `encode`."""
         return self._projection_width or self.pyramid_channels[-1]
 
-    def grid(self, volume_shape: Sequence[int]) -> tuple[int, ...]:
-        """Size (z, y, x) of the last map for a volume of this shape in voxels."""
-        return tuple(math.ceil(side / step) for side, step in zip(volume_shape, self.stride))
-
     def forward(self, volume: Tensor, patch_mask: Tensor | None = None) -> list[Tensor]:
-        """Feature pyramid of volumes [B, C, D, H, W]: patch embedding and every stage, normalised over channels.
-
-        patch_mask bool [B, a, b, c], True = patches replaced by the mask token.
-        """
+        """Maps of the patch embedding and of every stage, normalised over channels; see `VisionEncoder.forward`."""
         return [_channels_first(_normalised(features)) for features in self._stages(volume, patch_mask)]
 
     def encode(self, volume: Tensor, patch_mask: Tensor | None = None) -> Tensor:
-        """The last map [B, channels, d, h, w], through `proj_head` if there is one; patch_mask as in `forward`."""
+        """The last map [B, channels, d, h, w], through `proj_head` if there is one; arguments as in `forward`."""
         *_, last = self._stages(volume, patch_mask)
         last = _normalised(last)
         return _channels_first(last if self.proj_head is None else self.proj_head(last))
@@ -159,7 +140,7 @@ class SwinEncoder(SwinTransformer):
         yield features
         for stage in (*self.layers1, *self.layers2, *self.layers3, *self.layers4):
             for block in stage.blocks:
-                recompute = self.recomputes and torch.is_grad_enabled()
+                recompute = self.gradient_checkpointing and torch.is_grad_enabled()
                 features = checkpoint(_through, block, features, use_reentrant=False) if recompute else _through(block, features)
             features = stage.downsample(features)
             yield features

@@ -70,7 +70,7 @@ class UNetEncoder(ConvolutionalEncoder):
 
     Args:
         in_channels: C, channels of a volume [B, C, D, H, W].
-        embed_width: channels of the first convolution; the four stages have 2, 4, 8 and 16 times as many.
+        embed_dim: channels of the first convolution; the four stages have 2, 4, 8 and 16 times as many.
         norm_statistics: "batch" as the original, "instance" to keep the volumes of a batch independent.
         mask_token, gradient_checkpointing: see `ConvolutionalEncoder`. The first stages use nearly all of the memory.
     """
@@ -79,14 +79,14 @@ class UNetEncoder(ConvolutionalEncoder):
         self,
         *,
         in_channels: int = 1,
-        embed_width: int = 48,
+        embed_dim: int = 48,
         norm_statistics: Literal["batch", "instance"] = "batch",
         mask_token: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
         if norm_statistics not in ("batch", "instance"):
             raise ValueError(f"norm_statistics={norm_statistics!r} is unknown; choose 'batch' or 'instance'")
-        widths = [embed_width * 2**stage for stage in range(5)]
+        widths = [embed_dim * 2**stage for stage in range(5)]
         super().__init__(
             in_channels=in_channels,
             pyramid_channels=(*widths[1:], widths[-1]),

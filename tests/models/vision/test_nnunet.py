@@ -56,13 +56,13 @@ def test_patients_of_a_batch_do_not_change_one_another():
 
 
 def test_an_odd_width_is_refused():
-    with pytest.raises(ValueError, match="embed_width=5 must be even"):
-        small_encoder("nnunet", embed_width=5)
+    with pytest.raises(ValueError, match="embed_dim=5 must be even"):
+        small_encoder("nnunet", embed_dim=5)
 
 
 def test_kernels_begin_with_the_deviation_that_keeps_the_size_of_what_a_leaky_relu_lets_through():
     """sqrt(2 / (1 + 0.01 ** 2)) over the root of a kernel's inputs; PyTorch's own start is uniform and 2.4 times smaller."""
-    encoder = small_encoder("nnunet", embed_width=8)
+    encoder = small_encoder("nnunet", embed_dim=8)
     kernels = [module.weight for module in encoder.modules() if isinstance(module, torch.nn.Conv3d)]
     assert len(kernels) == 18
     scaled = torch.cat([kernel.detach().flatten() * math.sqrt(kernel[0].numel()) for kernel in kernels])

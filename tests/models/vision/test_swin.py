@@ -6,7 +6,7 @@ from mg3d.models.vision.swin import LegacyPatchMerging, SwinEncoder
 
 def test_encode_projects_the_last_map_cell_by_cell():
     torch.manual_seed(0)
-    encoder = SwinEncoder(embed_width=4, window_size=3, depths=(1, 1), heads=(1, 2), projection_width=10).eval()
+    encoder = SwinEncoder(embed_dim=4, window_size=3, depths=(1, 1), num_heads=(1, 2), projection_width=10).eval()
     with torch.no_grad():
         *_, last = encoder(volume := torch.rand(2, 1, 16, 8, 24))
         projected = encoder.encode(volume)
@@ -44,7 +44,7 @@ def test_legacy_merging_is_its_slow_version_and_pads_odd_axes_with_zeros_at_thei
 def test_features_are_equal_with_and_without_gradient():
     """Without gradient attention maps are not saved; windows are shifted, padded and masked in both."""
     torch.manual_seed(0)
-    encoder = SwinEncoder(embed_width=6, window_size=3, depths=(2, 2), heads=(2, 3)).double().eval()
+    encoder = SwinEncoder(embed_dim=6, window_size=3, depths=(2, 2), num_heads=(2, 3)).double().eval()
     volume = torch.rand(2, 1, 20, 14, 24, dtype=torch.float64)
     with torch.no_grad():
         without = encoder(volume)

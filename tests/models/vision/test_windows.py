@@ -62,7 +62,7 @@ def test_windows_of_a_group_share_their_mask():
 def test_the_whole_encoder_is_monais(size):
     torch.manual_seed(1)
     depths, heads = (2, 1, 1, 1), (2, 4, 4, 4)
-    ours = SwinEncoder(depths=depths, heads=heads, embed_width=8, window_size=4)
+    ours = SwinEncoder(depths=depths, num_heads=heads, embed_dim=8, window_size=4)
     theirs = SwinTransformer(1, 8, (4, 4, 4), (2, 2, 2), depths, heads, downsample=LegacyPatchMerging)
     theirs.load_state_dict(ours.state_dict())
     volume = torch.rand(2, 1, *size)
@@ -93,7 +93,7 @@ def test_recomputing_the_attention_too_changes_no_gradient():
     found = []
     for checkpointing in (False, True):
         torch.manual_seed(2)
-        sizes = {"depths": (2,), "heads": (2,), "embed_width": 8, "window_size": 4}
+        sizes = {"depths": (2,), "num_heads": (2,), "embed_dim": 8, "window_size": 4}
         encoder = SwinEncoder(**sizes, gradient_checkpointing=checkpointing).double()
         encoder(torch.rand(1, 1, 12, 20, 28, dtype=torch.float64))[-1].square().sum().backward()
         found.append([parameter.grad for parameter in encoder.parameters()])
@@ -111,7 +111,7 @@ def test_a_block_keeps_three_maps_of_tokens():
 
     sizes = []
     for depth in (1, 3):
-        encoder = SwinEncoder(depths=(depth,), heads=(1,), embed_width=32, window_size=2)
+        encoder = SwinEncoder(depths=(depth,), num_heads=(1,), embed_dim=32, window_size=2)
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             result = encoder.encode(torch.rand(1, 1, 32, 24, 40))
@@ -125,7 +125,7 @@ def compiled_beside_eager(dtype, backend, **how):
     """Largest differences of maps and gradients, and the number of graphs."""
     torch.manual_seed(4)
     torch._dynamo.reset()
-    encoder = SwinEncoder(depths=(2, 1), heads=(2, 4), embed_width=8, window_size=3, mask_token=True, **how).to(dtype)
+    encoder = SwinEncoder(depths=(2, 1), num_heads=(2, 4), embed_dim=8, window_size=3, mask_token=True, **how).to(dtype)
     volume, hidden = torch.rand(2, 1, 16, 20, 12, dtype=dtype), torch.rand(2, 4, 5, 3) < 0.5
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     maps = [encode(volume, hidden) for encode in (encoder.encode, torch.compile(encoder.encode, fullgraph=True, backend=backend))]
@@ -154,7 +154,7 @@ def test_the_encoder_compiled_to_machine_code_is_the_eager_one():
 
 
 def test_a_frozen_block_passes_its_gradient_on():
-    encoder = SwinEncoder(depths=(1,), heads=(2,), embed_width=8, window_size=4)
+    encoder = SwinEncoder(depths=(1,), num_heads=(2,), embed_dim=8, window_size=4)
     encoder.layers1.requires_grad_(False)
     encoder.encode(torch.rand(1, 1, 12, 8, 16)).square().sum().backward()
     assert encoder.patch_embed.proj.weight.grad.abs().sum() > 0
@@ -163,7 +163,7 @@ def test_a_frozen_block_passes_its_gradient_on():
 
 def test_mixed_precision_stays_near_full_precision():
     torch.manual_seed(3)
-    encoder = SwinEncoder(depths=(2,), heads=(2,), embed_width=16, window_size=4)
+    encoder = SwinEncoder(depths=(2,), num_heads=(2,), embed_dim=16, window_size=4)
     volume = torch.rand(1, 1, 16, 24, 12)
     full = encoder.encode(volume)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -176,7 +176,7 @@ def test_mixed_precision_stays_near_full_precision():
 def test_a_backward_pass_within_autocast_gives_the_gradients_of_one_after_it(monkeypatch):
     monkeypatch.setitem(recompute.CHUNK_BYTES, "cpu", 1 << 14)  # several parts
     torch.manual_seed(3)
-    encoder, found = SwinEncoder(depths=(2,), heads=(2,), embed_width=16, window_size=4), []
+    encoder, found = SwinEncoder(depths=(2,), num_heads=(2,), embed_dim=16, window_size=4), []
     volume = torch.rand(1, 1, 16, 24, 12)
     for within in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -192,7 +192,7 @@ def test_a_backward_pass_within_autocast_gives_the_gradients_of_one_after_it(mon
 
 
 def test_the_gradient_of_a_gradient_is_refused():
-    encoder, volume = SwinEncoder(depths=(1,), heads=(2,), embed_width=8, window_size=4), torch.rand(1, 1, 8, 8, 8)
+    encoder, volume = SwinEncoder(depths=(1,), num_heads=(2,), embed_dim=8, window_size=4), torch.rand(1, 1, 8, 8, 8)
     first = torch.autograd.grad(encoder.encode(volume.requires_grad_()).square().sum(), volume, create_graph=True)
     with pytest.raises(RuntimeError):
         first[0].square().sum().backward()
