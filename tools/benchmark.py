@@ -5,6 +5,7 @@ encoder   Swin-B against MONAI's code on the same weights
 step      a training step of all objectives, against the same step with MONAI's encoder; fraction spent in the losses
 text      the frozen text encoder: padded, trimmed, cached
 loader    fraction of the training time spent waiting for batches, by number of workers
+planner   steps as tools/plan.py predicts them, against measured ones
 """
 
 import argparse
@@ -19,7 +20,7 @@ from mg3d.cli import ArgumentParser, output_file, positive_int
 if TYPE_CHECKING:
     from rich.table import Table
 
-TOPICS = {"data": ("preparation", "reading"), **{name: (name,) for name in ("encoder", "step", "text", "loader")}}
+TOPICS = {"data": ("preparation", "reading"), **{name: (name,) for name in ("encoder", "step", "text", "loader", "planner")}}
 """Topic -> modules of mg3d.benchmarks with a function `run(options: BenchmarkOptions) -> list[BenchmarkRow]`."""
 DEFAULT_BATCH = {"text": 4, "loader": 4, "step": 2}
 

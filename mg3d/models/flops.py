@@ -1,20 +1,34 @@
-"""FLOPs and activation memory of a training step, counted on the meta device: no tensor is allocated."""
+"""FLOPs, memory traffic and saved activations of a training step, counted on the meta device: no tensor is allocated."""
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from mg3d.models.branches.disentangled import ImageAggregation
 from mg3d.models.mg3d import MG3D
 
 FORWARD_AND_BACKWARD = 3
-"""FLOPs of forward and backward over those of forward, for trained parts."""
+"""FLOPs of forward and backward over those of forward, for trained parts, without recomputation."""
+WITHOUT_TRAFFIC = ("_unsafe_view", "empty", "empty_like", "new_empty", "detach")
+"""Operators, other than views, that read and write nothing."""
+
+
+class Operation(NamedTuple):
+    """Cost of one operator call."""
+
+    name: str
+    flops: int
+    """Of matrix products, convolutions and attention, as `torch.utils.flop_counter` counts them (a multiply-add is 2); else 0."""
+    bytes: int
+    """Size of its arguments and results, in the precision of the model."""
 
 
 class ReportShape(NamedTuple):
@@ -35,16 +49,26 @@ class Part(NamedTuple):
 
     name: str
     passes: int
-    forward_flops: int
-    """Of all passes: matrix products, convolutions and attention, as `torch.utils.flop_counter` counts them (a multiply-add is
-    2)."""
+    forward: tuple[Operation, ...]
+    """Of one pass."""
+    backward: tuple[Operation, ...]
+    """Of one pass, with what it recomputes; empty for a frozen part."""
     saved_bytes: int
-    """Saved for the backward pass by all passes, in the model's precision."""
-    is_trained: bool
+    """Saved for the backward pass by all passes, in the precision of the model."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a backward pass runs through it."""
+        return bool(self.backward)
+
+    @property
+    def forward_flops(self) -> int:
+        """Of all passes."""
+        return self.passes * sum(operation.flops for operation in self.forward)
 
     @property
     def needed_flops(self) -> int:
-        """Forward and backward, without recomputation."""
+        """Forward and backward of all passes, without recomputation."""
         return self.forward_flops * (FORWARD_AND_BACKWARD if self.is_trained else 1)
 
 
@@ -59,13 +83,52 @@ def count_step(model: MG3D, volume_shape: Sequence[int], report: ReportShape) ->
     Not counted, because they are small: sentence pooling, contrastive heads and losses. Branches of other files, and the report
     decoder of captioning, are not counted either.
     """
-    # FlopCounterMode supports neither graphs inside autograd functions nor views of trained parameters.
-    frozen = _parts(_on_meta(model).requires_grad_(False), volume_shape, report)
-    trained = _parts(_on_meta(model), volume_shape, report)
     return [
-        Part(name, passes, passes * _flops(work), passes * (_saved_bytes(same) if is_trained else 0), is_trained)
-        for (name, passes, is_trained, work), (*_, same) in zip(frozen, trained, strict=True)
+        Part(name, passes, *_count(work, passes, is_trained))
+        for name, passes, is_trained, work in _parts(_on_meta(model), volume_shape, report)
     ]
+
+
+class _Counter(TorchDispatchMode):
+    """Records every operator that computes or moves data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result, packet = function(*args, **kwargs), function._overloadpacket
+        if function.namespace == "prim" or function.is_view or packet.__name__ in WITHOUT_TRAFFIC:
+            return result
+        flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        traffic = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self.operations.append(Operation(packet.__name__, flops, traffic))
+        return result
+
+
+def _count(work: Callable[[], object], passes: int, is_trained: bool) -> tuple[tuple[Operation, ...], tuple[Operation, ...], int]:
+    """Forward and backward operations of one pass, and bytes saved by all passes."""
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.set_grad_enabled(is_trained), saved_tensors_hooks(pack, lambda tensor: tensor), _Counter() as forward:
+        results = [leaf for leaf in tree_leaves(work()) if isinstance(leaf, Tensor)]
+    if not is_trained:
+        return tuple(forward.operations), (), 0
+    saved_bytes = passes * sum(storage.nbytes() for storage in saved.values())
+    trained = [result for result in results if result.requires_grad]
+    with _Counter() as backward:
+        torch.autograd.backward(trained, [torch.empty_like(result) for result in trained])
+    return tuple(forward.operations), tuple(backward.operations), saved_bytes
 
 
 def _on_meta(model: MG3D) -> MG3D:
@@ -76,29 +139,6 @@ def _on_meta(model: MG3D) -> MG3D:
     }
     memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
     return copy.deepcopy(model, memo)
-
-
-@torch.no_grad()
-def _flops(work: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-@torch.enable_grad()
-def _saved_bytes(work: Callable[[], object]) -> int:
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            saved[storage._cdata] = storage
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = work()  # referenced until the end: a freed storage could lend its address to another
-    del result
-    return sum(storage.nbytes() for storage in saved.values())
 
 
 def _parts(
@@ -115,8 +155,8 @@ def _parts(
         # Without an attention mask: code that reads mask values cannot run on the meta device.
         return lambda: model.project_report(model.text.bert(input_ids=ids).last_hidden_state)
 
-    volume, image = like.new_empty(1, 1, *volume_shape), like.new_empty(1, tokens, width)
-    words, sentences = like.new_empty(1, report.tokens, width), like.new_empty(1, count, width)
+    volume, image = like.new_empty(1, 1, *volume_shape), like.new_empty(1, tokens, width, requires_grad=True)
+    words, sentences = (like.new_empty(1, length, width, requires_grad=True) for length in (report.tokens, count))
     mask = torch.ones(1, count, dtype=torch.bool, device="meta")
     passes = bool(model.objectives - {"mim"}) + bool(active({"mim"}))
     yield "volume encoder", passes, True, lambda: model.encode_volume(volume)

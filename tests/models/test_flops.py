@@ -60,3 +60,19 @@ def test_saved_bytes_are_those_that_autograd_saves():
     assert result.requires_grad
     encoder = count_step(model, SHAPE, REPORT)[0]
     assert encoder.saved_bytes == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.02)
+
+
+def test_backward_operations_are_counted_with_what_they_recompute():
+    encoder, report = (count_step(build(), SHAPE, REPORT)[index] for index in (0, 1))
+    plain = sum(operation.flops for operation in report.forward)
+    backward = sum(operation.flops for operation in report.backward)
+    assert backward == pytest.approx(2 * plain, rel=0.01)  # nothing is recomputed
+    products = {operation.name: operation.flops for operation in encoder.backward if operation.flops}
+    assert "window_attention_backward" in products
+    assert sum(operation.flops for operation in encoder.backward) > 2 * sum(operation.flops for operation in encoder.forward)
+
+
+def test_traffic_is_the_size_of_arguments_and_results():
+    decoder = {part.name: part for part in count_step(build(), SHAPE, REPORT)}["word head"]
+    product = next(operation for operation in decoder.forward if operation.name == "addmm")
+    assert product.bytes == 8 * (TOKENS * WIDTH + WIDTH**2 + WIDTH + TOKENS * WIDTH)  # float64: input, weight, bias, result

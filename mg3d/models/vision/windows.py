@@ -233,12 +233,25 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
 window_attention.register_autograd(_backward, setup_context=_keep)
 
 
-@register_flop_formula(torch.ops.mg3d.window_attention)
-def _flops(features: Sequence[int], parameters: Sequence[Sequence[int]], *, window: Sequence[int], **_: object) -> int:
-    """FLOPs of the projections and of attention over all window positions."""
+def _count_products(features: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
+    """FLOPs of one projection of all tokens to queries, keys and values, and of one product of all windows."""
     batch, *shape, channels = features
     windows = batch * math.prod(-(-side // length) for side, length in zip(shape, window, strict=True))
-    return 6 * batch * math.prod(shape) * channels**2 + 4 * windows * math.prod(window) ** 2 * channels
+    return 6 * batch * math.prod(shape) * channels**2, 2 * windows * math.prod(window) ** 2 * channels
+
+
+@register_flop_formula(torch.ops.mg3d.window_attention)
+def _flops(features: Sequence[int], parameters: Sequence[Sequence[int]], *, window: Sequence[int], **_: object) -> int:
+    projection, product = _count_products(features, window)
+    return projection + 2 * product
+
+
+@register_flop_formula(torch.ops.mg3d.window_attention_backward)
+def _backward_flops(
+    gradient: Sequence[int], features: Sequence[int], parameters: Sequence[Sequence[int]], *, window: Sequence[int], **_: object
+) -> int:
+    projection, product = _count_products(features, window)
+    return 3 * projection + 5 * product  # one of each is recomputed
 
 
 def _plan(features: Tensor, window: Sequence[int], shift: Sequence[int]) -> WindowPlan:
