@@ -1,5 +1,7 @@
 """A training step of all objectives with our encoder and with MONAI's, each in fresh processes; and the time of the losses."""
 
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,12 +10,14 @@ from torch.optim import AdamW
 
 from mg3d.benchmarks.isolated import PeakMemory, autocast, run_isolated, synchronizer
 from mg3d.benchmarks.monai_baseline import MonaiSwin
-from mg3d.benchmarks.synthetic import random_batch, random_model
+from mg3d.benchmarks.synthetic import MASKED_FRACTION, random_batch, random_model
 from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow, median_of, median_seconds
 from mg3d.datasets.windowing import move_to_device
+from mg3d.models.flops import ReportShape, count_step, needed_flops
 from mg3d.models.mg3d import MG3D
 from mg3d.settings.schema import Settings
 from mg3d.training.chunks import features_in_chunks
+from mg3d.training.speed import peak_flops
 from mg3d.types import Batch, Features
 
 OURS, MONAI = "mg3d", "MONAI's Swin"
@@ -33,6 +37,10 @@ class StepCost(NamedTuple):
     bytes: float
     total: float
     """Loss of the first step; equal for both encoders up to rounding."""
+    peak_s: float
+    """Time of the step's FLOPs at the rate of a large matrix product."""
+    waits: int
+    """Synchronisations of host and GPU in a step; 0 on a CPU."""
 
 
 def run(options: BenchmarkOptions) -> list[BenchmarkRow]:
@@ -54,6 +62,8 @@ def run(options: BenchmarkOptions) -> list[BenchmarkRow]:
         BenchmarkRow("step memory", OURS, MONAI, *gigabytes, unit="GB", note=note),
         BenchmarkRow("step memory", OURS, f"limit of {limit:g} GB", gigabytes[0], limit, unit="GB", target=memory_target,
                      note=note),
+        BenchmarkRow("MFU of a step", OURS, "large matrix products", seconds[0], median_of(results[OURS], "peak_s"),
+                     note=f"ratio: MFU; waits for the GPU per step: {results[OURS][0].waits}"),
         BenchmarkRow("losses in a step", "losses", "whole step", losses_s, seconds[0], target=losses_target,
                      note=f"{losses_s / seconds[0]:.1%} of a step"),
     ]  # fmt: skip
@@ -104,4 +114,21 @@ def measure_step(model: MG3D, settings: Settings, batch: Batch, options: Benchma
         total.backward()
 
     losses_s = median_seconds(losses_only, synchronize=synchronizer(options), min_total_s=0.2)
-    return StepCost(seconds, losses_s, peak, float(totals[0]))
+    report = ReportShape(options.tokens, options.sentences, *batch.view_ids.shape[1:], MASKED_FRACTION)
+    flops = needed_flops(count_step(model, options.size, report)) * options.batch
+    rate = peak_flops(torch.device(options.device), "bf16-mixed" if options.precision == "bf16" else "32-true")
+    return StepCost(seconds, losses_s, peak, float(totals[0]), flops / rate, _count_waits(step, options))
+
+
+def _count_waits(step: Callable[[], None], options: BenchmarkOptions) -> int:
+    """Operations of one step after which the host waited for the GPU."""
+    if options.device != "cuda":
+        return 0
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)

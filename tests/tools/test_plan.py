@@ -19,7 +19,7 @@ PRESETS = ["tiny", "max_text_len=20", "per_gpu_batchsize=2", "batch_size=8", "ma
 
 def test_step_time_from_measured_steps():
     settings = read_arguments(PRESETS)
-    plan = predict(settings, devices=2, measured=StepCost(3.0, 0.1, 1e9, 0.0))
+    plan = predict(settings, devices=2, measured=StepCost(3.0, 0.1, 1e9, 0.0, 1.0, 0))
     assert plan.step_s == pytest.approx(6.0)  # two micro-batches of two volumes on each of two devices
     assert plan.run_h == pytest.approx(plan.step_s / 36)
     assert predict(settings, devices=1).step_s is None
