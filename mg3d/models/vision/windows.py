@@ -4,7 +4,7 @@ Equal to MONAI's Swin blocks: a volume of tokens is padded to whole windows, rol
 attends to the tokens of its window that come from the same side of the roll, with a relative position bias. Differences:
 
 * tokens are gathered by index instead of being padded, rolled and copied;
-* windows with the same mask are computed together, with one mask per group;
+* windows with the same mask are computed together, with one mask per group; on a GPU small groups are merged;
 * only the input is stored; norm and projections are recomputed in the backward pass, a few windows at a time.
 
 Registered as a custom operator, so that `torch.compile` does not trace into it.
@@ -20,11 +20,28 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from mg3d.models.vision.window_paths import ALIGNMENT, choose_path, padded_empty
+
 APART = -100.0
 """Attention bias between tokens from different sides of the roll, as in MONAI."""
-CHUNK_BYTES = {"cpu": 6 << 20}
-"""Device -> size of a chunk (projections forward, attention maps backward); on a CPU it should fit into the cache."""
-CHUNK_BYTES_ELSEWHERE = 1 << 30
+MAX_WINDOW_HEADS = 65_535
+"""Windows x heads of a kernel launch on CUDA."""
+
+
+class Limits(NamedTuple):
+    """How windows are divided into chunks."""
+
+    chunk_bytes: int
+    """Of the projections (forward) or attention maps (backward) of a chunk, in float32; on a CPU it should fit into the cache."""
+    merged_bytes: int
+    """Groups are merged, with a bias for every window, while these biases are not larger: fewer launches for few windows."""
+    alignment: int
+    """Of the rows of a bias, in values."""
+
+
+LIMITS = {"cpu": Limits(6 << 20, 0, 1)}
+"""By type of device."""
+GPU_LIMITS = Limits(512 << 20, 64 << 20, ALIGNMENT)
 
 
 class Group(NamedTuple):
@@ -149,9 +166,9 @@ def attend(
     heads, channels = len(learned.bias), features.shape[-1]
     tokens = features.reshape(-1, channels)
     out = learned.weight.new_empty((len(plan.gather) // plan.size, plan.size, heads, channels // heads))
-    for rows, mask in _chunks(plan, learned.bias, 3 * plan.size * channels, dtype=learned.weight.dtype):
-        q, k, v = _project(tokens, learned, plan, rows, eps=eps).qkv.unbind()
-        out[rows] = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None]).transpose(1, 2)
+    path = choose_path(features.device, learned.weight.dtype)
+    for rows, bias in _chunks(plan, learned.bias, 3 * plan.size * channels, dtype=learned.weight.dtype):
+        out[rows] = path.forward(_project(tokens, learned, plan, rows, eps=eps).qkv, bias).transpose(1, 2)
     return out.view(-1, channels).index_select(0, plan.scatter).view(features.shape)
 
 
@@ -159,8 +176,7 @@ window_attention = torch.library.custom_op("mg3d::window_attention", attend, mut
 """`attend` as a custom operator that stores only its inputs for the backward pass."""
 
 
-@torch.library.custom_op("mg3d::window_attention_backward", mutates_args=())
-def window_attention_backward(
+def attend_backward(
     gradient: Tensor, features: Tensor, parameters: Sequence[Tensor], *, window: Sequence[int], shift: Sequence[int], eps: float
 ) -> list[Tensor]:
     """Gradients of features and parameters."""
@@ -170,11 +186,13 @@ def window_attention_backward(
     exact = torch.promote_types(learned.bias.dtype, torch.float32)
     sums = Parameters(*(torch.zeros_like(parameter, dtype=exact) for parameter in learned))
     d_tokens = tokens.new_empty((len(plan.gather), channels))
-    for rows, mask in _chunks(plan, learned.bias, heads * plan.size**2, dtype=exact):
+    path = choose_path(features.device, learned.weight.dtype)
+    bias_dtype = exact if path.has_exact_bias else learned.weight.dtype
+    for rows, bias in _chunks(plan, learned.bias, heads * plan.size**2, dtype=bias_dtype):
         part, positions = _project(tokens, learned, plan, rows, eps=eps), _positions(plan, rows)
         d_out = _without_absent(gradient.index_select(0, plan.gather[positions]), plan, positions)
-        d_out = d_out.view(-1, plan.size, heads, channels // heads).transpose(1, 2).contiguous()
-        d_qkv = _attention_backward(part.qkv.contiguous(), d_out, mask, sums.bias)
+        d_out = d_out.view(-1, plan.size, heads, channels // heads).transpose(1, 2)
+        d_qkv = path.backward(part.qkv, d_out, bias, sums.bias)
         sums.weight.add_(d_qkv.mT @ part.normed)
         sums.weight_bias.add_(d_qkv.sum(0))
         d_normed = _without_absent(d_qkv @ learned.weight, plan, positions).to(part.raw.dtype)
@@ -188,22 +206,7 @@ def window_attention_backward(
     return [d_features, *(total.to(parameter.dtype) for total, parameter in zip(sums, learned, strict=True))]
 
 
-def _attention_backward(qkv: Tensor, d_out: Tensor, mask: Tensor, d_bias: Tensor) -> Tensor:
-    """[windows n, 3 C]: gradient of qkv [3, windows, heads, n, d]; the gradient of the bias is added to d_bias."""
-    q, k, v = qkv.unbind()
-    windows, heads, size, width = q.shape
-    scale = width**-0.5
-    d_qkv = q.new_empty((windows, size, 3, heads, width))
-    d_q, d_k, d_v = d_qkv.permute(2, 0, 3, 1, 4).unbind()
-    maps = torch.matmul(q * scale, k.mT).to(mask.dtype).add_(mask).softmax(-1)
-    d_v.copy_(torch.matmul(maps.to(q.dtype).mT, d_out))
-    d_maps = torch.matmul(d_out, v.mT).to(mask.dtype)
-    d_maps = torch.ops.aten._softmax_backward_data(d_maps, maps, -1, maps.dtype)
-    d_bias += d_maps.sum(0)
-    d_maps = d_maps.to(q.dtype)
-    d_q.copy_(torch.matmul(d_maps, k).mul_(scale))
-    d_k.copy_(torch.matmul(d_maps.mT, q).mul_(scale))
-    return d_qkv.view(windows * size, -1)
+window_attention_backward = torch.library.custom_op("mg3d::window_attention_backward", attend_backward, mutates_args=())
 
 
 @window_attention.register_fake
@@ -281,10 +284,27 @@ def _project(tokens: Tensor, learned: Parameters, plan: WindowPlan, rows: slice,
 
 
 def _chunks(plan: WindowPlan, bias: Tensor, each: int, *, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of windows of one group, with `each` values per window, and their attention bias."""
+    """Chunks of windows, with `each` values per window, and their attention bias [1 or windows, heads, n, n]."""
     bias = bias.detach()  # fused kernels do not accept masks that require a gradient
-    chunk = max(1, CHUNK_BYTES.get(bias.device.type, CHUNK_BYTES_ELSEWHERE) // (each * 4))
-    for group in plan.groups:
-        mask = (bias if group.mask is None else bias + group.mask.to(bias.dtype)).to(dtype)
-        for first in range(group.first, group.last, chunk):
-            yield slice(first, min(first + chunk, group.last)), mask
+    limits, heads = LIMITS.get(bias.device.type, GPU_LIMITS), len(bias)
+    chunk = min(max(1, limits.chunk_bytes // (each * 4)), MAX_WINDOW_HEADS // heads)
+    like = bias.new_empty(0, dtype=dtype)
+    for groups in _merged(plan.groups, limits.merged_bytes // (bias.numel() * like.element_size())):
+        first, last, is_shared = groups[0].first, groups[-1].last, len(groups) == 1
+        biases = padded_empty((1 if is_shared else last - first, *bias.shape), like, alignment=limits.alignment)
+        for group in groups:
+            biases[group.first - first : group.last - first] = bias if group.mask is None else bias + group.mask.to(bias.dtype)
+        for start in range(first, last, chunk):
+            rows = slice(start, min(start + chunk, last))
+            yield rows, biases if is_shared else biases[rows.start - first : rows.stop - first]
+
+
+def _merged(groups: Sequence[Group], most: int) -> list[list[Group]]:
+    """Consecutive groups of together at most `most` windows; larger ones alone."""
+    merged: list[list[Group]] = []
+    for group in groups:
+        if merged and group.last - merged[-1][0].first <= most:
+            merged[-1].append(group)
+        else:
+            merged.append([group])
+    return merged

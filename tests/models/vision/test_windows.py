@@ -2,35 +2,19 @@
 
 import pytest
 import torch
-from monai.networks.nets.swin_unetr import SwinTransformer, SwinTransformerBlock, compute_mask, get_window_size
+from monai.networks.nets.swin_unetr import SwinTransformer
+from small_windows import SHAPES, block_of, monais
 
 from mg3d.models.vision import recompute, windows
 from mg3d.models.vision.swin import LegacyPatchMerging, SwinEncoder, _attended
 from mg3d.models.vision.windows import clip_window, plan_windows
-
-SHAPES = ((9, 5, 11), (4, 8, 6), (7, 7, 7), (3, 4, 5), (12, 3, 4))
-
-
-def block_of(shift, *, width=12, heads=3):
-    torch.manual_seed(0)
-    block = SwinTransformerBlock(width, heads, (4, 4, 4), (shift,) * 3, qkv_bias=True).double()
-    torch.nn.init.normal_(block.attn.relative_position_bias_table)
-    torch.nn.init.normal_(block.attn.qkv.bias)
-    return block
-
-
-def monais(block, features):
-    shape = features.shape[1:4]
-    window, shift = get_window_size(shape, (4, 4, 4), (2, 2, 2))
-    padded = [-(-side // length) * length for side, length in zip(shape, window, strict=True)]
-    return block.forward_part1(features, compute_mask(padded, window, shift, features.device).double())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("shift", [0, 2])
 def test_attention_and_its_gradients_are_monais(monkeypatch, shape, shift):
     """Padded, clipped and rolled windows, two volumes, windows taken one by one."""
-    monkeypatch.setitem(windows.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(windows.LIMITS, "cpu", windows.Limits(1, 0, 1))
     block = block_of(shift)
     features = torch.randn(2, *shape, 12, dtype=torch.float64, requires_grad=True)
     inputs = [features, *(p for name, p in block.named_parameters() if name.startswith(("norm1", "attn")))]
