@@ -231,6 +231,9 @@ def checkpoint_callbacks(
 def build_strategy(settings: Settings) -> DDPStrategy:
     """DDP. Searches for parameters without a gradient, which costs time in every step, only where there are any.
 
+    Buffers are not broadcast in every step (97 MB with Swin-B and RadBERT): training changes none. Gradients are views of the buckets that are
+    reduced, which saves a copy. The graph is not declared static, because GradCache and accumulation change it.
+
     With wiring=paper: DCL and SSM each leave the other's head of their common aggregation unused, and captioning alone the text
     encoder.
     """
@@ -239,6 +242,8 @@ def build_strategy(settings: Settings) -> DDPStrategy:
     return DDPStrategy(
         process_group_backend="gloo" if resolve_accelerator(settings.run) == "cpu" else None,
         find_unused_parameters=settings.model.wiring != "paper" or has_unused,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
     )
 
 

@@ -102,7 +102,9 @@ def test_ddp_searches_for_unused_parameters_only_where_some_are_unused(objective
             torch.distributed.destroy_process_group()
 
     train(build_strategy(settings))
-    assert build_strategy(settings)._ddp_kwargs["find_unused_parameters"] is has_unused
+    options = build_strategy(settings)._ddp_kwargs
+    assert options["find_unused_parameters"] is has_unused
+    assert (options["broadcast_buffers"], options["gradient_as_bucket_view"]) == (False, True)
     if has_unused:
         with pytest.raises(RuntimeError, match="parameters that were not used"):
             train(DDPStrategy(process_group_backend="gloo", find_unused_parameters=False))
