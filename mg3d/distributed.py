@@ -33,7 +33,7 @@ def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
 
     0, with a graph, if the global count is 0.
     """
-    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    count = count.to(total.dtype) if isinstance(count, Tensor) else total.new_full((), count)
     return total * world_size() / sum_over_ranks(count).clamp(min=1)
 
 

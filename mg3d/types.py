@@ -1,9 +1,9 @@
 """Data that passes between packages of mg3d, with the axes of every tensor.
 
-B patients of this rank, T tokens, S maximum number of sentences per patient in the batch (clauses with text_unit=clause), N image
-tokens, K views per report, R extra report negatives, d joint width, E embedding width, V vocabulary, M masked tokens of the
-batch, D H W voxels along z, y, x. Volume axes are C D H W with +z superior, +y posterior, +x patient left, spacing in mm.
-Batches are NamedTuples because Lightning moves those to the device field by field.
+B patients of this rank, T tokens, S maximum number of sentences per patient in the batch (clauses with text_unit=clause), N
+image tokens, K views per report, R extra report negatives, d joint width, E embedding width, V vocabulary, M maximum number of
+masked tokens per patient, D H W voxels along z, y, x. Volume axes are C D H W with +z superior, +y posterior, +x patient left,
+spacing in mm. Batches are NamedTuples because Lightning moves those to the device field by field.
 """
 
 from typing import NamedTuple, TypedDict
@@ -67,6 +67,8 @@ class Batch(NamedTuple):
     """int64 [B, T]: `report_ids` with masked tokens."""
     mlm_labels: Tensor
     """int64 [B, T]: original ids of masked tokens, -100 elsewhere."""
+    mlm_positions: Tensor
+    """int64 [B, M]: positions of masked tokens, ascending; 0 ([CLS], never masked) as padding. From `masking.label_positions`."""
     view_ids: Tensor
     """int64 [B, K, T']: views of the report for CML: [CLS] one to three of its sentences [SEP]."""
     view_attention_mask: Tensor
@@ -97,11 +99,13 @@ class Batch(NamedTuple):
 class Features(TypedDict, total=False):
     """Inputs of the losses, by name, as the branches of the model compute them; embeddings are L2-normalised.
 
-    A new branch may add features under other names; all but scalars have the patients (or, for tokens, M) as first axis.
+    A new branch may add features under other names; all but scalars have the patients as first axis.
     """
 
+    mlm_labels: Tensor
+    """int64 [B, T], as in `Batch`."""
     mlm_token_loss: Tensor
-    """[M]: cross entropy of each masked token."""
+    """[B, M]: cross entropy of each masked token; 0 at padding."""
     sal_prediction: Tensor
     """[B, S, d']: sentences recovered from the masked report with the help of the volume."""
     sal_target: Tensor

@@ -2,6 +2,7 @@
 
 import torch
 
+from mg3d.datasets.masking import label_positions
 from mg3d.models.mg3d import MG3D
 from mg3d.models.released import ReleasedMG3D
 from mg3d.models.text.encoder import tiny_text_encoder
@@ -52,7 +53,8 @@ def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
     ]
     stack = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     ids = torch.where(attention, stack["ids"], 0)
-    asked = stack["mlm"] & (index >= 0)
+    masked = stack["mlm"] & (index >= 0)
+    labels = torch.where(masked, ids, -100)
     whole = {"ids": ids, "attention": attention, "index": index}
     views = {name: torch.stack([part[:, :8], part[:, 4:12]], 1) for name, part in whole.items()}
     views["attention"][..., 0] = True
@@ -60,7 +62,7 @@ def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
     return Batch(
         volume=stack["volume"], patch_mask=stack["patch_mask"], report_ids=ids, attention_mask=attention, sentence_index=index,
         sentence_mask=sentences, sentence_polarity=torch.where(sentences, 1, 0).to(torch.int8),
-        mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
+        mlm_ids=torch.where(masked, 4, ids), mlm_labels=labels, mlm_positions=label_positions(labels),
         view_ids=views["ids"], view_attention_mask=views["attention"], view_sentence_index=views["index"],
         patient_key=torch.arange(size), report_key=100 + torch.arange(size),
         view_key=200 + torch.arange(2 * size).view(size, 2),

@@ -6,6 +6,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from mg3d.benchmarks.timing import BenchmarkOptions
+from mg3d.datasets.masking import label_positions
 from mg3d.models.build import build_model
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
@@ -53,6 +54,7 @@ def random_batch(options: BenchmarkOptions, *, vocab_size: int = VOCAB_SIZE, pat
     ids = torch.randint(FIRST_TOKEN, vocab_size, (size, tokens), generator=generator)
     index = (torch.arange(tokens) * options.sentences // tokens).expand(size, -1).contiguous()
     masked = torch.rand(size, tokens, generator=generator) < MASKED_FRACTION
+    labels = torch.where(masked, ids, -100)
     view = slice(0, min(VIEW_TOKENS, tokens))
     grid = [side // patch_size for side in options.size]
     keys = torch.arange(size)
@@ -62,7 +64,7 @@ def random_batch(options: BenchmarkOptions, *, vocab_size: int = VOCAB_SIZE, pat
         report_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool), sentence_index=index,
         sentence_mask=torch.ones(size, options.sentences, dtype=torch.bool),
         sentence_polarity=torch.randint(0, 2, (size, options.sentences), generator=generator).mul(2).sub(1).to(torch.int8),
-        mlm_ids=torch.where(masked, FIRST_TOKEN - 1, ids), mlm_labels=torch.where(masked, ids, -100),
+        mlm_ids=torch.where(masked, FIRST_TOKEN - 1, ids), mlm_labels=labels, mlm_positions=label_positions(labels),
         view_ids=ids[:, None, view].repeat(1, views, 1),
         view_attention_mask=torch.ones(size, views, view.stop, dtype=torch.bool),
         view_sentence_index=index[:, None, view].repeat(1, views, 1),

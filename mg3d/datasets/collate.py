@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets import augment
-from mg3d.datasets.masking import IGNORE_INDEX, WholeWordMasker, draw_patch_mask, draw_view
+from mg3d.datasets.masking import IGNORE_INDEX, WholeWordMasker, draw_patch_mask, draw_view, label_positions
 from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report, stack_padded
@@ -88,7 +88,7 @@ class Collator:
         def stack(name: str, padding: int) -> Tensor:
             return stack_padded([getattr(row, name) for row in rows], padding, self.min_length)
 
-        ids = stack("ids", pad)
+        ids, labels = stack("ids", pad), stack("mlm_labels", IGNORE_INDEX)
         view_index = self._stack_views([row.view_sentence_index for row in rows], PAD_SENTENCE)
         polarities = stack_padded([row.polarity for row in rows], 0)
         return Batch(
@@ -100,7 +100,8 @@ class Collator:
             sentence_mask=polarities != 0,
             sentence_polarity=polarities,
             mlm_ids=stack("mlm_ids", pad),
-            mlm_labels=stack("mlm_labels", IGNORE_INDEX),
+            mlm_labels=labels,
+            mlm_positions=label_positions(labels),
             view_ids=self._stack_views([row.view_ids for row in rows], pad),
             view_attention_mask=view_index != PAD_SENTENCE,
             view_sentence_index=view_index.clamp(min=-1),

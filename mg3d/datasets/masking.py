@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
@@ -56,6 +58,15 @@ class WholeWordMasker:
         masked = np.where(selected & (action < 0.8), self.tokenizer.mask_token_id, masked)
         masked = np.where(selected & (action >= 0.8) & (action < 0.9), replacement, masked)
         return masked, labels
+
+
+def label_positions(labels: Tensor) -> Tensor:
+    """Positions int64 [B, M] of masked tokens, of labels int64 [B, T]; M: maximum of a row; padding 0, which is never masked."""
+    masked = labels != IGNORE_INDEX
+    counts = masked.sum(1, keepdim=True)
+    most = int(counts.max()) if len(labels) else 0
+    positions = masked.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return torch.where(torch.arange(most) < counts, positions, 0)
 
 
 def draw_view(polarities: Sequence[int], negated_fraction: float, generator: np.random.Generator) -> np.ndarray:

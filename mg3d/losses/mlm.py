@@ -9,6 +9,6 @@ from mg3d.losses.base import Loss
 class MLMLoss(Loss):
     """Cross entropy of the masked tokens (paper: context-guided report reconstruction)."""
 
-    def forward(self, mlm_token_loss: Tensor) -> Tensor:
-        """Mean over the masked tokens of all ranks, of the cross entropy [M] of each token of this rank."""
-        return global_mean(mlm_token_loss.sum(), len(mlm_token_loss))
+    def forward(self, mlm_token_loss: Tensor, mlm_labels: Tensor) -> Tensor:
+        """Mean over the masked tokens of all ranks; cross entropy [B, M], 0 at padding; labels int64 [B, T], -100: not masked."""
+        return global_mean(mlm_token_loss.sum(), (mlm_labels >= 0).sum())

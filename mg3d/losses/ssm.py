@@ -46,14 +46,13 @@ class SSMLoss(Loss):
         """
         visual, text = F.normalize(ssm_visual, dim=-1), F.normalize(ssm_text.detach(), dim=-1)
         patient = patient_key[:, None].expand_as(sentence_mask)
-        sides = (visual, text.to(visual.dtype), sentence_polarity, patient.contiguous())
-        mask = gather_rows(sentence_mask)
-        own = [side[sentence_mask] for side in sides]
-        gathered = [gather_rows(side)[mask] for side in sides]
+        sides = (visual, text.to(visual.dtype), sentence_polarity, patient.contiguous(), sentence_mask)
+        own = [side.flatten(0, 1) for side in sides]
+        gathered = [gather_rows(side).flatten(0, 1) for side in sides]
         pairs = self.match_pairs(own[1], gathered[1], own[2], gathered[2])
-        between_patients = own[3][:, None] != gathered[3]
+        compared = (own[3][:, None] != gathered[3]) & own[4][:, None] & gathered[4]
         cosine = own[0] @ gathered[0].T
-        positive, negative = pairs.positive & between_patients, pairs.negative & between_patients
+        positive, negative = pairs.positive & compared, pairs.negative & compared
         positive_gap = torch.where(positive, (cosine - pairs.text_cosine).abs(), 0.0).sum()
         negative_gap = torch.where(negative, cosine.abs(), 0.0).sum()
         return 0.5 * (global_mean(positive_gap, positive.sum()) + global_mean(negative_gap, negative.sum()))

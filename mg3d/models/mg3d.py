@@ -22,7 +22,7 @@ from mg3d.types import Batch, Features
 
 REPORT, IMAGE = 0, 1
 """Rows of the type embedding."""
-BATCH_FIELDS = ("sentence_mask", "sentence_polarity", "patch_mask", "patient_key", "report_key", "view_key")
+BATCH_FIELDS = ("sentence_mask", "sentence_polarity", "patch_mask", "mlm_labels", "patient_key", "report_key", "view_key")
 """Fields of the batch that losses read."""
 
 
@@ -149,12 +149,15 @@ class MG3D(nn.Module):
         """Joint embedding [B, E], L2-normalised, of volumes [B, 1, D, H, W] in [0, 1]."""
         return self.contrast.embed_image(self.encode_volume(volume))
 
-    def embed_report(self, ids: Tensor, attention_mask: Tensor, sentence_index: Tensor) -> Tensor:
+    def embed_report(
+        self, ids: Tensor, attention_mask: Tensor, sentence_index: Tensor, *, max_sentences: int | None = None
+    ) -> Tensor:
         """Joint embedding [B, E], L2-normalised, of reports or prompts int64 [B, T].
 
-        sentence_index int64 [B, T]: 0-based sentence of each token, -1 for special tokens and padding.
+        sentence_index int64 [B, T]: 0-based sentence of each token, -1 for special tokens and padding. max_sentences: upper bound
+        of sentences per report; None reads it from `sentence_index`, for which the host waits for a GPU.
         """
-        contrast, sentences = self.contrast, max(int(sentence_index.max()) + 1, 1)
+        contrast, sentences = self.contrast, max_sentences or max(int(sentence_index.max()) + 1, 1)
         means = sentence_means(self.encode_report(ids, attention_mask), sentence_index, sentences)
         return contrast.embed_report(means, sentence_membership(sentence_index, sentences).any(1))
 

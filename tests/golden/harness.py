@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from mg3d.checkpoints.released_names import to_released
+from mg3d.datasets.masking import label_positions
 from mg3d.models.build import build_model
 from mg3d.models.text.encoder import TextEncoder
 from mg3d.models.vision.swin import SwinEncoder
@@ -95,7 +96,7 @@ def batch(dtype):
         patch_mask=torch.from_numpy(recipe.hidden_cubes()).expand(count, -1, -1, -1),
         report_ids=text["ids"], attention_mask=real, sentence_index=index,
         sentence_mask=sentences, sentence_polarity=sentences.to(torch.int8),
-        mlm_ids=text["masked_ids"], mlm_labels=text["labels"],
+        mlm_ids=text["masked_ids"], mlm_labels=text["labels"], mlm_positions=label_positions(text["labels"]),
         view_ids=none[..., None], view_attention_mask=none[..., None].bool(), view_sentence_index=none[..., None],
         patient_key=torch.arange(count), report_key=torch.arange(count), view_key=none,
         labels=torch.zeros(count, 18, dtype=torch.int8), study_id=[str(patient) for patient in range(count)],

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mg3d.datasets.masking import label_positions
 from mg3d.models.branches.report import MLMHead
 from mg3d.models.pooling import PositionalPool
 from mg3d.models.released import ReleasedSALHead, SentencePool
@@ -15,7 +16,8 @@ def head_and_tokens(labelled=11, vocabulary=23, width=6):
     torch.manual_seed(0)
     head = MLMHead(width, vocabulary).double()
     labels = torch.full((2, 9), -100)
-    labels.view(-1)[torch.randperm(18)[:labelled]] = torch.randint(vocabulary, (labelled,))
+    chosen = torch.randperm(16)[:labelled]
+    labels[chosen // 8, 1 + chosen % 8] = torch.randint(vocabulary, (labelled,))
     return head, torch.randn(2, 9, width, dtype=torch.float64, requires_grad=True), labels
 
 
@@ -26,7 +28,10 @@ def test_the_token_loss_in_chunks_has_the_value_and_gradient_of_the_whole(chunk)
     plain = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")[labels.flatten() >= 0]
     weights = torch.rand(11, dtype=torch.float64)
     expected = torch.autograd.grad((plain * weights).sum(), (tokens, head.decoder.weight, head.bias))
-    found = head.token_loss(tokens, labels, chunk=chunk)
+    positions = label_positions(labels)
+    found = head.token_loss(tokens, labels, positions, chunk=chunk)
+    assert (found[positions == 0] == 0).all()
+    found = found[positions > 0]
     torch.testing.assert_close(found, plain)
     gradients = torch.autograd.grad((found * weights).sum(), (tokens, head.decoder.weight, head.bias))
     for ours, theirs in zip(gradients, expected):
@@ -37,16 +42,16 @@ def test_the_memory_of_the_token_loss_does_not_grow_with_tokens_times_vocabulary
     saved = []
     head, tokens, labels = head_and_tokens(labelled=16, vocabulary=5000)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor):
-        head.token_loss(tokens, labels, chunk=4)
+        head.token_loss(tokens, labels, label_positions(labels), chunk=4)
         in_chunks, saved = sum(size for size in saved if size != head.decoder.weight.numel()), []
-        head.token_loss(tokens, labels)
+        head.token_loss(tokens, labels, label_positions(labels))
     assert in_chunks < 1000
     assert sum(saved) > 16 * 5000
 
 
 def test_without_labels_the_token_loss_is_empty_and_has_a_graph():
     head, tokens, labels = head_and_tokens(labelled=0)
-    head.token_loss(tokens, labels).sum().backward()
+    head.token_loss(tokens, labels, label_positions(labels)).sum().backward()
     assert tokens.grad.abs().max() == 0
 
 

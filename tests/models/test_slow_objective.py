@@ -39,14 +39,14 @@ def batch():
     """Four patients: two volumes of one patient, two equal reports, an equal sentence in two reports, equal views, an empty
     view, sentences that deny."""
     plain = random_batch(4)
-    ids, asked = plain.report_ids.clone(), plain.mlm_labels != -100
+    ids, masked = plain.report_ids.clone(), plain.mlm_labels != -100
     ids[1, 1:4] = ids[0, 5:8]
     assert plain.sentence_index[0, 5:8].tolist() == [1, 1, 1]
     assert plain.sentence_index[1, 1:4].tolist() == [0, 0, 0]
     polarity = plain.sentence_polarity.clone()
     polarity[2, 1] = polarity[0, 0] = -1
     changed = plain._replace(
-        report_ids=ids, mlm_ids=torch.where(asked, 4, ids), mlm_labels=torch.where(asked, ids, -100),
+        report_ids=ids, mlm_ids=torch.where(masked, 4, ids), mlm_labels=torch.where(masked, ids, -100),
         sentence_polarity=polarity, patient_key=torch.tensor([5, 6, 5, 7]), report_key=torch.tensor([1, 2, 3, 2]),
     )  # fmt: skip
     return with_views(changed, CHOSEN)

@@ -47,7 +47,8 @@ class ContrastBranch(Branch):
         }
         if batch.view_ids.shape[1]:
             views = (batch.view_ids, batch.view_attention_mask, batch.view_sentence_index)
-            embedding = tokens.model.embed_report(*(part.flatten(0, 1) for part in views))
+            sentences = batch.sentence_mask.shape[1]
+            embedding = tokens.model.embed_report(*(part.flatten(0, 1) for part in views), max_sentences=sentences)
             features["cml_view_embedding"] = rearrange(embedding, "(b k) e -> b k e", b=len(batch.view_ids))
         if len(batch.negative_sentences):
             features |= self._embed_negatives(tokens)

@@ -49,17 +49,18 @@ class MLMHead(nn.Module):
         """Logits [..., V] of transformed tokens [..., d]."""
         return self.decoder(transformed) + self.bias
 
-    def token_loss(self, transformed: Tensor, labels: Tensor, *, chunk: int = CHUNK_TOKENS) -> Tensor:
-        """Cross entropy [M] of the M labelled tokens; labels int64 [B, T], -100 = no label.
+    def token_loss(self, transformed: Tensor, labels: Tensor, positions: Tensor, *, chunk: int = CHUNK_TOKENS) -> Tensor:
+        """Cross entropy [B, M] of the tokens at `positions` int64 [B, M]; labels int64 [B, T], 0 where they are -100.
 
         Logits are computed for `chunk` tokens at a time; with more, those of each chunk are recomputed in the backward pass.
         """
-        labelled = labels != -100
-        tokens, targets = transformed[labelled], labels[labelled]
+        tokens = transformed.gather(1, positions[..., None].expand(-1, -1, transformed.shape[-1])).flatten(0, 1)
+        targets = labels.gather(1, positions).flatten()
         if len(tokens) <= chunk:
-            return self._token_loss(tokens, targets)
+            return self._token_loss(tokens, targets).view(positions.shape)
         chunks = zip(tokens.split(chunk), targets.split(chunk), strict=True)
-        return torch.cat([checkpoint(self._token_loss, *part, use_reentrant=False) for part in chunks])
+        losses = [checkpoint(self._token_loss, *part, use_reentrant=False) for part in chunks]
+        return torch.cat(losses).view(positions.shape)
 
     def _token_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.decode(tokens), targets, reduction="none")
@@ -93,7 +94,8 @@ class ReportBranch(Branch):
         batch, features = tokens.batch, {}
         fused = self.fusion(tokens.masked_report, tokens.image)
         if "mlm" in self.objectives:
-            features["mlm_token_loss"] = self.mlm_head.token_loss(self.mlm_head.transform(fused), batch.mlm_labels)
+            transformed = self.mlm_head.transform(fused)
+            features["mlm_token_loss"] = self.mlm_head.token_loss(transformed, batch.mlm_labels, batch.mlm_positions)
         if "sal" in self.objectives:
             features["sal_prediction"] = self.sal_head(tokens.sentence_means(fused))
             target = tokens.sentence_means(self._target_features(tokens).detach())

@@ -82,9 +82,14 @@ class ReportDecoder(nn.Module):
 
         mask bool [B, T], True = real token; padding is at the end and its logits are undefined.
         """
-        self._check_length(ids.shape[1])
-        mask = torch.ones_like(ids) if mask is None else mask.long()
-        return self.words(input_ids=ids, attention_mask=mask, encoder_hidden_states=self.project(tokens), use_cache=False).logits
+        length = ids.shape[1]
+        self._check_length(length)
+        # A mask per query: transformers reads the values of a mask [B, T], for which the host waits for the GPU.
+        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril().expand(len(ids), 1, -1, -1)
+        visible = causal if mask is None else causal & mask[:, None, None]
+        return self.words(
+            input_ids=ids, attention_mask=visible, encoder_hidden_states=self.project(tokens), use_cache=False
+        ).logits
 
     @torch.no_grad()
     def generate(

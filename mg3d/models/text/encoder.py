@@ -70,7 +70,9 @@ class TextEncoder(nn.Module):
                 f"a report of {ids.shape[1]} tokens exceeds the text encoder's maximum of {self.max_length}; lower max_text_len"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.bert(input_ids=ids, attention_mask=attention_mask.long()).last_hidden_state
+            # A mask per query: transformers reads the values of a mask [B, T], for which the host waits for the GPU.
+            mask = attention_mask[:, None, None].expand(-1, 1, ids.shape[1], -1)
+            return self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
 
     @torch.no_grad()
     def embed_words(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:

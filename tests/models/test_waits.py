@@ -1,0 +1,99 @@
+"""How often the host waits for the device, counted on a pretend device: never within a training step or an inference."""
+
+import pytest
+import torch
+from pretend_device import DEVICE, PretendDevice, to_device
+from small_model import WIRINGS, build, random_batch
+from small_vision import SMALL, small_encoder, volumes_and_cubes
+
+from mg3d.datasets.windowing import move_to_device, to_intensities
+from mg3d.training.chunks import features_in_chunks
+from mg3d.types import StoredVolumes
+
+
+def on_device(batch):
+    return type(batch)(*(to_device(field) if isinstance(field, torch.Tensor) else field for field in batch))
+
+
+def test_the_device_counts_every_kind_of_wait():
+    """Otherwise the other tests could not fail."""
+    plain = torch.rand(4, 3)
+    kinds = {
+        "_local_scalar_dense": lambda x: int(x.sum()),
+        "nonzero": lambda x: x.nonzero(),
+        "boolean index": lambda x: x[x > 0.5],
+        "copy to the host": lambda x: x.cpu(),
+        "copy from the host": lambda x: x.copy_(plain),
+        "values of the host": lambda x: x * torch.tensor([2.0], device=x.device),
+    }
+    for kind, wait in kinds.items():
+        with PretendDevice() as device:
+            wait(to_device(plain))
+        assert [(name, count) for (name, _), count in device.waits.items()] == [(kind, 1)]
+    with PretendDevice() as device:
+        torch.full((2,), 3.0, device=DEVICE) + to_device(plain)[:2, 0].masked_fill(to_device(plain)[:2, 0] > 0.5, 0)
+        to_device(plain).index_select(0, torch.arange(2, device=DEVICE))
+    assert not device.waits
+
+
+def test_mixing_device_and_host_is_refused():
+    with PretendDevice(), pytest.raises(RuntimeError, match="mixes"):
+        to_device(torch.rand(3)) + torch.rand(3)
+
+
+def count_waits(model, batch, *, chunk=0):
+    """Waits of a training step (forward, losses, backward, optimizer, EMA)."""
+    to_device(model)
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], foreach=False)
+    batch = on_device(batch)
+    with PretendDevice() as device:
+        for _ in range(2):
+            sum(model.losses(features_in_chunks(model, batch, chunk)).values()).backward()
+            optimizer.step()
+            model.update_ema()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    return device.waits
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_training_step_never_waits(wiring, frozen):
+    assert not count_waits(build(wiring, frozen=frozen), random_batch())
+
+
+@pytest.mark.parametrize("settings", [{"contrast": "sigmoid"}, {"objectives": ("mlm", "cml", "captioning")}, {"pool_queries": 2}])
+def test_no_objective_waits(settings):
+    assert not count_waits(build(**settings), random_batch())
+
+
+def test_chunks_never_wait():
+    assert not count_waits(build(), random_batch(5), chunk=2)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_image_encoder_waits(name):
+    encoder, (volume, mask) = to_device(small_encoder(name)), volumes_and_cubes()
+    with PretendDevice() as device:
+        maps = (*encoder(to_device(volume)), encoder.encode(to_device(volume), to_device(mask)))
+        sum(level.sum() for level in maps).backward()
+    assert not device.waits
+
+
+def test_inference_waits_only_for_the_length_of_the_report():
+    model, batch = to_device(build().eval()), on_device(random_batch())
+    with PretendDevice() as device, torch.no_grad():
+        model.embed_volume(batch.volume)
+    assert not device.waits
+    with PretendDevice() as device, torch.no_grad():
+        model.embed_report(batch.report_ids, batch.attention_mask, batch.sentence_index)
+    assert list(device.waits.values()) == [1]
+
+
+def test_stored_voxels_are_converted_and_augmented_without_waits():
+    affine = torch.eye(3, 4).expand(2, 3, 4) * 0.9
+    window = torch.tensor([[-1000.0, 1000.0], [-900.0, 1000.0]])
+    stored = StoredVolumes(torch.randint(-1000, 1000, (2, 1, 8, 6, 10)).short(), window, affine, torch.rand(2, 0), [])
+    with PretendDevice() as device:
+        assert to_intensities(on_device(stored)).shape == (2, 1, 8, 6, 10)
+    assert not device.waits
+    assert move_to_device(stored, "cpu").voxels.equal(stored.voxels)
