@@ -75,6 +75,7 @@ def command_line(arguments: Sequence[str]) -> int:
         if command == "print_config":
             print_config(settings)
             return 0
+        require_data_root(settings)
         return _run(command, settings, storage)
     except BrokenPipeError:  # the reader of a pipe closed it
         sys.stdout = None
@@ -102,6 +103,19 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, str, list[str]]:
     if more:
         raise ValueError(f"{more[0]!r} is not an option; presets and settings come after `with`: main.py [COMMAND] with ...")
     return command, storage[-1] if storage else "", list(arguments[at + 1 :])
+
+
+def require_data_root(settings: Settings) -> None:
+    """Raises FileNotFoundError, before torch is imported, if data_root is not a folder or URL. Finished runs need no data."""
+    root = settings.data.data_root
+    if "://" in root or Path(root).is_dir() or (Path(settings.run.log_dir) / settings.run.run_name / "evidence.json").is_file():
+        return
+    from mg3d.datasets.schema import index_path
+
+    expected = ", ".join(index_path(Path(), dataset, "train").name for dataset in settings.data.datasets)
+    raise FileNotFoundError(
+        f"data_root={root} is not a folder; set it to the folder that prepro/prepro_pretraining_data.py wrote (with {expected})"
+    )
 
 
 def _run(command: str, settings: Settings, storage: str) -> int:
@@ -154,7 +168,7 @@ def resume_hint(settings: Settings) -> str:
     """How to continue a run that ended early."""
     if not (Path(settings.run.log_dir) / settings.run.run_name / "checkpoints" / "last.ckpt").is_file():
         return "no checkpoint was written yet, so the same command starts from scratch"
-    return "`resume_from=last` resumes from the newest checkpoint"
+    return "add resume_from=last to resume (run_scripts/pretrain.sh does)"
 
 
 def error_sentence(error: ValueError | OSError, settings: Settings) -> str:

@@ -1,5 +1,14 @@
-# Sourced by the pre-training scripts: generates the synthetic data set of the presets in $chosen (CT-RATE and CTRG layout) and its
-# Arrow files, unless data_root is given. Existing data are kept. tiny: 5 mm voxels, about 2 GB. full: 2.5 mm voxels, about 15 GB.
+#!/usr/bin/env bash
+# Generate the synthetic data set of the presets (CT-RATE and CTRG layout) and its Arrow files. Existing data are kept.
+#   bash run_scripts/synthetic_data.sh         data/synthetic: 5 mm voxels, about 2 GB
+#   bash run_scripts/synthetic_data.sh full    data/synthetic_full: 2.5 mm voxels, about 15 GB
+# The pre-training scripts source it; with data_root=... among the settings it generates nothing.
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then                  # started directly: generate the data, train nothing
+    set -euo pipefail
+    root=$(cd "$(dirname "$0")/.." && pwd)
+    source "$root/run_scripts/setup.sh"
+    chosen="$*"
+fi
 case " $chosen " in
     *" data_root="* | *" 'data_root="*) ;;
     *)

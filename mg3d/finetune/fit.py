@@ -172,7 +172,7 @@ def build_trainer(task_type: TaskType, folder: Path) -> pl.Trainer:
             CSVLogger(folder, name="csv", version=csv_part(folder)),
         ],
         plugins=[AtomicCheckpointIO()],
-        callbacks=[*callbacks, progress_bar(20)],
+        callbacks=[*callbacks, progress_bar()],
     )
 
 
@@ -205,7 +205,7 @@ def predict(
     settings = task_type.settings
     if not task_type.uses_sgd:
         settings = settings.model_copy(update={"devices": 1, "num_nodes": 1})
-    trainer = pl.Trainer(**_devices(settings), logger=False, enable_checkpointing=False, callbacks=[progress_bar(20)])
+    trainer = pl.Trainer(**_devices(settings), logger=False, enable_checkpointing=False, callbacks=[progress_bar()])
     module = FinetuneModule(network, task_type, mask_folder=mask_folder)
     batches = trainer.predict(module, evaluation_loader(task_type, cases, collect_errors=collect_errors)) or []
     return gather_rows([row for batch in batches for row in batch])

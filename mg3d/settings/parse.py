@@ -119,7 +119,8 @@ def _value_rules(settings: Settings) -> Rules:
          f"dataset_weights={weights} needs one weight for each of datasets={data.datasets}"),
         (max(optim.betas) < 1, f"betas={optim.betas}: must be less than 1"),
         (optim.warmup_steps < optim.max_steps,
-         f"warmup_steps={optim.warmup_steps} must be less than max_steps={optim.max_steps}"),
+         f"warmup_steps={optim.warmup_steps} must be less than max_steps={optim.max_steps}; "
+         f"also set warmup_steps={optim.max_steps // 10}"),
         (optim.batch_size >= optim.per_gpu_batchsize,
          f"batch_size={optim.batch_size} is less than per_gpu_batchsize={optim.per_gpu_batchsize}"),
         (objective_weights(settings.loss), "every loss weight is 0; set at least one greater than 0"),

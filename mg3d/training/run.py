@@ -180,11 +180,14 @@ def fit(trainer: pl.Trainer, module: PretrainModule, data: pl.LightningDataModul
     except SystemExit:
         if not trainer.interrupted:
             raise
-    if trainer.interrupted:
+    unfinished = trainer.global_step < trainer.max_steps
+    if trainer.interrupted or (unfinished and any(getattr(callback, "interrupted", False) for callback in trainer.callbacks)):
         raise KeyboardInterrupt
     log(f"trained {trainer.global_step} steps in {(time.monotonic() - start) / 60:.1f} minutes")
-    if trainer.global_step < trainer.max_steps and any(getattr(callback, "preempted", False) for callback in trainer.callbacks):
+    if unfinished and any(getattr(callback, "preempted", False) for callback in trainer.callbacks):
         raise Preempted(trainer.global_step)
+    if unfinished and any(getattr(callback, "reached", False) for callback in trainer.callbacks):
+        log(f"max_minutes stopped the run at step {trainer.global_step} of {trainer.max_steps}; resume_from=last continues it")
 
 
 def evaluate(settings: Settings) -> None:

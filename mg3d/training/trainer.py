@@ -1,5 +1,6 @@
 """The Lightning Trainer: hardware, precision, loggers, checkpoints, time limit and preemption."""
 
+import os
 import signal
 import sys
 import threading
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -20,33 +21,61 @@ from mg3d.settings.schema import RunSettings, Settings, objective_weights
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.speed import DataWait, Speed
 
-
-class _NoVersion:
-    """Progress bar without the logger's version number."""
-
-    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
-        """Metrics after the bar."""
-        return {name: value for name, value in super().get_metrics(*arguments).items() if name != "v_num"}
+LINE_INTERVAL_S = 30
+"""Seconds between progress lines in a log file."""
 
 
-class TerminalProgressBar(_NoVersion, RichProgressBar):
+class TerminalProgressBar(RichProgressBar):
     """Progress bar for a terminal."""
 
+    def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+        """Metrics after the bar: the step out of all steps instead of the logger's version number."""
+        metrics = super().get_metrics(trainer, module)
+        metrics.pop("v_num", None)
+        return {"step": f"{trainer.global_step}/{trainer.estimated_stepping_batches}"} | metrics
 
-class LogProgressBar(_NoVersion, TQDMProgressBar):
-    """Progress bar for a log file."""
-
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """Ends the line of the bar, so that the error message starts a new one."""
-        for bar in (self._val_progress_bar, self._train_progress_bar):
-            if bar is not None:
-                bar.close()
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training" if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)
 
 
-def progress_bar(refresh_rate: int) -> Callback:
-    """A bar for the terminal, or for a log file with updates every `refresh_rate` batches."""
+class ProgressLines(ProgressBar):
+    """Progress for a log file: a line after the first and the last step of this process, and every `LINE_INTERVAL_S` seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_enabled = True
+        self._last_line: tuple[float, int] = (0.0, 0)
+
+    def enable(self) -> None:
+        """Called by Lightning on rank 0."""
+        self.is_enabled = True
+
+    def disable(self) -> None:
+        """Called by Lightning on all other ranks."""
+        self.is_enabled = False
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self._last_line, self._first_step = (time.monotonic(), trainer.global_step), trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Prints the step, the loss, and the time per step since the previous line."""
+        (then, before), now, step = self._last_line, time.monotonic(), trainer.global_step
+        total = trainer.estimated_stepping_batches
+        is_due = now - then >= LINE_INTERVAL_S or step in (self._first_step + 1, total)
+        if not self.is_enabled or step == before or not is_due:
+            return
+        seconds = (now - then) / (step - before)
+        self._last_line = now, step
+        metrics = self.get_metrics(trainer, module)
+        values = "".join(f"{name} {value:.4g}, " for name, value in metrics.items() if isinstance(value, float))
+        print(f"mg3d: step {step}/{total}, {values}{seconds:.3g} s per step", flush=True)
+
+
+def progress_bar() -> Callback:
+    """A bar for the terminal, or lines for a log file."""
     is_terminal = sys.stdout.isatty() and not torch.distributed.is_torchelastic_launched()
-    return TerminalProgressBar() if is_terminal else LogProgressBar(refresh_rate=refresh_rate)
+    return TerminalProgressBar() if is_terminal else ProgressLines()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -66,64 +95,78 @@ class Preempted(Exception):
 
 
 class TimeLimit(Callback):
-    """Saves a checkpoint and stops training between two optimiser steps, `minutes` after training starts in this process."""
+    """Saves a checkpoint and stops training between two optimizer steps, `minutes` after training starts in this process."""
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.seconds, self.deadline = path, minutes * 60, float("inf")
+        self.reached = False
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Starts the clock."""
         self.deadline = time.monotonic() + self.seconds
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Checks the clock after every optimiser step; all ranks stop together."""
+        """Checks the clock after every optimizer step; all ranks stop together."""
         if _completes_step(trainer, batch_index) and _any_rank(trainer, time.monotonic() >= self.deadline):
+            self.reached = True
             trainer.save_checkpoint(self.path, weights_only=False)  # before the validation that stopping triggers
             trainer.should_stop = True
 
 
 class PreemptionHandler(Callback):
-    """Saves a checkpoint and stops training on SIGUSR1, which schedulers send before they end a job.
+    """Saves a checkpoint and stops training on Ctrl-C, and on SIGUSR1, which schedulers send before they end a job.
 
-    Stops between two optimiser steps, or within a validation: that may take longer than the scheduler waits. A validation that
-    is cut off or left out is repeated when the run resumes.
+    Stops between two optimizer steps, or within a validation: that may take longer than the scheduler waits. A validation that
+    is cut off or left out is repeated when the run resumes. A second Ctrl-C stops at once, without a checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.preempted = False
-        """Whether any rank received the signal."""
-        self._signalled = False
+        """Whether any rank received SIGUSR1."""
+        self.interrupted = False
+        """Whether any rank received Ctrl-C."""
+        self._received: set[int] = set()
         self._validated_step = -1
-        self._previous_handler: Any = None
+        self._previous_handlers: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Installs the handler before loader processes start; they inherit it, and would be killed by the signal otherwise."""
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGUSR1, self._on_signal)
+            self._process = os.getpid()
+            for number in (signal.SIGUSR1, signal.SIGINT):
+                self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Restores the previous signal handler."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGUSR1, self._previous_handler)
-            self._previous_handler = None
+        """Restores the previous signal handlers."""
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        self._previous_handlers = {}
 
-    def _on_signal(self, *arguments: Any) -> None:
-        self._signalled = True
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._received.add(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+            if os.getpid() == self._process:  # loader processes receive Ctrl-C as well
+                os.write(2, b"\nmg3d: saving a checkpoint after this step; press Ctrl-C again to stop without one\n")
+
+    def _should_stop(self, trainer: pl.Trainer) -> bool:
+        self.preempted = _any_rank(trainer, signal.SIGUSR1 in self._received)
+        self.interrupted = _any_rank(trainer, signal.SIGINT in self._received)
+        return self.preempted or self.interrupted
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Checks for the signal after every optimiser step; all ranks stop together."""
-        if _completes_step(trainer, batch_index) and _any_rank(trainer, self._signalled):
-            self.preempted = True
+        """Checks for a signal after every optimizer step; all ranks stop together."""
+        if _completes_step(trainer, batch_index) and self._should_stop(trainer):
             trainer.save_checkpoint(self.path, weights_only=False)
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # or Lightning would validate before it stops
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
-        """Raises Preempted on the signal. Every rank has the same number of validation batches, so no rank is left waiting."""
-        if _any_rank(trainer, self._signalled):
+        """Raises Preempted or KeyboardInterrupt. No rank is left waiting: all have the same number of validation batches."""
+        if self._should_stop(trainer):
             trainer.save_checkpoint(self.path, weights_only=False)
-            raise Preempted(trainer.global_step)
+            raise KeyboardInterrupt if self.interrupted else Preempted(trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Remembers that this step is validated."""
@@ -291,7 +334,7 @@ def build_trainer(
         callbacks=[
             *checkpoint_callbacks(checkpoints, monitor="val/total", every_steps=None if validates else run.val_interval),
             LearningRateMonitor("step"),
-            progress_bar(run.log_interval),
+            progress_bar(),
             PreemptionHandler(checkpoints / "last.ckpt"),
             *limits,
             NonFiniteGuard(run_dir),

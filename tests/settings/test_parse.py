@@ -110,9 +110,9 @@ def test_a_sacred_experiment_runs_the_command_with_the_resolved_settings_and_sto
 
     received = []
     monkeypatch.setattr(run, "diagnose", received.append)
-    arguments = ["diagnose", f"--file_storage={tmp_path}", "with", "tiny", "unet", "image_size=128", "betas=[0.5,0.9]"]
-    assert command_line(arguments) == 0
-    assert received == [resolve(["tiny", "unet"], {"image_size": 128, "betas": [0.5, 0.9]})]
+    settings = ["tiny", "unet", "image_size=128", "betas=[0.5,0.9]", "data_root=."]
+    assert command_line(["diagnose", f"--file_storage={tmp_path}", "with", *settings]) == 0
+    assert received == [resolve(["tiny", "unet"], {"image_size": 128, "betas": [0.5, 0.9], "data_root": "."})]
     assert json.loads((tmp_path / "1" / "config.json").read_text()) == flatten(received[0])
     assert json.loads((tmp_path / "1" / "run.json").read_text())["status"] == "COMPLETED"
 

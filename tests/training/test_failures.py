@@ -34,7 +34,8 @@ def test_a_refusal_is_the_only_output(tmp_path):
     command = [sys.executable, "-m", "mg3d.config", *words("nowhere", tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("mg3d: nowhere/clm_ct_rate_train.arrow does not exist")
+    assert done.stderr.startswith("mg3d: data_root=nowhere is not a folder; ")
+    assert "clm_ct_rate_train.arrow" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -152,7 +153,7 @@ def test_a_killed_loader_process_is_reported(monkeypatch, capsys):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
 
     monkeypatch.setattr(run, "pretrain", ended)
-    assert command_line(["with", "tiny"]) == 1
+    assert command_line(["with", "tiny", "data_root=."]) == 1
     assert capsys.readouterr().err.startswith("mg3d: a data-loader process was killed")
 
 
@@ -164,7 +165,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 
     monkeypatch.setattr(run, "pretrain", broken)
     with pytest.raises(RuntimeError, match="shapes"):
-        command_line(["with", "tiny"])
+        command_line(["with", "tiny", "data_root=."])
 
 
 @pytest.mark.parametrize(
@@ -179,11 +180,11 @@ def test_out_of_memory_suggests_what_helps(monkeypatch, capsys, tmp_path, error)
         torch.empty(1 << 60, dtype=torch.uint8)
 
     monkeypatch.setattr(run, "pretrain", full)
-    assert command_line(["with", "tiny", f"log_dir={tmp_path}"]) == 1
+    assert command_line(["with", "tiny", "data_root=.", f"log_dir={tmp_path}"]) == 1
     report = only_sentence(capsys)
     assert "out of memory; grad_cache_chunk=1 to 8" in report
     assert report.endswith("no checkpoint was written yet, so the same command starts from scratch\n")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert command_line(["with", "tiny", f"log_dir={tmp_path}"]) == 1
-    assert only_sentence(capsys).endswith("`resume_from=last` resumes from the newest checkpoint\n")
+    assert command_line(["with", "tiny", "data_root=.", f"log_dir={tmp_path}"]) == 1
+    assert only_sentence(capsys).endswith("; add resume_from=last to resume (run_scripts/pretrain.sh does)\n")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -148,7 +149,7 @@ def test_different_recipes_in_one_run_are_noted():
         (("resume_from=nowhere.ckpt",), "nowhere.ckpt does not exist"),
         (("run_name=other", "accelerator=gpu"), "sees no GPU"),
         (("run_name=other", "image_size=64", "mim_patch_size=16"), "Set image_size=32"),
-        (("data_root=nowhere",), "nowhere/clm_ct_rate_train.arrow does not exist"),
+        (("data_root=nowhere",), "data_root=nowhere is not a folder; set it to the folder"),
         (("run_name=other", "text_encoder=nobody/has-this"), "text_encoder=<local directory>"),
     ],
 )
@@ -180,3 +181,18 @@ def test_a_finished_run_is_evaluated_on_held_out_studies(uninterrupted, arrows, 
     assert "Curves" in page
     assert "enlarged" not in page  # reports of a set without truth files stay out of the page
     assert "held-out studies" in capsys.readouterr().out
+
+
+def test_progress_in_a_log_file_is_a_line_every_so_often(arrows, tmp_path, monkeypatch, capsys):
+    def steps(log_dir):
+        assert command_line(words(arrows, log_dir, "max_steps=4")) == 0
+        return re.findall(r"^mg3d: step (\d)/4, train/loss \d.* [\d.e-]+ s per step$", capsys.readouterr().out, re.MULTILINE)
+
+    assert steps(tmp_path / "fast") == ["1", "4"]
+    monkeypatch.setattr("mg3d.training.trainer.LINE_INTERVAL_S", 0)
+    assert steps(tmp_path / "slow") == ["1", "2", "3", "4"]
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_with_a_shorter_one(arrows, tmp_path, capsys):
+    assert command_line(["with", "tiny", "max_steps=20", f"data_root={arrows}"]) == 2
+    assert "warmup_steps=50 must be less than max_steps=20; also set warmup_steps=2" in capsys.readouterr().err

@@ -50,19 +50,23 @@ sys.exit(code)
 
 
 class SignalWithin(Callback):
-    """Sends SIGUSR1 within the second training step or the first validation, and counts validation batches."""
+    """Sends a signal within the second training step or the first validation, and counts validation batches."""
 
-    def __init__(self, phase):
-        self.phase, self.validation_batches = phase, 0
+    def __init__(self, phase, number=signal.SIGUSR1, times=1):
+        self.phase, self.number, self.times, self.validation_batches = phase, number, times, 0
 
     def on_train_batch_start(self, trainer, module, batch, batch_index):
         if self.phase == "training" and batch_index == 2:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            self.send()
 
     def on_validation_batch_start(self, trainer, module, batch, batch_index):
         self.validation_batches += 1
         if self.phase == "validation":
-            os.kill(os.getpid(), signal.SIGUSR1)
+            self.send()
+
+    def send(self):
+        for _ in range(self.times):
+            os.kill(os.getpid(), self.number)
 
 
 def logged_validations(run_dir):
@@ -89,6 +93,29 @@ def test_a_signal_saves_before_validation_and_the_same_command_resumes(arrows, t
     validations = logged_validations(tmp_path / "run")
     assert list(validations) == [1, 3]
     assert validations == logged_validations(tmp_path / "uninterrupted" / "run")
+
+
+@pytest.fixture
+def _ctrl_c_handler():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGUSR1, before[1])
+
+
+@pytest.mark.usefixtures("_ctrl_c_handler")
+@pytest.mark.parametrize(("phase", "times", "step"), [("training", 1, 2), ("validation", 1, 2), ("training", 2, None)])
+def test_ctrl_c_saves_after_the_step_and_a_second_one_stops_at_once(arrows, tmp_path, monkeypatch, capfd, phase, times, step):
+    build, sender = run.build_trainer, SignalWithin(phase, signal.SIGINT, times)
+    monkeypatch.setattr(run, "build_trainer", lambda *a, **k: build(*a, extra=(sender,), **k))
+    assert command_line(words(arrows, tmp_path, *ACCUMULATED)) == 130
+    error = capfd.readouterr().err
+    assert "saving a checkpoint after this step" in error
+    if step is None:
+        assert "no checkpoint was written" in error
+    else:
+        assert "interrupted; add resume_from=last to resume" in error
+        assert checkpoint(tmp_path / "run")["global_step"] == step
 
 
 @pytest.fixture

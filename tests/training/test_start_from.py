@@ -97,7 +97,7 @@ def test_weights_are_checked_before_data(begin, tmp_path, capsys):
     theirs = {name.replace("model.vision.", "theirs.core."): tensor for name, tensor in state.items() if ".vision." in name}
     torch.save({"teacher": theirs}, tmp_path / "w.pt")
     words = [f"load_path={tmp_path / 'w.pt'}", "load_patch_merging=legacy", "load_entry=teacher"]
-    assert run("seventh", *words, "data_root=nowhere") == 2
+    assert run("seventh", *words, f"data_root={tmp_path}") == 2
     assert "pass prefix='theirs.core.'" in capsys.readouterr().err
     assert run("seventh", *words, "load_prefix=theirs.core", "data_root=nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
