@@ -4,10 +4,12 @@ Every loss is (sum over all ranks) / (count over all ranks). Each of W ranks ret
 that the average that DistributedDataParallel takes, of value and gradient, is exact.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def world_size() -> int:
@@ -31,58 +33,68 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
     """This rank's part of (sum of totals) / (sum of counts): the mean over ranks is that quotient.
 
-    0, with a graph, if the global count is 0.
+    0, with a graph, if the global count is 0. count: an integer that is the same on all ranks, or [B, ...], which is summed.
     """
-    count = count.to(total.dtype) if isinstance(count, Tensor) else total.new_full((), count)
-    return total * world_size() / sum_over_ranks(count).clamp(min=1)
+    if isinstance(count, int):
+        return total / max(count, 1)
+    return total * world_size() / gather_rows(count)[0].sum().to(total.dtype).clamp(min=1)
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather whose backward pass sums the gradients of all ranks for the rows of this rank."""
+    """All-gather of several tensors in one collective; the backward pass sums gradients with one reduce-scatter."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
-        ctx.batch = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: torch.autograd.function.FunctionCtx, *rows: Tensor) -> tuple[Tensor, ...]:
+        columns = [part.reshape(len(part), part[:1].numel()).contiguous().view(torch.uint8) for part in rows]
+        packed = torch.cat(columns, 1)
+        ranks = [torch.empty_like(packed) for _ in range(world_size())]
+        dist.all_gather(ranks, packed)
+        parts = torch.cat(ranks).split([column.shape[1] for column in columns], 1)
+        gathered = [part.contiguous().view(row.dtype).reshape(-1, *row.shape[1:]) for part, row in zip(parts, rows, strict=True)]
+        ctx.shapes = [row.shape if row.is_floating_point() else None for row in rows]
+        ctx.mark_non_differentiable(*(rows for rows in gathered if not rows.is_floating_point()))
+        return tuple(gathered)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient[rank() * ctx.batch : (rank() + 1) * ctx.batch]
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        differentiable = [index for index, shape in enumerate(ctx.shapes) if shape is not None]
+        packed = torch.cat([gradients[index].flatten(1) for index in differentiable], 1)
+        own = torch.empty_like(packed[: len(packed) // world_size()])
+        dist.reduce_scatter(own, list(packed.chunk(world_size())))
+        parts = own.split([ctx.shapes[index][1:].numel() for index in differentiable], 1)
+        results: list[Tensor | None] = [None] * len(ctx.shapes)
+        for index, part in zip(differentiable, parts, strict=True):
+            results[index] = part.reshape(ctx.shapes[index])
+        return tuple(results)
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows [B, ...] of every rank as [sum of B, ...] in rank order, with the exact gradient.
+_gathered: dict[int, Tensor] = {}
+"""id of a tensor of this rank -> rows of all ranks, while `gathered_together` is active."""
 
-    B and the second axis (sentences) may differ between ranks; the second axis is zero-padded to the longest.
+
+def gather_rows(*rows: Tensor) -> tuple[Tensor, ...]:
+    """Each tensor [B, ...] as the rows of all ranks [ranks * B, ...], in rank order and with the exact gradient.
+
+    Shapes must be equal on all ranks. One collective, or none for tensors of `gathered_together`.
     """
     if world_size() == 1:
         return rows
-    sizes = torch.tensor([len(rows), rows.shape[1] if rows.ndim > 1 else 0], device=rows.device)
-    gathered_sizes = [torch.empty_like(sizes) for _ in range(world_size())]
-    dist.all_gather(gathered_sizes, sizes)
-    counts, seconds = zip(*torch.stack(gathered_sizes).tolist(), strict=True)  # one device synchronisation
-    pad_rows = max(counts) - len(rows)
-    pad_second = max(seconds) - (rows.shape[1] if rows.ndim > 1 else 0)
-    if rows.ndim > 1:
-        rows = F.pad(rows, (0, 0) * (rows.ndim - 2) + (0, pad_second, 0, pad_rows))
-    else:
-        rows = F.pad(rows, (0, pad_rows))
-    numeric = rows.to(torch.uint8) if rows.dtype == torch.bool else rows
-    gathered = _GatherRows.apply(numeric).to(rows.dtype)
-    if len(set(counts)) == 1:
-        return gathered
-    keep = torch.cat([torch.arange(max(counts), device=rows.device) < count for count in counts])
-    return gathered[keep]
+    missing = {id(tensor): tensor for tensor in rows if id(tensor) not in _gathered}
+    found = dict(zip(missing, _GatherRows.apply(*missing.values()), strict=True)) if missing else {}
+    return tuple((_gathered | found)[id(tensor)] for tensor in rows)
 
 
-def first_own_row(count: int, device: torch.device) -> int:
-    """Index of this rank's first row in the result of `gather_rows`; `count` = rows of this rank."""
-    if world_size() == 1:
-        return 0
-    counts = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([count], device=device))
-    return sum(torch.cat(counts).tolist()[: rank()])
+@contextmanager
+def gathered_together(rows: Iterable[Tensor]) -> Iterator[None]:
+    """Gathers all these tensors in one collective; `gather_rows` of the same tensors returns the results."""
+    together = {id(tensor): tensor for tensor in rows}
+    _gathered.update(zip(together, gather_rows(*together.values()), strict=True))
+    try:
+        yield
+    finally:
+        _gathered.clear()
+
+
+def first_own_row(count: int) -> int:
+    """Index of this rank's first row in the result of `gather_rows`; `count` = rows per rank."""
+    return rank() * count

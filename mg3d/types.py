@@ -102,8 +102,8 @@ class Features(TypedDict, total=False):
     A new branch may add features under other names; all but scalars have the patients as first axis.
     """
 
-    mlm_labels: Tensor
-    """int64 [B, T], as in `Batch`."""
+    mlm_tokens: Tensor
+    """int64 [B]: number of masked tokens."""
     mlm_token_loss: Tensor
     """[B, M]: cross entropy of each masked token; 0 at padding."""
     sal_prediction: Tensor

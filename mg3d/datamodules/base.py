@@ -146,7 +146,10 @@ class StudyDataModule(pl.LightningDataModule):
         """The collator of these options."""
         if self.tokenizer is None:
             raise ValueError("the data module has no tokenizer. Set its attribute `tokenizer` before loading batches")
-        return Collator(self.tokenizer, augmentation=augmentation, negatives=negatives, **self.options.collator)
+        # Losses gather sentences from all ranks in tensors of one shape.
+        sentences = max(part.max_sentences for part in (*self.train_parts, *self.val_parts)) if world_size() > 1 else 1
+        drawn = {"augmentation": augmentation, "negatives": negatives, "min_sentences": max(sentences, 1)}
+        return Collator(self.tokenizer, **drawn, **self.options.collator)
 
     def _negatives(self) -> TextNegatives | None:
         count, collator = self.options.text_negatives, self.options.collator

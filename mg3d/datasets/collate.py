@@ -52,6 +52,7 @@ class Collator:
         sentence_views: views of one to three sentences per report for the contrastive loss.
         negated_view_fraction: fraction of views that start from a negated sentence, see `masking.draw_view`.
         pad_to_max_length: pad every report to `max_text_len`, as the released gates count padding; else to the batch's longest.
+        min_sentences: pad every report to at least this number of sentences, which must be equal on all ranks.
         text_features: cached features of the text encoder; None = the model computes them.
         augmentation: random transforms of volumes; None = none.
         negatives: sampler of extra report negatives; None = none.
@@ -68,12 +69,13 @@ class Collator:
         sentence_views: int,
         negated_view_fraction: float,
         pad_to_max_length: bool = False,
+        min_sentences: int = 1,
         text_features: TextCache | None = None,
         augmentation: AugmentSettings | None = None,
         negatives: TextNegatives | None = None,
     ) -> None:
         self.tokenizer, self.max_text_len = tokenizer, max_text_len
-        self.min_length = max_text_len if pad_to_max_length else 1
+        self.min_length, self.min_sentences = max_text_len if pad_to_max_length else 1, min_sentences
         self.mim_patch_size, self.mim_mask_ratio = mim_patch_size, mim_mask_ratio
         self.sentence_views, self.negated_view_fraction = sentence_views, negated_view_fraction
         self.text_features, self.negatives = text_features, negatives
@@ -90,7 +92,7 @@ class Collator:
 
         ids, labels = stack("ids", pad), stack("mlm_labels", IGNORE_INDEX)
         view_index = self._stack_views([row.view_sentence_index for row in rows], PAD_SENTENCE)
-        polarities = stack_padded([row.polarity for row in rows], 0)
+        polarities = stack_padded([row.polarity for row in rows], 0, self.min_sentences)
         return Batch(
             volume=self._volumes(samples),
             patch_mask=torch.from_numpy(np.stack([row.patch_mask for row in rows])),

@@ -79,6 +79,14 @@ class Studies:
         """int32 [studies]: the first row of each study."""
         return self._grouped.rows[self._grouped.start[:-1]]
 
+    @cached_property
+    def max_sentences(self) -> int:
+        """Maximum number of sentences of a report."""
+        spans = self.index.table["sentence_spans"].combine_chunks()
+        is_sentence = pc.equal(spans.flatten().field("kind"), self.span_kind).to_numpy(zero_copy_only=False)
+        rows = pc.list_parent_indices(spans).to_numpy()[is_sentence]
+        return int(np.bincount(rows).max()) if len(rows) else 0
+
     @property
     def excluded_volumes(self) -> int:
         """Number of volumes excluded because they have no report."""

@@ -1,7 +1,7 @@
 """Base class of the losses."""
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,14 @@ class Loss(nn.Module):
 
     def __call__(self, *features: Any, **named: Any) -> Tensor:
         """`forward` of the features in full precision."""
-        features = [_full_precision(value) for value in features]
-        named = {name: _full_precision(value) for name, value in named.items()}
+        features = [full_precision(value) for value in features]
+        named = {name: full_precision(value) for name, value in named.items()}
         tensors = (value for value in (*features, *named.values()) if isinstance(value, Tensor))
         with without_autocast(next((tensor.device.type for tensor in tensors), "cpu")):
             return super().__call__(*features, **named)
+
+    gathers: ClassVar[tuple[str, ...]] = ()
+    """Names of the features that `forward` gathers from all ranks, so that all losses of a step share one collective."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -36,6 +39,6 @@ class Loss(nn.Module):
         raise NotImplementedError
 
 
-def _full_precision(value: Any) -> Any:
+def full_precision(value: Any) -> Any:
     """Tensors in half precision as float32; everything else unchanged."""
     return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value

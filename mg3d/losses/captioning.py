@@ -30,4 +30,4 @@ class CaptionLoss(Loss):
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        return global_mean(total, (captioning_targets != IGNORE_INDEX).sum())
+        return global_mean(total, (captioning_targets != IGNORE_INDEX).sum(1))

@@ -17,6 +17,11 @@ class CMLLoss(Loss):
     Rows of one patient, or with equal report or view texts, are not negatives of each other.
     """
 
+    gathers = (
+        "cml_image_embedding", "cml_report_embedding", "cml_view_embedding", "patient_key", "report_key", "view_key",
+        "negative_embedding", "negative_patient_key", "negative_report_key",
+    )  # fmt: skip
+
     def forward(
         self,
         cml_image_embedding: Tensor,
@@ -51,8 +56,8 @@ def _extra_negatives(embedding: Tensor | None, patient_key: Tensor | None, repor
     """The further reports of all ranks; a report that was sampled twice counts once."""
     if embedding is None:
         return None
-    rows = embedding, patient_key, report_key
-    embedding, patient_key, report_key = (gather_rows(part.flatten(0, 1)) for part in rows)
+    rows = gather_rows(embedding, patient_key, report_key)
+    embedding, patient_key, report_key = (part.flatten(0, 1) for part in rows)
     return ExtraNegatives(embedding, (patient_key, report_key), _is_first_occurrence(report_key))
 
 

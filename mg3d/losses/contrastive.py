@@ -43,12 +43,13 @@ def contrastive_loss(
         keys: int64 [B] (or [B, K]) each.
         extra: negatives of `first` that share no key with it.
     """
-    second = second if second.ndim == 3 else second[:, None]
-    (count, positives), device, gathered = second.shape[:2], first.device, gather_rows(second)
-    target = first_own_row(count, device) + torch.arange(count, device=device)
-    to_second = logit_scale * torch.einsum("be,cke->kbc", first, gathered)
-    excluded = _share_a_key(keys, [gather_rows(key) for key in keys], to_second)
-    excluded &= target[:, None] != torch.arange(len(gathered), device=device)
+    all_first, all_second, *all_keys = gather_rows(first, second, *keys)
+    second, all_second = (rows if rows.ndim == 3 else rows[:, None] for rows in (second, all_second))
+    (count, positives), device = second.shape[:2], first.device
+    target = first_own_row(count) + torch.arange(count, device=device)
+    to_second = logit_scale * torch.einsum("be,cke->kbc", first, all_second)
+    excluded = _share_a_key(keys, all_keys, to_second)
+    excluded &= target[:, None] != torch.arange(len(all_second), device=device)
     to_second = to_second.masked_fill(excluded, -torch.inf)
     if extra is not None:
         to_extra = (logit_scale * first @ extra.embedding.to(first.dtype).T).expand(positives, -1, -1)
@@ -58,7 +59,7 @@ def contrastive_loss(
         logits = to_second + logit_bias
         is_positive = target[:, None] == torch.arange(logits.shape[-1], device=device)
         return global_mean(F.softplus(torch.where(is_positive, -logits, logits)).sum(), count * positives)
-    to_first = logit_scale * torch.einsum("bke,ce->kbc", second, gather_rows(first))
+    to_first = logit_scale * torch.einsum("bke,ce->kbc", second, all_first)
     both = (to_second, to_first.masked_fill(excluded, -torch.inf))
     total = sum(F.cross_entropy(logits.flatten(0, 1), target.repeat(positives), reduction="sum") for logits in both)
     return global_mean(total, 2 * count * positives)

@@ -12,6 +12,8 @@ class DCLLoss(Loss):
     Rows of one patient or with equal report texts are not negatives of each other.
     """
 
+    gathers = ("dcl_image_embedding", "dcl_aggregate_embedding", "patient_key", "report_key")
+
     def forward(
         self,
         dcl_image_embedding: Tensor,

@@ -24,6 +24,8 @@ class ReleasedSALLoss(SALLoss):
 class ReleasedCMLLoss(Loss):
     """InfoNCE between fused and unfused embeddings at a constant scale; duplicates are negatives."""
 
+    gathers = ("cml_multimodal_embedding", "cml_unimodal_embedding")
+
     def forward(self, cml_multimodal_embedding: Tensor, cml_unimodal_embedding: Tensor) -> Tensor:
         """L2-normalised embeddings [B, E]."""
         return contrastive_loss(cml_multimodal_embedding, cml_unimodal_embedding, LOGIT_SCALE)
@@ -31,6 +33,8 @@ class ReleasedCMLLoss(Loss):
 
 class ReleasedDCLLoss(Loss):
     """InfoNCE between fused image and aggregation at a constant scale; duplicates are negatives."""
+
+    gathers = ("dcl_image_embedding", "dcl_aggregate_embedding")
 
     def forward(self, dcl_image_embedding: Tensor, dcl_aggregate_embedding: Tensor) -> Tensor:
         """L2-normalised embeddings [B, E]."""

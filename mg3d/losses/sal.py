@@ -11,9 +11,11 @@ from mg3d.losses.base import Loss
 class SALLoss(Loss):
     """1 - cosine between recovered and true sentence features."""
 
+    gathers = ("sentence_mask",)
+
     def forward(self, sal_prediction: Tensor, sal_target: Tensor, sentence_mask: Tensor) -> Tensor:
         """Mean over the sentences of all ranks; prediction and target [B, S, d'], sentence_mask bool [B, S]."""
-        return global_mean(self.total(sal_prediction, sal_target, sentence_mask), sentence_mask.sum())
+        return global_mean(self.total(sal_prediction, sal_target, sentence_mask), sentence_mask)
 
     @staticmethod
     def total(prediction: Tensor, target: Tensor, sentence_mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mg3d.distributed import gather_rows, global_mean
+from mg3d.distributed import gather_rows, sum_over_ranks, world_size
 from mg3d.losses.base import Loss
 
 
@@ -19,6 +19,23 @@ class SentencePairs(NamedTuple):
     """bool [n, m]: equal meaning."""
     negative: Tensor
     """bool [n, m]: different meaning."""
+
+
+class _Sentences(NamedTuple):
+    """Padded sentences of some patients, [B * S, ...] each."""
+
+    visual: Tensor
+    text: Tensor
+    """Both L2-normalised; the text without gradient."""
+    real: Tensor
+    polarity: Tensor
+    patient: Tensor
+
+    @classmethod
+    def of(cls, visual: Tensor, text: Tensor, mask: Tensor, polarity: Tensor, patient_key: Tensor) -> "_Sentences":
+        visual, text = F.normalize(visual, dim=-1), F.normalize(text.detach(), dim=-1).to(visual.dtype)
+        patient = patient_key[:, None].expand_as(mask)
+        return cls(*(side.flatten(0, 1) for side in (visual, text, mask, polarity, patient)))
 
 
 class SSMLoss(Loss):
@@ -37,6 +54,8 @@ class SSMLoss(Loss):
         super().__init__()
         self.same_above, self.differ_below = same_above, differ_below
 
+    gathers = ("ssm_visual", "ssm_text", "sentence_mask", "sentence_polarity", "patient_key")
+
     def forward(
         self, ssm_visual: Tensor, ssm_text: Tensor, sentence_mask: Tensor, sentence_polarity: Tensor, patient_key: Tensor
     ) -> Tensor:
@@ -44,18 +63,16 @@ class SSMLoss(Loss):
 
         0 where no two patients can be compared.
         """
-        visual, text = F.normalize(ssm_visual, dim=-1), F.normalize(ssm_text.detach(), dim=-1)
-        patient = patient_key[:, None].expand_as(sentence_mask)
-        sides = (visual, text.to(visual.dtype), sentence_polarity, patient.contiguous(), sentence_mask)
-        own = [side.flatten(0, 1) for side in sides]
-        gathered = [gather_rows(side).flatten(0, 1) for side in sides]
-        pairs = self.match_pairs(own[1], gathered[1], own[2], gathered[2])
-        compared = (own[3][:, None] != gathered[3]) & own[4][:, None] & gathered[4]
-        cosine = own[0] @ gathered[0].T
+        own = _Sentences.of(ssm_visual, ssm_text, sentence_mask, sentence_polarity, patient_key)
+        gathered = _Sentences.of(*gather_rows(ssm_visual, ssm_text, sentence_mask, sentence_polarity, patient_key))
+        pairs = self.match_pairs(own.text, gathered.text, own.polarity, gathered.polarity)
+        compared = (own.patient[:, None] != gathered.patient) & own.real[:, None] & gathered.real
+        cosine = own.visual @ gathered.visual.T
         positive, negative = pairs.positive & compared, pairs.negative & compared
         positive_gap = torch.where(positive, (cosine - pairs.text_cosine).abs(), 0.0).sum()
         negative_gap = torch.where(negative, cosine.abs(), 0.0).sum()
-        return 0.5 * (global_mean(positive_gap, positive.sum()) + global_mean(negative_gap, negative.sum()))
+        counts = sum_over_ranks(torch.stack([positive.sum(), negative.sum()])).to(cosine.dtype).clamp(min=1)
+        return 0.5 * world_size() * (torch.stack([positive_gap, negative_gap]) / counts).sum()
 
     def match_pairs(self, text: Tensor, other_text: Tensor, polarity: Tensor, other_polarity: Tensor) -> SentencePairs:
         """Pairs of sentences with L2-normalised texts [n, d] and [m, d] and polarities int8 [n] and [m]."""

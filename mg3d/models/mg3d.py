@@ -9,6 +9,8 @@ from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from mg3d.distributed import gathered_together
+from mg3d.losses.base import full_precision
 from mg3d.models.branches.base import Branch
 from mg3d.models.pooling import sentence_means, sentence_membership
 from mg3d.models.position import GridPosition
@@ -22,7 +24,7 @@ from mg3d.types import Batch, Features
 
 REPORT, IMAGE = 0, 1
 """Rows of the type embedding."""
-BATCH_FIELDS = ("sentence_mask", "sentence_polarity", "patch_mask", "mlm_labels", "patient_key", "report_key", "view_key")
+BATCH_FIELDS = ("sentence_mask", "sentence_polarity", "patch_mask", "patient_key", "report_key", "view_key")
 """Fields of the batch that losses read."""
 
 
@@ -114,8 +116,11 @@ class MG3D(nn.Module):
     def losses(self, features: Features) -> dict[str, Tensor]:
         """Objective -> loss over all ranks, in the order of `OBJECTIVES`."""
         losses: dict[str, Tensor] = {}
-        for branch in self.branches.values():
-            losses |= branch.losses(features)
+        features = {name: full_precision(value) for name, value in features.items()}
+        names = {name for branch in self.branches.values() for name in branch.gathers if name in features}
+        with gathered_together(features[name] for name in sorted(names)):
+            for branch in self.branches.values():
+                losses |= branch.losses(features)
         return {name: losses[name] for name in OBJECTIVES if name in losses}
 
     def update_ema(self) -> None:

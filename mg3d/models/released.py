@@ -278,6 +278,7 @@ class ReleasedReportBranch(ReportBranch):
         transformed = self.mlm_head.transform(fused)
         if "mlm" in self.objectives:
             features["mlm_token_loss"] = self.mlm_head.token_loss(transformed, batch.mlm_labels, batch.mlm_positions)
+            features["mlm_tokens"] = (batch.mlm_labels >= 0).sum(1)
         if "sal" in self.objectives:
             features["sal_prediction"] = self.sal_head.prediction(tokens.sentence_means(transformed))
             target = tokens.sentence_means(tokens.model.text.embed_words(batch.report_ids))

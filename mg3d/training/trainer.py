@@ -274,8 +274,8 @@ def checkpoint_callbacks(
 def build_strategy(settings: Settings) -> DDPStrategy:
     """DDP. Searches for parameters without a gradient, which costs time in every step, only where there are any.
 
-    Buffers are not broadcast in every step (97 MB with Swin-B and RadBERT): training changes none. Gradients are views of the buckets that are
-    reduced, which saves a copy. The graph is not declared static, because GradCache and accumulation change it.
+    Buffers are not broadcast in every step (97 MB with Swin-B and RadBERT): training changes none. Gradients are views of the
+    buckets that are reduced, which saves a copy. The graph is not declared static, because GradCache and accumulation change it.
 
     With wiring=paper: DCL and SSM each leave the other's head of their common aggregation unused, and captioning alone the text
     encoder.

@@ -205,6 +205,20 @@ def test_a_data_set_without_reports_is_refused_unless_objectives_need_volumes_on
     assert (batch.mlm_labels == -100).all()
 
 
+def test_several_ranks_have_batches_of_one_number_of_sentences(tmp_path, tokenizer, monkeypatch):
+    for split in ("train", "val"):
+        write_split(tmp_path, "ct_rate", split, patients=9)
+    data = single(tmp_path, tokenizer)
+    studies = (*data.train_parts, *data.val_parts)
+    most = max(len(part.report(study).sentence_spans) for part in studies for study in range(len(part)))
+    assert max(part.max_sentences for part in studies) == most
+    alone = [batch.sentence_mask.shape[1] for batch in islice(data.train_dataloader(), 6)]
+    monkeypatch.setattr(base, "world_size", lambda: 2)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert {batch.sentence_mask.shape[1] for batch in islice(loader, 6)} == {most}
+    assert max(alone) <= most
+
+
 def sum_of_volume(studies):
     """Run in a worker: (sum of a volume, whether it is writable)."""
     volume = studies.sample(3).volume

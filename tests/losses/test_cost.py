@@ -45,7 +45,7 @@ LOSSES = {"infonce": (contrast(None), 1), "sigmoid": (contrast(torch.tensor(-4.0
 def cost(monkeypatch, loss, local, ranks):
     """Elements of (all results, the largest result) on a rank with `local` patients."""
     for module in (contrastive, ssm):
-        monkeypatch.setattr(module, "gather_rows", lambda rows: torch.cat([rows] * ranks))
+        monkeypatch.setattr(module, "gather_rows", lambda *rows: [torch.cat([part] * ranks) for part in rows])
     with ElementCounter() as counter:
         loss(local).backward()
     return counter.total, counter.largest

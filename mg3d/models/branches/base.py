@@ -36,6 +36,11 @@ class Branch(nn.Module):
         self.objectives = frozenset(objectives)
         self.objective_losses: Mapping[str, Loss] = nn.ModuleDict()
 
+    @property
+    def gathers(self) -> set[str]:
+        """Names of the features that its losses gather from all ranks."""
+        return {name for loss in self.objective_losses.values() for name in loss.gathers}
+
     def features(self, tokens: SharedTokens) -> dict[str, Tensor]:
         """Inputs of the losses. Patients are computed independently, so that GradCache can process a batch in chunks."""
         raise NotImplementedError

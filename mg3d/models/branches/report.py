@@ -96,6 +96,7 @@ class ReportBranch(Branch):
         if "mlm" in self.objectives:
             transformed = self.mlm_head.transform(fused)
             features["mlm_token_loss"] = self.mlm_head.token_loss(transformed, batch.mlm_labels, batch.mlm_positions)
+            features["mlm_tokens"] = (batch.mlm_labels >= 0).sum(1)
         if "sal" in self.objectives:
             features["sal_prediction"] = self.sal_head(tokens.sentence_means(fused))
             target = tokens.sentence_means(self._target_features(tokens).detach())
