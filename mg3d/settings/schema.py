@@ -204,7 +204,7 @@ class OptimSettings:
     per_gpu_batchsize: PositiveInt = 4
     """Maximum micro-batch per rank in volumes. Contrastive losses compare the volumes of one micro-batch over all ranks."""
     batch_size: PositiveInt = 16
-    """Volumes per optimiser step over all ranks, reached by gradient accumulation."""
+    """Volumes per optimizer step over all ranks, reached by gradient accumulation."""
 
 
 @settings_group

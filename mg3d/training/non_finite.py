@@ -16,7 +16,7 @@ from mg3d.files import write_json
 
 
 class NonFiniteGuard(Callback):
-    """Raises ValueError on all ranks before an optimiser step with a NaN or Inf loss or gradient. Synchronises once per step.
+    """Raises ValueError on all ranks before an optimizer step with a NaN or Inf loss or gradient. Synchronises once per step.
 
     Each rank writes one file with the study ids and loss terms of its micro-batches of that step; no report text. With fp16, the
     gradient scaler skips steps whose gradients overflow, so that only losses are checked.

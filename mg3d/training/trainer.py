@@ -220,14 +220,14 @@ def resolve_precision(run: RunSettings) -> str:
 
 
 class BatchPlan(NamedTuple):
-    """How the `batch_size` volumes of an optimiser step are split: exactly ranks * per_rank * accumulation_steps."""
+    """How the `batch_size` volumes of an optimizer step are split: exactly ranks * per_rank * accumulation_steps."""
 
     ranks: int
     """Processes over all nodes."""
     per_rank: int
     """Volumes per rank and micro-batch."""
     accumulation_steps: int
-    """Micro-batches per optimiser step."""
+    """Micro-batches per optimizer step."""
 
     @property
     def micro_batch(self) -> int:

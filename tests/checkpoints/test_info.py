@@ -1,4 +1,4 @@
-"""The passport, info from tensors alone."""
+"""`inspect_checkpoint` on files without metadata."""
 
 import math
 from pathlib import Path
@@ -7,16 +7,12 @@ import pytest
 import torch
 from monai.networks.nets import DynUNet, SwinUNETR
 from released_files import key_list, small_key_list, synthetic
+from weight_files import saved
 
 from mg3d.checkpoints.info import RELEASED_PREPROCESSING, inspect_checkpoint
 from mg3d.settings.schema import CROP
 
 ROOT = Path(__file__).parents[2]
-
-
-def saved(state, tmp_path):
-    torch.save(state, tmp_path / "weights.pt")
-    return tmp_path / "weights.pt"
 
 
 def zeros(keys):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from released_files import key_list, pretraining_model, small_bert, small_key_list, synthetic
 from safetensors.torch import save_file
+from weight_files import assert_refused, small_swin
 
 from mg3d.checkpoints.load import load_weights, merging_of
 from mg3d.checkpoints.released_names import UNUSED, to_ours
@@ -12,11 +13,6 @@ from mg3d.models.build import build_model
 from mg3d.models.vision.swin import SwinEncoder
 
 TARGET, SPACE = "branches.report.target_text.", "branches.disentangled.sentence_space."
-SMALL = {"embed_dim": 12, "window_size": 3, "depths": (2, 1), "num_heads": (2, 3)}
-
-
-def small_swin(**changes):
-    return SwinEncoder(**(SMALL | changes))
 
 
 def assert_holds(model, wanted, *, inside=""):
@@ -198,13 +194,9 @@ def test_a_given_merging_must_match_the_model(tmp_path):
 # --- refusals leave the model unchanged
 
 
-def refused(state, tmp_path, sentence, encoder=None, **options):
-    encoder = encoder or small_swin()
-    torch.save({"vision_encoder." + name: tensor for name, tensor in state.items()}, tmp_path / "poor.ckpt")
-    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    with pytest.raises(ValueError, match=sentence):
-        load_weights(encoder, tmp_path / "poor.ckpt", merging="legacy", **options)
-    assert_holds(encoder, before)
+def refused(state, tmp_path, message, encoder=None, **options):
+    file = {"vision_encoder." + name: tensor for name, tensor in state.items()}
+    assert_refused(encoder or small_swin(), file, message, tmp_path, merging="legacy", **options)
 
 
 def test_too_low_coverage_is_refused_with_missing_names(tmp_path):
@@ -244,9 +236,7 @@ def test_another_architecture_is_refused_by_name(tmp_path):
 
 def test_another_window_is_refused(tmp_path):
     wide = small_state(small_swin(window_size=4))
-    refused(
-        wide, tmp_path, r"of another shape.*window_size=4.*relative_position_bias_table \[343, 2\] \(model \[125, 2\]\)"
-    )
+    refused(wide, tmp_path, r"of another shape.*window_size=4.*relative_position_bias_table \[343, 2\] \(model \[125, 2\]\)")
 
 
 def test_a_file_without_an_encoder_is_refused(tmp_path):

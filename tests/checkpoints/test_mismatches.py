@@ -4,6 +4,7 @@ import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from released_files import key_list, pretraining_model, small_bert, synthetic
+from weight_files import assert_refused, saved, small_swin
 
 from mg3d.checkpoints.info import inspect_checkpoint
 from mg3d.checkpoints.load import load_weights
@@ -14,29 +15,10 @@ from mg3d.models.vision.nnunet import NNUNetEncoder
 from mg3d.models.vision.swin import SwinEncoder
 from mg3d.models.vision.unet import UNetEncoder
 
-SMALL = {"embed_dim": 12, "window_size": 3, "depths": (2, 1), "num_heads": (2, 3)}
-
-
-def small_swin(**changes):
-    return SwinEncoder(**(SMALL | changes))
-
 
 def monai_swin(**changes):
     sizes = {"window_size": (3, 3, 3), "patch_size": (2, 2, 2), "depths": (2, 1), "num_heads": (2, 3)}
     return SwinTransformer(**({"in_chans": 1, "embed_dim": 12} | sizes | changes))
-
-
-def saved(content, tmp_path):
-    torch.save(content, tmp_path / "weights.pt")
-    return tmp_path / "weights.pt"
-
-
-def refuses(model, content, sentence, tmp_path, **options):
-    path = saved(content, tmp_path)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match=sentence):
-        load_weights(model, path, **options)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 # --- other structure
@@ -59,7 +41,7 @@ def refuses(model, content, sentence, tmp_path, **options):
     ],
 )  # fmt: skip
 def test_another_structure_is_refused_with_the_difference(file, model, sentence, tmp_path):
-    refuses(model, file.state_dict(), sentence, tmp_path, merging="legacy", minimum_coverage=0.0)
+    assert_refused(model, file.state_dict(), sentence, tmp_path, merging="legacy", minimum_coverage=0.0)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +50,7 @@ def test_another_structure_is_refused_with_the_difference(file, model, sentence,
 )
 def test_swin_l_with_and_without_its_projection_are_two_encoders(keys, arguments, preset, tmp_path):
     model = SwinEncoder(embed_dim=96, **arguments)
-    refuses(model, synthetic(key_list(keys), torch.bfloat16), f"set by the preset {preset}.*proj_head", tmp_path)
+    assert_refused(model, synthetic(key_list(keys), torch.bfloat16), f"set by the preset {preset}.*proj_head", tmp_path)
 
 
 @pytest.mark.parametrize("masked", ["file", "model"])
@@ -89,7 +71,7 @@ def test_heads_next_to_an_encoder_are_ignored(tmp_path):
 
 def test_windows_that_differ_only_in_their_indices_are_refused(tmp_path):
     file, model = small_swin(window_size=(2, 3, 4)), small_swin(window_size=(4, 3, 2))
-    refuses(model, file.state_dict(), "another attention window.*relative_position_index", tmp_path, merging="legacy")
+    assert_refused(model, file.state_dict(), "another attention window.*relative_position_index", tmp_path, merging="legacy")
 
 
 def test_position_indices_are_not_copied(tmp_path):
@@ -127,17 +109,18 @@ def test_ninety_percent_is_the_limit(tmp_path):
     assert (report.missing, report.encoder_coverage) == (("vision.layers2.0.blocks.0.mlp.linear1.weight",), pytest.approx(share))
     kept, share = without("layers2.0.blocks.0.mlp.linear1.weight", "layers1.0.blocks.0.mlp.linear1.weight")
     assert 0.87 < share < 0.9
-    refuses(model, kept, f"contains {share:.1%} .*at least 90%", tmp_path, merging="legacy")
+    assert_refused(model, kept, f"contains {share:.1%} .*at least 90%", tmp_path, merging="legacy")
 
 
 def test_a_file_without_weights_is_refused_at_any_minimum(tmp_path):
     other = {"classifier.weight": torch.ones(2, 3)}
-    refuses(small_swin(), other, "contains 0.0% .*no image encoder", tmp_path, minimum_coverage=0.0)
+    assert_refused(small_swin(), other, "contains 0.0% .*no image encoder", tmp_path, minimum_coverage=0.0)
 
 
 @pytest.mark.parametrize("share", [90, -0.1, float("nan")])
 def test_an_invalid_minimum_is_refused(share, tmp_path):
-    refuses(small_swin(), small_swin().state_dict(), "must be a fraction between 0 and 1", tmp_path, minimum_coverage=share)
+    state = small_swin().state_dict()
+    assert_refused(small_swin(), state, "must be a fraction between 0 and 1", tmp_path, minimum_coverage=share)
 
 
 # --- merging
@@ -148,7 +131,7 @@ def test_both_mergings_of_monai_are_distinguished(word, kind, tmp_path):
     model = monai_swin(downsample=word)
     assert merging_of(model) == kind
     other = {"monai": "monai_v2", "monai_v2": "monai"}[kind]
-    refuses(model, model.state_dict(), f"'{other}', but the model computes '{kind}'", tmp_path, merging=other)
+    assert_refused(model, model.state_dict(), f"'{other}', but the model computes '{kind}'", tmp_path, merging=other)
     assert load_weights(model, saved(model.state_dict(), tmp_path), merging=kind).merging == kind
 
 
@@ -159,7 +142,7 @@ def test_an_unknown_merging_is_refused(tmp_path):
             self.reduction, self.norm = torch.nn.Linear(8 * dim, 2 * dim, bias=False), norm_layer(8 * dim)
 
     model = monai_swin(downsample=Merge)
-    refuses(model, model.state_dict(), "patch merging is .*Merge; it must be exactly one of", tmp_path, merging="monai")
+    assert_refused(model, model.state_dict(), "patch merging is .*Merge; it must be exactly one of", tmp_path, merging="monai")
 
 
 def test_a_model_that_mixes_mergings_is_refused():
@@ -171,7 +154,7 @@ def test_a_small_encoder_with_released_names_is_not_released(tmp_path):
     state = {"vision_encoder." + name: tensor for name, tensor in small_swin().state_dict().items()}
     info = inspect_checkpoint(saved(state, tmp_path))
     assert (info.style, info.merging, info.preprocessing) == ("released", "unknown", None)
-    refuses(small_swin(), state, "the patch merging is unknown", tmp_path)
+    assert_refused(small_swin(), state, "the patch merging is unknown", tmp_path)
 
 
 @pytest.mark.parametrize("prefix", [None, "vision_encoder", "vision_encoder."])
@@ -229,7 +212,7 @@ def test_norm_statistics_are_compared_with_the_model(stored, model, note, tmp_pa
 def test_batch_statistics_are_refused_by_running_norms(tmp_path):
     model = WithRunningStatistics()
     content = {"state_dict": model.state_dict(), "mg3d": {"settings": {"norm_statistics": "batch"}}}
-    refuses(model, content, "norm_statistics='batch', but the model uses running statistics", tmp_path)
+    assert_refused(model, content, "norm_statistics='batch', but the model uses running statistics", tmp_path)
 
 
 # --- values
@@ -249,13 +232,15 @@ def test_batch_statistics_are_refused_by_running_norms(tmp_path):
 def test_unsupported_types_are_refused_by_name(change, sentence, tmp_path):
     state = small_swin().state_dict()
     state["patch_embed.proj.bias"] = change(state["patch_embed.proj.bias"])
-    refuses(small_swin(), state, sentence, tmp_path, merging="legacy")
+    assert_refused(small_swin(), state, sentence, tmp_path, merging="legacy")
 
 
 def test_overflow_in_the_models_precision_is_refused(tmp_path):
     state = small_swin().state_dict()
     state["patch_embed.proj.bias"] = state["patch_embed.proj.bias"] + 1e6
-    refuses(small_swin().half(), state, "NaN or Inf in vision.patch_embed.proj.bias, as float16", tmp_path, merging="legacy")
+    assert_refused(
+        small_swin().half(), state, "NaN or Inf in vision.patch_embed.proj.bias, as float16", tmp_path, merging="legacy"
+    )
     report = load_weights(small_swin(), saved(small_swin().half().state_dict(), tmp_path), merging="legacy")
     tensors = len(list(small_swin().parameters()))
     assert f"converted {tensors} tensors from float16 to the model's precision; half precision" in report.notes[0]
@@ -278,7 +263,7 @@ def test_a_wrapped_model_is_loaded_as_what_it_wraps(tmp_path):
 def test_one_of_several_encoders_must_be_chosen(tmp_path):
     state = small_swin().state_dict()
     pair = {word + name: tensor for word in ("backbone.", "encoder.") for name, tensor in state.items()}
-    refuses(small_swin(), pair, "several image encoders, 'backbone.', 'encoder.'; pass prefix", tmp_path)
+    assert_refused(small_swin(), pair, "several image encoders, 'backbone.', 'encoder.'; pass prefix", tmp_path)
     assert load_weights(small_swin(), saved(pair, tmp_path), merging="legacy", prefix="encoder").coverage == 1.0
 
 
