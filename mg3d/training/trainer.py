@@ -15,7 +15,9 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
 
+from mg3d.distributed import sum_over_ranks, world_size
 from mg3d.files import replacing
 from mg3d.settings.schema import RunSettings, Settings, objective_weights
 from mg3d.training.non_finite import NonFiniteGuard
@@ -28,11 +30,19 @@ LINE_INTERVAL_S = 30
 class TerminalProgressBar(RichProgressBar):
     """Progress bar for a terminal."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, Any] = {}
+
     def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
-        """Metrics after the bar: the step out of all steps instead of the logger's version number."""
-        metrics = super().get_metrics(trainer, module)
-        metrics.pop("v_num", None)
-        return {"step": f"{trainer.global_step}/{trainer.estimated_stepping_batches}"} | metrics
+        """Metrics after the bar: the step out of all steps, and the last logged values.
+
+        Values of other steps are read on a CPU only: the host would wait for a GPU in every step.
+        """
+        if module.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+            self._shown = super().get_metrics(trainer, module)
+            self._shown.pop("v_num", None)  # the logger's version number
+        return {"step": f"{trainer.global_step}/{trainer.estimated_stepping_batches}"} | self._shown
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training" if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)
@@ -99,7 +109,7 @@ class TimeLimit(Callback):
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.seconds, self.deadline = path, minutes * 60, float("inf")
-        self.reached = False
+        self.reached, self._any_rank = False, _AnyRank()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Starts the clock."""
@@ -107,7 +117,7 @@ class TimeLimit(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
         """Checks the clock after every optimizer step; all ranks stop together."""
-        if _completes_step(trainer, batch_index) and _any_rank(trainer, time.monotonic() >= self.deadline):
+        if _completes_step(trainer, batch_index) and any(self._any_rank(trainer, time.monotonic() >= self.deadline)):
             self.reached = True
             trainer.save_checkpoint(self.path, weights_only=False)  # before the validation that stopping triggers
             trainer.should_stop = True
@@ -126,6 +136,7 @@ class PreemptionHandler(Callback):
         """Whether any rank received SIGUSR1."""
         self.interrupted = False
         """Whether any rank received Ctrl-C."""
+        self._any_rank = _AnyRank()
         self._received: set[int] = set()
         self._validated_step = -1
         self._previous_handlers: dict[int, Any] = {}
@@ -151,8 +162,8 @@ class PreemptionHandler(Callback):
                 os.write(2, b"\nmg3d: saving a checkpoint after this step; press Ctrl-C again to stop without one\n")
 
     def _should_stop(self, trainer: pl.Trainer) -> bool:
-        self.preempted = _any_rank(trainer, signal.SIGUSR1 in self._received)
-        self.interrupted = _any_rank(trainer, signal.SIGINT in self._received)
+        received = (number in self._received for number in (signal.SIGUSR1, signal.SIGINT))
+        self.preempted, self.interrupted = self._any_rank(trainer, *received)
         return self.preempted or self.interrupted
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
@@ -181,8 +192,27 @@ def _completes_step(trainer: pl.Trainer, batch_index: int) -> bool:
     return (batch_index + 1) % trainer.accumulate_grad_batches == 0
 
 
-def _any_rank(trainer: pl.Trainer, value: bool) -> bool:
-    return trainer.strategy.reduce_boolean_decision(value, all=False)
+class _AnyRank:
+    """Whether any rank made a request. With several ranks the answer is one call old, so that no rank waits for its device."""
+
+    def __init__(self) -> None:
+        self._previous: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def __call__(self, trainer: pl.Trainer, *requests: bool) -> list[bool]:
+        """The requests of any rank in the previous call; all ranks must call it equally often."""
+        if world_size() == 1:
+            return list(requests)
+        device, previous = trainer.strategy.root_device, self._previous
+        counts = sum_over_ranks(torch.stack([torch.full((), float(request), device=device) for request in requests]))
+        on_gpu = device.type == "cuda"
+        host = torch.empty(len(requests), pin_memory=on_gpu).copy_(counts, non_blocking=True)
+        self._previous = host, torch.cuda.current_stream().record_event() if on_gpu else None
+        if previous is None:
+            return [False] * len(requests)
+        counts, copied = previous
+        if copied is not None:
+            copied.synchronize()
+        return [count > 0 for count in counts.tolist()]
 
 
 def resolve_accelerator(run: RunSettings) -> str:

@@ -10,6 +10,7 @@ from small_model import OBJECTIVES, build, random_batch
 from torch.utils.data import DataLoader
 
 from mg3d.config import resolve
+from mg3d.training import trainer
 from mg3d.training.module import PretrainModule
 from mg3d.training.run import describe_plan
 from mg3d.training.trainer import build_strategy, plan_batches, resolve_precision
@@ -108,3 +109,16 @@ def test_ddp_searches_for_unused_parameters_only_where_some_are_unused(objective
     if has_unused:
         with pytest.raises(RuntimeError, match="parameters that were not used"):
             train(DDPStrategy(process_group_backend="gloo", find_unused_parameters=False))
+
+
+def test_requests_of_any_rank_are_known_one_call_later(monkeypatch):
+    strategy = type("Strategy", (), {"root_device": torch.device("cpu")})
+    agent = type("Trainer", (), {"strategy": strategy})
+    alone = trainer._AnyRank()
+    assert alone(agent, True, False) == [True, False]
+    monkeypatch.setattr(trainer, "world_size", lambda: 2)
+    other = iter([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    monkeypatch.setattr(trainer, "sum_over_ranks", lambda counts: counts + torch.tensor(next(other)))
+    any_rank = trainer._AnyRank()
+    answers = [any_rank(agent, *requests) for requests in ((True, False), (False, False), (False, False))]
+    assert answers == [[False, False], [True, False], [False, True]]
