@@ -10,7 +10,7 @@ from small_model import OBJECTIVES, build, random_batch
 from torch.utils.data import DataLoader
 
 from mg3d.config import resolve
-from mg3d.training import trainer
+from mg3d.training import trainer as trainer_module
 from mg3d.training.module import PretrainModule
 from mg3d.training.run import describe_plan
 from mg3d.training.trainer import build_strategy, plan_batches, resolve_precision
@@ -114,11 +114,11 @@ def test_ddp_searches_for_unused_parameters_only_where_some_are_unused(objective
 def test_requests_of_any_rank_are_known_one_call_later(monkeypatch):
     strategy = type("Strategy", (), {"root_device": torch.device("cpu")})
     agent = type("Trainer", (), {"strategy": strategy})
-    alone = trainer._AnyRank()
+    alone = trainer_module._AnyRank()
     assert alone(agent, True, False) == [True, False]
-    monkeypatch.setattr(trainer, "world_size", lambda: 2)
+    monkeypatch.setattr(trainer_module, "world_size", lambda: 2)
     other = iter([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    monkeypatch.setattr(trainer, "sum_over_ranks", lambda counts: counts + torch.tensor(next(other)))
-    any_rank = trainer._AnyRank()
+    monkeypatch.setattr(trainer_module, "sum_over_ranks", lambda counts: counts + torch.tensor(next(other)))
+    any_rank = trainer_module._AnyRank()
     answers = [any_rank(agent, *requests) for requests in ((True, False), (False, False), (False, False))]
     assert answers == [[False, False], [True, False], [False, True]]
