@@ -9,6 +9,7 @@ CUBES = (4, 8, 12)  # of 8 voxels
 SMALL = {
     "swin": {"embed_dim": 4, "window_size": 3, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)},
     "swin projected": {"embed_dim": 4, "window_size": 3, "depths": (1,) * 4, "num_heads": (1, 1, 2, 2), "projection_width": 10},
+    "vit": {"embed_dim": 32, "patch_size": 8, "depths": (2,), "num_heads": (2,), "pyramid": True},
     "unet": {"embed_dim": 2},
     "unet instance": {"embed_dim": 2, "norm_statistics": "instance"},
     "nnunet": {"embed_dim": 4},

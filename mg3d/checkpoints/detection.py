@@ -16,13 +16,14 @@ from mg3d.settings.presets import PRESETS
 Shape = tuple[int, ...]
 ANCHORS: tuple[tuple[str, str, str], ...] = (
     ("swin", "patch_embed.proj.weight", "layers1.0.blocks.0.attn.qkv.weight"),
+    ("vit", "patch_embed.weight", "blocks.0.attention.q_norm.weight"),
     ("unet", "down_tr64.ops.0.conv1.weight", "down_tr512.ops.1.conv1.weight"),
     ("nnunet", "input_block.conv1.conv.weight", "downsamples.0.conv1.conv.weight"),
     ("nnunet_v2_residual", "stem.convs.0.conv.weight", "stages.0.blocks.0.conv1.conv.weight"),
     ("nnunet_v2_plain", "stages.0.0.convs.0.conv.weight", "stages.1.0.convs.0.conv.weight"),
 )
 """(architecture, tensor that gives the width, second tensor that must exist), tried in this order."""
-_PRESETS = ("swin_b", "swin_l_unprojected", "swin_l", "unet", "nnunet")
+_PRESETS = ("swin_b", "swin_l_unprojected", "swin_l", "vit_b", "vit_l", "vit_tiny", "unet", "nnunet")
 """Encoder presets; an encoder without projection precedes the one with it, of which it is a part."""
 _BIAS_TABLE = re.compile(r"layers(\d)\.0\.blocks\.\d+\.attn\.relative_position_bias_table$")
 _BUFFER = re.compile(r"_index$|(^|\.)(running_mean|running_var|num_batches_tracked)$")
@@ -67,7 +68,7 @@ def detect_encoder(shapes: Mapping[str, Shape]) -> DetectedEncoder | None:
     if found is None or len(first := shapes[found[1]]) != 5:
         return None
     architecture = found[0]
-    details = _swin_details(shapes) if architecture == "swin" else {}
+    details = {"swin": _swin_details, "vit": _vit_details}.get(architecture, lambda shapes: {})(shapes)
     width = 2 * first[0] if architecture == "nnunet" else first[0]  # embed_dim is the width after the first downsampling
     held = {name: shape for name, shape in shapes.items() if is_parameter(name) and name != "mask_token"}
     candidates = (preset for preset in _PRESETS if PRESETS[preset]["vision_encoder"] == architecture)
@@ -104,6 +105,8 @@ def _complete_shapes(architecture: str, width: int, in_channels: int, details: M
             return {}
         arguments |= {name: details[name] for name in ("patch_size", "window_size", "depths", "num_heads")}
         arguments["projection_width"] = details["projection"]
+    if architecture == "vit":
+        arguments |= details
     if architecture not in VISION_ENCODERS:
         return {}
     try:
@@ -130,6 +133,16 @@ def meta_device() -> Iterator[None]:
     """Builds networks without memory: their tensors have shapes and no values."""
     with torch.device("meta"), _LinspaceOnCPU():
         yield
+
+
+def _vit_details(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    blocks = {int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name))}
+    width = shapes["patch_embed.weight"][0]
+    return {
+        "patch_size": shapes["patch_embed.weight"][-1],
+        "depths": [1 + max(blocks)],
+        "num_heads": [width // shapes["blocks.0.attention.q_norm.weight"][0]],
+    }
 
 
 def _swin_details(shapes: Mapping[str, Shape]) -> dict[str, Any]:

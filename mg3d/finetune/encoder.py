@@ -102,7 +102,7 @@ def build_encoder(flat: Mapping[str, Any]) -> VisionEncoder:
     """The randomly initialized encoder of flat vision settings."""
     known = defaults()
     settings = parse(known | {name: value for name, value in flat.items() if name in known} | {"weight_mim": 0.0})
-    encoder = build_vision(settings)
+    encoder = build_vision(settings, pyramid=True)
     return StandardizedInput(encoder) if settings.vision.standardise_voxels else encoder
 
 

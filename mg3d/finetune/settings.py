@@ -20,7 +20,7 @@ from pydantic import (
 
 from mg3d.settings.schema import PatchMerging
 
-ENCODER_PRESETS = ("auto", "swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet", "tiny")
+ENCODER_PRESETS = ("auto", "swin_b", "swin_l", "swin_l_unprojected", "vit_b", "vit_l", "unet", "nnunet", "tiny")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Location = Annotated[str, "path"]
 """A path; a relative one is resolved against the folder that the command was started in."""
@@ -44,8 +44,9 @@ class FinetuneSettings(BaseModel):
     pretrained: Location = "none"
     """Pre-trained weights: a checkpoint, an exported folder or a run folder (its last checkpoint). none: random weights."""
     encoder: str = "auto"
-    """An architecture (auto, swin_b, swin_l, swin_l_unprojected, unet, nnunet, tiny), or a checkpoint whose architecture is used
-    without its weights. auto: the architecture of `pretrained`; without it swin_b (tiny on synthetic data)."""
+    """An architecture (auto, swin_b, swin_l, swin_l_unprojected, vit_b, vit_l, unet, nnunet, tiny), or a checkpoint whose
+    architecture is used without its weights. auto: the architecture of `pretrained`; without it swin_b (tiny on synthetic
+    data)."""
     load_patch_merging: Literal["", PatchMerging] = ""
     """Patch merging that the weights were trained with, if the checkpoint does not say."""
     load_prefix: str = ""

@@ -24,12 +24,14 @@ def build_text_encoder(settings: Settings, vocabulary_size: int) -> TextEncoder:
     )
 
 
-def build_vision(settings: Settings) -> VisionEncoder:
-    """The untrained image encoder, from the settings that its kind reads."""
+def build_vision(settings: Settings, *, pyramid: bool = False) -> VisionEncoder:
+    """The untrained image encoder, from the settings that its kind reads; pyramid: with the maps that fine-tuning needs."""
     kind = settings.vision.vision_encoder
     arguments = {name: getattr(settings.vision, name) for name in ENCODERS[kind].reads}
     if arguments.pop("token_projection", False):
         arguments["projection_width"] = settings.model.hidden_size
+    if kind == "vit":  # its pyramid has layers, which pre-training would leave without a gradient
+        arguments |= {"pyramid": pyramid, "mask_ratio": settings.model.mim_mask_ratio}
     return build_vision_encoder(kind, mask_token=settings.loss.weight_mim > 0 and settings.model.wiring == "paper", **arguments)
 
 

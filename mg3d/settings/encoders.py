@@ -25,6 +25,11 @@ ENCODERS: dict[str, EncoderRow] = {
         patch_size=lambda vision: vision.patch_size,
         stride=lambda vision: vision.patch_size * 2 ** len(vision.depths),
     ),
+    "vit": EncoderRow(
+        reads=("embed_dim", "patch_size", "depths", "num_heads", "gradient_checkpointing"),
+        patch_size=lambda vision: vision.patch_size,
+        stride=lambda vision: vision.patch_size,
+    ),
     "unet": EncoderRow(
         reads=("embed_dim", "norm_statistics", "gradient_checkpointing"),
         patch_size=lambda vision: 1,

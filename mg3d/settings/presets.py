@@ -1,6 +1,7 @@
 """Presets: named groups of settings for the command line. Where two presets set the same setting, the last one wins."""
 
 _SWIN = {"vision_encoder": "swin", "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24)}
+_VIT = {"vision_encoder": "vit", "patch_size": 16}
 
 PRESETS: dict[str, dict[str, object]] = {
     # --- task; the defaults of the schema are the paper's recipe
@@ -11,6 +12,9 @@ PRESETS: dict[str, dict[str, object]] = {
     "vit3d16": _SWIN | {"embed_dim": 48, "token_projection": False},  # the published code's name of swin_b
     "swin_l": _SWIN | {"embed_dim": 96, "token_projection": True},  # 768 channels after the projection, as published
     "swin_l_unprojected": _SWIN | {"embed_dim": 96, "token_projection": False},  # 1536 channels
+    "vit_b": _VIT | {"embed_dim": 768, "depths": (12,), "num_heads": (12,)},
+    "vit_l": _VIT | {"embed_dim": 1024, "depths": (24,), "num_heads": (16,)},
+    "vit_tiny": _VIT | {"embed_dim": 96, "depths": (4,), "num_heads": (3,)},  # for the preset tiny
     "unet": {"vision_encoder": "unet", "embed_dim": 48, "norm_statistics": "batch"},
     "nnunet": {"vision_encoder": "nnunet", "embed_dim": 48},
     # --- report encoders

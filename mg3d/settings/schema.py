@@ -81,18 +81,18 @@ class AugmentSettings:
 class VisionSettings:
     """Volume encoder. Each kind reads a subset of these settings (settings/encoders.py)."""
 
-    vision_encoder: Literal["swin", "unet", "nnunet"] = "swin"
+    vision_encoder: Literal["swin", "vit", "unet", "nnunet"] = "swin"
     """Architecture, a key of mg3d/models/vision/registry.py."""
     embed_dim: PositiveInt = 48
-    """Channels of the first stage, doubled by each further stage. Published: 48, Swin-L 96."""
+    """Channels of the first stage, doubled by each further stage; ViT: of every block. Published: 48, Swin-L 96."""
     patch_size: PositiveInt = 2
-    """Swin: side of the patch embedding in voxels."""
+    """Swin, ViT: side of the patch embedding in voxels."""
     window_size: PositiveInt = 7
     """Swin: side of an attention window in tokens."""
     depths: tuple[int, ...] = (2, 2, 2, 2)
-    """Swin: blocks per stage. Each stage ends with patch merging, which halves every axis."""
+    """Swin: blocks per stage. Each stage ends with patch merging, which halves every axis. ViT: one stage."""
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    """Swin: attention heads per stage."""
+    """Swin, ViT: attention heads per stage."""
     standardise_voxels: bool = False
     """Standardise each voxel position by its mean and standard deviation over training volumes. Not for released weights, which
     expect volumes in [0, 1]."""

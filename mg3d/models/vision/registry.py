@@ -6,8 +6,11 @@ from mg3d.models.vision.base import VisionEncoder
 from mg3d.models.vision.nnunet import NNUNetEncoder
 from mg3d.models.vision.swin import SwinEncoder
 from mg3d.models.vision.unet import UNetEncoder
+from mg3d.models.vision.vit import ViTEncoder
 
-VISION_ENCODERS: dict[str, type[VisionEncoder]] = {"swin": SwinEncoder, "unet": UNetEncoder, "nnunet": NNUNetEncoder}
+VISION_ENCODERS: dict[str, type[VisionEncoder]] = {
+    "swin": SwinEncoder, "vit": ViTEncoder, "unet": UNetEncoder, "nnunet": NNUNetEncoder,
+}  # fmt: skip
 """Setting `vision_encoder` -> class. mg3d/settings/encoders.py lists the settings that each reads."""
 
 

@@ -33,16 +33,16 @@ def published(word):
 
 
 @EVERY
-def test_the_pyramid_has_five_maps_of_the_channels_and_strides_it_declares(name):
-    encoder = small_encoder(name).eval()
+def test_the_pyramid_has_maps_of_the_channels_and_strides_it_declares(name):
+    encoder, (levels, stride) = small_encoder(name).eval(), (4, 8) if name == "vit" else (5, 32)
     volume, _ = volumes_and_cubes()
     with torch.no_grad():
         maps, last = encoder(volume), encoder.encode(volume)
-    assert len(maps) == len(encoder.pyramid_channels) == len(encoder.pyramid_strides) == 5
-    for features, channels, stride in zip(maps, encoder.pyramid_channels, encoder.pyramid_strides, strict=True):
-        assert features.shape == (2, channels, *(side // step for side, step in zip(SHAPE, stride, strict=True)))
-    assert last.shape == (2, encoder.channels, *encoder.grid(SHAPE)) == (2, encoder.channels, 1, 2, 3)
-    assert encoder.stride == encoder.pyramid_strides[-1] == (32, 32, 32)
+    assert len(maps) == len(encoder.pyramid_channels) == len(encoder.pyramid_strides) == levels
+    for features, channels, steps in zip(maps, encoder.pyramid_channels, encoder.pyramid_strides, strict=True):
+        assert features.shape == (2, channels, *(side // step for side, step in zip(SHAPE, steps, strict=True)))
+    assert last.shape == (2, encoder.channels, *encoder.grid(SHAPE)) == (2, encoder.channels, *(n // stride for n in SHAPE))
+    assert encoder.stride == encoder.pyramid_strides[-1] == (stride,) * 3
     if encoder.channels == encoder.pyramid_channels[-1]:
         torch.testing.assert_close(last, maps[-1], rtol=0, atol=0)
 
@@ -82,7 +82,7 @@ def test_names_and_shapes_are_those_of_the_released_weights(word, stem):
 
 @pytest.mark.parametrize(
     ("words", "updates"),
-    [([word], {}) for word in (*PUBLISHED, "tiny", "vit3d16")]
+    [([word], {}) for word in (*PUBLISHED, "tiny", "vit3d16", "vit_b")]
     + [(["swin_b"], {"patch_size": 4, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}), (["tiny", "nnunet"], {"image_size": 128})],
 )
 def test_settings_know_the_geometry_of_the_encoder_they_build(words, updates):
@@ -147,12 +147,12 @@ def test_hiding_without_a_token_is_refused(name):
 
 @EVERY
 def test_the_gradient_of_the_last_map_reaches_every_parameter(name):
-    encoder = small_encoder(name)
+    encoder = small_encoder(name, **({"pyramid": False} if name == "vit" else {}))
     features = encoder.encode(*volumes_and_cubes(1))
     features.backward(torch.randn(features.shape, generator=torch.Generator().manual_seed(1)))
     for parameter_name, parameter in encoder.named_parameters():
         assert parameter.grad is not None, parameter_name
-        if parameter.ndim > 1 or parameter_name == "mask_token":
+        if parameter.ndim > 1 or parameter_name.endswith("mask_token"):
             assert parameter.grad.abs().max() > 0, parameter_name
 
 
@@ -196,11 +196,11 @@ def test_decay_is_for_kernels_and_matrices_only(name):
     groups = {group["name"]: group["params"] for group in parameter_groups(model, resolve([], {}).optim)}
     assert groups.keys() == {"encoders", "encoders_no_decay"}  # all at the base rate
     decayed = {id(parameter) for parameter in groups["encoders"]}
-    layers = (torch.nn.Conv3d, torch.nn.Linear)
+    layers = (torch.nn.Conv3d, torch.nn.ConvTranspose3d, torch.nn.Linear)
     assert decayed == {id(module.weight) for module in model.modules() if isinstance(module, layers)}
     assert sum(map(len, groups.values())) == len(list(model.parameters()))
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'resnet' is unknown; choose one of \['nnunet', 'swin', 'unet'\]"):
+    with pytest.raises(ValueError, match=r"'resnet' is unknown; choose one of \['nnunet', 'swin', 'unet', 'vit'\]"):
         build_vision_encoder("resnet")
