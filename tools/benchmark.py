@@ -1,11 +1,12 @@
 """Measure the speed and memory of mg3d against a baseline, alternately in one run, and print the ratios.
 
-data      preparation of raw files and reading of prepared files, against MONAI (parts: preparation, reading)
-encoder   Swin-B against MONAI's code on the same weights
-step      a training step of all objectives, against the same step with MONAI's encoder; fraction spent in the losses
-text      the frozen text encoder: padded, trimmed, cached
-loader    fraction of the training time spent waiting for batches, by number of workers
-planner   steps as tools/plan.py predicts them, against measured ones
+data           preparation of raw files and reading of prepared files, against MONAI (parts: preparation, reading)
+encoder        Swin-B against MONAI's code on the same weights
+architectures  Swin-B, ViT-B and U-Net: time, memory, fraction of the speed of large matrix products
+step           a training step of all objectives, against the same step with MONAI's encoder; fraction spent in the losses
+text           the frozen text encoder: padded, trimmed, cached
+loader         fraction of the training time spent waiting for batches, by number of workers
+planner        steps as tools/plan.py predicts them, against measured ones
 """
 
 import argparse
@@ -20,7 +21,8 @@ from mg3d.cli import ArgumentParser, output_file, positive_int
 if TYPE_CHECKING:
     from rich.table import Table
 
-TOPICS = {"data": ("preparation", "reading"), **{name: (name,) for name in ("encoder", "step", "text", "loader", "planner")}}
+MODULES = ("encoder", "architectures", "step", "text", "loader", "planner")
+TOPICS = {"data": ("preparation", "reading"), **{name: (name,) for name in MODULES}}
 """Topic -> modules of mg3d.benchmarks with a function `run(options: BenchmarkOptions) -> list[BenchmarkRow]`."""
 DEFAULT_BATCH = {"text": 4, "loader": 4, "step": 2}
 

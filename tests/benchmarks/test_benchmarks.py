@@ -50,7 +50,7 @@ def test_a_missed_target_sets_the_exit_code(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topic", ["encoder", "step", "text", "loader", "planner"])
+@pytest.mark.parametrize("topic", ["encoder", "architectures", "step", "text", "loader", "planner"])
 def test_every_topic_runs_and_both_sides_agree(topic, tmp_path):
     out = tmp_path / "rows.json"
     assert benchmark.main([topic, "--quick", "--threads", "1", "--json", str(out)]) == 0
