@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from small_run import checkpoint, words
 from mg3d.config import command_line
 from mg3d.models.vision.nnunet import NNUNetEncoder
 from mg3d.models.vision.unet import UNetEncoder
+from mg3d.models.vision.vit import ViTEncoder
 from mg3d.training import compiled, run
 
 PRECISE = ("precision=64-true", "max_steps=2", "warmup_steps=1")
@@ -118,12 +120,20 @@ def test_two_compiled_processes_train_as_an_eager_one(arrows, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [UNetEncoder, NNUNetEncoder])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        partial(UNetEncoder, embed_dim=4),
+        partial(NNUNetEncoder, embed_dim=4),
+        partial(ViTEncoder, embed_dim=16, patch_size=8, depths=(2,), num_heads=(2,), mask_ratio=0.5),
+    ],
+)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_convolutional_encoders_compile_too(without_machine_code, kind, checkpointing):
+def test_other_encoders_compile_too(without_machine_code, kind, checkpointing):
     torch.manual_seed(0)
-    encoder = kind(embed_dim=4, mask_token=True, gradient_checkpointing=checkpointing).double()
-    volume, hidden, found = torch.rand(2, 1, 32, 32, 64).double(), torch.rand(2, 4, 4, 8) < 0.5, []
+    encoder = kind(mask_token=True, gradient_checkpointing=checkpointing).double()
+    volume, found = torch.rand(2, 1, 32, 32, 64).double(), []
+    hidden = torch.arange(8).expand(2, 4, 4, 8) < 4
     for compiles in (False, True):
         if compiles:
             compiled.compile_encode(encoder)
