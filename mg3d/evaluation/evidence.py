@@ -129,7 +129,7 @@ def write_evidence(data: HeldOutData, run_dir: Path, checkpoint: Path) -> dict[s
 
 
 def _model_weights(checkpoint: Path) -> dict[str, Tensor]:
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
 

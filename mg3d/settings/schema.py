@@ -219,6 +219,8 @@ class RunSettings:
     """Number of nodes."""
     precision: Literal["auto", "32-true", "64-true", "16-mixed", "bf16-mixed"] = "auto"
     """auto: bf16-mixed on GPUs that support it, 16-mixed on other GPUs, 32-true on CPU."""
+    float32_matmul_precision: Literal["highest", "high", "medium"] = "high"
+    """Precision of float32 matrix products on a GPU. high: TF32."""
     compile: bool = False
     """Compile the volume encoder with torch.compile for training. Validation runs eagerly."""
     seed: NonNegativeInt = 0

@@ -110,7 +110,10 @@ class PretrainModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and a per-step schedule."""
-        optimizer, schedule = build_optimizer(parameter_groups(self.model, self.optim_settings), self.optim_settings)
+        # Not with float16: Lightning does not clip gradients of optimizers that unscale them.
+        fused = self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+        groups = parameter_groups(self.model, self.optim_settings)
+        optimizer, schedule = build_optimizer(groups, self.optim_settings, fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

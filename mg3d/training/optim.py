@@ -43,8 +43,10 @@ def schedule_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
     return max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
 
 
-def build_optimizer(groups: Iterable[dict[str, object]], settings: OptimSettings) -> tuple[AdamW, LambdaLR]:
-    """AdamW and its schedule, to be stepped after every optimizer step."""
-    optimizer = AdamW(list(groups), lr=settings.learning_rate, betas=settings.betas)
+def build_optimizer(
+    groups: Iterable[dict[str, object]], settings: OptimSettings, *, fused: bool = False
+) -> tuple[AdamW, LambdaLR]:
+    """AdamW (`fused`: one kernel for all parameters) and its schedule, to be stepped after every optimizer step."""
+    optimizer = AdamW(list(groups), lr=settings.learning_rate, betas=settings.betas, fused=fused or None)
     steps = {"warmup_steps": settings.warmup_steps, "max_steps": settings.max_steps}
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, **steps))

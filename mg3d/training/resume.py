@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,12 +22,20 @@ MAY_DIFFER = (
 """Settings that may differ between a checkpoint and the run that resumes from it."""
 
 
+class SavedRun(NamedTuple):
+    """A checkpoint to resume from."""
+
+    path: Path
+    content: dict[str, Any]
+    """As `load_checkpoint`."""
+
+
 def run_folder(settings: Settings) -> Path:
     """Output folder of the run."""
     return Path(settings.run.log_dir) / settings.run.run_name
 
 
-def find_checkpoint(settings: Settings) -> Path | None:
+def find_checkpoint(settings: Settings) -> SavedRun | None:
     """The checkpoint of `resume_from`; None to start from scratch.
 
     Raises:
@@ -44,11 +52,12 @@ def find_checkpoint(settings: Settings) -> Path | None:
     path = last if source in ("last", "auto") else Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"resume_from={source}: {path} does not exist")
-    theirs, ours = defaults() | load_checkpoint(path)["mg3d"]["settings"], flatten(settings)
+    saved = SavedRun(path, load_checkpoint(path))
+    theirs, ours = defaults() | saved.content["mg3d"]["settings"], flatten(settings)
     if other := [name for name in ours if name not in MAY_DIFFER and theirs.get(name) != ours[name]]:
         values = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in other[:5])
         raise ValueError(f"{path} was trained with other settings: {values}; use these, or choose another run_name")
-    return path
+    return saved
 
 
 def require_data(settings: Settings) -> None:
@@ -58,13 +67,13 @@ def require_data(settings: Settings) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of a pre-training run, on the CPU.
+    """A checkpoint of a pre-training run. Its tensors are memory-mapped: they are read from the file when they are used.
 
     Raises:
         ValueError: the file is damaged or of another program.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ValueError(f"{path} is not readable as a checkpoint ({type(error).__name__}); it may be incomplete") from error
     if not isinstance(checkpoint, dict) or "mg3d" not in checkpoint:
@@ -72,17 +81,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def is_finished(path: Path, settings: Settings) -> bool:
+def is_finished(saved: SavedRun, settings: Settings) -> bool:
     """Whether a checkpoint has reached `max_steps`."""
-    return load_checkpoint(path)["global_step"] >= settings.optim.max_steps
+    return saved.content["global_step"] >= settings.optim.max_steps
 
 
-def refuse_other_data(path: Path, tokenizer_origin: dict[str, Any] | None, recipes: Mapping[str, dict[str, Any] | None]) -> None:
+def refuse_other_data(
+    saved: SavedRun, tokenizer_origin: dict[str, Any] | None, recipes: Mapping[str, dict[str, Any] | None]
+) -> None:
     """Raises ValueError if a checkpoint was trained on other reports, or on volumes that were prepared differently.
 
     recipes: data set -> preparation recipe of its volumes now. Recipes that the checkpoint does not store are not compared.
     """
-    stored = load_checkpoint(path)["mg3d"]
+    path, stored = saved.path, saved.content["mg3d"]
     advice = "use the data it was trained on, or choose another run_name"
     for name, theirs in stored.get("recipes", {}).items():
         if other := differing_steps(theirs, recipes.get(name)):

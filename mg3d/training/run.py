@@ -30,7 +30,7 @@ from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space,
 from mg3d.training.compiled import compile_encode, require_compiler
 from mg3d.training.module import PretrainModule
 from mg3d.training.optim import build_optimizer
-from mg3d.training.resume import find_checkpoint, is_finished, load_checkpoint, refuse_other_data, refuse_other_text, run_folder
+from mg3d.training.resume import SavedRun, find_checkpoint, is_finished, refuse_other_data, refuse_other_text, run_folder
 from mg3d.training.trainer import BatchPlan, Preempted, build_trainer, plan_batches, resolve_accelerator, resolve_device
 
 MAX_CONTINUED_LR = 2e-5
@@ -90,7 +90,7 @@ def pretrain(settings: Settings) -> None:
         log(f"no validation studies: `last` is saved every {settings.run.val_interval} steps, and there is no `best`")
     if checkpoint:
         data.start_step = log_resume(checkpoint, plan) * plan.accumulation_steps
-    fit(trainer, module, data, checkpoint)
+    fit(trainer, module, data, checkpoint and checkpoint.path)
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     if trainer.is_global_zero and settings.run.evidence:
         evaluate(_resuming(settings, "last"))
@@ -203,7 +203,7 @@ def evaluate(settings: Settings) -> None:
     log(f"evaluating on {len(held_out.test)} held-out studies of {len(set(held_out.test.patients))} patients")
     if settings.run.ground_truth_root and held_out.truths is None:
         log(f"ground_truth_root={settings.run.ground_truth_root} has no ground truth of these studies; continuing without it")
-    write_evidence(held_out, run_dir, checkpoint)
+    write_evidence(held_out, run_dir, checkpoint.path)
     show_evidence(run_dir)
 
 
@@ -261,11 +261,10 @@ def describe_plan(settings: Settings, plan: BatchPlan) -> str:
     )
 
 
-def log_resume(checkpoint: Path, plan: BatchPlan) -> int:
+def log_resume(saved: SavedRun, plan: BatchPlan) -> int:
     """The step of a checkpoint; logs it, and a contrastive batch that differs."""
-    saved = load_checkpoint(checkpoint)
-    log(f"resuming from {checkpoint} at step {saved['global_step']}")
-    before = saved["mg3d"]["micro_batch"]
+    step, before = saved.content["global_step"], saved.content["mg3d"]["micro_batch"]
+    log(f"resuming from {saved.path} at step {step}")
     if before != plan.micro_batch:
         log(f"contrastive batch changed from {before} to {plan.micro_batch} volumes; step count and data order are unchanged")
-    return saved["global_step"]
+    return step

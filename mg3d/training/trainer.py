@@ -240,6 +240,12 @@ def resolve_devices(run: RunSettings) -> int:
     return run.devices or available
 
 
+def set_matmul_precision(run: RunSettings) -> None:
+    """Applies `float32_matmul_precision` for the rest of the process, on a GPU only: on a CPU it would change results."""
+    if resolve_accelerator(run) == "gpu":
+        torch.set_float32_matmul_precision(run.float32_matmul_precision)
+
+
 def resolve_precision(run: RunSettings) -> str:
     """`auto` resolved: bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU."""
     if run.precision != "auto":
@@ -339,6 +345,7 @@ def build_trainer(
     limits = (TimeLimit(checkpoints / "last.ckpt", run.max_minutes),) if run.max_minutes else ()
     # Lightning's own requeueing would not know the position in the data.
     is_srun = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
+    set_matmul_precision(run)
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=resolve_devices(run),

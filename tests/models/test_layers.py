@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from mg3d.datasets.masking import label_positions
 from mg3d.models.branches.report import MLMHead
+from mg3d.models.branches.volume import ConvVolumeDecoder
 from mg3d.models.pooling import PositionalPool
 from mg3d.models.released import ReleasedSALHead, SentencePool
 from mg3d.models.vision.swin import TokenProjection
@@ -103,3 +104,12 @@ def test_no_patient_changes_another_in_our_layer_norm(name):
     part, tokens = build().double(), torch.randn(3, 4, 12, dtype=torch.float64)
     torch.testing.assert_close(part(tokens)[1:2], part(tokens[1:2]))
     assert (original(part, tokens)[1:2] - original(part, tokens[1:2])).abs().max() > 1e-3
+
+
+def test_the_volume_decoder_is_the_sequence_of_its_layers_without_the_finest_map():
+    torch.manual_seed(0)
+    decoder, features = ConvVolumeDecoder(32, (8, 4, 8)).double(), torch.randn(2, 32, 2, 3, 4, dtype=torch.float64)
+    largest = []
+    decoder.conv[-2].register_forward_pre_hook(lambda module, inputs: largest.append(inputs[0].shape[1]))
+    torch.testing.assert_close(decoder(features), decoder.conv(features))
+    assert largest == [1, 8]  # channels that are up-sampled last: here, and by the plain sequence

@@ -4,6 +4,7 @@ import csv
 import signal
 
 import pytest
+import torch
 from pytorch_lightning.callbacks import Callback
 from small_run import assert_same_training, checkpoint, words
 from torch import nn
@@ -100,3 +101,21 @@ def test_a_time_limit_stops_after_a_complete_step_and_restarts_with_the_run(unin
         more = "max_minutes=1e-9" if steps == 1 else "max_minutes=0"
         assert command_line(words(arrows, tmp_path, *ACCUMULATED, "resume_from=last", more)) == 0
     assert_same_training(checkpoint(tmp_path / "run"), checkpoint(uninterrupted))
+
+
+def test_tensors_of_a_checkpoint_are_read_once_to_resume_and_not_at_all_for_a_finished_run(arrows, tmp_path, monkeypatch):
+    """Our look at its settings maps the file; only Lightning reads the tensors."""
+    assert command_line(words(arrows, tmp_path, "max_minutes=1e-9")) == 0
+    load, mapped = torch.load, []
+
+    def counted(file, **options):
+        mapped.append(options.get("mmap", False))
+        return load(file, **options)
+
+    monkeypatch.setattr(torch, "load", counted)
+    assert command_line(words(arrows, tmp_path, "resume_from=last")) == 0
+    assert mapped == [True, False]
+    (tmp_path / "run" / "evidence.json").write_text("{}")
+    monkeypatch.setattr(run, "show_evidence", lambda run_dir: mapped.append("shown"))
+    assert command_line(words(arrows, tmp_path, "resume_from=last")) == 0
+    assert mapped == [True, False, True, "shown"]

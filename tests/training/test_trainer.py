@@ -122,3 +122,12 @@ def test_requests_of_any_rank_are_known_one_call_later(monkeypatch):
     any_rank = trainer_module._AnyRank()
     answers = [any_rank(agent, *requests) for requests in ((True, False), (False, False), (False, False))]
     assert answers == [[False, False], [True, False], [False, True]]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("gpu", ["medium"]), ("cpu", [])])
+def test_the_precision_of_products_is_set_on_a_gpu_only(device, expected, monkeypatch):
+    applied = []
+    monkeypatch.setattr(trainer_module, "resolve_accelerator", lambda run: device)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", applied.append)
+    trainer_module.set_matmul_precision(resolve([], {"float32_matmul_precision": "medium"}).run)
+    assert applied == expected

@@ -113,5 +113,4 @@ class ReportBranch(Branch):
         """Moves the target text encoder towards the trained one."""
         if self.target_text is None:
             return
-        for target, trained in zip(self.target_text.parameters(), text.parameters(), strict=True):
-            target.lerp_(trained, 1 - EMA_DECAY)
+        torch._foreach_lerp_(list(self.target_text.parameters()), list(text.parameters()), 1 - EMA_DECAY)

@@ -41,7 +41,11 @@ class ConvVolumeDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, width, d, h, w] -> [B, 1, d * stride, ...], unbounded."""
-        return self.conv(features)
+        *layers, upsample, to_intensity = self.conv
+        for layer in layers:
+            features = layer(features)
+        # A linear map of channels commutes with interpolation; before it, the finest map has one channel.
+        return upsample(to_intensity(features))
 
 
 class LinearVolumeDecoder(nn.Module):
