@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from mg3d.settings.schema import OptimSettings
+from mg3d.training import module
+from mg3d.training.module import PretrainModule
 from mg3d.training.optim import build_optimizer, parameter_groups, schedule_factor
 
 
@@ -46,3 +50,15 @@ def test_the_schedule_scales_every_group():
     schedule.step()
     rates.append([group["lr"] for group in optimizer.param_groups])
     torch.testing.assert_close(torch.tensor(rates[0]) * 2, torch.tensor(rates[1]))
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "fused"), [("cpu", "32-true", False), ("cuda", "bf16-mixed", True), ("cuda", "16-mixed", False)]
+)
+def test_the_optimizer_is_fused_on_a_gpu_unless_gradients_are_scaled(device, precision, fused, monkeypatch):
+    settings, chosen = OptimSettings(), []
+    monkeypatch.setattr(PretrainModule, "device", torch.device(device))
+    monkeypatch.setattr(PretrainModule, "trainer", SimpleNamespace(precision=precision))
+    monkeypatch.setattr(module, "build_optimizer", lambda *arguments, fused: chosen.append(fused) or (None, None))
+    PretrainModule(Small(), weights={}, optim=settings, seed=0, identity={}).configure_optimizers()
+    assert chosen == [fused]
