@@ -29,7 +29,7 @@ REASONS: dict[str, str] = {
     "too_few_slices": "fewer slices than a chest CT has",
     "too_long": "scan length exceeds 1.5 m",
     "duplicate_row": "conflicting table rows for one volume",
-    "nested_series": "a folder around another listed DICOM series: name one slice of each series in the table",
+    "nested_series": "a folder that includes another listed DICOM series: name one slice of each series in the table",
     "grey_range": "grey values below 0 or above 255",
     "mha_damaged": "the MetaImage file is damaged, or refers to voxels in another folder",
     "array_damaged": "the .npz file is damaged or lacks the expected array",
