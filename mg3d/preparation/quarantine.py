@@ -47,8 +47,6 @@ REASONS: dict[str, str] = {
     "unknown": "unexpected error; detail is its type",
 }
 """Code -> meaning."""
-NOT_COUNTED = {"no_chest", "not_downloaded"}
-"""Expected exclusions, which do not count towards `--max-quarantine`."""
 RETRIED = {"download_failed"}
 """Codes that the next run tries again."""
 

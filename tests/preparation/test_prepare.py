@@ -94,7 +94,9 @@ def test_unusable_volumes_are_quarantined_with_their_reason(small_tree, tmp_path
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     root, out = small_tree.write(), tmp_path / "out"
     assert run(root, out) == 1
-    assert "quarantine.jsonl" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "excluded (4 of 14 volumes with raw files could not be used):" in said.out
+    assert "28.6% of the volumes with raw files could not be used, allowed are 2.0% (--max-quarantine); see" in said.err
     codes = quarantined(out)
     assert codes["ct_rate/train_8_a_1"] == "gzip_truncated"
     assert codes["ct_rate/train_9_a_1"] == "not_3d"
@@ -104,8 +106,23 @@ def test_unusable_volumes_are_quarantined_with_their_reason(small_tree, tmp_path
     assert codes["ct_rate/train_13_a_1"] == "no_chest"
     assert Counter(codes.values())["unknown"] == 0
     assert len(index(out, "train")) + len(index(out, "val")) == 8
-    assert run(root, out, "--max-quarantine", "0.9") == 0
+    assert run(root, out, "--max-quarantine", "0.3") == 0
     assert "The heart" not in (out / "quarantine.jsonl").read_text()
+
+
+def test_a_missing_raw_file_is_reported_and_is_not_an_error(small_tree, tmp_path, capsys):
+    small_tree.add("train_1_a_3", file=False)
+    out = tmp_path / "out"
+    assert run(small_tree.write(), out) == 0
+    assert quarantined(out) == {"ct_rate/train_1_a_3": "missing_file"}
+    assert "missing_file  1  listed in the tables, but the file is missing" in capsys.readouterr().out
+
+
+def test_a_run_that_could_use_no_volume_fails_whatever_is_allowed(small_tree, tmp_path):
+    root = small_tree.write()
+    for path in root.rglob("*.nii.gz"):
+        path.write_bytes(b"")
+    assert run(root, tmp_path / "out", "--max-quarantine", "1") == 1
 
 
 def test_an_image_in_two_splits_stops_the_preparation(small_tree, tmp_path, capsys):

@@ -53,7 +53,7 @@ def test_later_downloads_rebuild_only_their_shards_and_read_only_new_volumes(lar
     out, away, late = tmp_path / "out", tmp_path / "away", (10, 11, 3)
     move(large_tree, late, away)
     first = prepare(options(large_tree.root, out))
-    assert (first.built, first.not_downloaded, first.quarantined, first.quarantined_fraction) == (9, 3, [], 0.0)
+    assert (first.built, first.not_downloaded, first.quarantined, first.failed_fraction) == (9, 3, [], 0.0)
     before = volumes(out)
     assert len(before) == 24
     read.clear()
