@@ -31,7 +31,7 @@ REASONS: dict[str, str] = {
     "duplicate_row": "conflicting table rows for one volume",
     "nested_series": "a folder that includes another listed DICOM series: name one slice of each series in the table",
     "grey_range": "grey values below 0 or above 255",
-    "mha_damaged": "the MetaImage file is damaged, or refers to voxels in another folder",
+    "mha_damaged": "not a readable MetaImage file",
     "array_damaged": "the .npz file is damaged or lacks the expected array",
     "dicom_damaged": "no DICOM file in the folder, or a slice that cannot be decoded",
     "codec_missing": "pydicom or a decoder is missing: pip install -e '.[dicom]'",
