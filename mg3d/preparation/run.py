@@ -23,7 +23,7 @@ from mg3d.preparation.progress import progress_bar, use_counter
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Inventory
-from mg3d.preparation.shards import ShardTask, build_shard, is_locked, plan_shards, remove_partial_shard, try_lock
+from mg3d.preparation.shards import MANIFEST, ShardTask, build_shard, is_locked, plan_shards, remove_partial_shard, try_lock
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES, STREAMED_TABLES
 from mg3d.preparation.streaming import HubSource, open_hub, prefetch_count
@@ -233,10 +233,11 @@ def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Tab
     if waiting and not per_split["val"]:
         summary.notes.append(f"{dataset}: val is empty: none of its {waiting} patients is downloaded yet")
     write_manifest(folder, sidecars)
-    remove_partial(folder)
+    remove_partial(folder, MANIFEST)
     for lock in folder.glob("*.lock"):
         with try_lock(lock) as free:  # deleted while it is held: another process must not lock the deleted file
-            if free:
+            if free:  # otherwise another run is rebuilding the shard, for example with --verify
+                remove_partial(folder, f"{lock.stem}.*")
                 lock.unlink(missing_ok=True)
     return rows
 

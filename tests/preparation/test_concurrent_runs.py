@@ -120,6 +120,19 @@ def test_a_worker_sees_a_shard_that_another_run_finished_meanwhile(small_tree, t
     assert index.exists()
 
 
+def test_the_last_run_removes_partial_files_of_killed_runs_and_not_those_of_a_running_one(small_tree, tmp_path, hold):
+    root, out = small_tree.write(), tmp_path / "out"
+    prepare(options(root, out))
+    running, killed = (out / f"shards/ct_rate/shard-0000{number}.arrow.tmp-1-ab" for number in range(2))
+    for number, partial in enumerate((running, killed)):
+        process = hold(out, number)
+        partial.write_bytes(b"half")
+    kill(process)
+    prepare(options(root, out))  # every shard is finished: a run with --verify may rebuild one nevertheless
+    assert running.is_file()
+    assert not killed.exists()
+
+
 def test_a_run_without_a_worker_number_waits_and_builds_what_others_leave(small_tree, tmp_path, hold, monkeypatch):
     monkeypatch.setattr(run, "POLL_S", 0.01)
     root, out = small_tree.write(), tmp_path / "out"
