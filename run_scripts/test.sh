@@ -29,10 +29,10 @@ if [ -n "$missing" ]; then
     "$PYTHON" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
 fi
 "$PYTHON" -m ruff check .                                                    # 2. style
-select=(-m "not slow")
+select=(-m "not slow" -n 2 --dist loadfile)                                  # in two processes, slow ones in one
 arguments=()
 for argument in "$@"; do
     if [ "$argument" = --all ]; then select=(); else arguments+=("$argument"); fi
 done
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$PYTHON" -m pytest "${select[@]}" "${arguments[@]}"                         # 3. tests

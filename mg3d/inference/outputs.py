@@ -63,6 +63,10 @@ class Neighbours(tuple[Neighbour, ...]):
         return f"{row.rank:>3}  {row.similarity:+.3f}  {row.kind:<8}  {row.key}  {text}".rstrip()
 
 
+_SIDES = (("right", "left"), ("anterior", "posterior"), ("superior", "inferior"))
+"""Words for positive and negative coordinates of RAS."""
+
+
 @dataclass(frozen=True, eq=False)
 class GroundingMap:
     """Evidence for a sentence over the image tokens of a scan."""
@@ -88,9 +92,11 @@ class GroundingMap:
         return self.scan.position_mm(voxel)
 
     def __str__(self) -> str:
-        right, anterior, superior = self.peak_mm()
-        fraction = self.cells.max() / self.cells.sum()
+        fraction, unit = self.cells.max() / self.cells.sum(), "mm" if self.scan.spacing_mm else "voxels"
+        position = ", ".join(
+            f"{abs(distance):.0f} {unit} {sides[distance < 0]}" for distance, sides in zip(self.peak_mm(), _SIDES, strict=True)
+        )
         return (
-            f"cosine {self.similarity:+.3f}; the strongest of {self.cells.size} tokens has {fraction:.1%} of the map, at "
-            f"R {right:.0f}, A {anterior:.0f}, S {superior:.0f} {'mm' if self.scan.spacing_mm else 'voxels'}"
+            f"cosine {self.similarity:+.3f}; the strongest of {self.cells.size} tokens has {fraction:.1%} of the map, {position} "
+            "of the origin of the scan's coordinates"
         )

@@ -175,7 +175,7 @@ def test_packages_imported_by_tests_are_in_the_extra_dev():
     tests = third_party(set(PYTHON) - set(SOURCES)) - required()
     assert "pydicom" in tests
     assert tests <= extras()["dev"]
-    assert extras()["dev"] - tests == {"ruff"}
+    assert extras()["dev"] - tests == {"ruff", "pytest-xdist"}
 
 
 def test_files_and_links_in_the_readme_exist():

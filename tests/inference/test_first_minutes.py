@@ -23,7 +23,8 @@ def make_files(folder):
 
 def form_of(line):
     """A line without the values that depend on weights and scan."""
-    return re.sub(r"[-+]?\d[\d.]*", "#", line.split("report")[0])
+    sides = "right|left|anterior|posterior|superior|inferior"
+    return re.sub(rf"[-+]?\d[\d.]*|{sides}", "#", line.split("report")[0])
 
 
 def test_the_program_of_the_page_prints_the_output_of_the_page(tmp_path, monkeypatch, capsys):

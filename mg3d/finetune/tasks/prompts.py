@@ -57,7 +57,7 @@ class PromptNetwork(nn.Module):
         """[outputs, 2, E] of length 1, present first; cached in eval mode."""
         if self.cached is not None:
             return self.cached
-        embedded = self.model.embed_report(self.prompt_ids, self.prompt_mask, self.prompt_index)
+        embedded = self.model.embed_report(self.prompt_ids, self.prompt_mask, self.prompt_index, max_sentences=1)
         embedded = embedded.reshape(len(embedded) // 2, 2, -1)
         if not self.training:
             self.cached = embedded.detach()

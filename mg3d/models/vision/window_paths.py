@@ -17,7 +17,7 @@ from mg3d.precision import without_autocast
 
 ALIGNMENT = 16
 """Values to whose multiple rows of a bias are padded in memory on a GPU; its kernels refuse or copy others."""
-TOLERANCE = {torch.float32: 0.01, torch.float16: 0.01, torch.bfloat16: 0.05}
+TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.float16: 0.01, torch.bfloat16: 0.05}
 """Largest difference in a self-check as a fraction of the largest value; TF32 is allowed in float32."""
 REPEATS = 5
 

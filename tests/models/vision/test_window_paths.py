@@ -142,7 +142,7 @@ def test_a_broken_path_is_left_out_with_one_warning(broken, reason, dtype):
         self_check(CPU, dtype, (planted,))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_correct_paths_pass_and_the_fastest_is_chosen(monkeypatch, dtype):
     seconds = {"fast": 1.0, "slow": 2.0}
     monkeypatch.setattr(window_paths, "_seconds", lambda path, *_: seconds[path.name])
