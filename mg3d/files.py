@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -45,10 +47,15 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder that replaces `folder` if the block succeeds; otherwise `folder` stays as it was.
 
-    A process killed between the two renames leaves the previous folder as `.NAME.old-*` in the same parent.
+    A killed process leaves `.NAME.tmp-*` in the same parent, which the next call on this machine removes. One killed between the
+    two renames leaves the previous folder as `.NAME.old-*`.
     """
     folder = folder.resolve()
-    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
+    left = re.compile(rf"\.{re.escape(folder.name)}\.tmp-{re.escape(platform.node())}-(\d+)-[0-9a-f]+")
+    for path in folder.parent.iterdir() if folder.parent.is_dir() else ():
+        if (match := left.fullmatch(path.name)) and not _is_running(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+    mark = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
     new, old = (folder.with_name(f".{folder.name}.{kind}-{mark}") for kind in ("tmp", "old"))
     try:
         new.mkdir(parents=True)
@@ -63,6 +70,16 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it belongs to another user
+        pass
+    return True
 
 
 def remove_partial(folder: Path, names: str = "*") -> None:

@@ -72,7 +72,8 @@ def _add_data(parser: argparse.ArgumentParser, out: Path) -> None:
     )
     group.add_argument(
         "--max-quarantine", type=float, default=0.02, metavar="FRACTION",
-        help="exit with code 1 if a larger fraction of the volumes cannot be used (default: %(default)s)",
+        help="exit with code 1 if a larger fraction of the volumes with raw files cannot be used; missing files and other "
+        "exclusions by the tables are only reported (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--retry-quarantine", action="store_true", help="read quarantined volumes of finished shards again")
 
@@ -160,7 +161,7 @@ def _recipe(values: argparse.Namespace) -> "Recipe":
 
 
 def main(arguments: Sequence[str], *, description: str = __doc__, out: Path = OUT) -> int:
-    """Runs the preparation. Exit codes: 0 done; 1 stopped, or too many volumes quarantined; 2 invalid options or raw data."""
+    """Runs the preparation. Exit codes as in docs/prepare.md."""
     options = vars(parse(arguments, description=description, out=out))
     from concurrent.futures.process import BrokenProcessPool
 
@@ -186,10 +187,10 @@ def main(arguments: Sequence[str], *, description: str = __doc__, out: Path = OU
         full = f"the disk of {out} is full; finished shards are kept, free some space and run the command again"
         return _fail(full if is_full_disk(error) else _message(error, roots), 1)
     print("\n".join(summary.lines()))
-    if summary.quarantined_fraction > allowed:
+    if summary.failed_fraction > allowed or summary.failed_fraction == 1:
         return _fail(
-            f"{summary.quarantined_fraction:.1%} of the volumes are quarantined, more than --max-quarantine {allowed:.1%}; see "
-            f"{out / 'quarantine.jsonl'}",
+            f"{summary.failed_fraction:.1%} of the volumes with raw files could not be used, allowed are {allowed:.1%} "
+            f"(--max-quarantine); see {out / 'quarantine.jsonl'}",
             1,
         )
     return 0

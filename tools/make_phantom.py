@@ -59,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"make_phantom: {error}", file=sys.stderr)
         return 2
     print(
-        f"make_phantom: wrote {counts['studies']:,} synthetic studies ({counts['volumes']:,} volumes) with ground truth to {out}"
+        f"make_phantom: {out} holds {counts['studies']:,} synthetic studies ({counts['volumes']:,} volumes) with ground truth; "
+        f"{counts['new']:,} of them are new"
     )
     return 0
 

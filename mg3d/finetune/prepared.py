@@ -51,8 +51,8 @@ def _prepare(root: Path, options: PrepareOptions) -> None:
         raise ValueError(str(error)) from error
     for note in summary.notes:
         info(note)
-    if summary.quarantined_fraction > MAX_QUARANTINED:
-        info(f"{summary.quarantined_fraction:.1%} of the volumes were quarantined; see {options.out / 'quarantine.jsonl'}")
+    if summary.failed_fraction > MAX_QUARANTINED:
+        info(f"{summary.failed_fraction:.1%} of the volumes could not be used; see {options.out / 'quarantine.jsonl'}")
 
 
 def read_prepared_cases(

@@ -57,7 +57,7 @@ class PhantomStudy(NamedTuple):
 
 
 def generate(root: Path, settings: PhantomSettings, *, workers: int, masks: bool = False) -> dict[str, int]:
-    """Write the set into `root`, skipping what exists; returns the numbers of studies and volumes.
+    """Write the set into `root`, skipping what exists; returns the numbers of `studies`, `volumes`, and `new` studies.
 
     masks: also write a label map of the findings of every volume (see `write_masks`), also into a finished set.
 
@@ -71,7 +71,8 @@ def generate(root: Path, settings: PhantomSettings, *, workers: int, masks: bool
         different = ", ".join(sorted(name for name in expected if state["settings"].get(name) != expected[name]))
         raise ValueError(f"{root} holds a synthetic set with other settings ({different}); use another --out, or delete it")
     studies = list(plan(root, settings))
-    counts = {"studies": len(studies), "volumes": sum(len(kernels(study)) for study in studies)}
+    new = 0 if state["complete"] else sum(not study.truth_path.is_file() for study in studies)
+    counts = {"studies": len(studies), "volumes": sum(len(kernels(study)) for study in studies), "new": new}
     if not state["complete"]:
         write_json(mark, state)
         _for_all(write_study, studies, workers, "synthetic studies")

@@ -29,9 +29,9 @@ REASONS: dict[str, str] = {
     "too_few_slices": "fewer slices than a chest CT has",
     "too_long": "scan length exceeds 1.5 m",
     "duplicate_row": "conflicting table rows for one volume",
-    "nested_series": "a folder around another listed DICOM series: name one slice of each series in the table",
+    "nested_series": "a folder that includes another listed DICOM series: name one slice of each series in the table",
     "grey_range": "grey values below 0 or above 255",
-    "mha_damaged": "the MetaImage file is damaged, or refers to voxels in another folder",
+    "mha_damaged": "not a readable MetaImage file",
     "array_damaged": "the .npz file is damaged or lacks the expected array",
     "dicom_damaged": "no DICOM file in the folder, or a slice that cannot be decoded",
     "codec_missing": "pydicom or a decoder is missing: pip install -e '.[dicom]'",
@@ -47,8 +47,6 @@ REASONS: dict[str, str] = {
     "unknown": "unexpected error; detail is its type",
 }
 """Code -> meaning."""
-NOT_COUNTED = {"no_chest", "not_downloaded"}
-"""Expected exclusions, which do not count towards `--max-quarantine`."""
 RETRIED = {"download_failed"}
 """Codes that the next run tries again."""
 

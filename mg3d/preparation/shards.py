@@ -20,6 +20,7 @@ from mg3d.datasets.schema import decode_metadata, shard_schema, volume_batch
 from mg3d.files import remove_partial, replacing, write_bytes
 from mg3d.preparation import progress
 from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.readers.dicom_series import series_files
 from mg3d.preparation.recipe import Recipe, digest
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.streaming import HubSource, stream_volumes
@@ -218,10 +219,8 @@ def _file_state(record: VolumeRecord, task: ShardTask) -> dict[str, int] | None:
     if task.source is not None:
         return {"files": len(record.files), "bytes": task.source.bytes_of(record)}
     paths = [task.root / name for name in record.files]
-    if record.reader == "dicom":
-        paths = [path for folder in paths for path in folder.rglob("*") if path.is_file()]
     try:
-        stats = [path.stat() for path in paths]
+        stats = [path.stat() for path in (series_files(paths[0]) if record.reader == "dicom" else paths)]
     except OSError:
         return None
     if not stats:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from mg3d.datasets.schema import SPLITS
-from mg3d.preparation.quarantine import NOT_COUNTED, REASONS, Quarantined, counts
+from mg3d.preparation.quarantine import REASONS, Quarantined, counts
 from mg3d.preparation.shards import ShardResult
 
 
@@ -29,11 +29,18 @@ class PrepareSummary:
     seconds: float = 0.0
 
     @property
-    def quarantined_fraction(self) -> float:
-        """Quarantined volumes / all usable ones; expected exclusions (`NOT_COUNTED`) count in neither."""
-        lost = sum(entry.code not in NOT_COUNTED for entry in self.quarantined)
-        stored = sum(sum(splits.values()) for splits in self.rows.values())
-        return lost / max(lost + stored, 1)
+    def failed(self) -> int:
+        """Volumes with raw files that could not be used. Exclusions by the tables, such as missing files, do not count."""
+        return sum(entry.stage == "volume" for entry in self.quarantined)
+
+    @property
+    def failed_fraction(self) -> float:
+        """Of all volumes with raw files."""
+        return self.failed / max(self._read, 1)
+
+    @property
+    def _read(self) -> int:
+        return self.failed + sum(sum(splits.values()) for splits in self.rows.values())
 
     def add(self, result: ShardResult) -> None:
         """Count a shard, unless another process holds it."""
@@ -68,4 +75,4 @@ class PrepareSummary:
             return ["excluded: none"]
         width, digits = max(map(len, codes)), max(len(str(number)) for number in codes.values())
         table = [f"  {code:<{width}}  {number:>{digits}}  {REASONS[code]}" for code, number in codes.items()]
-        return [f"excluded (quarantined: {self.quarantined_fraction:.1%} of the usable volumes):", *table]
+        return [f"excluded ({self.failed} of {self._read} volumes with raw files could not be used):", *table]

@@ -178,17 +178,20 @@ def test_any_scan_converts_to_nifti_with_its_hu_and_geometry(tmp_path, kind):
     np.testing.assert_allclose(position, scan.position_mm(LESION), atol=1e-3)
 
 
+NO_DATA_FILE = "expected a line `ElementDataFile = NAME` in the header"
 BAD = {
     "text.txt": (b"words", "is not in a supported format; expected .nii"),
     "cut.nii.gz": (b"\x1f\x8b\x08\x00", "is truncated or damaged"),
     "head.nii": (b"1" * 400, "the header cannot be read"),
     "other.npz": (b"PK", "the .npz file is damaged"),
-    "empty.mha": (b"", "no plain line ElementDataFile"),
-    "colon.mhd": (b"NDims = 3\nElementDataFile: ../secret.raw\nElementDataFile = LOCAL\n", "no plain line ElementDataFile"),
-    "blank.mhd": (b"NDims = 3\n elementdatafile = ../secret.raw\nElementDataFile = LOCAL\n", "no plain line ElementDataFile"),
-    "away.mhd": (b"NDims = 3\nElementDataFile = ../secret.raw\n", "voxels in another folder"),
-    "list.mhd": (b"NDims = 3\nElementDataFile = LIST\na\nb\n", "voxels in another folder or in several files"),
-    "broken.mha": (b"ObjectType = Image\nNDims = 3\nElementDataFile = LOCAL\n", "MetaImage file is damaged"),
+    "empty.mha": (b"", NO_DATA_FILE),
+    "text.mha": (b"Bring the scan of Tuesday.\n", NO_DATA_FILE),
+    "nameless.mhd": (b"NDims = 3\nElementDataFile =  \n", NO_DATA_FILE),
+    "colon.mhd": (b"NDims = 3\nElementDataFile: ../secret.raw\nElementDataFile = LOCAL\n", NO_DATA_FILE),
+    "blank.mhd": (b"NDims = 3\n elementdatafile = ../secret.raw\nElementDataFile = LOCAL\n", NO_DATA_FILE),
+    "away.mhd": (b"NDims = 3\nElementDataFile = ../secret.raw\n", "voxels are in another folder"),
+    "list.mhd": (b"NDims = 3\nElementDataFile = LIST\na\nb\n", "voxels are in another folder or in several files"),
+    "broken.mha": (b"ObjectType = Image\nNDims = 3\nElementDataFile = LOCAL\n", "not a readable MetaImage file"),
     "slice.dcm": (bytes(128) + b"DICM", "no SeriesInstanceUID"),
 }
 

@@ -226,7 +226,7 @@ def test_a_set_is_independent_of_workers_and_interruptions(written, tmp_path):
     interrupted.unlink()
     mark = tmp_path / "phantom.json"
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"complete": False}))
-    generate(tmp_path, SMALL, workers=1)
+    assert generate(tmp_path, SMALL, workers=1)["new"] == 1
     assert interrupted.read_bytes() == content
 
 

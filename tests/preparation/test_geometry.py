@@ -43,6 +43,23 @@ def test_axes_point_to_superior_posterior_and_left(tmp_path):
     assert x == pytest.approx(60 - 1 - 17, abs=1)
 
 
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "LAI", "SPL", "AIR"])
+def test_a_volume_stored_in_any_orientation_is_read_as_one_array(tmp_path, codes):
+    """Letters name the direction of the stored axes, as in nibabel."""
+    axis_of = {"R": 2, "L": 2, "A": 1, "P": 1, "S": 0, "I": 0}
+    stored = labelled().transpose([axis_of[code] for code in codes])
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for column, code in enumerate(codes):
+        stored = stored if code in "LPS" else np.flip(stored, column)
+        world = 2 - axis_of[code]  # R, A, S are the first, second and third row
+        affine[world, column] = (5.0, 3.0, 2.0)[axis_of[code]] * (1 if code in "RAS" else -1)
+    write_nifti(tmp_path / "volume.nii.gz", stored, affine)
+    volume, spacing = geometry.to_lps(*read_nifti(tmp_path / "volume.nii.gz"))
+    np.testing.assert_array_equal(volume, labelled())
+    assert spacing == pytest.approx((5.0, 3.0, 2.0))
+
+
 def test_header_scaling_is_applied(tmp_path):
     image = nib.Nifti1Image(chest().transpose(2, 1, 0), LPS)
     image.header.set_slope_inter(2, -1024)
@@ -116,6 +133,21 @@ def test_trilinear_resize_equals_torch(shape):
     clipped = torch.from_numpy(volume.astype(np.float32)).clamp(-900, 500)
     theirs = torch.nn.functional.interpolate(clipped[None, None], size=shape, mode="trilinear", align_corners=False)
     torch.testing.assert_close(found, theirs[0, 0], atol=2e-3, rtol=0)
+
+
+def test_trilinear_resize_equals_a_loop_over_the_eight_neighbors_of_each_voxel():
+    volume, shape = chest().astype(np.float64).clip(-900, 500), (8, 30, 17)
+    expected = np.zeros(shape)
+    for target in np.ndindex(shape):
+        positions = [max(0.0, (t + 0.5) * n / m - 0.5) for t, n, m in zip(target, volume.shape, shape)]
+        for corner in np.ndindex(2, 2, 2):
+            neighbor, weight = [], 1.0
+            for position, upper, length in zip(positions, corner, volume.shape):
+                neighbor.append(min(int(position) + upper, length - 1))
+                weight *= position % 1 if upper else 1 - position % 1
+            expected[target] += weight * volume[tuple(neighbor)]
+    found = geometry.resize(chest(), shape, limits=(-900, 500), kernel="trilinear")
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("kernel", ["antialias", "trilinear"])

@@ -2,18 +2,24 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from small_raw import SHAPE, chest, write_ctrg
 
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import INDEX_SCHEMA, index_path, volume_batch
+from mg3d.finetune.prepared import prepare_dataset, read_prepared, read_prepared_cases
+from mg3d.glossary import LABELS
 from mg3d.preparation import shards
 
 SCRIPT = Path(__file__).parents[2] / "prepro" / "prepro_pretraining_data.py"
@@ -94,7 +100,9 @@ def test_unusable_volumes_are_quarantined_with_their_reason(small_tree, tmp_path
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     root, out = small_tree.write(), tmp_path / "out"
     assert run(root, out) == 1
-    assert "quarantine.jsonl" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "excluded (4 of 14 volumes with raw files could not be used):" in said.out
+    assert "28.6% of the volumes with raw files could not be used, allowed are 2.0% (--max-quarantine); see" in said.err
     codes = quarantined(out)
     assert codes["ct_rate/train_8_a_1"] == "gzip_truncated"
     assert codes["ct_rate/train_9_a_1"] == "not_3d"
@@ -104,8 +112,23 @@ def test_unusable_volumes_are_quarantined_with_their_reason(small_tree, tmp_path
     assert codes["ct_rate/train_13_a_1"] == "no_chest"
     assert Counter(codes.values())["unknown"] == 0
     assert len(index(out, "train")) + len(index(out, "val")) == 8
-    assert run(root, out, "--max-quarantine", "0.9") == 0
+    assert run(root, out, "--max-quarantine", "0.3") == 0
     assert "The heart" not in (out / "quarantine.jsonl").read_text()
+
+
+def test_a_missing_raw_file_is_reported_and_is_not_an_error(small_tree, tmp_path, capsys):
+    small_tree.add("train_1_a_3", file=False)
+    out = tmp_path / "out"
+    assert run(small_tree.write(), out) == 0
+    assert quarantined(out) == {"ct_rate/train_1_a_3": "missing_file"}
+    assert "missing_file  1  listed in the tables, but the file is missing" in capsys.readouterr().out
+
+
+def test_a_run_that_could_use_no_volume_fails_whatever_is_allowed(small_tree, tmp_path):
+    root = small_tree.write()
+    for path in root.rglob("*.nii.gz"):
+        path.write_bytes(b"")
+    assert run(root, tmp_path / "out", "--max-quarantine", "1") == 1
 
 
 def test_an_image_in_two_splits_stops_the_preparation(small_tree, tmp_path, capsys):
@@ -273,3 +296,29 @@ def test_each_script_has_its_own_help_within_a_second(name, out):
     assert f"Arrow files for {name.replace('pretraining', 'pre-training').replace('finetuning', 'fine-tuning')}" in text
     assert f"output folder (default: {out})" in text
     assert "A worker holds one volume at a time" in text
+
+
+def test_the_arrow_files_for_fine_tuning_hold_every_scan_with_labels_report_and_voxels(tiny_set, tmp_path):
+    root, out = tiny_set("CT-RATE"), tmp_path / "out"
+    command = [sys.executable, SCRIPT.with_name("prepro_finetuning_data.py"), "--ct-rate", root, "--out", out]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    more = ["--image-size", "32", "--resize", "trilinear", "--workers", "1"]
+    subprocess.run([*command, *more], env=environment, capture_output=True, check=True)
+    assert prepare_dataset(out, "ct_rate", tmp_path / "unused", shape=(32, 24, 32)) == out  # a data_root of the folder CT-RATE
+    cases = {case.case_id: case for case in read_prepared_cases(out, "ct_rate", reports=True)}
+    paths = {f"ct_rate/{path.name.removesuffix('.nii.gz')}": path for path in root.rglob("*.nii.gz")}
+    assert cases.keys() == paths.keys()
+    assert {name for name, case in cases.items() if case.split == "test"} == {name for name in paths if "/valid_" in name}
+    folds = {case.patient_id: case.fold for case in cases.values() if case.split == "train"}
+    assert Counter(folds.values()) == {0: 1, 1: 6}  # val gets at most a tenth of the patients, and at least one
+    assert all(case.fold == folds[case.patient_id] for case in cases.values() if case.split == "train")
+    tables = [pd.concat(map(pd.read_csv, root.rglob(name))).set_index("VolumeName") for name in ("*_labels.csv", "*_reports.csv")]
+    for name, case in cases.items():
+        labels, report = (table.loc[paths[name].name] for table in tables)
+        assert case.target == tuple(labels[label] for label in LABELS)
+        assert "".join(report["Findings_EN"].split()) in "".join(case.report.split())
+        hu = np.asarray(nib.as_closest_canonical(nib.load(paths[name])).dataobj, np.float32).transpose(2, 1, 0)[:, ::-1, ::-1]
+        sides = [round(length * share) for length, share in zip(hu.shape, (0.88, 0.65625, 0.875))]
+        center = hu[tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(hu.shape, sides))].clip(-1024, 3071)
+        expected = torch.nn.functional.interpolate(torch.tensor(center.copy())[None, None], (32, 24, 32), mode="trilinear")
+        np.testing.assert_allclose(read_prepared(case.image)[0], expected[0, 0].numpy(), atol=0.51)  # stored as integers

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import small_prepare
+from small_dicom import write_series
 from small_prepare import files, hashes, volumes
 from small_raw import LPS, CtRateTree, chest, write_ctrg, write_nifti
 
@@ -52,7 +53,7 @@ def test_later_downloads_rebuild_only_their_shards_and_read_only_new_volumes(lar
     out, away, late = tmp_path / "out", tmp_path / "away", (10, 11, 3)
     move(large_tree, late, away)
     first = prepare(options(large_tree.root, out))
-    assert (first.built, first.not_downloaded, first.quarantined, first.quarantined_fraction) == (9, 3, [], 0.0)
+    assert (first.built, first.not_downloaded, first.quarantined, first.failed_fraction) == (9, 3, [], 0.0)
     before = volumes(out)
     assert len(before) == 24
     read.clear()
@@ -243,3 +244,19 @@ def test_a_changed_slice_of_a_case_is_noticed(tmp_path, read):
     sidecars = [json.loads(path.read_text()) for path in sorted((out / "shards/ctrg").glob("shard-*.json"))]
     rows = [facts for sidecar in sidecars for facts in sidecar["volumes"].values() if "row" in facts]
     assert [facts["raw_files"]["files"] for facts in rows] == [20] * 6
+
+
+@pytest.mark.parametrize("cell", ["Anna", "Anna/IM0003.dcm"])
+def test_a_changed_slice_of_a_dicom_series_is_noticed_and_a_series_in_a_subfolder_is_not(tmp_path, read, cell):
+    root, out = tmp_path / "clinic", tmp_path / "out"
+    write_series(root / "Anna")
+    table = tmp_path / "reports.csv"
+    table.write_text(f"volume,findings\n{cell},Clear.\n")
+    chosen = options(None, out, roots={"custom": root}, table=table, val_patients=0)
+    prepare(chosen)
+    write_series(root / "Anna" / "later", chest(5), SeriesInstanceUID="1.2.3.2")
+    assert prepare(chosen).built == 0
+    os.utime(root / "Anna" / "IM0007.dcm", ns=(0, 0))
+    read.clear()
+    prepare(chosen)
+    assert len(read) == 1

@@ -80,7 +80,7 @@ def test_quarantined_volumes_are_retried_on_request(small_tree, tmp_path, monkey
     monkeypatch.setattr(shards, "make_volume", too_little_memory)
     first = prepare(options(root, out))
     assert [entry.code for entry in first.quarantined] == ["oom"]
-    assert first.quarantined_fraction == pytest.approx(1 / 11)
+    assert first.failed_fraction == pytest.approx(1 / 11)
     monkeypatch.undo()
     assert prepare(options(root, out)).built == 0
     retried = prepare(options(root, out, retry_quarantine=True))
@@ -112,11 +112,13 @@ def test_quarantine_keeps_other_data_sets_and_drops_invalid_lines(tmp_path):
     assert [json.loads(line)["volume_id"] for line in path.read_text().splitlines()] == ["ct_rate/2", "ctrg/1"]
 
 
-def test_volumes_without_a_chest_do_not_count_as_quarantined(small_tree, tmp_path):
+def test_volumes_excluded_by_the_tables_do_not_count_as_failed(small_tree, tmp_path):
     small_tree.no_chest.append("train_3_a_1")
+    small_tree.add("train_4_a_2", file=False)
     summary = prepare(options(small_tree.write(), tmp_path / "out"))
-    assert [entry.code for entry in summary.quarantined] == ["no_chest"]
-    assert summary.quarantined_fraction == 0
+    assert sorted(entry.code for entry in summary.quarantined) == ["missing_file", "no_chest"]
+    assert (summary.failed, summary.failed_fraction) == (0, 0.0)
+    assert "excluded (0 of 9 volumes with raw files could not be used):" in summary.lines()
 
 
 def test_two_data_sets_in_one_folder_and_the_limit_per_official_split(small_tree, tmp_path):

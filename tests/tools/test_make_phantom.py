@@ -14,13 +14,19 @@ SMALL = ["--train-patients", "4", "--valid-patients", "2", "--ctrg-cases", "1", 
 
 def test_fractions_of_second_scans_and_reconstructions(tmp_path, capsys):
     assert TOOL.main([*SMALL, "--out", str(tmp_path), "--second-scans", "1", "--second-reconstructions", "1", "--masks"]) == 0
-    assert "13 synthetic studies (25 volumes)" in capsys.readouterr().out  # 6 patients x 2 scans x 2, and one case of CTRG
+    # 6 patients x 2 scans x 2 reconstructions, and one case of CTRG
+    assert "holds 13 synthetic studies (25 volumes) with ground truth; 13 of them are new" in capsys.readouterr().out
     assert len(list(tmp_path.glob("ct_rate/dataset/*/*/*_b/*_2.nii.gz"))) == 6
     assert len(list(tmp_path.glob("truth/masks/*/*.nii.gz"))) == 25
 
 
-def test_default_settings_are_stored(tmp_path):
+def test_default_settings_are_stored_and_a_second_run_writes_nothing(tmp_path, capsys):
     assert TOOL.main([*SMALL, "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert TOOL.main([*SMALL, "--out", str(tmp_path)]) == 0
+    assert "; 0 of them are new" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     stored = json.loads((tmp_path / "phantom.json").read_text())["settings"]
     defaults = PhantomSettings()
     assert (stored["second_scans"], stored["second_reconstructions"]) == (0.05, 0.15)

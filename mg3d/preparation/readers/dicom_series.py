@@ -93,20 +93,39 @@ def load_pydicom() -> ModuleType:
 
 
 def read_headers(path: Path) -> list[Header]:
-    """Headers of all DICOM files below the folder `path`, in path order; files of other formats are skipped.
-
-    If `path` is one slice, only the slices of its series in the same folder are returned.
+    """Headers of the DICOM files of a folder, in path order (see `series_files`), or of the series of one slice.
 
     Raises:
         Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM), codec_missing.
     """
-    if path.is_file():
-        series_uid = read_series_uid(path)
-        files = (file for file in path.parent.iterdir() if file.is_file())
-        return [header for header in _read_files(files) if header.series_uid == series_uid]
-    if not path.is_dir():
-        raise Refusal("missing_file", "no folder of a series")
-    return _read_files(file for file in path.rglob("*") if file.is_file())
+    try:
+        files = series_files(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refusal("missing_file", "no folder of a series") from None
+    except OSError as error:
+        raise Refusal("unreadable", type(error).__name__) from None
+    if path.is_dir():
+        return _read_files(files)
+    series_uid = read_series_uid(path)
+    return [header for header in _read_files(files) if header.series_uid == series_uid]
+
+
+def series_files(path: Path) -> list[Path]:
+    """Files that may belong to the series of a folder, or of one slice: those next to the slice.
+
+    The subfolders of a folder with DICOM files hold other series and are not read.
+
+    Raises:
+        OSError: a folder or file cannot be read, or does not exist.
+    """
+    folder = path.parent if path.is_file() else path
+    alone = path.is_file() or has_slices(path)
+    return [file for file in (folder.iterdir() if alone else folder.rglob("*")) if file.is_file()]
+
+
+def has_slices(folder: Path) -> bool:
+    """Whether the folder itself contains a DICOM file, not only its subfolders."""
+    return any(path.is_file() and is_dicom(path) for path in folder.iterdir())
 
 
 def read_series_uid(path: Path) -> str:

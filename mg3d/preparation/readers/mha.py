@@ -56,8 +56,8 @@ def _check_data_file(path: Path) -> None:
         raise Refusal("unreadable", type(error).__name__) from None
     first = re.search(rb"ElementDataFile", header, re.IGNORECASE)  # MetaIO also accepts other spellings of this line
     match = _DATA_FILE.search(header)
-    if match is None or first.start() != match.start():
-        raise Refusal("mha_damaged", "the header has no plain line ElementDataFile = NAME")
+    if match is None or first.start() != match.start() or not match[1].strip():
+        raise Refusal("mha_damaged", "expected a line `ElementDataFile = NAME` in the header; is it a complete MetaImage file?")
     name = match[1].strip().decode(errors="replace")
     if name != "LOCAL" and (name != Path(name).name or "\\" in name or name.split()[0] == "LIST" or "%" in name):
-        raise Refusal("mha_damaged", "voxels in another folder or in several files")
+        raise Refusal("mha_damaged", "its voxels are in another folder or in several files; put them into one file")

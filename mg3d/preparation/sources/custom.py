@@ -12,7 +12,7 @@ import pandas as pd
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined, Refusal
-from mg3d.preparation.readers.dicom_series import is_dicom, load_pydicom, read_series_uid
+from mg3d.preparation.readers.dicom_series import has_slices, is_dicom, load_pydicom, read_series_uid
 from mg3d.preparation.readers.registry import READER_OF_SUFFIX, reader_of
 from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.options import SourceOptions
@@ -142,7 +142,6 @@ def read_listing(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = 
     for path in volumes_below(root, suffixes):
         patient = _default_patient(path)
         volumes[path] = ListedVolume(path, patient, str(path.parent) if len(path.parts) > 1 else patient)
-    _quarantine_outer_folders(volumes, suffixes)
     if not volumes:
         raise FileNotFoundError(f"{root} has no {', '.join(suffixes)} files or DICOM series; check the path")
     n_patients = len({volume.patient for volume in volumes.values()})
@@ -197,11 +196,18 @@ def _read_table_listing(root: Path, path: Path, suffixes: tuple[str, ...]) -> Li
             unusable.append(_quarantine(volume, code))
         elif volumes.setdefault(volume.path, volume) != volume:
             volumes[volume.path] = _quarantine(volumes[volume.path], "duplicate_row")
-    _quarantine_outer_folders(volumes, suffixes)
-    named = volumes.keys() | {path.parent for path in first_slice.values()}
+    slices = set(first_slice.values())
+    series = [path for path in volumes if not path.name.lower().endswith(suffixes)]
+    for folder in {folder for path in series for folder in path.parents} & volumes.keys():
+        if folder in {path.parent for path in slices} or _includes_subfolders(root / folder):
+            volumes[folder] = _quarantine(volumes[folder], "nested_series")  # it would be read as another listed series
+    named = volumes.keys() | {path.parent for path in slices}
     n_repeated = len(table) - len(unusable) - len(volumes)
     n_bad_labels = sum(bool(cell) and flag(cell) < 0 for label in LABELS if label in table for cell in table[label])
-    n_unlisted = sum(not named & {path, *path.parents} for path in volumes_below(root, suffixes))
+    n_unlisted = sum(
+        path not in named and not any(_includes_subfolders(root / folder) for folder in named.intersection(path.parents))
+        for path in volumes_below(root, suffixes)
+    )
     notes += [
         f"custom: {note}"
         for count, note in (
@@ -236,11 +242,12 @@ def _quarantine(volume: ListedVolume, code: str) -> ListedVolume:
     return ListedVolume(volume.path, volume.patient, volume.study, quarantine_code=code, row=volume.row)
 
 
-def _quarantine_outer_folders(volumes: dict[PurePosixPath, ListedVolume], suffixes: tuple[str, ...]) -> None:
-    """Quarantine folders that contain another listed DICOM series, because reading the folder might read that series again."""
-    series = [path for path in volumes if not path.name.lower().endswith(suffixes)]
-    for folder in {folder for path in series for folder in path.parents} & volumes.keys():
-        volumes[folder] = _quarantine(volumes[folder], "nested_series")
+def _includes_subfolders(folder: Path) -> bool:
+    """Whether a listed folder is read with its subfolders; an unreadable one is not."""
+    try:
+        return not has_slices(folder)
+    except OSError:
+        return False
 
 
 def _default_patient(path: PurePosixPath) -> str:

@@ -51,6 +51,16 @@ def test_ct_clip_is_transposed_and_rescaled_to_hu(tmp_path, save):
     assert found[1:] == ((1.5, 0.75, 0.75), "ct_clip", (1000.0, 0.0), "", None)
 
 
+def test_two_voxels_of_each_format_are_read_where_their_axes_say(tmp_path):
+    """SHAPE is 26 x 22 x 24. Rad-ChestCT is stored [z from superior, y, x], CT-CLIP [z from inferior, x, y]."""
+    ct, arr_0 = as_rad_chestct(chest(7)), as_ct_clip(chest(7))
+    ct[0, 3, 20], ct[2, 15, 1] = 711, 722
+    arr_0[25, 20, 3], arr_0[23, 1, 15] = 0.711, 0.722
+    for found in (read(read_rad_chestct, tmp_path, ct=ct), read(read_ct_clip, tmp_path, arr_0=arr_0)):
+        hu = found.voxels * found.scale[0] + found.scale[1]
+        assert (hu[25, 3, 20], hu[23, 15, 1]) == (pytest.approx(711, abs=0.01), pytest.approx(722, abs=0.01))
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [

@@ -13,6 +13,7 @@ from small_dicom import write_series
 from small_raw import LPS, chest, source_options, write_nifti
 
 from mg3d.glossary import LABELS
+from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.dicom import read_dicom
 from mg3d.preparation.sources.custom import list_custom, read_listing
 
@@ -156,7 +157,7 @@ def test_row_naming_a_slice_reads_the_series_of_that_slice(tmp_path):
     inventory = listed(root, [{"volume": name, "report": "Clear."} for name in names])
     assert [record.files for record in inventory.records] == [(names[2],), (names[0],)]
     assert noted(inventory, "1 rows repeat a volume")
-    assert not noted(inventory, "not in the table")
+    assert noted(inventory, "1 volumes of the folder are not in the table")
     volumes = [read_dicom(record, root).voxels for record in inventory.records]
     np.testing.assert_array_equal(volumes[0], chest(5))
     np.testing.assert_array_equal(volumes[1], chest(9)[:22])
@@ -179,13 +180,27 @@ def test_folder_row_around_another_series_is_refused_because_the_series_would_be
     assert [record.files[0] for record in inventory.records] == [*inner]
 
 
-def test_folder_of_slices_around_another_one_is_refused_without_a_table(tmp_path):
+@pytest.mark.parametrize("table", [None, [{"volume": "Anna/CT"}, {"volume": "Anna"}]])
+def test_series_in_a_folder_and_in_its_subfolder_are_two_volumes(tmp_path, table):
     root = tmp_path / "clinic"
     write_series(root / "Anna", chest(5)[:22])
-    write_series(root / "Anna" / "deeper", chest(9), SeriesInstanceUID="1.2.3.2")
-    inventory = listed(root)
-    assert [(entry.volume_id, entry.code) for entry in inventory.quarantined] == [("custom/Anna", "nested_series")]
-    assert [record.files for record in inventory.records] == [("Anna/deeper",)]
+    write_series(root / "Anna" / "CT", chest(9), SeriesInstanceUID="1.2.3.2")  # larger: the folder row would choose it
+    inventory = listed(root, table)
+    assert inventory.quarantined == []
+    assert [record.files for record in inventory.records] == [("Anna",), ("Anna/CT",)]
+    for record, expected in zip(inventory.records, (chest(5)[:22], chest(9))):
+        np.testing.assert_array_equal(read_dicom(record, root).voxels, expected)
+
+
+def test_stray_slice_above_a_series_is_refused_and_the_series_is_read_once(tmp_path):
+    root = tmp_path / "clinic"
+    write_series(root / "Anna" / "CT", chest(5))
+    (root / "Anna" / "CT" / "IM0003.dcm").rename(root / "Anna" / "stray.dcm")
+    write_series(root / "Anna" / "CT", chest(5))
+    stray, series = listed(root).records
+    with pytest.raises(Refusal, match="too_few_slices"):
+        read_dicom(stray, root)
+    np.testing.assert_array_equal(read_dicom(series, root).voxels, chest(5))
 
 
 # Ids
