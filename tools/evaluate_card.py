@@ -91,7 +91,10 @@ def run(options: argparse.Namespace) -> str:
         write_result(options.json, result)
     if options.html:
         write_result_page(options.html, result)
-    return format_tables(result.title, result.tables)
+    text = format_tables(result.title, result.tables)
+    if options.card == "phantom" and not options.ground_truth_root:
+        text += "\n\nmg3d: --ground-truth-root FOLDER adds grounding, true sides, report content and precision of sentence pairs"
+    return text
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -93,9 +93,8 @@ def _refuse_entry(path: Path, entry: str | None) -> None:
 
 def _read_folder(folder: Path) -> CheckpointFile:
     weights, config = folder / WEIGHTS, folder / CONFIG
-    if not weights.is_file() or not config.is_file():
-        names = shorten(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-        raise ValueError(f"{folder} is a folder without {CONFIG} and {WEIGHTS}; name the file of weights in it ({names})")
+    if not weights.is_file():
+        raise ValueError(f"{folder} has {CONFIG}, but no {WEIGHTS}; copy or save the model again")
     try:
         metadata = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Files of a folder written by `save_pretrained`."""
 _CHECKPOINTS = ("last", "best")
+_SHOWN = 5
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -17,15 +18,27 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """The checkpoint of a run, if `path` is its folder (last, else best), `RUN/last` or `RUN/best`; any other path unchanged.
 
     The first rank logs once on stderr which file is used.
+
+    Raises:
+        ValueError: the path is a folder, but neither a saved model nor a run with a checkpoint.
     """
     path = Path(path)
     candidates = [path / "checkpoints" / f"{name}.ckpt" for name in _CHECKPOINTS] if path.is_dir() else []
     if path.name in _CHECKPOINTS and not path.exists():
         candidates.append(path.parent / "checkpoints" / f"{path.name}.ckpt")
-    checkpoint = None if (path / CONFIG).is_file() else next((file for file in candidates if file.is_file()), None)
+    if (path / CONFIG).is_file():
+        return path
+    checkpoint = next((file for file in candidates if file.is_file()), None)
     if checkpoint is not None:
         _log_once(f"using {checkpoint} of the run {path}")
-    return checkpoint or path
+        return checkpoint
+    if path.is_dir():
+        names = ", ".join(sorted(entry.name for entry in path.iterdir())[:_SHOWN]) or "nothing"
+        raise ValueError(
+            f"{path} contains {names}, but neither a saved model ({CONFIG}, {WEIGHTS}) nor a checkpoint of a run "
+            "(checkpoints/last.ckpt); name one of these folders or a file of weights"
+        )
+    return path
 
 
 def find_local(path: str | Path) -> Path | None:
@@ -33,14 +46,9 @@ def find_local(path: str | Path) -> Path | None:
 
     Raises:
         FileNotFoundError: the path does not exist and is not of the form OWNER/NAME.
-        ValueError: the path is a folder, but neither a saved model nor a run.
+        ValueError: see `resolve_checkpoint`.
     """
     found = resolve_checkpoint(path)
-    if found.is_dir() and not (found / CONFIG).is_file():
-        raise ValueError(
-            f"{found} contains neither a saved model ({CONFIG}, {WEIGHTS}) nor a run (checkpoints/last.ckpt); name one of these "
-            "or a file of weights"
-        )
     if found.exists():
         return found
     if not _HUB_ID.fullmatch(str(path)) or found.suffix in _SUFFIXES or found.parent.is_dir() or found.name in _CHECKPOINTS:

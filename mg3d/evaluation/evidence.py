@@ -212,8 +212,8 @@ def summary_rows(result: dict[str, Any]) -> list[dict[str, str]]:
     if "sentence_pairs" in result:
         same = result["sentence_pairs"][0]
         name = f"sentence pairs that SSM treats as same (cosine of {same['threshold']:.2f} or more)"
-        precision = f"precision {format_cell(same['precision of same'])}, recall {format_cell(same['recall of same'])}"
-        rows.append(_row(name, "", "", f"{same['pairs at or above']:.2%}", precision))
+        scores = [f"{score} {format_cell(same[key])}" for score in ("precision", "recall") if (key := f"{score} of same") in same]
+        rows.append(_row(name, "", "", f"{same['pairs at or above']:.2%}", ", ".join(scores)))
     return rows
 
 

@@ -23,6 +23,9 @@ def read_ground_truth(root: Path, study_ids: Iterable[str], reports: Iterable[st
     """Ground truth of each study; None unless every study has a file with exactly its report.
 
     Phantom studies have the same names as real ones, so names alone could assign phantom truth to real patients.
+
+    Raises:
+        ValueError: a file lists a finding twice.
     """
     truths = []
     for study_id, report in zip(study_ids, reports, strict=True):
@@ -30,6 +33,9 @@ def read_ground_truth(root: Path, study_ids: Iterable[str], reports: Iterable[st
         truth = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if truth is None or _report_of(truth) != report:
             return None
+        labels = [finding["label"] for finding in truth["findings"]]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"{path} lists a finding twice ({', '.join(labels)}). Make the phantom again.")
         truths.append(truth)
     return truths
 

@@ -60,22 +60,20 @@ def sentence_pairs(
 
 
 def threshold_rows(pairs: ScoredPairs, thresholds: Sequence[float]) -> Rows:
-    """One row per threshold: precision and recall of the pairs at or above it as `same`.
+    """One row per threshold: fraction of pairs at or above it and, if meanings are known, their precision and recall as `same`.
 
     False negatives: the fraction of the pairs at or below it that mean the same.
     """
-    rows = []
+    rows: Rows = []
     for threshold in thresholds:
         above, below = pairs.cosine >= threshold, pairs.cosine <= threshold
-        rows.append(
-            {
-                "threshold": float(threshold),
-                "pairs at or above": _fraction(above, np.ones_like(above)),
+        rows.append({"threshold": float(threshold), "pairs at or above": _fraction(above, np.ones_like(above))})
+        if pairs.known.any():
+            rows[-1] |= {
                 "precision of same": _fraction(pairs.equal, above & pairs.known),
                 "recall of same": _fraction(above, pairs.equal),
                 "false negatives at or below": _fraction(pairs.equal, below & pairs.known),
             }
-        )
     return rows
 
 

@@ -114,7 +114,7 @@ def torch_content(kind, path):
         ("zip", r"zip archive without a torch checkpoint \(weights.pt\)"),
         ("npz", r"zip archive without a torch checkpoint \(w.npy\)"),
         ("text", r"is not a torch or safetensors file; it starts with b'see the README"),
-        ("folder", r"is a folder without config.json and model.safetensors.*epoch3.ckpt"),
+        ("folder", r"contains epoch3.ckpt, but neither a saved model .* nor a checkpoint of a run"),
         ("list", "contains a list instead of named tensors"),
         ("no_tensors", r"has no tensors \(epoch, names\)"),
         ("one_of_many", r"several state dicts \(left, right\); pass entry="),
@@ -147,7 +147,7 @@ def test_only_owner_slash_name_can_be_a_hub_id(tmp_path, monkeypatch):
     for name in ("result/tniy", "tniy", "./owner/name", "a/b/c", "owner/name.ckpt", "/nowhere", "owner/last"):
         with pytest.raises(FileNotFoundError, match=rf"^{name} does not exist; name a saved folder"):
             find_local(name)
-    with pytest.raises(ValueError, match=r"neither a saved model .* nor a run"):
+    with pytest.raises(ValueError, match=r"neither a saved model .* nor a checkpoint of a run"):
         find_local("result")
 
 

@@ -20,7 +20,8 @@ def truths_of(settings, root, report_numbers):
         findings, impression = report_of(number)
         path = root / "truth" / "ct_rate" / f"test_{patient}_0.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"report": {"findings": findings, "impression": impression}, "number": number}))
+        truth = {"report": {"findings": findings, "impression": impression}, "findings": [], "number": number}
+        path.write_text(json.dumps(truth))
     return open_held_out(settings, train=None, tokenizer=None, collator=None, device=torch.device("cpu")).truths
 
 

@@ -146,6 +146,11 @@ def test_missing_ground_truth_and_masks_are_refused(truth_of_studies):
     mask_path(truth_of_studies, data.volume_ids[2]).unlink()
     with pytest.raises(FileNotFoundError, match=r"Add masks with `python tools/make_phantom\.py --out"):
         PhantomTables(truth_of_studies, data)
-    (truth_of_studies / "truth" / "ct_rate" / "train_1_0.json").unlink()
+    truth_path = truth_of_studies / "truth" / "ct_rate" / "train_1_0.json"
+    truth = json.loads(truth_path.read_text())
+    truth_path.write_text(json.dumps(truth | {"findings": 2 * truth["findings"]}))
+    with pytest.raises(ValueError, match=r"train_1_0.json lists a finding twice \(Lung nodule, Lung nodule\)"):
+        PhantomTables(truth_of_studies, data)
+    truth_path.unlink()
     with pytest.raises(ValueError, match="does not have the ground truth of these studies"):
         PhantomTables(truth_of_studies, data)

@@ -48,4 +48,10 @@ def test_a_row_agrees_with_a_loop_over_pairs(threshold):
 def test_a_single_patient_has_no_pair():
     vectors, facts = random_sentences(8)
     (row,) = threshold_rows(sentence_pairs(vectors, **facts | {"patients": np.zeros(8)}), [0.9])
-    assert np.isnan([row["pairs at or above"], row["precision of same"], row["recall of same"]]).all()
+    assert row == pytest.approx({"threshold": 0.9, "pairs at or above": np.nan}, nan_ok=True)
+
+
+def test_without_meanings_only_the_fraction_of_pairs_is_reported():
+    vectors, facts = random_sentences(45)
+    known, unknown = (threshold_rows(sentence_pairs(vectors, **facts | more), [0.3]) for more in ({}, {"meanings": [None] * 45}))
+    assert unknown == [{name: known[0][name] for name in ("threshold", "pairs at or above")}]

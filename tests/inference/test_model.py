@@ -216,7 +216,7 @@ def test_every_bad_request_is_refused_in_one_line(model, scans, tmp_path):
         (lambda: model.embed([]), "no scan to embed"),
         (lambda: model.embed_report(" ... "), "the text is empty"),
         (lambda: model.ground(scans[0], ""), "the text is empty"),
-        (lambda: mg3d.load(tmp_path), "contains neither a saved model"),
+        (lambda: mg3d.load(tmp_path), ", but neither a saved model"),
         (lambda: mg3d.load(tmp_path / "nothing.ckpt"), "does not exist"),
         (lambda: mg3d.load(tmp_path / "run" / "last"), "does not exist"),
         (lambda: mg3d.load("nobody/no-such-model-v1.0", device="cpu"), "downloading it from the hub failed"),

@@ -173,17 +173,18 @@ def test_without_the_token_there_is_no_data(token, server):
     assert fetch(server, "/api/map", method="POST", body='{"scan": 0, "sentence": "Clear."}', token=token)[0] == 403
 
 
+MALFORMED = ["", "{", "[]", "[" * 100_000, '{"scan": "a", "sentence": "a"}', '{"scan": 1e999, "sentence": "a"}', '{"scan": 0}']
+IMPOSSIBLE = ['{"scan": 0, "sentence": " "}', '{"scan": 99, "sentence": "a"}']
+
+
 @pytest.mark.parametrize(
-    "body",
-    [
-        "", "{", "[]", '{"scan": "a", "sentence": "a"}', '{"scan": 0}', '{"scan": 0, "sentence": " "}',
-        '{"scan": 99, "sentence": "a"}',
-    ],
-    ids=range(7),
-)  # fmt: skip
-def test_malformed_requests_are_refused(body, server):
+    ("body", "expected"),
+    [*((body, 400) for body in MALFORMED), *((body, 422) for body in IMPOSSIBLE)],
+    ids=lambda value: str(value)[:20],
+)
+def test_malformed_and_impossible_requests_are_answered_with_a_reason(body, expected, server):
     status, _, content = fetch(server, "/api/map", method="POST", body=body)
-    assert status == 422
+    assert status == expected
     assert json.loads(content)["error"]
 
 

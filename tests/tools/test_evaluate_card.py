@@ -72,6 +72,7 @@ def test_partial_results_are_marked_repeat_and_compare(model, data, tmp_path, ca
     assert all(line.endswith("· PARTIAL 6/9") for line in headings)
     assert any(line.startswith("Stress test, 3 volumes") for line in headings)
     assert "enlarged" not in printed  # the text of reports is not shown
+    assert printed.splitlines()[-1].startswith("mg3d: --ground-truth-root FOLDER adds grounding")
     assert "PARTIAL 6/9" in (tmp_path / "page.html").read_text()
     assert evaluate(model, data, "--partial", "--stress", "--json", second) == 0
     assert first.read_bytes() == second.read_bytes()

@@ -67,6 +67,10 @@ class ViewerServer(ThreadingHTTPServer):
             print(f"mg3d: a request failed ({kind.__name__})", file=sys.stderr)
 
 
+class MalformedRequest(RequestError):
+    """The body of a request is not of the expected form."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: ViewerServer
     server_version, sys_version = "mg3d", ""
@@ -92,7 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             result = compute()
         except RequestError as error:
-            self._fail(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+            malformed = isinstance(error, MalformedRequest)
+            self._fail(HTTPStatus.BAD_REQUEST if malformed else HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, f"the request failed ({type(error).__name__})")
         else:
@@ -119,8 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             request = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             scan_id, sentence = int(request["scan"]), str(request["sentence"])
-        except (ValueError, KeyError, TypeError):
-            raise RequestError('expected {"scan": id, "sentence": text}') from None
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise MalformedRequest('expected {"scan": id, "sentence": text}') from None
         return _json(self.server.session.ground(scan_id, sentence))
 
     def _fail(self, status: HTTPStatus, reason: str) -> None:
