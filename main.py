@@ -2,10 +2,10 @@
 
 import sys
 
-try:
-    from mg3d.config import command_line
-except ModuleNotFoundError as error:
-    sys.exit(f"mg3d: no module named {error.name}; run_scripts/pretrain.sh creates the environment: source .venv/bin/activate")
+from mg3d.cli import exit_without_environment
 
 if __name__ == "__main__":
-    sys.exit(command_line(sys.argv[1:]))
+    with exit_without_environment():
+        from mg3d.config import command_line
+
+        sys.exit(command_line(sys.argv[1:]))

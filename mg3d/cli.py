@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,7 +39,8 @@ def positive_int(text: str) -> int:
 def run_and_print(work: Callable[[], str]) -> int:
     """Prints the result of `work`; returns the exit code: 2 with one line on stderr for a ValueError or OSError."""
     try:
-        text = work()
+        with exit_without_environment():
+            text = work()
     except (ValueError, OSError) as error:
         print(f"mg3d: {error_sentence(error)}", file=sys.stderr)
         return 2
@@ -50,6 +52,18 @@ def run_and_print(work: Callable[[], str]) -> int:
             print(f"mg3d: cannot print the result: {error_sentence(error)}", file=sys.stderr)
             return 2
     return 0
+
+
+@contextmanager
+def exit_without_environment() -> Iterator[None]:
+    """Exits with one sentence if a dependency is not installed, as in a Python outside of the virtual environment."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "mg3d").split(".")[0]
+        if name == "mg3d":
+            raise
+        sys.exit(f"mg3d: no module named {name}. Activate the environment (source .venv/bin/activate) or install {name}.")
 
 
 def error_sentence(error: ValueError | OSError) -> str:

@@ -144,6 +144,21 @@ def test_help_imports_nothing_heavy(program):
     assert "usage:" in shown.stdout
 
 
+@pytest.mark.parametrize(("program", "missing"), [("main.py", "sacred"), ("tools/inspect_checkpoint.py", "torch")])
+def test_a_missing_dependency_is_one_sentence(program, missing):
+    code = (
+        "import runpy, sys; program, missing = sys.argv[1:]; sys.modules[missing] = None; sys.argv = [program, 'with', 'tiny']\n"
+        "if 'tools' in program: sys.argv = [program, 'x.ckpt']\n"
+        "runpy.run_path(program, run_name='__main__')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, program, missing]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert printed.returncode == 1
+    assert printed.stderr.startswith(f"mg3d: no module named {missing}. Activate the environment (source .venv/bin/activate)")
+    assert printed.stderr.count("\n") == 1
+
+
 def test_choices_of_the_converter_are_those_of_the_package():
     from mg3d.checkpoints.convert import Program
 
