@@ -97,7 +97,7 @@ def format_rows(rows: Rows) -> list[dict[str, str]]:
 
 def format_tables(title: str, tables: Mapping[str, Rows]) -> str:
     """Tables for the terminal, each headed by its name and `title`."""
-    console = Console(highlight=False, file=io.StringIO(), width=None if sys.stdout.isatty() else 150)
+    console = Console(highlight=False, markup=False, file=io.StringIO(), width=None if sys.stdout.isatty() else 150)
     for heading, rows in tables.items():
         lines = format_rows(rows)
         if not lines:

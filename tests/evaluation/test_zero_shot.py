@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mg3d.evaluation.card_result import RELIABILITY
 from mg3d.evaluation.cards import CARDS
-from mg3d.evaluation.tables import Bootstrap, format_cell
+from mg3d.evaluation.tables import Bootstrap, format_cell, format_tables
 from mg3d.evaluation.thresholds_and_calibration import decision_and_calibration_tables, development_mask
 from mg3d.evaluation.zero_shot import (
     MEAN,
@@ -99,6 +99,7 @@ def test_a_single_positive_has_a_value_and_no_interval():
     assert row["auroc"]["value"] == 1
     assert np.isnan([row["auroc"]["low"], row["auroc"]["high"]]).all()
     assert format_cell(row["auroc"]) == "1.000 [too few positives (1)]"
+    assert "1.000 [too few positives (1)]" in format_tables("", {"findings": [row]})  # brackets are no markup
 
 
 def decision_rows(tables):
