@@ -27,11 +27,18 @@ _PRESETS = ("swin_b", "swin_l_unprojected", "swin_l", "vit_b", "vit_l", "vit_tin
 """Encoder presets; an encoder without projection precedes the one with it, of which it is a part."""
 _BIAS_TABLE = re.compile(r"layers(\d)\.0\.blocks\.\d+\.attn\.relative_position_bias_table$")
 _BUFFER = re.compile(r"_index$|(^|\.)(running_mean|running_var|num_batches_tracked)$")
+_OPTIONAL = ("mask_token", "decoder.", "pyramid.")
+"""Only masked pre-training has the first two, only fine-tuning the last one (decoder and pyramid: ViT)."""
 
 
 def is_parameter(name: str) -> bool:
     """Whether a tensor is a parameter and not a position index or a running statistic, by its name."""
     return not _BUFFER.search(name)
+
+
+def is_required(name: str) -> bool:
+    """Whether a tensor of an image encoder is a parameter that pre-training and fine-tuning both have, by its name."""
+    return is_parameter(name) and not name.startswith(_OPTIONAL)
 
 
 class DetectedEncoder(NamedTuple):
@@ -70,7 +77,7 @@ def detect_encoder(shapes: Mapping[str, Shape]) -> DetectedEncoder | None:
     architecture = found[0]
     details = {"swin": _swin_details, "vit": _vit_details}.get(architecture, lambda shapes: {})(shapes)
     width = 2 * first[0] if architecture == "nnunet" else first[0]  # embed_dim is the width after the first downsampling
-    held = {name: shape for name, shape in shapes.items() if is_parameter(name) and name != "mask_token"}
+    held = {name: shape for name, shape in shapes.items() if is_required(name)}
     candidates = (preset for preset in _PRESETS if PRESETS[preset]["vision_encoder"] == architecture)
     preset = next((name for name in candidates if held.items() <= _preset_shapes(name).items()), None)
     complete = _preset_shapes(preset) if preset else _complete_shapes(architecture, width, first[1], details)
@@ -117,7 +124,7 @@ def _complete_shapes(architecture: str, width: int, in_channels: int, details: M
 
 
 def _parameter_shapes(encoder: torch.nn.Module) -> dict[str, Shape]:
-    return {name: tuple(value.shape) for name, value in encoder.named_parameters() if name != "mask_token"}
+    return {name: tuple(value.shape) for name, value in encoder.named_parameters() if is_required(name)}
 
 
 class _LinspaceOnCPU(TorchFunctionMode):

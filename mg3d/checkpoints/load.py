@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mg3d.checkpoints.detection import DetectedEncoder, is_parameter
+from mg3d.checkpoints.detection import DetectedEncoder, is_required
 from mg3d.checkpoints.info import CheckpointInfo, checkpoint_info, image_encoder, text_encoder_sizes
 from mg3d.checkpoints.key_mapping import OUTSIDE, VISION, map_keys
 from mg3d.checkpoints.patch_merging import agree_on_merging, compare_norms, merging_of, mg3d_metadata
@@ -184,8 +184,8 @@ def _compare(info: CheckpointInfo, offered: Tensors, wanted: Tensors, *, paramet
     ignored = [name for name in offered if name.startswith(OUTSIDE) or (not is_whole and not name.startswith((VISION, UNUSED)))]
     known = {*ignored, *wanted}
 
-    def covered(prefix: str) -> float:
-        sizes = {name: tensor.numel() for name, tensor in parameters.items() if name.startswith(prefix)}
+    def covered(names: Iterable[str]) -> float:
+        sizes = {name: parameters[name].numel() for name in names}
         return sum(size for name, size in sizes.items() if name in fitting) / max(sum(sizes.values()), 1)
 
     return LoadReport(
@@ -199,8 +199,8 @@ def _compare(info: CheckpointInfo, offered: Tensors, wanted: Tensors, *, paramet
         ),
         unused=tuple(name.removeprefix(UNUSED) for name in offered if name.startswith(UNUSED)),
         ignored=tuple(name.removeprefix(OUTSIDE) for name in ignored),
-        encoder_coverage=covered(VISION),
-        coverage=covered(""),
+        encoder_coverage=covered(filter(_is_required, parameters)),
+        coverage=covered(parameters),
     )
 
 
@@ -212,9 +212,9 @@ def _refuse_mismatch(report: LoadReport, offered: Tensors, wanted: Tensors, mini
     of_file, of_model = image_encoder(offered), image_encoder(wanted)
     is_partial = minimum == 0 and of_file is None
     wrong_shape = [line for line in report.wrong_shape if line.startswith(VISION)]
-    extra = [name for name in report.unexpected if _is_encoder_parameter(name)]
+    extra = [name for name in report.unexpected if _is_required(name)]
     kinds = {_without_numbers(name) for name in offered}
-    missing = [name for name in report.missing if _is_encoder_parameter(name) and _without_numbers(name) not in kinds]
+    missing = [name for name in report.missing if _is_required(name) and _without_numbers(name) not in kinds]
     other_depths = of_file and of_model and not _agrees(of_file.details.get("depths"), of_model.details.get("depths"))
     differs = bool(wrong_shape or extra or other_depths or (missing and not is_partial))
     is_empty = not any(name.startswith("" if is_partial else VISION) for name in report.matched)
@@ -234,8 +234,8 @@ def _refuse_mismatch(report: LoadReport, offered: Tensors, wanted: Tensors, mini
     raise ValueError(f"{report.info.path} {reason}. {difference}{names}")
 
 
-def _is_encoder_parameter(name: str) -> bool:
-    return name.startswith(VISION) and is_parameter(name) and name != VISION + "mask_token"
+def _is_required(name: str) -> bool:
+    return name.startswith(VISION) and is_required(name.removeprefix(VISION))
 
 
 def _without_numbers(name: str) -> str:

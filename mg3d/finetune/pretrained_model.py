@@ -25,7 +25,7 @@ from mg3d.settings.schema import Settings, volume_shape
 
 _CONTRAST_ONLY = {
     "weight_mlm": 0.0, "weight_sal": 0.0, "weight_mim": 0.0, "weight_dcl": 0.0, "weight_ssm": 0.0, "weight_cml": 1.0,
-    "wiring": "paper", "mim_patch_size": 8,
+    "wiring": "paper",
 }  # fmt: skip
 """Settings of a model that compares volumes with texts, without the parts of other objectives."""
 _SPECIAL_TOKENS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")

@@ -158,8 +158,11 @@ def _parts(
     volume, image = like.new_empty(1, 1, *volume_shape), like.new_empty(1, tokens, width, requires_grad=True)
     words, sentences = (like.new_empty(1, length, width, requires_grad=True) for length in (report.tokens, count))
     mask = torch.ones(1, count, dtype=torch.bool, device="meta")
-    passes = bool(model.objectives - {"mim"}) + bool(active({"mim"}))
-    yield "volume encoder", passes, True, lambda: model.encode_volume(volume)
+    if model.objectives - {"mim"}:
+        yield "volume encoder", 1, True, lambda: model.encode_volume(volume)
+    if active({"mim"}):  # a vision transformer leaves masked patches out
+        patch_mask = torch.empty(1, *model.grid, dtype=torch.bool, device="meta")
+        yield "volume encoder, masked", 1, True, lambda: model.encode_volume(volume, patch_mask)
     target = getattr(report_branch, "target_text", None)
     reads_report = active({"mim", "cml", "dcl", "ssm"}) or (active({"sal"}) and target is None)
     passes = int(bool(reads_report) and not report.is_cached) + bool(active({"mlm", "sal"}))

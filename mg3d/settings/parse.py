@@ -140,9 +140,9 @@ def _encoder_rules(settings: Settings) -> Rules:
     return [
         (all(side % stride == 0 for side in shape),
          f"{given}: volume {shape} must be divisible by {stride} voxels, the stride of this {kind} encoder; use {suggestion}"),
-        (all(side % model.mim_patch_size == 0 for side in shape),
+        (settings.loss.weight_mim == 0 or all(side % model.mim_patch_size == 0 for side in shape),
          f"mim_patch_size={model.mim_patch_size} does not divide the volume {shape}"),
-        (model.mim_patch_size % patch_size == 0,
+        (settings.loss.weight_mim == 0 or model.mim_patch_size % patch_size == 0,
          f"mim_patch_size={model.mim_patch_size} must be a multiple of patch_size={patch_size}"),
         (kind != "nnunet" or vision.embed_dim % 2 == 0,
          f"embed_dim={vision.embed_dim} must be even: the first block of nnunet has half as many channels"),

@@ -14,6 +14,7 @@ from mg3d.models.build import build_model
 from mg3d.models.vision.nnunet import NNUNetEncoder
 from mg3d.models.vision.swin import SwinEncoder
 from mg3d.models.vision.unet import UNetEncoder
+from mg3d.models.vision.vit import ViTEncoder
 
 
 def monai_swin(**changes):
@@ -60,6 +61,26 @@ def test_mask_token_and_running_statistics_may_be_missing(masked, tmp_path):
     report = load_weights(model, saved(state, tmp_path))
     assert torch.equal(model.down_tr512.ops[1].conv1.weight, file.down_tr512.ops[1].conv1.weight)
     assert (report.missing[:1] == ("vision.mask_token",)) == (masked == "model")
+
+
+def test_a_pretrained_vision_transformer_loads_into_one_for_fine_tuning(tmp_path):
+    sizes = {"embed_dim": 24, "patch_size": (4, 4, 4), "depths": (2,), "num_heads": (2,)}
+    file, model = ViTEncoder(mask_token=True, **sizes), ViTEncoder(pyramid=True, **sizes)
+    report = load_weights(model, saved({f"vision.{name}": tensor for name, tensor in file.state_dict().items()}, tmp_path))
+    assert report.encoder_coverage == report.info.coverage == 1.0
+    assert {name.split(".")[1] for name in report.missing} == {"pyramid"}
+    assert {name.split(".")[1] for name in report.unexpected} == {"decoder"}
+    volume = torch.rand(1, 1, 8, 12, 16)
+    torch.testing.assert_close(model.encode(volume), file.encode(volume), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"depths": (3,)}, {"num_heads": (1,)}, {"patch_size": 8}, {"embed_dim": 28}, {"registers": 2}]
+)
+def test_another_vision_transformer_is_refused(change, tmp_path):
+    sizes = {"embed_dim": 24, "patch_size": 4, "depths": (2,), "num_heads": (2,)}
+    content = ViTEncoder(**sizes).state_dict()
+    assert_refused(ViTEncoder(pyramid=True, **(sizes | change)), content, next(iter(change)).split("s")[0], tmp_path)
 
 
 def test_heads_next_to_an_encoder_are_ignored(tmp_path):

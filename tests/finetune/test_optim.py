@@ -37,6 +37,11 @@ def test_convolutional_encoders_have_stages_in_order(kind):
     assert stage_names(StandardizedInput(encoder)) == [f"encoder.{name}" for name in names]
 
 
+def test_the_stages_of_a_vision_transformer_are_its_blocks():
+    encoder = build_encoder({"vision_encoder": "vit", "embed_dim": 24, "patch_size": 4, "depths": (2,), "num_heads": (2,)})
+    assert stage_names(encoder) == ["patch_embed", "blocks.0", "blocks.1", "final_norm", "pyramid"]
+
+
 def test_biases_norms_and_position_tables_are_not_decayed():
     network = Classifier(build_encoder(SWIN), 3)
     found = rates(network, weight_decay=0.1)

@@ -8,6 +8,7 @@ from small_arrow import small_tokenizer
 
 from mg3d.checkpoints.pretrained import from_pretrained, text_config
 from mg3d.config import resolve
+from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.pretrained_model import can_compare, describe, load_pretrained_model, rebuild
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.models.build import build_untrained
@@ -31,9 +32,9 @@ def test_an_exported_folder_gives_its_embeddings(tmp_path):
     assert tokenizer("no lesion of the heart.")["input_ids"] == whole.tokenizer("no lesion of the heart.")["input_ids"]
 
 
-def write_run(folder, *, tokenizer=True):
+def write_run(folder, *, tokenizer=True, settings=None):
     """A checkpoint as training writes it, its tokenizer beside it."""
-    settings = resolve(["tiny"], SIZES)
+    settings = settings or resolve(["tiny"], SIZES)
     words = small_tokenizer(folder / "tokenizer" if tokenizer else folder.parent / "elsewhere")
     model = build_untrained(settings, len(words))
     (folder / "checkpoints").mkdir(parents=True)
@@ -51,6 +52,21 @@ def test_a_checkpoint_of_a_run_uses_its_tokenizer(tmp_path):
     whole = start(path)
     assert torch.equal(whole.model.project_image.weight, model.project_image.weight)
     assert can_compare(whole)
+
+
+def test_a_run_of_a_vision_transformer_gives_the_model_and_the_encoder_alone(tmp_path):
+    model, path = write_run(tmp_path / "run", settings=resolve(["tiny", "vit_tiny"], {}))
+    volume = torch.rand(1, 1, 64, 48, 64)
+    whole = start(path, (64, 48, 64))
+    assert can_compare(whole)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.model.encode_volume(volume), model.encode_volume(volume), rtol=0, atol=0)
+        loaded = load_encoder(FinetuneSettings(pretrained=str(path)))
+        maps = loaded.encoder(volume)
+    assert loaded.coverage == 1.0
+    assert [tuple(features.shape[1:]) for features in maps] == [
+        (6, 64, 48, 64), (12, 32, 24, 32), (24, 16, 12, 16), (48, 8, 6, 8), (96, 4, 3, 4)
+    ]  # fmt: skip
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path):

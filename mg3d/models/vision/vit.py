@@ -67,13 +67,13 @@ class ViTEncoder(VisionEncoder):
         self.patch_embed = nn.Conv3d(in_channels, embed_dim, self.patch_size, self.patch_size)
         self.register_tokens = nn.Parameter(nn.init.trunc_normal_(torch.empty(registers, embed_dim), std=0.02))
         self.blocks = nn.ModuleList(Block(embed_dim, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim)
+        self.final_norm = nn.LayerNorm(embed_dim)
         self.decoder = MaskDecoder(embed_dim, max(1, heads // 2)) if mask_token else None
         halvings = min(4, *(int(math.log2(side & -side)) for side in self.patch_size))
         levels = range(halvings, -1, -1)
         self.pyramid_channels = tuple(embed_dim // 2**level for level in levels)
         self.pyramid_strides = tuple(tuple(side // 2**level for side in self.patch_size) for level in levels)
-        self.pyramid = nn.ModuleList(_upsampling(embed_dim, level) for level in levels if level) if pyramid else None
+        self.pyramid = FeaturePyramid(embed_dim, halvings) if pyramid else None
 
     @property
     def mask_token(self) -> nn.Parameter | None:
@@ -84,8 +84,7 @@ class ViTEncoder(VisionEncoder):
         """Maps, see `VisionEncoder.forward`; the last one is that of `encode`."""
         if self.pyramid is None:
             raise ValueError("this encoder has no feature pyramid; build it with pyramid=True")
-        last = self.encode(volume, patch_mask)
-        return [*(layer(last) for layer in self.pyramid), last]
+        return self.pyramid(self.encode(volume, patch_mask))
 
     def encode(self, volume: Tensor, patch_mask: Tensor | None = None) -> Tensor:
         """[B, embed_dim, d, h, w], normalised over channels; arguments as in `VisionEncoder.forward`."""
@@ -113,7 +112,7 @@ class ViTEncoder(VisionEncoder):
         angles = F.pad(angles, (0, 0, registers, 0))
         mask = None if real is None else F.pad(real, (registers, 0), value=True)[:, None, None]
         tokens = _through(self.blocks, tokens, angles, mask, recompute=self.gradient_checkpointing)
-        return self.norm(tokens[:, registers:])
+        return self.final_norm(tokens[:, registers:])
 
     def _encode_masked(self, tokens: Tensor, angles: Tensor, masked: Tensor, patch_mask: Tensor) -> Tensor:
         """[B, N, C]: visible tokens from the blocks, masked ones, bool [B, N], from the decoder."""
@@ -223,9 +222,20 @@ def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], -1)
 
 
-def _upsampling(width: int, level: int) -> nn.Sequential:
-    """Transposed convolutions that double the resolution and halve the channels `level` times."""
-    layers: list[nn.Module] = []
-    for step in range(level):
-        layers += [nn.ConvTranspose3d(width // 2**step, width // 2 ** (step + 1), 2, 2), nn.GELU()]
-    return nn.Sequential(*layers)
+class FeaturePyramid(nn.Module):
+    """Finer maps from the last one, each by its own transposed convolutions that double the resolution and halve the channels."""
+
+    def __init__(self, width: int, halvings: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(self._level(width, steps) for steps in range(halvings, 0, -1))
+
+    @staticmethod
+    def _level(width: int, steps: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for step in range(steps):
+            layers += [nn.ConvTranspose3d(width // 2**step, width // 2 ** (step + 1), 2, 2), nn.GELU()]
+        return nn.Sequential(*layers)
+
+    def forward(self, last: Tensor) -> list[Tensor]:
+        """Maps, finest first; the last one is `last` [B, width, d, h, w]."""
+        return [*(level(last) for level in self.levels), last]

@@ -65,7 +65,7 @@ def slow_encode(encoder, volume, visible):
         tokens = tokens + block.scale1 * slow_attention(block.attention, block.norm1(tokens), positions)
         hidden = F.gelu(block.mlp[0](block.norm2(tokens)))
         tokens = tokens + block.scale2 * block.mlp[2](hidden)
-    return encoder.norm(tokens[len(encoder.register_tokens) :])
+    return encoder.final_norm(tokens[len(encoder.register_tokens) :])
 
 
 PATCHES = [(z, y, x) for z in range(GRID[0]) for y in range(GRID[1]) for x in range(GRID[2])]
