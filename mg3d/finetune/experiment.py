@@ -186,6 +186,11 @@ def run_fold(
         summary = train(task_type, network, split, folder, config)
         summary["encoder_coverage"] = loaded and loaded.coverage
     path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
+    if not summary.get("finished", True) and not path.is_file():
+        raise ValueError(
+            f"max_minutes={settings.max_minutes:g} stopped {folder} before its first validation (val_epochs="
+            f"{settings.val_epochs}), so there are no scores yet; the same command continues"
+        )
     stored = fit.read_finetuned(path)
     trained = stored["mg3d_finetune"]
     if settings.mode == "evaluate":
@@ -207,7 +212,10 @@ def run_fold(
         info("no test split: the best epoch was chosen on the reported cases, so the scores are slightly too high")
     results.show_scores(f"{task.title} (pretrained={trained['settings']['pretrained']}, {folder.name})", scores)
     if not summary.get("finished", True):
-        info("stopped at max_minutes before the last epoch; the same command continues")
+        info(
+            f"max_minutes={settings.max_minutes:g} stopped the run after {summary['epochs']} of {settings.epochs} epochs, so the "
+            "scores are provisional; the same command continues"
+        )
     info(f"wrote {out}")
     return tables
 
@@ -227,13 +235,17 @@ def pool_folds(task: DownstreamTask, task_type: TaskType, tables: Sequence[Mappi
     pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
     each = pd.DataFrame([task_type.statistics(table["val"]) for table in tables])
     spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
-    folds = [results.read_summary(folder / f"fold{fold}")["config"]["cases"] for fold in range(len(tables))]
-    summary = results.read_summary(folder / "fold0")
-    cases = {f"fold{fold} {name}": digest for fold, digests in enumerate(folds) for name, digest in digests.items()}
-    summary = {name: summary[name] for name in ("folder", "synthetic", "parameters_total", "config")}
+    folds = [results.read_summary(folder / f"fold{fold}") for fold in range(len(tables))]
+    cases = {
+        f"fold{fold} {name}": digest for fold, one in enumerate(folds) for name, digest in one["config"]["cases"].items()
+    }
+    summary = {name: folds[0][name] for name in ("folder", "synthetic", "parameters_total", "config")}
     summary["config"] |= {"fold": folder.name, "cases": cases}
     summary |= {"folds": len(tables), "between_folds": spread}
     scores = results.write_results(folder / "all", task_type, task.title, {"val": pooled}, summary)
     results.show_scores(f"{task.title}, {len(tables)} folds pooled", scores)
+    unfinished = [str(fold) for fold, one in enumerate(folds) if not one.get("finished", True)]
+    if unfinished:
+        info(f"max_minutes stopped fold {', '.join(unfinished)} early: pooled scores are provisional; the same command continues")
     metric = spread[task_type.metric]
     info(f"{task_type.metric} over folds: mean {metric['mean']:.3f}, SD {metric['sd']:.3f}; wrote {folder / 'all'}")
