@@ -10,7 +10,7 @@ import pandas as pd
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined, Refusal
-from mg3d.preparation.readers.dicom_series import has_slices, load_pydicom, read_series_uid
+from mg3d.preparation.readers.dicom_series import SeriesKey, has_slices, load_pydicom, read_series_key
 from mg3d.preparation.readers.registry import reader_of
 from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.options import SourceOptions
@@ -153,7 +153,7 @@ def _read_table_listing(root: Path, path: Path) -> Listing:
     table, notes = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE)
     paths = [_locate(root, cell) for cell in table["volume"]]
     _check_located(root, path, table, sum(located is not None for located in paths))
-    first_slice: dict[tuple[PurePosixPath, str], PurePosixPath] = {}
+    first_slice: dict[tuple[PurePosixPath, SeriesKey], PurePosixPath] = {}
     volumes: dict[PurePosixPath, ListedVolume] = {}
     unusable = []
     for (row, cells), located in zip(table.to_dict("index").items(), paths):
@@ -240,7 +240,7 @@ def _locate(root: Path, cell: str) -> PurePosixPath | None:
 
 
 def _representative(
-    root: Path, path: PurePosixPath, first_slice: dict[tuple[PurePosixPath, str], PurePosixPath]
+    root: Path, path: PurePosixPath, first_slice: dict[tuple[PurePosixPath, SeriesKey], PurePosixPath]
 ) -> tuple[PurePosixPath, str | None]:
     """The path of a volume, and a reason code if it cannot be used. All slices of a series get the path of the first one."""
     if (root / path).is_dir() or reader_of(path):
@@ -249,7 +249,7 @@ def _representative(
         return path, "unknown_format"
     _require_pydicom()
     try:
-        return first_slice.setdefault((path.parent, read_series_uid(root / path)), path), None
+        return first_slice.setdefault((path.parent, read_series_key(root / path)), path), None
     except Refusal as refusal:
         return path, refusal.code
 
