@@ -27,6 +27,7 @@ from mg3d.finetune.encoder import build_encoder
 from mg3d.finetune.module import FinetuneModule, gather_rows
 from mg3d.finetune.settings import UNCOMPARED, FinetuneSettings, changed
 from mg3d.finetune.tasks.base import TaskType
+from mg3d.precision import autocast, resolve_precision
 from mg3d.settings.schema import RunSettings
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.run import is_first_rank
@@ -39,7 +40,6 @@ from mg3d.training.trainer import (
     resolve_accelerator,
     resolve_device,
     resolve_devices,
-    resolve_precision,
     set_matmul_precision,
 )
 
@@ -130,8 +130,10 @@ def fit_closed_form(
     if several or task_type.settings.devices > 1 or task_type.settings.num_nodes > 1:
         raise ValueError("this task is fitted by one process; use devices=1 num_nodes=1")
     start = time.monotonic()
-    network.to(resolve_device(machine(task_type.settings))).eval()
-    task_type.fit_closed_form(network, split, folder)
+    device = resolve_device(machine(task_type.settings))
+    network.to(device).eval()
+    with autocast(task_type.settings.precision, device):  # as `predict` computes
+        task_type.fit_closed_form(network, split, folder)
     weights = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     content = io.BytesIO()
     torch.save({"state_dict": weights, "mg3d_finetune": dict(config)}, content)
@@ -186,7 +188,7 @@ def _devices(settings: FinetuneSettings) -> dict[str, Any]:
         "devices": devices,
         "num_nodes": run.num_nodes,
         "strategy": DDPStrategy(find_unused_parameters=True) if devices * run.num_nodes > 1 else "auto",
-        "precision": resolve_precision(run),
+        "precision": resolve_precision(run.precision, resolve_device(run)),
         "use_distributed_sampler": False,
         "enable_model_summary": False,
     }

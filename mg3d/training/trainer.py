@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mg3d.distributed import sum_over_ranks, world_size
 from mg3d.files import replacing
+from mg3d.precision import resolve_precision
 from mg3d.settings.schema import RunSettings, Settings, objective_weights
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.speed import DataWait, Speed
@@ -246,15 +247,6 @@ def set_matmul_precision(run: RunSettings) -> None:
         torch.set_float32_matmul_precision(run.float32_matmul_precision)
 
 
-def resolve_precision(run: RunSettings) -> str:
-    """`auto` resolved: bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU."""
-    if run.precision != "auto":
-        return run.precision
-    if resolve_accelerator(run) == "cpu":
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
 class BatchPlan(NamedTuple):
     """How the `batch_size` volumes of an optimizer step are split: exactly ranks * per_rank * accumulation_steps."""
 
@@ -351,7 +343,7 @@ def build_trainer(
         devices=resolve_devices(run),
         num_nodes=run.num_nodes,
         strategy=build_strategy(settings) if plan.ranks > 1 else "auto",
-        precision=resolve_precision(run),
+        precision=resolve_precision(run.precision, resolve_device(run)),
         max_steps=settings.optim.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=plan.accumulation_steps,
