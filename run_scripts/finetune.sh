@@ -16,6 +16,17 @@ if [ $# -eq 0 ] || [ ! -f "downstream/$1/finetune.py" ]; then
     echo "mg3d: ${1:-no folder}: expected a folder of downstream/ as first argument, one of: $folders" >&2
     exit 2
 fi
-source run_scripts/setup.sh the-folder                                   # 1. packages: installed once; hides --help from setup.sh
 folder=$1; shift
+case " $* " in
+    *" --help "* | *" -h "* | *" help "*)                                # never installs packages
+        for python in .venv/bin/python python; do
+            PYTHONPATH=$PWD "$python" "downstream/$folder/finetune.py" --help 2>/dev/null && exit 0
+        done
+        echo "The packages are not installed yet. Settings as declared in downstream/$folder/finetune.py and mg3d/finetune/settings.py:"
+        sed -n '/^class .*Settings(/,/^ *\(@\|def \)/{/^    model_config/,/^    )/d;/^ *\(@\|def \)/d;p}' \
+            "downstream/$folder/finetune.py" mg3d/finetune/settings.py
+        exit 0
+        ;;
+esac
+source run_scripts/setup.sh the-folder                                   # 1. packages, installed once (an argument: setup.sh reads $@)
 exec "$PYTHON" "downstream/$folder/finetune.py" "$@"                     # 2. train, evaluate, show

@@ -60,9 +60,7 @@ def evaluate(options: argparse.Namespace) -> "CardResult":
     data = open_data(options, loaded)
     device, settings = find_device(options.device), loaded.settings
     precision = inference_precision(options.precision, device, trained=settings.run.precision)
-    encoder = MG3DEncoder(
-        loaded.model.to(device), loaded.tokenizer, max_text_len=settings.data.max_text_len, precision=precision
-    )
+    encoder = MG3DEncoder(loaded.model.to(device), loaded.tokenizer, max_text_len=settings.data.max_text_len, precision=precision)
     extra_tables = model_tables(
         encoder,
         same_above=settings.model.ssm_same_above,

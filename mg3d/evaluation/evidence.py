@@ -142,9 +142,7 @@ def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tup
     """Results of one model, and the similarity [n, n] of volumes and reports if it has separate embeddings."""
     result: dict[str, Any] = {}
     if "mim" in model.objectives:
-        result["reconstruction"] = reconstruction_error(
-            model, data.batches(), mean_image, precision=data.settings.run.precision
-        )
+        result["reconstruction"] = reconstruction_error(model, data.batches(), mean_image, precision=data.settings.run.precision)
     if not model.has_joint_embedding:
         return result, None
     encoder, patients = _encoder(model, data), data.test.patients

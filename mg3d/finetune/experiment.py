@@ -31,8 +31,12 @@ from mg3d.training.run import is_first_rank
 
 def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> None:
     """Runs one mode; raises ValueError or OSError for a mistake of the user."""
-    overrides, synthetic, prepared = with_prepared_settings(task, overrides)
-    settings = task.resolve(parse_settings(task.settings, overrides, task.defaults(overrides, synthetic)))
+    prepared, synthetic = find_data(task, overrides)
+    fixed = arrows.read_metadata(prepared, task.folder)["settings"] if prepared else {}
+    defaults = {**task.defaults({**fixed, **overrides}, synthetic), **fixed}
+    settings = task.resolve(parse_settings(task.settings, overrides, defaults))
+    if different := changed(fixed, {name: as_builtins(settings)[name] for name in fixed}, ignore=set()):
+        raise ValueError(f"{prepared} was prepared with other settings: {', '.join(different)}; prepare another file")
     folder = run_folder(task, settings, synthetic=synthetic)
     require_files(settings)
     stored = None
@@ -50,24 +54,18 @@ def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> None:
         run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
 
 
-def with_prepared_settings(task: DownstreamTask, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], bool, Path | None]:
-    """The user's settings and those of the Arrow file at `data_root`, whether the data are synthetic, and that file.
+def find_data(task: DownstreamTask, overrides: Mapping[str, Any]) -> tuple[Path | None, bool]:
+    """The Arrow file at the user's `data_root`, if it is one, and whether the data are synthetic.
 
     Raises:
-        ValueError: the two contradict each other.
+        FileNotFoundError: there is no such folder.
     """
     data_root = parse_settings(FinetuneSettings, {"data_root": overrides.get("data_root", "")}, {}).data_root
     if data_root not in NO_ROOT:
         require_root(data_root)
-    prepared = arrows.find_prepared(data_root, task.folder)
-    if not prepared:
-        return dict(overrides), is_synthetic(data_root) and (data_root != "" or overrides.get("mode") != "predict"), None
-    metadata = arrows.read_metadata(prepared, task.folder)
-    named = parse_settings(task.settings, overrides, {**task.defaults(overrides, metadata["synthetic"]), **metadata["settings"]})
-    different = changed(metadata["settings"], {name: as_builtins(named)[name] for name in metadata["settings"]}, ignore=set())
-    if different:
-        raise ValueError(f"{prepared} was prepared with other settings: {', '.join(different)}; prepare another file")
-    return {**metadata["settings"], **overrides}, metadata["synthetic"], prepared
+    if prepared := arrows.find_prepared(data_root, task.folder):
+        return prepared, arrows.read_metadata(prepared, task.folder)["synthetic"]
+    return None, is_synthetic(data_root) and (data_root != "" or overrides.get("mode") != "predict")
 
 
 def with_stored_settings(
@@ -187,6 +185,11 @@ def run_fold(
         summary = train(task_type, network, split, folder, config)
         summary["encoder_coverage"] = loaded and loaded.coverage
     path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
+    if not summary.get("finished", True) and not path.is_file():
+        raise ValueError(
+            f"max_minutes={settings.max_minutes:g} stopped {folder} before its first validation (val_epochs="
+            f"{settings.val_epochs}), so there are no scores yet; the same command continues"
+        )
     stored = fit.read_finetuned(path)
     trained = stored["mg3d_finetune"]
     if settings.mode == "evaluate":
@@ -208,7 +211,10 @@ def run_fold(
         info("no test split: the best epoch was chosen on the reported cases, so the scores are slightly too high")
     results.show_scores(f"{task.title} (pretrained={trained['settings']['pretrained']}, {folder.name})", scores)
     if not summary.get("finished", True):
-        info("stopped at max_minutes before the last epoch; the same command continues")
+        info(
+            f"max_minutes={settings.max_minutes:g} stopped the run after {summary['epochs']} of {settings.epochs} epochs, so the "
+            "scores are provisional; the same command continues"
+        )
     info(f"wrote {out}")
     return tables
 
@@ -228,13 +234,17 @@ def pool_folds(task: DownstreamTask, task_type: TaskType, tables: Sequence[Mappi
     pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
     each = pd.DataFrame([task_type.statistics(table["val"]) for table in tables])
     spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
-    folds = [results.read_summary(folder / f"fold{fold}")["config"]["cases"] for fold in range(len(tables))]
-    summary = results.read_summary(folder / "fold0")
-    cases = {f"fold{fold} {name}": digest for fold, digests in enumerate(folds) for name, digest in digests.items()}
-    summary = {name: summary[name] for name in ("folder", "synthetic", "parameters_total", "config")}
+    folds = [results.read_summary(folder / f"fold{fold}") for fold in range(len(tables))]
+    cases = {
+        f"fold{fold} {name}": digest for fold, one in enumerate(folds) for name, digest in one["config"]["cases"].items()
+    }
+    summary = {name: folds[0][name] for name in ("folder", "synthetic", "parameters_total", "config")}
     summary["config"] |= {"fold": folder.name, "cases": cases}
     summary |= {"folds": len(tables), "between_folds": spread}
     scores = results.write_results(folder / "all", task_type, task.title, {"val": pooled}, summary)
     results.show_scores(f"{task.title}, {len(tables)} folds pooled", scores)
+    unfinished = [str(fold) for fold, one in enumerate(folds) if not one.get("finished", True)]
+    if unfinished:
+        info(f"max_minutes stopped fold {', '.join(unfinished)} early: pooled scores are provisional; the same command continues")
     metric = spread[task_type.metric]
     info(f"{task_type.metric} over folds: mean {metric['mean']:.3f}, SD {metric['sd']:.3f}; wrote {folder / 'all'}")

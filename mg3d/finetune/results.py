@@ -67,7 +67,7 @@ def show_scores(title: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -
         tables[split] = [
             {
                 "score": row["name"],
-                "value": {key: row[key] for key in ("value", "low", "high")},
+                "value": {key: row.get(key) for key in ("value", "low", "high", "no_interval")},
                 "cases": row["cases"],
                 "patients": row["patients"],
             }
@@ -160,7 +160,10 @@ def compare_tables(task_type: TaskType, first: Path, second: Path, *, split: str
     return [
         {
             "score": name, "first": values[0][name], "second": values[1][name],
-            "difference": {"value": row.difference, "low": row.low, "high": row.high},
+            "difference": {
+                "value": row.difference, "low": row.low, "high": row.high,
+                "no_interval": task_type.no_interval(row.difference, row.low),
+            },
             "p": row.p_text, "patients": row.patients,
         }
         for name, row in differences.items()

@@ -33,12 +33,8 @@ def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
 
 def add_batch_options(parser: argparse.ArgumentParser) -> None:
     """Options of tools that process many scans."""
-    parser.add_argument(
-        "--batch", type=positive_int, default=4, metavar="N", help="scans per forward pass (%(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=positive_int, default=2, metavar="N", help="threads that read scans (%(default)s)"
-    )
+    parser.add_argument("--batch", type=positive_int, default=4, metavar="N", help="scans per forward pass (%(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=2, metavar="N", help="threads that read scans (%(default)s)")
     add_table_option(parser)
 
 
@@ -105,9 +101,7 @@ def load_model(options: argparse.Namespace) -> "ScanModel":
     from mg3d.inference.load import load
 
     batch = getattr(options, "batch", 1)
-    return load(
-        options.model, device=options.device, precision=options.precision, tokenizer=options.tokenizer, batch=batch
-    )
+    return load(options.model, device=options.device, precision=options.precision, tokenizer=options.tokenizer, batch=batch)
 
 
 def predict_table(

@@ -45,9 +45,7 @@ def load(
     """
     target, parts = find_device(device), _load_parts(path, tokenizer=tokenizer, revision=revision)
     trained = parts["settings"].run.precision
-    model = ScanModel(
-        **parts, device=target, batch=batch, precision=inference_precision(precision, target, trained=trained)
-    )
+    model = ScanModel(**parts, device=target, batch=batch, precision=inference_precision(precision, target, trained=trained))
     if model.preprocessing.note:
         print(f"mg3d: warning: {model.preprocessing.note}", file=sys.stderr)
     return model

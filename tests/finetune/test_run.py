@@ -257,6 +257,34 @@ def test_early_stopping_finishes_a_run_that_has_a_time_limit(trained, tmp_path):
     assert (facts["finished"], facts["epochs"]) == (True, 2)
 
 
+def test_a_time_limit_says_what_is_missing_and_the_same_command_continues(trained, tmp_path, capsys):
+    root, *_ = trained
+    arguments = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=t", *SMALL]
+    assert run(load("stoic2021").TASK, [*arguments, "val_epochs=2", "max_minutes=1e-6"]) == 2
+    error = capsys.readouterr().err
+    assert "before its first validation (val_epochs=2), so there are no scores yet; the same command continues" in error
+    assert error.count("\n") == 1
+    assert run(load("stoic2021").TASK, [*arguments, "val_epochs=2"]) == 0
+    assert "provisional" not in capsys.readouterr().out
+    arguments[2] = "run_name=u"
+    assert run(load("stoic2021").TASK, [*arguments, "max_minutes=1e-6"]) == 0
+    assert re.search(r"max_minutes=1e-06 stopped the run after \d of 2 epochs, so the scores are provi", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("n_bootstrap", "reasons"), [(0, {"n_bootstrap=0"}), (20, {""})])
+def test_a_withheld_interval_has_its_reason_in_the_scores_and_on_the_screen(trained, tmp_path, capsys, n_bootstrap, reasons):
+    _, folder, arguments = trained
+    out = [f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}", "mode=evaluate", f"n_bootstrap={n_bootstrap}"]
+    assert run(load("stoic2021").TASK, [*arguments, *out]) == 0
+    message = capsys.readouterr().out
+    assert "[-, -]" not in message
+    assert "[too few" in message
+    scores = json.loads((folder / "of-last" / "scores.json").read_text())["scores"]["val"]
+    withheld = [score["no_interval"] for score in scores if score["low"] is None or np.isnan(score["low"])]
+    assert all(withheld)
+    assert {score["no_interval"] for score in scores if not score["no_interval"].startswith(("too few", "undef"))} == reasons
+
+
 def test_help_names_every_setting(capsys):
     assert run(load("stoic2021").TASK, ["--help"]) == 0
     assert "learning_rate" in capsys.readouterr().out

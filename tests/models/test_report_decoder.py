@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from small_vision import SMALL, small_encoder, volumes_and_cubes
+from small_vision import SMALL, small_encoder, volumes_and_mask
 from torch.nn import functional as F
 
 from mg3d.models.pyramid import PyramidTokens
@@ -170,7 +170,7 @@ def test_a_checkpoint_holds_every_tensor_once_and_fills_another_decoder():
 def test_pyramid_tokens_of_every_encoder_have_a_gradient_into_every_map(name):
     encoder = small_encoder(name)
     tokens = PyramidTokens(encoder.pyramid_channels, 14)
-    maps = [features.detach().requires_grad_() for features in encoder(volumes_and_cubes()[0])]
+    maps = [features.detach().requires_grad_() for features in encoder(volumes_and_mask()[0])]
     made = tokens(maps)
     assert made.shape == (2, 27, 14)
     (made * torch.randn(14)).sum().backward()

@@ -127,6 +127,21 @@ def test_fine_tuning_without_a_folder_lists_them_and_makes_nothing(words, code, 
     assert "ACDC CT-RATE CTRG Covid19_20 Luna16 MSD cc-ccii stoic2021" in out
 
 
+def test_help_of_a_folder_lists_its_settings_without_installing_packages(tmp_path):
+    repository = Path(__file__).parents[2]
+    for name in ("run_scripts/finetune.sh", "run_scripts/setup.sh", "downstream/ACDC/finetune.py", "mg3d/finetune/settings.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(repository / name, tmp_path / name)
+    command = ["bash", tmp_path / "run_scripts" / "finetune.sh", "ACDC", "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+    assert ran.returncode == 0
+    assert "packages are not installed" in ran.stdout
+    for setting in ("patch_size: Size = (32, 192, 192)", "learning_rate: NonNegativeFloat", '"""Training epochs."""'):
+        assert setting in ran.stdout
+    assert not {"model_config", "def "} & set(ran.stdout.split())
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_help(capsys):
     assert TOOL.main(["--help"]) == 0
     assert "usage: python tools/choose_preset.py" in capsys.readouterr().out

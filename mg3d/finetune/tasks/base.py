@@ -33,10 +33,12 @@ class Score(NamedTuple):
     value: float
     low: float
     high: float
-    """95 % bootstrap interval over patients; nan with too few positives or negatives (`insufficient_reason`)."""
+    """95 % bootstrap interval over patients; nan if it is withheld."""
     cases: int
     """Cases (candidates, scans) that the score depends on, such as the positive ones of a sensitivity."""
     patients: int
+    no_interval: str = ""
+    """Why the interval is withheld, such as `too few positives (1)`."""
 
 
 class TaskType(abc.ABC):
@@ -161,10 +163,17 @@ class TaskType(abc.ABC):
         scores = []
         for name, value in self.statistics(table, dev).items():
             mask, interval = self.support_mask(table, name), intervals.get(name, (np.nan, np.nan))
-            if self.insufficient_reason(table, name):
+            reason = self.insufficient_reason(table, name) or self.no_interval(value, interval[0])
+            if reason:
                 interval = (float("nan"), float("nan"))
-            scores.append(Score(name, value, *interval, int(mask.sum()), len(set(patients[mask]))))
+            scores.append(Score(name, value, *interval, int(mask.sum()), len(set(patients[mask])), reason))
         return scores
+
+    def no_interval(self, value: float, low: float) -> str:
+        """Why a value with this lower bound has no interval; empty if it has one."""
+        if not np.isnan(low):
+            return ""
+        return "undefined" if np.isnan(value) or self.settings.n_bootstrap else "n_bootstrap=0"
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """bool [rows]: the rows that a score depends on."""
