@@ -152,5 +152,5 @@ def test_files_of_two_models_in_one_folder_are_reported(folder):
 def test_a_text_encoder_with_too_few_positions_is_refused_by_its_configuration_alone(folder):
     (folder / "model.safetensors").unlink()
     require_text_encoder(folder, 40)
-    with pytest.raises(ValueError, match="reads at most 40 tokens, max_text_len=41; set max_text_len=40"):
+    with pytest.raises(ValueError, match="reads 40 tokens, max_text_len=41; set max_text_len=40"):
         require_text_encoder(folder, 41)

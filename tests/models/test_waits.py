@@ -4,7 +4,7 @@ import pytest
 import torch
 from pretend_device import DEVICE, PretendDevice, to_device
 from small_model import WIRINGS, build, random_batch
-from small_vision import SMALL, small_encoder, volumes_and_cubes
+from small_vision import SMALL, small_encoder, volumes_and_mask
 
 from mg3d.datasets.windowing import move_to_device, to_intensities
 from mg3d.training.chunks import features_in_chunks
@@ -72,7 +72,7 @@ def test_chunks_never_wait():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_no_image_encoder_waits(name):
-    (volume, mask), known = volumes_and_cubes(), {"mask_ratio": 0.5} if name == "vit" else {}
+    (volume, mask), known = volumes_and_mask(), {"mask_ratio": 0.5} if name == "vit" else {}
     encoder = to_device(small_encoder(name, **known))
     mask[:] = False
     mask[:, ::2] = True

@@ -120,7 +120,7 @@ def _silent_library() -> Iterator[None]:
 
 
 def require_text_encoder(name_or_dir: str | Path, max_text_len: int = 0) -> None:
-    """Check by its config.json alone that a pre-trained text encoder is a BERT with positions for reports of `max_text_len` tokens.
+    """Check by config.json alone that a pre-trained text encoder is a BERT that reads `max_text_len` tokens.
 
     Raises:
         FileNotFoundError: it is neither a local directory nor on the Hugging Face hub.
@@ -133,8 +133,9 @@ def require_text_encoder(name_or_dir: str | Path, max_text_len: int = 0) -> None
         raise loading_error("text encoder", name, error, expected=_EXPECTED_FILES) from error
     if config.model_type != "bert":
         raise ValueError(f"text encoder {name!r} is a {config.model_type!r} model; only 'bert' is supported")
-    if max_text_len > (most := config.max_position_embeddings):
-        raise ValueError(f"text encoder {name!r} reads at most {most} tokens, max_text_len={max_text_len}; set max_text_len={most}")
+    most = config.max_position_embeddings
+    if max_text_len > most:
+        raise ValueError(f"text encoder {name!r} reads {most} tokens, max_text_len={max_text_len}; set max_text_len={most}")
 
 
 def load_text_encoder(name_or_dir: str | Path, *, frozen: bool = True, tokenizer_size: int | None = None) -> TextEncoder:
