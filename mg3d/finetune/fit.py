@@ -34,13 +34,13 @@ from mg3d.training.trainer import (
     AtomicCheckpointIO,
     TimeLimit,
     checkpoint_callbacks,
+    configure_gpu,
     csv_part,
     progress_bar,
     resolve_accelerator,
     resolve_device,
     resolve_devices,
     resolve_precision,
-    set_matmul_precision,
 )
 
 NON_FINITE_ADVICE = "Lower learning_rate or set grad_clip=1, and start a new run (run_name=...)"
@@ -180,7 +180,7 @@ def build_trainer(task_type: TaskType, folder: Path) -> pl.Trainer:
 def _devices(settings: FinetuneSettings) -> dict[str, Any]:
     run = machine(settings)
     devices = resolve_devices(run)
-    set_matmul_precision(run)
+    configure_gpu(run)
     return {
         "accelerator": resolve_accelerator(run),
         "devices": devices,
