@@ -26,7 +26,7 @@ from mg3d.models.text.encoder import load_text_encoder
 SIZES = {
     "image_size": 32, "mim_patch_size": 8, "embed_dim": 12, "patch_size": 4, "window_size": 3, "depths": [2], "num_heads": [2],
     "hidden_size": 24, "embedding_size": 16, "fusion_heads": 3, "pool_queries": 2, "freeze_text": True, "max_text_len": 40,
-    "text_encoder": "nobody/no-such-bert", "data_root": "/home/me/data", "log_dir": "/another",
+    "text_encoder": "nobody/no-such-bert", "data_root": "/mnt/scans/of/mine", "log_dir": "/another",
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_settings_and_tokenizer_are_saved_and_paths_are_not(saved):
     assert loaded.config["preprocessing"]["window_hu"] == [-1000.0, 1000.0]
     assert loaded.config["settings"]["patch_merging"] == "legacy"
     assert loaded.config["provenance"] == {"data": "nineteen phantoms"}
-    assert "/home/me/data" not in (folder / "config.json").read_text()
+    assert "/mnt/scans/of/mine" not in (folder / "config.json").read_text()
 
 
 def test_files_and_model_card(saved):
