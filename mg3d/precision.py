@@ -1,4 +1,4 @@
-"""Device and mixed precision of training, evaluation and inference, and exemptions from mixed precision.
+"""Device and mixed precision, exemptions from it, and library versions that compute it wrongly or slowly.
 
 Cosines, logits and centred vectors need full precision: in bfloat16 a cosine near 1 is accurate to 0.004, a logit at scale 100 to
 0.4.
@@ -60,3 +60,21 @@ def without_autocast(kind: str) -> AbstractContextManager[Any]:
 def full_precision(value: Any) -> Any:
     """Tensors in half precision as float32; everything else unchanged."""
     return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def convolution_defect(torch_version: str, cudnn_version: int | None, precision: str) -> str | None:
+    """One sentence on what is known to be wrong with 3D convolutions of these versions on CUDA; None if nothing is.
+
+    cudnn_version: as `torch.backends.cudnn.version()`, 91002 for 9.10.2; precision: of Lightning's Trainer.
+    """
+    if "mixed" in precision and torch_version.partition("+")[0] == "2.9.0":
+        return (
+            "torch 2.9.0 runs 3D convolutions in mixed precision about four times slower (pytorch issue 166122); "
+            "install a later torch with cuDNN 9.15 or later"
+        )
+    if "bf16" in precision and cudnn_version is not None and 90800 <= cudnn_version < 91500:
+        return (
+            f"cuDNN {cudnn_version // 10000}.{cudnn_version // 100 % 100} may compute wrong 3D convolutions in bfloat16 "
+            "(pytorch issue 163539), or torch avoids it, with more memory (166643); install cuDNN 9.15 or later"
+        )
+    return None

@@ -35,12 +35,12 @@ from mg3d.training.trainer import (
     AtomicCheckpointIO,
     TimeLimit,
     checkpoint_callbacks,
+    configure_gpu,
     csv_part,
     progress_bar,
     resolve_accelerator,
     resolve_device,
     resolve_devices,
-    set_matmul_precision,
 )
 
 NON_FINITE_ADVICE = "Lower learning_rate or set grad_clip=1, and start a new run (run_name=...)"
@@ -182,7 +182,7 @@ def build_trainer(task_type: TaskType, folder: Path) -> pl.Trainer:
 def _devices(settings: FinetuneSettings) -> dict[str, Any]:
     run = machine(settings)
     devices = resolve_devices(run)
-    set_matmul_precision(run)
+    configure_gpu(run)
     return {
         "accelerator": resolve_accelerator(run),
         "devices": devices,

@@ -19,13 +19,13 @@ from mg3d.preparation import geometry
 from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers.dicom_series import is_dicom
-from mg3d.preparation.readers.registry import READER_OF_SUFFIX, READERS, reader_of
+from mg3d.preparation.readers.registry import READERS, reader_of
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import RawVolume, VolumeRecord
 from mg3d.preparation.sources.custom import DATASET
+from mg3d.preparation.sources.scan_walk import walk_scans
 from mg3d.preparation.voxels import preprocess
 
-_NPZ = {"ct": "rad_chestct", "arr_0": "ct_clip"}
 _FORMATS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
 
 
@@ -164,7 +164,7 @@ def _refusals_as_errors(subject: Path | str) -> Iterator[None]:
 def _hint(subject: Path | str) -> str:
     """Hint for a folder of scan files that was read as a DICOM series."""
     is_folder = isinstance(subject, Path) and subject.is_dir()
-    if not is_folder or not any(file.name.lower().endswith((*READER_OF_SUFFIX, ".npz")) for file in subject.rglob("*")):
+    if not is_folder or not any(reader_of(path) for path in walk_scans(subject).scans):
         return ""
     return "; it contains scan files: name one of them, or pass --out to process the folder"
 
@@ -203,23 +203,9 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
 def _reader(path: Path) -> str:
     if path.is_dir():
         return "dicom"
-    if path.name.lower().endswith(".npz"):
-        return _reader_of_arrays(path)
     reader = reader_of(path) or ("dicom" if is_dicom(path) else None)
     if reader is None:
         raise ValueError(f"{path} is not in a supported format; expected {_FORMATS}")
-    return reader
-
-
-def _reader_of_arrays(path: Path) -> str:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays.files)
-    except Exception:  # NumPy raises whatever a damaged archive leads to
-        raise Refusal("array_damaged") from None
-    reader = next((reader for key, reader in _NPZ.items() if key in names), None)
-    if reader is None:
-        raise Refusal("array_damaged", "expected an array `ct` (Rad-ChestCT) or `arr_0` (CT-CLIP)")
     return reader
 
 

@@ -15,11 +15,12 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from mg3d.distributed import sum_over_ranks, world_size
 from mg3d.files import replacing
-from mg3d.precision import resolve_precision
+from mg3d.precision import convolution_defect, resolve_precision
 from mg3d.settings.schema import RunSettings, Settings, objective_weights
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.speed import DataWait, Speed
@@ -241,10 +242,14 @@ def resolve_devices(run: RunSettings) -> int:
     return run.devices or available
 
 
-def set_matmul_precision(run: RunSettings) -> None:
-    """Applies `float32_matmul_precision` for the rest of the process, on a GPU only: on a CPU it would change results."""
+def configure_gpu(run: RunSettings) -> None:
+    """On a GPU only: applies `float32_matmul_precision` for the rest of the process, and warns of defects of its libraries."""
     if resolve_accelerator(run) == "gpu":
         torch.set_float32_matmul_precision(run.float32_matmul_precision)
+        precision = resolve_precision(run.precision, resolve_device(run))
+        defect = convolution_defect(torch.__version__, torch.backends.cudnn.version(), precision)
+        if defect:
+            rank_zero_warn(defect)
 
 
 class BatchPlan(NamedTuple):
@@ -337,7 +342,7 @@ def build_trainer(
     limits = (TimeLimit(checkpoints / "last.ckpt", run.max_minutes),) if run.max_minutes else ()
     # Lightning's own requeueing would not know the position in the data.
     is_srun = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
-    set_matmul_precision(run)
+    configure_gpu(run)
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=resolve_devices(run),

@@ -1,6 +1,7 @@
 """How a step is split over processes, precision and the distributed strategy."""
 
 import re
+import warnings
 
 import pytest
 import pytorch_lightning as pl
@@ -117,9 +118,14 @@ def test_requests_of_any_rank_are_known_one_call_later(monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "expected"), [("gpu", ["medium"]), ("cpu", [])])
-def test_the_precision_of_products_is_set_on_a_gpu_only(device, expected, monkeypatch):
+def test_a_gpu_gets_its_precision_of_products_and_a_warning_of_defects(device, expected, monkeypatch):
     applied = []
     monkeypatch.setattr(trainer_module, "resolve_accelerator", lambda run: device)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", applied.append)
-    trainer_module.set_matmul_precision(resolve([], {"float32_matmul_precision": "medium"}).run)
+    monkeypatch.setattr(trainer_module, "convolution_defect", lambda *versions: f"a defect in {versions[-1]}")
+    run = resolve([], {"float32_matmul_precision": "medium", "precision": "bf16-mixed"}).run
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer_module.configure_gpu(run)
     assert applied == expected
+    assert [str(warning.message) for warning in caught] == ["a defect in bf16-mixed"] * len(expected)
