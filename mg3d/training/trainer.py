@@ -16,12 +16,12 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
 
 from mg3d.distributed import sum_over_ranks, world_size
 from mg3d.files import replacing
 from mg3d.precision import convolution_defect, resolve_precision
 from mg3d.settings.schema import RunSettings, Settings, objective_weights
+from mg3d.training.host_copy import HostCopy
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.speed import DataWait, Speed
 
@@ -198,7 +198,7 @@ class _AnyRank:
     """Whether any rank made a request. With several ranks the answer is one call old, so that no rank waits for its device."""
 
     def __init__(self) -> None:
-        self._previous: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._previous: HostCopy | None = None
 
     def __call__(self, trainer: pl.Trainer, *requests: bool) -> list[bool]:
         """The requests of any rank in the previous call; all ranks must call it equally often."""
@@ -206,15 +206,8 @@ class _AnyRank:
             return list(requests)
         device, previous = trainer.strategy.root_device, self._previous
         counts = sum_over_ranks(torch.stack([torch.full((), float(request), device=device) for request in requests]))
-        on_gpu = device.type == "cuda"
-        host = torch.empty(len(requests), pin_memory=on_gpu).copy_(counts, non_blocking=True)
-        self._previous = host, torch.cuda.current_stream().record_event() if on_gpu else None
-        if previous is None:
-            return [False] * len(requests)
-        counts, copied = previous
-        if copied is not None:
-            copied.synchronize()
-        return [count > 0 for count in counts.tolist()]
+        self._previous = HostCopy(counts)
+        return [count > 0 for count in previous.tolist()] if previous else [False] * len(requests)
 
 
 def resolve_accelerator(run: RunSettings) -> str:
