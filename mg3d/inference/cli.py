@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg3d.checkpoints.resolve import find_local
-from mg3d.cli import ArgumentParser, positive_int
+from mg3d.cli import ArgumentParser, add_device_options, positive_int
 from mg3d.cli import run_and_print as print_result
 from mg3d.glossary import LABELS, PROMPTS
 
@@ -27,18 +27,14 @@ def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
         "--model", required=True, help="run folder (result/tiny), checkpoint, saved model folder, released file, or hub id"
     )
     parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer, if it is not stored with the model")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: GPU if available)")
+    add_device_options(parser)
     return parser
 
 
 def add_batch_options(parser: argparse.ArgumentParser) -> None:
     """Options of tools that process many scans."""
-    parser.add_argument(
-        "--batch", type=positive_int, default=4, metavar="N", help="scans per forward pass (%(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=positive_int, default=2, metavar="N", help="threads that read scans (%(default)s)"
-    )
+    parser.add_argument("--batch", type=positive_int, default=4, metavar="N", help="scans per forward pass (%(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=2, metavar="N", help="threads that read scans (%(default)s)")
     add_table_option(parser)
 
 
@@ -110,7 +106,7 @@ def load_model(options: argparse.Namespace) -> "ScanModel":
     from mg3d.inference.load import load
 
     batch = getattr(options, "batch", 1)
-    return load(options.model, device=options.device, tokenizer=options.tokenizer, batch=batch)
+    return load(options.model, device=options.device, precision=options.precision, tokenizer=options.tokenizer, batch=batch)
 
 
 def predict_table(
