@@ -1,4 +1,4 @@
-"""Convert CT-RATE or CTRG-Chest to Arrow files of reports with 18 labels, for the report labeller."""
+"""Convert CT-RATE or CTRG-Chest to an Arrow file of reports with 18 labels, a data_root of CT-RATE for task=labeller."""
 
 import argparse
 import sys
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg3d.cli import ArgumentParser
+
+FILES = {"ct_rate": "CT-RATE-reports.arrow", "ctrg": "CTRG-reports.arrow"}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -29,21 +31,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the files of each data set. Exit codes: 0 done; 2 invalid options or data."""
+    """Writes the file of each data set. Exit codes: 0 done; 2 invalid options or data."""
     values = parse(arguments)
-    from mg3d.finetune.reports import write_reports
+    from mg3d.finetune.arrows import write_cases
+    from mg3d.finetune.reports import read_report_cases
 
-    for dataset in ("ct_rate", "ctrg"):
+    for dataset, name in FILES.items():
         root = getattr(values, dataset)
         if root is None:
             continue
         try:
-            counts = write_reports(root, dataset, values.out, val_patients=values.val_patients, seed=values.seed)
+            cases = read_report_cases(root, dataset, val_patients=values.val_patients, seed=values.seed)
+            write_cases(values.out / name, cases, {"folder": "CT-RATE", "settings": {"task": "labeller"}, "synthetic": False})
         except (ValueError, OSError) as error:
-            print(error, file=sys.stderr)
+            print(f"mg3d: {error}", file=sys.stderr)
             return 2
-        for name, count in counts.items():
-            print(f"{values.out / name}: {count} rows")
+        print(f"{values.out / name}: {len(cases)} reports")
     return 0
 
 

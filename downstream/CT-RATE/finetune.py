@@ -10,7 +10,6 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from mg3d.finetune.cases import FinetuneCase, RawScan, Source
 from mg3d.finetune.data_root import NO_ROOT, is_synthetic
-from mg3d.finetune.distributed import info, run_on_first_rank
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings, Location, Size
 from mg3d.finetune.task import DownstreamTask
@@ -20,7 +19,7 @@ from mg3d.settings.schema import volume_shape
 if TYPE_CHECKING:
     from mg3d.finetune.tasks.base import TaskType
 
-ARROWS, LANGUAGE_ARROWS = Path("data/finetune_arrows"), Path("data/finetune_language_arrows")
+ARROWS = Path("data/finetune_arrows")
 DEFAULT_SIZE, SYNTHETIC_SIZE = 128, 64
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "full": {
@@ -103,9 +102,10 @@ def resolve(settings: CTRateSettings) -> CTRateSettings:
 def read_cases(root: Path, settings: CTRateSettings) -> list[FinetuneCase]:
     """Volumes of prepared Arrow files, or of CT-RATE's own layout, which is prepared first."""
     from mg3d.finetune.prepared import prepare_dataset, read_prepared_cases
+    from mg3d.finetune.reports import read_report_cases
 
     if settings.task == "labeller":
-        return read_reports(root, settings.val_patients)
+        return read_report_cases(root, "ct_rate", val_patients=settings.val_patients)
     default = root / "finetune_arrows" if is_synthetic(str(root)) else ARROWS
     out = Path(settings.arrows) if settings.arrows else default
     if settings.volume_size != volume_shape(DEFAULT_SIZE):
@@ -115,22 +115,6 @@ def read_cases(root: Path, settings: CTRateSettings) -> list[FinetuneCase]:
     )  # fmt: skip
     every, reports = settings.reconstructions == "all", settings.task in ("prompts", "zero_shot", "retrieval")
     return read_prepared_cases(folder, "ct_rate", every_reconstruction=every, reports=reports)
-
-
-def read_reports(root: Path, val_patients: int) -> list[FinetuneCase]:
-    """Reports of Arrow files (of reports or volumes), or of CT-RATE's own tables."""
-    from mg3d.finetune.reports import has_reports, read_report_cases, write_reports
-
-    if has_reports(root, "ct_rate"):
-        return read_report_cases(root, "ct_rate")
-    out = root / "finetune_language_arrows" if is_synthetic(str(root)) else LANGUAGE_ARROWS
-
-    def write() -> None:
-        counts = write_reports(root, "ct_rate", out, val_patients=val_patients)
-        info(f"wrote {out}: {', '.join(f'{count} rows of {name}' for name, count in counts.items())}")
-
-    run_on_first_rank(write, done=lambda: has_reports(out, "ct_rate"), what=str(out))
-    return read_report_cases(out, "ct_rate")
 
 
 def _as_prepared(source: Source, shape: Size) -> Source:

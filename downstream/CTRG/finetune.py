@@ -80,8 +80,8 @@ def read_arrow_files(root: Path) -> list[FinetuneCase]:
     from mg3d.finetune.prepared import read_prepared_cases
 
     cases = read_prepared_cases(root, "ctrg")
-    findings = {path: VolumeIndex(path).table["findings"].to_pylist() for path in {case.image.index for case in cases}}
-    return [dataclasses.replace(case, target=(), report=findings[case.image.index][case.image.row] or "") for case in cases]
+    findings = {path: VolumeIndex(path).table["findings"].to_pylist() for path in {case.image.file for case in cases}}
+    return [dataclasses.replace(case, target=(), report=findings[case.image.file][case.image.row] or "") for case in cases]
 
 
 def read_listed(root: Path, *, seed: int) -> list[FinetuneCase]:

@@ -29,8 +29,8 @@ SCHEMA = pa.schema(
         *((f"mask{suffix}", kind) for suffix, kind in _IMAGE),
     ]
 )
-"""One row per record batch. `image` and `mask` are arrays [i, j, k] in the file's own type, `_affine` their voxel-to-RAS matrix
-in mm as JSON; a mask is null if there is none. candidates, nodules: JSON lists of the fields in `cases`."""
+"""One row per record batch. `image` and `mask` are null or arrays [i, j, k] in the file's own type, `_affine` their voxel-to-RAS
+matrix in mm as JSON. candidates, nodules: JSON lists of the fields in `cases`."""
 _FIELDS = SCHEMA.names[:8]
 
 
@@ -59,7 +59,7 @@ def read_metadata(file: Path, folder: str) -> dict[str, Any]:
         metadata = json.loads((pa.ipc.open_file(pa.memory_map(str(file))).schema.metadata or {})[METADATA])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{file} was not written by prepro_finetuning_vision_data.py, or is truncated ({type(error).__name__}); make it again"
+            f"{file} is not an Arrow file of cases, or is truncated ({type(error).__name__}); make it again"
         ) from error
     if metadata["format"] != FORMAT:
         raise ValueError(f"{file} has format {metadata['format']}, expected {FORMAT}; make it again")
@@ -78,8 +78,8 @@ def read_cases(file: Path) -> list[FinetuneCase]:
         fields["target"] = tuple(fields["target"])
         fields["candidates"] = tuple(Candidate(tuple(centre), target) for centre, target in json.loads(fields["candidates"]))
         fields["nodules"] = tuple(ReferenceNodule(tuple(centre), *rest) for centre, *rest in json.loads(fields["nodules"]))
-        has_mask = batch.column("mask")[0].is_valid
-        cases.append(FinetuneCase(**fields, image=ArrowRow(file, row), mask=ArrowRow(file, row, "mask") if has_mask else None))
+        fields |= {name: ArrowRow(file, row, name) if batch.column(name)[0].is_valid else None for name in ("image", "mask")}
+        cases.append(FinetuneCase(**fields))
     return cases
 
 

@@ -15,18 +15,12 @@ UNKNOWN = -1
 
 
 class ArrowRow(NamedTuple):
-    """A volume in an Arrow file of cases (`mg3d.finetune.arrows`)."""
+    """A volume in an Arrow file."""
 
     file: Path
     row: int
-    column: Literal["image", "mask"] = "image"
-
-
-class PreparedRow(NamedTuple):
-    """A volume stored by the pre-training preparation: a row of its index file."""
-
-    index: Path
-    row: int
+    column: Literal["image", "mask", "prepared"] = "image"
+    """image, mask: of a file of cases (`mg3d.finetune.arrows`). prepared: a row of an index of the pre-training preparation."""
 
 
 class RawScan(NamedTuple):
@@ -37,7 +31,7 @@ class RawScan(NamedTuple):
     """Voxels z, y, x of the prepared volume."""
 
 
-Source = Path | tuple[Path, ...] | ArrowRow | PreparedRow | RawScan
+Source = Path | tuple[Path, ...] | ArrowRow | RawScan
 """A file, a stack of slice images from inferior to superior, or a row of an Arrow file."""
 
 
@@ -65,7 +59,8 @@ class FinetuneCase:
 
     case_id: str
     patient_id: str
-    image: Source
+    image: Source | None
+    """None: a case of text alone."""
     mask: Source | None = None
     """Label map on the grid of the image."""
     target: tuple[int, ...] = ()
@@ -78,6 +73,16 @@ class FinetuneCase:
     """Official split; `test` is never used for training."""
     fold: int = NO_FOLD
     """Official fold, if there is one."""
+
+
+def is_preprocessed(source: Source | None) -> bool:
+    """Whether a volume is cropped, resized and checked as in pre-training."""
+    return isinstance(source, RawScan) or (isinstance(source, ArrowRow) and source.column == "prepared")
+
+
+def split_and_fold(prepared_split: str) -> tuple[Literal["train", "test"], int]:
+    """Split and fold of a split of the pre-training preparation: its training split is fold 1, its validation split fold 0."""
+    return ("test" if prepared_split == "test" else "train"), int(prepared_split == "train")
 
 
 class Split(NamedTuple):

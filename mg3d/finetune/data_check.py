@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mg3d.files import write_json
-from mg3d.finetune.cases import ArrowRow, FinetuneCase, PreparedRow, RawScan
+from mg3d.finetune.cases import ArrowRow, FinetuneCase, is_preprocessed
 from mg3d.finetune.distributed import run_on_first_rank
 from mg3d.finetune.images import read_volume
 
@@ -30,7 +30,7 @@ def inspect_files(cases: Sequence[FinetuneCase], cache: Path, *, channel: int | 
 
     cache: JSON file of earlier results; a file with the same name, size and times is not read again.
     """
-    keys = {case.case_id: _key(case, channel) for case in cases if not isinstance(case.image, (PreparedRow, RawScan))}
+    keys = {case.case_id: _key(case, channel) for case in cases if not is_preprocessed(case.image)}
 
     def read_new() -> None:
         known = dict(_load(cache))

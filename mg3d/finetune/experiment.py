@@ -31,8 +31,12 @@ from mg3d.training.run import is_first_rank
 
 def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> None:
     """Runs one mode; raises ValueError or OSError for a mistake of the user."""
-    overrides, synthetic, prepared = with_prepared_settings(task, overrides)
-    settings = task.resolve(parse_settings(task.settings, overrides, task.defaults(overrides, synthetic)))
+    prepared, synthetic = find_data(task, overrides)
+    fixed = arrows.read_metadata(prepared, task.folder)["settings"] if prepared else {}
+    defaults = {**task.defaults({**fixed, **overrides}, synthetic), **fixed}
+    settings = task.resolve(parse_settings(task.settings, overrides, defaults))
+    if different := changed(fixed, {name: as_builtins(settings)[name] for name in fixed}, ignore=set()):
+        raise ValueError(f"{prepared} was prepared with other settings: {', '.join(different)}; prepare another file")
     folder = run_folder(task, settings, synthetic=synthetic)
     require_files(settings)
     stored = None
@@ -50,24 +54,18 @@ def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> None:
         run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
 
 
-def with_prepared_settings(task: DownstreamTask, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], bool, Path | None]:
-    """The user's settings and those of the Arrow file at `data_root`, whether the data are synthetic, and that file.
+def find_data(task: DownstreamTask, overrides: Mapping[str, Any]) -> tuple[Path | None, bool]:
+    """The Arrow file at the user's `data_root`, if it is one, and whether the data are synthetic.
 
     Raises:
-        ValueError: the two contradict each other.
+        FileNotFoundError: there is no such folder.
     """
     data_root = parse_settings(FinetuneSettings, {"data_root": overrides.get("data_root", "")}, {}).data_root
     if data_root not in NO_ROOT:
         require_root(data_root)
-    prepared = arrows.find_prepared(data_root, task.folder)
-    if not prepared:
-        return dict(overrides), is_synthetic(data_root) and (data_root != "" or overrides.get("mode") != "predict"), None
-    metadata = arrows.read_metadata(prepared, task.folder)
-    named = parse_settings(task.settings, overrides, {**task.defaults(overrides, metadata["synthetic"]), **metadata["settings"]})
-    different = changed(metadata["settings"], {name: as_builtins(named)[name] for name in metadata["settings"]}, ignore=set())
-    if different:
-        raise ValueError(f"{prepared} was prepared with other settings: {', '.join(different)}; prepare another file")
-    return {**metadata["settings"], **overrides}, metadata["synthetic"], prepared
+    if prepared := arrows.find_prepared(data_root, task.folder):
+        return prepared, arrows.read_metadata(prepared, task.folder)["synthetic"]
+    return None, is_synthetic(data_root) and (data_root != "" or overrides.get("mode") != "predict")
 
 
 def with_stored_settings(
@@ -81,7 +79,8 @@ def with_stored_settings(
     if config["folder"] != task.folder:
         raise ValueError(f"checkpoint={settings.checkpoint} was fine-tuned for {config['folder']}, not for {task.folder}")
     current = as_builtins(settings)
-    free = EVALUATION | INITIALIZATION  # the network is built from the config, not from these
+    # The network is built from the config, not from INITIALIZATION; it computes in the precision of its training.
+    free = EVALUATION - ({"precision"} - overrides.keys()) | INITIALIZATION
     trained = {name: value for name, value in config["settings"].items() if name not in free and name in current}
     named = {name: current[name] for name in overrides if name in trained}
     different = changed(trained, named, ignore=EVALUATION)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg3d.finetune.cases import ArrowRow, PreparedRow, RawScan, Source
+from mg3d.finetune.cases import ArrowRow, Source, is_preprocessed
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -46,7 +46,7 @@ def read_image(source: Source, *, channel: int | None = None) -> "MetaTensor":
 
     array, affine = read_volume(source, channel=channel)
     tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
-    meta = {"prepared": isinstance(source, PreparedRow)}
+    meta = {"prepared": is_preprocessed(source)}
     return MetaTensor(tensor, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
 
 
@@ -71,13 +71,13 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
         FileNotFoundError: the file does not exist.
         ValueError: the file cannot be read, or its values are not numbers.
     """
-    if isinstance(source, ArrowRow):
-        return _read_arrow(source)
-    if isinstance(source, (PreparedRow, RawScan)):
+    if is_preprocessed(source):
         from mg3d.finetune.prepared import read_prepared
 
         voxels, spacing_mm = read_prepared(source)
         return voxels, array_affine(spacing_mm)
+    if isinstance(source, ArrowRow):
+        return _read_arrow(source)
     if isinstance(source, tuple):
         return _read_slices(source), array_affine()
     if not source.exists():

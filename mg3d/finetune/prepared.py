@@ -8,7 +8,7 @@ import numpy as np
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
-from mg3d.finetune.cases import FinetuneCase, PreparedRow, RawScan
+from mg3d.finetune.cases import ArrowRow, FinetuneCase, RawScan, split_and_fold
 from mg3d.finetune.distributed import info, run_on_first_rank
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.recipe import Recipe
@@ -87,10 +87,10 @@ def _split_cases(path: Path, split: str, *, reports: bool, every: bool) -> list[
     labels = table["labels"].to_pylist()
     texts = table["report"].to_pylist() if reports else [""] * len(names)
     rows = range(len(names)) if every else sorted({study: row for row, study in reversed(list(enumerate(studies)))}.values())
-    official, fold = ("test" if split == "test" else "train"), int(split == "train")
+    official, fold = split_and_fold(split)
     return [
         FinetuneCase(
-            case_id=names[row], patient_id=patients[row], image=PreparedRow(path, row), target=tuple(labels[row]),
+            case_id=names[row], patient_id=patients[row], image=ArrowRow(path, row, "prepared"), target=tuple(labels[row]),
             report=texts[row], split=official, fold=fold,
         )
         for row in rows
@@ -102,7 +102,7 @@ def _index(path: Path) -> VolumeIndex:
     return VolumeIndex(path)
 
 
-def read_prepared(source: PreparedRow | RawScan) -> tuple[np.ndarray, tuple[float, float, float]]:
+def read_prepared(source: ArrowRow | RawScan) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Voxels float32 [z, y, x] in HU (CTRG: grey values 0 to 255), and their spacing in mm along z, y, x (1 if unknown).
 
     Raises:
@@ -110,7 +110,7 @@ def read_prepared(source: PreparedRow | RawScan) -> tuple[np.ndarray, tuple[floa
     """
     if isinstance(source, RawScan):
         return _prepare_scan(source)
-    index = _index(source.index)
+    index = _index(source.file)
     voxels, row = index.volume(source.row).astype(np.float32), index.table.slice(source.row, 1).to_pylist()[0]
     if row["intensity_unit"] == "hu8":
         low, high = index.stored_window_hu

@@ -36,6 +36,7 @@ REASONS: dict[str, str] = {
     "dicom_damaged": "no DICOM file in the folder, or a slice that cannot be decoded",
     "codec_missing": "pydicom or a decoder is missing: pip install -e '.[dicom]'",
     "not_ct": "not single-frame CT slices",
+    "several_studies": "DICOM series of several studies in one folder: list them with prepro/index_dicom.py",
     "no_axial_series": "only scouts, screen captures or reformatted views",
     "missing_slices": "gaps between the slices of a series",
     "duplicate_slices": "different slices at one position",

@@ -9,7 +9,6 @@ from downstream.folders import load, script
 
 from mg3d.finetune import arrows
 from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, ReferenceNodule
-from mg3d.finetune.experiment import with_prepared_settings
 from mg3d.finetune.images import read_image
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import parse_settings
@@ -36,8 +35,10 @@ def prepared(tiny_set, tmp_path_factory):
 def batches(name, data_root):
     """First training and evaluation samples, and the cases."""
     task = load(name).TASK
-    given, _, file = with_prepared_settings(task, {"data_root": str(data_root), "num_workers": 0})
-    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, True)))
+    file = arrows.find_prepared(str(data_root), name)
+    fixed = arrows.read_metadata(file, name)["settings"] if file else {}
+    overrides = {"data_root": str(data_root), "num_workers": 0}
+    settings = task.resolve(parse_settings(task.settings, overrides, {**task.defaults(fixed, True), **fixed}))
     cases = arrows.read_cases(file) if file else task.read_cases(Path(data_root), settings)
     task_type = task.build(settings)
     training, draw = task_type.training_data([case for case in cases if case.split == "train"])

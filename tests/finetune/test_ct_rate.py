@@ -13,7 +13,7 @@ from mg3d.datasets.windowing import sample_intensities
 from mg3d.evaluation.baselines import fit_logistic
 from mg3d.evaluation.encoder import MG3DEncoder, as_sentence
 from mg3d.evaluation.zero_shot import prompt_texts, zero_shot_scores
-from mg3d.finetune.cases import PreparedRow, RawScan, split_fold
+from mg3d.finetune.cases import ArrowRow, RawScan, split_fold
 from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.fit import fit_closed_form, load_network, read_finetuned
 from mg3d.finetune.images import read_image
@@ -71,7 +71,7 @@ def test_eight_bit_volumes_are_converted_to_hounsfield_units(tmp_path):
 
     stored = np.arange(32 * 24 * 32).reshape(SHAPE).astype(np.uint8)
     write_split(tmp_path, "ct_rate", "test", patients=1, shape=SHAPE, unit="hu8", voxels=lambda *_: stored, window=(-500, 780))
-    image = read_image(PreparedRow(tmp_path / "clm_ct_rate_test.arrow", 0))
+    image = read_image(ArrowRow(tmp_path / "clm_ct_rate_test.arrow", 0, "prepared"))
     assert torch.allclose(image[0, 0, 0, :3].as_tensor(), torch.tensor([-500.0, -500 + 1280 / 255, -500 + 2560 / 255]))
     assert image.pixdim.tolist() == [1.0, 2.0, 3.0]
 

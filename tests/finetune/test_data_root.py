@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 from downstream.folders import load
 
-from mg3d.finetune import data_root, distributed, experiment, reports
+from mg3d.finetune import data_root, distributed, experiment
 from mg3d.finetune.run import run
 from mg3d.phantom.downstream import registry
 
@@ -83,15 +83,6 @@ def test_a_missing_path_is_refused_before_data_are_prepared(monkeypatch, tmp_pat
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_reports_for_the_labeller_are_written_by_the_first_process_only(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(distributed, "TIMEOUT_S", 0.05)
-    monkeypatch.setattr(reports, "write_reports", partial(pytest.fail, "the second wrote"))
-    monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 1)
-    with pytest.raises(ValueError, match="finetune_language_arrows does not exist after"):
-        load("CT-RATE").read_reports(tmp_path, 5)
 
 
 def test_volumes_of_ct_rate_have_the_size_of_the_data_or_the_default():

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from downstream.folders import load
+from downstream.folders import load, script
 from finetune.small_rate import task_and_cases, write_rate
 
+from mg3d.finetune import arrows
 from mg3d.finetune.labellers import CueLabeller, open_labeller
-from mg3d.finetune.reports import read_report_cases, read_studies, write_reports
+from mg3d.finetune.reports import read_report_cases
 from mg3d.finetune.run import run
 from mg3d.finetune.tasks.labeller import load_labeller, terms
 from mg3d.glossary import LABELS
@@ -30,28 +31,22 @@ def test_cue_words_label_findings_that_are_not_negated():
 def test_reports_come_from_tables_and_from_arrow_files_alike(tiny_set, tmp_path):
     raw = tiny_set("CT-RATE")
     task_and_cases(raw, image_size=32)
-    of_tables, of_arrows = (sorted(read_studies(root, "ct_rate")) for root in (raw, raw / "finetune_arrows_32"))
-    assert of_tables == of_arrows
-    counts = write_reports(raw, "ct_rate", tmp_path)
-    assert sum(counts.values()) == len(of_tables)
-    cases = read_report_cases(tmp_path, "ct_rate")
-    assert {(case.case_id, case.report) for case in cases} == {(study.study_id, study.report) for study in of_tables}
-    truncated = tmp_path / "clm_ct_rate_reports_val.arrow"
-    truncated.write_bytes(truncated.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="cannot be read as an Arrow file"):
-        read_report_cases(tmp_path, "ct_rate")
+    from_tables, from_volumes = (read_report_cases(root, "ct_rate") for root in (raw, raw / "finetune_arrows_32"))
+    by_name = lambda cases: sorted(cases, key=lambda case: case.case_id)  # noqa: E731
+    assert by_name(from_tables) == by_name(from_volumes)
+    assert script("prepro_finetuning_language_data")["main"](["--ct-rate", str(raw), "--out", str(tmp_path)]) == 0
+    assert arrows.read_cases(arrows.find_prepared(str(tmp_path), "CT-RATE")) == from_tables
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("labeller")
-    arrows = write_rate(root / "arrows")
-    write_reports(arrows, "ct_rate", root / "language")
+    write_rate(root / "arrows")
+    script("prepro_finetuning_language_data")["main"](["--ct-rate", str(root / "arrows"), "--out", str(root / "language")])
     arguments = [
         f"data_root={root / 'language'}",
         f"log_dir={root}",
         "run_name=run",
-        "task=labeller",
         "n_bootstrap=0",
         "accelerator=cpu",
     ]
@@ -62,7 +57,7 @@ def trained(tmp_path_factory):
 def test_a_saved_labeller_gives_the_scores_of_its_run(trained):
     folder = trained / "CT-RATE" / "labeller" / "run"
     table = pd.read_csv(folder / "fold0" / "predictions_test.csv").set_index("case_id")
-    tests = [case for case in read_report_cases(trained / "language", "ct_rate") if case.split == "test"]
+    tests = [case for case in read_report_cases(trained / "arrows", "ct_rate") if case.split == "test"]
     labeller = load_labeller(folder)
     reports = [case.report for case in tests]
     scores = table.loc[[case.case_id for case in tests], [f"score/{name}" for name in LABELS]].to_numpy()

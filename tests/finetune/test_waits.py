@@ -5,7 +5,7 @@ import torch
 from pretend_device import PretendDevice, to_device
 from small_arrow import small_tokenizer
 from small_model import build, random_batch
-from small_vision import small_encoder, volumes_and_cubes
+from small_vision import small_encoder, volumes_and_mask
 
 from mg3d.finetune.cases import UNKNOWN, FinetuneCase, Split
 from mg3d.finetune.settings import FinetuneSettings
@@ -45,7 +45,7 @@ CASES = {
 @pytest.mark.parametrize("task", CASES)
 def test_a_fine_tuning_step_waits_at_most_for_the_length_of_the_reports(task):
     create, targets, waits = CASES[task]
-    task_type, (volume, _) = create(), volumes_and_cubes()
+    task_type, (volume, _) = create(), volumes_and_mask()
     network = to_device(task_type.network(small_encoder("unet instance", mask_token=False)).train())
     batch = {name: to_device(value) for name, value in {"image": volume, **targets}.items()}
     optimizer = torch.optim.AdamW(network.parameters(), foreach=False)

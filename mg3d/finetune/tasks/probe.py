@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mg3d.evaluation.baselines import fit_best_logistic
 from mg3d.files import write_bytes
-from mg3d.finetune.cases import FinetuneCase, PreparedRow, Split
+from mg3d.finetune.cases import ArrowRow, FinetuneCase, Split
 from mg3d.finetune.distributed import info
 from mg3d.finetune.settings import as_builtins
 from mg3d.finetune.tasks.classification import Classification
@@ -74,7 +74,7 @@ class LinearProbe(Classification):
         from mg3d.finetune.fit import evaluation_loader
 
         text = [f"{case.case_id} {case.image}" for case in cases] + [str(as_builtins(self.settings))]
-        text += [str(path.stat().st_size) for path in sorted({c.image.index for c in cases if isinstance(c.image, PreparedRow)})]
+        text += [str(path.stat().st_size) for path in sorted({c.image.file for c in cases if isinstance(c.image, ArrowRow)})]
         path = prefix.with_name(f"{prefix.name}-{hashlib.sha256(chr(10).join(text).encode()).hexdigest()[:16]}.npy")
         if path.is_file():
             return np.load(path, allow_pickle=False)
