@@ -73,7 +73,7 @@ def test_standardized_input_is_the_standard_score_of_the_voxels():
     class Sum(nn.Module):
         patch_size, pyramid_channels, pyramid_strides, channels, stride = (1,), (1,), ((1, 1, 1),), 1, (1, 1, 1)
 
-        def encode(self, volume, hidden=None):
+        def encode(self, volume, mask=None):
             return volume * 1
 
     scaled = StandardizedInput(Sum(), mean=0.25, std=0.5)

@@ -17,6 +17,25 @@ CT_CLIP_MM = (1.5, 0.75, 0.75)
 """z y x."""
 
 
+def read_npz(record: VolumeRecord, root: Path) -> RawVolume:
+    """An array of either kind, by its key.
+
+    Raises:
+        Refusal: array_damaged without one of the keys; else as `read_rad_chestct` or `read_ct_clip`.
+    """
+    try:
+        with zipfile.ZipFile(root / record.files[0]) as archive:
+            names = archive.namelist()
+    except FileNotFoundError:
+        raise Refusal("missing_file") from None
+    except (OSError, zipfile.BadZipFile):
+        raise Refusal("array_damaged") from None
+    for key, read in {"ct": read_rad_chestct, "arr_0": read_ct_clip}.items():
+        if f"{key}.npy" in names:
+            return read(record, root)
+    raise Refusal("array_damaged", "expected an array `ct` (Rad-ChestCT) or `arr_0` (CT-CLIP)")
+
+
 def read_rad_chestct(record: VolumeRecord, root: Path) -> RawVolume:
     """Key `ct`: HU [z, y, x] at 0.8 mm, slices from superior to inferior.
 

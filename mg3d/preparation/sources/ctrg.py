@@ -117,7 +117,7 @@ def find_case(root: Path, folder: PurePosixPath) -> Path | None:
 
 def is_nifti(path: PurePath) -> bool:
     """Whether a case is one NIfTI file instead of a folder of slices."""
-    return path.name.endswith((".nii", ".nii.gz"))
+    return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 def slice_names(folder: Path) -> list[str]:
