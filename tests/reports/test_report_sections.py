@@ -53,7 +53,7 @@ def test_wrapped_lines_are_joined_and_items_are_not():
 
 
 def test_capital_letters_continue_a_full_line_of_a_wrapped_text_only():
-    lines = ["Scarring and volume loss are present in the left upper", "lobe. The wall is thickened along the whole of the", "Arch"]
+    lines = ["Scarring and loss of volume lie in the left upper", "lobe. The wall is thickened along the whole of the", "Arch"]
     assert clean_section("\n".join(lines)) == " ".join(lines)
     separate = "Minimal scarring and volume loss are present in the left lobe\nArch"
     assert clean_section(separate) == separate
