@@ -18,7 +18,7 @@ _SURELY = r"(?:entirely |completely |fully |reliably |safely |definitely |defini
 
 ENGLISH = Language(
     function_words=words(
-        "the of and is are was were with no not there to for on at by from this that which as been has have seen both right left"
+        "the of and in a an or is are was were with no not there to for on at by from this that which as been has have seen both right left"
     ),
     headings={
         "findings": (r"(?:ct |chest |imaging |radiological |pulmonary )*findings?",
@@ -127,10 +127,10 @@ ENGLISH = Language(
         r"(?: (?:given|administered|used|available|injected|applied))?",
         r"without (?:the )?(?:use of |administration of |giving )?(?:i\.?v\.? |intravenous |oral )*contrast(?: (?:agent|medium"
         r"|material|media))?",
-        r"not (?:previously |formerly )?(?:present|seen|noted|visible|reported|described|there) (?:on|in|at) (?:the )?(?:prior"
+        rf"(?:{_COPULA} )?not (?:previously |formerly )?(?:present|seen|noted|visible|reported|described|there) (?:on|in|at) (?:the )?(?:prior"
         r"|previous|last|earlier"
         r"|old|comparison|initial|former|outside)",
-        r"not (?:previously|formerly) (?:present|seen|noted|visible|reported|described)",
+        rf"(?:{_COPULA} )?not (?:previously|formerly) (?:present|seen|noted|visible|reported|described)",
         r"none of (?:the|these|them)(?: \w+)? (?:has|have) \w+",
         r"(?:larger|wider|greater|more|higher|lower|smaller|thicker|less|above|below|beyond|near|than)(?: than)? (?:the )?normal",
         r"normal[- ]sized? (?=node|lymph)", r"excluded from", r"no (?:previously|longer) (?:described|than)",
@@ -166,9 +166,9 @@ ENGLISH = Language(
         rf"(?:may|might|could|can|would)(?: also| well| potentially| possibly| alternatively)? {_REFER}", r"maybe", r"perhaps",
         rf"(?:cannot|can not|could not|can't|unable to|not possible to) {_SURELY}(?:exclude|rule out)",
         r"not (?:excluding|ruling out)",
-        r"(?:to |please )?(?:rule out|r/o|exclude)", r"question(?:able|s|ed)?(?: of)?(?! is)", r"query", r"\?+",
-        r"presum(?:ed|ably|ptive)", r"equivocal",
-        r"versus", r"vs\.?", r"differential(?: diagnos[ie]s| considerations?)?(?: includes?| of)?",
+        r"(?:to |please )?(?:rule out|r/o|exclude)", r"question(?:able|s|ed)?(?: of)?(?! is)", r"query",
+        r"presum(?:ed|ably|ptive)",
+        r"differential(?: diagnos[ie]s| considerations?)?(?: includes?| of)?",
         r"favou?r(?:s|ed|ing)?(?: of| to be)?",
         r"uncertain(?:ty)?(?: about| regarding)?", r"potential(?:ly)?", r"apparent", r"susp",
         r"raises? the (?:question|possibility|suspicion) of",
@@ -182,9 +182,10 @@ ENGLISH = Language(
         r"|uncertain|unclear|equivocal"
         r"|favou?red|suggested|presumed|in question|conceivable|thought of|debatable|not certain|not clear|not confirmed"
         r"|borderline|inconclusive)",
-        r"(?:may|might|could) be (?:present|considered|seen|possible|suspected|questioned)", r"versus", r"vs\.?", r"\?+",
+        r"(?:may|might|could) be (?:present|considered|seen|possible|suspected|questioned)",
         r"not (?:certain|clear)", r"upper limits? of (?:the )?normal", r"borderline", r"to be (?:ruled out|excluded|confirmed)",
     ),
+    doubts_around=(r"versus", r"vs\.?", r"\?+", r"equivocal"),
     normals=(
         r"unremarkable", r"normal(?:ly)?",
         r"within (?:the )?(?:normal|expected|usual|physiologic\w*|reference) (?:limits?|range|values?)",
@@ -193,7 +194,7 @@ ENGLISH = Language(
         rf"{_COPULA} {_ADVERB}(?:open|natural|clear|midline|central|centrally|cent(?:e?red|red)|symmetric\w*|regular|smooth"
         r"|homogeneous|maintained"
         r"|satisfactory|expanded|aerated|inflated|aligned|compressible|free|unobstructed|healthy|quiet|satisfying"
-        r"|in the midline)",
+        r"|in the midline)(?! of\b| from\b)",
         r"(?:open|clear|midline|natural|well (?:expanded|aerated|inflated))(?=\W*$)",
         r"natural (?:appearance|calibration|calibre|width|size)",
         r"in the midline", r"clear (?:lungs?|airways?|bases|apices|costophrenic)",
@@ -204,11 +205,11 @@ ENGLISH = Language(
         r"but", r"however", r"although", r"though", r"except(?:ing)?(?: for)?", r"apart from", r"aside from", r"other than",
         r"besides",
         r"with (?:the )?exception of", r"whereas", r"while", r"nevertheless", r"nonetheless", r"which",
-        r"(?:that|and) (?:is|are|was|were|has|have)",
+        r"that (?:is|are|was|were|has|have)",
         r"there (?:is|are|was|were)", r"secondary to", r"due to", r"because", r"since", r"despite", r"in spite of", r"instead",
         r"and (?:a|an|one|two|three|several|multiple|some|few|the|its|this|these|\d+|there|it|they|shows?|new|mild|moderate"
         r"|minimal|small|large)",
-        r"on the other hand", r"in contrast", r"only", r"; ", r"remains?", r"persists?", r"as a cause (?:of|for)", r"yet",
+        r"on the other hand", r"in contrast", r"only", r"remains?", r"persists?", r"as a cause (?:of|for)", r"yet",
     ),
     list_conjunctions=(r"or", r"nor", r"and/or"),
     findings=(

@@ -43,6 +43,8 @@ class Language:
     """Make the findings after them uncertain."""
     doubts_backward: Patterns
     """Make the findings before them uncertain."""
+    doubts_around: Patterns
+    """Make the findings before and after them uncertain."""
     normals: Patterns
     """Call the subject normal; they do not apply to findings."""
     terminations: Patterns
