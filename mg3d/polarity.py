@@ -15,8 +15,8 @@ from mg3d.languages import Language, language_of
 AFFIRMED, NEGATED, UNCERTAIN = 1, -1, 2
 _SIZE = re.compile(r"\d\s*(?:mm|cm)\b")
 _WORD = re.compile(r"[^\W\d_]+")
-MAX_LIST_ITEM = 8
-"""Words of an item of a list that a cue covers."""
+MAX_ITEM = 5
+"""Words of an item of a list that a cue of another item covers."""
 
 
 class _Patterns(NamedTuple):
@@ -24,7 +24,8 @@ class _Patterns(NamedTuple):
 
     cue: re.Pattern[str]
     """One named group per kind of cue; longer cues are tried before the shorter ones that they contain."""
-    conjunction: re.Pattern[str]
+    last_negated_item: re.Pattern[str]
+    last_item: re.Pattern[str]
     anatomy: re.Pattern[str]
 
 
@@ -40,12 +41,14 @@ def _patterns(language: Language) -> _Patterns:
         "doubt_forward": language.doubts_forward,
         "normal": language.normals,
         "finding": language.findings,
+        "verb": language.verbs,
     }
     groups = "|".join(f"(?P<{kind}>{'|'.join(patterns)})" for kind, patterns in kinds.items())
     small_words = language.open_words | language.function_words
     return _Patterns(
         re.compile(rf"(?<!\w)(?:{groups})(?!\w)|(?P<semicolon>;)|(?P<comma>,(?=\s|$))", re.IGNORECASE),
-        re.compile(rf"\b(?:{'|'.join(language.list_conjunctions)})\b", re.IGNORECASE),
+        re.compile(rf"\b(?:{'|'.join(language.alternatives)})\b", re.IGNORECASE),
+        re.compile(rf"\b(?:{'|'.join([*language.alternatives, *language.additions])})\b", re.IGNORECASE),
         re.compile("|".join([*language.anatomy, *map(re.escape, small_words)]), re.IGNORECASE),
     )
 
@@ -69,9 +72,9 @@ class _Piece:
         return self.text[self.start : self.end]
 
     @property
-    def has_cue(self) -> bool:
-        """Whether it has a cue besides findings."""
-        return any(kind != "finding" for kind in self.cues)
+    def is_item(self) -> bool:
+        """Whether it may be an item of a list: short, without a verb, and without a cue besides findings."""
+        return set(self.cues) <= {"finding"} and len(self.words.split()) <= MAX_ITEM
 
     def last(self, direction: str) -> str:
         """The last cue of a direction, or the one carried into the piece."""
@@ -144,7 +147,7 @@ def _pieces(text: str, language: Language) -> list[tuple[int, int, int]]:
     """Start, end and polarity (0 unknown) of the parts of a sentence. Cached, because reports repeat stock sentences."""
     patterns = _patterns(language)
     pieces = _split(text, patterns.cue)
-    _carry_forward(pieces, patterns.conjunction)
+    _carry_forward(pieces, patterns.last_negated_item)
     _refer_backward(pieces, patterns)
     polarities = [piece.polarity() for piece in pieces]
     for index in reversed(range(len(pieces))):
@@ -178,7 +181,7 @@ def _carry_forward(pieces: list[_Piece], conjunction: re.Pattern[str]) -> None:
             continue
         items: list[_Piece] = []
         for following in pieces[index + 1 :]:
-            if not following.after_comma or following.has_cue or len(following.words.split()) > MAX_LIST_ITEM:
+            if not (following.after_comma and following.is_item):
                 break
             items.append(following)
             if conjunction.search(following.words):
@@ -191,14 +194,13 @@ def _refer_backward(pieces: list[_Piece], patterns: _Patterns) -> None:
     """Extend backward cues to the earlier items of a list: "A, B and C are not seen"."""
     for index, piece in enumerate(pieces):
         cue = piece.last("backward")
-        if not cue or not re.search(r"\b(?:and|und)\b", piece.words) and not patterns.conjunction.search(piece.words):
+        if not (cue and patterns.last_item.search(piece.words)):
             continue
-        while index and pieces[index].after_comma and not pieces[index - 1].has_cue and _is_bare(pieces[index - 1], None):
+        while index and pieces[index].after_comma and pieces[index - 1].is_item:
             index -= 1
             pieces[index].referred = cue
 
 
-def _is_bare(piece: _Piece, anatomy: re.Pattern[str] | None) -> bool:
-    """Whether a piece only names parts of the body, or without `anatomy`, is as short as an item of a list."""
-    words = _WORD.findall(piece.words)
-    return bool(words) and (len(words) <= 3 if anatomy is None else all(anatomy.fullmatch(word) for word in words))
+def _is_bare(piece: _Piece, anatomy: re.Pattern[str]) -> bool:
+    """Whether a piece only names parts of the body."""
+    return all(anatomy.fullmatch(word) for word in _WORD.findall(piece.words))

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from typing import Literal, NamedTuple
 
-from mg3d.glossary import NEGATION_CUES
 from mg3d.languages import Language, language_of
 
 SpanKind = Literal["sentence", "clause"]
@@ -28,7 +27,6 @@ _TITLES = r"dr\.|prof\.|\bby|\bto"
 _ORDINAL = re.compile(r"[CLST]?\d{1,2}", re.IGNORECASE)
 _LEADING = ",;-*\u2013\u2014"
 """Removed from the start of a span."""
-_NEGATION = re.compile(r"\b(?:" + "|".join(re.escape(cue) for cue in NEGATION_CUES) + r")\b", re.IGNORECASE)
 _CLAUSE_END = re.compile(r"[,;](?=\s)")
 
 
@@ -88,11 +86,6 @@ def build_report(findings: str | None, impression: str | None) -> tuple[str, lis
         for kind, split in enumerate((split_sentences, split_clauses)):
             spans += [SentenceSpan(offset + start, offset + end, section, kind) for start, end in split(text, language)]
     return report, sorted(spans, key=lambda span: (span.kind, span.start))
-
-
-def polarity(text: str) -> int:
-    """-1 if a sentence negates a finding or calls something normal, else +1."""
-    return -1 if _NEGATION.search(text) else 1
 
 
 def normalize_text(text: str) -> str:

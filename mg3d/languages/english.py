@@ -3,7 +3,9 @@
 from mg3d.languages.language import Language, words
 
 _COPULA = r"(?:is|are|was|were|be|been|appears?|appeared|remains?|remained|looks?|seems?)"
-_ADVERB = r"(?:(?!not\b)(?:\w+ly|now|also|again|well|still|quite|otherwise|both|all|grossly|of|in|and|to be) )*"
+_ADVERB = (
+    r"(?:(?!not\b)(?:\w+ly|now|also|again|well|still|quite|otherwise|both|all|less|more|most|very|grossly|of|in|and|to be) )*"
+)
 _SEEN = (
     r"(?:seen|identified|noted|observed|detected|found|present|visible|visuali[sz]ed|demonstrated|apparent|evident|appreciated"
     r"|shown|encountered|recogni[sz]ed|discernible|depicted|monitored|revealed|selected|distinguished|discerned|reported)"
@@ -18,7 +20,8 @@ _SURELY = r"(?:entirely |completely |fully |reliably |safely |definitely |defini
 
 ENGLISH = Language(
     function_words=words(
-        "the of and in a an or is are was were with no not there to for on at by from this that which as been has have seen both right left"
+        "the of and in a an or is are was were with no not there to for on at by from this that which as been has have seen both "
+        "right left"
     ),
     headings={
         "findings": (r"(?:ct |chest |imaging |radiological |pulmonary )*findings?",
@@ -127,7 +130,8 @@ ENGLISH = Language(
         r"(?: (?:given|administered|used|available|injected|applied))?",
         r"without (?:the )?(?:use of |administration of |giving )?(?:i\.?v\.? |intravenous |oral )*contrast(?: (?:agent|medium"
         r"|material|media))?",
-        rf"(?:{_COPULA} )?not (?:previously |formerly )?(?:present|seen|noted|visible|reported|described|there) (?:on|in|at) (?:the )?(?:prior"
+        rf"(?:{_COPULA} )?not (?:previously |formerly )?(?:present|seen|noted|visible|reported|described|there) (?:on|in|at) "
+        r"(?:the )?(?:prior"
         r"|previous|last|earlier"
         r"|old|comparison|initial|former|outside)",
         rf"(?:{_COPULA} )?not (?:previously|formerly) (?:present|seen|noted|visible|reported|described)",
@@ -149,8 +153,8 @@ ENGLISH = Language(
     negations_backward=(
         rf"(?:{_COPULA} )?(?:no longer|not|never|not yet)(?: been)? {_ADVERB}(?:any longer |any more )?{_SEEN}",
         rf"(?:no longer|not) (?:be )?{_SEEN}", rf"(?:cannot|can not|could not) (?:any longer |now )?be {_SEEN}",
-        rf"{_COPULA} {_ADVERB}(?:absent|negative|ruled out|excluded|lacking|nil)", r"absent$", r"ruled out(?= by|$)",
-        r"negative$", r"nil",
+        rf"{_COPULA} {_ADVERB}(?:absent|negative|ruled out|excluded|lacking|nil)", r"(?:absent|negative|nil|ruled out)(?=\W*$)",
+        r"ruled out(?= by)",
         r"(?:has|have|had|is|are) (?:(?:now|since|meanwhile|completely|fully|entirely|totally|also|all"
         r"|spontaneously) )*(?:resolved|disappeared|cleared"
         r"|vanished|gone|regressed completely|receded completely)(?: completely)?",
@@ -211,7 +215,9 @@ ENGLISH = Language(
         r"|minimal|small|large)",
         r"on the other hand", r"in contrast", r"only", r"remains?", r"persists?", r"as a cause (?:of|for)", r"yet",
     ),
-    list_conjunctions=(r"or", r"nor", r"and/or"),
+    alternatives=(r"or", r"nor", r"and/or"),
+    additions=(r"and", r"as well as"),
+    verbs=(r"is", r"are", r"was", r"were", r"has", r"have", r"had", r"shows?", r"lies?", r"measures?", r"contains?"),
     findings=(
         r"nodul\w*", r"mass(?:es)?", r"lesions?", r"effusions?", r"opacit\w*", r"opacifi\w*", r"infiltrat\w*", r"consolidat\w*",
         r"atelecta\w*",

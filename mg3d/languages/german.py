@@ -18,7 +18,7 @@ GERMAN = Language(
     function_words=words(
         "der die das des dem den ein eine einer eines und ist sind im in am mit bei auf zu von kein keine keinen keiner nicht "
         "ohne links rechts "
-        "beidseits sowie unauffällig regelrecht nachweis verdacht zeigt sich nach bis"
+        "beidseits sowie unauffällig regelrecht nachweis verdacht zeigt sich weder noch mögliche vermutlich nach bis"
     ),
     headings={
         "findings": (r"befunde?", r"befundung", r"beschreibung", r"bildgebender befund", r"ct[- ]befund"),
@@ -117,7 +117,9 @@ GERMAN = Language(
         r"und (?:ein|eine|einen|der|die|das|es|zeigt|zwei|drei|multiple|mehrere|kleine[rs]?|mäßige[rs]?)", r"lediglich", r"nur",
         r"welche[rs]?", r"bei (?:bekannte[mnr]|vorbestehende[mnr]|zustand)",
     ),
-    list_conjunctions=(r"oder", r"noch", r"bzw\.?", r"und/oder", r"sowie"),
+    alternatives=(r"oder", r"noch", r"bzw\.?", r"und/oder"),
+    additions=(r"und", r"sowie"),
+    verbs=(r"ist", r"sind", r"war", r"waren", r"wird", r"werden", r"zeigt", r"zeigen", r"liegt", r"hat", r"haben"),
     findings=(
         r"(?!lymph)\w*knoten", r"\w*rundherd\w*", r"\w*herd(?:e|es|en)?", r"\w*läsion\w*", r"\w*erguss\w*", r"\w*ergüsse\w*",
         r"\w*verschattung\w*", r"\w*verdichtung\w*",
