@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from mg3d.languages import Language, language_of
@@ -60,8 +61,12 @@ def split_clauses(text: str, language: Language | None = None) -> list[tuple[int
 
     A bracket that is never closed is ignored; a comma without white space after it (`1,5 cm`) does not split.
     """
+    return _split_at_commas(text, split_sentences(text, language))
+
+
+def _split_at_commas(text: str, sentences: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     spans = []
-    for start, end in split_sentences(text, language):
+    for start, end in sentences:
         begin = start
         for match in _CLAUSE_END.finditer(text, start, end):
             before = text[begin : match.start()]
@@ -83,8 +88,9 @@ def build_report(findings: str | None, impression: str | None) -> tuple[str, lis
         report += "\n" if report else ""
         offset = len(report)
         report += text
-        for kind, split in enumerate((split_sentences, split_clauses)):
-            spans += [SentenceSpan(offset + start, offset + end, section, kind) for start, end in split(text, language)]
+        sentences = split_sentences(text, language)
+        for kind, parts in enumerate((sentences, _split_at_commas(text, sentences))):
+            spans += [SentenceSpan(offset + start, offset + end, section, kind) for start, end in parts]
     return report, sorted(spans, key=lambda span: (span.kind, span.start))
 
 

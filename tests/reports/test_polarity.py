@@ -60,3 +60,8 @@ def test_every_word_of_a_table_is_lower_case_without_final_full_stop(name):
     language = LANGUAGES[name]
     for table in (language.function_words, language.open_words, language.abbreviations, language.abbreviations_before_number):
         assert all(word == word.lower().strip().removesuffix(".") for word in table)
+
+
+def test_letters_whose_lower_case_is_longer_do_not_shift_clauses():
+    sentence = "İİİİİİİİ Nodül, no effusion."
+    assert span_polarities(sentence, split_clauses(sentence)) == [AFFIRMED, NEGATED]
