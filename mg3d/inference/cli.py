@@ -56,9 +56,14 @@ def add_finding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_and_print(work: Callable[[], str]) -> int:
-    """`cli.run_and_print` that also reports an interrupt, with exit code 130."""
+    """`cli.run_and_print` that also reports an interrupt, with exit code 130, and that no scan can be used, with exit code 1."""
+    from mg3d.inference.batch_prediction import NoUsableScanError
+
     try:
         return print_result(work)
+    except NoUsableScanError as error:
+        print(f"mg3d: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("mg3d: interrupted. Finished work is saved; run the same command to continue.", file=sys.stderr)
         return 130
@@ -120,6 +125,7 @@ def predict_table(
     outcome = write_predictions(
         model, sources, options.out, columns=columns, predict=predict, workers=options.workers, track=track
     )
+    outcome.require_usable(options.out)
     return f"mg3d: {outcome}; see {options.out}"
 
 
