@@ -23,7 +23,7 @@ from mg3d.evaluation.reconstruction import BODY_ABOVE, mean_volume
 from mg3d.evaluation.tables import Statistic, on_rows
 from mg3d.evaluation.zero_shot import prompt_texts
 from mg3d.glossary import LABELS
-from mg3d.metrics.bootstrap import resampled
+from mg3d.metrics.bootstrap import resample_statistics
 from mg3d.metrics.classification import macro_auroc, mean_of_defined
 from mg3d.metrics.retrieval import first_rank
 from mg3d.models.mg3d import MG3D
@@ -41,23 +41,27 @@ DRAWS = 5
 class Metric(NamedTuple):
     """How a metric is shown."""
 
+    short: str
+    """Heading of a column."""
     title: str
     higher_is_better: bool = True
 
 
 METRICS = {
-    "auroc_5": Metric("zero-shot AUROC, 5 findings"),
-    "auroc_18": Metric("zero-shot AUROC, 18 findings"),
-    "negation_gain": Metric("AUROC gained by the negated prompt"),
-    "recall_1": Metric("volume to report, R@1"),
-    "recall_10": Metric("volume to report, R@10"),
-    "sides": Metric("own report preferred to swapped sides"),
+    "auroc_5": Metric("AUROC 5", "zero-shot AUROC, 5 findings"),
+    "auroc_18": Metric("AUROC 18", "zero-shot AUROC, 18 findings"),
+    "negation_gain": Metric("negation", "zero-shot AUROC gained by the negated prompt"),
+    "recall_1": Metric("R@1", "volume to report, R@1"),
+    "recall_10": Metric("R@10", "volume to report, R@10"),
+    "sides": Metric("sides", "volumes whose own report is preferred to the one with swapped sides"),
     **{
-        f"probe_{kind}_{budget or 'all'}": Metric(f"linear probe of {kind}, {budget or 'all'} labelled studies, AUROC of 18")
-        for kind in ("embedding", "tokens")
+        f"probe_{kind}_{budget or 'all'}": Metric(
+            f"{kind[:3]}. {budget or 'all'}", f"linear probe of {title}, {budget or 'all'} labelled studies, AUROC of 18 findings"
+        )
+        for kind, title in (("embedding", "the contrast embedding"), ("tokens", "the image tokens"))
         for budget in BUDGETS
     },
-    "masked_body_error": Metric("error on masked body voxels / mean image", higher_is_better=False),
+    "masked_body_error": Metric("MIM", "error on masked body voxels / error of the mean image", higher_is_better=False),
 }
 """In the order of the tables."""
 
@@ -75,7 +79,7 @@ def measure_run(settings: Settings) -> dict[str, Any]:
     if model.has_joint_embedding:
         statistics |= _joint_statistics(model, held_out)
     patients, rows = held_out.test.patients, np.arange(len(held_out.test))
-    draws = resampled(lambda chosen: {name: of(chosen) for name, of in statistics.items()}, patients, RESAMPLES, seed=0)
+    draws = resample_statistics(lambda chosen: {name: of(chosen) for name, of in statistics.items()}, patients, RESAMPLES, seed=0)
     metrics = {
         name: {"value": _number(statistics[name](rows)), "draws": [_number(value) for value in draws[name]]}
         for name in METRICS

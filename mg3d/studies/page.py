@@ -65,7 +65,7 @@ def summary_rows(study: Study, results: Results) -> list[dict[str, str]]:
     for name, part in results.items():
         minutes = np.mean([result["minutes"]["training"] for result in part])
         row = {"run": name, "seeds": str(len(part)), "minutes": f"{minutes:.1f}"}
-        row |= {METRICS[metric].title: _short(cells.get((name, metric))) for metric in used}
+        row |= {METRICS[metric].short: _short(cells.get((name, metric))) for metric in used}
         table.append(row)
     return table
 
@@ -127,7 +127,8 @@ def write_study_page(path: Path, study: Study, results: Results) -> None:
         chosen = {row["run"]: row["mean"] for row in rows if row["metric"] == metric}
         better = "higher" if METRICS[metric].higher_is_better else "lower"
         alt = "; ".join(f"{name} {_text(estimate)}" for name, estimate in chosen.items())
-        figure = interval_figure(f"{METRICS[metric].title} ({better} is better)", chosen, study.baseline)
+        shown = METRICS[metric]
+        figure = interval_figure(f"{shown.short}: {shown.title} ({better} is better)", chosen, study.baseline)
         plots.append(CaptionedFigure(figure, alt))
     sections: list[tuple[str, list[PageItem]]] = [
         ("Question", [text for text in about if text]),
@@ -144,7 +145,7 @@ def _seeds(results: Results, name: str) -> set[int]:
 
 def interval_figure(title: str, means: Mapping[str, Estimate], baseline: str) -> Figure:
     """Dot and interval of every run, one line each, with a vertical line at the baseline's mean."""
-    figure = Figure(figsize=(7.5, 0.6 + 0.28 * len(means)), layout="constrained")
+    figure = Figure(figsize=(9.5, 0.7 + 0.28 * len(means)), layout="constrained")
     axes = figure.add_subplot()
     for line, (name, estimate) in enumerate(means.items()):
         color = "black" if name == baseline else "tab:blue"
@@ -154,6 +155,6 @@ def interval_figure(title: str, means: Mapping[str, Estimate], baseline: str) ->
     if baseline in means:
         axes.axvline(means[baseline].value, color="grey", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(means)), list(means))
-    axes.invert_yaxis()
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_ylim(len(means) - 0.5, -0.5)
+    axes.set_title(title, fontsize=9, loc="left")
     return figure

@@ -86,8 +86,8 @@ def test_finished_runs_are_skipped_failed_ones_reported_and_all_are_in_the_table
     assert trained == [("all", 0), ("all", 1), ("long", 0)]
     output = capsys.readouterr()
     assert "vit, seed 1: training ended with exit code 3" in output.err
-    assert METRICS["auroc_18"].title in output.out
-    assert METRICS["auroc_5"].title not in output.out
+    assert METRICS["auroc_18"].short in output.out
+    assert METRICS["auroc_5"].short not in output.out
     rows = (tmp_path / "results" / "small.csv").read_text().splitlines()
     assert "auroc_18,long,1,0.70000" in rows[2]
     assert rows[2].split(",")[6] == "0.09500"
