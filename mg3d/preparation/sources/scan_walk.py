@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from mg3d.preparation.geometry import MIN_SLICES
-from mg3d.preparation.readers.dicom_series import is_dicom
+from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.readers.dicom_series import axial_series, is_dicom, read_headers
 from mg3d.preparation.readers.registry import READER_OF_SUFFIX
 
 SCAN_SUFFIXES = tuple(READER_OF_SUFFIX)
@@ -77,6 +78,19 @@ def walk_scans(
     listing.scans = sorted([*listing.scans, *n_slices])
     listing.slice_folders.sort()
     return listing
+
+
+def dicom_scans(folder: Path) -> dict[Path, int]:
+    """First file of each axial CT series of a folder that is long enough for a scan -> number of slice positions."""
+    try:
+        found = axial_series(read_headers(folder))
+    except Refusal:
+        return {}
+    n_positions = {
+        min(header.path for header in headers): len({round(header.height_mm, 2) for header in headers})
+        for headers in found.values()
+    }
+    return {path: count for path, count in sorted(n_positions.items()) if count >= MIN_SLICES}
 
 
 def is_or_may_be_dicom(path: Path) -> bool:
