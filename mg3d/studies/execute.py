@@ -1,5 +1,6 @@
 """Execute the runs of a study: pre-train, measure on held-out patients, and store one small result file per run and seed."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from mg3d.config import PREEMPTED
 from mg3d.files import write_json
 from mg3d.settings.schema import Settings
 from mg3d.studies.study import Run, Study
@@ -17,7 +19,6 @@ from mg3d.studies.study import Run, Study
 FORMAT = 1
 RESULTS = "results"
 """Subfolder beside the study files, with a folder per study."""
-PREEMPTED = 75
 
 console = Console(highlight=False)
 
@@ -98,8 +99,10 @@ def _time_left(started: float, finished: int, total: int) -> str:
 
 def execute_with_ray(study: Study, folders: Folders, jobs: Iterable[tuple[Run, int]]) -> list[str]:
     """`execute` as tasks of Ray, each with one GPU where the cluster has some; all nodes need the same file system."""
-    import ray
-
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError:
+        raise ValueError("--engine ray needs Ray: run `pip install -e .[ray]` on every machine") from None
     ray.init(ignore_reinit_error=True)
     task = ray.remote(num_gpus=1 if ray.cluster_resources().get("GPU") else 0, max_retries=3)(execute_job)
     open_jobs = [(run, seed) for run, seed in jobs if read_result(folders.result(run, seed), run) is None]
@@ -121,7 +124,7 @@ def _as_completed(ray: Any, pending: dict[Any, str]) -> Iterator[tuple[Any, str]
 
 
 def execute_job(study: Study, folders: Folders, run: Run, seed: int) -> None:
-    """Trains, measures and stores the result; the training is a program of its own, so that its memory is returned.
+    """Trains, measures and stores the result; the training is a separate program, so that its memory is returned.
 
     Raises:
         Failed: the training ended with an error.
