@@ -15,7 +15,7 @@ from torch import Tensor
 from mg3d.datasets.schema import differing_steps
 from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
-from mg3d.preparation import geometry
+from mg3d.preparation import crop, geometry
 from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers.dicom_series import is_dicom
@@ -66,10 +66,10 @@ class Scan:
     """float32 [D, H, W] in [0, 1]; +z superior, +y posterior, +x left."""
     source_shape: tuple[int, int, int]
     """Voxels z, y, x of the upright scan."""
-    box: geometry.Box
+    box: crop.Box
     """Half-open voxel ranges of the upright scan that `volume` covers; may extend beyond the scan."""
     affine: np.ndarray = field(repr=False)
-    """From voxels [i, j, k] of the file to RAS mm; from [x, y, z] of the upright scan if the file has no geometry."""
+    """To RAS mm, from voxels [i, j, k] of the file, or [x, y, z] of the upright scan if it was resampled or has no geometry."""
     spacing_mm: tuple[float, float, float] | None
     """z, y, x of the upright scan; None if unknown, and then `affine` is in voxels."""
     name: str = field(default="", repr=False)
@@ -210,7 +210,7 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
         affine=_affine(raw),
         spacing_mm=raw.spacing_mm,
         name=name,
-        note=raw.note,
+        note="; ".join(map(str, raw.changes)),
     )
 
 

@@ -23,7 +23,8 @@ from mg3d.models.grounding import attention_maps, occlusion_maps
 from mg3d.models.mg3d import MG3D
 from mg3d.models.vision.registry import VisionEncoder
 from mg3d.precision import full_precision, inference
-from mg3d.sentence_spans import build_report, clean_section
+from mg3d.report_sections import split_report
+from mg3d.sentence_spans import build_report
 from mg3d.settings.schema import Settings
 
 JOINT, IMAGE_ONLY = "image and report", "image only"
@@ -157,7 +158,7 @@ class ScanModel:
         return [text[start:end] for start, end in spans]
 
     def _split_sentences(self, report: str) -> ReportText:
-        text, units = build_report(clean_section(report), None)
+        text, units = build_report(*split_report(report))
         kind = int(self.settings.data.text_unit == "clause")
         spans = tuple((unit.start, unit.end) for unit in units if unit.kind == kind)
         if not spans:

@@ -23,7 +23,7 @@ RECIPES = {
 PREPROCESSING = Preprocessing(RECIPES["fraction"], (-1000.0, 3000.0))
 LESION = (15, 12, 9)
 """z, y, x of the upright chest."""
-TURN = np.radians(4)
+TURN = np.radians(0.9)
 TILT = np.array([[np.cos(TURN), -np.sin(TURN), 0], [np.sin(TURN), np.cos(TURN), 0], [0, 0, 1.0]])
 
 

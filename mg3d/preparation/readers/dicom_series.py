@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mg3d.preparation.geometry import ras_affine
 from mg3d.preparation.quarantine import Refusal
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 MAX_SIDE = 2048
 MAX_VOXELS = 1 << 31
-MAX_TILT_DEGREES = 1.0
 GAP_TOLERANCE = 0.1
 """Allowed deviation of the gap between two slices, as a fraction of the median gap."""
 _DIRECTION_TOLERANCE = 1e-3
-_MIN_AXIAL_COSINE = 0.9
+_MIN_AXIAL_COSINE = 0.8
 _MAX_OFFSET_MM = 1.0
 _SAME_POSITION_MM = 0.01
 _KEY_TAGS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -203,7 +203,7 @@ def stack_series(headers: Sequence[Header]) -> Stack:
     """Sort the slices of one series along their normal.
 
     Raises:
-        Refusal: too_large, not_ct, nan_spacing, shape_mismatch, slices_disagree, gantry_tilt, missing_slices, too_few_slices.
+        Refusal: too_large, not_ct, nan_spacing, shape_mismatch, slices_disagree, missing_slices, too_few_slices.
     """
     first = headers[0]
     _check_same_grid(headers)
@@ -214,9 +214,9 @@ def stack_series(headers: Sequence[Header]) -> Stack:
     gap = _slice_gap(heights[np.unique(indices, return_index=True)[1]])
     positions = np.array([header.position_mm for header in ordered])
     row, column, normal = first.axes
-    _check_line(positions, heights, normal)
-    to_lps = np.stack([row * first.spacing_mm[1], column * first.spacing_mm[0], normal * gap, positions[0]], axis=1)
-    return Stack(ordered, np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.vstack([to_lps, [0, 0, 0, 1]]), indices)
+    step = _slice_direction(positions, heights, normal) * gap
+    axes = np.stack([row * first.spacing_mm[1], column * first.spacing_mm[0], step], axis=1)
+    return Stack(ordered, ras_affine(axes, positions[0]), indices)
 
 
 def _read_files(files: Iterable[Path]) -> list[Header]:
@@ -309,13 +309,11 @@ def _slice_gap(heights: np.ndarray) -> float:
     return float((heights[-1] - heights[0]) / len(gaps))
 
 
-def _check_line(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray) -> None:
-    """Refuse slices that are shifted sideways along the normal, evenly (gantry tilt) or not."""
+def _slice_direction(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """Step (LPS) between slices per mm along the normal; differs from the normal if the gantry was tilted."""
     sideways = positions - positions[0] - np.outer(heights - heights[0], normal)
     slope = sideways[-1] / (heights[-1] - heights[0])
-    tilt = float(np.degrees(np.arctan(np.linalg.norm(slope))))
-    if tilt > MAX_TILT_DEGREES:
-        raise Refusal("gantry_tilt", f"{tilt:.1f} degrees")
     offset = np.linalg.norm(sideways - np.outer(heights - heights[0], slope), axis=1).max()
     if offset > _MAX_OFFSET_MM:
         raise Refusal("slices_disagree", f"{offset:.1f} mm off their line")
+    return normal + slope

@@ -18,7 +18,7 @@ from mg3d.preparation.sources.pseudonyms import pseudonym, read_salt
 from mg3d.preparation.sources.scan_walk import SCAN_SUFFIXES, is_or_may_be_dicom, walk_scans
 from mg3d.preparation.sources.tables import flag, read_table
 from mg3d.preparation.split import draw_val_patients
-from mg3d.sentence_spans import clean_section
+from mg3d.report_sections import clean_section, split_report
 
 DATASET = "custom"
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -196,13 +196,14 @@ def _listed_volume(cells: Mapping[str, str], path: PurePosixPath, row: int) -> L
     if split and split not in SPLIT_NAMES:
         raise ValueError(f"row {row} of the table has a split other than train, val or test; use one of these or leave it empty")
     patient, study = cells.get("patient") or _default_patient(path), cells.get("study")
+    findings, impression = split_report(cells.get("report"))
     return ListedVolume(
         path=path,
         patient=patient,
         study=f"{patient}/{study}" if study else _strip_suffix(path),
         split=SPLIT_NAMES.get(split),
-        findings=clean_section(cells.get("findings")) or clean_section(cells.get("report")),
-        impression=clean_section(cells.get("impression")),
+        findings=clean_section(cells.get("findings")) or findings,
+        impression=clean_section(cells.get("impression")) or impression,
         labels=tuple(flag(cells.get(label, "")) for label in LABELS),
         row=row,
     )
