@@ -71,11 +71,9 @@ def run(options: argparse.Namespace) -> str:
     if rules:
         choose(rows, rules)
     if reports:
-        texts, unusable, notes = reports
-        joined = join_reports(rows, texts, options.key, lambda patient_id: make_patient(patient_id, "", salt))
-        notes += joined.notes
-        unmatched = [entry._asdict() for entry in [*unusable, *joined.unmatched]]
-        write_rows(beside(".unmatched.csv"), Unmatched._fields, unmatched)
+        joined = join_reports(rows, reports, options.key, lambda patient_id: make_patient(patient_id, "", salt))
+        notes = joined.notes
+        write_rows(beside(".unmatched.csv"), Unmatched._fields, [entry._asdict() for entry in joined.unmatched])
         columns += [name for name in ("report", "findings", "impression") if any(name in row for row in rows)]
     write_rows(options.out, columns, rows)
     write_key(beside(".key.csv"), found, salt)

@@ -1,6 +1,5 @@
 """Read the headers of all DICOM files below a folder, in parallel; a stopped run continues where it was."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -75,8 +74,8 @@ class FoundSeries:
     code: str
     """Why the series cannot be used: a key of `quarantine.REASONS`; empty if it can."""
     detail: str
-    positions: str
-    """Hash of the slice positions: equal for copies."""
+    heights: tuple[int, ...]
+    """Slice positions in 0.01 mm along the normal, sorted."""
     path_has_name: bool
     """Whether the path contains the PatientID or PatientName."""
 
@@ -204,7 +203,7 @@ def _describe(pydicom: Any, root: Path, folder: str, key: SeriesKey, headers: li
         pixel_mm=first.spacing_mm[0] if first.spacing_mm else None,
         code=code,
         detail=detail,
-        positions=hashlib.sha256(repr(sorted(str(header.position_mm) for header in headers)).encode()).hexdigest()[:16],
+        heights=tuple(sorted({round(header.height_mm * 100) for header in headers if header.position_mm and header.orientation})),
         path_has_name=any(name in path for name in names),
     )
 
@@ -256,12 +255,16 @@ def _read_cache(path: Path) -> dict[str, FolderResult]:
     for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
         try:
             item = json.loads(line)
-            series = [FoundSeries(**part | {"key": SeriesKey(*part["key"])}) for part in item["series"]]
+            series = [_from_json(part) for part in item["series"]]
         except (ValueError, TypeError, KeyError):
             continue
         if item["version"] == _VERSION:
             results[item["folder"]] = FolderResult(item["folder"], item["state"], series, item["other"])
     return results
+
+
+def _from_json(part: dict[str, Any]) -> FoundSeries:
+    return FoundSeries(**part | {"key": SeriesKey(*part["key"]), "heights": tuple(part["heights"])})
 
 
 def _open_cache(path: Path) -> Any:

@@ -44,6 +44,16 @@ class Unmatched(NamedTuple):
     reason: str
 
 
+class ReportTable(NamedTuple):
+    """The reports of a spreadsheet."""
+
+    by_key: dict[str, list[Report]]
+    """In row order."""
+    unusable: list[Unmatched]
+    """Rows without key or text."""
+    notes: list[str]
+
+
 class JoinResult(NamedTuple):
     """What was joined."""
 
@@ -51,8 +61,8 @@ class JoinResult(NamedTuple):
     unmatched: list[Unmatched]
 
 
-def read_reports(path: Path, key: str, text_columns: Sequence[str]) -> tuple[dict[str, list[Report]], list[Unmatched], list[str]]:
-    """Key -> its reports in row order, rows that cannot be used, and notes.
+def read_reports(path: Path, key: str, text_columns: Sequence[str]) -> ReportTable:
+    """Read a spreadsheet.
 
     key: a key of `KEYS`, or KEY=COLUMN.
 
@@ -80,12 +90,12 @@ def read_reports(path: Path, key: str, text_columns: Sequence[str]) -> tuple[dic
             unusable.append(Unmatched("row", str(row), f"no {key_column}" if not cells[key_column] else "no text"))
             continue
         reports[cells[key_column]].append(Report(row, texts))
-    return dict(reports), unusable, notes
+    return ReportTable(dict(reports), unusable, notes)
 
 
 def join_reports(
     rows: Sequence[dict[str, Any]],
-    reports: Mapping[str, Sequence[Report]],
+    reports: ReportTable,
     key: str,
     make_patient: Callable[[str], str],
 ) -> JoinResult:
@@ -106,9 +116,9 @@ def join_reports(
             of_key[member[names[name]]].add(study)
     of_key.pop("", None)
     short = _unique_short(of_key)
-    unmatched, n_addenda, n_joined, n_rows = [], 0, 0, 0
+    unmatched, n_addenda, n_joined, n_rows = [*reports.unusable], 0, 0, 0
     taken: set[tuple[str, str]] = set()
-    for value, found in sorted(reports.items(), key=lambda item: item[0] not in of_key):  # keys without leading zeros last
+    for value, found in sorted(reports.by_key.items(), key=lambda item: item[0] not in of_key):  # keys without leading zeros last
         wanted = make_patient(value) if name == "patient_id" else value
         targets = of_key.get(wanted) or of_key.get(short.get(_short(wanted), ""), set())
         reason = _reason(name, found, targets, taken)
@@ -126,6 +136,7 @@ def join_reports(
     unmatched += [Unmatched("study", study, "no report") for _, study in missing]
     n_lost = sum(entry.what == "row" for entry in unmatched)
     notes = [
+        *reports.notes,
         f"reports: {n_rows:,} of {n_rows + n_lost:,} rows joined to {n_joined:,} studies ({n_addenda:,} addenda); "
         f"{n_lost:,} rows, and {len(missing):,} of {len(wanted_studies):,} studies with a used series, have no partner"
     ]

@@ -40,11 +40,11 @@ def make_rows(found: Sequence[FoundSeries], salt: bytes) -> list[dict[str, Any]]
 
 
 def _row(parts: list[FoundSeries], owners: dict[PurePosixPath, set[SeriesKey]], salt: bytes) -> dict[str, Any]:
-    """The row of a series. Of copies the first is used; a series in several folders is used if no other is among them."""
+    """The row of a series. Copies are dropped; a series in several folders is used if no other series is among them."""
+    parts = _without_copies(parts)
     series = parts[0]
     volume, verdict = (PurePosixPath(series.folder) / series.file).as_posix(), _verdict(series)
-    different = {part.positions: part for part in parts}
-    if len(different) > 1:
+    if len(parts) > 1:
         common = PurePosixPath(_common([part.folder for part in parts]))
         alone = len(owners[common]) == 1 and str(common) not in {part.folder for part in parts}
         volume = common.as_posix() if alone else volume
@@ -60,13 +60,22 @@ def _row(parts: list[FoundSeries], owners: dict[PurePosixPath, set[SeriesKey]], 
         **{name: getattr(series, name) for name in ("modality", "body_part", "kind", "kernel", "thickness_mm")},
         "spacing_mm": series.spacing_mm and round(series.spacing_mm, 3),
         "pixel_mm": series.pixel_mm,
-        "files": sum(part.files for part in different.values()),
-        "slices": sum(part.slices for part in different.values()),
+        "files": sum(part.files for part in parts),
+        "slices": sum(part.slices for part in parts),
         **{name: getattr(series, name) for name in ("rows", "columns", "image_type", "contrast", "orientation")},
         "use": int(verdict == USABLE),
         "verdict": verdict,
         "score": "",
     }
+
+
+def _without_copies(parts: list[FoundSeries]) -> list[FoundSeries]:
+    """The largest part, the first of equal ones, and those with slices that no larger part has."""
+    kept: list[FoundSeries] = []
+    for part in sorted(parts, key=lambda part: -len(part.heights)):
+        if not kept or not set(part.heights) <= {height for other in kept for height in other.heights}:
+            kept.append(part)
+    return kept
 
 
 def _verdict(series: FoundSeries) -> str:
