@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mg3d.files import remove_partial, write_bytes
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.dataset import EpochSampler, collate, in_order
+from mg3d.finetune.dataset import EpochSampler, in_order
 from mg3d.finetune.distributed import info
 from mg3d.finetune.encoder import build_encoder
 from mg3d.finetune.module import FinetuneModule, gather_rows
@@ -56,24 +56,25 @@ def training_loader(task_type: TaskType, cases: Sequence[FinetuneCase]) -> DataL
     """Training samples; seed and epoch decide which of them an epoch draws."""
     data, draw = task_type.training_data(cases)
     sampler = EpochSampler(draw, count=len(data), seed=task_type.settings.seed)
-    return _loader(data, sampler, task_type.settings, batch_size=task_type.settings.batch_size)
+    return _loader(task_type, data, sampler, batch_size=task_type.settings.batch_size)
 
 
 def evaluation_loader(task_type: TaskType, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> DataLoader:
     """Every sample once, in batches of `eval_batch_size`."""
     data = task_type.evaluation_data(cases, collect_errors=collect_errors)
     sampler = EpochSampler(in_order(len(data)), count=len(data))
-    return _loader(data, sampler, task_type.settings, batch_size=task_type.eval_batch_size or task_type.settings.batch_size)
+    return _loader(task_type, data, sampler, batch_size=task_type.eval_batch_size or task_type.settings.batch_size)
 
 
-def _loader(data: Dataset, sampler: EpochSampler, settings: FinetuneSettings, *, batch_size: int) -> DataLoader:
+def _loader(task_type: TaskType, data: Dataset, sampler: EpochSampler, *, batch_size: int) -> DataLoader:
+    workers = task_type.settings.num_workers
     return DataLoader(
         data,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=settings.num_workers,
-        persistent_workers=settings.num_workers > 0,
-        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=task_type.collate,
         pin_memory=torch.cuda.is_available(),
     )
 
