@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mg3d.datasets.schema import DATASETS, INTENSITIES
 from mg3d.preparation import geometry
-from mg3d.preparation.crop import BODY_HU, COARSE_MM
+from mg3d.preparation.crop import BODY_HU, COARSE_MM, COUCH_MM, HOLE_MM
 from mg3d.preparation.hounsfield import AIR_HU, AIR_QUANTILE, CLIP_HU, PADDING_HU
 from mg3d.preparation.resize import AIR_HU as PADDED_HU
 from mg3d.preparation.resize import KERNELS
@@ -93,7 +93,7 @@ class Recipe:
         if self.crop != "fraction" and not in_hu:
             title = DATASETS[dataset].title
             raise ValueError(f"--crop {self.crop} needs HU and a voxel spacing, which {title} does not have; use --crop fraction")
-        body = {"body_hu": BODY_HU, "coarse_mm": COARSE_MM}
+        body = {"body_hu": BODY_HU, "coarse_mm": COARSE_MM, "couch_mm": COUCH_MM, "hole_mm": HOLE_MM}
         crops = {
             "fraction": {"zyx": list(CROP)},
             "body": {**body, "margin_mm": BODY_MARGIN_MM},

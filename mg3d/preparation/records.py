@@ -58,6 +58,7 @@ CHANGES: dict[str, str] = {
     "other_series": "chosen from a folder with other series",
     "gantry_tilt": "resampled from a sheared grid, as of a tilted gantry",
     "oblique": "resampled from a rotated grid",
+    "short": "shorter than 100 mm, and stretched to the grid of a whole chest",
 }
 """Code of a change -> what was done to a volume."""
 

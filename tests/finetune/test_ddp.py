@@ -27,10 +27,12 @@ NETWORKS = {
     "reports": (ReportGeneration, lambda encoder: ReportWriter(encoder, 20, DECODER),
                 (torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.bool))),
 }  # fmt: skip
+ENCODERS = [*((name, False) for name in SMALL), ("swin projected", True), ("vit", True)]
+"""Name in `SMALL`, and whether voxels are standardised."""
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("name", "is_standardized"), [*((name, False) for name in SMALL), ("swin projected", True), ("vit", True)])
+@pytest.mark.parametrize(("name", "is_standardized"), ENCODERS)
 def test_every_trained_parameter_has_a_gradient(network, name, is_standardized):
     encoder = small_encoder(name, mask_token=False)
     kind, build, inputs = NETWORKS[network]
@@ -46,8 +48,8 @@ def test_every_trained_parameter_has_a_gradient(network, name, is_standardized):
 def task_of(name, folder, devices):
     """(task type, cases) of a small task whose batch of four volumes is split over the processes."""
     settings = FinetuneSettings(
-        epochs=2, batch_size=4 // devices, num_workers=0, devices=devices, accelerator="cpu", learning_rate=1e-3, weight_decay=0.0,
-        schedule="constant", precision="64-true",
+        epochs=2, batch_size=4 // devices, num_workers=0, devices=devices, accelerator="cpu", weight_decay=0.0,
+        learning_rate=1e-3, schedule="constant", precision="64-true",
     )  # fmt: skip
     cases = []
     for number in range(8):
