@@ -51,7 +51,7 @@ def _read_plane(pydicom: ModuleType, header: Header) -> np.ndarray:
         try:
             dataset = pydicom.dcmread(header.path)
             syntax = dataset.file_meta.TransferSyntaxUID
-            if syntax.is_compressed and not _can_decode(syntax):
+            if syntax.is_compressed and not can_decode(syntax):
                 raise Refusal("codec_missing", syntax.name)
             stored = dataset.pixel_array
             slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
@@ -70,7 +70,8 @@ def _read_plane(pydicom: ModuleType, header: Header) -> np.ndarray:
     return np.rint(hu).clip(_INT16.min, _INT16.max).astype(np.int16)
 
 
-def _can_decode(syntax: Any) -> bool:
+def can_decode(syntax: Any) -> bool:
+    """Whether an installed package decodes a transfer syntax."""
     try:
         return importlib.import_module("pydicom.pixels").get_decoder(syntax).is_available
     except NotImplementedError:

@@ -228,7 +228,7 @@ def _read_files(files: Iterable[Path]) -> list[Header]:
     try:
         for path in sorted(path for path in files if path.name != "DICOMDIR"):
             n_files += 1
-            if (header := _read_header(pydicom, path)) is not None:
+            if (header := read_header(pydicom, path)) is not None:
                 headers.append(header)
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
@@ -237,8 +237,13 @@ def _read_files(files: Iterable[Path]) -> list[Header]:
     return headers
 
 
-def _read_header(pydicom: ModuleType, path: Path) -> Header | None:
-    """None for a file of another format."""
+def read_header(pydicom: ModuleType, path: Path) -> Header | None:
+    """The header of one file; None for a file of another format.
+
+    Raises:
+        Refusal: dicom_damaged.
+        OSError: the file cannot be read.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
