@@ -86,8 +86,8 @@ class RawVolume(NamedTuple):
     spacing_mm: tuple[float, float, float] | None
     """z y x; None = not documented."""
     hu_source: str
-    """Where HU come from: already_hu (as stored), trusted (as stored, not checked), metadata_table, dicom_header, ct_clip (HU / 1000
-    clipped to -1..1); uint8_unknown_window: no HU."""
+    """Where HU come from: already_hu (as stored), trusted (as stored, not checked), metadata_table, dicom_header,
+    ct_clip (HU / 1000 clipped to -1..1); uint8_unknown_window: no HU."""
     scale: tuple[float, float] = (1.0, 0.0)
     """Slope and intercept from stored values to HU."""
     changes: tuple[Change, ...] = ()
