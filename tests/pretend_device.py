@@ -35,6 +35,10 @@ class PretendTensor(torch.Tensor):
         wrapper.inner = inner
         return wrapper
 
+    def tolist(self):
+        """As on a real device: a copy to the host."""
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return PretendDevice().__torch_dispatch__(function, types, args, kwargs)
@@ -111,7 +115,9 @@ class PretendDevice(TorchDispatchMode):
 
 
 def to_device(module_or_tensor):
-    """A tensor, or a module in place, on the pretend device."""
+    """A tensor, or a module in place, on the pretend device; nothing if it is there already."""
+    if isinstance(module_or_tensor, PretendTensor):
+        return module_or_tensor
     if isinstance(module_or_tensor, torch.Tensor):
         return PretendTensor(module_or_tensor.detach().clone())
     for module in module_or_tensor.modules():

@@ -75,7 +75,10 @@ class MG3DEncoder:
         """See `Encoder`."""
         batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
         with inference(self.precision, self.device):
-            return torch.cat([self.model.embed_report(*self.tokenize(batch)).float().cpu() for batch in batches])
+            return torch.cat([self._embed(batch).float().cpu() for batch in batches])
+
+    def _embed(self, texts: Sequence[ReportText]) -> Tensor:
+        return self.model.embed_report(*self.tokenize(texts), max_sentences=max(len(text.sentence_spans) for text in texts))
 
     def ground(self, volumes: Tensor, prompts: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
         """`contrast`: tokens that raise the cosine with the first text over the second; `attention`: of DCL and SSM, if any.
@@ -85,7 +88,7 @@ class MG3DEncoder:
         present, absent = (self.tokenize([as_sentence(pair[side]) for pair in prompts]) for side in (0, 1))
         with inference(self.precision, self.device):
             image = self.model.encode_volume(volumes.to(self.device))
-            directions = self.model.embed_report(*present) - self.model.embed_report(*absent)
+            directions = self.model.embed_report(*present, max_sentences=1) - self.model.embed_report(*absent, max_sentences=1)
             maps = {
                 "contrast": occlusion_maps(self.model, image, directions),
                 "attention": attention_maps(self.model, image, present),

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from mg3d.distributed import rank
 from mg3d.finetune.dataset import ERRORS
 from mg3d.finetune.distributed import info
+from mg3d.finetune.encoder import freeze_unread
 from mg3d.finetune.optim import build_optimizer, parameter_groups
 from mg3d.finetune.tasks.base import Row, TaskType
 from mg3d.finetune.transforms import Sample
+from mg3d.training.optim import can_fuse
 
 
 class FinetuneModule(pl.LightningModule):
@@ -41,8 +43,10 @@ class FinetuneModule(pl.LightningModule):
         self.validation_rows: list[Row] = []
         self.latest_terms: dict[str, Tensor] = {}  # read by the guard against NaN and Inf
         self.warned = False
-        if task_type.uses_sgd and task_type.settings.freeze_encoder:
-            network.encoder.requires_grad_(False)
+        if task_type.uses_sgd:
+            freeze_unread(network.encoder, reads_pyramid=task_type.reads_pyramid)
+            if task_type.settings.freeze_encoder:
+                network.encoder.requires_grad_(False)
 
     def on_train_epoch_start(self) -> None:
         """A frozen encoder stays in eval mode."""
@@ -103,7 +107,8 @@ class FinetuneModule(pl.LightningModule):
         settings = self.task_type.settings
         groups = parameter_groups(self.network, settings)
         steps_per_epoch = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
-        optimizer, schedule = build_optimizer(groups, settings, steps_per_epoch=steps_per_epoch)
+        fused = can_fuse(self.device, self.trainer.precision)
+        optimizer, schedule = build_optimizer(groups, settings, steps_per_epoch=steps_per_epoch, fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -263,11 +263,12 @@ class ScanModel:
         with inference(self.precision, self.device):
             tokens = encoder.tokenize([as_sentence(text)])
             image = self.model.encode_volume(next(self._batches([scan])))
-            report = self.model.embed_report(*tokens)
+            report = self.model.embed_report(*tokens, max_sentences=1)
             if by == "contrast":
                 negative = 0.0
                 if against is not None:
-                    negative = self.model.embed_report(*encoder.tokenize([as_sentence(self._split_sentences(against).report)]))
+                    tokens_against = encoder.tokenize([as_sentence(self._split_sentences(against).report)])
+                    negative = self.model.embed_report(*tokens_against, max_sentences=1)
                 fractions = occlusion_maps(self.model, image, report - negative)
             elif by == "attention" and against is None:
                 fractions = attention_maps(self.model, image, tokens)

@@ -11,6 +11,10 @@ from mg3d.settings.schema import CROP
 BODY_HU = -300
 COARSE_MM = 4.0
 """Sampling distance of the body search."""
+HOLE_MM = 30.0
+"""Diameter of a disc that fits into a lung, but not into a hollow couch or the gap above it."""
+COUCH_MM = 24.0
+"""Diameter of a disc that does not fit into the couch, the headrest, or the contact of an arm with the chest."""
 
 Spacing = tuple[float, float, float]
 """z y x in mm."""
@@ -32,8 +36,37 @@ def cut(volume: np.ndarray, box: Box) -> tuple[np.ndarray, Padding]:
     return view, tuple((max(-start, 0), max(end - length, 0)) for (start, end), length in zip(box, volume.shape))
 
 
+def body_mask(hu: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
+    """Bool [z, y, x]: the body with its lungs, without couch, headrest and separate arms, of a coarse volume in HU [z, y, x].
+
+    The largest connected component above `BODY_HU` after two steps in every axial plane: enclosed air that is wider than
+    `HOLE_MM` is filled, and whatever is thinner than `COUCH_MM` is cut off. False everywhere if nothing is above `BODY_HU`.
+    """
+    tissue = hu > BODY_HU
+    holes = ndimage.binary_fill_holes(tissue, _disc(1, (1, 1))) & ~tissue
+    labels, _ = ndimage.label(holes, _disc(1, (1, 1)))
+    wide = np.unique(labels[ndimage.binary_opening(holes, _disc(HOLE_MM / 2, spacing_mm[1:]))])
+    solid = tissue | np.isin(labels, wide[wide > 0])
+    disc = _disc(COUCH_MM / 2, spacing_mm[1:])
+    thick = ndimage.binary_erosion(solid, disc)
+    return ndimage.binary_dilation(_largest_part(thick), disc) if thick.any() else _largest_part(solid)
+
+
+def _largest_part(mask: np.ndarray) -> np.ndarray:
+    parts, count = ndimage.label(mask)
+    return parts == np.bincount(parts.ravel())[1:].argmax() + 1 if count else mask
+
+
+def _disc(radius_mm: float, spacing_mm: tuple[float, float]) -> np.ndarray:
+    """Structuring element [3, y, x] of a disc in an axial plane, between two empty planes."""
+    reach = [max(1, round(radius_mm / mm)) for mm in spacing_mm]
+    y, x = np.ogrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
+    disc = (y / reach[0]) ** 2 + (x / reach[1]) ** 2 <= 1
+    return np.pad(disc[None], ((1, 1), (0, 0), (0, 0)))
+
+
 def body_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None) -> Box:
-    """Bounding box of the body: the largest connected component above `BODY_HU`, to within `COARSE_MM`.
+    """Bounding box of the body (see `body_mask`), to within `COARSE_MM`.
 
     Raises:
         Refusal: nan_spacing without a spacing, no_body.
@@ -42,12 +75,11 @@ def body_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing
         raise Refusal("nan_spacing", "this crop needs the voxel spacing")
     steps = [max(1, int(COARSE_MM / mm)) for mm in spacing_mm]
     coarse = volume[tuple(slice(None, None, step) for step in steps)].astype(np.float32)
-    parts, count = ndimage.label(coarse * np.float32(scale[0]) + np.float32(scale[1]) > BODY_HU)
-    if not count:
+    hu = coarse * np.float32(scale[0]) + np.float32(scale[1])
+    found = ndimage.find_objects(body_mask(hu, tuple(step * mm for step, mm in zip(steps, spacing_mm))).astype(np.int8))
+    if not found:
         raise Refusal("no_body", f"no voxel above {BODY_HU} HU")
-    (largest,) = ndimage.find_objects((parts == np.bincount(parts.ravel())[1:].argmax() + 1).astype(np.int8))
-    ends = ((part.start * step, (part.stop - 1) * step + 1) for part, step in zip(largest, steps))
-    return tuple(ends)
+    return tuple((part.start * step, (part.stop - 1) * step + 1) for part, step in zip(found[0], steps))
 
 
 def margin_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, margin_mm: float) -> Box:

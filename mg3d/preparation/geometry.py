@@ -7,13 +7,15 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
-from mg3d.preparation.hounsfield import CLIP_HU, HuRescale
+from mg3d.preparation.hounsfield import CLIP_HU, HuRescale, fill_nan
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import Change, RawVolume, TableGeometry
 
 SPACING_MM = (0.2, 15.0)
 MIN_SLICES = 20
 MAX_LENGTH_MM = 1500.0
+SHORT_MM = 100.0
+"""Shorter scans are read and noted: they are stretched to the grid of a whole chest."""
 UPRIGHT_DEGREES = 1.0
 """Shear, and angles between a voxel axis and the nearest patient axis, that are ignored."""
 MAX_DEGREES = 45.0
@@ -48,17 +50,22 @@ def raw_volume(stored: np.ndarray, affine: np.ndarray, rescale: HuRescale, chang
     of the stored grid outside it are cut off, and its own corners are filled with air.
 
     Raises:
-        Refusal: nan_spacing, spacing_out_of_range, gantry_tilt (shear) and oblique above `MAX_DEGREES`, too_few_slices, too_long.
+        Refusal: as `fill_nan`; nan_spacing, spacing_out_of_range, gantry_tilt (shear) and oblique above `MAX_DEGREES`,
+            too_few_slices, too_long.
     """
     scale = (rescale.slope, rescale.intercept)
+    air = (CLIP_HU[0] - rescale.intercept) / rescale.slope
+    stored, filled = fill_nan(stored, air)
+    changes = [*changes, *filled]
     if not (deviations := _deviations(affine)):
-        return RawVolume(*to_lps(stored, affine), rescale.source, scale, (*changes,), affine)
+        view, spacing = to_lps(stored, affine)
+        return RawVolume(view, spacing, rescale.source, scale, (*changes, *note_length(view, spacing)), affine)
     shape, upright_affine = _upright_grid(stored.shape, affine)
     spacing = tuple(float(size) for size in nib.affines.voxel_sizes(upright_affine)[::-1])
     check_slices(shape[0], spacing[0])
-    air = (CLIP_HU[0] - rescale.intercept) / rescale.slope
     upright = _resample(stored, affine, shape, upright_affine, air)
-    return RawVolume(upright, spacing, rescale.source, scale, (*changes, *deviations), upright_affine)
+    changes = (*changes, *deviations, *note_length(upright, spacing))
+    return RawVolume(upright, spacing, rescale.source, scale, changes, upright_affine)
 
 
 def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
@@ -83,6 +90,12 @@ def check_slices(count: int, spacing_mm: float | None = None) -> None:
         raise Refusal("too_few_slices", f"{count} slices, at least {MIN_SLICES} expected")
     if spacing_mm is not None and count * spacing_mm > MAX_LENGTH_MM:
         raise Refusal("too_long", f"{count * spacing_mm:.0f} mm")
+
+
+def note_length(volume: np.ndarray, spacing_mm: tuple[float, float, float]) -> list[Change]:
+    """The change of a volume [z, y, x] that is shorter than `SHORT_MM`."""
+    length = len(volume) * spacing_mm[0]
+    return [Change("short", f"{length:.0f} mm")] if length < SHORT_MM else []
 
 
 def from_lps(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -22,10 +22,12 @@ def body_in_air():
     return volume
 
 
-@pytest.mark.parametrize(("spacing", "coarse"), [((5.0, 4.5, 6.0), (1, 1, 1)), ((2.0, 1.0, 1.3), (2, 4, 3))])
-def test_the_body_is_the_largest_component_to_within_a_coarse_voxel(spacing, coarse):
-    found = crop.body_box(body_in_air() + 1024, (1.0, -1024.0), spacing)
-    for (first, end), (start, stop), step in zip(found, ((10, 31), (20, 49), (8, 41)), coarse):
+@pytest.mark.parametrize(("spacing", "repeats", "coarse"), [((5.0, 4.5, 6.0), 1, (1, 1, 1)), ((2.0, 1.0, 1.3), 5, (2, 4, 3))])
+def test_the_body_is_the_largest_component_to_within_a_coarse_voxel(spacing, repeats, coarse):
+    volume = body_in_air().repeat(repeats, axis=1).repeat(repeats, axis=2)
+    found = crop.body_box(volume + 1024, (1.0, -1024.0), spacing)
+    ends = ((10, 31), (20 * repeats, 49 * repeats), (8 * repeats, 41 * repeats))
+    for (first, end), (start, stop), step in zip(found, ends, coarse):
         assert start <= first < start + step
         assert stop - step < end <= stop
 
@@ -52,3 +54,50 @@ def test_a_crop_without_body_or_spacing_is_refused(volume, spacing, code):
     with pytest.raises(Refusal) as caught:
         crop.body_box(np.full((30, 20, 25), volume), (1.0, 0.0), spacing)
     assert caught.value.code == code
+
+
+SPACING = (4.0, 3.5, 3.0)
+
+
+def lying_patient(*, couch_hu=-1000, arms=False, headrest=False):
+    """HU [z, y, x] of a chest with lungs of 217 x 317 mm that lies on a hollow couch of 400 mm."""
+    z, y, x = np.meshgrid(*(np.arange(length) * mm for length, mm in zip((70, 110, 150), SPACING)), indexing="ij")
+    volume = np.full(z.shape, -1000, np.int16)
+    chest = ((y - 170) / 108.5) ** 2 + ((x - 224) / 158.5) ** 2 < 1
+    volume[chest] = 40
+    for side in (-1, 1):
+        volume[((y - 165) / 75) ** 2 + ((x - 224 - side * 70) / 52) ** 2 + ((z - 140) / 120) ** 2 < 1] = -850
+    couch = (np.abs(x - 224) < 200) & (y > 274) & (y < 310)
+    volume[couch & ~chest & ((y < 281) | (y > 303) | (np.abs(x - 224) > 193))] = couch_hu
+    if headrest:
+        volume[(y > 255) & (y < 275) & (np.abs(np.abs(x - 224) - 90) < 40) & (z > 200) & ~chest] = couch_hu
+    if arms:
+        for side in (-1, 1):
+            volume[((y - 170) / 22) ** 2 + ((x - 224 - side * 194) / 36) ** 2 < 1] = 40
+    return volume
+
+
+@pytest.mark.parametrize(
+    "scene", [{}, {"couch_hu": 150}, {"couch_hu": 150, "headrest": True}, {"couch_hu": -100, "arms": True}]
+)
+def test_a_couch_a_headrest_and_arms_that_touch_do_not_grow_the_box_of_the_body(scene):
+    volume = lying_patient(**scene)
+    found = crop.body_box(volume, (1.0, 0.0), SPACING)
+    expected = [(0, 280), (170 - 108.5, 170 + 108.5), (224 - 158.5, 224 + 158.5)]
+    for (first, end), (start, stop), mm in zip(found, expected, SPACING):
+        assert abs(first * mm - start) <= 10
+        assert abs(end * mm - stop) <= 10
+
+
+def test_the_body_includes_its_lungs_but_neither_the_couch_nor_the_air_around_it():
+    volume = lying_patient(couch_hu=150, arms=True)
+    mask = crop.body_mask(volume, SPACING)
+    lungs = volume == -850
+    assert mask[lungs].mean() > 0.99
+    assert not mask[volume == -1000].any()
+    assert (mask & lungs).sum() / mask.sum() == pytest.approx(lungs.sum() / lying_patient_volume(), rel=0.05)
+
+
+def lying_patient_volume():
+    """Number of voxels of the chest with its lungs."""
+    return int((lying_patient() > -1000).sum())
