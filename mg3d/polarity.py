@@ -8,6 +8,7 @@ nothing. In addition, a sentence that calls something normal counts as negated. 
 import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from itertools import takewhile
 from typing import NamedTuple
 
 from mg3d.languages import Language, language_of
@@ -180,21 +181,22 @@ def _split(text: str, cue: re.Pattern[str]) -> list[_Piece]:
     return pieces
 
 
-def _carry_forward(pieces: list[_Piece], conjunction: re.Pattern[str]) -> None:
-    """Extend forward cues over the items of a list, up to the one with the conjunction: "no A, B or C"."""
+def _carry_forward(pieces: list[_Piece], last_item: re.Pattern[str]) -> None:
+    """Extend forward cues over the items of a list: "no A, B or C"."""
     for index, piece in enumerate(pieces):
         cue = piece.last("forward")
-        if not cue:
-            continue
-        items: list[_Piece] = []
-        for following in pieces[index + 1 :]:
-            if not (following.after_comma and following.is_item):
-                break
-            items.append(following)
-            if conjunction.search(following.words):
-                for item in items:
-                    item.carried = cue
-                break
+        for item in _list_items(pieces[index + 1 :], last_item) if cue else ():
+            item.carried = cue
+
+
+def _list_items(pieces: list[_Piece], last_item: re.Pattern[str]) -> list[_Piece]:
+    """The first pieces up to the last item of a list; empty if there is no such item."""
+    items = []
+    for piece in takewhile(lambda piece: piece.after_comma and piece.is_item, pieces):
+        items.append(piece)
+        if last_item.search(piece.words):
+            return items
+    return []
 
 
 def _refer_backward(pieces: list[_Piece], patterns: _Patterns) -> None:
