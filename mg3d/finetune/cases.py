@@ -63,8 +63,8 @@ class FinetuneCase:
     """None: a case of text alone."""
     mask: Source | None = None
     """Label map on the grid of the image."""
-    target: tuple[int, ...] = ()
-    """One label per output (0, 1 or `UNKNOWN`), or the class index alone."""
+    target: tuple[float, ...] = ()
+    """One label per output (0, 1 or `UNKNOWN`), the class index alone, or numbers (nan = unknown)."""
     candidates: tuple[Candidate, ...] = ()
     nodules: tuple[ReferenceNodule, ...] = ()
     """Reference standard of the candidates."""
@@ -73,6 +73,8 @@ class FinetuneCase:
     """Official split; `test` is never used for training."""
     fold: int = NO_FOLD
     """Official fold, if there is one."""
+    error: str = ""
+    """Why a row of a table cannot be used; such a case has nothing else."""
 
 
 def is_preprocessed(source: Source | None) -> bool:

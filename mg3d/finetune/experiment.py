@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 
-from mg3d.finetune import arrows, fit, results
+from mg3d.finetune import arrows, loop, results
 from mg3d.finetune.cases import FinetuneCase, Split, assign_folds, check_cases, split_digests, split_fold
 from mg3d.finetune.data_check import InspectedFiles, inspect_files
 from mg3d.finetune.data_root import NO_ROOT, find_root, is_synthetic, require_root
@@ -42,11 +42,11 @@ def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> None:
     stored = None
     if settings.mode in ("evaluate", "predict"):
         fold = folder / ("fold0" if settings.folds == "all" else f"fold{settings.fold}")
-        stored = fit.read_finetuned(Path(settings.checkpoint) if settings.checkpoint else fold / "checkpoints" / "best.ckpt")
+        stored = loop.read_finetuned(Path(settings.checkpoint) if settings.checkpoint else fold / "checkpoints" / "best.ckpt")
         settings = with_stored_settings(task, overrides, settings, stored["mg3d_finetune"])
     task_type = task.build(settings)
     if settings.mode == "predict":
-        predict_scans(task_type, fit.load_network(task_type, stored), folder / f"fold{settings.fold}")
+        predict_scans(task_type, loop.load_network(task_type, stored), folder / f"fold{settings.fold}")
     elif settings.mode == "compare":
         fold = folder / ("all" if settings.folds == "all" else f"fold{settings.fold}")
         results.compare(task_type, fold, Path(settings.other))
@@ -165,7 +165,7 @@ def run_fold(
     config = {"folder": task.folder, "settings": as_builtins(settings), "fold": folder.name, "cases": split_digests(split)}
     if settings.mode == "train" and (folder / results.SCORES).is_file():
         finished = results.read_summary(folder)
-        fit.require_same_run(folder, finished["config"], config)
+        loop.require_same_run(folder, finished["config"], config)
         if finished.get("finished", True):
             info(f"{folder} holds this run, finished; run_name=... starts another run")
             results.show_scores(task.title, finished["scores"])
@@ -180,7 +180,7 @@ def run_fold(
             info(loaded.origin)
         network = task_type.network(loaded and loaded.encoder)
         config |= {"vision": loaded.vision if loaded else {}, "state": task_type.state()}
-        train = fit.train if task_type.uses_sgd else fit.fit_closed_form
+        train = loop.train if task_type.uses_sgd else loop.fit_closed_form
         summary = train(task_type, network, split, folder, config)
         summary["encoder_coverage"] = loaded and loaded.coverage
     path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
@@ -189,12 +189,12 @@ def run_fold(
             f"max_minutes={settings.max_minutes:g} stopped {folder} before its first validation (val_epochs="
             f"{settings.val_epochs}), so there are no scores yet; the same command continues"
         )
-    stored = fit.read_finetuned(path)
+    stored = loop.read_finetuned(path)
     trained = stored["mg3d_finetune"]
     if settings.mode == "evaluate":
         check_evaluated_cases(path, trained, config)
-    network = fit.load_network(task_type, stored)
-    tables = fit.evaluate(task_type, network, split, mask_folder=folder / "masks" if settings.save_masks else None)
+    network = loop.load_network(task_type, stored)
+    tables = loop.evaluate(task_type, network, split, mask_folder=folder / "masks" if settings.save_masks else None)
     if not is_first_rank():
         return tables
     out = folder / f"of-{path.stem}" if settings.checkpoint else folder

@@ -26,6 +26,13 @@ def slice_files(files: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(sorted(images, key=lambda file: (natural_key(file.name), file.name)))
 
 
+def is_dicom_series(path: Path) -> bool:
+    """Whether a path is a folder or a DICOM file, which stands for its series."""
+    from mg3d.preparation.readers.dicom_series import is_dicom
+
+    return path.is_dir() or (not path.name.lower().endswith(VOLUME_SUFFIXES) and is_dicom(path))
+
+
 def reversed_slices(source: Source) -> Source:
     """A stack of slices that runs from superior to inferior, from inferior to superior; any other source unchanged."""
     return source[::-1] if isinstance(source, tuple) and all(isinstance(part, Path) for part in source) else source
@@ -82,6 +89,10 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
         return _read_slices(source), array_affine()
     if not source.exists():
         raise FileNotFoundError(f"there is no file {source}")
+    if is_dicom_series(source):
+        from mg3d.finetune.prepared import read_dicom
+
+        return read_dicom(source)
     name = source.name.lower()
     try:
         if name.endswith((".nii", ".nii.gz")):
@@ -91,7 +102,7 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
         elif name.endswith((".npy", ".npz")):
             array, affine = _read_numpy(source), array_affine()
         else:
-            raise ValueError(f"unknown file type; expected {', '.join(VOLUME_SUFFIXES)}")
+            raise ValueError(f"unknown file type; expected {', '.join(VOLUME_SUFFIXES)}, or a DICOM series")
         if array.dtype.kind not in "biuf":
             raise ValueError(f"its values are of type {array.dtype}; expected numbers")
     except Exception as error:  # libraries raise any type for a damaged file, such as zlib.error

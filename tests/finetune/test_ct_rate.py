@@ -15,7 +15,7 @@ from mg3d.evaluation.encoder import MG3DEncoder, as_sentence
 from mg3d.evaluation.zero_shot import prompt_texts, zero_shot_scores
 from mg3d.finetune.cases import ArrowRow, RawScan, split_fold
 from mg3d.finetune.encoder import load_encoder
-from mg3d.finetune.fit import fit_closed_form, load_network, read_finetuned
+from mg3d.finetune.loop import fit_closed_form, load_network, read_finetuned
 from mg3d.finetune.images import read_image
 from mg3d.finetune.pretrained_model import can_compare, load_pretrained_model
 from mg3d.finetune.results import read_summary

@@ -10,7 +10,7 @@ import torch
 from downstream.folders import load
 from monai.networks.nets.swin_unetr import SwinTransformer
 
-from mg3d.finetune import fit
+from mg3d.finetune import loop
 from mg3d.finetune.encoder import TINY, build_encoder, load_encoder
 from mg3d.finetune.predict import find_scans
 from mg3d.finetune.results import read_summary, read_table, run_differences
@@ -198,7 +198,7 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
     """One epoch, then the other, gives the weights of two in one run."""
     root, folder, _ = trained
     arguments = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=cut", *SMALL]
-    build_trainer = fit.build_trainer
+    build_trainer = loop.build_trainer
 
     def build_short_trainer(task_type, folder):
         trainer = build_trainer(task_type, folder)
@@ -206,7 +206,7 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
         return trainer
 
     with monkeypatch.context() as patched:
-        patched.setattr(fit, "build_trainer", build_short_trainer)
+        patched.setattr(loop, "build_trainer", build_short_trainer)
         assert run(load("stoic2021").TASK, arguments) == 0
     again = tmp_path / "stoic2021" / "cut" / "fold0"
     (again / "scores.json").unlink()

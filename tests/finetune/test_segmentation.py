@@ -15,7 +15,7 @@ from mg3d.finetune import data_check
 from mg3d.finetune import transforms as t
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.data_check import check_masks, check_structures, inspect_files
-from mg3d.finetune.fit import predict
+from mg3d.finetune.loop import predict
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.segmentation import LOSSES, Segmentation
 

@@ -71,7 +71,7 @@ class LinearProbe(Classification):
     @torch.no_grad()
     def features(self, network: ProbeNetwork, cases: Sequence[FinetuneCase], prefix: Path) -> np.ndarray:
         """[cases, channels] float64, from the file `<prefix>-<hash>.npy` if it exists."""
-        from mg3d.finetune.fit import evaluation_loader
+        from mg3d.finetune.loop import evaluation_loader
 
         text = [f"{case.case_id} {case.image}" for case in cases] + [str(as_builtins(self.settings))]
         text += [str(path.stat().st_size) for path in sorted({c.image.file for c in cases if isinstance(c.image, ArrowRow)})]
