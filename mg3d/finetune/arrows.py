@@ -146,6 +146,8 @@ def _complete_batches(earlier: Path, metadata: str) -> Iterator[pa.RecordBatch]:
 
 
 def _batch(case: FinetuneCase, schema: pa.Schema) -> pa.RecordBatch:
+    if case.error:
+        raise ValueError(case.error)
     values = {name: getattr(case, name) for name in _FIELDS}
     values |= {"candidates": json.dumps(case.candidates), "nodules": json.dumps(case.nodules)}
     for name, source in (("image", case.image), ("mask", case.mask)):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".npz")
+ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES, ".npy", ".npz")
 SLICE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -97,8 +98,8 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
     try:
         if name.endswith((".nii", ".nii.gz")):
             array, affine = _read_nifti(source)
-        elif name.endswith((".mha", ".mhd")):
-            array, affine = _read_meta_image(source)
+        elif name.endswith(ITK_SUFFIXES):
+            array, affine = _read_with_itk(source)
         elif name.endswith((".npy", ".npz")):
             array, affine = _read_numpy(source), array_affine()
         else:
@@ -119,7 +120,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj, dtype=np.float32 if scaled else None), image.affine
 
 
-def _read_meta_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_with_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import SimpleITK as sitk
 
     try:

@@ -131,7 +131,7 @@ def fit_closed_form(
         raise ValueError("this task is fitted by one process; use devices=1 num_nodes=1")
     start = time.monotonic()
     network.to(resolve_device(machine(task_type.settings))).eval()
-    task_type.fit_closed_form(network, split, folder)
+    task_type.fit_closed_form(network, split, folder.parent)  # shared by the folds
     weights = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     content = io.BytesIO()
     torch.save({"state_dict": weights, "mg3d_finetune": dict(config)}, content)
@@ -150,7 +150,7 @@ def peak_memory_gb() -> float:
 
 def build_trainer(task_type: TaskType, folder: Path) -> pl.Trainer:
     """The Trainer of one fold, writing into `folder`."""
-    settings, metric = task_type.settings, f"val/{task_type.metric}"
+    settings, metric = task_type.settings, f"val/{task_type.selection}"
     callbacks: list[pl.Callback] = [
         *checkpoint_callbacks(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),

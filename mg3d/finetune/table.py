@@ -57,6 +57,8 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
     for path in paths:
         table = _read_table(path)
         positions = match_columns(list(table.columns), ROLES)
+        if not set("xyz") <= positions.keys():  # one of them alone may be a target
+            positions = {name: position for name, position in positions.items() if name not in "xyz"}
         if "path" not in positions:
             raise ValueError(
                 f"{path} has no path column (path, image, file or scan) in its first line, the header; it has {_names(table)}"
@@ -100,7 +102,9 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def target_columns(table: pd.DataFrame) -> dict[str, TargetColumn]:
     """Every column that is not of `ROLES`, and what it holds."""
-    return {name: describe_column(table[name]) for name in table.columns if name not in (*ROLES, "row", "folder")}
+    is_position = set("xyz") <= set(table)
+    roles = {name for name in (*ROLES, "row", "folder") if name not in "xyz" or is_position}
+    return {name: describe_column(table[name]) for name in table.columns if name not in roles}
 
 
 def describe_column(cells: pd.Series) -> TargetColumn:
@@ -189,8 +193,12 @@ def read_cases(
         usable = [case for row, case in cases.items() if row not in errors]
     _check_splits(usable)
     if any(case.fold == VAL_FOLD and case.split == "train" for case in usable) and "fold" not in table:
-        usable = [dataclasses.replace(case, fold=1) if case.fold == NO_FOLD else case for case in usable]
-    rejected = [FinetuneCase(case_id=row, patient_id=row, image=None, error=f"{row}: {error}") for row, error in errors.items()]
+        is_training = lambda case: case.split == "train" and case.fold == NO_FOLD  # noqa: E731
+        usable = [dataclasses.replace(case, fold=1) if is_training(case) else case for case in usable]
+    rejected = [
+        FinetuneCase(case_id=row, patient_id=row, image=None, error=f"{row}: {errors[row]}")
+        for row in table["row"] if row in errors
+    ]  # fmt: skip
     return [*usable, *rejected]
 
 
@@ -263,8 +271,9 @@ def _duplicates(cases: Mapping[str, FinetuneCase]) -> dict[str, str]:
     for first, *repeated in rows.values():
         fields = {(cases[row].target, cases[row].mask, cases[row].split, cases[row].fold) for row in (first, *repeated)}
         if len(fields) > 1:
-            reasons |= dict.fromkeys((first, *repeated), f"contradicts another row of the same scan ({first})")
-        reasons |= {row: reasons.get(row, f"repeats {first}") for row in repeated}
+            reasons |= dict.fromkeys((first, *repeated), f"{', '.join((first, *repeated))} of one scan contradict each other")
+        else:
+            reasons |= dict.fromkeys(repeated, f"repeats {first}")
     return reasons
 
 

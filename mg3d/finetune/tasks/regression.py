@@ -54,6 +54,8 @@ class Regression(TaskType):
 
     def setup(self, split: Split, files: InspectedFiles) -> None:
         """Mean and standard deviation of each target in training; ValueError if it is constant."""
+        if self.metric not in ("r2", "pearson"):
+            raise ValueError(f"metric={self.metric}: expected r2 or pearson")
         targets = np.array([case.target for case in split.train], dtype=float)
         for index, name in enumerate(self.outputs):
             known = targets[~np.isnan(targets[:, index]), index]
@@ -98,7 +100,7 @@ class Regression(TaskType):
         return rows
 
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
-        """`r2`, `mae`, `rmse`, `pearson` of each output as `<name>/<output>`; with one output, or r2 and pearson, also the mean."""
+        """`r2`, `pearson`, `mae`, `rmse`; with several outputs each as `<name>/<output>`, and the means of the first two."""
         each = {name: [measure(*self._known(table, output)) for output in self.outputs] for name, measure in MEASURES.items()}
         comparable = MEASURES if len(self.outputs) == 1 else ("r2", "pearson")
         means = {name: mean_of_defined(np.array(each[name])) for name in comparable}
