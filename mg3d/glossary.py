@@ -76,10 +76,6 @@ NEGATION_CUES: tuple[str, ...] = (
 )  # fmt: skip
 """Words and phrases that mark a sentence as negative (absent finding) or normal."""
 
-NOT_GIVEN: tuple[str, ...] = ("", "not given.", "not given", "nan", "none")
-"""Markers of a missing report section in the data sets (lower case, stripped)."""
-
-
 def prompts(finding: str, *, wording: str = "there_is") -> tuple[str, str]:
     """Prompt pair (present, absent) of a finding such as `"Hiatal hernia"`."""
     lower = finding[0].lower() + finding[1:]

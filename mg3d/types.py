@@ -110,10 +110,10 @@ class Features(TypedDict, total=False):
     """[B, S, d']: sentences recovered from the masked report with the help of the volume."""
     sal_target: Tensor
     """[B, S, d']: the same sentences, unmasked."""
-    captioning_logits: Tensor
-    """[B, T - 1, V]: of every next token."""
-    captioning_targets: Tensor
-    """int64 [B, T - 1]: next tokens; -100 on padding."""
+    captioning_loss: Tensor
+    """[B]: sum of the cross entropies of the tokens of a report."""
+    captioning_tokens: Tensor
+    """int64 [B]: number of these tokens."""
     mim_prediction: Tensor
     """[B, 1, D, H, W]."""
     mim_target: Tensor

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.glossary import LABELS, NEGATION_CUES, NOT_GIVEN, PREVALENCE, PROMPTS, prompts
+from mg3d.glossary import LABELS, NEGATION_CUES, PREVALENCE, PROMPTS, prompts
 
 MAX_DIFFERENCE = 0.1
 """Larger differences of a label's frequency from CT-RATE's are reported."""
@@ -50,7 +50,6 @@ def show() -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print("negation cues:", ", ".join(NEGATION_CUES))
-    console.print("markers of a missing section:", ", ".join(map(repr, NOT_GIVEN)))
 
 
 def main(arguments: Sequence[str]) -> int:

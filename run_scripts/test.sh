@@ -29,7 +29,7 @@ if [ -n "$missing" ]; then
     "$PYTHON" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
 fi
 "$PYTHON" -m ruff check .                                                    # 2. style
-select=(-m "not slow" -n 2 --dist loadfile)                                  # in two processes, slow ones in one
+select=(-m "not slow" -n 2 --dist loadfile --no-loadscope-reorder)  # two processes, files in the order of their names; slow tests in one
 arguments=()
 for argument in "$@"; do
     if [ "$argument" = --all ]; then select=(); else arguments+=("$argument"); fi

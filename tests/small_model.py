@@ -32,8 +32,8 @@ def losses_of(model, batch, branches=None):
     return model.losses(model(batch, branches))
 
 
-def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
-    """A batch of `size` patients with 2, 3, ... sentences; masked patches have `cube` voxels."""
+def random_batch(size=3, *, seed=0, shape=SHAPE, patch=4):
+    """A batch of `size` patients with 2, 3, ... sentences; `patch`: side of a masked patch in voxels."""
     generator = torch.Generator().manual_seed(seed)
     tokens, most = 14, 4
     index = torch.full((size, tokens), -1)
@@ -45,7 +45,7 @@ def random_batch(size=3, *, seed=0, shape=SHAPE, cube=4):
     rows = [
         {
             "volume": torch.rand(1, *shape, generator=generator, dtype=torch.float64),
-            "patch_mask": torch.rand(*(side // cube for side in shape), generator=generator) < 0.5,
+            "patch_mask": torch.rand(*(side // patch for side in shape), generator=generator) < 0.5,
             "ids": torch.randint(5, 40, (tokens,), generator=generator),
             "mlm": torch.rand(tokens, generator=generator) < 0.4,
         }

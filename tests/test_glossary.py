@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mg3d.glossary import ENSEMBLE, FINDING_CUES, LABELS, NEGATION_CUES, NOT_GIVEN, PREVALENCE, PROMPTS, prompts
+from mg3d.glossary import ENSEMBLE, FINDING_CUES, LABELS, NEGATION_CUES, PREVALENCE, PROMPTS, prompts
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_prompts_are_distinct_and_name_their_finding(wording):
     assert all(label.lower() in text.lower() for label, text in texts)
 
 
-@pytest.mark.parametrize("phrases", [NEGATION_CUES, NOT_GIVEN, ENSEMBLE])
+@pytest.mark.parametrize("phrases", [NEGATION_CUES, ENSEMBLE])
 def test_phrases_are_unique_lower_case_and_stripped(phrases):
     assert len(set(phrases)) == len(phrases)
     assert all(phrase == phrase.lower().strip() for phrase in phrases)

@@ -9,7 +9,7 @@ from small_arrow import small_tokenizer
 from transformers import BertConfig, BertModel
 
 from mg3d.datasets.tokenizer import load_tokenizer
-from mg3d.models.text.encoder import load_text_encoder
+from mg3d.models.text.encoder import load_text_encoder, require_text_encoder
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,15 @@ def test_a_complete_folder_loads_both(folder):
     assert encoder.width == 12
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_stored_in_any_precision_are_trained_in_float32(folder, dtype):
+    stored = BertModel.from_pretrained(folder, add_pooling_layer=False).to(dtype)
+    stored.save_pretrained(folder)
+    encoder = load_text_encoder(folder)
+    assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
+    assert torch.equal(encoder.word_vectors, stored.embeddings.word_embeddings.weight.float())
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -138,3 +147,10 @@ def test_a_missing_folder_is_not_reported_as_damaged(load, tmp_path):
 def test_files_of_two_models_in_one_folder_are_reported(folder):
     with pytest.raises(ValueError, match="text_encoder mixes files of two models or lacks tokenizer"):
         load_text_encoder(folder, tokenizer_size=200)
+
+
+def test_a_text_encoder_with_too_few_positions_is_refused_by_its_configuration_alone(folder):
+    (folder / "model.safetensors").unlink()
+    require_text_encoder(folder, 40)
+    with pytest.raises(ValueError, match="reads 40 tokens, max_text_len=41; set max_text_len=40"):
+        require_text_encoder(folder, 41)

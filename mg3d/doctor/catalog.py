@@ -17,9 +17,9 @@ from mg3d.preparation.quarantine import Quarantined, read_quarantine
 from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.ct_rate import TABLES, dataset_folder, table_path
 from mg3d.preparation.sources.ctrg import ANNOTATIONS
-from mg3d.preparation.sources.custom import volumes_below
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES
+from mg3d.preparation.sources.scan_walk import walk_scans
 from mg3d.sentence_spans import normalize_text
 
 MAX_FOLDERS = 1000
@@ -87,9 +87,9 @@ def detect_datasets(path: Path, dataset: str | None = None) -> dict[str, Path]:
     if dataset is not None:
         return {dataset: path}
     roots = {name: root for name in ("ct_rate", "ctrg") if path.is_dir() and (root := _find_root(path, name))}
-    if not roots and path.is_dir() and next(volumes_below(path, max_folders=MAX_FOLDERS), None):
+    if not roots and path.is_dir() and walk_scans(path, max_folders=MAX_FOLDERS).scans:
         raise ValueError(
-            f"{path} contains NIfTI files or DICOM series in an unknown layout; give --dataset custom (and --table FILE if there "
+            f"{path} contains scans in an unknown layout; give --dataset custom (and --table FILE if there "
             "are reports), or --dataset with the name of the data set"
         )
     if not roots:

@@ -1,6 +1,5 @@
 """Everything that the checks look at."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,16 @@ import pandas as pd
 from mg3d.doctor.catalog import VolumeCatalog
 from mg3d.doctor.statistics import VolumeStatistics
 from mg3d.preparation.records import TableGeometry
-from mg3d.preparation.sources.ct_rate import SPLITS, TABLES, dataset_folder, read_ct_rate_table, table_geometry, table_path
+from mg3d.preparation.sources.ct_rate import (
+    SPLITS,
+    TABLES,
+    dataset_folder,
+    nifti_files,
+    read_ct_rate_table,
+    table_geometry,
+    table_path,
+    volume_name,
+)  # fmt: skip
 
 
 @dataclass
@@ -68,7 +76,7 @@ def read_ct_rate_tables(root: Path) -> Iterator[CtRateTables]:
             continue
         tables = {name: _read(root, name, split) if exists[name] else pd.DataFrame(index=pd.Index([], str)) for name in TABLES}
         trees = [root / split, root / f"{split}_fixed"]
-        files = frozenset(path.name.removesuffix(".nii.gz") for tree in trees for path in tree.glob("*/*/*.nii.gz"))
+        files = frozenset(volume_name(path.name) for tree in trees for path in nifti_files(tree))
         yield CtRateTables(split, tables, files, frozenset(path.name for tree in trees for path in tree.glob("*")))
 
 
@@ -95,4 +103,4 @@ def read_evaluation_list(path: Path) -> set[str]:
 
 def bare_id(name: str) -> str:
     """An id without folders, data set and file suffix."""
-    return re.sub(r"\.(?:nii(?:\.gz)?|npz)$", "", name.strip().strip(",;").replace("\\", "/").rsplit("/", 1)[-1])
+    return volume_name(name.strip().strip(",;").replace("\\", "/").rsplit("/", 1)[-1])

@@ -27,7 +27,7 @@ def check_files(sources: Sequence[RawVolumeSource], threads: int = 8) -> Iterato
 
 def is_incomplete(path: Path) -> bool:
     """Whether a `.nii.gz` has no readable header, or a different size than its header implies; False for other formats."""
-    if not path.name.endswith(".nii.gz"):
+    if not path.name.lower().endswith(".nii.gz"):
         return False
     try:
         with path.open("rb") as stream:

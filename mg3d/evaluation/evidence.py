@@ -134,14 +134,15 @@ def _model_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _encoder(model: MG3D, data: HeldOutData) -> MG3DEncoder:
-    return MG3DEncoder(model, data.tokenizer, max_text_len=data.settings.data.max_text_len)
+    settings = data.settings
+    return MG3DEncoder(model, data.tokenizer, max_text_len=settings.data.max_text_len, precision=settings.run.precision)
 
 
 def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tuple[dict[str, Any], Tensor | None]:
     """Results of one model, and the similarity [n, n] of volumes and reports if it has separate embeddings."""
     result: dict[str, Any] = {}
     if "mim" in model.objectives:
-        result["reconstruction"] = reconstruction_error(model, data.batches(), mean_image)
+        result["reconstruction"] = reconstruction_error(model, data.batches(), mean_image, precision=data.settings.run.precision)
     if not model.has_joint_embedding:
         return result, None
     encoder, patients = _encoder(model, data), data.test.patients

@@ -88,7 +88,8 @@ def with_stored_settings(
     if config["folder"] != task.folder:
         raise ValueError(f"checkpoint={settings.checkpoint} was fine-tuned for {config['folder']}, not for {task.folder}")
     current = as_builtins(settings)
-    free = EVALUATION | INITIALIZATION  # the network is built from the config, not from these
+    # The network is built from the config, not from INITIALIZATION; it computes in the precision of its training.
+    free = EVALUATION - ({"precision"} - overrides.keys()) | INITIALIZATION
     trained = {name: value for name, value in config["settings"].items() if name not in free and name in current}
     named = {name: current[name] for name in overrides if name in trained}
     different = changed(trained, named, ignore=EVALUATION)

@@ -21,12 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from mg3d.files import remove_partial, write_bytes
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.dataset import EpochSampler, collate, in_order
+from mg3d.finetune.dataset import EpochSampler, in_order
 from mg3d.finetune.distributed import info
 from mg3d.finetune.encoder import build_encoder
 from mg3d.finetune.module import FinetuneModule, gather_rows
 from mg3d.finetune.settings import UNCOMPARED, FinetuneSettings, changed
 from mg3d.finetune.tasks.base import TaskType
+from mg3d.precision import autocast, resolve_precision
 from mg3d.settings.schema import RunSettings
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.run import is_first_rank
@@ -34,13 +35,12 @@ from mg3d.training.trainer import (
     AtomicCheckpointIO,
     TimeLimit,
     checkpoint_callbacks,
+    configure_gpu,
     csv_part,
     progress_bar,
     resolve_accelerator,
     resolve_device,
     resolve_devices,
-    resolve_precision,
-    set_matmul_precision,
 )
 
 NON_FINITE_ADVICE = "Lower learning_rate or set grad_clip=1, and start a new run (run_name=...)"
@@ -56,24 +56,25 @@ def training_loader(task_type: TaskType, cases: Sequence[FinetuneCase]) -> DataL
     """Training samples; seed and epoch decide which of them an epoch draws."""
     data, draw = task_type.training_data(cases)
     sampler = EpochSampler(draw, count=len(data), seed=task_type.settings.seed)
-    return _loader(data, sampler, task_type.settings, batch_size=task_type.settings.batch_size)
+    return _loader(task_type, data, sampler, batch_size=task_type.settings.batch_size)
 
 
 def evaluation_loader(task_type: TaskType, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> DataLoader:
     """Every sample once, in batches of `eval_batch_size`."""
     data = task_type.evaluation_data(cases, collect_errors=collect_errors)
     sampler = EpochSampler(in_order(len(data)), count=len(data))
-    return _loader(data, sampler, task_type.settings, batch_size=task_type.eval_batch_size or task_type.settings.batch_size)
+    return _loader(task_type, data, sampler, batch_size=task_type.eval_batch_size or task_type.settings.batch_size)
 
 
-def _loader(data: Dataset, sampler: EpochSampler, settings: FinetuneSettings, *, batch_size: int) -> DataLoader:
+def _loader(task_type: TaskType, data: Dataset, sampler: EpochSampler, *, batch_size: int) -> DataLoader:
+    workers = task_type.settings.num_workers
     return DataLoader(
         data,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=settings.num_workers,
-        persistent_workers=settings.num_workers > 0,
-        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=task_type.collate,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -130,8 +131,10 @@ def fit_closed_form(
     if several or task_type.settings.devices > 1 or task_type.settings.num_nodes > 1:
         raise ValueError("this task is fitted by one process; use devices=1 num_nodes=1")
     start = time.monotonic()
-    network.to(resolve_device(machine(task_type.settings))).eval()
-    task_type.fit_closed_form(network, split, folder.parent)  # shared by the folds
+    device = resolve_device(machine(task_type.settings))
+    network.to(device).eval()
+    with autocast(task_type.settings.precision, device):  # as `predict` computes
+        task_type.fit_closed_form(network, split, folder.parent)  # shared by the folds
     weights = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     content = io.BytesIO()
     torch.save({"state_dict": weights, "mg3d_finetune": dict(config)}, content)
@@ -180,13 +183,13 @@ def build_trainer(task_type: TaskType, folder: Path) -> pl.Trainer:
 def _devices(settings: FinetuneSettings) -> dict[str, Any]:
     run = machine(settings)
     devices = resolve_devices(run)
-    set_matmul_precision(run)
+    configure_gpu(run)
     return {
         "accelerator": resolve_accelerator(run),
         "devices": devices,
         "num_nodes": run.num_nodes,
         "strategy": DDPStrategy(find_unused_parameters=True) if devices * run.num_nodes > 1 else "auto",
-        "precision": resolve_precision(run),
+        "precision": resolve_precision(run.precision, resolve_device(run)),
         "use_distributed_sampler": False,
         "enable_model_summary": False,
     }

@@ -15,6 +15,7 @@ from mg3d.finetune.dataset import ERRORS
 from mg3d.finetune.optim import build_optimizer, parameter_groups
 from mg3d.finetune.tasks.base import LAST_EPOCH, Row, TaskType
 from mg3d.finetune.transforms import Sample
+from mg3d.training.optim import can_fuse
 
 
 class FinetuneModule(pl.LightningModule):
@@ -100,7 +101,8 @@ class FinetuneModule(pl.LightningModule):
         settings = self.task_type.settings
         groups = parameter_groups(self.network, settings)
         steps_per_epoch = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
-        optimizer, schedule = build_optimizer(groups, settings, steps_per_epoch=steps_per_epoch)
+        fused = can_fuse(self.device, self.trainer.precision)
+        optimizer, schedule = build_optimizer(groups, settings, steps_per_epoch=steps_per_epoch, fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

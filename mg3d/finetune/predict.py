@@ -12,6 +12,7 @@ from mg3d.finetune.images import SLICE_SUFFIXES, VOLUME_SUFFIXES, slice_files
 from mg3d.finetune.loop import predict
 from mg3d.finetune.results import write_table
 from mg3d.finetune.tasks.base import TaskType
+from mg3d.preparation.sources.scan_walk import walk_scans
 from mg3d.training.run import is_first_rank
 
 
@@ -25,23 +26,22 @@ def find_scans(path: Path) -> list[FinetuneCase]:
         return [FinetuneCase(case_id=_stem(path), patient_id=_stem(path), image=path)]
     if not path.is_dir():
         raise FileNotFoundError(f"input={path}: no such file or folder")
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
-    sources: list[tuple[Path, Path | tuple[Path, ...]]] = [
-        (file, file) for file in files if file.name.lower().endswith(VOLUME_SUFFIXES)
-    ]
-    slices: dict[Path, list[Path]] = {}
-    for file in slice_files(files):
-        slices.setdefault(file.parent, []).append(file)
-    sources += [(folder, tuple(images)) for folder, images in slices.items()]
+    walk = walk_scans(path, VOLUME_SUFFIXES, image_suffixes=SLICE_SUFFIXES)
+    sources: list[tuple[Path, Path | tuple[Path, ...]]] = [(path / scan, path / scan) for scan in walk.scans]
+    sources += [(path / folder, slice_files((path / folder).iterdir())) for folder in walk.slice_folders]
     if not sources:
-        raise FileNotFoundError(f"input={path} has no scan; known file types: {', '.join((*VOLUME_SUFFIXES, *SLICE_SUFFIXES))}")
+        known, passed_over = ", ".join((*VOLUME_SUFFIXES, *SLICE_SUFFIXES)), f"; {walk.note}" if walk.note else ""
+        raise FileNotFoundError(f"input={path} has no scan; known file types: {known}, DICOM{passed_over}")
+    if walk.note:
+        info(walk.note)
     counts = Counter(_name(file, path) for file, _ in sources)
     names = [_name(file, path, with_suffix=counts[_name(file, path)] > 1) for file, _ in sources]
     return [FinetuneCase(case_id=name, patient_id=name, image=source) for name, (_, source) in zip(names, sources, strict=True)]
 
 
 def _stem(file: Path) -> str:
-    return file.name.removesuffix(".gz").rpartition(".")[0] or file.name
+    name = file.name[:-3] if file.suffix.lower() == ".gz" else file.name
+    return name.rpartition(".")[0] or file.name
 
 
 def _name(file: Path, root: Path, *, with_suffix: bool = False) -> str:

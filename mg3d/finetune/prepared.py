@@ -141,7 +141,7 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray]:
         ValueError: there is none, or several, or a slice is missing or damaged.
     """
     with _refusal_as_error(path):
-        series = {header.series_uid for header in read_headers(path) if header.modality == "CT" and header.is_axial_slice}
+        series = {header.series for header in read_headers(path) if header.modality == "CT" and header.is_axial_slice}
         if len(series) > 1:
             raise ValueError(f"{path} holds {len(series)} axial series; name one slice of the right one instead of the folder")
         raw = READERS["dicom"](_record(path), path.parent)

@@ -15,17 +15,19 @@ from torch import Tensor
 from mg3d.datasets.schema import differing_steps
 from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
-from mg3d.preparation import geometry
+from mg3d.preparation import crop, geometry
 from mg3d.preparation.hounsfield import choose_hu_rescale
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers.dicom_series import is_dicom
-from mg3d.preparation.readers.registry import READER_OF_SUFFIX, READERS, reader_of
+from mg3d.preparation.readers.registry import READERS, reader_of
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import RawVolume, VolumeRecord
 from mg3d.preparation.sources.custom import DATASET
+from mg3d.preparation.sources.scan_walk import dicom_scans, walk_scans
 from mg3d.preparation.voxels import preprocess
 
-_NPZ = {"ct": "rad_chestct", "arr_0": "ct_clip"}
+_MAX_CHOICES = 20
+"""Scans that are listed if a folder has several."""
 _FORMATS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
 
 
@@ -64,10 +66,10 @@ class Scan:
     """float32 [D, H, W] in [0, 1]; +z superior, +y posterior, +x left."""
     source_shape: tuple[int, int, int]
     """Voxels z, y, x of the upright scan."""
-    box: geometry.Box
+    box: crop.Box
     """Half-open voxel ranges of the upright scan that `volume` covers; may extend beyond the scan."""
     affine: np.ndarray = field(repr=False)
-    """From voxels [i, j, k] of the file to RAS mm; from [x, y, z] of the upright scan if the file has no geometry."""
+    """To RAS mm, from voxels [i, j, k] of the file, or [x, y, z] of the upright scan if it was resampled or has no geometry."""
     spacing_mm: tuple[float, float, float] | None
     """z, y, x of the upright scan; None if unknown, and then `affine` is in voxels."""
     name: str = field(default="", repr=False)
@@ -112,11 +114,11 @@ def _interpolation_weights(source: int, box: tuple[int, int], grid: int, cells: 
 
 
 def read_scan(path: str | Path, preprocessing: Preprocessing) -> Scan:
-    """Read a scan from a file or a folder of DICOM slices.
+    """Read a scan from a file, or from a folder with one scan: a file or a DICOM series.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the scan cannot be used, with the reason.
+        ValueError: the scan cannot be used, with the reason, or the folder has several.
     """
     path = Path(path)
     with _refusals_as_errors(path):
@@ -145,8 +147,28 @@ def _affine(raw: RawVolume) -> np.ndarray:
 def _read_raw(path: Path) -> RawVolume:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. A scan is {_FORMATS}.")
+    path = _only_scan(path) if path.is_dir() else path
     record = file_record(path, _reader(path))
     return READERS[record.reader](record, path.parent)
+
+
+def _only_scan(folder: Path) -> Path:
+    """The scan of a folder; the folder itself if it has none, so that its reader gives the reason.
+
+    Raises:
+        ValueError: several scans; the message lists them.
+    """
+    choices: dict[Path, str] = {}
+    for scan in (folder / name for name in walk_scans(folder).scans):
+        series = {} if scan.is_file() else dicom_scans(scan)
+        choices |= {scan: ""} if scan.is_file() else {path: f" ({count} slices)" for path, count in series.items()}
+    if len(choices) < 2:
+        return next(iter(choices), folder)
+    shown = [f"{path.relative_to(folder)}{text}" for path, text in choices.items()][:_MAX_CHOICES]
+    more = ", ..." if len(choices) > len(shown) else ""
+    raise ValueError(
+        f"{folder} has {len(choices)} scans; name one of them, or process all with --out: {', '.join(shown)}{more}"
+    )
 
 
 @contextmanager
@@ -156,17 +178,9 @@ def _refusals_as_errors(subject: Path | str) -> Iterator[None]:
         yield
     except Refusal as refusal:
         reason = REASONS[refusal.code] + (f" ({refusal.detail})" if refusal.detail else "")
-        raise ValueError(f"{subject} cannot be used: {reason}{_hint(subject)}") from None
+        raise ValueError(f"{subject} cannot be used: {reason}") from None
     except MemoryError:
         raise ValueError(f"{subject} cannot be used: {REASONS['oom']}") from None
-
-
-def _hint(subject: Path | str) -> str:
-    """Hint for a folder of scan files that was read as a DICOM series."""
-    is_folder = isinstance(subject, Path) and subject.is_dir()
-    if not is_folder or not any(file.name.lower().endswith((*READER_OF_SUFFIX, ".npz")) for file in subject.rglob("*")):
-        return ""
-    return "; it contains scan files: name one of them, or pass --out to process the folder"
 
 
 def scan_of_array(
@@ -196,30 +210,16 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
         affine=_affine(raw),
         spacing_mm=raw.spacing_mm,
         name=name,
-        note=raw.note,
+        note="; ".join(map(str, raw.changes)),
     )
 
 
 def _reader(path: Path) -> str:
     if path.is_dir():
         return "dicom"
-    if path.name.lower().endswith(".npz"):
-        return _reader_of_arrays(path)
     reader = reader_of(path) or ("dicom" if is_dicom(path) else None)
     if reader is None:
         raise ValueError(f"{path} is not in a supported format; expected {_FORMATS}")
-    return reader
-
-
-def _reader_of_arrays(path: Path) -> str:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays.files)
-    except Exception:  # NumPy raises whatever a damaged archive leads to
-        raise Refusal("array_damaged") from None
-    reader = next((reader for key, reader in _NPZ.items() if key in names), None)
-    if reader is None:
-        raise Refusal("array_damaged", "expected an array `ct` (Rad-ChestCT) or `arr_0` (CT-CLIP)")
     return reader
 
 

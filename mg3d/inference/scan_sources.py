@@ -1,6 +1,7 @@
 """Scans of a folder, of a table with reports, of one file, or of a prepared Arrow file; read lazily."""
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,9 @@ from mg3d.files import write_json
 from mg3d.inference.scan import Scan
 from mg3d.inference.scan_model import ScanModel
 from mg3d.preparation.quarantine import REASONS
-from mg3d.preparation.readers.registry import READER_OF_SUFFIX
-from mg3d.preparation.sources.custom import ListedVolume, read_listing, volumes_below
+from mg3d.preparation.sources.custom import ListedVolume, read_listing
+from mg3d.preparation.sources.scan_walk import SCAN_SUFFIXES, dicom_scans, walk_scans
 from mg3d.sentence_spans import build_report
-
-_SUFFIXES = (*READER_OF_SUFFIX, ".npz")
 
 
 class ScanSource(NamedTuple):
@@ -75,14 +74,29 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
     if source.suffix == ".arrow":
         return _list_prepared(model, source)
     if table is not None:
-        listing = read_listing(source, Path(table), suffixes=_SUFFIXES)
+        listing = read_listing(source, Path(table))
+        _print_notes(listing.notes)
         return [_listed_scan(model, source, volume) for volume in listing.volumes]
     if source.is_file():
         return [ScanSource(source.name, "", partial(model.read, source))]
-    keys = [str(path) for path in volumes_below(source, _SUFFIXES)]
-    if not keys:
-        raise FileNotFoundError(f"{source} has no scan ({', '.join(_SUFFIXES)} or DICOM folders)")
-    return [ScanSource(key, "", partial(model.read, source / key)) for key in keys]
+    walk = walk_scans(source)
+    if not walk.scans:
+        passed_over = f"; {walk.note}" if walk.note else ""
+        raise FileNotFoundError(f"{source} has no scan ({', '.join(SCAN_SUFFIXES)} or DICOM folders){passed_over}")
+    _print_notes([walk.note] if walk.note else [])
+    paths = [path for scan in walk.scans for path in _series_paths(source / scan)]
+    return [ScanSource(path.relative_to(source).as_posix(), "", partial(model.read, path)) for path in paths]
+
+
+def _series_paths(scan: Path) -> list[Path]:
+    """A scan file or folder of DICOM slices itself; of a folder with several axial CT series, the first slice of each."""
+    series = dicom_scans(scan) if scan.is_dir() else {}
+    return list(series) if len(series) > 1 else [scan]
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"mg3d: {note}", file=sys.stderr)
 
 
 def _listed_scan(model: ScanModel, root: Path, volume: ListedVolume) -> ScanSource:

@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from mg3d.datasets.schema import DATASETS, INTENSITIES
 from mg3d.preparation import geometry
+from mg3d.preparation.crop import BODY_HU, COARSE_MM, COUCH_MM, HOLE_MM
 from mg3d.preparation.hounsfield import AIR_HU, AIR_QUANTILE, CLIP_HU, PADDING_HU
+from mg3d.preparation.resize import AIR_HU as PADDED_HU
+from mg3d.preparation.resize import KERNELS
 from mg3d.settings.schema import CROP, volume_shape
 
 BODY_MARGIN_MM = 10.0
@@ -65,7 +68,7 @@ class Recipe:
             recipe = cls(
                 shape=tuple(resize["zyx"]), crop=crop["kind"], crop_mm=length and tuple(length), resize=resize["kernel"], **stored
             )
-            if recipe.crop in ("fraction", "body", "mm") and recipe.resize in geometry.KERNELS:
+            if recipe.crop in ("fraction", "body", "mm") and recipe.resize in KERNELS:
                 return recipe
             raise ValueError("unknown name")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -90,18 +93,19 @@ class Recipe:
         if self.crop != "fraction" and not in_hu:
             title = DATASETS[dataset].title
             raise ValueError(f"--crop {self.crop} needs HU and a voxel spacing, which {title} does not have; use --crop fraction")
-        body = {"body_hu": geometry.BODY_HU, "coarse_mm": geometry.COARSE_MM}
+        body = {"body_hu": BODY_HU, "coarse_mm": COARSE_MM, "couch_mm": COUCH_MM, "hole_mm": HOLE_MM}
         crops = {
             "fraction": {"zyx": list(CROP)},
             "body": {**body, "margin_mm": BODY_MARGIN_MM},
-            "mm": {**body, "zyx_mm": self.crop_mm and list(self.crop_mm), "padding_hu": geometry.AIR_HU},
+            "mm": {**body, "zyx_mm": self.crop_mm and list(self.crop_mm), "padding_hu": PADDED_HU},
         }
         steps = {
             "version": 1,
             "read": {
                 "order": "LPS",
-                "max_shear_degrees": geometry.MAX_SHEAR_DEGREES,
-                "max_rotation_degrees": geometry.MAX_ROTATION_DEGREES,
+                "upright_degrees": geometry.UPRIGHT_DEGREES,
+                "max_degrees": geometry.MAX_DEGREES,
+                "interpolation": "linear",
             },
             "crop": {"kind": self.crop, **crops[self.crop]},
             "resize": {"zyx": list(self.shape), "kernel": self.resize, "rounding": "half to even"},

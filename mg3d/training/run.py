@@ -24,6 +24,7 @@ from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained, build_vision
 from mg3d.models.flops import ReportShape, count_step, needed_flops
 from mg3d.models.mg3d import MG3D
+from mg3d.models.text.encoder import require_text_encoder
 from mg3d.settings.parse import flatten
 from mg3d.settings.schema import Settings, objective_weights, volume_shape
 from mg3d.training.build import build_data, build_tokenizer, fit_sentence_space, fit_voxels, tokenizer_origin
@@ -98,6 +99,8 @@ def pretrain(settings: Settings) -> None:
 
 def check_early(settings: Settings, *, starts: bool) -> None:
     """Raises ValueError or FileNotFoundError for what would otherwise fail after reports are read, or after training."""
+    if settings.text.text_encoder != "tiny":
+        require_text_encoder(settings.text.text_encoder, settings.data.max_text_len)
     if settings.run.load_path and starts:
         load(settings, build_vision(settings))
     if settings.run.compile and is_first_rank():

@@ -10,6 +10,7 @@ from mg3d.datasets.text_cache import FEATURES, INDEX, ORIGIN, ids_key, write_ind
 from mg3d.datasets.tokenizer import encode_report
 from mg3d.files import replacing_folder, write_json
 from mg3d.models.build import build_text_encoder
+from mg3d.models.text.encoder import require_text_encoder
 from mg3d.settings.schema import Settings
 from mg3d.training.build import build_data, build_tokenizer
 from mg3d.training.trainer import resolve_accelerator
@@ -24,10 +25,12 @@ def cache_text(settings: Settings) -> dict[str, Any]:
     Features are computed in float32, on the GPU if there is one. Masked reports and views are random and not cached.
 
     Raises:
-        ValueError: the folder contains files other than a cache.
+        ValueError: the folder contains files other than a cache, or the text encoder reads fewer than `max_text_len` tokens.
     """
     folder = Path(settings.text.text_cache)
     _refuse_to_replace(folder)
+    if settings.text.text_encoder != "tiny":
+        require_text_encoder(settings.text.text_encoder, settings.data.max_text_len)
     data = build_data(settings)
     tokenizer = build_tokenizer(settings, folder, data)
     device = torch.device("cuda" if resolve_accelerator(settings.run) == "gpu" else "cpu")

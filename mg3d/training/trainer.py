@@ -15,11 +15,13 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor
+from pytorch_lightning.utilities import rank_zero_warn
 
 from mg3d.distributed import sum_over_ranks, world_size
 from mg3d.files import replacing
+from mg3d.precision import convolution_defect, resolve_precision
 from mg3d.settings.schema import RunSettings, Settings, objective_weights
+from mg3d.training.host_copy import HostCopy
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.speed import DataWait, Speed
 
@@ -196,7 +198,7 @@ class _AnyRank:
     """Whether any rank made a request. With several ranks the answer is one call old, so that no rank waits for its device."""
 
     def __init__(self) -> None:
-        self._previous: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._previous: HostCopy | None = None
 
     def __call__(self, trainer: pl.Trainer, *requests: bool) -> list[bool]:
         """The requests of any rank in the previous call; all ranks must call it equally often."""
@@ -204,15 +206,8 @@ class _AnyRank:
             return list(requests)
         device, previous = trainer.strategy.root_device, self._previous
         counts = sum_over_ranks(torch.stack([torch.full((), float(request), device=device) for request in requests]))
-        on_gpu = device.type == "cuda"
-        host = torch.empty(len(requests), pin_memory=on_gpu).copy_(counts, non_blocking=True)
-        self._previous = host, torch.cuda.current_stream().record_event() if on_gpu else None
-        if previous is None:
-            return [False] * len(requests)
-        counts, copied = previous
-        if copied is not None:
-            copied.synchronize()
-        return [count > 0 for count in counts.tolist()]
+        self._previous = HostCopy(counts)
+        return [count > 0 for count in previous.tolist()] if previous else [False] * len(requests)
 
 
 def resolve_accelerator(run: RunSettings) -> str:
@@ -240,19 +235,14 @@ def resolve_devices(run: RunSettings) -> int:
     return run.devices or available
 
 
-def set_matmul_precision(run: RunSettings) -> None:
-    """Applies `float32_matmul_precision` for the rest of the process, on a GPU only: on a CPU it would change results."""
+def configure_gpu(run: RunSettings) -> None:
+    """On a GPU only: applies `float32_matmul_precision` for the rest of the process, and warns of defects of its libraries."""
     if resolve_accelerator(run) == "gpu":
         torch.set_float32_matmul_precision(run.float32_matmul_precision)
-
-
-def resolve_precision(run: RunSettings) -> str:
-    """`auto` resolved: bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU."""
-    if run.precision != "auto":
-        return run.precision
-    if resolve_accelerator(run) == "cpu":
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        precision = resolve_precision(run.precision, resolve_device(run))
+        defect = convolution_defect(torch.__version__, torch.backends.cudnn.version(), precision)
+        if defect:
+            rank_zero_warn(defect)
 
 
 class BatchPlan(NamedTuple):
@@ -345,13 +335,13 @@ def build_trainer(
     limits = (TimeLimit(checkpoints / "last.ckpt", run.max_minutes),) if run.max_minutes else ()
     # Lightning's own requeueing would not know the position in the data.
     is_srun = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
-    set_matmul_precision(run)
+    configure_gpu(run)
     return pl.Trainer(
         accelerator=resolve_accelerator(run),
         devices=resolve_devices(run),
         num_nodes=run.num_nodes,
         strategy=build_strategy(settings) if plan.ranks > 1 else "auto",
-        precision=resolve_precision(run),
+        precision=resolve_precision(run.precision, resolve_device(run)),
         max_steps=settings.optim.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=plan.accumulation_steps,

@@ -117,7 +117,7 @@ def test_the_loss_covers_every_token_and_no_padding(tmp_path):
     losses = []
     for sample in samples:
         ids = sample["ids"][: sample["count"]][None]
-        scores = network(sample["image"][None], ids[:, :-1], torch.ones_like(ids[:, :-1], dtype=torch.bool)).log_softmax(-1)
+        scores = network.decoder(network.image_tokens(sample["image"][None]), ids[:, :-1]).log_softmax(-1)
         losses += [-scores[0, position, token].item() for position, token in enumerate(ids[0, 1:].tolist())]
     assert len(losses) == (2 + 1) + (5 + 1)
     assert found == pytest.approx(np.mean(losses), rel=1e-5)

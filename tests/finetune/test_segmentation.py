@@ -1,4 +1,4 @@
-"""Masks go from the file to the network and back to the file's own voxels, and are judged there."""
+"""Masks go from the file to the network and back to the file's own voxels, and are scored there."""
 
 import dataclasses
 import json

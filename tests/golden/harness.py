@@ -1,4 +1,4 @@
-"""What the golden tests share: models filled by the recipe, encoder outputs to replay, and the comparison."""
+"""Shared by the golden tests: models filled by the recipe, encoder outputs to replay, and the comparison."""
 
 import json
 from functools import cache
@@ -21,14 +21,14 @@ from mg3d.types import Batch
 
 DATA = Path(__file__).parent / "data"
 STORED_TOLERANCE = {np.float32: 1e-6, np.float64: 1e-8}
-"""In float64, where the format of the record limits the comparison: arrays are stored in float32, losses and lists in float64."""
+"""In float64; limited by the format of the record: arrays are stored in float32, losses and lists in float64."""
 FLOAT32_TOLERANCE = {"array": 2e-5, "number": 2e-6}
-"""In float32, where our own rounding does: a whole array, or one number such as a loss."""
+"""In float32; limited by rounding of the model: an array, or a single number such as a loss."""
 
 
 @cache
 def recorded(name):
-    """Arrays (.npz) or numbers (.json) of this file, by name."""
+    """Arrays (.npz) or numbers (.json) of a file, by name."""
     if name.endswith(".json"):
         return json.loads((DATA / name).read_text())
     with np.load(DATA / name) as arrays:
@@ -36,13 +36,13 @@ def recorded(name):
 
 
 class Comparison:
-    """Compares with the record, and tells pytest's report how far the two were apart."""
+    """Compares with the record, and adds the deviation to pytest's report."""
 
     def __init__(self, record_property):
         self.record = record_property
 
     def __call__(self, ours, golden, dtype, *, scale=1.0):
-        """`scale`: the size of the numbers, where it is far from one; the deviation is told in its units."""
+        """`scale`: magnitude of the values, if far from 1; the deviation is relative to it."""
         golden = np.asarray(golden)
         if dtype == torch.float64:
             tolerance = STORED_TOLERANCE[golden.dtype.type]
@@ -58,7 +58,7 @@ class Comparison:
 
 @torch.no_grad()
 def fill(module, prefix=""):
-    """The module, of ours, with the recipe's values for the released names of its tensors, in eval mode."""
+    """The module with the recipe's values for the released names of its tensors, in eval mode."""
     for name, tensor in module.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
             values = recipe.weight(to_released(prefix + name), tuple(tensor.shape))
@@ -89,11 +89,11 @@ def batch(dtype):
     count, index = len(text["ids"]), text["sentence_index"]
     real = text["ids"] != recipe.PAD
     sentences = torch.arange(int(index.max()) + 1) <= index.max(1, keepdim=True).values
-    none = torch.empty(count, 0, dtype=torch.int64)  # the original has no views of reports
+    none = torch.empty(count, 0, dtype=torch.int64)  # the original has no sentence views
     volumes = torch.stack([torch.from_numpy(recipe.volume(patient)).to(dtype) for patient in range(count)])
     return Batch(
         volume=volumes[:, None],
-        patch_mask=torch.from_numpy(recipe.hidden_cubes()).expand(count, -1, -1, -1),
+        patch_mask=torch.from_numpy(recipe.patch_mask()).expand(count, -1, -1, -1),
         report_ids=text["ids"], attention_mask=real, sentence_index=index,
         sentence_mask=sentences, sentence_polarity=sentences.to(torch.int8),
         mlm_ids=text["masked_ids"], mlm_labels=text["labels"], mlm_positions=label_positions(text["labels"]),
@@ -110,19 +110,19 @@ def one_patient(batch, patient):
 
 
 class Encoded:
-    """Encoder outputs of the three patients, clean and with hidden cubes, each computed once and alone.
+    """Encoder outputs of the three patients, clean and with masked patches, each computed once and alone.
 
-    pyramid: the maps of patient 0, clean; of the same call, merged: what went into and came out of the first merging, and last:
-    the last map before it is normalised.
+    pyramid: feature maps of patient 0, clean. Of the same call, merged: input and output of the first patch merging; last: the
+    last map before its normalization.
     """
 
     @torch.no_grad()
     def __init__(self, dtype):
         self.dtype, self.batch, encoder = dtype, batch(dtype), swin_b(dtype)
         self.inputs, self.maps = [], []
-        hidden = torch.from_numpy(recipe.hidden_voxels())
+        mask = torch.from_numpy(recipe.voxel_mask())
         self._watch(encoder)
-        for volumes in (self.batch.volume, self.batch.volume.masked_fill(hidden, 0.0)):
+        for volumes in (self.batch.volume, self.batch.volume.masked_fill(mask, 0.0)):
             for volume in volumes:
                 maps = encoder(volume[None])
                 self.pyramid = getattr(self, "pyramid", maps)
@@ -134,12 +134,12 @@ class Encoded:
             if not hasattr(self, name):
                 setattr(self, name, value)
 
-        encoder.layers1[0].downsample.register_forward_hook(lambda module, given, out: keep("merged", (given[0], out)))
-        encoder.layers4[0].downsample.register_forward_hook(lambda module, given, out: keep("last", out.movedim(-1, 1)))
+        encoder.layers1[0].downsample.register_forward_hook(lambda module, inputs, out: keep("merged", (inputs[0], out)))
+        encoder.layers4[0].downsample.register_forward_hook(lambda module, inputs, out: keep("last", out.movedim(-1, 1)))
 
 
 class Replay(nn.Module):
-    """Stands for the encoder: knows what it gives for the volumes of the record, and refuses others."""
+    """Replaces the encoder: returns its outputs for the recorded volumes, and refuses other volumes."""
 
     mask_token, stride, channels, patch_size = None, (32, 32, 32), 768, (2, 2, 2)
 
@@ -150,9 +150,9 @@ class Replay(nn.Module):
     def grid(self, volume_shape):
         return tuple(side // step for side, step in zip(volume_shape, self.stride))
 
-    def encode(self, volume, hidden=None):
-        assert hidden is None, "the released encoder has no token for hidden cubes"
-        return torch.stack([self._map(one) for one in volume])
+    def encode(self, volume, mask=None):
+        assert mask is None, "the released encoder has no mask token"
+        return torch.stack([self._map(single) for single in volume])
 
     def _map(self, volume):
-        return next(kept for known, kept in zip(self.encoded.inputs, self.encoded.maps) if torch.equal(known, volume))
+        return next(output for known, output in zip(self.encoded.inputs, self.encoded.maps) if torch.equal(known, volume))

@@ -1,31 +1,32 @@
-"""The closed form behind the recorded numbers: every weight, volume, token and mask from its name and index alone.
+"""Closed-form inputs of the recorded results: weights, volumes, tokens and masks are functions of their name and index.
 
-The original, repaired just enough to run, was filled with these values and run in float64; what it gave lies in `data`. Filled
-with the same values, mg3d must give the same. Nothing here knows mg3d.
+The original code, repaired just enough to run, was filled with these values and run in float64; its outputs are in `data`. With
+the same values, mg3d must give the same outputs. This module does not depend on mg3d.
 """
 
 import math
 import zlib
+from itertools import chain
 
 import numpy as np
 
-VOLUME_SHAPE, CUBE = (128, 96, 128), 16
+VOLUME_SHAPE, PATCH = (128, 96, 128), 16
 TOKENS, VOCABULARY = 250, 512
 PAD, CLS, SEP, MASK = range(4)
 REPORTS = ((0, 1, 2), (1, 3), (0, 4, 6, 5))
-"""Numbers of the sentences of each patient's report."""
+"""Sentences of each patient's report, by number."""
 
 
-def noise(word, count):
-    """float64 [count] in [-1, 1): a 32-bit mixture of each index and the checksum of `word`."""
-    mixed = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(zlib.crc32(word.encode()))
+def noise(name, count):
+    """float64 [count] in [-1, 1): a 32-bit hash of each index and the checksum of `name`."""
+    mixed = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(zlib.crc32(name.encode()))
     for _ in range(2):
         mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(0x045D9F3B)
     return (mixed ^ (mixed >> np.uint32(16))) / 2.0**31 - 1.0
 
 
 def weight(released_name, shape):
-    """The tensor of this name in the released code, float64; the encoder's are known by their names within it."""
+    """The tensor of this name in the released code, float64; names of the encoder without their prefix."""
     name = released_name.removeprefix("vision_encoder.")
     values = noise(name, math.prod(shape)).reshape(shape)
     if len(shape) < 2:
@@ -47,45 +48,46 @@ def volume(patient):
     return 0.5 + 0.3 * waves + 0.1 * noise(f"volume{patient}", math.prod(VOLUME_SHAPE)).reshape(VOLUME_SHAPE)
 
 
-def hidden_cubes():
-    """bool [8, 6, 8], True = hidden, half of them; the same for every patient."""
-    grid = [side // CUBE for side in VOLUME_SHAPE]
+def patch_mask():
+    """bool [8, 6, 8], True = masked, half of them; the same for every patient."""
+    grid = [side // PATCH for side in VOLUME_SHAPE]
     count = math.prod(grid)
     return (np.arange(count) * 37 % count < count // 2).reshape(grid)
 
 
-def hidden_voxels():
+def voxel_mask():
     """bool [D, H, W]."""
-    return hidden_cubes().repeat(CUBE, 0).repeat(CUBE, 1).repeat(CUBE, 2)
+    return patch_mask().repeat(PATCH, 0).repeat(PATCH, 1).repeat(PATCH, 2)
 
 
-def block_input(word, *shape):
-    """What a block alone is given."""
-    return noise("input." + word, math.prod(shape)).reshape(shape)
+def block_input(name, *shape):
+    """Input of a single block."""
+    return noise("input." + name, math.prod(shape)).reshape(shape)
 
 
 def sentence(number):
-    """Ids of a sentence: 5, 7, 9, ... of them; number 6 is number 1 with two other words."""
-    ids = [10 + (37 * (1 if number == 6 else number) + 11 * place) % 490 for place in range(7 if number == 6 else 5 + 2 * number)]
+    """Token ids of a sentence: 5, 7, 9, ... of them; sentence 6 is sentence 1 with two other words."""
     if number == 6:
-        ids[1], ids[4] = (10 + 3 * ids[place] % 490 for place in (1, 4))
-    return ids
+        ids = sentence(1)
+        ids[1], ids[4] = (10 + 3 * ids[position] % 490 for position in (1, 4))
+        return ids
+    return [10 + (37 * number + 11 * position) % 490 for position in range(5 + 2 * number)]
 
 
 def reports():
-    """int64 [3, T] each: `ids`, `sentence_index` (0-based, -1 = of none), `masked_ids` and `labels` (-100 = not asked)."""
+    """int64 [3, T] each: `ids`, `sentence_index` (0-based, -1 = none), `masked_ids` and `labels` (-100 = not predicted)."""
     ids = np.full((len(REPORTS), TOKENS), PAD)
     index = np.full_like(ids, -1)
     for patient, numbers in enumerate(REPORTS):
-        words = [sentence(number) for number in numbers]
-        flat = [CLS, *(word for one in words for word in one), SEP]
+        sentences = [sentence(number) for number in numbers]
+        flat = [CLS, *chain(*sentences), SEP]
         ids[patient, : len(flat)] = flat
-        index[patient, 1 : len(flat) - 1] = np.repeat(np.arange(len(words)), [len(one) for one in words])
-    asked = (5 * np.arange(TOKENS) + np.arange(len(REPORTS))[:, None]) % 7 == 0
-    asked &= index >= 0
+        index[patient, 1 : len(flat) - 1] = np.repeat(np.arange(len(sentences)), [len(tokens) for tokens in sentences])
+    predicted = (5 * np.arange(TOKENS) + np.arange(len(REPORTS))[:, None]) % 7 == 0
+    predicted &= index >= 0
     return {
         "ids": ids,
         "sentence_index": index,
-        "masked_ids": np.where(asked, MASK, ids),
-        "labels": np.where(asked, ids, -100),
+        "masked_ids": np.where(predicted, MASK, ids),
+        "labels": np.where(predicted, ids, -100),
     }

@@ -50,10 +50,10 @@ class Step:
         """Weighted sum of these losses."""
         return sum(self.weights[name] * self.losses[name] for name in names)
 
-    def _run(self, batch, branches, seen):
+    def _run(self, batch, branches, calls):
         watched = {name: self.model.get_submodule(name) for name in WATCHED}
         hooks = [
-            part.register_forward_hook(lambda part, given, out, name=name: seen.setdefault(name, []).append((given, out)))
+            part.register_forward_hook(lambda part, inputs, out, name=name: calls.setdefault(name, []).append((inputs, out)))
             for name, part in watched.items()
         ]
         features = self.model(batch, branches)

@@ -1,4 +1,4 @@
-"""Every block alone, on closed-form inputs: what the released code's module of that name gives."""
+"""Every block alone, on closed-form inputs, against the output of the released code's module."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def model(dtype):
 
 
 @pytest.fixture
-def given(dtype):
+def inputs(dtype):
     return {name: torch.from_numpy(recipe.block_input(name, *shape)).to(dtype) for name, shape in SHAPES.items()}
 
 
@@ -40,91 +40,91 @@ def same(compare, dtype):
     return check
 
 
-def share(gated, value):
-    """The number that `value` [..., d] was multiplied with."""
+def gate(gated, value):
+    """The factor by which `value` [..., d] was multiplied."""
     return (gated * value).sum(-1) / value.square().sum(-1)
 
 
-def everyone(sentences):
+def all_valid(sentences):
     return torch.ones(sentences.shape[:2], dtype=torch.bool)
 
 
-def test_image_fusion_layer(model, given, same):
-    image, text = model.fusion_volume.layers[0](given["image"][None], given["sent"][None], None)
+def test_image_fusion_layer(model, inputs, same):
+    image, text = model.fusion_volume.layers[0](inputs["image"][None], inputs["sent"][None], None)
     same(image[0, :, :64], "block_img_cross0_image_out_first64")
     same(text[0, :, :64], "block_img_cross0_text_out_first64")
 
 
-def test_agreement_of_image_tokens_with_single_sentences(model, given, same):
-    layer, image, sentences = model.fusion_volume.layers[0], given["image"][None], given["sent"][None]
+def test_agreement_of_image_tokens_with_single_sentences(model, inputs, same):
+    layer, image, sentences = model.fusion_volume.layers[0], inputs["image"][None], inputs["sent"][None]
     alone = [layer(image, sentences[:, s : s + 1], None)[0] for s in range(5)]
-    same(torch.stack([share(gated, layer.value1(image))[0] for gated in alone], 1), "block_img_cross0_probs_img_by_text")
+    same(torch.stack([gate(gated, layer.value1(image))[0] for gated in alone], 1), "block_img_cross0_probs_img_by_text")
 
 
-def test_agreement_of_sentences_with_single_image_tokens(model, given, same):
-    layer, image, sentences = model.fusion_volume.layers[0], given["image"][None], given["sent"][None]
+def test_agreement_of_sentences_with_single_image_tokens(model, inputs, same):
+    layer, image, sentences = model.fusion_volume.layers[0], inputs["image"][None], inputs["sent"][None]
     alone = [layer(image[:, n : n + 1], sentences, None)[1] for n in range(48)]
-    same(torch.stack([share(gated, layer.value2(sentences))[0] for gated in alone], 1), "block_img_cross0_probs_text_by_img")
+    same(torch.stack([gate(gated, layer.value2(sentences))[0] for gated in alone], 1), "block_img_cross0_probs_text_by_img")
 
 
-def test_report_fusion_layer(model, given, same):
-    text, image = model.fusion_report.layers[1](given["tokens"][None], given["image"][None], None)
+def test_report_fusion_layer(model, inputs, same):
+    text, image = model.fusion_report.layers[1](inputs["tokens"][None], inputs["image"][None], None)
     same(text[0, :, :64], "block_text_cross1_text_out_first64")
     same(image[0, :, :64], "block_text_cross1_image_out_first64")
 
 
-def test_sentence_gate_of_one_sentence(model, given, same):
-    layer, sentence = model.branches["disentangled"].aggregation.layers[0], given["sent"][None, :1]
-    gated = layer(sentence, given["image"][:1])
+def test_sentence_gate_of_one_sentence(model, inputs, same):
+    layer, sentence = model.branches["disentangled"].aggregation.layers[0], inputs["sent"][None, :1]
+    gated = layer(sentence, inputs["image"][:1])
     same(gated[0, :, :64], "block_agg_img0_out_first64")
-    same(share(gated, layer.value1(sentence))[0, 0], "block_agg_img0_prob")
+    same(gate(gated, layer.value1(sentence))[0, 0], "block_agg_img0_prob")
 
 
-def test_sentence_gate_of_several_sentences_and_images(model, given, same):
-    """The recorded module sums over its sentences; the aggregation gives it one at a time."""
-    layer, sentences = model.branches["disentangled"].aggregation.layers[1], given["sent"][None]
-    gated = torch.cat([layer(sentences, image[None]) for image in given["image"][:3]])
+def test_sentence_gate_of_several_sentences_and_images(model, inputs, same):
+    """The recorded module sums over its sentences; the aggregation returns them one at a time."""
+    layer, sentences = model.branches["disentangled"].aggregation.layers[1], inputs["sent"][None]
+    gated = torch.cat([layer(sentences, image[None]) for image in inputs["image"][:3]])
     same(gated.sum(1)[:, :64], "block_agg_img1_multi_out_first64")
-    same(share(gated, layer.value1(sentences)), "block_agg_img1_multi_prob")
+    same(gate(gated, layer.value1(sentences)), "block_agg_img1_multi_prob")
 
 
 @pytest.mark.parametrize("side", ["unimodal", "multimodal"])
-def test_report_pool(model, given, same, side):
-    pool, sentences = getattr(model.fused_contrast, f"{side}_report_pool"), given["sent"][None]
-    same(pool(sentences, everyone(sentences))[:, :64], f"block_{side.removesuffix('modal')}_global_text_attention_first64")
+def test_report_pool(model, inputs, same, side):
+    pool, sentences = getattr(model.fused_contrast, f"{side}_report_pool"), inputs["sent"][None]
+    same(pool(sentences, all_valid(sentences))[:, :64], f"block_{side.removesuffix('modal')}_global_text_attention_first64")
 
 
-def test_image_pool(model, given, same):
-    same(model.fused_contrast.unimodal_image_pool(given["image"][None])[:, :64], "block_uni_modal_vision_pooler_first64")
+def test_image_pool(model, inputs, same):
+    same(model.fused_contrast.unimodal_image_pool(inputs["image"][None])[:, :64], "block_uni_modal_vision_pooler_first64")
 
 
-def test_pool_of_gated_sentences(model, given, same):
-    sentences = given["sent"][None]
+def test_pool_of_gated_sentences(model, inputs, same):
+    sentences = inputs["sent"][None]
     pool = model.branches["disentangled"].aggregation.pool
-    same(pool(sentences, everyone(sentences))[:, :64], "block_agg_vision_pooler_first64")
+    same(pool(sentences, all_valid(sentences))[:, :64], "block_agg_vision_pooler_first64")
 
 
-def test_sentence_head_of_the_aggregation(model, given, same):
-    same(model.branches["disentangled"].aggregation.sentence_head(given["sent"]), "block_sen_vision_pooler")
+def test_sentence_head_of_the_aggregation(model, inputs, same):
+    same(model.branches["disentangled"].aggregation.sentence_head(inputs["sent"]), "block_sen_vision_pooler")
 
 
-def test_sal_prediction_head(model, given, same):
-    same(model.branches["report"].sal_head.prediction(given["sent"]), "block_mlm_head_fc")
+def test_sal_prediction_head(model, inputs, same):
+    same(model.branches["report"].sal_head.prediction(inputs["sent"]), "block_mlm_head_fc")
 
 
-def test_cml_heads(model, given, same):
-    first, second = model.fused_contrast.multimodal_head(given["pair"]), model.fused_contrast.unimodal_head(given["pairtext"])
+def test_cml_heads(model, inputs, same):
+    first, second = model.fused_contrast.multimodal_head(inputs["pair"]), model.fused_contrast.unimodal_head(inputs["pairtext"])
     same(first @ second.T / TEMPERATURE, "block_itc_cross_head_logits")
 
 
-def test_dcl_heads(model, given, same):
+def test_dcl_heads(model, inputs, same):
     branch = model.branches["disentangled"]
-    first, second = branch.image_head(given["pair"][:, :768]), branch.aggregate_head(given["pairtext"][:, :768])
+    first, second = branch.image_head(inputs["pair"][:, :768]), branch.aggregate_head(inputs["pairtext"][:, :768])
     same(first @ second.T / TEMPERATURE, "block_itc_agg_head_logits")
 
 
-def test_volume_decoder(model, given, same):
-    volume = model.branches["volume"].decoder(given["dec"])
+def test_volume_decoder(model, inputs, same):
+    volume = model.branches["volume"].decoder(inputs["dec"])
     assert volume.shape == (1, 1, *recipe.VOLUME_SHAPE)
     same(volume[0, 0, ::8, ::8, ::8], "block_mim_decoder_slice")
     same(volume.double().mean(), "block_mim_decoder_mean")
@@ -138,7 +138,7 @@ def test_word_embeddings(model, same):
 
 @pytest.mark.parametrize("preset", ["mg3d_released", "mg3d_intended"])
 def test_every_tensor_of_a_released_preset_has_a_released_name(preset, dtype):
-    """Filling asks for the name of each; no two may share one."""
+    """And no two tensors share one."""
     model = build(preset, dtype, nn.Identity())[1]
     names = [to_released(name) for name in model.state_dict()]
     assert len(set(names)) == len(names) > 100

@@ -53,7 +53,7 @@ def test_swin_b_moments_of_a_stage(encoded, compare, dtype, stage):
     compare(features.abs().sum(), golden(stage)["sum_abs"], dtype, scale=golden(stage)["sum_abs"])
 
 
-def test_the_present_merging_of_monai_gives_other_numbers(encoded, dtype):
+def test_the_current_patch_merging_of_monai_gives_other_values(encoded, dtype):
     """From the first merging on, with equal names, shapes and weights."""
     before, legacy = encoded.merged
     present = swin_b(dtype, patch_merging="monai")

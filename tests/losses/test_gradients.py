@@ -22,6 +22,7 @@ from mg3d.losses.mlm import MLMLoss
 from mg3d.losses.released import ReleasedCMLLoss, ReleasedDCLLoss, ReleasedSALLoss, ReleasedSSMLoss
 from mg3d.losses.sal import SALLoss
 from mg3d.losses.ssm import SSMLoss
+from mg3d.models.token_loss import token_losses
 
 LENGTHS = (3, 1, 2)
 PATIENTS, REPORTS, VIEWS = torch.tensor([7, 8, 7, 9]), torch.tensor([1, 2, 3, 2]), torch.tensor([[1, 2], [3, 4], [5, 6], [1, 7]])
@@ -99,7 +100,9 @@ def cml_sigmoid():
 
 def captioning(smoothing):
     return (
-        lambda logits: CaptionLoss(label_smoothing=smoothing)(logits, NEXT),
+        lambda logits: CaptionLoss()(
+            token_losses(torch.nn.Identity(), logits, NEXT, label_smoothing=smoothing, chunk=5).sum(1), (NEXT >= 0).sum(1)
+        ),
         lambda logits: slow_captioning(logits, NEXT, smoothing),
         (random(3, 4, 5, seed=13),),
     )
@@ -185,7 +188,7 @@ ALONE = {
     "cml": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], SCALE, **ONE_ROW),
     "cml with views": lambda x: CMLLoss()(x[0, :1], x[0, 1:2], SCALE, None, x[:1, 2:], **ONE_ROW, view_key=VIEWS[:1]),
     "dcl": lambda x: DCLLoss()(x[0, :1], x[0, 1:2], SCALE, **ONE_ROW),
-    "captioning": lambda x: CaptionLoss()(x, torch.full((3, 4), -100)),
+    "captioning without tokens": lambda x: CaptionLoss()(0 * x[:, 0, 0], torch.zeros(3, dtype=torch.int64)),
     "ssm": lambda x: SSMLoss()(x[:1], TEXT[:1], *(one[:1] for one in FULL)),
     "released ssm": lambda x: ReleasedSSMLoss()(x[:1], TEXT[:1], MASK[:1]),
     "mlm without masked tokens": lambda x: MLMLoss()(x[0, :, :0], torch.zeros(4, dtype=torch.int64)),

@@ -10,7 +10,7 @@ from mg3d.training.optim import build_optimizer, parameter_groups
 
 
 def small_batch():
-    batch = random_batch(2, shape=SHAPE, cube=16)
+    batch = random_batch(2, shape=SHAPE, patch=16)
     return batch._replace(volume=batch.volume.float())
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from saved_tensors import saved_tensors, storage_bytes
 from small_model import SHAPE, build
 
 from mg3d.models.flops import ReportShape, count_step, needed_flops
@@ -64,18 +65,11 @@ def test_a_vision_transformer_computes_visible_patches_and_its_decoder_in_the_ma
 
 def test_saved_bytes_are_those_that_autograd_saves():
     model = build(objectives=("cml",))
-    kept = {}
-
-    def pack(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_tensors() as saved:
         result = model.encode_volume(torch.rand(1, 1, *SHAPE, dtype=torch.float64))
     assert result.requires_grad
     encoder = count_step(model, SHAPE, REPORT)[0]
-    assert encoder.saved_bytes == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.02)
+    assert encoder.saved_bytes == pytest.approx(storage_bytes(saved), rel=0.02)
 
 
 def test_backward_operations_are_counted_with_what_they_recompute():

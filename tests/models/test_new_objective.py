@@ -52,7 +52,7 @@ assert "balance" not in objective_weights(resolve(["tiny"], sizes).loss)
 settings = resolve(["tiny"], {**sizes, "weight_balance": 0.5})  # the weight
 assert objective_weights(settings.loss)["balance"] == 0.5
 model = build_untrained(settings, 40)
-batch = random_batch(3, shape=(32, 24, 32), cube=8)
+batch = random_batch(3, shape=(32, 24, 32), patch=8)
 batch = batch._replace(volume=batch.volume.float())
 losses = model.losses(features_in_chunks(model, batch, 2))
 assert list(losses) == ["mlm", "sal", "mim", "cml", "dcl", "ssm", "balance"]

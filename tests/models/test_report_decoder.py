@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from small_vision import SMALL, small_encoder, volumes_and_cubes
+from small_vision import SMALL, small_encoder, volumes_and_mask
 from torch.nn import functional as F
 
 from mg3d.models.pyramid import PyramidTokens
@@ -54,6 +54,25 @@ def test_padding_changes_no_logit_and_another_image_changes_all():
     scores = model(tokens, ids)
     torch.testing.assert_close(model(tokens, padded, mask)[:, :7], scores)
     assert ((model(tokens.flip(0), ids) - scores).abs().amax(-1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_without_logits_has_the_value_and_gradients_of_the_plain_one(smoothing):
+    """60 reports of 23 tokens are two chunks of logits."""
+    model, tokens = decoder(), image_tokens(60)
+    ids = torch.randint(3, 11, (60, 24), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(24) < torch.arange(60)[:, None] % 24 + 1
+    plain = F.cross_entropy(
+        model(tokens, ids[:, :-1], mask[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="none", label_smoothing=smoothing
+    )
+    expected = (plain.view(60, 23) * mask[:, 1:]).sum(1)
+    found, count = model.loss(tokens, ids, mask, label_smoothing=smoothing)
+    assert count.tolist() == [row % 24 for row in range(60)]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.rand(60, dtype=torch.float64)
+    gradients = (torch.autograd.grad(weights @ losses, list(model.parameters())) for losses in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3, "no_repeat_ngram_size": 3}, {"temperature": 1.3}], ids=str)
@@ -170,7 +189,7 @@ def test_a_checkpoint_holds_every_tensor_once_and_fills_another_decoder():
 def test_pyramid_tokens_of_every_encoder_have_a_gradient_into_every_map(name):
     encoder = small_encoder(name)
     tokens = PyramidTokens(encoder.pyramid_channels, 14)
-    maps = [features.detach().requires_grad_() for features in encoder(volumes_and_cubes()[0])]
+    maps = [features.detach().requires_grad_() for features in encoder(volumes_and_mask()[0])]
     made = tokens(maps)
     assert made.shape == (2, 27, 14)
     (made * torch.randn(14)).sum().backward()

@@ -15,7 +15,8 @@ from mg3d.phantom.pathology import DRAWERS, DrawContext, lobe_of
 from mg3d.phantom.report import write_report
 from mg3d.phantom.sampling import sample_findings
 from mg3d.phantom.wording import CONNECTIVES, NEGATIVE, NORMAL, NOTHING_FOUND, PHRASES, POSITIVE, UNCERTAIN
-from mg3d.sentence_spans import build_report, clean_section, normalize_text, polarity
+from mg3d.report_sections import clean_section
+from mg3d.sentence_spans import build_report, normalize_text, polarity
 
 SMALL = PhantomSettings(
     train_patients=5, valid_patients=3, ctrg_cases=2, grid=32, seed=4, second_reconstructions=0.5, raw_tree=True

@@ -21,10 +21,10 @@ def test_flatten_and_parse_are_inverse():
     assert parse(flatten(Settings())) == Settings()
 
 
-@pytest.mark.parametrize("word", PRESETS)
-def test_every_preset_fits_the_schema(word):
-    flat = flatten(resolve([word], {}))
-    for name, value in PRESETS[word].items():
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_fits_the_schema(preset):
+    flat = flatten(resolve([preset], {}))
+    for name, value in PRESETS[preset].items():
         assert flat[name] == (list(value) if isinstance(value, tuple) else value)
 
 
@@ -36,7 +36,7 @@ def test_the_last_preset_wins_and_settings_override_presets():
 
 
 @pytest.mark.parametrize(
-    ("update", "words"),
+    ("update", "message"),
     [
         ({"learning_rat": 1.0}, "did you mean learning_rate"),
         ({"learning_rate": "fast"}, "learning_rate='fast': must be a valid number"),
@@ -86,11 +86,20 @@ def test_the_last_preset_wins_and_settings_override_presets():
         ({"betas": [0.9, 1.0]}, "must be less than 1"),
         ({"dataset_weights": [-1.0, 2.0]}, "must be greater than or equal to 0"),
         ({"dataset_weights": [0.0, 0.0]}, "at least one must be greater than 0"),
+        ({"presets": ["tiny", "unet"]}, r"volume \(64, 48, 64\) must be divisible by 32 voxels, the stride of this unet encoder"),
+        ({"image_size": 64}, "stride of this swin encoder; use a multiple of 128"),
+        ({"presets": ["nnunet"], "embed_dim": 15}, "embed_dim=15 must be even"),
+        ({"depths": [2]}, "differ in length"),
+        ({"volume_size": [64, 96, 32], "patch_size": 4}, r"volume_size=\(64, 96, 32\): .* use multiples of 64"),
+        ({"mim_patch_size": 1}, "must be a multiple of patch_size=2"),
+        ({"presets": ["unet"], "depths": [2]}, "not read by vision_encoder=unet, which reads embed_dim, norm_statistics"),
+        ({"norm_statistics": "instance"}, "norm_statistics is not read by vision_encoder=swin"),
     ],
 )
-def test_mistakes_are_refused_in_one_sentence(update, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        resolve([], update)
+def test_invalid_settings_are_refused_in_one_sentence(update, message):
+    settings = dict(update)
+    with pytest.raises(ValueError, match=message) as caught:
+        resolve(settings.pop("presets", ["swin_b"]), settings)
     assert "\n" not in str(caught.value)
 
 
@@ -153,15 +162,15 @@ def test_released_wiring_without_contrast_accepts_any_width():
     assert resolve(["mg3d_intended"], {"hidden_size": 20, "fusion_heads": 4, **off}).model.hidden_size == 20
 
 
-@pytest.mark.parametrize("word", ["mg3d", "mg3d_intended"])
-def test_accepted_edge_cases_can_be_built(word):
+@pytest.mark.parametrize("preset", ["mg3d", "mg3d_intended"])
+def test_accepted_edge_cases_can_be_built(preset):
     from mg3d.models.build import build_untrained
 
     edge = {
         "image_size": 64, "patch_size": 4, "depths": [1, 2], "embed_dim": 10, "num_heads": [5, 4], "hidden_size": 8,
         "fusion_heads": 2, "mim_decoder": "conv", "mim_patch_size": 8, "tiny_text_width": 6, "tiny_text_heads": 3,
     }  # fmt: skip
-    model = build_untrained(resolve(["tiny", word], edge), 60)
+    model = build_untrained(resolve(["tiny", preset], edge), 60)
     assert model.vision.channels == 40
 
 
@@ -175,30 +184,10 @@ def test_every_objective_has_a_weight_and_a_row():
         assert resolve_name(row.branch).name in row.branch, name
 
 
-def test_a_setting_that_the_encoder_ignores_is_refused_unless_a_preset_sets_it():
-    with pytest.raises(ValueError, match="depths is not read by vision_encoder=unet, which reads embed_dim, norm_statistics"):
-        resolve(["unet"], {"depths": [2]})
-    with pytest.raises(ValueError, match="norm_statistics is not read by vision_encoder=swin"):
-        resolve(["swin_b"], {"norm_statistics": "instance"})
+def test_settings_of_a_preset_that_the_encoder_ignores_are_accepted():
     assert resolve(["swin_b"], {"depths": [2], "num_heads": [3], "image_size": 64}).vision.depths == (2,)
     assert resolve(["tiny", "unet"], {"image_size": 128}).vision.vision_encoder == "unet"
     assert resolve(["unet"], {"norm_statistics": "instance"}).vision.norm_statistics == "instance"
-
-
-@pytest.mark.parametrize(
-    ("words", "update", "sentence"),
-    [
-        (["tiny", "unet"], {}, r"volume \(64, 48, 64\) must be divisible by 32 voxels, the stride of this unet encoder"),
-        (["swin_b"], {"image_size": 64}, "stride of this swin encoder; use a multiple of 128"),
-        (["nnunet"], {"embed_dim": 15}, "embed_dim=15 must be even"),
-        (["swin_b"], {"depths": [2]}, "differ in length"),
-        (["swin_b"], {"volume_size": [64, 96, 32], "patch_size": 4}, r"volume_size=\(64, 96, 32\): .* use multiples of 64"),
-        (["swin_b"], {"mim_patch_size": 1}, "must be a multiple of patch_size=2"),
-    ],
-)
-def test_an_encoder_that_does_not_fit_the_volume_is_refused(words, update, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        resolve(words, update)
 
 
 def test_patches_of_one_voxel_fit_convolutional_encoders():
@@ -206,9 +195,9 @@ def test_patches_of_one_voxel_fit_convolutional_encoders():
 
 
 def test_the_last_encoder_preset_wins_over_any_other():
-    for word in ("swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet"):
+    for last in ("swin_b", "swin_l", "swin_l_unprojected", "unet", "nnunet"):
         for before in ("swin_b", "swin_l", "unet", "nnunet"):
-            ours, alone = resolve([before, word], {}).vision, resolve([word], {}).vision
+            ours, alone = resolve([before, last], {}).vision, resolve([last], {}).vision
             read = [entry.name for entry in fields(alone) if entry.name not in unread(alone)]
             assert [getattr(ours, name) for name in read] == [getattr(alone, name) for name in read]
 

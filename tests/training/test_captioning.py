@@ -16,13 +16,16 @@ CAPTIONING = ("captioning", "max_steps=4")
 
 def test_every_next_token_of_a_report_is_predicted_and_padding_is_ignored():
     batch, model = random_batch(), build(objectives=("captioning",)).eval()
+    decoder, image = model.branches["captioning"].decoder, model.encode_volume(batch.volume)
+    expected = []
+    for tokens, ids, mask in zip(image, batch.report_ids, batch.attention_mask, strict=True):
+        words = ids[mask]
+        expected.append(cross_entropy(decoder(tokens[None], words[None, :-1])[0], words[1:], reduction="sum"))
     features = model(batch)
-    logits, targets = features["captioning_logits"], features["captioning_targets"]
-    real = targets != -100
-    assert real.sum(1).tolist() == (batch.attention_mask.sum(1) - 1).tolist()
-    assert targets[1][real[1]].tolist() == batch.report_ids[1][batch.attention_mask[1]][1:].tolist()
+    assert features["captioning_tokens"].tolist() == (batch.attention_mask.sum(1) - 1).tolist()
+    torch.testing.assert_close(features["captioning_loss"], torch.stack(expected))
     loss = model.losses(features)["captioning"]
-    torch.testing.assert_close(loss, cross_entropy(logits[real], targets[real]))
+    torch.testing.assert_close(loss, sum(expected) / (batch.attention_mask.sum() - len(image)))
     loss.backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith(("vision", "branches")))
 
@@ -30,7 +33,7 @@ def test_every_next_token_of_a_report_is_predicted_and_padding_is_ignored():
 def test_captioning_leaves_the_features_of_other_branches_unchanged():
     batch = random_batch()
     ours, theirs = (build(objectives=names).eval()(batch) for names in ((*OBJECTIVES, "captioning"), OBJECTIVES))
-    assert ours.keys() - theirs.keys() == {"captioning_logits", "captioning_targets"}
+    assert ours.keys() - theirs.keys() == {"captioning_loss", "captioning_tokens"}
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from saved_tensors import saved_tensors
 from small_model import WIRINGS, build, random_batch
 
 from mg3d.training.chunks import features_in_chunks
@@ -42,7 +43,6 @@ def test_graphs_of_chunks_are_not_saved():
 
 def saved_values(chunk):
     """Values that CML saves for its gradient."""
-    sizes = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):
+    with saved_tensors() as saved:
         features_in_chunks(build(objectives=("cml",)), random_batch(7), chunk)
-    return sum(sizes)
+    return sum(tensor.numel() for tensor in saved)

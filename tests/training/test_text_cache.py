@@ -61,10 +61,20 @@ def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp
 def test_a_folder_of_other_things_is_not_replaced_by_a_cache(arrows, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    for place in ("mine", "mine/thesis.txt"):
-        assert cache_text.main(run_arguments(arrows, tmp_path, "text_encoder=nowhere", f"text_cache={tmp_path / place}")) == 2
-        assert f"text_cache={tmp_path / place} contains files other than a cache" in capsys.readouterr().err
+    for name in ("mine", "mine/thesis.txt"):
+        assert cache_text.main(run_arguments(arrows, tmp_path, "text_encoder=nowhere", f"text_cache={tmp_path / name}")) == 2
+        assert f"text_cache={tmp_path / name} contains files other than a cache" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_runs_and_caches_are_refused_before_anything_loads_if_the_text_encoder_reads_fewer_tokens(arrows, tmp_path, capsys):
+    bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
+    most = BertConfig.from_pretrained(bert).max_position_embeddings
+    (bert / "model.safetensors").unlink()
+    arguments = run_arguments(arrows, tmp_path, f"text_encoder={bert}", f"max_text_len={most + 1}", f"text_cache={cache}")
+    assert cache_text.main(arguments) == 2
+    assert command_line([word for word in arguments if "text_cache" not in word]) == 2
+    assert capsys.readouterr().err.count(f"set max_text_len={most}\n") == 2
 
 
 def test_a_missing_with_is_reported(capsys):

@@ -1,6 +1,7 @@
 """How a step is split over processes, precision and the distributed strategy."""
 
 import re
+import warnings
 
 import pytest
 import pytorch_lightning as pl
@@ -13,7 +14,7 @@ from mg3d.config import resolve
 from mg3d.training import trainer as trainer_module
 from mg3d.training.module import PretrainModule
 from mg3d.training.run import describe_plan
-from mg3d.training.trainer import build_strategy, plan_batches, resolve_precision
+from mg3d.training.trainer import build_strategy, plan_batches
 
 
 def settings(batch_size, most, devices=1, nodes=1):
@@ -59,14 +60,6 @@ def test_a_batch_that_cannot_be_split_is_refused_with_one_that_can(arguments, wo
     named = dict(re.findall(r"(batch_size|per_gpu_batchsize)=(\d+)", sentence.split(". Use ")[1]))
     assert str(works[0]) == named["batch_size"] or str(works[1]) == named["per_gpu_batchsize"]
     plan_batches(settings(*works, *arguments[2:]))
-
-
-def test_emulated_bf16_is_not_used(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for computed in (False, True):
-        says = lambda including_emulation=True, computed=computed: computed or including_emulation  # noqa: E731
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", says)
-        assert resolve_precision(resolve([], {"accelerator": "gpu"}).run) == ("bf16-mixed" if computed else "16-mixed")
 
 
 @pytest.mark.parametrize(
@@ -125,9 +118,14 @@ def test_requests_of_any_rank_are_known_one_call_later(monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "expected"), [("gpu", ["medium"]), ("cpu", [])])
-def test_the_precision_of_products_is_set_on_a_gpu_only(device, expected, monkeypatch):
+def test_a_gpu_gets_its_precision_of_products_and_a_warning_of_defects(device, expected, monkeypatch):
     applied = []
     monkeypatch.setattr(trainer_module, "resolve_accelerator", lambda run: device)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", applied.append)
-    trainer_module.set_matmul_precision(resolve([], {"float32_matmul_precision": "medium"}).run)
+    monkeypatch.setattr(trainer_module, "convolution_defect", lambda *versions: f"a defect in {versions[-1]}")
+    run = resolve([], {"float32_matmul_precision": "medium", "precision": "bf16-mixed"}).run
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer_module.configure_gpu(run)
     assert applied == expected
+    assert [str(warning.message) for warning in caught] == ["a defect in bf16-mixed"] * len(expected)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import FinetuneCase, Source, Split
 from mg3d.finetune.data_check import InspectedFiles
-from mg3d.finetune.dataset import CaseDataset, Draw, class_balanced, shuffled
+from mg3d.finetune.dataset import CaseDataset, Draw, class_balanced, collate, shuffled
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.transforms import ReadCase, Sample, plain_tensors
 from mg3d.metrics.bootstrap import bootstrap_intervals
@@ -149,6 +149,10 @@ class TaskType(abc.ABC):
         )
         draw = class_balanced([case.target for case in cases]) if self.settings.balanced_sampling else shuffled(len(cases))
         return data, draw
+
+    def collate(self, samples: Sequence[Any]) -> Sample:
+        """A batch of samples."""
+        return collate(samples)
 
     def random_transforms(self) -> mt.Compose:
         """Training patches and, unless augment=false, augmentation."""

@@ -18,7 +18,7 @@ from mg3d.finetune.labellers import open_labeller
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.base import Row, TaskType
 from mg3d.finetune.transforms import Sample
-from mg3d.losses.captioning import IGNORE_INDEX, CaptionLoss
+from mg3d.losses.captioning import CaptionLoss
 from mg3d.metrics.captions import caption_counts, caption_scores, tokenize
 from mg3d.metrics.clinical import clinical_efficacy
 from mg3d.models.pyramid import PyramidTokens
@@ -52,9 +52,9 @@ class ReportWriter(nn.Module):
         """[B, N, width]."""
         return self.tokens(self.encoder(volume))
 
-    def forward(self, volume: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits [B, T, V] of the token after each of ids [B, T]; mask [B, T], False = padding."""
-        return self.decoder(self.image_tokens(volume), ids, mask)
+    def forward(self, volume: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and number of tokens of reports int64 [B, T], see `ReportDecoder.loss`; mask [B, T], False = padding."""
+        return self.decoder.loss(self.image_tokens(volume), ids, mask)
 
 
 class ReportGeneration(TaskType):
@@ -135,13 +135,16 @@ class ReportGeneration(TaskType):
         padded = np.pad(ids, (0, self.decoder["max_length"] - len(ids)), constant_values=self.tokenizer.pad_id)
         return read(case) | {"report": case.report, "ids": torch.from_numpy(padded), "count": len(ids)}
 
+    def collate(self, samples: Sequence[Any]) -> Sample:
+        """A batch with `ids` int64 [B, T], T = tokens of its longest report: on a GPU, reading T would be a wait."""
+        batch = super().collate(samples)
+        return batch | {"ids": batch["ids"][:, : int(batch["count"].max())]} if "ids" in batch else batch
+
     def loss(self, network: nn.Module, batch: Sample) -> Tensor:
         """Cross entropy of every next token."""
-        longest = int(batch["count"].max())
-        ids, positions = batch["ids"][:, :longest], torch.arange(longest, device=batch["ids"].device)
-        mask = positions < batch["count"][:, None]
-        targets = ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE_INDEX)
-        return self.criterion(network(batch["image"], ids[:, :-1], mask[:, :-1]).float(), targets)
+        ids = batch["ids"]
+        mask = torch.arange(ids.shape[1], device=ids.device) < batch["count"][:, None]
+        return self.criterion(*network(batch["image"], ids, mask))
 
     @torch.no_grad()
     def rows(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from mg3d.losses.captioning import IGNORE_INDEX, CaptionLoss
+from mg3d.losses.captioning import CaptionLoss
 from mg3d.models.branches.base import Branch
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.decoder import ReportDecoder
@@ -27,12 +27,13 @@ class CaptioningBranch(Branch):
             heads=settings.fusion_heads,
             max_length=model.text.max_length,
         )
-        self.objective_losses["captioning"] = CaptionLoss(label_smoothing=settings.caption_label_smoothing)
+        self.label_smoothing = settings.caption_label_smoothing
+        self.objective_losses["captioning"] = CaptionLoss()
 
     def features(self, tokens: SharedTokens) -> dict[str, Tensor]:
-        """Logits and targets of every next token."""
-        ids, mask = tokens.batch.report_ids, tokens.batch.attention_mask
-        return {
-            "captioning_logits": self.decoder(tokens.image, ids[:, :-1], mask[:, :-1]),
-            "captioning_targets": ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE_INDEX),
-        }
+        """Loss and number of the next tokens of each report."""
+        batch = tokens.batch
+        loss, count = self.decoder.loss(
+            tokens.image, batch.report_ids, batch.attention_mask, label_smoothing=self.label_smoothing
+        )
+        return {"captioning_loss": loss, "captioning_tokens": count}

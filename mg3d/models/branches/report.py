@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mg3d.losses.mlm import MLMLoss
 from mg3d.losses.sal import SALLoss
@@ -14,13 +13,12 @@ from mg3d.models.branches.base import Branch
 from mg3d.models.fusion import CrossAttentionFusion
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import TextEncoder
+from mg3d.models.token_loss import CHUNK_TOKENS, token_losses
 from mg3d.models.tokens import SharedTokens
 from mg3d.settings.schema import ModelSettings
 
 EMA_DECAY = 0.99
 """Of the target text encoder, per optimizer step."""
-CHUNK_TOKENS = 1024
-"""Masked tokens whose logits are held at a time: 119 MB in float32 with RadBERT's vocabulary of 28,996."""
 
 
 class TokenTransform(nn.Module):
@@ -52,18 +50,10 @@ class MLMHead(nn.Module):
     def token_loss(self, transformed: Tensor, labels: Tensor, positions: Tensor, *, chunk: int = CHUNK_TOKENS) -> Tensor:
         """Cross entropy [B, M] of the tokens at `positions` int64 [B, M]; labels int64 [B, T], 0 where they are -100.
 
-        Logits are computed for `chunk` tokens at a time; with more, those of each chunk are recomputed in the backward pass.
+        chunk: as in `token_losses`.
         """
-        tokens = transformed.gather(1, positions[..., None].expand(-1, -1, transformed.shape[-1])).flatten(0, 1)
-        targets = labels.gather(1, positions).flatten()
-        if len(tokens) <= chunk:
-            return self._token_loss(tokens, targets).view(positions.shape)
-        chunks = zip(tokens.split(chunk), targets.split(chunk), strict=True)
-        losses = [checkpoint(self._token_loss, *part, use_reentrant=False) for part in chunks]
-        return torch.cat(losses).view(positions.shape)
-
-    def _token_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.decode(tokens), targets, reduction="none")
+        tokens = transformed.gather(1, positions[..., None].expand(-1, -1, transformed.shape[-1]))
+        return token_losses(self.decode, tokens, labels.gather(1, positions), chunk=chunk)
 
 
 class ReportBranch(Branch):

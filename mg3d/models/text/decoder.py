@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertGenerationConfig, BertGenerationDecoder, DynamicCache, EncoderDecoderCache, GenerationConfig
 
+from mg3d.losses.captioning import IGNORE_INDEX
+from mg3d.models.token_loss import token_losses
+
 # transformers < 5.24 only knows `past_key_values`; later releases warn about that name.
 _CACHE = "cache" if "cache" in inspect.signature(BertGenerationDecoder.forward).parameters else "past_key_values"
 
@@ -82,14 +85,27 @@ class ReportDecoder(nn.Module):
 
         mask bool [B, T], True = real token; padding is at the end and its logits are undefined.
         """
+        return self.words.lm_head(self._hidden(tokens, ids, mask))
+
+    def loss(self, tokens: Tensor, ids: Tensor, mask: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Sum of the cross entropies of the tokens after the first of each report [B], and their number int64 [B].
+
+        Arguments as in `forward`; label_smoothing as in `token_losses`, which keeps no logits.
+        """
+        real = mask[:, 1:]
+        hidden, targets = self._hidden(tokens, ids[:, :-1], mask[:, :-1]), ids[:, 1:].masked_fill(~real, IGNORE_INDEX)
+        return token_losses(self.words.lm_head, hidden, targets, label_smoothing=label_smoothing).sum(1), real.sum(1)
+
+    def _hidden(self, tokens: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, T, width]; arguments as in `forward`."""
         length = ids.shape[1]
         self._check_length(length)
         # A mask per query: transformers reads the values of a mask [B, T], for which the host waits for the GPU.
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril().expand(len(ids), 1, -1, -1)
         visible = causal if mask is None else causal & mask[:, None, None]
-        return self.words(
+        return self.words.bert(
             input_ids=ids, attention_mask=visible, encoder_hidden_states=self.project(tokens), use_cache=False
-        ).logits
+        ).last_hidden_state
 
     @torch.no_grad()
     def generate(

@@ -14,6 +14,7 @@ from mg3d.hub import loading_error
 
 # Some models pad their word embeddings to a round number of rows.
 _PADDED_ROWS = 128
+_EXPECTED_FILES = "config.json and model.safetensors"
 
 
 class TextEncoder(nn.Module):
@@ -118,26 +119,42 @@ def _silent_library() -> Iterator[None]:
             library_logging.enable_progress_bar()
 
 
+def require_text_encoder(name_or_dir: str | Path, max_text_len: int = 0) -> None:
+    """Check by config.json alone that a pre-trained text encoder is a BERT that reads `max_text_len` tokens.
+
+    Raises:
+        FileNotFoundError: it is neither a local directory nor on the Hugging Face hub.
+        ValueError: a damaged file, another architecture, or fewer positions.
+    """
+    name = str(name_or_dir)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:  # libraries raise any type for damaged files
+        raise loading_error("text encoder", name, error, expected=_EXPECTED_FILES) from error
+    if config.model_type != "bert":
+        raise ValueError(f"text encoder {name!r} is a {config.model_type!r} model; only 'bert' is supported")
+    most = config.max_position_embeddings
+    if max_text_len > most:
+        raise ValueError(f"text encoder {name!r} reads {most} tokens, max_text_len={max_text_len}; set max_text_len={most}")
+
+
 def load_text_encoder(name_or_dir: str | Path, *, frozen: bool = True, tokenizer_size: int | None = None) -> TextEncoder:
-    """Loads a pre-trained BERT from a local directory or the Hugging Face hub.
+    """Loads a pre-trained BERT in float32 from a local directory or the Hugging Face hub.
 
     Raises:
         FileNotFoundError: it is in neither.
-        ValueError: damaged files, another architecture, missing weights, weights that do not match config.json, or another
-            vocabulary size than `tokenizer_size`.
+        ValueError: as `require_text_encoder`; missing weights, weights that do not match config.json, or another vocabulary size
+            than `tokenizer_size`.
     """
+    require_text_encoder(name_or_dir)
     name = str(name_or_dir)
     # Mismatched shapes are reported below; the error of transformers names neither key nor shape.
     loading = {"add_pooling_layer": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type == "bert":
-            with _silent_library():
-                bert, report = BertModel.from_pretrained(name, **loading)
+        with _silent_library():
+            bert, report = BertModel.from_pretrained(name, dtype=torch.float32, **loading)  # default: the file's precision
     except Exception as error:  # SafetensorError, UnpicklingError, EOFError and others
-        raise loading_error("text encoder", name, error, expected="config.json and model.safetensors") from error
-    if config.model_type != "bert":
-        raise ValueError(f"text encoder {name!r} is a {config.model_type!r} model; only 'bert' is supported")
+        raise loading_error("text encoder", name, error, expected=_EXPECTED_FILES) from error
     others = sorted(f"{key} {tuple(there)} instead of {tuple(wanted)}" for key, there, wanted in report["mismatched_keys"])
     if others:
         raise ValueError(

@@ -14,7 +14,6 @@ from mg3d.preparation.records import RawVolume, VolumeRecord
 
 _HEADER_BYTES = 1 << 14
 _DATA_FILE = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]+)", re.MULTILINE)
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
@@ -38,11 +37,8 @@ def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
     except RuntimeError as error:  # SimpleITK raises nothing else; the message contains the file name
         raise Refusal("mha_damaged", type(error).__name__) from None
     stored = itk.GetArrayFromImage(image).transpose(2, 1, 0)
-    directions = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine = _LPS_TO_RAS @ np.block([[directions, np.array(image.GetOrigin())[:, None]], [0, 0, 0, 1]])
-    volume, spacing = geometry.to_lps(stored, affine)
-    rescale = choose_hu_rescale(stored, None)
-    return RawVolume(volume, spacing, rescale.source, (rescale.slope, rescale.intercept), affine=affine)
+    axes = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    return geometry.raw_volume(stored, geometry.ras_affine(axes, image.GetOrigin()), choose_hu_rescale(stored, None))
 
 
 def _check_data_file(path: Path) -> None:

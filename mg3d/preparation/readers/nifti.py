@@ -35,9 +35,8 @@ def read_nifti_ct(record: VolumeRecord, root: Path) -> RawVolume:
     if table is not None:
         _check_table(table, stored.shape[::-1])
     affine = geometry.table_affine(table) if affine is None else affine
-    volume, spacing = geometry.to_lps(stored, affine)
     rescale = choose_hu_rescale(stored, table and (table.slope, table.intercept))
-    return RawVolume(volume, spacing, rescale.source, (rescale.slope, rescale.intercept), affine=affine)
+    return geometry.raw_volume(stored, affine, rescale)
 
 
 def read_nifti_grey(record: VolumeRecord, root: Path) -> RawVolume:

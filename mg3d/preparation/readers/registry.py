@@ -7,7 +7,7 @@ from mg3d.preparation.readers.dicom import read_dicom
 from mg3d.preparation.readers.jpeg_slices import read_jpeg_slices
 from mg3d.preparation.readers.mha import read_mha
 from mg3d.preparation.readers.nifti import read_nifti_ct, read_nifti_grey
-from mg3d.preparation.readers.npz import read_ct_clip, read_rad_chestct
+from mg3d.preparation.readers.npz import read_ct_clip, read_npz, read_rad_chestct
 from mg3d.preparation.records import RawVolume, VolumeRecord
 
 READERS: dict[str, Callable[[VolumeRecord, Path], RawVolume]] = {
@@ -18,10 +18,11 @@ READERS: dict[str, Callable[[VolumeRecord, Path], RawVolume]] = {
     "jpeg_slices": read_jpeg_slices,
     "rad_chestct": read_rad_chestct,
     "ct_clip": read_ct_clip,
+    "npz": read_npz,
 }
 """Each takes a record and the root of its data set, and raises `Refusal` for a volume that cannot be used."""
 
-READER_OF_SUFFIX = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha"}
+READER_OF_SUFFIX = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha", ".npz": "npz"}
 """File name suffix in lower case -> reader of single-file CT volumes. A folder is read as a DICOM series."""
 
 

@@ -14,9 +14,10 @@ from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.records import Inventory, TableGeometry, VolumeRecord
 from mg3d.preparation.sources.options import SourceOptions
+from mg3d.preparation.sources.scan_walk import walk_scans
 from mg3d.preparation.sources.tables import decode, flag, read_table, rows_by_key
 from mg3d.preparation.split import draw_val_patients
-from mg3d.sentence_spans import clean_section
+from mg3d.report_sections import clean_section
 
 DATASET = "ct_rate"
 SPLITS = {"train": "train", "valid": "validation"}
@@ -130,10 +131,16 @@ def _list_files(root: Path, outer: Path) -> list[str]:
     trees += [(outer / name, "../") for name in names if name.endswith("_preprocessed") and outer != root]
     paths = []
     for tree, prefix in trees:
-        files = tree.glob("**/*.npz" if tree.name.endswith("_preprocessed") else "*/*/*.nii.gz")
+        is_array_tree = tree.name.endswith("_preprocessed")
+        files = [tree / path for path in walk_scans(tree, (".npz",)).scans] if is_array_tree else nifti_files(tree)
         paths += [f"{prefix}{tree.name}/{folder.name}/" for folder in tree.glob("*/")]
         paths += [f"{prefix}{path.relative_to(tree.parent).as_posix()}" for path in files]
     return paths
+
+
+def nifti_files(tree: Path) -> list[Path]:
+    """The volumes of a tree `<patient>/<study>/<volume>`, compressed or not."""
+    return [path for path in tree.glob("*/*/*") if path.name.lower().endswith((".nii.gz", ".nii"))]
 
 
 def _tree(path: str, split: str) -> str | None:
@@ -164,8 +171,13 @@ def _add_split(inventory: Inventory, paths: Sequence[str], split: str, limit: in
             inventory.records.append(record)
 
 
+def volume_name(file: str) -> str:
+    """A file name without the suffix of a volume."""
+    return re.sub(r"(?:\.nii(?:\.gz)?)?(?:\.npz)?$", "", file, flags=re.IGNORECASE)
+
+
 def _volume_id(name: str) -> str:
-    return f"{DATASET}/{name.removesuffix('.nii.gz')}"
+    return f"{DATASET}/{volume_name(name)}"
 
 
 def _make_record(name: str, file: str | None, tables: _SplitTables) -> VolumeRecord | None:
@@ -176,7 +188,7 @@ def _make_record(name: str, file: str | None, tables: _SplitTables) -> VolumeRec
         return None
     match = NAME.fullmatch(name)
     labels, metadata = tables.labels.get(name), tables.metadata.get(name)
-    is_array = file is not None and file.endswith(".npz")
+    is_array = file is not None and file.lower().endswith(".npz")
     return VolumeRecord(
         volume_id=_volume_id(name),
         study_id=f"{DATASET}/{match['study']}",
@@ -201,9 +213,9 @@ def _group_files(paths: Sequence[str], split: str, notes: list[str]) -> tuple[di
     files: dict[str, str] = {}
     patients, n_strange = set(), 0
     inside = [(tree, path) for path in paths if (tree := _tree(path, split))]
-    for _, path in sorted(inside, key=lambda pair: (_TREES.index(pair[0]), pair[1])):
+    for _, path in sorted(inside, key=lambda pair: (_TREES.index(pair[0]), not pair[1].endswith(".gz"), pair[1])):
         *folders, last = path.removeprefix("../").split("/")
-        name = f"{last.removesuffix('.npz').removesuffix('.nii.gz')}.nii.gz"
+        name = f"{volume_name(last)}.nii.gz"
         match = NAME.fullmatch(name)
         patients |= set(folders[1:2])
         if match and match["split"] == split:
@@ -211,7 +223,7 @@ def _group_files(paths: Sequence[str], split: str, notes: list[str]) -> tuple[di
             patients.add(match["patient"])
         else:
             n_strange += bool(last)
-    n_arrays = sum(path.endswith(".npz") for path in files.values())
+    n_arrays = sum(path.lower().endswith(".npz") for path in files.values())
     notes += [f"{n_strange} files of {split} do not have a CT-RATE file name and are skipped"] if n_strange else []
     notes += [f"{n_arrays} volumes of {split} are CT-CLIP's arrays, clipped to -1000..1000 HU"] if n_arrays else []
     return files, patients
@@ -251,7 +263,7 @@ def _read_no_chest(path: Path, notes: list[str]) -> set[str]:
     except ValueError:
         raise ValueError(f"{path} is not a text file; expected one volume name or path per line; {_ADVICE}") from None
     names = {line.strip().replace("\\", "/").rsplit("/", 1)[-1] for line in lines if line.strip()}
-    volumes = {f"{name.removesuffix('.npz').removesuffix('.nii.gz')}.nii.gz" for name in names}
+    volumes = {f"{volume_name(name)}.nii.gz" for name in names}
     if names and not any(NAME.fullmatch(name) for name in volumes):
         raise ValueError(f"{path} contains no volume name; expected one volume name or path per line; {_ADVICE}")
     return volumes

@@ -1,10 +1,8 @@
-"""Custom data: any folder of NIfTI files, MetaImage files or DICOM series, with an optional table of reports and labels."""
+"""Custom data: any folder of scan files or DICOM series, with an optional table of reports and labels."""
 
-import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -12,14 +10,15 @@ import pandas as pd
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined, Refusal
-from mg3d.preparation.readers.dicom_series import has_slices, is_dicom, load_pydicom, read_series_uid
-from mg3d.preparation.readers.registry import READER_OF_SUFFIX, reader_of
+from mg3d.preparation.readers.dicom_series import SeriesKey, has_slices, load_pydicom, read_series_key
+from mg3d.preparation.readers.registry import reader_of
 from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.pseudonyms import pseudonym, read_salt
+from mg3d.preparation.sources.scan_walk import SCAN_SUFFIXES, is_or_may_be_dicom, walk_scans
 from mg3d.preparation.sources.tables import flag, read_table
 from mg3d.preparation.split import draw_val_patients
-from mg3d.sentence_spans import clean_section
+from mg3d.report_sections import clean_section, split_report
 
 DATASET = "custom"
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -38,7 +37,6 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
-SUFFIXES = tuple(READER_OF_SUFFIX)
 _ADVICE = "fix its header (docs/data.md lists the column names) or save it again as CSV in UTF-8"
 _MIN_TEXT_LENGTH = 60
 
@@ -127,86 +125,57 @@ def list_custom(root: Path, options: SourceOptions) -> Inventory:
     return inventory
 
 
-def read_listing(root: Path, table: Path | None, *, suffixes: tuple[str, ...] = SUFFIXES) -> Listing:
+def read_listing(root: Path, table: Path | None) -> Listing:
     """The volumes that a table names, or without a table all volumes below `root`; then each top-level folder is a patient.
-
-    suffixes: lower-case endings of volume files.
 
     Raises:
         FileNotFoundError: no volume, or no table.
         ValueError: the table cannot be read, or names no file.
     """
     if table is not None:
-        return _read_table_listing(root, table, suffixes)
-    volumes = {}
-    for path in volumes_below(root, suffixes):
+        return _read_table_listing(root, table)
+    volumes, walk = {}, walk_scans(root)
+    for path in walk.scans:
         patient = _default_patient(path)
         volumes[path] = ListedVolume(path, patient, str(path.parent) if len(path.parts) > 1 else patient)
     if not volumes:
-        raise FileNotFoundError(f"{root} has no {', '.join(suffixes)} files or DICOM series; check the path")
+        passed_over = f"; {walk.note}" if walk.note else ""
+        raise FileNotFoundError(f"{root} has no {', '.join(SCAN_SUFFIXES)} files or DICOM series{passed_over}; check the path")
     n_patients = len({volume.patient for volume in volumes.values()})
-    note = f"custom: without a table, each of the {n_patients} top-level folders or files counts as one patient"
-    return Listing([*volumes.values()], [note], has_labels=False)
+    notes = [f"custom: without a table, each of the {n_patients} top-level folders or files counts as one patient"]
+    notes += [f"custom: {walk.note}"] if walk.note else []
+    return Listing([*volumes.values()], notes, has_labels=False)
 
 
-def volumes_below(root: Path, suffixes: tuple[str, ...] = SUFFIXES, max_folders: int | None = None) -> Iterator[PurePosixPath]:
-    """Volume files and folders of DICOM slices below `root`, as relative paths, in folder order.
-
-    max_folders: stop after this number of folders.
-    """
-    for name, subfolders, files in islice(os.walk(root), max_folders):
-        subfolders.sort()
-        folder = Path(name)
-        files = sorted(file for file in files if not file.startswith(".") and file != "DICOMDIR")
-        is_volume = {file: file.lower().endswith(suffixes) for file in files}
-        yield from (PurePosixPath((folder / file).relative_to(root).as_posix()) for file in files if is_volume[file])
-        slices = [file for file in files if not is_volume[file] and _has_dicom_name(file)]
-        if any(_may_be_dicom(folder / file) for file in slices[:3]):
-            yield PurePosixPath(folder.relative_to(root).as_posix())
-
-
-def _has_dicom_name(file: str) -> bool:
-    suffix = Path(file).suffix.lower()
-    return suffix in {".dcm", ".ima", ""} or suffix[1:].isdigit()
-
-
-def _may_be_dicom(path: Path) -> bool:
-    """True also for an unreadable file: the reader will report it."""
-    try:
-        return is_dicom(path)
-    except OSError:
-        return True
-
-
-def _read_table_listing(root: Path, path: Path, suffixes: tuple[str, ...]) -> Listing:
+def _read_table_listing(root: Path, path: Path) -> Listing:
     if not path.is_file():
         raise FileNotFoundError(f"the table {path} does not exist; give a CSV or JSON file")
     table, notes = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE)
-    paths = [_locate(root, cell, suffixes) for cell in table["volume"]]
+    paths = [_locate(root, cell) for cell in table["volume"]]
     _check_located(root, path, table, sum(located is not None for located in paths))
-    first_slice: dict[tuple[PurePosixPath, str], PurePosixPath] = {}
+    first_slice: dict[tuple[PurePosixPath, SeriesKey], PurePosixPath] = {}
     volumes: dict[PurePosixPath, ListedVolume] = {}
     unusable = []
     for (row, cells), located in zip(table.to_dict("index").items(), paths):
         code = "missing_file"
         if located is not None:
-            located, code = _representative(root, located, suffixes, first_slice)
+            located, code = _representative(root, located, first_slice)
         volume = _listed_volume(cells, located or PurePosixPath(f"row {row}"), row)
         if code:
             unusable.append(_quarantine(volume, code))
         elif volumes.setdefault(volume.path, volume) != volume:
             volumes[volume.path] = _quarantine(volumes[volume.path], "duplicate_row")
     slices = set(first_slice.values())
-    series = [path for path in volumes if not path.name.lower().endswith(suffixes)]
+    series = [path for path in volumes if reader_of(path) is None]
     for folder in {folder for path in series for folder in path.parents} & volumes.keys():
         if folder in {path.parent for path in slices} or _includes_subfolders(root / folder):
             volumes[folder] = _quarantine(volumes[folder], "nested_series")  # it would be read as another listed series
-    named = volumes.keys() | {path.parent for path in slices}
+    named, walk = volumes.keys() | {path.parent for path in slices}, walk_scans(root)
     n_repeated = len(table) - len(unusable) - len(volumes)
     n_bad_labels = sum(bool(cell) and flag(cell) < 0 for label in LABELS if label in table for cell in table[label])
     n_unlisted = sum(
         path not in named and not any(_includes_subfolders(root / folder) for folder in named.intersection(path.parents))
-        for path in volumes_below(root, suffixes)
+        for path in walk.scans
     )
     notes += [
         f"custom: {note}"
@@ -214,6 +183,7 @@ def _read_table_listing(root: Path, path: Path, suffixes: tuple[str, ...]) -> Li
             (n_repeated, f"{n_repeated} rows repeat a volume; identical rows count once, contradicting rows are quarantined"),
             (n_bad_labels, f"{n_bad_labels} label cells are neither 1, 0 nor empty; they are stored as unknown"),
             (n_unlisted, f"{n_unlisted} volumes of the folder are not in the table and are skipped"),
+            (walk.note, walk.note),
             ("patient" not in table, "the table has no column `patient`; each top-level folder or file counts as one patient"),
         )
         if count
@@ -226,13 +196,14 @@ def _listed_volume(cells: Mapping[str, str], path: PurePosixPath, row: int) -> L
     if split and split not in SPLIT_NAMES:
         raise ValueError(f"row {row} of the table has a split other than train, val or test; use one of these or leave it empty")
     patient, study = cells.get("patient") or _default_patient(path), cells.get("study")
+    findings, impression = split_report(cells.get("report"))
     return ListedVolume(
         path=path,
         patient=patient,
         study=f"{patient}/{study}" if study else _strip_suffix(path),
         split=SPLIT_NAMES.get(split),
-        findings=clean_section(cells.get("findings")) or clean_section(cells.get("report")),
-        impression=clean_section(cells.get("impression")),
+        findings=clean_section(cells.get("findings")) or findings,
+        impression=clean_section(cells.get("impression")) or impression,
         labels=tuple(flag(cells.get(label, "")) for label in LABELS),
         row=row,
     )
@@ -254,7 +225,7 @@ def _default_patient(path: PurePosixPath) -> str:
     return path.parts[0] if len(path.parts) > 1 else _strip_suffix(path)
 
 
-def _locate(root: Path, cell: str, suffixes: tuple[str, ...]) -> PurePosixPath | None:
+def _locate(root: Path, cell: str) -> PurePosixPath | None:
     """The file or folder below `root` that a cell names, with or without its suffix; None if it does not exist."""
     path, base = PurePosixPath(cell.replace("\\", "/")), root.absolute().as_posix()
     if path.is_absolute() and path.is_relative_to(base):
@@ -262,23 +233,24 @@ def _locate(root: Path, cell: str, suffixes: tuple[str, ...]) -> PurePosixPath |
     if not cell or path.is_absolute() or ".." in path.parts:
         return None
     try:
-        names = [f"{path}{suffix}" for suffix in ("", ".nii.gz", ".nii", *suffixes)]
+        suffixes = (".nii.gz", ".nii", *SCAN_SUFFIXES)
+        names = [f"{path}{suffix}" for suffix in ("", *suffixes, *map(str.upper, suffixes))]
         return next((PurePosixPath(name) for name in names if (root / name).exists()), None)
     except OSError:  # name too long or not accessible; the message contains the cell
         return None
 
 
 def _representative(
-    root: Path, path: PurePosixPath, suffixes: tuple[str, ...], first_slice: dict[tuple[PurePosixPath, str], PurePosixPath]
+    root: Path, path: PurePosixPath, first_slice: dict[tuple[PurePosixPath, SeriesKey], PurePosixPath]
 ) -> tuple[PurePosixPath, str | None]:
     """The path of a volume, and a reason code if it cannot be used. All slices of a series get the path of the first one."""
-    if (root / path).is_dir() or path.name.lower().endswith(suffixes):
+    if (root / path).is_dir() or reader_of(path):
         return path, None
-    if not _may_be_dicom(root / path):
+    if not is_or_may_be_dicom(root / path):
         return path, "unknown_format"
     _require_pydicom()
     try:
-        return first_slice.setdefault((path.parent, read_series_uid(root / path)), path), None
+        return first_slice.setdefault((path.parent, read_series_key(root / path)), path), None
     except Refusal as refusal:
         return path, refusal.code
 
@@ -325,11 +297,11 @@ def _assign_splits(volumes: list[ListedVolume], options: SourceOptions, notes: l
 def _unique_names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
     """Path -> name for its id: without suffix, unless a folder or `.nii.gz` of that name takes precedence."""
     owner: dict[str, PurePosixPath] = {}
-    for path in sorted(paths, key=lambda path: (reader_of(path) is not None, not path.name.endswith(".gz"), path)):
+    for path in sorted(paths, key=lambda path: (reader_of(path) is not None, not path.name.lower().endswith(".gz"), path)):
         owner.setdefault(_strip_suffix(path), path)
     return {path: _strip_suffix(path) if owner[_strip_suffix(path)] == path else str(path) for path in paths}
 
 
 def _strip_suffix(path: PurePosixPath) -> str:
-    suffix = next((suffix for suffix in (".nii.gz", *SUFFIXES) if path.name.lower().endswith(suffix)), "")
+    suffix = next((suffix for suffix in (".nii.gz", *SCAN_SUFFIXES) if path.name.lower().endswith(suffix)), "")
     return str(path)[: len(str(path)) - len(suffix)]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from monai.networks.nets import DynUNet
-from small_vision import small_encoder, volumes_and_cubes
+from small_vision import small_encoder, volumes_and_mask
 from torch.nn import functional as F
 
 
@@ -30,7 +30,7 @@ def slow_pyramid(weights, volumes):
 
 
 def test_the_encoder_is_its_slow_version():
-    encoder, volumes = small_encoder("nnunet").double().eval(), volumes_and_cubes()[0].double()
+    encoder, volumes = small_encoder("nnunet").double().eval(), volumes_and_mask()[0].double()
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if ".norm" in name:
@@ -50,7 +50,7 @@ def test_names_and_shapes_are_those_of_the_encoder_half_of_monais_dynunet():
 
 
 def test_patients_of_a_batch_do_not_change_one_another():
-    encoder, volumes = small_encoder("nnunet").double().eval(), volumes_and_cubes()[0].double()
+    encoder, volumes = small_encoder("nnunet").double().eval(), volumes_and_mask()[0].double()
     with torch.no_grad():
         torch.testing.assert_close(encoder.encode(volumes)[1:], encoder.encode(volumes[1:]))
 

@@ -1,14 +1,14 @@
 import pytest
 import torch
-from small_vision import SHAPE, small_encoder, volumes_and_cubes
+from small_vision import SHAPE, small_encoder, volumes_and_mask
 from torch.nn import functional as F
 
 
 def slow_pyramid(weights, volumes, *, each_alone):
     """The same pyramid from the state dict, one convolution after the other, statistics by hand."""
     maps, features = [], volumes
-    for place, stage in enumerate(("down_tr64", "down_tr128", "down_tr256", "down_tr512")):
-        features = features if place == 0 else F.max_pool3d(features, kernel_size=2, stride=2)
+    for index, stage in enumerate(("down_tr64", "down_tr128", "down_tr256", "down_tr512")):
+        features = features if index == 0 else F.max_pool3d(features, kernel_size=2, stride=2)
         for unit in ("0", "1"):
             conv, norm = f"{stage}.ops.{unit}.conv1", f"{stage}.ops.{unit}.bn1"
             features = F.conv3d(features, weights[f"{conv}.weight"], weights[f"{conv}.bias"], stride=1, padding=1)
@@ -36,7 +36,7 @@ def shaken(name):
 
 @pytest.mark.parametrize("name", ["unet", "unet instance"])
 def test_the_encoder_is_its_slow_version(name):
-    encoder, (volumes, _) = shaken(name).eval(), volumes_and_cubes(3)
+    encoder, (volumes, _) = shaken(name).eval(), volumes_and_mask(3)
     with torch.no_grad():
         fast = encoder(volumes.double())
         slow = slow_pyramid(encoder.state_dict(), volumes.double(), each_alone=name.endswith("instance"))
@@ -53,7 +53,7 @@ def test_the_fifth_map_is_the_mean_of_4_x_4_x_4_cells():
 
 
 def test_evaluation_and_training_give_equal_features_and_leave_the_running_statistics():
-    encoder, (volumes, _) = small_encoder("unet"), volumes_and_cubes()
+    encoder, (volumes, _) = small_encoder("unet"), volumes_and_mask()
     before = {name: tensor.clone() for name, tensor in encoder.named_buffers()}
     with torch.no_grad():
         torch.testing.assert_close(encoder.train().encode(volumes), encoder.eval().encode(volumes), rtol=0, atol=0)
@@ -69,7 +69,7 @@ def test_evaluation_and_training_give_equal_features_and_leave_the_running_stati
 def test_only_batch_statistics_let_the_patients_of_a_batch_change_one_another():
     batch, instance = shaken("unet").eval(), shaken("unet instance").eval()
     instance.load_state_dict(batch.state_dict())
-    volumes = volumes_and_cubes(2)[0].double()
+    volumes = volumes_and_mask(2)[0].double()
     volumes[1] *= 0.2
     with torch.no_grad():
         alone, together = (encoder.encode(volumes)[:1] for encoder in (instance, batch))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
+from saved_tensors import saved_tensors, storage_bytes
 from small_windows import SHAPES, block_of, monais
 
 from mg3d.models.vision import recompute, windows
@@ -63,13 +64,13 @@ def test_what_is_computed_again_gives_the_gradients_of_what_is_kept(monkeypatch,
         layer.double()
     tokens = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
     inputs = [tokens, *(p for layer in layers for p in layer.parameters())]
-    kept = tokens
+    plain = tokens
     for layer in layers:
-        kept = layer(kept)
+        plain = layer(plain)
     again = recompute.per_token(layers, tokens, widest=10)
-    weight = torch.randn_like(kept)
-    assert torch.allclose(again, kept, atol=1e-14)
-    for ours, theirs in zip(torch.autograd.grad(again, inputs, weight), torch.autograd.grad(kept, inputs, weight), strict=True):
+    weight = torch.randn_like(plain)
+    assert torch.allclose(again, plain, atol=1e-14)
+    for ours, theirs in zip(torch.autograd.grad(again, inputs, weight), torch.autograd.grad(plain, inputs, weight), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-12)
 
 
@@ -86,21 +87,12 @@ def test_recomputing_the_attention_too_changes_no_gradient():
 
 def test_a_block_keeps_three_maps_of_tokens():
     """Tokens before and after the attention and what it gave; the rest of the stage is the embedding and the merging."""
-    kept = {}
-
-    def pack(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
     sizes = []
     for depth in (1, 3):
         encoder = SwinEncoder(depths=(depth,), num_heads=(1,), embed_dim=32, window_size=2)
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            result = encoder.encode(torch.rand(1, 1, 32, 24, 40))
-        sizes.append(sum(storage.nbytes() for storage in kept.values()))
-        del result
+        with saved_tensors() as saved:
+            encoder.encode(torch.rand(1, 1, 32, 24, 40))
+        sizes.append(storage_bytes(saved))
     one_map = 16 * 12 * 20 * 32 * 4
     assert 6 <= (sizes[1] - sizes[0]) / one_map < 6.1
 
@@ -110,9 +102,9 @@ def compiled_beside_eager(dtype, backend, **how):
     torch.manual_seed(4)
     torch._dynamo.reset()
     encoder = SwinEncoder(depths=(2, 1), num_heads=(2, 4), embed_dim=8, window_size=3, mask_token=True, **how).to(dtype)
-    volume, hidden = torch.rand(2, 1, 16, 20, 12, dtype=dtype), torch.rand(2, 4, 5, 3) < 0.5
+    volume, mask = torch.rand(2, 1, 16, 20, 12, dtype=dtype), torch.rand(2, 4, 5, 3) < 0.5
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    maps = [encode(volume, hidden) for encode in (encoder.encode, torch.compile(encoder.encode, fullgraph=True, backend=backend))]
+    maps = [encode(volume, mask) for encode in (encoder.encode, torch.compile(encoder.encode, fullgraph=True, backend=backend))]
     weight = torch.randn_like(maps[0])
     gradients = [torch.autograd.grad(found, list(encoder.parameters()), weight) for found in maps]
     gap = max(float((one - other).abs().max()) for one, other in zip(*gradients, strict=True))

@@ -1,5 +1,7 @@
 """CT-RATE's tree and tables: ids, sections, labels, splits, preferred trees, and what is quarantined."""
 
+from pathlib import PurePath
+
 import numpy as np
 import pytest
 from small_raw import REPORT, SHAPE, CtRateTree, chest, source_options, write_csv
@@ -186,3 +188,16 @@ def test_nifti_is_preferred_and_arrays_in_the_wrong_tree_are_skipped(arrays):
         "train_1_a_1": ("nifti", "train"), "valid_1_a_1": ("ct_clip", "test"),
     }  # fmt: skip
     assert noted(inventory, "1 files of valid do not have a CT-RATE file name")
+
+
+def test_uncompressed_and_upper_case_volumes_are_found_and_compressed_ones_preferred(tmp_path):
+    tree = CtRateTree(tmp_path / "ct_rate")
+    paths = [tree.add(f"train_{number}_a_1") for number in (1, 2, 3)]
+    tree.add("valid_1_a_1")
+    paths[0].rename(paths[0].with_suffix(""))  # .nii
+    paths[1].rename(paths[1].with_name(paths[1].name.upper().replace("TRAIN_2_A", "train_2_a")))
+    paths[2].with_suffix("").touch()
+    inventory = list_ct_rate(tree.write(), source_options())
+    assert [PurePath(record.files[0]).name for record in inventory.records] == [
+        "train_1_a_1.nii", "train_2_a_1.NII.GZ", "train_3_a_1.nii.gz", "valid_1_a_1.nii.gz",
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 from collections import Counter
 from itertools import pairwise
@@ -192,15 +193,31 @@ def test_series_in_a_folder_and_in_its_subfolder_are_two_volumes(tmp_path, table
         np.testing.assert_array_equal(read_dicom(record, root).voxels, expected)
 
 
-def test_stray_slice_above_a_series_is_refused_and_the_series_is_read_once(tmp_path):
+@pytest.mark.parametrize("above", [".", "Anna"])
+def test_stray_slice_above_a_series_is_counted_and_the_series_is_read_once(tmp_path, above):
     root = tmp_path / "clinic"
     write_series(root / "Anna" / "CT", chest(5))
-    (root / "Anna" / "CT" / "IM0003.dcm").rename(root / "Anna" / "stray.dcm")
-    write_series(root / "Anna" / "CT", chest(5))
-    stray, series = listed(root).records
-    with pytest.raises(Refusal, match="too_few_slices"):
-        read_dicom(stray, root)
+    shutil.copy(root / "Anna" / "CT" / "IM0003.dcm", root / above / "stray.dcm")
+    inventory = listed(root)
+    (series,) = inventory.records
+    assert series.files == ("Anna/CT",)
     np.testing.assert_array_equal(read_dicom(series, root).voxels, chest(5))
+    assert noted(inventory, "passed over: 1 DICOM files above folders of series")
+
+
+@pytest.mark.parametrize("same_uid", [True, False])
+def test_slices_of_two_patients_in_one_folder_are_never_mixed(tmp_path, same_uid):
+    root = tmp_path / "clinic"
+    series = {f"P{number}": chest(number)[: 20 + number] for number in (1, 2)}
+    for patient, hu in series.items():
+        uid = "1.2.3" if same_uid else f"1.2.3.{patient[1]}"  # one UID for all: programs that remove names do this
+        write_series(root, hu, start=patient, PatientID=patient, SeriesInstanceUID=uid)
+    for patient, hu in series.items():
+        (record,) = listed(root, [{"volume": f"{patient}0003.dcm", "patient": patient}]).records
+        np.testing.assert_array_equal(read_dicom(record, root).voxels, hu)
+    (record,) = listed(root, [{"volume": ".", "patient": "P1"}]).records
+    with pytest.raises(Refusal, match="several_studies"):
+        read_dicom(record, root)
 
 
 # Ids
@@ -305,7 +322,7 @@ def test_folder_of_unreadable_files_is_listed_so_that_its_reader_reports_it(tmp_
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("mg3d.preparation.sources.custom.is_dicom", refuse)
+    monkeypatch.setattr("mg3d.preparation.sources.scan_walk.is_dicom", refuse)
     assert [record.files for record in listed(root).records] == [("Anna",), ("a.nii.gz",)]
 
 
@@ -319,7 +336,7 @@ def test_dicom_without_pydicom_is_refused_before_anything_is_prepared(tmp_path, 
 
 def test_empty_folder_and_missing_table_are_refused(tmp_path):
     (tmp_path / "clinic").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"has no \.nii, \.nii\.gz, \.mha, \.mhd files or DICOM series"):
+    with pytest.raises(FileNotFoundError, match=r"has no \.nii, \.nii\.gz, \.mha, \.mhd, .*files or DICOM series"):
         listed(tmp_path / "clinic")
     with pytest.raises(FileNotFoundError, match=r"the table .* does not exist; give a CSV or JSON file"):
         listed(tmp_path / "clinic", tmp_path / "none.csv")
