@@ -10,6 +10,7 @@ import pytest
 from downstream.folders import script
 from PIL import Image
 from small_dicom import write_series
+from small_raw import chest
 
 import mg3d.finetune
 from mg3d.finetune.custom import TASK, CustomSettings, build, read_cases, resolve
@@ -204,7 +205,7 @@ def test_excel_semicolons_and_several_tables_are_read_alike(scans, tmp_path):
 
 
 def test_paths_are_relative_to_the_table_and_may_be_dicom_folders_or_slices(scans, tmp_path):
-    hu = np.random.default_rng(0).integers(-1000, 200, (24, 20, 22)).astype(np.int16)
+    hu = np.rint(chest(7)).astype(np.int16)
     write_series(tmp_path / "dicom", hu)
     for number in range(3):
         (tmp_path / "png").mkdir(exist_ok=True)
