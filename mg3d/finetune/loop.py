@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Timer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -37,6 +36,7 @@ from mg3d.training.trainer import (
     checkpoint_callbacks,
     configure_gpu,
     csv_part,
+    ddp_strategy,
     progress_bar,
     resolve_accelerator,
     resolve_device,
@@ -91,6 +91,7 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
     if last.is_file():
         require_same_run(folder, read_finetuned(last)["mg3d_finetune"], config)
         info(f"continuing from {last}")
+    module = FinetuneModule(network, task_type, config=config)
     trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     counts = {name: len(part) for name, part in split._asdict().items()}
     info(f"cases: {', '.join(f'{n} {name}' for name, n in counts.items())}; {trainable / 1e6:.2f} M trainable parameters")
@@ -98,7 +99,7 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
     trainer.callbacks.append(timer)
     remove_partial(folder / "checkpoints")
     trainer.fit(
-        FinetuneModule(network, task_type, config=config),
+        module,
         training_loader(task_type, split.train),
         evaluation_loader(task_type, split.val),
         ckpt_path=last if last.is_file() else None,
@@ -188,7 +189,7 @@ def _devices(settings: FinetuneSettings) -> dict[str, Any]:
         "accelerator": resolve_accelerator(run),
         "devices": devices,
         "num_nodes": run.num_nodes,
-        "strategy": DDPStrategy(find_unused_parameters=True) if devices * run.num_nodes > 1 else "auto",
+        "strategy": ddp_strategy(run, find_unused_parameters=False) if devices * run.num_nodes > 1 else "auto",
         "precision": resolve_precision(run.precision, resolve_device(run)),
         "use_distributed_sampler": False,
         "enable_model_summary": False,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mg3d.distributed import rank
 from mg3d.finetune.dataset import ERRORS
+from mg3d.finetune.encoder import freeze_unread
 from mg3d.finetune.optim import build_optimizer, parameter_groups
 from mg3d.finetune.tasks.base import LAST_EPOCH, Row, TaskType
 from mg3d.finetune.transforms import Sample
@@ -40,8 +41,10 @@ class FinetuneModule(pl.LightningModule):
         self.mask_folder = mask_folder
         self.validation_rows: list[Row] = []
         self.latest_terms: dict[str, Tensor] = {}  # read by the guard against NaN and Inf
-        if task_type.uses_sgd and task_type.settings.freeze_encoder:
-            network.encoder.requires_grad_(False)
+        if task_type.uses_sgd:
+            freeze_unread(network.encoder, reads_pyramid=task_type.reads_pyramid)
+            if task_type.settings.freeze_encoder:
+                network.encoder.requires_grad_(False)
 
     def on_train_epoch_start(self) -> None:
         """A frozen encoder stays in eval mode."""

@@ -61,6 +61,8 @@ class TaskType(abc.ABC):
     """
 
     reads_masks = False
+    reads_pyramid = False
+    """Whether the network reads all maps of the encoder, or `encode` alone."""
     uses_encoder = True
     uses_sgd = True
     """False for tasks with a closed-form fit (`fit_closed_form`) or without parameters to train."""

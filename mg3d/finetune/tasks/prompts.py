@@ -136,6 +136,8 @@ class PromptClassification(Classification):
         model.requires_grad_(False)
         for submodule in self.submodules:
             model.get_submodule(submodule).requires_grad_(True)
+        if model.contrast.logit_scale.bias is not None:  # of the sigmoid loss; a softmax over pairs does not depend on it
+            model.contrast.logit_scale.bias.requires_grad_(False)
         model.text.frozen = "text" not in self.submodules
         model.text.train("text" in self.submodules)
         return network

@@ -68,6 +68,7 @@ class Segmentation(TaskType):
     """
 
     reads_masks = True
+    reads_pyramid = True
 
     def __init__(
         self,
