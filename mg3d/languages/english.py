@@ -37,10 +37,11 @@ ENGLISH = Language(
                       r"contrast(?: medi\w+| agent)?",
                       r"(?:radiation )?dose(?: report| length product)?", r"ctdi(?:vol)?", r"dlp",
                       r"date(?: of (?:exam|examination|study))?"),
-        "history": (r"(?:clinical |patient |medical |relevant )*(?:history|information|indications?|details|question|data"
-        r"|background|notes?)",
-                    r"reason for (?:the )?(?:exam|examination|study|scan|referral|request)", r"clinical", r"symptoms",
-                    r"referral"),
+        "history": (
+            r"(?:clinical |patient |medical |relevant )*(?:history|information|indications?)",
+            r"(?:clinical |patient |medical )+(?:details|question|data|background|notes?)", r"clinical", r"symptoms", r"referral",
+            r"reason for (?:the )?(?:exam|examination|study|scan|referral|request)",
+        ),
         "comparison": (r"(?:date of )?comparisons?(?: (?:study|studies|exams?|with|to))?",
                        r"(?:prior|previous) (?:study|studies|exams?|examinations?|imaging)"),
         "recommendation": (r"recommend(?:ation|ations|ed follow[- ]up)", r"follow[- ]up(?: recommendations?)?", r"plan",
