@@ -49,6 +49,8 @@ class VolumeRecord:
     table: TableGeometry | None = None
     row: int = field(default=0, compare=False)
     """Row of the table that names the volume, from 1; 0: no table."""
+    hu: str = "infer"
+    """As `Recipe.hu`."""
 
     @property
     def image_key(self) -> str:
@@ -60,6 +62,8 @@ CHANGES: dict[str, str] = {
     "other_series": "chosen from a folder with other series",
     "gantry_tilt": "resampled from a sheared grid, as of a tilted gantry",
     "oblique": "resampled from a rotated grid",
+    "no_air": "in HU by the header, without air near -1000 HU to confirm it",
+    "filled_nan": "with NaN outside the field of view, replaced by air",
     "short": "shorter than 100 mm, and stretched to the grid of a whole chest",
 }
 """Code of a change -> what was done to a volume."""
@@ -84,8 +88,8 @@ class RawVolume(NamedTuple):
     spacing_mm: tuple[float, float, float] | None
     """z y x; None = not documented."""
     hu_source: str
-    """Where HU come from: already_hu (as stored), metadata_table, dicom_header, ct_clip (HU / 1000 clipped to -1..1);
-    uint8_unknown_window: no HU."""
+    """Where HU come from: already_hu (as stored), trusted (as stored, not checked), metadata_table, dicom_header,
+    ct_clip (HU / 1000 clipped to -1..1); uint8_unknown_window: no HU."""
     scale: tuple[float, float] = (1.0, 0.0)
     """Slope and intercept from stored values to HU."""
     changes: tuple[Change, ...] = ()

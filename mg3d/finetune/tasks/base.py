@@ -24,6 +24,8 @@ from mg3d.metrics.bootstrap import bootstrap_intervals
 from mg3d.models.vision.registry import VisionEncoder
 
 Row = dict[str, Any]
+LAST_EPOCH = "epoch"
+"""Selects the checkpoint of the last epoch."""
 
 
 class Score(NamedTuple):
@@ -59,6 +61,8 @@ class TaskType(abc.ABC):
     """
 
     reads_masks = False
+    reads_pyramid = False
+    """Whether the network reads all maps of the encoder, or `encode` alone."""
     uses_encoder = True
     uses_sgd = True
     """False for tasks with a closed-form fit (`fit_closed_form`) or without parameters to train."""
@@ -79,6 +83,7 @@ class TaskType(abc.ABC):
         prepare_scan: Callable[[Source], Source] | None = None,
     ) -> None:
         self.settings, self.outputs, self.metric = settings, tuple(outputs), metric
+        self.selection = LAST_EPOCH if settings.select == "last" else metric
         self.preprocess, self.crop, self.augment = list(preprocess), list(crop), list(augment)
         self.channel, self.superior_first, self.prepare_scan = channel, superior_first, prepare_scan
 
@@ -108,6 +113,10 @@ class TaskType(abc.ABC):
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
         """(title, figure) for the results page."""
         return []
+
+    def file_error(self, file: Mapping[str, Any]) -> str:
+        """Why a case cannot be used, from what `inspect_files` found in its files; empty if it can."""
+        return ""
 
     def setup(self, split: Split, files: InspectedFiles) -> None:  # noqa: B027
         """Checks the cases (ValueError) and reads from the training cases what the network needs, such as a vocabulary."""

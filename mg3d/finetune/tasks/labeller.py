@@ -134,7 +134,7 @@ def load_labeller(path: str | Path) -> ReportClassifier:
         FileNotFoundError: there is none.
         ValueError: the file is something else.
     """
-    from mg3d.finetune.fit import read_finetuned
+    from mg3d.finetune.loop import read_finetuned
 
     path = Path(path)
     candidates = (path / name for name in ("checkpoints/best.ckpt", "fold0/checkpoints/best.ckpt"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import AIR_HU, PADDING_HU, HuRescale, choose_hu_rescale
+from mg3d.preparation.hounsfield import AIR_HU, PADDING_HU, HuRescale, check_trusted_hu
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.dicom_series import Header, choose_series, load_pydicom, read_headers, stack_series
 from mg3d.preparation.records import Change, RawVolume, VolumeRecord
@@ -37,8 +37,10 @@ def read_dicom(record: VolumeRecord, root: Path) -> RawVolume:
         if index == previous and not np.array_equal(plane, volume[index]):
             raise Refusal("duplicate_slices", f"at slice {index} of {len(volume)}")
         volume[index], previous = plane, index
-    choose_hu_rescale(volume, None)
-    changes = [Change("other_series", f"{n_other_series} others")] if n_other_series else []
+    changes = check_trusted_hu(volume)
+    if changes and not all(header.has_rescale for header in stack.headers):
+        raise Refusal("hu_ambiguous", f"{changes[0].detail}, and slices without RescaleSlope and RescaleIntercept")
+    changes += [Change("other_series", f"{n_other_series} others")] if n_other_series else []
     return geometry.raw_volume(volume.transpose(2, 1, 0), stack.affine, HuRescale("dicom_header", 1.0, 0.0), changes)
 
 

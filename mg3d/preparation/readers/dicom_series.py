@@ -28,6 +28,7 @@ _KEY_TAGS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _TAGS = [
     *_KEY_TAGS, "SOPClassUID", "ImageType", "Modality", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
+    "RescaleSlope", "RescaleIntercept",
 ]  # fmt: skip
 
 
@@ -56,6 +57,8 @@ class Header(NamedTuple):
     position_mm: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     """Direction cosines (LPS) of a row and of a column."""
+    has_rescale: bool
+    """Whether slope and intercept are given."""
 
     @property
     def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -264,6 +267,7 @@ def read_header(pydicom: ModuleType, path: Path) -> Header | None:
                 spacing_mm=_floats(tags.get("PixelSpacing"), 2),
                 position_mm=_floats(tags.get("ImagePositionPatient"), 3),
                 orientation=_floats(tags.get("ImageOrientationPatient"), 6),
+                has_rescale=tags.get("RescaleSlope") is not None and tags.get("RescaleIntercept") is not None,
             )
         except Exception:
             raise Refusal("dicom_damaged", "a header with values of unexpected types") from None

@@ -290,6 +290,19 @@ def test_truncated_file_is_refused_and_pydicom_logs_nothing(folder, caplog, recw
     assert not list(recwarn)
 
 
-@pytest.mark.parametrize(("hu", "code"), [(CHEST + 1024, "hu_ambiguous"), (np.full(SHAPE, -1000), "constant_image")])
+@pytest.mark.parametrize(("hu", "code"), [(CHEST - 1024, "hu_ambiguous"), (np.full(SHAPE, -1000), "constant_image")])
 def test_values_that_are_not_hu_of_a_chest_are_refused(folder, hu, code):
     assert refusal(write_series(folder, hu))[0] == code
+
+
+def test_hu_of_the_header_are_trusted_without_air_and_noted(folder):
+    """A cardiac scan, whose field of view lies within the body."""
+    raw = read(write_series(folder, np.maximum(CHEST, -600)))
+    np.testing.assert_array_equal(raw.voxels, np.maximum(CHEST, -600))
+    assert raw.changes == (("no_air", "lowest values near -600 HU"),)
+
+
+@pytest.mark.parametrize("tag", ["RescaleSlope", "RescaleIntercept"])
+def test_a_slice_without_rescale_is_not_trusted_without_air(folder, tag):
+    write_series(folder, np.maximum(CHEST, -600), each=lambda index: {tag: None} if index == 5 else {})
+    assert refusal(folder)[0] == "hu_ambiguous"
