@@ -56,7 +56,9 @@ class FinetuneSettings(BaseModel):
     fold: NonNegativeInt = 0
     """Cross-validation fold that is used for validation."""
     folds: Literal["one", "all"] = "one"
-    """all: run every fold and pool the validation predictions."""
+    """all: run every fold, and report mean and spread over folds."""
+    select: Literal["best", "last"] = "best"
+    """Epoch that is evaluated: the best one on the validation cases, or the last one."""
     max_cases: NonNegativeInt = 0
     """Maximum number of cases per split; 0 = no limit."""
     epochs: PositiveInt = 100
@@ -152,7 +154,7 @@ UNCOMPARED = {
     "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows",
 }  # fmt: skip
 """Settings that may change when a run is continued: they do not affect its result."""
-EVALUATION = UNCOMPARED | {"tta", "overlap", "n_bootstrap", "batch_size", "max_cases", "precision"}
+EVALUATION = UNCOMPARED | {"select", "tta", "overlap", "n_bootstrap", "batch_size", "max_cases", "precision"}
 """Settings that may change when a trained network is evaluated."""
 INITIALIZATION = {"pretrained", "encoder", "load_patch_merging", "load_prefix", "minimum_coverage"}
 """Settings that say where the weights come from."""

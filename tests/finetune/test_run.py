@@ -107,6 +107,16 @@ def test_another_checkpoint_has_a_separate_results_folder(trained):
     assert (folder / "of-last" / "scores.json").is_file()
 
 
+def test_the_last_epoch_can_be_evaluated_instead_of_the_best(trained, tmp_path):
+    """The best epoch is chosen on the validation cases, so without a test split its scores are too high."""
+    _, folder, arguments = trained
+    again = tmp_path / "stoic2021" / "last"
+    shutil.copytree(folder, again / "fold0")
+    assert run(load("stoic2021").TASK, [*arguments, f"log_dir={tmp_path}", "run_name=last", "mode=evaluate", "select=last"]) == 0
+    assert read_summary(again / "fold0")["checkpoint"].endswith("last.ckpt")
+    assert run(load("stoic2021").TASK, [*arguments, "select=last"]) == 2  # the finished run reports its best epoch
+
+
 def test_two_runs_are_compared_on_the_same_cases(trained, tmp_path, capsys):
     _, folder, arguments = trained
     assert run(load("stoic2021").TASK, [*arguments, "run_name=second", "learning_rate=1e-5"]) == 0
@@ -220,7 +230,7 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
     assert 70 < read_summary(again)["minutes"] < 75
 
 
-def test_all_folds_are_pooled(tiny_set, tmp_path):
+def test_all_folds_are_reported_with_their_spread(tiny_set, tmp_path, capsys):
     root = tiny_set("cc-ccii")
     arguments = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=cv", "folds=all", *SMALL, "epochs=1"]
     assert run(load("cc-ccii").TASK, arguments) == 0
@@ -228,7 +238,10 @@ def test_all_folds_are_pooled(tiny_set, tmp_path):
     assert sorted(pooled["case_id"]) == sorted(c.case_id for c in load("cc-ccii").read_cases(root, FinetuneSettings()))
     facts = json.loads((tmp_path / "cc-ccii" / "cv" / "all" / "scores.json").read_text())
     assert facts["folds"] == 5
-    assert set(facts["between_folds"]["accuracy"]) == {"mean", "sd"}
+    assert pooled.groupby("patient_id")["fold"].nunique().max() == 1
+    accuracy = next(score for score in facts["scores"]["val"] if score["name"] == "accuracy")
+    assert accuracy["folds"].keys() == {"mean", "sd", "min", "max"}
+    assert "best epochs were chosen on these cases" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
