@@ -126,9 +126,9 @@ def paired_comparisons(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, PairedDifference]:
-    """Compare every statistic that both systems have, on the same resamples of patients.
+    """Compare statistics of two systems on the same resamples of patients.
 
-    support_masks: name -> bool [n], the cases that a statistic uses (default: all).
+    support_masks: name of each compared statistic -> bool [n], the cases that it uses (default: every statistic, all cases).
 
     p comes from the bootstrap (`two_sided_p`). Up to `MAX_EXACT_PATIENTS` patients it is the larger of that and `sign_flip_p` of
     the patients' jackknife contributions, because either can be too small alone: the bootstrap with few patients, the sign flips
@@ -142,7 +142,7 @@ def paired_comparisons(
     resampled = [_resampled(system, groups, n_bootstrap, seed) for system in systems]
     leave_out = cache(lambda patient: [system(np.flatnonzero(groups != patient)) for system in systems])
     comparisons = {}
-    for name in (name for name in values[0] if name in values[1]):
+    for name in support_masks or [name for name in values[0] if name in values[1]]:
         difference = values[0][name] - values[1][name]
         differences = resampled[0][name] - resampled[1][name] if n_bootstrap else np.empty(0)
         differences = differences[~np.isnan(differences)]

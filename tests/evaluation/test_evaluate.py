@@ -144,4 +144,4 @@ def test_a_cell_is_the_value_with_its_interval():
     found = Bootstrap(200, 0).mean(np.array([0.0, 1.0, 1.0, 0.0, 1.0, 0.0]), np.arange(6))
     assert found["value"] == 0.5
     assert 0 <= found["low"] < 0.5 < found["high"] <= 1
-    assert format_cell({"value": 0.5, "low": 0.25, "high": float("nan")}) == "0.500 [0.250, -]"
+    assert format_cell({"value": 0.5, "low": 0.25, "high": float("nan")}) == "0.500 [0.250, undefined]"

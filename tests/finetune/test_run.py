@@ -284,18 +284,16 @@ def test_a_time_limit_says_what_is_missing_and_the_same_command_continues(traine
     assert re.search(r"max_minutes=1e-06 stopped the run after \d of 2 epochs, so the scores are provi", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(("n_bootstrap", "reasons"), [(0, {"n_bootstrap=0"}), (20, {""})])
-def test_a_withheld_interval_has_its_reason_in_the_scores_and_on_the_screen(trained, tmp_path, capsys, n_bootstrap, reasons):
+def test_a_withheld_interval_has_its_reason_in_the_scores_and_on_the_screen(trained, capsys):
     _, folder, arguments = trained
-    out = [f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}", "mode=evaluate", f"n_bootstrap={n_bootstrap}"]
-    assert run(load("stoic2021").TASK, [*arguments, *out]) == 0
+    assert run(load("stoic2021").TASK, [*arguments, f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}", "mode=evaluate"]) == 0
     message = capsys.readouterr().out
     assert "[-, -]" not in message
     assert "[too few" in message
     scores = json.loads((folder / "of-last" / "scores.json").read_text())["scores"]["val"]
     withheld = [score["no_interval"] for score in scores if score["low"] is None or np.isnan(score["low"])]
+    assert withheld
     assert all(withheld)
-    assert {score["no_interval"] for score in scores if not score["no_interval"].startswith(("too few", "undef"))} == reasons
 
 
 def test_help_names_every_setting(capsys):
