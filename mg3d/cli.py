@@ -36,6 +36,17 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Options of all programs that compute with a trained model."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: GPU if available)")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "32-true", "16-mixed", "bf16-mixed"),
+        default="auto",
+        help="numerical precision (default: that of the training on a GPU, float32 on a CPU)",
+    )
+
+
 def run_and_print(work: Callable[[], str]) -> int:
     """Prints the result of `work`; returns the exit code: 2 with one line on stderr for a ValueError or OSError."""
     try:

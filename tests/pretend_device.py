@@ -35,6 +35,10 @@ class PretendTensor(torch.Tensor):
         wrapper.inner = inner
         return wrapper
 
+    def tolist(self):
+        """As on a real device: a copy to the host."""
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return PretendDevice().__torch_dispatch__(function, types, args, kwargs)
@@ -83,8 +87,10 @@ class PretendDevice(TorchDispatchMode):
         created = device == DEVICE
         if created:
             kwargs["device"] = torch.device("cpu")
-        kwargs.pop("pin_memory", None)
+        is_pinned = kwargs.pop("pin_memory", False)
         result = function(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
+        if is_pinned:
+            result.is_pinned_memory = True
         to_host = name == "_to_copy" and device is not None and not created
         if name == "_local_scalar_dense" or to_host or not (wrapped or created):
             return result
@@ -101,13 +107,17 @@ class PretendDevice(TorchDispatchMode):
             return "copy to the host"
         if name == "copy_" and wrapped:
             target, source = (isinstance(tensor, PretendTensor) for tensor in args[:2])
+            if args[2:] == (True,) and any(getattr(tensor, "is_pinned_memory", False) for tensor in args[:2]):
+                return None  # the copy is asynchronous
             return "copy to the host" if source and not target else "copy from the host" if target and not source else None
         copies_here = name == "_to_copy" and device == DEVICE and not wrapped
         return "copy from the host" if copies_here else None
 
 
 def to_device(module_or_tensor):
-    """A tensor, or a module in place, on the pretend device."""
+    """A tensor, or a module in place, on the pretend device; nothing if it is there already."""
+    if isinstance(module_or_tensor, PretendTensor):
+        return module_or_tensor
     if isinstance(module_or_tensor, torch.Tensor):
         return PretendTensor(module_or_tensor.detach().clone())
     for module in module_or_tensor.modules():

@@ -25,7 +25,8 @@ def write_slice(path, stored, *, position, orientation=UPRIGHT, spacing=SPACING[
     found = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
     values = {
         "SOPClassUID": CTImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID, "Modality": "CT",
-        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "SeriesInstanceUID": "1.2.3.1", "PatientName": NAME, "PatientID": NAME,
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.1",
+        "PatientName": NAME, "PatientID": NAME,
         "ImagePositionPatient": [float(mm) for mm in position], "ImageOrientationPatient": list(orientation),
         "PixelSpacing": list(spacing), "Rows": stored.shape[0], "Columns": stored.shape[1], "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15,

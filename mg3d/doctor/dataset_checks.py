@@ -17,9 +17,10 @@ from mg3d.doctor.duplicates import identical_pairs, similar_pairs
 from mg3d.doctor.published import PUBLISHED_COUNTS, PUBLISHED_PREVALENCE, ROUNDING, SplitCounts
 from mg3d.doctor.results import CheckResult, examples, pluralize
 from mg3d.glossary import LABELS
+from mg3d.polarity import NEGATED, span_polarities
 from mg3d.preparation.quarantine import REASONS
 from mg3d.preparation.sources.ct_rate import NAME
-from mg3d.sentence_spans import polarity, split_clauses
+from mg3d.sentence_spans import split_clauses
 
 MAX_STANDARD_ERRORS = 3.5
 """From the published prevalence; by chance, one of the 18 labels deviates that much in about 1 % of correct data sets."""
@@ -277,9 +278,10 @@ def negated_labels(report: str) -> Iterator[int]:
     """Indices in LABELS of findings that a report names by the label itself and negates in each such clause."""
     lower = report.lower()
     named = [index for index, label in enumerate(LABELS) if label.lower() in lower]
-    clauses = [lower[start:end] for start, end in split_clauses(report)] if named else []
+    spans = split_clauses(report) if named else []
+    clauses = [(lower[start:end], value) for (start, end), value in zip(spans, span_polarities(report, spans))]
     for index in named:
-        if {polarity(clause) for clause in clauses if LABELS[index].lower() in clause} == {-1}:
+        if {value for clause, value in clauses if LABELS[index].lower() in clause} == {NEGATED}:
             yield index
 
 

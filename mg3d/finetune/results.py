@@ -1,11 +1,14 @@
 """Files of a finished run: predictions as CSV, scores as JSON and one HTML page; and the comparison of two runs."""
 
+import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from mg3d.evaluation.tables import format_cell, format_rows, format_tables
 from mg3d.files import write_bytes, write_json
@@ -30,6 +33,13 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     write_bytes(path, table.to_csv(index=False).encode())
 
 
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a PNG file atomically."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    write_bytes(path, content.getvalue())
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """A table of predictions; FileNotFoundError if the run has not finished."""
     if not path.is_file():
@@ -38,17 +48,29 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def write_results(
-    folder: Path, task_type: TaskType, title: str, tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]
+    folder: Path,
+    task_type: TaskType,
+    title: str,
+    tables: Mapping[str, pd.DataFrame],
+    summary: Mapping[str, Any],
+    *,
+    dev: pd.DataFrame | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Writes predictions, scores with intervals and a page; scores.json is written last. Thresholds come from `val`."""
+    """Writes predictions, scores with intervals, figures and a page; scores.json is written last.
+
+    dev: predictions that thresholds are chosen on if `tables` has no `val`.
+    """
     scores: dict[str, list[dict[str, Any]]] = {}
     sections: list[tuple[str, list[PageItem]]] = []
     for split, table in tables.items():
         write_table(predictions_file(folder, split), table)
-        computed = score_table(task_type, table, tables.get("val") if split == "test" else None)
+        computed = score_table(task_type, table, tables.get("val", dev) if split == "test" else None)
         scores[split] = [score._asdict() for score in computed]
-        figures = [item for figure in task_type.figures(table) for item in figure]
-        sections.append((f"{split}: {len(table)} rows", [format_rows(_score_rows(scores[split])), *figures]))
+        figures = task_type.figures(table)
+        items = [format_rows(_score_rows(scores[split])), *(item for figure in figures for item in figure)]
+        sections.append((f"{split}: {len(table)} rows", items))
+        for name, figure in figures:
+            write_figure(folder / "figures" / f"{split}_{re.sub(r'[^a-z0-9]+', '_', name.lower())}.png", figure)
     logs = sorted(folder.glob("csv/part-*/metrics.csv"))
     if logs:
         sections.append(("Training", [curves_figure(logs)]))

@@ -113,7 +113,7 @@ def bootstrap_intervals(
     Raises:
         ValueError: there is no case.
     """
-    return {name: _interval(values, level) for name, values in _resampled(statistics, groups, n_bootstrap, seed).items()}
+    return {name: _interval(values, level) for name, values in resample_statistics(statistics, groups, n_bootstrap, seed).items()}
 
 
 def paired_comparisons(
@@ -139,7 +139,7 @@ def paired_comparisons(
     """
     rows, systems = np.arange(len(groups)), (first, second)
     values = [system(rows) for system in systems]
-    resampled = [_resampled(system, groups, n_bootstrap, seed) for system in systems]
+    resampled = [resample_statistics(system, groups, n_bootstrap, seed) for system in systems]
     leave_out = cache(lambda patient: [system(np.flatnonzero(groups != patient)) for system in systems])
     comparisons = {}
     for name in support_masks or [name for name in values[0] if name in values[1]]:
@@ -184,8 +184,8 @@ def sign_flip_p(contributions: np.ndarray) -> float:
     return float(test.pvalue)
 
 
-def _resampled(statistics: Statistics, groups: np.ndarray, n_bootstrap: int, seed: int) -> dict[str, np.ndarray]:
-    """Name -> [n_bootstrap] values."""
+def resample_statistics(statistics: Statistics, groups: np.ndarray, n_bootstrap: int, seed: int) -> dict[str, np.ndarray]:
+    """Name -> [n_bootstrap] values on resamples of groups with replacement; the resamples depend on groups and seed only."""
     values = [statistics(rows) for rows in _resamples(groups, n_bootstrap, seed)]
     return {name: np.array([each[name] for each in values], dtype=float) for name in (values[0] if values else ())}
 

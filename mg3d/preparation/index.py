@@ -13,7 +13,7 @@ from mg3d.datasets.schema import DATASETS, INDEX_SCHEMA, SPLITS, encode_metadata
 from mg3d.files import replacing
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.records import VolumeRecord
+from mg3d.preparation.records import Change, VolumeRecord
 from mg3d.preparation.shards import ShardTask
 from mg3d.sentence_spans import SPANS_VERSION, build_report, normalize_text
 
@@ -86,6 +86,7 @@ def _row(record: VolumeRecord, facts: Mapping[str, Any], shard: str, unit: str) 
         "shard_row": facts["row"],
         "intensity_unit": unit,
         "source": facts["source"],
+        "changes": [str(Change(*change)) for change in facts["changes"]],
         **{name: facts[name] for name in ("spacing_mm", "source_shape", "source_spacing_mm", "hu_source", "image_sha256")},
     }
 

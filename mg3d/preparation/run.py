@@ -22,7 +22,7 @@ from mg3d.preparation.manifest import check_nothing_is_lost, check_shards, write
 from mg3d.preparation.progress import progress_bar, use_counter
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.records import Inventory
+from mg3d.preparation.records import CHANGES, Inventory
 from mg3d.preparation.shards import MANIFEST, ShardTask, build_shard, is_locked, plan_shards, remove_partial_shard, try_lock
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES, STREAMED_TABLES
@@ -227,8 +227,9 @@ def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Tab
     summary.not_downloaded += len(set(not_downloaded) - {entry.volume_id for entry in excluded})
     per_split = Counter(rows["split"].to_pylist())
     summary.rows[dataset] = {split: per_split[split] for split in SPLITS}
-    notes = Counter(facts["note"] for sidecar in sidecars for facts in sidecar["volumes"].values() if facts.get("note"))
-    summary.notes += [f"{dataset}: {number} volumes read with {note}" for note, number in sorted(notes.items())]
+    facts_of_all = (facts for sidecar in sidecars for facts in sidecar["volumes"].values())
+    changes = Counter(code for facts in facts_of_all for code, _ in facts.get("changes", ()))
+    summary.notes += [f"{dataset}: {number} volumes {CHANGES[code]}" for code, number in sorted(changes.items())]
     waiting = len({record.patient_id for record in job.inventory.records if record.split == "val"})
     if waiting and not per_split["val"]:
         summary.notes.append(f"{dataset}: val is empty: none of its {waiting} patients is downloaded yet")

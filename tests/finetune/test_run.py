@@ -10,7 +10,7 @@ import torch
 from downstream.folders import load
 from monai.networks.nets.swin_unetr import SwinTransformer
 
-from mg3d.finetune import fit
+from mg3d.finetune import loop
 from mg3d.finetune.encoder import TINY, build_encoder, load_encoder
 from mg3d.finetune.predict import find_scans
 from mg3d.finetune.results import read_summary, read_table, run_differences
@@ -107,16 +107,6 @@ def test_another_checkpoint_has_a_separate_results_folder(trained):
     assert (folder / "of-last" / "scores.json").is_file()
 
 
-def test_the_last_epoch_can_be_evaluated_instead_of_the_best(trained, tmp_path):
-    """The best epoch is chosen on the validation cases, so without a test split its scores are too high."""
-    _, folder, arguments = trained
-    again = tmp_path / "stoic2021" / "last"
-    shutil.copytree(folder, again / "fold0")
-    assert run(load("stoic2021").TASK, [*arguments, f"log_dir={tmp_path}", "run_name=last", "mode=evaluate", "select=last"]) == 0
-    assert read_summary(again / "fold0")["checkpoint"].endswith("last.ckpt")
-    assert run(load("stoic2021").TASK, [*arguments, "select=last"]) == 2  # the finished run reports its best epoch
-
-
 def test_two_runs_are_compared_on_the_same_cases(trained, tmp_path, capsys):
     _, folder, arguments = trained
     assert run(load("stoic2021").TASK, [*arguments, "run_name=second", "learning_rate=1e-5"]) == 0
@@ -187,7 +177,7 @@ def test_encoder_checkpoint_gives_its_architecture_with_random_weights(trained, 
     arguments = [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "epochs=1", f"encoder={tmp_path / 'last.ckpt'}"]
     assert run(load("stoic2021").TASK, arguments) == 0
     assert "last.ckpt, random weights" in capsys.readouterr().out
-    assert (tmp_path / "stoic2021" / "as-last-scratch-phantom" / "fold0" / "scores.json").is_file()
+    assert (tmp_path / "stoic2021" / f"as-{tmp_path.name}-last-scratch-phantom" / "fold0" / "scores.json").is_file()
 
 
 @pytest.mark.parametrize(("downsample", "merging"), [("merging", "monai"), ("mergingv2", "monai_v2")])
@@ -208,7 +198,7 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
     """One epoch, then the other, gives the weights of two in one run."""
     root, folder, _ = trained
     arguments = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=cut", *SMALL]
-    build_trainer = fit.build_trainer
+    build_trainer = loop.build_trainer
 
     def build_short_trainer(task_type, folder):
         trainer = build_trainer(task_type, folder)
@@ -216,7 +206,7 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
         return trainer
 
     with monkeypatch.context() as patched:
-        patched.setattr(fit, "build_trainer", build_short_trainer)
+        patched.setattr(loop, "build_trainer", build_short_trainer)
         assert run(load("stoic2021").TASK, arguments) == 0
     again = tmp_path / "stoic2021" / "cut" / "fold0"
     (again / "scores.json").unlink()
@@ -262,11 +252,10 @@ def test_user_errors_are_one_sentence(trained, tmp_path, capsys, arguments, mess
     assert error.count("\n") == 1
 
 
-def test_early_stopping_finishes_a_run_that_has_a_time_limit(trained, tmp_path):
-    root, *_ = trained
+def test_early_stopping_finishes_a_run_that_has_a_time_limit(tiny_set, tmp_path):
     arguments = [*SMALL, "epochs=4", "learning_rate=0", "patience=1", "max_minutes=60", "run_name=p"]
-    assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *arguments]) == 0
-    facts = read_summary(tmp_path / "stoic2021" / "p" / "fold0")
+    assert run(load("cc-ccii").TASK, [f"data_root={tiny_set('cc-ccii')}", f"log_dir={tmp_path}", *arguments]) == 0
+    facts = read_summary(tmp_path / "cc-ccii" / "p" / "fold0")
     assert (facts["finished"], facts["epochs"]) == (True, 2)
 
 
@@ -320,12 +309,25 @@ def test_a_network_is_not_evaluated_on_its_training_cases(trained, tmp_path, cap
     assert message in capsys.readouterr().err
 
 
-def test_an_undefined_metric_triggers_a_warning(trained, tmp_path, capsys):
+def test_an_undefined_metric_selects_the_last_epoch(trained, tmp_path, capsys):
+    """It was logged as 0 at every validation, so the first epoch counted as the best one."""
     root, *_ = trained
-    assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "max_cases=1"]) == 0
+    assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "run_name=r", "max_cases=1"]) == 0
     message = capsys.readouterr().out
-    assert message.count("auroc/probSevere is undefined on these validation cases") == 1
-    assert "the best epoch was chosen on the reported cases" in message
+    assert "auroc/probSevere is undefined on the 1 validation cases (probCOVID: 0 positive, 1 negative" in message
+    assert "limited by max_cases=1); the last epoch is used" in message
+    folder = tmp_path / "stoic2021" / "r" / "fold0"
+    assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 1
+    logged = pd.concat(map(pd.read_csv, folder.glob("csv/part-*/metrics.csv")))
+    assert not any("auroc" in name for name in logged)
+
+
+def test_the_last_epoch_can_be_selected(trained, tmp_path, capsys):
+    root, *_ = trained
+    assert run(load("stoic2021").TASK, [f"data_root={root}", f"log_dir={tmp_path}", *SMALL, "run_name=r", "select=last"]) == 0
+    assert "chosen on the reported cases" not in capsys.readouterr().out
+    stored = torch.load(tmp_path / "stoic2021" / "r" / "fold0" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert stored["epoch"] == 1
 
 
 def test_damaged_scans_are_excluded_and_the_others_scored(trained, tmp_path, capsys):

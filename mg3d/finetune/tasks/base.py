@@ -17,12 +17,14 @@ from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import FinetuneCase, Source, Split
 from mg3d.finetune.data_check import InspectedFiles
-from mg3d.finetune.dataset import CaseDataset, Draw, class_balanced, shuffled
+from mg3d.finetune.dataset import CaseDataset, Draw, class_balanced, collate, shuffled
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.transforms import ReadCase, Sample, plain_tensors
 from mg3d.models.vision.registry import VisionEncoder
 
 Row = dict[str, Any]
+LAST_EPOCH = "epoch"
+"""Selects the checkpoint of the last epoch."""
 
 
 class TaskType(abc.ABC):
@@ -43,6 +45,8 @@ class TaskType(abc.ABC):
     """
 
     reads_masks = False
+    reads_pyramid = False
+    """Whether the network reads all maps of the encoder, or `encode` alone."""
     uses_encoder = True
     uses_sgd = True
     """False for tasks with a closed-form fit (`fit_closed_form`) or without parameters to train."""
@@ -63,6 +67,7 @@ class TaskType(abc.ABC):
         prepare_scan: Callable[[Source], Source] | None = None,
     ) -> None:
         self.settings, self.outputs, self.metric = settings, tuple(outputs), metric
+        self.selection = LAST_EPOCH if settings.select == "last" else metric
         self.preprocess, self.crop, self.augment = list(preprocess), list(crop), list(augment)
         self.channel, self.superior_first, self.prepare_scan = channel, superior_first, prepare_scan
 
@@ -92,6 +97,10 @@ class TaskType(abc.ABC):
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
         """(title, figure) for the results page."""
         return []
+
+    def file_error(self, file: Mapping[str, Any]) -> str:
+        """Why a case cannot be used, from what `inspect_files` found in its files; empty if it can."""
+        return ""
 
     def setup(self, split: Split, files: InspectedFiles) -> None:  # noqa: B027
         """Checks the cases (ValueError) and reads from the training cases what the network needs, such as a vocabulary."""
@@ -126,6 +135,10 @@ class TaskType(abc.ABC):
         )
         draw = class_balanced([case.target for case in cases]) if self.settings.balanced_sampling else shuffled(len(cases))
         return data, draw
+
+    def collate(self, samples: Sequence[Any]) -> Sample:
+        """A batch of samples."""
+        return collate(samples)
 
     def random_transforms(self) -> mt.Compose:
         """Training patches and, unless augment=false, augmentation."""

@@ -1,6 +1,6 @@
 """Classification of whole scans: exclusive classes or independent labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg3d.finetune.cases import UNKNOWN
+from mg3d.distributed import global_mean
+from mg3d.finetune.cases import UNKNOWN, FinetuneCase, Split
+from mg3d.finetune.data_check import InspectedFiles
+from mg3d.finetune.distributed import info
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.tasks.base import Row, TaskType
+from mg3d.finetune.tasks.base import LAST_EPOCH, Row, TaskType
 from mg3d.finetune.transforms import Sample
 from mg3d.metrics.bootstrap import insufficient_reason
 from mg3d.metrics.calibration import brier, calibration_error
@@ -55,6 +58,8 @@ class Classification(TaskType):
         exclusive: exactly one output is true.
         condition: output -> the output among whose positives alone it is scored.
         threshold_rule: how decision thresholds are chosen on validation cases, see `mg3d.metrics.thresholds.RULES`.
+        class_weights: weight the loss inversely to the frequency of a class (labels: pos_weight) in training.
+        focal_gamma: focal loss; 0 = cross entropy.
     """
 
     def __init__(
@@ -64,10 +69,14 @@ class Classification(TaskType):
         exclusive: bool = False,
         condition: Mapping[str, str] | None = None,
         threshold_rule: str = "youden",
+        class_weights: bool = False,
+        focal_gamma: float = 0.0,
         **shared: Any,
     ) -> None:
         super().__init__(settings, **shared)
         self.exclusive, self.condition, self.threshold_rule = exclusive, dict(condition or {}), threshold_rule
+        self.class_weights, self.focal_gamma = class_weights, focal_gamma
+        self.weights: list[list[float]] = []  # of negatives and positives of each output, or of each class
         self._thresholds: tuple[pd.DataFrame, np.ndarray] | None = None
 
     def network(self, encoder: VisionEncoder | None) -> nn.Module:
@@ -78,13 +87,52 @@ class Classification(TaskType):
         """Mean cross entropy over cases, or over known labels."""
         return self.loss_of(network(batch["image"]), batch["target"])
 
+    def setup(self, split: Split, files: InspectedFiles) -> None:
+        """Class weights of the training cases, and the score that selects the best epoch."""
+        if split.val and self.uses_sgd and self.settings.mode == "train" and self.settings.select == "best":
+            self._choose_selection(split.val)
+        if self.class_weights:
+            targets = np.array([case.target for case in split.train], dtype=np.int64)
+            columns = [targets[:, 0]] if self.exclusive else targets.T
+            classes = range(len(self.outputs) if self.exclusive else 2)
+            counts = [[max((column == value).sum(), 1) for value in classes] for column in columns]
+            self.weights = [[sum(row) / (len(row) * count) for count in row] for row in counts]
+
+    def _choose_selection(self, cases: Sequence[FinetuneCase]) -> None:
+        """`metric`; where it is undefined on these cases, its mean over the outputs with both classes, or the last epoch."""
+        guesses = np.random.default_rng(0).random((len(cases), len(self.outputs)))
+        targets = torch.tensor([case.target for case in cases])
+        names = [str(index) for index in range(len(cases))]
+        table = pd.DataFrame(self.rows_of(guesses, {"case_id": names, "patient_id": names, "target": targets}))
+        scores = {name: value for name, value in self.statistics(table).items() if name.partition("/")[0] not in ("brier", "ece")}
+        if self.metric not in scores:
+            raise ValueError(f"metric={self.metric}: expected one of {', '.join(scores)}")
+        defined = [name for name in (self.metric, self.metric.partition("/")[0]) if not np.isnan(scores.get(name, np.nan))]
+        self.selection = defined[0] if defined else LAST_EPOCH
+        if self.selection != self.metric:
+            counts = ", ".join(f"{name}: {(column == 1).sum()} positive, {(column == 0).sum()} negative"
+                               for name, column in zip(self.outputs, self.matrices(table)[0].T, strict=True))  # fmt: skip
+            limited = f", limited by max_cases={self.settings.max_cases}" if self.settings.max_cases else ""
+            info(
+                f"{self.metric} is undefined on the {len(cases)} validation cases ({counts}{limited}); "
+                + (f"{self.selection} selects the best epoch" if defined else "the last epoch is used")
+            )
+
     def loss_of(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits [B, outputs] and targets int64 [B, 1] (exclusive) or [B, outputs]."""
-        if self.exclusive:
-            return F.cross_entropy(logits, target[:, 0])
+        """Mean over the known labels of all ranks, for logits [B, outputs] and int64 [B, 1] (exclusive) or [B, outputs]."""
         known = target != UNKNOWN
-        terms = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).to(logits), reduction="none")
-        return (terms * known).sum() / known.sum().clamp(min=1)
+        label = target.clamp(min=0)
+        if self.exclusive:
+            terms = F.cross_entropy(logits, label[:, 0], reduction="none")[:, None]
+        else:
+            terms = F.binary_cross_entropy_with_logits(logits, label.to(logits), reduction="none")
+        if self.focal_gamma:
+            terms = terms * (1 - torch.exp(-terms)) ** self.focal_gamma  # exp(-terms): probability of the true class
+        weight = known.to(terms)
+        if self.weights:
+            weights = label.new_tensor(self.weights, dtype=terms.dtype).expand(label.shape[1], -1)
+            weight = weight * weights.gather(1, label.T).T
+        return global_mean((terms * weight).sum(), known)
 
     @torch.no_grad()
     def rows(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:

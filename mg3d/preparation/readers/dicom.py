@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import AIR_HU, PADDING_HU, choose_hu_rescale
+from mg3d.preparation.hounsfield import AIR_HU, PADDING_HU, HuRescale, check_trusted_hu
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.dicom_series import Header, choose_series, load_pydicom, read_headers, stack_series
-from mg3d.preparation.records import RawVolume, VolumeRecord
+from mg3d.preparation.records import Change, RawVolume, VolumeRecord
 
 _INT16 = np.iinfo(np.int16)
 
@@ -37,10 +37,11 @@ def read_dicom(record: VolumeRecord, root: Path) -> RawVolume:
         if index == previous and not np.array_equal(plane, volume[index]):
             raise Refusal("duplicate_slices", f"at slice {index} of {len(volume)}")
         volume[index], previous = plane, index
-    choose_hu_rescale(volume, None)
-    upright, spacing = geometry.to_lps(volume.transpose(2, 1, 0), stack.affine)
-    note = "other series in the folder" if n_other_series else ""
-    return RawVolume(upright, spacing, "dicom_header", note=note, affine=stack.affine)
+    changes = check_trusted_hu(volume)
+    if changes and not all(header.has_rescale for header in stack.headers):
+        raise Refusal("hu_ambiguous", f"{changes[0].detail}, and slices without RescaleSlope and RescaleIntercept")
+    changes += [Change("other_series", f"{n_other_series} others")] if n_other_series else []
+    return geometry.raw_volume(volume.transpose(2, 1, 0), stack.affine, HuRescale("dicom_header", 1.0, 0.0), changes)
 
 
 def _read_plane(pydicom: ModuleType, header: Header) -> np.ndarray:
@@ -50,7 +51,7 @@ def _read_plane(pydicom: ModuleType, header: Header) -> np.ndarray:
         try:
             dataset = pydicom.dcmread(header.path)
             syntax = dataset.file_meta.TransferSyntaxUID
-            if syntax.is_compressed and not _can_decode(syntax):
+            if syntax.is_compressed and not can_decode(syntax):
                 raise Refusal("codec_missing", syntax.name)
             stored = dataset.pixel_array
             slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
@@ -69,7 +70,8 @@ def _read_plane(pydicom: ModuleType, header: Header) -> np.ndarray:
     return np.rint(hu).clip(_INT16.min, _INT16.max).astype(np.int16)
 
 
-def _can_decode(syntax: Any) -> bool:
+def can_decode(syntax: Any) -> bool:
+    """Whether an installed package decodes a transfer syntax."""
     try:
         return importlib.import_module("pydicom.pixels").get_decoder(syntax).is_available
     except NotImplementedError:

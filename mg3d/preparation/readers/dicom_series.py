@@ -11,30 +11,40 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mg3d.preparation.geometry import ras_affine
 from mg3d.preparation.quarantine import Refusal
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 MAX_SIDE = 2048
 MAX_VOXELS = 1 << 31
-MAX_TILT_DEGREES = 1.0
 GAP_TOLERANCE = 0.1
 """Allowed deviation of the gap between two slices, as a fraction of the median gap."""
 _DIRECTION_TOLERANCE = 1e-3
-_MIN_AXIAL_COSINE = 0.9
+_MIN_AXIAL_COSINE = 0.8
 _MAX_OFFSET_MM = 1.0
 _SAME_POSITION_MM = 0.01
+_KEY_TAGS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _TAGS = [
-    "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient",
+    *_KEY_TAGS, "SOPClassUID", "ImageType", "Modality", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
+    "RescaleSlope", "RescaleIntercept",
 ]  # fmt: skip
+
+
+class SeriesKey(NamedTuple):
+    """Identity of a series. The UID alone is not enough: programs that remove names may give all series one UID."""
+
+    patient_id: str
+    study_uid: str
+    series_uid: str
 
 
 class Header(NamedTuple):
     """The tags of one file that decide to which series it belongs and where it is in space."""
 
     path: Path
-    series_uid: str
+    series: "SeriesKey"
     modality: str
     sop_class: str
     image_type: tuple[str, ...]
@@ -47,6 +57,8 @@ class Header(NamedTuple):
     position_mm: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     """Direction cosines (LPS) of a row and of a column."""
+    has_rescale: bool
+    """Whether slope and intercept are given."""
 
     @property
     def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,8 +118,8 @@ def read_headers(path: Path) -> list[Header]:
         raise Refusal("unreadable", type(error).__name__) from None
     if path.is_dir():
         return _read_files(files)
-    series_uid = read_series_uid(path)
-    return [header for header in _read_files(files) if header.series_uid == series_uid]
+    series = read_series_key(path)
+    return [header for header in _read_files(files) if header.series == series]
 
 
 def series_files(path: Path) -> list[Path]:
@@ -128,16 +140,16 @@ def has_slices(folder: Path) -> bool:
     return any(path.is_file() and is_dicom(path) for path in folder.iterdir())
 
 
-def read_series_uid(path: Path) -> str:
-    """SeriesInstanceUID of one DICOM file.
+def read_series_key(path: Path) -> SeriesKey:
+    """The series of one DICOM file.
 
     Raises:
         Refusal: unreadable, dicom_damaged (not a DICOM file of a series), codec_missing.
     """
     header = _read_files([path])[0]
-    if not header.series_uid:
+    if not header.series.series_uid:
         raise Refusal("dicom_damaged", "no SeriesInstanceUID")
-    return header.series_uid
+    return header.series
 
 
 def is_dicom(path: Path) -> bool:
@@ -152,36 +164,49 @@ def choose_series(headers: Sequence[Header]) -> tuple[list[Header], int]:
     The axial CT series (no scouts, no captures) with most slice positions; then the thinnest; then the first UID.
 
     Raises:
+        Refusal: not_ct, no_axial_series, several_studies.
+    """
+    axial = axial_series(headers)
+    n_patients, n_studies = len({key.patient_id for key in axial}), len({key[:2] for key in axial})
+    if n_studies > 1:
+        raise Refusal("several_studies", f"{n_studies} studies of {n_patients} patients")
+
+    def rank(key: SeriesKey) -> tuple[int, float, str]:
+        heights = sorted({round(header.height_mm, 3) for header in axial[key]})
+        gap = float(np.median(np.diff(heights))) if len(heights) > 1 else 0.0
+        return -len(heights), gap, key.series_uid
+
+    return axial[min(axial, key=rank)], len({header.series for header in headers}) - 1
+
+
+def axial_series(headers: Sequence[Header]) -> dict[SeriesKey, list[Header]]:
+    """The axial slices of each CT series that has any.
+
+    Raises:
         Refusal: not_ct, no_axial_series.
     """
-    by_uid: dict[str, list[Header]] = defaultdict(list)
+    by_key: dict[SeriesKey, list[Header]] = defaultdict(list)
     for header in headers:
-        by_uid[header.series_uid].append(header)
-    ct = {uid: series for uid, series in by_uid.items() if series[0].modality == "CT"}
+        by_key[header.series].append(header)
+    ct = {key: series for key, series in by_key.items() if series[0].modality == "CT"}
     if not ct:
-        names = (series[0].modality for series in by_uid.values())
+        names = (series[0].modality for series in by_key.values())
         modalities = Counter(name[:8] if name.isalnum() else "unknown" for name in names)
         raise Refusal("not_ct", ", ".join(f"{count} series of {name}" for name, count in modalities.most_common(4)))
     if all(series[0].sop_class == ENHANCED_CT or series[0].frames > 1 for series in ct.values()):
         raise Refusal("not_ct", "multi-frame CT; convert it to one file per slice, or to NIfTI")
-    axial = {uid: [header for header in series if header.is_axial_slice] for uid, series in ct.items()}
-    axial = {uid: series for uid, series in axial.items() if series}
+    axial = {key: [header for header in series if header.is_axial_slice] for key, series in ct.items()}
+    axial = {key: series for key, series in axial.items() if series}
     if not axial:
         raise Refusal("no_axial_series", f"{len(ct)} CT series")
-
-    def rank(uid: str) -> tuple[int, float, str]:
-        heights = sorted({round(header.height_mm, 3) for header in axial[uid]})
-        gap = float(np.median(np.diff(heights))) if len(heights) > 1 else 0.0
-        return -len(heights), gap, uid
-
-    return axial[min(axial, key=rank)], len(by_uid) - 1
+    return axial
 
 
 def stack_series(headers: Sequence[Header]) -> Stack:
     """Sort the slices of one series along their normal.
 
     Raises:
-        Refusal: too_large, not_ct, nan_spacing, shape_mismatch, slices_disagree, gantry_tilt, missing_slices, too_few_slices.
+        Refusal: too_large, not_ct, nan_spacing, shape_mismatch, slices_disagree, missing_slices, too_few_slices.
     """
     first = headers[0]
     _check_same_grid(headers)
@@ -192,9 +217,9 @@ def stack_series(headers: Sequence[Header]) -> Stack:
     gap = _slice_gap(heights[np.unique(indices, return_index=True)[1]])
     positions = np.array([header.position_mm for header in ordered])
     row, column, normal = first.axes
-    _check_line(positions, heights, normal)
-    to_lps = np.stack([row * first.spacing_mm[1], column * first.spacing_mm[0], normal * gap, positions[0]], axis=1)
-    return Stack(ordered, np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.vstack([to_lps, [0, 0, 0, 1]]), indices)
+    step = _slice_direction(positions, heights, normal) * gap
+    axes = np.stack([row * first.spacing_mm[1], column * first.spacing_mm[0], step], axis=1)
+    return Stack(ordered, ras_affine(axes, positions[0]), indices)
 
 
 def _read_files(files: Iterable[Path]) -> list[Header]:
@@ -203,7 +228,7 @@ def _read_files(files: Iterable[Path]) -> list[Header]:
     try:
         for path in sorted(path for path in files if path.name != "DICOMDIR"):
             n_files += 1
-            if (header := _read_header(pydicom, path)) is not None:
+            if (header := read_header(pydicom, path)) is not None:
                 headers.append(header)
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
@@ -212,8 +237,13 @@ def _read_files(files: Iterable[Path]) -> list[Header]:
     return headers
 
 
-def _read_header(pydicom: ModuleType, path: Path) -> Header | None:
-    """None for a file of another format."""
+def read_header(pydicom: ModuleType, path: Path) -> Header | None:
+    """The header of one file; None for a file of another format.
+
+    Raises:
+        Refusal: dicom_damaged.
+        OSError: the file cannot be read.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -227,7 +257,7 @@ def _read_header(pydicom: ModuleType, path: Path) -> Header | None:
         try:
             return Header(
                 path=path,
-                series_uid=str(tags.get("SeriesInstanceUID", "")),
+                series=SeriesKey(*(str(tags.get(name) or "") for name in _KEY_TAGS)),
                 modality=str(tags.get("Modality", "")),
                 sop_class=str(tags.get("SOPClassUID", "")),
                 image_type=tuple(str(value).upper() for value in _as_list(tags.get("ImageType"))),
@@ -237,6 +267,7 @@ def _read_header(pydicom: ModuleType, path: Path) -> Header | None:
                 spacing_mm=_floats(tags.get("PixelSpacing"), 2),
                 position_mm=_floats(tags.get("ImagePositionPatient"), 3),
                 orientation=_floats(tags.get("ImageOrientationPatient"), 6),
+                has_rescale=tags.get("RescaleSlope") is not None and tags.get("RescaleIntercept") is not None,
             )
         except Exception:
             raise Refusal("dicom_damaged", "a header with values of unexpected types") from None
@@ -282,13 +313,11 @@ def _slice_gap(heights: np.ndarray) -> float:
     return float((heights[-1] - heights[0]) / len(gaps))
 
 
-def _check_line(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray) -> None:
-    """Refuse slices that are shifted sideways along the normal, evenly (gantry tilt) or not."""
+def _slice_direction(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """Step (LPS) between slices per mm along the normal; differs from the normal if the gantry was tilted."""
     sideways = positions - positions[0] - np.outer(heights - heights[0], normal)
     slope = sideways[-1] / (heights[-1] - heights[0])
-    tilt = float(np.degrees(np.arctan(np.linalg.norm(slope))))
-    if tilt > MAX_TILT_DEGREES:
-        raise Refusal("gantry_tilt", f"{tilt:.1f} degrees")
     offset = np.linalg.norm(sideways - np.outer(heights - heights[0], slope), axis=1).max()
     if offset > _MAX_OFFSET_MM:
         raise Refusal("slices_disagree", f"{offset:.1f} mm off their line")
+    return normal + slope

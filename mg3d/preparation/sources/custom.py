@@ -10,7 +10,7 @@ import pandas as pd
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined, Refusal
-from mg3d.preparation.readers.dicom_series import has_slices, load_pydicom, read_series_uid
+from mg3d.preparation.readers.dicom_series import SeriesKey, has_slices, load_pydicom, read_series_key
 from mg3d.preparation.readers.registry import reader_of
 from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.options import SourceOptions
@@ -18,7 +18,7 @@ from mg3d.preparation.sources.pseudonyms import pseudonym, read_salt
 from mg3d.preparation.sources.scan_walk import SCAN_SUFFIXES, is_or_may_be_dicom, walk_scans
 from mg3d.preparation.sources.tables import flag, read_table
 from mg3d.preparation.split import draw_val_patients
-from mg3d.sentence_spans import clean_section
+from mg3d.report_sections import clean_section, split_report
 
 DATASET = "custom"
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -153,7 +153,7 @@ def _read_table_listing(root: Path, path: Path) -> Listing:
     table, notes = read_table(path, {**COLUMNS, **dict.fromkeys(LABELS, ())}, required=["volume"], advice=_ADVICE)
     paths = [_locate(root, cell) for cell in table["volume"]]
     _check_located(root, path, table, sum(located is not None for located in paths))
-    first_slice: dict[tuple[PurePosixPath, str], PurePosixPath] = {}
+    first_slice: dict[tuple[PurePosixPath, SeriesKey], PurePosixPath] = {}
     volumes: dict[PurePosixPath, ListedVolume] = {}
     unusable = []
     for (row, cells), located in zip(table.to_dict("index").items(), paths):
@@ -196,13 +196,14 @@ def _listed_volume(cells: Mapping[str, str], path: PurePosixPath, row: int) -> L
     if split and split not in SPLIT_NAMES:
         raise ValueError(f"row {row} of the table has a split other than train, val or test; use one of these or leave it empty")
     patient, study = cells.get("patient") or _default_patient(path), cells.get("study")
+    findings, impression = split_report(cells.get("report"))
     return ListedVolume(
         path=path,
         patient=patient,
         study=f"{patient}/{study}" if study else _strip_suffix(path),
         split=SPLIT_NAMES.get(split),
-        findings=clean_section(cells.get("findings")) or clean_section(cells.get("report")),
-        impression=clean_section(cells.get("impression")),
+        findings=clean_section(cells.get("findings")) or findings,
+        impression=clean_section(cells.get("impression")) or impression,
         labels=tuple(flag(cells.get(label, "")) for label in LABELS),
         row=row,
     )
@@ -240,7 +241,7 @@ def _locate(root: Path, cell: str) -> PurePosixPath | None:
 
 
 def _representative(
-    root: Path, path: PurePosixPath, first_slice: dict[tuple[PurePosixPath, str], PurePosixPath]
+    root: Path, path: PurePosixPath, first_slice: dict[tuple[PurePosixPath, SeriesKey], PurePosixPath]
 ) -> tuple[PurePosixPath, str | None]:
     """The path of a volume, and a reason code if it cannot be used. All slices of a series get the path of the first one."""
     if (root / path).is_dir() or reader_of(path):
@@ -249,7 +250,7 @@ def _representative(
         return path, "unknown_format"
     _require_pydicom()
     try:
-        return first_slice.setdefault((path.parent, read_series_uid(root / path)), path), None
+        return first_slice.setdefault((path.parent, read_series_key(root / path)), path), None
     except Refusal as refusal:
         return path, refusal.code
 

@@ -10,6 +10,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELo
 from small_dicom import CORNER_MM, NAME, SPACING, write_series, write_slice
 from small_raw import SHAPE, chest, volume_record
 
+from mg3d.preparation import geometry
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.dicom import read_dicom
 
@@ -48,7 +49,7 @@ def test_slices_are_sorted_by_position_not_by_name_or_number(folder):
     np.testing.assert_array_equal(raw.voxels, CHEST)
     assert raw.voxels.dtype == np.int16
     assert raw.spacing_mm == pytest.approx(SPACING)
-    assert (raw.hu_source, raw.scale, raw.note) == ("dicom_header", (1.0, 0.0), "")
+    assert (raw.hu_source, raw.scale, raw.changes) == ("dicom_header", (1.0, 0.0), ())
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1, -1024), (2, -1024), (0.5, -1010)])
@@ -130,7 +131,7 @@ def test_series_with_most_slices_is_chosen_then_the_first_uid(folder, first, sec
     write_series(folder / "two", chest(9)[:second])
     raw = read(folder)
     np.testing.assert_array_equal(raw.voxels, chest(chosen)[: max(first, second)])
-    assert raw.note == "other series in the folder"
+    assert [change.code for change in raw.changes] == ["other_series"]
 
 
 def test_of_series_with_equally_many_slices_the_thinner_is_chosen(folder):
@@ -169,7 +170,7 @@ def test_scouts_captures_dose_reports_and_other_files_are_skipped(folder, same_s
     (folder / "empty").write_bytes(b"")
     raw = read(folder)
     np.testing.assert_array_equal(raw.voxels, CHEST)
-    assert raw.note == "other series in the folder"
+    assert [change.code for change in raw.changes] == ["other_series"]
 
 
 @pytest.mark.parametrize(
@@ -194,31 +195,37 @@ def test_folder_without_dicom_and_missing_folder_are_refused(folder, tmp_path):
 # Geometry
 
 
-@pytest.mark.parametrize(("degrees", "code"), [(0.5, None), (-0.5, None), (5.0, "gantry_tilt"), (-12.0, "gantry_tilt")])
-def test_gantry_tilt_is_refused_with_its_angle(folder, degrees, code):
-    radians = np.radians(degrees)
-    write_series(folder, orientation=(1, 0, 0, 0.0, float(np.cos(radians)), float(np.sin(radians))))
-    if code is None:
-        np.testing.assert_array_equal(read(folder).voxels, CHEST)
-    else:
-        assert refusal(folder) == (code, f"{abs(degrees):.1f} degrees")
+def ramp(world_lps):
+    """HU at positions [..., 3] in mm: 9 HU per mm to posterior and 4 per mm to superior, with air on the right."""
+    return np.where(world_lps[..., 0] < -10, -1000, 9 * world_lps[..., 1] + 4 * world_lps[..., 2] + 900)
 
 
-@pytest.mark.parametrize(("degrees", "is_refused"), [(4, False), (8, True)])
-def test_rotated_grid_is_not_a_tilt(folder, degrees, is_refused):
-    column = np.array([0.0, np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
-    normal = np.cross([1, 0, 0], column)
+def write_ramp(folder, column, step):
+    """`ramp` in slices whose columns run along `column` and that are `step` apart (LPS unit vectors, and mm)."""
+    rows, columns = np.indices(SHAPE[1:])
 
     def each(index):
-        return {"position": tuple(np.array(CORNER_MM) + index * SPACING[0] * normal)}
+        corner = np.array(CORNER_MM) + index * np.array(step)
+        pixels = corner + rows[..., None] * SPACING[1] * np.array(column) + columns[..., None] * SPACING[2] * np.array([1, 0, 0])
+        return {"position": tuple(corner), "PixelData": np.rint(ramp(pixels)).astype(np.int16).tobytes()}
 
-    write_series(folder, orientation=(1, 0, 0, *map(float, column)), each=each)
-    if is_refused:
-        assert refusal(folder)[0] == "oblique"
-    else:
-        raw = read(folder)
-        np.testing.assert_array_equal(raw.voxels, CHEST)
-        assert raw.spacing_mm == pytest.approx(SPACING)
+    return write_series(folder, orientation=(1, 0, 0, *map(float, column)), each=each)
+
+
+@pytest.mark.parametrize(("degrees", "kind"), [(0.5, None), (-0.5, None), (8.0, "tilted"), (-12.0, "tilted"), (25.0, "rotated")])
+def test_a_tilted_gantry_or_turned_slices_give_the_hu_at_every_position_of_the_patient(folder, degrees, kind):
+    column = np.array([0.0, np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+    normal = np.cross([1, 0, 0], column)
+    raw = read(write_ramp(folder, column, SPACING[0] * (normal if kind == "rotated" else np.array([0, 0, 1]))))
+    z, y, x = np.indices(raw.voxels.shape)
+    to_lps = np.diag([-1, -1, 1, 1]) @ geometry.lps_affine(raw.affine, raw.voxels.shape)
+    world = np.stack([x, y, z], -1) @ to_lps[:3, :3].T + to_lps[:3, 3]
+    is_known = (raw.voxels > -1000) & (world[..., 0] > -7)
+    assert is_known.mean() > 0.4
+    assert np.abs(raw.voxels - ramp(world))[is_known].max() <= 1
+    code = {"tilted": "gantry_tilt", "rotated": "oblique", None: None}[kind]
+    assert raw.changes == (((code, f"{abs(degrees):.1f} degrees"),) if code else ())
+    assert raw.spacing_mm == pytest.approx(SPACING, rel=0.03)
 
 
 def test_missing_slice_is_refused(folder):
@@ -283,6 +290,19 @@ def test_truncated_file_is_refused_and_pydicom_logs_nothing(folder, caplog, recw
     assert not list(recwarn)
 
 
-@pytest.mark.parametrize(("hu", "code"), [(CHEST + 1024, "hu_ambiguous"), (np.full(SHAPE, -1000), "constant_image")])
+@pytest.mark.parametrize(("hu", "code"), [(CHEST - 1024, "hu_ambiguous"), (np.full(SHAPE, -1000), "constant_image")])
 def test_values_that_are_not_hu_of_a_chest_are_refused(folder, hu, code):
     assert refusal(write_series(folder, hu))[0] == code
+
+
+def test_hu_of_the_header_are_trusted_without_air_and_noted(folder):
+    """A cardiac scan, whose field of view lies within the body."""
+    raw = read(write_series(folder, np.maximum(CHEST, -600)))
+    np.testing.assert_array_equal(raw.voxels, np.maximum(CHEST, -600))
+    assert raw.changes == (("no_air", "lowest values near -600 HU"),)
+
+
+@pytest.mark.parametrize("tag", ["RescaleSlope", "RescaleIntercept"])
+def test_a_slice_without_rescale_is_not_trusted_without_air(folder, tag):
+    write_series(folder, np.maximum(CHEST, -600), each=lambda index: {tag: None} if index == 5 else {})
+    assert refusal(folder)[0] == "hu_ambiguous"

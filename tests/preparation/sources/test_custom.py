@@ -14,6 +14,7 @@ from small_dicom import write_series
 from small_raw import LPS, chest, source_options, write_nifti
 
 from mg3d.glossary import LABELS
+from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.dicom import read_dicom
 from mg3d.preparation.sources.custom import list_custom, read_listing
 
@@ -202,6 +203,21 @@ def test_stray_slice_above_a_series_is_counted_and_the_series_is_read_once(tmp_p
     assert series.files == ("Anna/CT",)
     np.testing.assert_array_equal(read_dicom(series, root).voxels, chest(5))
     assert noted(inventory, "passed over: 1 DICOM files above folders of series")
+
+
+@pytest.mark.parametrize("same_uid", [True, False])
+def test_slices_of_two_patients_in_one_folder_are_never_mixed(tmp_path, same_uid):
+    root = tmp_path / "clinic"
+    series = {f"P{number}": chest(number)[: 20 + number] for number in (1, 2)}
+    for patient, hu in series.items():
+        uid = "1.2.3" if same_uid else f"1.2.3.{patient[1]}"  # one UID for all: programs that remove names do this
+        write_series(root, hu, start=patient, PatientID=patient, SeriesInstanceUID=uid)
+    for patient, hu in series.items():
+        (record,) = listed(root, [{"volume": f"{patient}0003.dcm", "patient": patient}]).records
+        np.testing.assert_array_equal(read_dicom(record, root).voxels, hu)
+    (record,) = listed(root, [{"volume": ".", "patient": "P1"}]).records
+    with pytest.raises(Refusal, match="several_studies"):
+        read_dicom(record, root)
 
 
 # Ids
