@@ -43,7 +43,7 @@ def format_p(p: float, smallest_p: float = 0.0) -> str:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """p values [n] adjusted for n tests (Holm-Bonferroni), which bounds the chance of any false positive; nan are no tests."""
+    """p values [n] adjusted for n tests (Holm-Bonferroni), which bounds the chance of any false positive; nan is not counted."""
     p = np.asarray(p, dtype=float)
     order = np.argsort(p)[: int((~np.isnan(p)).sum())]
     adjusted = np.full(len(p), np.nan)

@@ -1,5 +1,6 @@
 """Classification of whole scans: exclusive classes or independent labels."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -225,17 +226,16 @@ class Classification(TaskType):
         """ROC and precision-recall curves, one per fold, and the confusion matrix of exclusive classes."""
         targets, scores = self.matrices(table)
         folds = table["fold"].to_numpy() if "fold" in table else np.zeros(len(table), dtype=int)
-        figures = []
+        figures, curves = [], []
+        for (index, name), fold in itertools.product(enumerate(self.outputs), sorted(set(folds))):
+            part = (targets[:, index] != UNKNOWN) & (folds == fold)
+            if len(np.unique(targets[part, index])) == 2:
+                curves.append((name if "fold" not in table else f"{name}, fold {fold}", targets[part, index], scores[part, index]))
         for title, display in (("ROC curves", RocCurveDisplay), ("Precision-recall curves", PrecisionRecallDisplay)):
             figure = Figure(figsize=(5, 5), layout="constrained")
             axes = figure.add_subplot()
-            for index, name in enumerate(self.outputs):
-                known = targets[:, index] != UNKNOWN
-                for fold in sorted(set(folds)):
-                    part = known & (folds == fold)
-                    if len(np.unique(targets[part, index])) == 2:
-                        label = name if "fold" not in table else f"{name}, fold {fold}"
-                        display.from_predictions(targets[part, index], scores[part, index], name=label, ax=axes)
+            for label, target, score in curves:
+                display.from_predictions(target, score, name=label, ax=axes)
             figures.append((title, figure))
         if self.exclusive:
             figure = Figure(figsize=(4, 4), layout="constrained")
