@@ -230,7 +230,8 @@ class Classification(TaskType):
         for (index, name), fold in itertools.product(enumerate(self.outputs), sorted(set(folds))):
             part = (targets[:, index] != UNKNOWN) & (folds == fold)
             if len(np.unique(targets[part, index])) == 2:
-                curves.append((name if "fold" not in table else f"{name}, fold {fold}", targets[part, index], scores[part, index]))
+                label = f"{name}, fold {fold}" if "fold" in table else name
+                curves.append((label, targets[part, index], scores[part, index]))
         for title, display in (("ROC curves", RocCurveDisplay), ("Precision-recall curves", PrecisionRecallDisplay)):
             figure = Figure(figsize=(5, 5), layout="constrained")
             axes = figure.add_subplot()
