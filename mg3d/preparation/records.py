@@ -47,6 +47,8 @@ class VolumeRecord:
     labels: tuple[int, ...] = (-1,) * len(LABELS)
     label_source: str = "none"
     table: TableGeometry | None = None
+    row: int = field(default=0, compare=False)
+    """Row of the table that names the volume, from 1; 0: no table."""
     hu: str = "infer"
     """As `Recipe.hu`."""
 
@@ -112,3 +114,5 @@ class Inventory:
     quarantined: list[Quarantined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Remarks for the summary."""
+    hides_files: bool = False
+    """Whether ids are hashes of file names; the run then writes a private file that maps them back."""
