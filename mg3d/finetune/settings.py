@@ -89,8 +89,8 @@ class FinetuneSettings(BaseModel):
     """Draw every class equally often."""
     augment: bool = True
     """Apply the folder's data augmentation."""
-    cache: bool = True
-    """Keep preprocessed cases in memory (per loader process). Set false for data sets larger than memory."""
+    cache_gb: NonNegativeFloat = 8.0
+    """Memory of a rank for preprocessed cases in 1e9 bytes, divided among its loader processes; 0 = off."""
     val_epochs: PositiveInt = 1
     """Epochs between validations."""
     select: Literal["best", "last"] = "best"
@@ -151,7 +151,7 @@ _NAME_OR_PATH = ("encoder", "text_encoder", "labeller")
 
 UNCOMPARED = {
     "mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
-    "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows", "table",
+    "max_minutes", "accelerator", "devices", "num_nodes", "cache_gb", "save_masks", "data_root", "arrows", "table",
 }  # fmt: skip
 """Settings that may change when a run is continued: they do not affect its result."""
 EVALUATION = UNCOMPARED | {"tta", "overlap", "n_bootstrap", "batch_size", "max_cases", "precision"}
