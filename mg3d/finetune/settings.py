@@ -56,7 +56,7 @@ class FinetuneSettings(BaseModel):
     fold: NonNegativeInt = 0
     """Cross-validation fold that is used for validation."""
     folds: Literal["one", "all"] = "one"
-    """all: run every fold and pool the validation predictions."""
+    """all: run every fold, and report mean and spread over folds."""
     max_cases: NonNegativeInt = 0
     """Maximum number of cases per split; 0 = no limit."""
     epochs: PositiveInt = 100
