@@ -101,6 +101,10 @@ class FinetuneSettings(BaseModel):
     """Test-time augmentation: average over all mirrored copies."""
     overlap: Annotated[float, Field(ge=0, le=0.95)] = 0.5
     """Overlap of neighbouring sliding windows in segmentation, as a fraction of the window."""
+    window_weighting: Literal["constant", "gaussian"] = "constant"
+    """Weights of overlapping sliding windows; gaussian trusts the centre of a window more than its border."""
+    largest_component: bool = False
+    """Keep only the largest connected component of each predicted structure."""
     save_masks: bool = True
     """Write predicted masks as NIfTI on the grid of the scan."""
     n_bootstrap: NonNegativeInt = 300
@@ -154,7 +158,9 @@ UNCOMPARED = {
     "max_minutes", "accelerator", "devices", "num_nodes", "cache_gb", "save_masks", "data_root", "arrows", "table",
 }  # fmt: skip
 """Settings that may change when a run is continued: they do not affect its result."""
-EVALUATION = UNCOMPARED | {"tta", "overlap", "n_bootstrap", "batch_size", "max_cases", "precision"}
+EVALUATION = UNCOMPARED | {
+    "tta", "overlap", "window_weighting", "largest_component", "n_bootstrap", "batch_size", "max_cases", "precision",
+}  # fmt: skip
 """Settings that may change when a trained network is evaluated."""
 INITIALIZATION = {"pretrained", "encoder", "load_patch_merging", "load_prefix", "minimum_coverage"}
 """Settings that say where the weights come from."""
