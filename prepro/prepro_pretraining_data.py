@@ -103,6 +103,11 @@ def _add_voxels(parser: argparse.ArgumentParser) -> None:
         "--uint8-window", type=float, nargs=2, default=(-1000.0, 1000.0), metavar=("LOW", "HIGH"),
         help="HU of 0 and 255 for --dtype uint8 (default: -1000 1000)",
     )  # fmt: skip
+    group.add_argument(
+        "--hu", choices=("infer", "trust"), default="infer",
+        help="--custom files other than DICOM; infer: refuse a volume whose air is not near -1000 HU; trust: values are HU, "
+        "as of scans without air (cardiac, small field of view, cropped to the body) (default: %(default)s)",
+    )  # fmt: skip
 
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +157,7 @@ def _recipe(values: argparse.Namespace) -> "Recipe":
     from mg3d.preparation.recipe import Recipe
     from mg3d.settings.schema import volume_shape
 
-    names = ("image_size", "size", "crop", "crop_mm", "resize", "dtype", "uint8_window", "compression")
+    names = ("image_size", "size", "crop", "crop_mm", "resize", "dtype", "uint8_window", "hu", "compression")
     options = {name: tuple(value) if isinstance(value := vars(values).pop(name), list) else value for name in names}
     image_size, size = options.pop("image_size"), options.pop("size")
     if any(side < 32 or side % 32 for side in size or (image_size,)):

@@ -3,7 +3,7 @@
 import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mg3d.datasets.schema import differing_steps
 from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
 from mg3d.preparation import crop, geometry
-from mg3d.preparation.hounsfield import choose_hu_rescale
+from mg3d.preparation.hounsfield import CLIP_HU, choose_hu_rescale, fill_nan
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers.dicom_series import is_dicom
 from mg3d.preparation.readers.registry import READERS, reader_of
@@ -122,7 +122,7 @@ def read_scan(path: str | Path, preprocessing: Preprocessing) -> Scan:
     """
     path = Path(path)
     with _refusals_as_errors(path):
-        return _scan(_read_raw(path), preprocessing, path.name)
+        return _scan(_read_raw(path, preprocessing.recipe.hu), preprocessing, path.name)
 
 
 def as_nifti(path: str | Path) -> nib.Nifti1Image:
@@ -144,11 +144,11 @@ def _affine(raw: RawVolume) -> np.ndarray:
     return np.diag([-x, -y, z, 1.0])
 
 
-def _read_raw(path: Path) -> RawVolume:
+def _read_raw(path: Path, hu: str = "infer") -> RawVolume:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. A scan is {_FORMATS}.")
     path = _only_scan(path) if path.is_dir() else path
-    record = file_record(path, _reader(path))
+    record = replace(file_record(path, _reader(path)), hu=hu)
     return READERS[record.reader](record, path.parent)
 
 
@@ -195,6 +195,7 @@ def scan_of_array(
         raise ValueError(f"expected HU [z, y, x], found an array of shape {list(voxels_hu.shape)}")
     with _refusals_as_errors("the array"):
         choose_hu_rescale(voxels_hu, None)
+        voxels_hu, _ = fill_nan(voxels_hu, CLIP_HU[0])
         return _scan(RawVolume(voxels_hu, spacing_mm, "already_hu"), preprocessing, "")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
-from mg3d.preparation.hounsfield import CLIP_HU, HuRescale
+from mg3d.preparation.hounsfield import CLIP_HU, HuRescale, fill_nan
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import Change, RawVolume, TableGeometry
 
@@ -50,16 +50,19 @@ def raw_volume(stored: np.ndarray, affine: np.ndarray, rescale: HuRescale, chang
     of the stored grid outside it are cut off, and its own corners are filled with air.
 
     Raises:
-        Refusal: nan_spacing, spacing_out_of_range, gantry_tilt (shear) and oblique above `MAX_DEGREES`, too_few_slices, too_long.
+        Refusal: as `fill_nan`; nan_spacing, spacing_out_of_range, gantry_tilt (shear) and oblique above `MAX_DEGREES`,
+            too_few_slices, too_long.
     """
     scale = (rescale.slope, rescale.intercept)
+    air = (CLIP_HU[0] - rescale.intercept) / rescale.slope
+    stored, filled = fill_nan(stored, air)
+    changes = [*changes, *filled]
     if not (deviations := _deviations(affine)):
         view, spacing = to_lps(stored, affine)
         return RawVolume(view, spacing, rescale.source, scale, (*changes, *note_length(view, spacing)), affine)
     shape, upright_affine = _upright_grid(stored.shape, affine)
     spacing = tuple(float(size) for size in nib.affines.voxel_sizes(upright_affine)[::-1])
     check_slices(shape[0], spacing[0])
-    air = (CLIP_HU[0] - rescale.intercept) / rescale.slope
     upright = _resample(stored, affine, shape, upright_affine, air)
     changes = (*changes, *deviations, *note_length(upright, spacing))
     return RawVolume(upright, spacing, rescale.source, scale, changes, upright_affine)

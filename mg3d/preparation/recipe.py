@@ -42,6 +42,8 @@ class Recipe:
     """Type of voxels in HU; uint8 has 256 levels of `uint8_window`. Volumes without HU are always uint8."""
     uint8_window: tuple[float, float] = (-1000.0, 1000.0)
     """HU of the values 0 and 255."""
+    hu: Literal["infer", "trust"] = "infer"
+    """trust: values of NIfTI, MetaImage and NRRD files are HU even if their air is not near -1000. Only for custom data."""
     compression: Literal["none", "zstd"] = "none"
     """Compression of the shards. It does not change voxels, so it is not part of provenance and digest."""
 
@@ -66,7 +68,8 @@ class Recipe:
             length = crop.get("zyx_mm") if crop["kind"] == "mm" else None
             stored = {"dtype": "uint8", "uint8_window": tuple(steps["store"]["window_hu"])} if "store" in steps else {}
             recipe = cls(
-                shape=tuple(resize["zyx"]), crop=crop["kind"], crop_mm=length and tuple(length), resize=resize["kernel"], **stored
+                shape=tuple(resize["zyx"]), crop=crop["kind"], crop_mm=length and tuple(length), resize=resize["kernel"],
+                hu=steps.get("hu", {}).get("rule", "infer"), **stored,
             )
             if recipe.crop in ("fraction", "body", "mm") and recipe.resize in KERNELS:
                 return recipe
@@ -93,6 +96,8 @@ class Recipe:
         if self.crop != "fraction" and not in_hu:
             title = DATASETS[dataset].title
             raise ValueError(f"--crop {self.crop} needs HU and a voxel spacing, which {title} does not have; use --crop fraction")
+        if self.hu == "trust" and dataset != "custom":
+            raise ValueError(f"--hu trust is for --custom only; {DATASETS[dataset].title} has its own rules")
         body = {"body_hu": BODY_HU, "coarse_mm": COARSE_MM, "couch_mm": COUCH_MM, "hole_mm": HOLE_MM}
         crops = {
             "fraction": {"zyx": list(CROP)},
@@ -115,7 +120,7 @@ class Recipe:
             },
         }  # fmt: skip
         if in_hu:
-            steps["hu"] = {"air_hu": list(AIR_HU), "air_quantile": AIR_QUANTILE, "padding_hu": PADDING_HU}
+            steps["hu"] = {"rule": self.hu, "air_hu": list(AIR_HU), "air_quantile": AIR_QUANTILE, "padding_hu": PADDING_HU}
         else:
             steps["slices"] = "by number, reversed: files run from superior to inferior"
         if self.unit(dataset) == "hu8":

@@ -1,6 +1,7 @@
 """Make the stored voxels of one volume: read, reorient, crop, resize, round."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
         Refusal: the volume cannot be used.
     """
     try:
-        raw = READERS[record.reader](record, root)
+        raw = READERS[record.reader](replace(record, hu=recipe.hu), root)
         image, box = preprocess(raw, recipe, record.dataset)
     except MemoryError:
         raise Refusal("oom") from None

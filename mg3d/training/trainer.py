@@ -297,23 +297,29 @@ def checkpoint_callbacks(
     return ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, **common), last
 
 
-def build_strategy(settings: Settings) -> DDPStrategy:
-    """DDP. Searches for parameters without a gradient, which costs time in every step, only where there are any.
+def ddp_strategy(run: RunSettings, *, find_unused_parameters: bool) -> DDPStrategy:
+    """DDP of pre-training and fine-tuning. Without a search, every trained parameter needs a gradient in every step.
 
     Buffers are not broadcast in every step (97 MB with Swin-B and RadBERT): training changes none. Gradients are views of the
     buckets that are reduced, which saves a copy. The graph is not declared static, because GradCache and accumulation change it.
+    """
+    return DDPStrategy(
+        process_group_backend="gloo" if resolve_accelerator(run) == "cpu" else None,
+        find_unused_parameters=find_unused_parameters,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def build_strategy(settings: Settings) -> DDPStrategy:
+    """Searches for parameters without a gradient, which costs time in every step, only where there are any.
 
     With wiring=paper: DCL and SSM each leave the other's head of their common aggregation unused, and captioning alone the text
     encoder.
     """
     objectives = objective_weights(settings.loss).keys()
     has_unused = ("dcl" in objectives) != ("ssm" in objectives) or objectives == {"captioning"}
-    return DDPStrategy(
-        process_group_backend="gloo" if resolve_accelerator(settings.run) == "cpu" else None,
-        find_unused_parameters=settings.model.wiring != "paper" or has_unused,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    return ddp_strategy(settings.run, find_unused_parameters=settings.model.wiring != "paper" or has_unused)
 
 
 def csv_part(run_dir: Path) -> str:

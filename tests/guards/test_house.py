@@ -25,6 +25,7 @@ LAYERS = {
     "datamodules": 3, "checkpoints": 3, "preparation": 3, "evaluation": 3,
     "training": 4, "doctor": 4,
     "finetune": 5, "inference": 5, "config": 5, "benchmarks": 5,
+    "studies": 6,
 }  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def test_weights_are_loaded_safely_and_strictly(path):
 
 IMPORT_NAMES = {
     "pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn", "pillow": "PIL", "python-gdcm": "gdcm",
-    "simpleitk": "SimpleITK",
+    "simpleitk": "SimpleITK", "pyyaml": "yaml",
 }  # fmt: skip
 """Package -> import name, where they differ."""
 

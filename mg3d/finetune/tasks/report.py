@@ -73,6 +73,8 @@ class ReportGeneration(TaskType):
         labeller: name or path of a report labeller, for the clinical scores; empty = none.
     """
 
+    reads_pyramid = True
+
     def __init__(
         self,
         settings: FinetuneSettings,

@@ -216,7 +216,8 @@ def window_gradients(
         d_tokens[plan.scatter[positions]] = found[0]
         sums.norm_weight.add_(found[1])
         sums.norm_bias.add_(found[2])
-    return [d_tokens[:-1].view(features.shape), *(total.to(parameter.dtype) for total, parameter in zip(sums, learned, strict=True))]
+    d_features = d_tokens[:-1].view(features.shape)
+    return [d_features, *(total.to(parameter.dtype) for total, parameter in zip(sums, learned, strict=True))]
 
 
 window_attention_backward = torch.library.custom_op("mg3d::window_attention_backward", attend_backward, mutates_args=())

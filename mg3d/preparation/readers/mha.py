@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as itk
 
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import choose_hu_rescale
+from mg3d.preparation.hounsfield import file_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.limits import check_shape
 from mg3d.preparation.records import RawVolume, VolumeRecord
@@ -20,7 +20,7 @@ def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
     """The volume of one MetaImage file in HU.
 
     Raises:
-        Refusal: missing_file, unreadable, mha_damaged, not_3d, too_large, as `geometry.to_lps` and `choose_hu_rescale`.
+        Refusal: missing_file, unreadable, mha_damaged, not_3d, too_large, as `geometry.raw_volume` and `choose_hu_rescale`.
     """
     path = root / record.files[0]
     _check_data_file(path)
@@ -38,7 +38,7 @@ def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
         raise Refusal("mha_damaged", type(error).__name__) from None
     stored = itk.GetArrayFromImage(image).transpose(2, 1, 0)
     axes = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    return geometry.raw_volume(stored, geometry.ras_affine(axes, image.GetOrigin()), choose_hu_rescale(stored, None))
+    return geometry.raw_volume(stored, geometry.ras_affine(axes, image.GetOrigin()), *file_rescale(stored, record))
 
 
 def _check_data_file(path: Path) -> None:

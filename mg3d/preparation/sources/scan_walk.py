@@ -15,7 +15,7 @@ from mg3d.preparation.readers.registry import READER_OF_SUFFIX
 SCAN_SUFFIXES = tuple(READER_OF_SUFFIX)
 """Lower-case suffixes of files that are one scan each."""
 _DICOM_SUFFIXES = {".dcm", ".ima", ".dicom", ".dic", ""}
-_OTHER_SUFFIXES = {
+OTHER_SUFFIXES = {
     ".arrow", ".bmp", ".bval", ".bvec", ".csv", ".db", ".docx", ".gif", ".gz", ".htm", ".html", ".ini", ".jpeg", ".jpg", ".json",
     ".log", ".md", ".npy", ".npz", ".pdf", ".png", ".py", ".raw", ".sh", ".tar", ".tif", ".tiff", ".tsv", ".txt", ".xls", ".xlsx",
     ".xml", ".yaml", ".yml", ".zip", ".zraw",
@@ -59,7 +59,7 @@ def walk_scans(
     """
     listing = ScanListing()
     n_slices: dict[PurePosixPath, int] = {}
-    for folder, files in islice(_folders(root, listing.passed_over), max_folders):
+    for folder, files in islice(walk_folders(root, listing.passed_over), max_folders):
         relative = PurePosixPath(folder.relative_to(root).as_posix())
         others = []
         for file in files:
@@ -101,7 +101,7 @@ def is_or_may_be_dicom(path: Path) -> bool:
         return True
 
 
-def _folders(root: Path, passed_over: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
+def walk_folders(root: Path, passed_over: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
     """Every folder with the names of its files. Links come last, so that a folder below `root` is listed by its own path."""
     pending, links, seen = deque([root]), deque(), set()
     while pending or links:
@@ -135,7 +135,7 @@ def _slices(folder: Path, files: Sequence[str]) -> set[str]:
     groups: dict[str, list[str]] = {}
     for file in files:
         suffix = "" if Path(file).suffix[1:].isdigit() else Path(file).suffix.lower()
-        if suffix not in _OTHER_SUFFIXES and file != _DICOMDIR:
+        if suffix not in OTHER_SUFFIXES and file != _DICOMDIR:
             groups.setdefault(suffix, []).append(file)
     found = set()
     for _, names in sorted(groups.items(), key=lambda group: (group[0] not in _DICOM_SUFFIXES, group[0])):
@@ -154,4 +154,4 @@ def _kind(file: str) -> str:
     suffix = Path(file).suffix.lower()
     if file == _DICOMDIR:
         return _DICOMDIR
-    return f"{suffix} files" if suffix in _OTHER_SUFFIXES else "other files"
+    return f"{suffix} files" if suffix in OTHER_SUFFIXES else "other files"

@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Timer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -37,6 +36,7 @@ from mg3d.training.trainer import (
     checkpoint_callbacks,
     configure_gpu,
     csv_part,
+    ddp_strategy,
     progress_bar,
     resolve_accelerator,
     resolve_device,
@@ -91,6 +91,7 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
     if last.is_file():
         require_same_run(folder, read_finetuned(last)["mg3d_finetune"], config)
         info(f"continuing from {last}")
+    module = FinetuneModule(network, task_type, config=config)
     trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     counts = {name: len(part) for name, part in split._asdict().items()}
     info(f"cases: {', '.join(f'{n} {name}' for name, n in counts.items())}; {trainable / 1e6:.2f} M trainable parameters")
@@ -98,7 +99,7 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
     trainer.callbacks.append(timer)
     remove_partial(folder / "checkpoints")
     trainer.fit(
-        FinetuneModule(network, task_type, config=config),
+        module,
         training_loader(task_type, split.train),
         evaluation_loader(task_type, split.val),
         ckpt_path=last if last.is_file() else None,
@@ -134,7 +135,7 @@ def fit_closed_form(
     device = resolve_device(machine(task_type.settings))
     network.to(device).eval()
     with autocast(task_type.settings.precision, device):  # as `predict` computes
-        task_type.fit_closed_form(network, split, folder)
+        task_type.fit_closed_form(network, split, folder.parent)  # shared by the folds
     weights = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     content = io.BytesIO()
     torch.save({"state_dict": weights, "mg3d_finetune": dict(config)}, content)
@@ -153,7 +154,7 @@ def peak_memory_gb() -> float:
 
 def build_trainer(task_type: TaskType, folder: Path) -> pl.Trainer:
     """The Trainer of one fold, writing into `folder`."""
-    settings, metric = task_type.settings, f"val/{task_type.metric}"
+    settings, metric = task_type.settings, f"val/{task_type.selection}"
     callbacks: list[pl.Callback] = [
         *checkpoint_callbacks(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),
@@ -188,7 +189,7 @@ def _devices(settings: FinetuneSettings) -> dict[str, Any]:
         "accelerator": resolve_accelerator(run),
         "devices": devices,
         "num_nodes": run.num_nodes,
-        "strategy": DDPStrategy(find_unused_parameters=True) if devices * run.num_nodes > 1 else "auto",
+        "strategy": ddp_strategy(run, find_unused_parameters=False) if devices * run.num_nodes > 1 else "auto",
         "precision": resolve_precision(run.precision, resolve_device(run)),
         "use_distributed_sampler": False,
         "enable_model_summary": False,
