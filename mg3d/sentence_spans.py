@@ -3,9 +3,9 @@
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from mg3d.glossary import NEGATION_CUES
 from mg3d.languages import Language, language_of
 
 SpanKind = Literal["sentence", "clause"]
@@ -28,7 +28,6 @@ _TITLES = r"dr\.|prof\.|\bby|\bto"
 _ORDINAL = re.compile(r"[CLST]?\d{1,2}", re.IGNORECASE)
 _LEADING = ",;-*\u2013\u2014"
 """Removed from the start of a span."""
-_NEGATION = re.compile(r"\b(?:" + "|".join(re.escape(cue) for cue in NEGATION_CUES) + r")\b", re.IGNORECASE)
 _CLAUSE_END = re.compile(r"[,;](?=\s)")
 
 
@@ -62,8 +61,12 @@ def split_clauses(text: str, language: Language | None = None) -> list[tuple[int
 
     A bracket that is never closed is ignored; a comma without white space after it (`1,5 cm`) does not split.
     """
+    return _split_at_commas(text, split_sentences(text, language))
+
+
+def _split_at_commas(text: str, sentences: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     spans = []
-    for start, end in split_sentences(text, language):
+    for start, end in sentences:
         begin = start
         for match in _CLAUSE_END.finditer(text, start, end):
             before = text[begin : match.start()]
@@ -85,14 +88,10 @@ def build_report(findings: str | None, impression: str | None) -> tuple[str, lis
         report += "\n" if report else ""
         offset = len(report)
         report += text
-        for kind, split in enumerate((split_sentences, split_clauses)):
-            spans += [SentenceSpan(offset + start, offset + end, section, kind) for start, end in split(text, language)]
+        sentences = split_sentences(text, language)
+        for kind, parts in enumerate((sentences, _split_at_commas(text, sentences))):
+            spans += [SentenceSpan(offset + start, offset + end, section, kind) for start, end in parts]
     return report, sorted(spans, key=lambda span: (span.kind, span.start))
-
-
-def polarity(text: str) -> int:
-    """-1 if a sentence negates a finding or calls something normal, else +1."""
-    return -1 if _NEGATION.search(text) else 1
 
 
 def normalize_text(text: str) -> str:

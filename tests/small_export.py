@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import openpyxl
+import pydicom
 from pydicom.uid import RLELossless
 from small_dicom import CORNER_MM, write_series, write_slice
 from small_raw import chest
@@ -81,6 +82,14 @@ def write_export(root):
     add("usable", 5, 2, "", marked(5, 34), used=True, BodyPartExamined="CHEST")
     add(other, 5, 2, "Series 7", marked(5, 36))
     add("usable", 6, 2, "Lung 1.25", marked(6, 35), used=True, ConvolutionKernel="LUNG")
+    gap = marked(6, 34)
+    export_gap = export.add(6, 1, "Thorax with gap", gap, ConvolutionKernel="B20f")
+    for path in sorted((root / accession(6, 1)).glob(f"*/S{export.count}-*")):
+        if 65 <= pydicom.dcmread(path, specific_tags=["ImagePositionPatient"]).ImagePositionPatient[2] - CORNER_MM[2] < 110:
+            path.unlink()
+    expected[export_gap] = (False, ("missing_slices", "too_few_slices"))
+    tilted = {"orientation": [1, 0, 0, 0, 0.96, 0.28], "ConvolutionKernel": "B71f"}
+    add(other, 7, 1, "Thorax tilted", **tilted)
     add("rule: slices of 7 mm", 7, 1, "Thorax 7.0", SliceThickness="7.0")
     add("rule: only 110 mm long", 8, 1, "Thorax apex", marked(8, 22))
     shutil.copy(next(iter(sorted((root / "0101").rglob("*.dcm")))), root / "0101" / "stray.dcm")

@@ -133,8 +133,16 @@ def shuffled(count: int) -> Draw:
     return lambda generator: torch.randperm(count, generator=generator)
 
 
-def class_balanced(targets: Sequence[Any]) -> Draw:
-    """As many draws as samples; every distinct target is equally likely."""
-    _, group = np.unique([str(target) for target in targets], return_inverse=True)
-    weights = (1 / np.bincount(group))[group]
+def class_balanced(targets: Sequence[Sequence[float]]) -> Draw:
+    """As many draws as samples: a class at random, then one of its samples.
+
+    The classes are the values of a single column, or the positives of each label, and the samples without a positive label.
+    """
+    table = np.array(targets)
+    if table.shape[1] == 1:
+        members = table == np.unique(table)
+    else:
+        members = np.column_stack([table == 1, ~(table == 1).any(1)])
+    members = members[:, members.any(0)]
+    weights = (members / members.sum(0)).sum(1)
     return lambda generator: torch.tensor(list(WeightedRandomSampler(weights, len(weights), generator=generator)))

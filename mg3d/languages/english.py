@@ -3,7 +3,9 @@
 from mg3d.languages.language import Language, words
 
 _COPULA = r"(?:is|are|was|were|be|been|appears?|appeared|remains?|remained|looks?|seems?)"
-_ADVERB = r"(?:(?!not\b)(?:\w+ly|now|also|again|well|still|quite|otherwise|both|all|grossly|of|in|and|to be) )*"
+_ADVERB = (
+    r"(?:(?!not\b)(?:\w+ly|now|also|again|well|still|quite|otherwise|both|all|less|more|most|very|grossly|of|in|and|to be) )*"
+)
 _SEEN = (
     r"(?:seen|identified|noted|observed|detected|found|present|visible|visuali[sz]ed|demonstrated|apparent|evident|appreciated"
     r"|shown|encountered|recogni[sz]ed|discernible|depicted|monitored|revealed|selected|distinguished|discerned|reported)"
@@ -18,7 +20,8 @@ _SURELY = r"(?:entirely |completely |fully |reliably |safely |definitely |defini
 
 ENGLISH = Language(
     function_words=words(
-        "the of and is are was were with no not there to for on at by from this that which as been has have seen both right left"
+        "the of and in a an or is are was were with no not there to for on at by from this that which as been has have seen both "
+        "right left"
     ),
     headings={
         "findings": (r"(?:ct |chest |imaging |radiological |pulmonary )*findings?",
@@ -127,10 +130,11 @@ ENGLISH = Language(
         r"(?: (?:given|administered|used|available|injected|applied))?",
         r"without (?:the )?(?:use of |administration of |giving )?(?:i\.?v\.? |intravenous |oral )*contrast(?: (?:agent|medium"
         r"|material|media))?",
-        r"not (?:previously |formerly )?(?:present|seen|noted|visible|reported|described|there) (?:on|in|at) (?:the )?(?:prior"
+        rf"(?:{_COPULA} )?not (?:previously |formerly )?(?:present|seen|noted|visible|reported|described|there) (?:on|in|at) "
+        r"(?:the )?(?:prior"
         r"|previous|last|earlier"
         r"|old|comparison|initial|former|outside)",
-        r"not (?:previously|formerly) (?:present|seen|noted|visible|reported|described)",
+        rf"(?:{_COPULA} )?not (?:previously|formerly) (?:present|seen|noted|visible|reported|described)",
         r"none of (?:the|these|them)(?: \w+)? (?:has|have) \w+",
         r"(?:larger|wider|greater|more|higher|lower|smaller|thicker|less|above|below|beyond|near|than)(?: than)? (?:the )?normal",
         r"normal[- ]sized? (?=node|lymph)", r"excluded from", r"no (?:previously|longer) (?:described|than)",
@@ -149,8 +153,8 @@ ENGLISH = Language(
     negations_backward=(
         rf"(?:{_COPULA} )?(?:no longer|not|never|not yet)(?: been)? {_ADVERB}(?:any longer |any more )?{_SEEN}",
         rf"(?:no longer|not) (?:be )?{_SEEN}", rf"(?:cannot|can not|could not) (?:any longer |now )?be {_SEEN}",
-        rf"{_COPULA} {_ADVERB}(?:absent|negative|ruled out|excluded|lacking|nil)", r"absent$", r"ruled out(?= by|$)",
-        r"negative$", r"nil",
+        rf"{_COPULA} {_ADVERB}(?:absent|negative|ruled out|excluded|lacking|nil)", r"(?:absent|negative|nil|ruled out)(?=\W*$)",
+        r"ruled out(?= by)",
         r"(?:has|have|had|is|are) (?:(?:now|since|meanwhile|completely|fully|entirely|totally|also|all"
         r"|spontaneously) )*(?:resolved|disappeared|cleared"
         r"|vanished|gone|regressed completely|receded completely)(?: completely)?",
@@ -166,9 +170,9 @@ ENGLISH = Language(
         rf"(?:may|might|could|can|would)(?: also| well| potentially| possibly| alternatively)? {_REFER}", r"maybe", r"perhaps",
         rf"(?:cannot|can not|could not|can't|unable to|not possible to) {_SURELY}(?:exclude|rule out)",
         r"not (?:excluding|ruling out)",
-        r"(?:to |please )?(?:rule out|r/o|exclude)", r"question(?:able|s|ed)?(?: of)?(?! is)", r"query", r"\?+",
-        r"presum(?:ed|ably|ptive)", r"equivocal",
-        r"versus", r"vs\.?", r"differential(?: diagnos[ie]s| considerations?)?(?: includes?| of)?",
+        r"(?:to |please )?(?:rule out|r/o|exclude)", r"question(?:able|s|ed)?(?: of)?(?! is)", r"query",
+        r"presum(?:ed|ably|ptive)",
+        r"differential(?: diagnos[ie]s| considerations?)?(?: includes?| of)?",
         r"favou?r(?:s|ed|ing)?(?: of| to be)?",
         r"uncertain(?:ty)?(?: about| regarding)?", r"potential(?:ly)?", r"apparent", r"susp",
         r"raises? the (?:question|possibility|suspicion) of",
@@ -182,9 +186,10 @@ ENGLISH = Language(
         r"|uncertain|unclear|equivocal"
         r"|favou?red|suggested|presumed|in question|conceivable|thought of|debatable|not certain|not clear|not confirmed"
         r"|borderline|inconclusive)",
-        r"(?:may|might|could) be (?:present|considered|seen|possible|suspected|questioned)", r"versus", r"vs\.?", r"\?+",
+        r"(?:may|might|could) be (?:present|considered|seen|possible|suspected|questioned)",
         r"not (?:certain|clear)", r"upper limits? of (?:the )?normal", r"borderline", r"to be (?:ruled out|excluded|confirmed)",
     ),
+    doubts_around=(r"versus", r"vs\.?", r"\?+", r"equivocal"),
     normals=(
         r"unremarkable", r"normal(?:ly)?",
         r"within (?:the )?(?:normal|expected|usual|physiologic\w*|reference) (?:limits?|range|values?)",
@@ -193,7 +198,7 @@ ENGLISH = Language(
         rf"{_COPULA} {_ADVERB}(?:open|natural|clear|midline|central|centrally|cent(?:e?red|red)|symmetric\w*|regular|smooth"
         r"|homogeneous|maintained"
         r"|satisfactory|expanded|aerated|inflated|aligned|compressible|free|unobstructed|healthy|quiet|satisfying"
-        r"|in the midline)",
+        r"|in the midline)(?! of\b| from\b)",
         r"(?:open|clear|midline|natural|well (?:expanded|aerated|inflated))(?=\W*$)",
         r"natural (?:appearance|calibration|calibre|width|size)",
         r"in the midline", r"clear (?:lungs?|airways?|bases|apices|costophrenic)",
@@ -204,13 +209,15 @@ ENGLISH = Language(
         r"but", r"however", r"although", r"though", r"except(?:ing)?(?: for)?", r"apart from", r"aside from", r"other than",
         r"besides",
         r"with (?:the )?exception of", r"whereas", r"while", r"nevertheless", r"nonetheless", r"which",
-        r"(?:that|and) (?:is|are|was|were|has|have)",
+        r"that (?:is|are|was|were|has|have)",
         r"there (?:is|are|was|were)", r"secondary to", r"due to", r"because", r"since", r"despite", r"in spite of", r"instead",
         r"and (?:a|an|one|two|three|several|multiple|some|few|the|its|this|these|\d+|there|it|they|shows?|new|mild|moderate"
         r"|minimal|small|large)",
-        r"on the other hand", r"in contrast", r"only", r"; ", r"remains?", r"persists?", r"as a cause (?:of|for)", r"yet",
+        r"on the other hand", r"in contrast", r"only", r"remains?", r"persists?", r"as a cause (?:of|for)", r"yet",
     ),
-    list_conjunctions=(r"or", r"nor", r"and/or"),
+    alternatives=(r"or", r"nor", r"and/or"),
+    additions=(r"and", r"as well as"),
+    verbs=(r"is", r"are", r"was", r"were", r"has", r"have", r"had", r"shows?", r"lies?", r"measures?", r"contains?"),
     findings=(
         r"nodul\w*", r"mass(?:es)?", r"lesions?", r"effusions?", r"opacit\w*", r"opacifi\w*", r"infiltrat\w*", r"consolidat\w*",
         r"atelecta\w*",

@@ -18,7 +18,7 @@ GERMAN = Language(
     function_words=words(
         "der die das des dem den ein eine einer eines und ist sind im in am mit bei auf zu von kein keine keinen keiner nicht "
         "ohne links rechts "
-        "beidseits sowie unauffällig regelrecht nachweis verdacht zeigt sich nach bis"
+        "beidseits sowie unauffällig regelrecht nachweis verdacht zeigt sich weder noch mögliche vermutlich nach bis"
     ),
     headings={
         "findings": (r"befunde?", r"befundung", r"beschreibung", r"bildgebender befund", r"ct[- ]befund"),
@@ -92,20 +92,21 @@ GERMAN = Language(
         r"möglicherweise", r"wahrscheinlich\w*", r"vermutlich\w*",
         r"mutmaßlich\w*", r"evtl\.?", r"eventuell\w*", r"dd\.?:?", r"differential?diagnostisch", r"differenzialdiagnostisch",
         r"am ehesten", r"hinweisend auf",
-        r"könnten?", r"\?+", r"vereinbar mit der möglichkeit", r"a\. ?e\.?", r"wohl",
+        r"könnten?", r"vereinbar mit der möglichkeit", r"a\. ?e\.?", r"wohl",
     ),
     doubts_backward=(
         r"nicht (?:sicher |mit sicherheit |vollständig )?(?:auszuschließen|ausgeschlossen|auszuschliessen)",
         r"kann nicht (?:sicher )?ausgeschlossen werden",
         r"nicht ausschließbar", rf"{_COPULA} (?:\w+ )?(?:möglich|denkbar|wahrscheinlich|fraglich|unklar|verdächtig|unsicher)",
         r"nicht sicher \w+", r"in frage",
-        r"vermutet", r"\?+", r"zu diskutieren",
+        r"vermutet", r"zu diskutieren",
     ),
+    doubts_around=(r"versus", r"vs\.?", r"\?+"),
     normals=(
         r"unauffällig\w*", r"regelrecht\w*", r"normal\w*", r"altersentsprechend\w*", r"o\. ?b\.?", r"regelhaft\w*",
         r"zeitgerecht\w*", r"erhalten", r"intakt\w*",
         r"normwertig\w*", r"im normbereich", r"physiologisch\w*", r"mittelständig\w*", r"orthotop\w*",
-        rf"{_COPULA} (?:\w+ )?(?:frei|glatt\w*|homogen|symmetrisch|zart|offen|schlank)",
+        rf"{_COPULA} (?:\w+ )?(?:frei|glatt\w*|homogen|symmetrisch|zart|offen|schlank)(?! von\b)",
         r"(?:frei|zart|offen|schlank|mittelständig)(?=\W*$)", r"glatt begrenzt\w*", r"durchgängig", r"zarte?[rs]?",
         r"schlanke?[rs]?",
     ),
@@ -114,10 +115,11 @@ GERMAN = Language(
         r"allerdings", r"mit ausnahme", r"trotz",
         r"wegen", r"bedingt durch", r"obwohl",
         r"und (?:ein|eine|einen|der|die|das|es|zeigt|zwei|drei|multiple|mehrere|kleine[rs]?|mäßige[rs]?)", r"lediglich", r"nur",
-        r"; ",
         r"welche[rs]?", r"bei (?:bekannte[mnr]|vorbestehende[mnr]|zustand)",
     ),
-    list_conjunctions=(r"oder", r"noch", r"bzw\.?", r"und/oder", r"sowie"),
+    alternatives=(r"oder", r"noch", r"bzw\.?", r"und/oder"),
+    additions=(r"und", r"sowie"),
+    verbs=(r"ist", r"sind", r"war", r"waren", r"wird", r"werden", r"zeigt", r"zeigen", r"liegt", r"hat", r"haben"),
     findings=(
         r"(?!lymph)\w*knoten", r"\w*rundherd\w*", r"\w*herd(?:e|es|en)?", r"\w*läsion\w*", r"\w*erguss\w*", r"\w*ergüsse\w*",
         r"\w*verschattung\w*", r"\w*verdichtung\w*",

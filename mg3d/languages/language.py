@@ -43,12 +43,18 @@ class Language:
     """Make the findings after them uncertain."""
     doubts_backward: Patterns
     """Make the findings before them uncertain."""
+    doubts_around: Patterns
+    """Make the findings before and after them uncertain."""
     normals: Patterns
     """Call the subject normal; they do not apply to findings."""
     terminations: Patterns
     """End the scope of cues before and after them."""
-    list_conjunctions: Patterns
-    """Start of the last item of a list, `or`: a negation covers the list up to it."""
+    alternatives: Patterns
+    """Start of the last item of a list, `or`: a negation before the list covers all items."""
+    additions: Patterns
+    """Start of the last item of a list, `and`: a negation after the list covers all items."""
+    verbs: Patterns
+    """Words that no item of a list contains."""
     findings: Patterns
     """Stems of words that name an abnormality."""
     anatomy: Patterns

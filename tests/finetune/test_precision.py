@@ -5,7 +5,7 @@ import torch
 from downstream.folders import load
 from torch import nn
 
-from mg3d.finetune import fit
+from mg3d.finetune import loop
 from mg3d.finetune.cases import Split
 from mg3d.finetune.module import FinetuneModule
 from mg3d.finetune.results import read_table
@@ -42,5 +42,5 @@ def test_a_closed_form_fit_computes_as_its_predictions(tmp_path, precision, kind
             self.dtype = network(torch.rand(2, 3)).dtype
 
     task_type = Fitted(FinetuneSettings(precision=precision, accelerator="cpu"), outputs=("a",), metric="auroc")
-    fit.fit_closed_form(task_type, nn.Linear(3, 1), Split([], [], []), tmp_path, {})
+    loop.fit_closed_form(task_type, nn.Linear(3, 1), Split([], [], []), tmp_path, {})
     assert task_type.dtype == kind

@@ -41,10 +41,10 @@ def sample_of(path, *steps):
     return mt.Compose([t.ReadCase(masks=False), t.window(0, 100), *steps])(case)
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "flipped.nii.gz", "a.mha", "a.mhd"])
+@pytest.mark.parametrize("name", ["a.nii.gz", "flipped.nii.gz", "a.mha", "a.mhd", "a.nrrd"])
 def test_a_known_voxel_ends_at_z_y_x_for_every_file_type(tmp_path, name):
     path = tmp_path / name
-    write = write_meta_image if name.endswith(("mha", "mhd")) else write_nifti
+    write = write_meta_image if name.endswith(("mha", "mhd", "nrrd")) else write_nifti
     write(path, **({"flip_x": True} if "flipped" in name else {}))
     image = sample_of(path)["image"]
     assert tuple(image.shape) == (1, 11, 9, 7)
@@ -153,6 +153,17 @@ def test_another_epoch_has_another_order_and_evaluation_has_none():
 
 
 def test_class_balanced_draws_take_every_class_equally_often():
-    classes = ["a"] * 90 + ["b"] * 10
+    classes = np.array([[0]] * 90 + [[1]] * 10)
     drawn = class_balanced(classes)(torch.Generator().manual_seed(0))
-    assert 0.35 < np.mean([classes[index] == "b" for index in drawn]) < 0.65
+    assert 0.35 < classes[drawn].mean() < 0.65
+
+
+def test_balanced_draws_of_several_labels_take_each_label_equally_often_whatever_their_combinations():
+    """18 labels have 2^18 combinations: a rare combination of common labels must not be drawn as often as a common label."""
+    labels = np.zeros((1000, 3), int)
+    labels[:600, 0] = labels[590:700, 1] = labels[[3], 2] = 1  # 600 and 110 positives, and one case with labels 0 and 2
+    drawn = torch.cat([class_balanced(labels)(torch.Generator().manual_seed(seed)) for seed in range(5)]).numpy()
+    chosen = np.array([1 / 600, 1 / 110, 1.0]) / 4  # probability of each positive case through each label
+    expected = (labels * chosen).sum(1) + (labels.sum(1) == 0) / 300 / 4
+    for rows in (slice(0, 3), slice(3, 4), slice(590, 600), slice(600, 700), slice(700, 1000)):
+        assert np.isin(drawn, np.arange(1000)[rows]).mean() == pytest.approx(expected[rows].sum(), abs=0.02)

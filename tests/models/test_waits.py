@@ -120,7 +120,8 @@ def test_inference_waits_only_for_the_length_of_the_report():
 def test_stored_voxels_are_converted_and_augmented_without_waits(noise):
     affine = torch.eye(3, 4).expand(2, 3, 4) * 0.9
     window = torch.tensor([[-1000.0, 1000.0], [-900.0, 1000.0]])
-    stored = StoredVolumes(torch.randint(-1000, 1000, (2, 1, 8, 6, 10)).short(), window, affine, torch.tensor([noise] * 2), [3, 4])
+    voxels = torch.randint(-1000, 1000, (2, 1, 8, 6, 10)).short()
+    stored = StoredVolumes(voxels, window, affine, torch.tensor([noise] * 2), [3, 4])
     with PretendDevice() as device:
         converted = to_intensities(on_device(stored))
     assert not device.waits

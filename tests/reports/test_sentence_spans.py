@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mg3d.glossary import LABELS
 from mg3d.phantom.report import write_report
 from mg3d.report_sections import clean_section
-from mg3d.sentence_spans import build_report, normalize_text, polarity, split_clauses, split_sentences
+from mg3d.sentence_spans import build_report, normalize_text, split_clauses, split_sentences
 
 
 def pieces(text, split):
@@ -73,9 +73,7 @@ def test_spans_index_the_report_and_know_their_section():
     ]
 
 
-def test_polarity_and_normal_form():
-    assert polarity("There is no pleural effusion.") == -1
-    assert polarity("A nodule is noted.") == 1
+def test_normal_form():
     assert normalize_text("A  5 mm Nodule.") == normalize_text("a 12 mm nodule")
 
 

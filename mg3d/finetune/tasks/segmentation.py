@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.data_check import InspectedFiles, check_masks, check_structures
+from mg3d.finetune.data_check import InspectedFiles, check_structures, mask_error
 from mg3d.finetune.images import read_image, write_mask
 from mg3d.finetune.settings import FinetuneSettings, Size
 from mg3d.finetune.tasks.base import Row, TaskType
@@ -90,10 +90,15 @@ class Segmentation(TaskType):
         self.cases: dict[str, FinetuneCase] = {}
         self.written: dict[str, Path] = {}
 
+    def file_error(self, file: Mapping[str, Any]) -> str:
+        """Masks must be on the grid of their scan, with declared values."""
+        return mask_error(file, structures=len(self.outputs))
+
     def setup(self, split: Split, files: InspectedFiles) -> None:
-        """Masks must be on the grid of their scan with declared values; every structure must occur in training."""
-        check_masks([*split.train, *split.val, *split.test], files, structures=len(self.outputs))
+        """Every structure must occur in training, and some in validation."""
         check_structures(split.train, files, self.outputs)
+        if not any(max(files[case.case_id]["values"]) > 0 for case in split.val):
+            raise ValueError(f"none of the {len(split.val)} validation masks has a structure; use another fold or seed")
 
     def network(self, encoder: VisionEncoder | None) -> nn.Module:
         """A `PyramidSegmenter` with one map per structure and one for the background."""

@@ -135,7 +135,7 @@ def fit_closed_form(
     device = resolve_device(machine(task_type.settings))
     network.to(device).eval()
     with autocast(task_type.settings.precision, device):  # as `predict` computes
-        task_type.fit_closed_form(network, split, folder)
+        task_type.fit_closed_form(network, split, folder.parent)  # shared by the folds
     weights = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     content = io.BytesIO()
     torch.save({"state_dict": weights, "mg3d_finetune": dict(config)}, content)
@@ -154,7 +154,7 @@ def peak_memory_gb() -> float:
 
 def build_trainer(task_type: TaskType, folder: Path) -> pl.Trainer:
     """The Trainer of one fold, writing into `folder`."""
-    settings, metric = task_type.settings, f"val/{task_type.metric}"
+    settings, metric = task_type.settings, f"val/{task_type.selection}"
     callbacks: list[pl.Callback] = [
         *checkpoint_callbacks(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),
