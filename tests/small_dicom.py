@@ -4,9 +4,13 @@ import random
 
 import numpy as np
 import pydicom
+import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
-from small_raw import chest
+from small_raw import chest, volume_record
+
+from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.readers.dicom import read_dicom
 
 SPACING = (5.0, 3.0, 2.5)
 """z y x in mm."""
@@ -14,6 +18,24 @@ CORNER_MM = (-31.0, -43.0, -207.0)
 """x y z of voxel [0, 0, 0]."""
 NAME = "Muster^Erika"
 UPRIGHT = (1, 0, 0, 0, 1, 0)
+
+
+def read(folder):
+    return read_dicom(volume_record(folder.name, reader="dicom"), folder.parent)
+
+
+def refusal(folder):
+    """Code and detail, which contain no name of a patient or file."""
+    with pytest.raises(Refusal) as caught:
+        read(folder)
+    assert not any(name in str(caught.value) for name in (*NAME.split("^"), "IM0", str(folder.parent)))
+    assert (caught.value.__cause__, caught.value.__suppress_context__) in {(None, True), (None, False)}
+    return caught.value.code, caught.value.detail
+
+
+def sorted_files(folder):
+    """From inferior to superior."""
+    return sorted(folder.iterdir(), key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]))
 
 
 def write_slice(path, stored, *, position, orientation=UPRIGHT, spacing=SPACING[1:], syntax=ExplicitVRLittleEndian, **tags):

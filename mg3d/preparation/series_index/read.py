@@ -24,9 +24,9 @@ from mg3d.preparation.readers.dicom_series import (
     choose_series,
     is_dicom,
     load_pydicom,
-    read_header,
-    stack_series,
+    read_file,
 )  # fmt: skip
+from mg3d.preparation.readers.dicom_stack import stack_series
 from mg3d.preparation.readers.registry import reader_of
 from mg3d.preparation.series_index.words import BODY_PARTS, KINDS, find_words
 from mg3d.preparation.sources.scan_walk import OTHER_SUFFIXES, walk_folders
@@ -144,29 +144,29 @@ def _read_folder(task: tuple[Path, str, list[str], list[int]]) -> FolderResult:
     headers: dict[SeriesKey, list[Header]] = {}
     passed_over: Counter[str] = Counter()
     for file in files:
-        header, reason = _try_header(pydicom, root / name / file)
-        if header is not None:
+        found, reason = _try_headers(pydicom, root / name / file)
+        for header in found:
             headers.setdefault(header.series, []).append(header)
-        elif reason:
+        if reason:
             passed_over[reason] += 1
     series = [_describe(pydicom, root, name, key, found) for key, found in headers.items()]
     return FolderResult(name, state, sorted(series, key=lambda part: part.file), dict(passed_over))
 
 
-def _try_header(pydicom: Any, path: Path) -> tuple[Header | None, str]:
-    """The header, or what the file is instead."""
+def _try_headers(pydicom: Any, path: Path) -> tuple[list[Header], str]:
+    """The headers of a file (several of a multi-frame file), or what it is instead."""
     suffix = path.suffix.lower()
     if path.name == "DICOMDIR" or reader_of(path) or suffix in OTHER_SUFFIXES:
-        return None, path.name if path.name == "DICOMDIR" else f"{suffix} files"
+        return [], path.name if path.name == "DICOMDIR" else f"{suffix} files"
     try:
-        header = read_header(pydicom, path) if is_dicom(path) else None
+        headers = read_file(pydicom, path) if is_dicom(path) else []
     except Refusal:
-        return None, "damaged DICOM files"
+        return [], "damaged DICOM files"
     except OSError:
-        return None, "unreadable files"
-    if header is not None and not header.series.series_uid:
-        return None, "DICOM files without a SeriesInstanceUID"
-    return header, "" if header else "other files"
+        return [], "unreadable files"
+    if headers and not headers[0].series.series_uid:
+        return [], "DICOM files without a SeriesInstanceUID"
+    return headers, "" if headers else "other files"
 
 
 def _describe(pydicom: Any, root: Path, folder: str, key: SeriesKey, headers: list[Header]) -> FoundSeries:
