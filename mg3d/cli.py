@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from mg3d.files import is_full_disk
+from mg3d.files import os_advice
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -34,6 +34,17 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Options of all programs that compute with a trained model."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: GPU if available)")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "32-true", "16-mixed", "bf16-mixed"),
+        default="auto",
+        help="numerical precision (default: that of the training on a GPU, float32 on a CPU)",
+    )
 
 
 def run_and_print(work: Callable[[], str]) -> int:
@@ -71,7 +82,4 @@ def error_sentence(error: ValueError | OSError) -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return " ".join(str(error).split())
     path = error.filename2 or error.filename
-    prefix = f"{path}: " if path else ""
-    if is_full_disk(error):
-        return f"{prefix}the disk is full; free some space or write elsewhere"
-    return f"{prefix}{(error.strerror or str(error)).lower()}"
+    return f"{f'{path}: ' if path else ''}{os_advice(error)}"

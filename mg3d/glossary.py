@@ -1,4 +1,4 @@
-"""Vocabulary of chest CT findings: labels, prompts, synonyms, negation cues, placeholders."""
+"""Vocabulary of chest CT findings: labels, prompts, synonyms."""
 
 LABELS: tuple[str, ...] = (
     "Medical material",
@@ -69,16 +69,6 @@ FINDING_CUES: dict[str, tuple[str, ...]] = {
     "Interlobular septal thickening": ("septal thickening", "thickening of the interlobular sept"),
 }  # fmt: skip
 """Word prefixes that name each of `LABELS` in reports. A weak labeller: it knows neither all synonyms nor uncertainty."""
-
-NEGATION_CUES: tuple[str, ...] = (
-    "no", "not", "without", "neither", "nor", "none", "never", "absent", "absence of", "free of", "negative for",
-    "unremarkable", "normal", "within normal limits", "within the expected range", "clear of", "preserved",
-)  # fmt: skip
-"""Words and phrases that mark a sentence as negative (absent finding) or normal."""
-
-NOT_GIVEN: tuple[str, ...] = ("", "not given.", "not given", "nan", "none")
-"""Markers of a missing report section in the data sets (lower case, stripped)."""
-
 
 def prompts(finding: str, *, wording: str = "there_is") -> tuple[str, str]:
     """Prompt pair (present, absent) of a finding such as `"Hiatal hernia"`."""

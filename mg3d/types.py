@@ -62,7 +62,7 @@ class Batch(NamedTuple):
     sentence_mask: Tensor
     """bool [B, S]; True = real sentence with at least one token."""
     sentence_polarity: Tensor
-    """int8 [B, S]: +1 affirmed, -1 negated; 0 on padding."""
+    """int8 [B, S]: 1 affirmed, -1 negated, 2 uncertain (`mg3d.polarity`); 0 on padding."""
     mlm_ids: Tensor
     """int64 [B, T]: `report_ids` with masked tokens."""
     mlm_labels: Tensor

@@ -1,4 +1,6 @@
-"""Print the vocabulary of chest CT findings (mg3d/glossary.py): labels, prevalences, prompts, negation cues.
+"""Print the vocabulary of chest CT findings (mg3d/glossary.py): labels, prevalences, prompts.
+
+Headings and cue words of reports are in mg3d/languages.
 
 Label files in the format of CT-RATE are compared with it; exit code 1 if one does not match.
 """
@@ -8,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mg3d.glossary import LABELS, NEGATION_CUES, NOT_GIVEN, PREVALENCE, PROMPTS, prompts
+from mg3d.glossary import LABELS, PREVALENCE, PROMPTS, prompts
 
 MAX_DIFFERENCE = 0.1
 """Larger differences of a label's frequency from CT-RATE's are reported."""
@@ -47,10 +49,7 @@ def show() -> None:
     table = Table("label", "prevalence", *(f"{name}, {polarity}" for name in PROMPTS for polarity in ("present", "absent")))
     for label, prevalence in zip(LABELS, PREVALENCE, strict=True):
         table.add_row(label, f"{prevalence:.3f}", *(text for name in PROMPTS for text in prompts(label, wording=name)))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    console.print("negation cues:", ", ".join(NEGATION_CUES))
-    console.print("markers of a missing section:", ", ".join(map(repr, NOT_GIVEN)))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -23,7 +23,7 @@ FOLDERS = ("ACDC", "cc-ccii", "Covid19_20", "Luna16", "MSD", "stoic2021")
 def prepare(folder: str, overrides: dict[str, Any]) -> Path:
     """Writes the Arrow file of a folder and returns it; ValueError or OSError for a mistake of the user."""
     from mg3d.finetune.arrows import find_prepared, write_cases
-    from mg3d.finetune.cases import check_cases
+    from mg3d.finetune.cases import require_cases
     from mg3d.finetune.data_root import find_root, is_synthetic
     from mg3d.finetune.settings import as_builtins, parse_settings
     from mg3d.finetune.task import load_task
@@ -40,7 +40,7 @@ def prepare(folder: str, overrides: dict[str, Any]) -> Path:
         raise ValueError(f"{prepared} is prepared already; data_root is the published folder")
     root = find_root(task, settings, synthetic=synthetic)
     cases = task.read_cases(root, settings)
-    check_cases(cases, where=root)
+    require_cases(cases, where=root)
     stored = {name: as_builtins(settings)[name] for name in task.stored}
     variant = getattr(settings, task.variant) if task.variant else ""
     file = Path(out) if out else OUT / f"{'-'.join(filter(None, (folder, variant)))}.arrow"

@@ -52,9 +52,9 @@ def _add_data(parser: argparse.ArgumentParser, out: Path) -> None:
     group.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE: the folder with dataset/ in it, or dataset/ itself")
     group.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest: the folder of its JSON file and its scans")
     group.add_argument("--rad-chestct", type=Path, metavar="ROOT", help="Rad-ChestCT: the folder of its .npz files and tables")
-    group.add_argument("--custom", type=Path, metavar="ROOT", help="your own data: a folder of NIfTI files or DICOM series")
+    group.add_argument("--custom", type=Path, metavar="ROOT", help="your own data: a folder of scan files or DICOM series")
     group.add_argument(
-        "--table", type=Path, metavar="FILE", help="reports and labels for --custom: CSV or JSON, see docs/data.md"
+        "--table", type=Path, metavar="FILE", help="reports and labels for --custom (CSV, Excel, JSON): docs/data.md"
     )
     group.add_argument("--keep-ids", action="store_true", help="use file and patient names of --custom as ids (default: hashes)")
     group.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="output folder (default: %(default)s)")
@@ -102,6 +102,11 @@ def _add_voxels(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--uint8-window", type=float, nargs=2, default=(-1000.0, 1000.0), metavar=("LOW", "HIGH"),
         help="HU of 0 and 255 for --dtype uint8 (default: -1000 1000)",
+    )  # fmt: skip
+    group.add_argument(
+        "--hu", choices=("infer", "trust"), default="infer",
+        help="--custom files other than DICOM; infer: refuse a volume whose air is not near -1000 HU; trust: values are HU, "
+        "as of scans without air (cardiac, small field of view, cropped to the body) (default: %(default)s)",
     )  # fmt: skip
 
 
@@ -152,7 +157,7 @@ def _recipe(values: argparse.Namespace) -> "Recipe":
     from mg3d.preparation.recipe import Recipe
     from mg3d.settings.schema import volume_shape
 
-    names = ("image_size", "size", "crop", "crop_mm", "resize", "dtype", "uint8_window", "compression")
+    names = ("image_size", "size", "crop", "crop_mm", "resize", "dtype", "uint8_window", "hu", "compression")
     options = {name: tuple(value) if isinstance(value := vars(values).pop(name), list) else value for name in names}
     image_size, size = options.pop("image_size"), options.pop("size")
     if any(side < 32 or side % 32 for side in size or (image_size,)):

@@ -24,7 +24,7 @@ case " $* " in
         done
         echo "The packages are not installed yet. Settings as declared in downstream/$folder/finetune.py and mg3d/finetune/settings.py:"
         sed -n '/^class .*Settings(/,/^ *\(@\|def \)/{/^    model_config/,/^    )/d;/^ *\(@\|def \)/d;p}' \
-            "downstream/$folder/finetune.py" mg3d/finetune/settings.py
+            "downstream/$folder/finetune.py" $([ "$folder" != custom ] || echo mg3d/finetune/custom.py) mg3d/finetune/settings.py
         exit 0
         ;;
 esac

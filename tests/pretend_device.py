@@ -35,6 +35,10 @@ class PretendTensor(torch.Tensor):
         wrapper.inner = inner
         return wrapper
 
+    def tolist(self):
+        """As on a real device: a copy to the host."""
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return PretendDevice().__torch_dispatch__(function, types, args, kwargs)
@@ -51,6 +55,9 @@ class PretendDevice(TorchDispatchMode):
     def __enter__(self):
         for name in ("tensor", "as_tensor"):  # with values of the host, they bypass dispatch
             self._patches.enter_context(mock.patch.object(torch, name, self._from_host(getattr(torch, name))))
+        of_device = torch.Generator
+        create = lambda device="cpu": of_device("cpu" if torch.device(device) == DEVICE else device)  # noqa: E731
+        self._patches.enter_context(mock.patch.object(torch, "Generator", create))
         return super().__enter__()
 
     def __exit__(self, *exception):
@@ -83,8 +90,10 @@ class PretendDevice(TorchDispatchMode):
         created = device == DEVICE
         if created:
             kwargs["device"] = torch.device("cpu")
-        kwargs.pop("pin_memory", None)
+        is_pinned = kwargs.pop("pin_memory", False)
         result = function(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
+        if is_pinned:
+            result.is_pinned_memory = True
         to_host = name == "_to_copy" and device is not None and not created
         if name == "_local_scalar_dense" or to_host or not (wrapped or created):
             return result
@@ -101,13 +110,17 @@ class PretendDevice(TorchDispatchMode):
             return "copy to the host"
         if name == "copy_" and wrapped:
             target, source = (isinstance(tensor, PretendTensor) for tensor in args[:2])
+            if args[2:] == (True,) and any(getattr(tensor, "is_pinned_memory", False) for tensor in args[:2]):
+                return None  # the copy is asynchronous
             return "copy to the host" if source and not target else "copy from the host" if target and not source else None
         copies_here = name == "_to_copy" and device == DEVICE and not wrapped
         return "copy from the host" if copies_here else None
 
 
 def to_device(module_or_tensor):
-    """A tensor, or a module in place, on the pretend device."""
+    """A tensor, or a module in place, on the pretend device; nothing if it is there already."""
+    if isinstance(module_or_tensor, PretendTensor):
+        return module_or_tensor
     if isinstance(module_or_tensor, torch.Tensor):
         return PretendTensor(module_or_tensor.detach().clone())
     for module in module_or_tensor.modules():
@@ -118,6 +131,12 @@ def to_device(module_or_tensor):
             if buffer is not None:
                 module._buffers[name] = to_device(buffer)
     return module_or_tensor
+
+
+def on_device(batch):
+    """A named tuple, or one within one, with its tensors on the pretend device."""
+    move = lambda field: on_device(field) if isinstance(field, tuple) else to_device(field)  # noqa: E731
+    return type(batch)(*(move(field) if isinstance(field, (tuple, torch.Tensor)) else field for field in batch))
 
 
 def _unwrap(value):

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> str:
     file = read_checkpoint(options.file)
     conversion = convert(file, options.to, keep_unused=options.keep_unused, prefix=options.prefix, merging=options.merging)
     tensors = {name: tensor.contiguous().clone() for name, tensor in conversion.tensors.items()}
-    stored = {} if conversion.merging == "none" else {"patch_merging": conversion.merging}
+    stored = {} if conversion.merging == "none" else {"settings": {"patch_merging": conversion.merging}}
     if out.suffix == ".safetensors":
         write_bytes(out, save(tensors, metadata={"format": "pt"} | ({"mg3d": json.dumps(stored)} if stored else {})))
     else:

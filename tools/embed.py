@@ -25,13 +25,14 @@ def main(arguments: Sequence[str]) -> int:
 def run(options: argparse.Namespace) -> str:
     """Build the index and return a summary; errors as `list_scans` and `build_index`."""
     check_early(options, options.source)
-    from mg3d.inference.batch_prediction import build_index
+    from mg3d.inference.batch_prediction import FAILED, build_index
     from mg3d.inference.scan_sources import list_scans, record_source
 
     model = load_model(options)
     sources = list_scans(model, options.source, table=options.table)
     record_source(options.out / "source.json", options.source)
     outcome, entries = build_index(model, sources, options.out, workers=options.workers, track=track)
+    outcome.require_usable(options.out / FAILED)
     return f"mg3d: {outcome}; {options.out} has {entries:,} embeddings"
 
 

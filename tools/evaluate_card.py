@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mg3d.cli import ArgumentParser, output_file, positive_int, run_and_print
+from mg3d.cli import ArgumentParser, add_device_options, output_file, positive_int, run_and_print
 from mg3d.evaluation.cards import CARDS
 
 if TYPE_CHECKING:
@@ -51,17 +51,16 @@ def open_data(options: argparse.Namespace, loaded: "Pretrained") -> "CardData":
 
 def evaluate(options: argparse.Namespace) -> "CardResult":
     """Result of the card."""
-    import torch
-
     from mg3d.evaluation.encoder import MG3DEncoder
     from mg3d.evaluation.evaluate import evaluate_card, model_tables
     from mg3d.evaluation.phantom_tables import PhantomTables
+    from mg3d.precision import find_device, inference_precision
 
     loaded = load(options.checkpoint, options.tokenizer)
     data = open_data(options, loaded)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    settings = loaded.settings
-    encoder = MG3DEncoder(loaded.model.to(device), loaded.tokenizer, max_text_len=settings.data.max_text_len)
+    device, settings = find_device(options.device), loaded.settings
+    precision = inference_precision(options.precision, device, trained=settings.run.precision)
+    encoder = MG3DEncoder(loaded.model.to(device), loaded.tokenizer, max_text_len=settings.data.max_text_len, precision=precision)
     extra_tables = model_tables(
         encoder,
         same_above=settings.model.ssm_same_above,
@@ -107,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
         "--partial", action="store_true", help="evaluate data that differ from the card's, and mark every table as PARTIAL"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer, if it is not stored with the checkpoint")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: GPU if available)")
+    add_device_options(parser)
     parser.add_argument("--batch", type=positive_int, default=8, metavar="N", help="volumes per forward pass (%(default)s)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the result, for tools/compare_results.py")
     parser.add_argument("--html", type=output_file, metavar="FILE", help="write tables and plots as one page")

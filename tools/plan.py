@@ -71,13 +71,13 @@ def show_plan(settings: "Settings", options: argparse.Namespace) -> None:
 
     from mg3d.benchmarks.planner import calibrate, describe_fit, predict
     from mg3d.benchmarks.roofline import CHIPS, measure_chip
+    from mg3d.precision import resolve_precision
     from mg3d.settings.parse import refuse_unknown
-    from mg3d.training.trainer import resolve_precision
 
     refuse_unknown([options.device] if options.device else [], CHIPS, "device")
     local = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    precision, memory_gb, measured = resolve_precision(settings.run), _local_memory_gb(local), None
+    precision, memory_gb, measured = resolve_precision(settings.run.precision, local), _local_memory_gb(local), None
     if options.device:
         chip = CHIPS[options.device]
         precision = "bf16-mixed" if settings.run.precision == "auto" else settings.run.precision

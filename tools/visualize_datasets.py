@@ -158,7 +158,7 @@ def _slices(folder: Path) -> tuple[str, ...]:
 
 def _record(name: str, files: Sequence[str], reader: str, sections: Sequence[object] = (None, None)) -> "VolumeRecord":
     from mg3d.preparation.records import VolumeRecord
-    from mg3d.sentence_spans import clean_section
+    from mg3d.report_sections import clean_section
 
     findings, impression = map(clean_section, sections)
     return VolumeRecord(

@@ -1,15 +1,16 @@
 """Medical Segmentation Decathlon: any of its ten tasks; see README.md."""
 
-import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeInt
 
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.data_root import NO_ROOT, assign_listed_folds, find_level
+from mg3d.finetune.dataset_json import read_dataset_json
+from mg3d.finetune.distributed import info
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings, Location, Size, Spacing
 from mg3d.finetune.task import DownstreamTask, protocol
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 LUNG, COLON = "Task06_Lung", "Task10_Colon"
 SPACING_MM = {LUNG: (1.5, 1.5, 1.5), COLON: (1.0, 1.0, 1.0)}
 WINDOW_HU = {LUNG: (-175.0, 250.0), COLON: (-57.0, 175.0)}
+WIDE_WINDOW_HU = (-1000.0, 1000.0)
+"""That of pre-training, for CT tasks without a published one."""
 CASES = {LUNG: 63, COLON: 126}
 
 
@@ -32,6 +35,8 @@ class MSDSettings(FinetuneSettings):
     """Image of a task with several, such as the four of Task01_BrainTumour."""
     spacing_mm: Spacing | None = None
     """Voxel size (z, y, x) that CT is resampled to, in mm. None: as published (1.5; colon 1); MR keeps its grid."""
+    window_hu: tuple[float, float] | None = None
+    """HU window of CT that becomes 0 to 1. None: as published for lung and colon, else -1000 to 1000."""
     patch_size: Size = (96, 96, 96)
     """Training patches and sliding windows, in voxels (z, y, x)."""
     patches_per_case: int = 4
@@ -45,26 +50,27 @@ class MSDSettings(FinetuneSettings):
 
 
 def resolve(settings: MSDSettings) -> MSDSettings:
-    """Task, structures and modality as dataset.json has them; without data those of the lung."""
-    if settings.structures:  # stored in a checkpoint or an Arrow file
-        return settings
-    root, name = Path(settings.data_root), settings.task
-    description: dict[str, Any] = {"labels": {0: "background", 1: "cancer"}, "modality": ["CT"]}
-    name = name or LUNG
-    if settings.data_root not in NO_ROOT:
+    """Task, structures and modality of dataset.json (without data those of the lung), spacing and window of the task."""
+    root, name = Path(settings.data_root), settings.task or LUNG
+    structures, modalities = settings.structures or ("cancer",), settings.modalities or ("CT",)
+    if not settings.structures and settings.data_root not in NO_ROOT:  # else stored in a checkpoint or an Arrow file
         name = settings.task or (root.absolute().name if (root / "dataset.json").is_file() else LUNG)
         folder = task_folder(root, name)
         if settings.task and folder.name != name and re.fullmatch(r"Task\d\d_\w+", folder.name):
             raise ValueError(f"data_root={root} holds {folder.name}, not task={name}")
-        name, description = folder.name, read_description(folder)
-    if settings.channel >= len(description["modality"]):
-        raise ValueError(f"channel={settings.channel}: {name} has {len(description['modality'])} image(s), counted from 0")
+        name = folder.name
+        structures, modalities, _ = read_dataset_json(folder / "dataset.json", channel=settings.channel)
+    window_hu = settings.window_hu or WINDOW_HU.get(name)
+    if modalities[0] == "CT" and window_hu is None:
+        window_hu = WIDE_WINDOW_HU
+        info(f"{name} has no published window: using {window_hu[0]:g} to {window_hu[1]:g} HU; window_hu=[low,high] sets another")
     return settings.model_copy(
         update={
             "task": name,
-            "structures": tuple(description["labels"][value] for value in sorted(description["labels"]) if value),
-            "modalities": tuple(description["modality"]),
+            "structures": structures,
+            "modalities": modalities,
             "spacing_mm": settings.spacing_mm or SPACING_MM.get(name, SPACING_MM[LUNG]),
+            "window_hu": window_hu,
         }
     )
 
@@ -74,48 +80,25 @@ def task_folder(root: Path, task: str) -> Path:
     return root / task if (root / task / "dataset.json").is_file() else find_level(root, "dataset.json")
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """Labels by value, modalities and labelled pairs of dataset.json; ValueError if it has another structure."""
-    path = folder / "dataset.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        description = {
-            "labels": {int(value): str(label) for value, label in stored["labels"].items()},
-            "modality": [stored["modality"][str(index)] for index in range(len(stored["modality"]))],
-            "training": [{"image": entry["image"], "label": entry["label"]} for entry in stored["training"]],
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a dataset.json of the Decathlon ({type(error).__name__}: {error})") from error
-    if sorted(description["labels"]) != list(range(len(description["labels"]))):
-        values = ", ".join(map(str, sorted(description["labels"])))
-        raise ValueError(f"{path} has the label values {values}; expected 0, 1, 2, ... without a gap")
-    return description
-
-
 def read_cases(root: Path, settings: MSDSettings) -> list[FinetuneCase]:
     """The labelled cases of a task's dataset.json."""
     folder = task_folder(root, settings.task)
     cases = []
-    for entry in read_description(folder)["training"]:
-        image, mask = (folder / entry[name] for name in ("image", "label"))
-        if not mask.is_file():
-            raise FileNotFoundError(f"there is no mask {mask}, which dataset.json lists")
+    for image, mask in read_dataset_json(folder / "dataset.json", channel=settings.channel).pairs:
         name = image.name.removesuffix(".gz").removesuffix(".nii")
         cases.append(FinetuneCase(case_id=name, patient_id=name, image=image, mask=mask))
     return assign_listed_folds(cases, Path(settings.folds_file)) if settings.folds_file else cases
 
 
 def build(settings: MSDSettings) -> "TaskType":
-    """Segmentation as published for lung and colon; other CT tasks use the values of the lung, MR is z-scored on its own grid."""
+    """Segmentation as published for lung and colon; MR is z-scored on its own grid."""
     from monai import transforms as mt
 
     from mg3d.finetune import transforms as t
     from mg3d.finetune.tasks.segmentation import Segmentation
 
     is_colon, is_ct, size = settings.task == COLON, settings.modalities[0] == "CT", settings.patch_size
-    intensity = (
-        [t.spacing(settings.spacing_mm), t.window(*WINDOW_HU.get(settings.task, WINDOW_HU[LUNG]))] if is_ct else [t.z_score()]
-    )
+    intensity = [t.spacing(settings.spacing_mm), t.window(*settings.window_hu)] if is_ct else [t.z_score()]
     count = len(settings.structures)
     return Segmentation(
         settings,

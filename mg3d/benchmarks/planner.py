@@ -13,9 +13,10 @@ from mg3d.models.build import build_model
 from mg3d.models.flops import Part, ReportShape, count_step, needed_flops
 from mg3d.models.mg3d import MG3D
 from mg3d.models.text.encoder import tiny_text_encoder
+from mg3d.precision import resolve_precision
 from mg3d.settings.parse import parse
 from mg3d.settings.schema import Settings, volume_shape
-from mg3d.training.trainer import plan_batches, resolve_precision
+from mg3d.training.trainer import plan_batches
 
 SAFE_MEMORY_FRACTION = 0.8
 """Up to this fraction of a device's memory a prediction counts as fitting; temporary buffers are not counted."""
@@ -107,7 +108,7 @@ def predict(
 def calibrate(settings: Settings, *, devices: int, device: str, threads: int, sentences: int = 12) -> StepCost:
     """Measure steps on random volumes here, each with the micro-batch of one of `devices` devices."""
     torch.set_num_threads(threads)
-    data, precision = settings.data, "bf16" if "bf16" in resolve_precision(settings.run) else "32"
+    data, precision = settings.data, "bf16" if "bf16" in resolve_precision(settings.run.precision, device) else "32"
     options = BenchmarkOptions(
         size=volume_shape(data.image_size, data.volume_size), batch=plan_batches(settings, devices).per_rank, device=device,
         precision=precision, tokens=data.max_text_len, sentences=sentences, threads=threads,

@@ -71,7 +71,7 @@ def model_card(config: Mapping[str, Any], *, parameters: int, vocabulary: int | 
         parameters=parameters / 1e6,
         precision=config["precision"],
         preprocessing=_table(volume | {name: recipe[name] for name in ("crop", "resize") if name in recipe}),
-        merging=config["patch_merging"],
+        merging=settings["patch_merging"] if settings["vision_encoder"] == "swin" else "none",
         text=preprocessing["text"].capitalize(),
         tokenizer=tokenizer,
         settings=_table({name: settings[name] for name in _TRAINING if name in settings}),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def checkpoint_info(file: CheckpointFile, mapped: MappedKeys) -> CheckpointInfo:
     encoder = image_encoder(mapped.tensors)
     merging, source = merging_of_file(file, mapped, encoder)
     metadata = mg3d_metadata(file)
-    stored = {name: metadata[name] for name in ("package_version", "patch_merging", "provenance", "settings") if name in metadata}
+    stored = {name: metadata[name] for name in ("package_version", "provenance", "settings") if name in metadata}
     return CheckpointInfo(
         path=str(file.path),
         layout=file.format + (f", state dict in {file.entry!r}" if file.entry else ""),
@@ -147,11 +148,8 @@ def _preprocessing(file: CheckpointFile, *, is_released: bool) -> dict[str, Any]
     metadata = mg3d_metadata(file)
     if isinstance(metadata.get("preprocessing"), dict):
         return metadata["preprocessing"]
-    if settings := stored_settings(file):
-        try:
-            return preprocessing_of(settings, training_recipe(metadata))
-        except (KeyError, TypeError, ValueError):  # incomplete settings
-            return None
+    with suppress(KeyError, TypeError, ValueError):  # no or incomplete settings
+        return preprocessing_of(stored_settings(file), training_recipe(metadata))
     return RELEASED_PREPROCESSING if is_released else None
 
 

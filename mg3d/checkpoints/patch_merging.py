@@ -33,12 +33,9 @@ def merging_of_file(file: CheckpointFile, mapped: MappedKeys, encoder: DetectedE
     """The patch merging that the weights were trained with, and how it is known."""
     if encoder is None or encoder.architecture != "swin":
         return "none", "only Swin has one"
-    entries = [entry.get("patch_merging") for entry in (mg3d_metadata(file), stored_settings(file))]
-    stored = {entry for entry in entries if isinstance(entry, str)} - {"", "none"}
-    if len(stored) > 1:
-        return "unknown", f"the file stores both {' and '.join(sorted(map(repr, stored)))}"
-    if stored and (merging := stored.pop()) in get_args(PatchMerging):
-        return merging, "stored in the file"
+    stored = stored_settings(file).get("patch_merging")
+    if stored in get_args(PatchMerging):
+        return stored, "stored in the file"
     if mapped.style == "released" and is_released(encoder):
         return "legacy", "all released MG-3D weights"
     return "unknown", "not stored in the file; the variants have identical tensors"

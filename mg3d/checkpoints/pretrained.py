@@ -29,18 +29,18 @@ from mg3d.settings.parse import defaults, flatten, parse
 from mg3d.settings.schema import Settings
 
 TOKENIZER = "tokenizer"
-FORMAT = 2
+FORMAT = 3
 _LOCAL = (
     "data_root", "cache_dir", "log_dir", "run_name", "resume_from", "ground_truth_root", "load_path", "load_patch_merging",
     "load_entry", "load_prefix",
 )  # fmt: skip
 """Settings of the training machine; saved with their defaults."""
 _ENTRIES: dict[str, type] = {
-    "package_version": str, "patch_merging": str, "precision": str, "preprocessing": dict, "provenance": dict,
+    "package_version": str, "precision": str, "preprocessing": dict, "provenance": dict,
     "text_config": dict, "settings": dict,
 }  # fmt: skip
 """Entries of config.json in addition to model_type and format."""
-_WITH_WEIGHTS = ("model_type", "package_version", "patch_merging", "preprocessing")
+_WITH_WEIGHTS = ("model_type", "package_version", "preprocessing", "settings")
 """Entries that are also stored in the metadata of the weights, so that the file alone can be identified."""
 _REQUIRED = ("image_size", "window_hu", "text_unit", "patch_merging", "norm_statistics", "fusion_heads", "wiring")
 """Settings that change what identical tensors compute, so that a default must not replace a missing one."""
@@ -136,17 +136,12 @@ def build_config(
         "model_type": "mg3d",
         "format": FORMAT,
         "package_version": __version__,
-        "patch_merging": _merging_of_settings(settings),
         "precision": str(precision).removeprefix("torch."),
         "preprocessing": preprocessing_of(flat, recipe),
         "provenance": dict(provenance or {}),
         "text_config": {name: value for name, value in bert.items() if name != "_name_or_path"},
         "settings": shared,
     }
-
-
-def _merging_of_settings(settings: Settings) -> str:
-    return settings.vision.patch_merging if settings.vision.vision_encoder == "swin" else "none"
 
 
 def text_config(model: nn.Module) -> dict[str, Any]:
@@ -171,7 +166,7 @@ def from_pretrained(folder_or_hub_id: str | Path, *, revision: str | None = None
     config = mg3d_metadata(file)
     try:
         settings = _read_config(config)
-        _compare_with_weights(config, settings, folder / WEIGHTS)
+        _compare_with_weights(config, folder / WEIGHTS)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
     tokenizer = load_tokenizer(str(folder / TOKENIZER)) if (folder / TOKENIZER).is_dir() else None
@@ -254,14 +249,15 @@ def _read_config(config: Mapping[str, Any]) -> Settings:
     return parse(config["settings"])
 
 
-def _compare_with_weights(config: Mapping[str, Any], settings: Settings, weights: Path) -> None:
+def _compare_with_weights(config: Mapping[str, Any], weights: Path) -> None:
     """Raises ValueError if config.json does not belong to the weights: identical shapes may compute other features."""
-    if config["patch_merging"] != (merging := _merging_of_settings(settings)):
-        raise ValueError(f"patch_merging is {config['patch_merging']!r}, but the settings compute {merging!r}")
     with safe_open(weights, framework="pt") as stream:
         stored = json.loads((stream.metadata() or {}).get("mg3d", "{}"))
-    if other := [name for name in _WITH_WEIGHTS if name in stored and stored[name] != config[name]]:
-        values = "; ".join(f"{name} is {config[name]!r} here and {stored[name]!r} in {weights.name}" for name in other)
+    pairs = {name: (config[name], stored[name]) for name in _WITH_WEIGHTS if name in stored and stored[name] != config[name]}
+    ours, theirs = pairs.pop("settings", ({}, {}))
+    pairs |= {name: (ours.get(name), theirs.get(name)) for name in ours | theirs if ours.get(name) != theirs.get(name)}
+    if pairs:
+        values = "; ".join(f"{name} is {here!r} here and {there!r} in {weights.name}" for name, (here, there) in pairs.items())
         raise ValueError(f"{values}: the two files belong to different models; download both again")
 
 

@@ -15,7 +15,8 @@ from mg3d.datasets.negatives import TextNegatives
 from mg3d.datasets.text_cache import TextCache
 from mg3d.datasets.tokenizer import EncodedReport, encode_report, stack_padded
 from mg3d.datasets.windowing import stack_volumes
-from mg3d.sentence_spans import normalize_text, polarity, text_key
+from mg3d.polarity import span_polarities
+from mg3d.sentence_spans import normalize_text, text_key
 from mg3d.settings.schema import AugmentSettings
 from mg3d.types import Batch, Sample, StoredVolumes
 
@@ -142,7 +143,7 @@ class Collator:
         patches, words, view = (np.random.default_rng([*sample.seed, purpose]) for purpose in (PATCHES, WORDS, VIEW))
         encoded = self.encode(sample)
         sentences = [sample.report[start:end] for start, end in encoded.sentence_spans]
-        polarities = np.array([polarity(sentence) for sentence in sentences], dtype=np.int8)
+        polarities = np.array(span_polarities(sample.report, encoded.sentence_spans), dtype=np.int8)
         chosen = [draw_view(polarities, self.negated_view_fraction, view) for _ in range(self.sentence_views)]
         views = [view_tokens(encoded, indices) for indices in chosen]
         mlm_ids, mlm_labels = self.mask_words(encoded.ids, words)

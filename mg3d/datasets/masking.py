@@ -72,8 +72,8 @@ def label_positions(labels: Tensor) -> Tensor:
 def draw_view(polarities: Sequence[int], negated_fraction: float, generator: np.random.Generator) -> np.ndarray:
     """Indices of one to three sentences of a report, ascending; empty for a report without sentences.
 
-    The first one drawn is negated (polarity -1) with probability `negated_fraction`, else affirmative (+1), if the report has
-    such a sentence; the others are arbitrary. Without negated views, the contrastive loss cannot tell "there is no ..." from
+    The first one drawn is negated (polarity -1) with probability `negated_fraction`, else affirmed or uncertain, if the report
+    has such a sentence; the others are arbitrary. Without negated views, the contrastive loss cannot tell "there is no ..." from
     "there is ..."; with too many, most views describe most other volumes as well.
     """
     polarities = np.asarray(polarities)

@@ -77,6 +77,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("source_shape", pa.list_(pa.int32(), 3), nullable=False),  # z y x
         pa.field("source_spacing_mm", pa.list_(pa.float32(), 3)),  # z y x
         pa.field("hu_source", pa.string(), nullable=False),  # see `RawVolume.hu_source`
+        pa.field("changes", pa.list_(pa.string())),  # e.g. "resampled from a rotated grid (12.0 degrees)"
         pa.field("image_sha256", pa.string(), nullable=False),  # of the stored voxels
     ]
 )

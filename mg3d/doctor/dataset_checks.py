@@ -17,9 +17,10 @@ from mg3d.doctor.duplicates import identical_pairs, similar_pairs
 from mg3d.doctor.published import PUBLISHED_COUNTS, PUBLISHED_PREVALENCE, ROUNDING, SplitCounts
 from mg3d.doctor.results import CheckResult, examples, pluralize
 from mg3d.glossary import LABELS
+from mg3d.polarity import NEGATED, span_polarities
 from mg3d.preparation.quarantine import REASONS
 from mg3d.preparation.sources.ct_rate import NAME
-from mg3d.sentence_spans import polarity, split_clauses
+from mg3d.sentence_spans import split_clauses
 
 MAX_STANDARD_ERRORS = 3.5
 """From the published prevalence; by chance, one of the 18 labels deviates that much in about 1 % of correct data sets."""
@@ -56,20 +57,24 @@ class Prevalence(NamedTuple):
 def check_quarantine(data: DoctorData) -> list[CheckResult]:
     """One result per reason code: volumes that were quarantined, or could not be read now."""
     volumes: dict[tuple[str, bool], set[str]] = defaultdict(set)
+    table_rows: dict[str, int] = {}
     for entry in data.catalog.quarantined:
         volumes[entry.code, False].add(entry.volume_id)
+        table_rows[entry.volume_id] = entry.row
     for row, item in data.statistics.items():
         if item.refused:
+            table_rows[data.catalog.rows["volume_id"][row]] = data.catalog.table_row(row)
             volumes[item.refused, data.catalog.kind == "arrow"].add(data.catalog.rows["volume_id"][row])
     results = []
     for (code, is_stored), ids in sorted(volumes.items()):
         usual = REASON_ACTIONS.get(code, "nothing, if you can do without them; the preparation skips them")
         names = tuple(sorted(ids))
+        shown = [f"row {table_rows[name]}: {name}" if table_rows.get(name) else name for name in names]
         results.append(
             CheckResult(
                 code=code,
                 severity="error" if is_stored else "info" if code == "no_chest" else "warning",
-                message=f"{pluralize(len(ids), 'volume')} unusable: {REASONS.get(code, code)} ({examples(names)})",
+                message=f"{pluralize(len(ids), 'volume')} unusable: {REASONS.get(code, code)} ({examples(shown)})",
                 expected="all listed volumes are usable",
                 action="the shard is damaged: run the preparation again" if is_stored else usual,
                 volumes=names,
@@ -277,9 +282,10 @@ def negated_labels(report: str) -> Iterator[int]:
     """Indices in LABELS of findings that a report names by the label itself and negates in each such clause."""
     lower = report.lower()
     named = [index for index, label in enumerate(LABELS) if label.lower() in lower]
-    clauses = [lower[start:end] for start, end in split_clauses(report)] if named else []
+    spans = split_clauses(report) if named else []
+    clauses = [(lower[start:end], value) for (start, end), value in zip(spans, span_polarities(report, spans))]
     for index in named:
-        if {polarity(clause) for clause in clauses if LABELS[index].lower() in clause} == {-1}:
+        if {value for clause, value in clauses if LABELS[index].lower() in clause} == {NEGATED}:
             yield index
 
 

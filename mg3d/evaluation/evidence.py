@@ -25,11 +25,11 @@ from mg3d.evaluation.phantom_ground_truth import read_ground_truth, sentence_mea
 from mg3d.evaluation.reconstruction import mean_volume, reconstruction_error
 from mg3d.evaluation.retrieval import recall_rows, retrieval_directions
 from mg3d.evaluation.sentence_pairs import read_sentence_pairs, threshold_rows
-from mg3d.evaluation.tables import Bootstrap, Rows, format_cell, format_tables, on_rows
+from mg3d.evaluation.tables import Bootstrap, Rows, format_cell, format_tables
 from mg3d.evaluation.zero_shot import classification_rows, prompt_texts, zero_shot_scores
 from mg3d.files import write_bytes, write_json
 from mg3d.glossary import LABELS
-from mg3d.metrics.classification import auroc, macro_auroc, per_label
+from mg3d.metrics.classification import auroc, per_label
 from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
 from mg3d.sentence_spans import normalize_text
@@ -80,6 +80,13 @@ class HeldOutData(NamedTuple):
             batch = self.collator([self.test.sample(study) for study in studies])
             yield convert_volumes(move_to_device(batch, self.device))
 
+    def load(self, checkpoint: Path) -> MG3D:
+        """The model of a run's checkpoint."""
+        model = build_untrained(self.settings, len(self.tokenizer)).to(self.device)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        model.load_state_dict({name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")})
+        return model
+
     def _chunks(self) -> Iterator[range]:
         size = self.settings.optim.per_gpu_batchsize
         return (range(start, min(start + size, len(self.test))) for start in range(0, len(self.test), size))
@@ -110,8 +117,7 @@ def open_held_out(
 
 def write_evidence(data: HeldOutData, run_dir: Path, checkpoint: Path) -> dict[str, Any]:
     """Evaluate a checkpoint and write the files into `run_dir`; returns the content of `evidence.json`."""
-    untrained, trained = (build_untrained(data.settings, len(data.tokenizer)).to(data.device) for _ in range(2))
-    trained.load_state_dict(_model_weights(checkpoint))
+    untrained, trained = build_untrained(data.settings, len(data.tokenizer)).to(data.device), data.load(checkpoint)
     statistics = dict(trained.named_buffers())
     for name, buffer in untrained.named_buffers():
         buffer.copy_(statistics[name])  # statistics of the training data, computed before the first step
@@ -128,20 +134,16 @@ def write_evidence(data: HeldOutData, run_dir: Path, checkpoint: Path) -> dict[s
     return result
 
 
-def _model_weights(checkpoint: Path) -> dict[str, Tensor]:
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-
-
 def _encoder(model: MG3D, data: HeldOutData) -> MG3DEncoder:
-    return MG3DEncoder(model, data.tokenizer, max_text_len=data.settings.data.max_text_len)
+    settings = data.settings
+    return MG3DEncoder(model, data.tokenizer, max_text_len=settings.data.max_text_len, precision=settings.run.precision)
 
 
 def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tuple[dict[str, Any], Tensor | None]:
     """Results of one model, and the similarity [n, n] of volumes and reports if it has separate embeddings."""
     result: dict[str, Any] = {}
     if "mim" in model.objectives:
-        result["reconstruction"] = reconstruction_error(model, data.batches(), mean_image)
+        result["reconstruction"] = reconstruction_error(model, data.batches(), mean_image, precision=data.settings.run.precision)
     if not model.has_joint_embedding:
         return result, None
     encoder, patients = _encoder(model, data), data.test.patients
@@ -164,8 +166,10 @@ def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tup
 def _macro_aurocs(scores: np.ndarray, data: HeldOutData) -> dict[str, dict[str, float]]:
     """Cells with the macro AUROC over the target findings and over all 18."""
     columns = {"targets": [LABELS.index(name) for name in TARGETS], "all": list(range(len(LABELS)))}
-    statistics = {name: on_rows(partial(macro_auroc, of=chosen), data.labels, scores) for name, chosen in columns.items()}
-    return {name: BOOTSTRAP.interval(statistic, data.test.patients) for name, statistic in statistics.items()}
+    return {
+        name: BOOTSTRAP.metric(auroc, data.labels[:, chosen], scores[:, chosen], data.test.patients)
+        for name, chosen in columns.items()
+    }
 
 
 def baselines(data: HeldOutData) -> dict[str, Any]:

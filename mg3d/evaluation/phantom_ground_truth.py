@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from mg3d.datasets.studies import ReportText
 from mg3d.glossary import LABELS
-from mg3d.sentence_spans import build_report, clean_section, normalize_text
+from mg3d.report_sections import clean_section
+from mg3d.sentence_spans import build_report, normalize_text
 from mg3d.settings.schema import CROP
 
 _SIDES = {"left": 1, "right": 0}

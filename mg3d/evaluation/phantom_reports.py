@@ -15,7 +15,8 @@ from mg3d.evaluation.tables import Bootstrap, Rows, on_rows
 from mg3d.glossary import LABELS
 from mg3d.metrics.clinical import clinical_efficacy
 from mg3d.phantom.wording import PHRASES
-from mg3d.sentence_spans import polarity, split_clauses
+from mg3d.polarity import NEGATED, span_polarities
+from mg3d.sentence_spans import split_clauses
 
 _SIDE = re.compile(r"\b(left|right|both sides|bilateral)\b")
 _MM = re.compile(r"(\d+(?:\.\d+)?) mm")
@@ -42,9 +43,10 @@ def _pattern(label: str) -> re.Pattern[str]:
 def read_report(report: str) -> dict[str, StatedFinding]:
     """Findings of a report with the first side and size stated for each. Uncertain statements count, negated ones do not."""
     stated: dict[str, StatedFinding] = {}
-    for start, end in split_clauses(report):
+    spans = split_clauses(report)
+    for (start, end), polarity in zip(spans, span_polarities(report, spans)):
         clause = report[start:end].lower()
-        if polarity(clause) < 0:
+        if polarity == NEGATED:
             continue
         side, size = _SIDE.search(clause), _MM.search(clause)
         for label in filter(lambda label: _pattern(label).search(clause), LABELS):

@@ -10,20 +10,24 @@ from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import sample_intensities
 from mg3d.models.mg3d import MG3D
 from mg3d.models.vision.masking import upsample_mask
+from mg3d.precision import inference
 from mg3d.types import Batch
 
 BODY_ABOVE = 0.25
 """Intensity that separates body from air: -500 HU in the window -1000 to 1000 HU."""
 
 
-@torch.no_grad()
-def reconstruction_error(model: MG3D, batches: Iterable[Batch], mean_image: Tensor) -> dict[str, float]:
-    """`masked_errors` of a model with the objective MIM."""
+def reconstruction_error(
+    model: MG3D, batches: Iterable[Batch], mean_image: Tensor, *, precision: str = "32-true"
+) -> dict[str, float]:
+    """`masked_errors` of a model with the objective MIM; precision: see `mg3d.precision.autocast`."""
     model.eval()
 
     def predict(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         masked = upsample_mask(batch.patch_mask, batch.volume.shape[2:])[:, None]
-        return model(batch, ["volume"])["mim_prediction"].float().cpu(), batch.volume.cpu(), masked.cpu()
+        with inference(precision, batch.volume.device):
+            prediction = model(batch, ["volume"])["mim_prediction"]
+        return prediction.float().cpu(), batch.volume.cpu(), masked.cpu()
 
     return masked_errors(map(predict, batches), mean_image)
 

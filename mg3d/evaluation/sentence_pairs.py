@@ -13,7 +13,7 @@ from mg3d.datasets.studies import ReportText
 from mg3d.evaluation.card_data import CardEmbeddings
 from mg3d.evaluation.encoder import MG3DEncoder
 from mg3d.evaluation.tables import Rows
-from mg3d.sentence_spans import polarity
+from mg3d.polarity import span_polarities
 
 Meanings = Callable[[Sequence[ReportText]], list[str | None]]
 """Meaning of every sentence of all reports, in order: equal strings mean the same, None is unknown."""
@@ -37,12 +37,12 @@ def read_sentence_pairs(
 ) -> ScoredPairs:
     """Pairs of sentences of reports [r] that fit into the text encoder; patients [r]."""
     read = encoder.sentence_vectors(reports)
-    texts = [report.report[start:end] for report, _ in read for start, end in report.sentence_spans]
+    count = sum(len(report.sentence_spans) for report, _ in read)
     return sentence_pairs(
         torch.cat([vectors for _, vectors in read]),
-        polarities=np.array([polarity(text) for text in texts]),
+        polarities=np.array([value for report, _ in read for value in span_polarities(report.report, report.sentence_spans)]),
         patients=np.repeat(patients, [len(report.sentence_spans) for report, _ in read]),
-        meanings=meanings([report for report, _ in read]) if meanings else [None] * len(texts),
+        meanings=meanings([report for report, _ in read]) if meanings else [None] * count,
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from mg3d.finetune.cases import ArrowRow, Candidate, FinetuneCase, ReferenceNodule
 from mg3d.finetune.images import read_array
 
-FORMAT = 2
+FORMAT = 3
 METADATA = b"mg3d_finetune"
 """Key of the schema's metadata; its value is JSON: format, folder, settings, synthetic."""
 _IMAGE = (("", pa.large_binary()), ("_dtype", pa.string()), ("_shape", pa.list_(pa.int64())), ("_affine", pa.string()))
@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
         ("patient_id", pa.string()),
         ("split", pa.string()),
         ("fold", pa.int32()),
-        ("target", pa.list_(pa.int32())),
+        ("target", pa.list_(pa.float64())),
         ("candidates", pa.string()),
         ("nodules", pa.string()),
         ("report", pa.string()),
@@ -75,7 +75,7 @@ def read_cases(file: Path) -> list[FinetuneCase]:
     for row in range(reader.num_record_batches):
         batch = reader.get_batch(row)
         fields = {name: batch.column(name)[0].as_py() for name in _FIELDS}
-        fields["target"] = tuple(fields["target"])
+        fields["target"] = tuple(int(value) if value.is_integer() else value for value in fields["target"])
         fields["candidates"] = tuple(Candidate(tuple(centre), target) for centre, target in json.loads(fields["candidates"]))
         fields["nodules"] = tuple(ReferenceNodule(tuple(centre), *rest) for centre, *rest in json.loads(fields["nodules"]))
         fields |= {name: ArrowRow(file, row, name) if batch.column(name)[0].is_valid else None for name in ("image", "mask")}
@@ -146,6 +146,8 @@ def _complete_batches(earlier: Path, metadata: str) -> Iterator[pa.RecordBatch]:
 
 
 def _batch(case: FinetuneCase, schema: pa.Schema) -> pa.RecordBatch:
+    if case.error:
+        raise ValueError(case.error)
     values = {name: getattr(case, name) for name in _FIELDS}
     values |= {"candidates": json.dumps(case.candidates), "nodules": json.dumps(case.nodules)}
     for name, source in (("image", case.image), ("mask", case.mask)):

@@ -63,8 +63,8 @@ class FinetuneCase:
     """None: a case of text alone."""
     mask: Source | None = None
     """Label map on the grid of the image."""
-    target: tuple[int, ...] = ()
-    """One label per output (0, 1 or `UNKNOWN`), or the class index alone."""
+    target: tuple[float, ...] = ()
+    """One label per output (0, 1 or `UNKNOWN`), the class index alone, or numbers (nan = unknown)."""
     candidates: tuple[Candidate, ...] = ()
     nodules: tuple[ReferenceNodule, ...] = ()
     """Reference standard of the candidates."""
@@ -73,6 +73,8 @@ class FinetuneCase:
     """Official split; `test` is never used for training."""
     fold: int = NO_FOLD
     """Official fold, if there is one."""
+    error: str = ""
+    """Why a row of a table cannot be used; such a case has nothing else."""
 
 
 def is_preprocessed(source: Source | None) -> bool:
@@ -120,7 +122,7 @@ def assign_folds(cases: Sequence[FinetuneCase], folds: int, *, seed: int) -> lis
 
 
 def split_fold(cases: Sequence[FinetuneCase], *, fold: int, folds: int, max_cases: int = 0) -> Split:
-    """Training, validation and test cases of one fold; at most `max_cases` of each, evenly spaced (0 = all).
+    """Training, validation and test cases of one fold; at most `max_cases` of each (0 = all).
 
     Raises:
         ValueError: the fold does not exist, a split is empty, or a patient is in training and evaluation.
@@ -136,21 +138,41 @@ def split_fold(cases: Sequence[FinetuneCase], *, fold: int, folds: int, max_case
     shared = sorted({case.patient_id for case in train} & {case.patient_id for case in (*val, *test)})
     if shared:
         raise ValueError(f"{len(shared)} patients are in training and evaluation, such as {shared[:3]}; check the split files")
-    return Split(*(evenly(part, max_cases) for part in (train, val, test)))
+    return Split(*(draw_cases(part, max_cases) for part in (train, val, test)))
 
 
-def evenly(cases: list[FinetuneCase], count: int) -> list[FinetuneCase]:
-    """`count` evenly spaced cases of a list, which may be sorted by class; all for 0."""
-    return [cases[index * len(cases) // count] for index in range(count)] if 0 < count < len(cases) else cases
+def draw_cases(cases: list[FinetuneCase], count: int) -> list[FinetuneCase]:
+    """`count` cases in their order, evenly spaced; first one of every target, as far as `count` allows. All for 0."""
+    if not 0 < count < len(cases):
+        return cases
+    frequency = Counter(case.target for case in cases)
+    first = {case.target: index for index, case in reversed(list(enumerate(cases)))}
+    chosen = {first[target] for target, _ in frequency.most_common(count)}
+    others = [index for index in range(len(cases)) if index not in chosen]
+    missing = count - len(chosen)
+    chosen |= {others[index * len(others) // missing] for index in range(missing)}
+    return [cases[index] for index in sorted(chosen)]
 
 
-def check_cases(cases: Sequence[FinetuneCase], *, where: Path) -> None:
-    """Raises ValueError if there is no case, or two with one name."""
+def require_cases(listed: Sequence[FinetuneCase], *, where: Path) -> list[FinetuneCase]:
+    """The cases without an error; ValueError if there is none, or two with one name."""
+    cases = [case for case in listed if not case.error]
+    if listed and not cases:
+        raise ValueError(f"none of the {len(listed)} rows of {where} can be used; the first: {listed[0].error}")
     if not cases:
         raise ValueError(f"{where} holds no case; is it one level too high or too low? The folder's README shows the layout")
     duplicates = [name for name, count in Counter(case.case_id for case in cases).items() if count > 1]
     if duplicates:
         raise ValueError(f"{len(duplicates)} case names are not unique in {where}, such as {duplicates[:3]}")
+    return cases
+
+
+def scan_key(case: FinetuneCase) -> str:
+    """Hash of a scan's file name and size, by which it is recognized in another table."""
+    source = case.image[0] if isinstance(case.image, tuple) and not isinstance(case.image, ArrowRow) else case.image
+    size = source.stat().st_size if isinstance(source, Path) and source.is_file() else 0
+    name = source.name if isinstance(source, Path) else ""
+    return hashlib.sha256(f"{name} {size}".encode() if size else case.case_id.encode()).hexdigest()[:16]
 
 
 def split_digests(split: Split) -> dict[str, str]:

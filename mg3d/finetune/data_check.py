@@ -1,4 +1,4 @@
-"""Every file of a data set is read once before training: unusable cases are excluded with a reason, bad masks are refused."""
+"""Every file of a data set is read once before training: cases with unusable files are excluded with a reason."""
 
 import hashlib
 import json
@@ -75,25 +75,18 @@ def _inspect(case: FinetuneCase, channel: int | None) -> dict[str, Any]:
         return {"error": str(error).split("\n")[0]}
 
 
-def check_masks(cases: Sequence[FinetuneCase], files: InspectedFiles, *, structures: int) -> None:
-    """Raises ValueError if masks are missing, on another grid than their scan, or have values above `structures`."""
-    missing = [case.case_id for case in cases if case.mask is None]
-    if missing:
-        raise ValueError(f"{len(missing)} of {len(cases)} cases have no mask, such as {missing[:3]}")
-    known = {case.case_id: files[case.case_id] for case in cases}
-    other = [name for name, file in known.items() if not _same_grid(file["image"], file["mask"])]
-    if other:
-        first = known[other[0]]
-        raise ValueError(
-            f"{len(other)} of {len(known)} masks are not on the grid of their scan, such as {other[0]}: {first['mask'][0]} "
-            f"voxels, the scan has {first['image'][0]}, or the affines differ; resample the masks to their scans"
+def mask_error(file: Mapping[str, Any], *, structures: int) -> str:
+    """Why a mask cannot be used: it is missing, on another grid than its scan, or has values above `structures`; or empty."""
+    if "mask" not in file:
+        return "it has no mask"
+    if not _same_grid(file["image"], file["mask"]):
+        return (
+            f"the mask is not on the grid of its scan: {file['mask'][0]} voxels, the scan has {file['image'][0]}, or the affines "
+            "differ; resample the mask to its scan"
         )
-    wrong = [name for name, file in known.items() if not set(file["values"]) <= set(range(structures + 1))]
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} of {len(known)} masks have undeclared values, such as {wrong[0]}: {known[wrong[0]]['values'][:8]}; "
-            f"expected integers from 0 to {structures}"
-        )
+    if not set(file["values"]) <= set(range(structures + 1)):
+        return f"the mask has undeclared values, {file['values'][:8]}; expected integers from 0 to {structures}"
+    return ""
 
 
 def check_structures(cases: Sequence[FinetuneCase], files: InspectedFiles, outputs: Sequence[str]) -> None:

@@ -22,12 +22,13 @@ SYNTHETIC_ROOT = Path("data/synthetic_finetune")
 
 
 def is_synthetic(data_root: str) -> bool:
-    """Whether synthetic data are selected or located there."""
+    """Whether synthetic data are selected or located there (or next to a table)."""
     if data_root in NO_ROOT:
         return True
     from mg3d.phantom.downstream.registry import MARK
 
-    return (Path(data_root) / MARK).is_file()
+    root = Path(data_root)
+    return ((root.parent if root.is_file() else root) / MARK).is_file()
 
 
 def find_root(task: DownstreamTask, settings: FinetuneSettings, *, synthetic: bool) -> Path:
@@ -36,16 +37,27 @@ def find_root(task: DownstreamTask, settings: FinetuneSettings, *, synthetic: bo
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    if synthetic and settings.data_root in NO_ROOT:
+    locations = data_locations(task, settings)
+    if synthetic and not locations:
         return _synthetic_root(task, settings)
-    return require_root(settings.data_root)
+    return Path(locations[0])
 
 
-def require_root(data_root: str) -> Path:
-    """An existing data root; FileNotFoundError otherwise."""
-    if not Path(data_root).exists():
-        raise FileNotFoundError(f"data_root={data_root}: no such folder; data_root=phantom shows the task on synthetic data")
-    return Path(data_root)
+def data_locations(task: DownstreamTask, settings: FinetuneSettings) -> list[str]:
+    """The user's data: a data root, or tables; none for synthetic data.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+    """
+    value = getattr(settings, task.data_setting)
+    locations = [location for location in ([value] if isinstance(value, str) else value) if location not in NO_ROOT]
+    for location in locations:
+        if not Path(location).exists():
+            kind = "folder" if task.data_setting == "data_root" else "file"
+            raise FileNotFoundError(
+                f"{task.data_setting}={location}: no such {kind}; data_root=phantom shows the task on synthetic data"
+            )
+    return locations
 
 
 def _synthetic_root(task: DownstreamTask, settings: FinetuneSettings) -> Path:

@@ -106,6 +106,13 @@ def build_encoder(flat: Mapping[str, Any]) -> VisionEncoder:
     return StandardizedInput(encoder) if settings.vision.standardise_voxels else encoder
 
 
+def freeze_unread(encoder: VisionEncoder, *, reads_pyramid: bool) -> None:
+    """Freezes the layers that are without a gradient if a task reads all maps of an encoder, or the last one alone."""
+    layers = getattr(getattr(encoder, "encoder", encoder), "proj_head" if reads_pyramid else "pyramid", None)
+    if layers is not None:
+        layers.requires_grad_(False)
+
+
 def architecture(info: CheckpointInfo, settings: FinetuneSettings) -> dict[str, Any]:
     """Flat settings of the encoder in a checkpoint: stored settings, else a preset that fits its tensors.
 

@@ -1,5 +1,6 @@
 """One command of fine-tuning: train, evaluate, predict or compare; one fold or all of them."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 
-from mg3d.finetune import arrows, fit, results
-from mg3d.finetune.cases import FinetuneCase, Split, assign_folds, check_cases, split_digests, split_fold
+from mg3d.finetune import arrows, loop, results
+from mg3d.finetune.cases import NO_FOLD, FinetuneCase, Split, assign_folds, require_cases, scan_key, split_digests, split_fold
 from mg3d.finetune.data_check import InspectedFiles, inspect_files
-from mg3d.finetune.data_root import NO_ROOT, find_root, is_synthetic, require_root
-from mg3d.finetune.distributed import info
+from mg3d.finetune.data_root import data_locations, find_root, is_synthetic
+from mg3d.finetune.distributed import info, lock_run
 from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.predict import predict_scans
 from mg3d.finetune.settings import (
@@ -25,12 +26,14 @@ from mg3d.finetune.settings import (
     require_files,
 )
 from mg3d.finetune.task import DownstreamTask
-from mg3d.finetune.tasks.base import TaskType
+from mg3d.finetune.tasks.base import LAST_EPOCH, TaskType
 from mg3d.training.run import is_first_rank
 
+SEEN = "the network was trained or selected on this scan"
 
-def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> None:
-    """Runs one mode; raises ValueError or OSError for a mistake of the user."""
+
+def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> Path:
+    """Runs one mode and returns the folder of its results; raises ValueError or OSError for a mistake of the user."""
     prepared, synthetic = find_data(task, overrides)
     fixed = arrows.read_metadata(prepared, task.folder)["settings"] if prepared else {}
     defaults = {**task.defaults({**fixed, **overrides}, synthetic), **fixed}
@@ -42,16 +45,21 @@ def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> None:
     stored = None
     if settings.mode in ("evaluate", "predict"):
         fold = folder / ("fold0" if settings.folds == "all" else f"fold{settings.fold}")
-        stored = fit.read_finetuned(Path(settings.checkpoint) if settings.checkpoint else fold / "checkpoints" / "best.ckpt")
+        stored = loop.read_finetuned(Path(settings.checkpoint) if settings.checkpoint else fold / "checkpoints" / "best.ckpt")
         settings = with_stored_settings(task, overrides, settings, stored["mg3d_finetune"])
     task_type = task.build(settings)
+    fold = folder / ("all" if settings.folds == "all" else f"fold{settings.fold}")
     if settings.mode == "predict":
-        predict_scans(task_type, fit.load_network(task_type, stored), folder / f"fold{settings.fold}")
-    elif settings.mode == "compare":
-        fold = folder / ("all" if settings.folds == "all" else f"fold{settings.fold}")
+        return predict_scans(task_type, loop.load_network(task_type, stored), folder / f"fold{settings.fold}")
+    if settings.mode == "compare":
         results.compare(task_type, fold, Path(settings.other))
+    elif stored and is_external(task, settings, stored["mg3d_finetune"]):
+        run = Path(settings.checkpoint).absolute().parents[1] if settings.checkpoint else fold
+        return evaluate_external(task, settings, task_type, stored, run)
     else:
-        run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
+        with lock_run(folder):
+            run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
+    return fold
 
 
 def find_data(task: DownstreamTask, overrides: Mapping[str, Any]) -> tuple[Path | None, bool]:
@@ -60,12 +68,14 @@ def find_data(task: DownstreamTask, overrides: Mapping[str, Any]) -> tuple[Path 
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    data_root = parse_settings(FinetuneSettings, {"data_root": overrides.get("data_root", "")}, {}).data_root
-    if data_root not in NO_ROOT:
-        require_root(data_root)
-    if prepared := arrows.find_prepared(data_root, task.folder):
+    names = {task.data_setting, "data_root"} & overrides.keys()
+    settings = parse_settings(task.settings, {name: overrides[name] for name in names}, {})
+    locations = data_locations(task, settings)
+    if not locations:
+        return None, settings.data_root == "phantom" or overrides.get("mode") != "predict"
+    if prepared := arrows.find_prepared(locations[0], task.folder):
         return prepared, arrows.read_metadata(prepared, task.folder)["synthetic"]
-    return None, is_synthetic(data_root) and (data_root != "" or overrides.get("mode") != "predict")
+    return None, is_synthetic(locations[0])
 
 
 def with_stored_settings(
@@ -79,7 +89,8 @@ def with_stored_settings(
     if config["folder"] != task.folder:
         raise ValueError(f"checkpoint={settings.checkpoint} was fine-tuned for {config['folder']}, not for {task.folder}")
     current = as_builtins(settings)
-    free = EVALUATION | INITIALIZATION  # the network is built from the config, not from these
+    # The network is built from the config, not from INITIALIZATION; it computes in the precision of its training.
+    free = EVALUATION - ({"precision"} - overrides.keys()) | INITIALIZATION
     trained = {name: value for name, value in config["settings"].items() if name not in free and name in current}
     named = {name: current[name] for name in overrides if name in trained}
     different = changed(trained, named, ignore=EVALUATION)
@@ -90,10 +101,21 @@ def with_stored_settings(
 
 def run_folder(task: DownstreamTask, settings: FinetuneSettings, *, synthetic: bool) -> Path:
     """Folder of all folds of a run."""
-    weights = "scratch" if settings.pretrained == "none" else Path(settings.pretrained).name.split(".")[0] or "pretrained"
-    encoder = settings.encoder if settings.encoder in ENCODER_PRESETS else f"as-{Path(settings.encoder).name.split('.')[0]}"
-    name = settings.run_name or f"{encoder}-{weights}" + ("-phantom" if synthetic else "")
-    return task.results_folder(settings) / name
+    if settings.run_name:
+        return task.results_folder(settings) / settings.run_name
+    weights = "scratch" if settings.pretrained == "none" else checkpoint_name(Path(settings.pretrained))
+    encoder = settings.encoder if settings.encoder in ENCODER_PRESETS else f"as-{checkpoint_name(Path(settings.encoder))}"
+    if encoder == "auto":
+        encoder = "" if weights != "scratch" else "tiny" if synthetic else "swin_b"
+    parts = (task.run_prefix(settings), encoder, weights, "phantom" if synthetic else "")
+    return task.results_folder(settings) / "-".join(filter(None, parts))
+
+
+def checkpoint_name(path: Path) -> str:
+    """Name of a checkpoint for people: that of its run where the file's own says nothing, such as last.ckpt."""
+    stem = path.name.split(".")[0] or "pretrained"
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return f"{run.name}-{stem}" if path.suffix == ".ckpt" and stem.startswith(("last", "best", "epoch")) and run.name else stem
 
 
 def run_folds(
@@ -101,8 +123,8 @@ def run_folds(
 ) -> None:
     """Trains or evaluates one fold or all of them."""
     root = prepared or find_root(task, settings, synthetic=synthetic)
-    cases = arrows.read_cases(prepared) if prepared else task.read_cases(root, settings)
-    check_cases(cases, where=root)
+    listed = arrows.read_cases(prepared) if prepared else task.read_cases(root, settings)
+    cases = require_cases(listed, where=root)
     cases = assign_folds(cases, task.folds, seed=settings.seed)
     folds = range(task.folds) if settings.folds == "all" else [settings.fold]
     splits = [split_fold(cases, fold=fold, folds=task.folds, max_cases=settings.max_cases) for fold in folds]
@@ -110,7 +132,7 @@ def run_folds(
     files: InspectedFiles = {}
     if task_type.uses_encoder:
         files = inspect_files(used, task.results_folder(settings) / "files.json", channel=task_type.channel)
-    excluded = exclude_unusable(used, files, folder)
+    excluded = exclude_unusable([*used, *(case for case in listed if case.error)], files, task_type, folder)
     if not synthetic:
         warn_of_counts(task, settings, [case for case in cases if case.case_id not in excluded])
     tables = []
@@ -121,13 +143,14 @@ def run_folds(
         pool_folds(task, task_type, tables, folder)
 
 
-def exclude_unusable(cases: Sequence[FinetuneCase], files: InspectedFiles, folder: Path) -> set[str]:
-    """Names of the cases whose files cannot be used, which `excluded.csv` lists with the reasons.
+def exclude_unusable(cases: Sequence[FinetuneCase], files: InspectedFiles, task_type: TaskType, folder: Path) -> set[str]:
+    """Names of the cases whose rows or files cannot be used, which `excluded.csv` lists with the reasons.
 
     Raises:
         ValueError: no case can be used.
     """
-    excluded = {name: file["error"] for name, file in files.items() if "error" in file}
+    excluded = {case.case_id: case.error for case in cases if case.error}
+    excluded |= {name: error for name, file in files.items() if (error := file.get("error") or task_type.file_error(file))}
     if excluded and len(excluded) == len(cases):
         raise ValueError(f"none of the {len(cases)} cases can be used; the first: {next(iter(excluded.values()))}")
     if excluded and is_first_rank():
@@ -163,9 +186,11 @@ def run_fold(
 ) -> dict[str, pd.DataFrame]:
     """Trains (or continues), evaluates and writes one fold; a finished fold is only shown. Returns its predictions by split."""
     config = {"folder": task.folder, "settings": as_builtins(settings), "fold": folder.name, "cases": split_digests(split)}
+    if task.data_setting == "table":
+        config["scans"] = sorted({scan_key(case) for case in (*split.train, *split.val)})
     if settings.mode == "train" and (folder / results.SCORES).is_file():
         finished = results.read_summary(folder)
-        fit.require_same_run(folder, finished["config"], config)
+        loop.require_same_run(folder, finished["config"], config)
         if finished.get("finished", True):
             info(f"{folder} holds this run, finished; run_name=... starts another run")
             results.show_scores(task.title, finished["scores"])
@@ -180,7 +205,7 @@ def run_fold(
             info(loaded.origin)
         network = task_type.network(loaded and loaded.encoder)
         config |= {"vision": loaded.vision if loaded else {}, "state": task_type.state()}
-        train = fit.train if task_type.uses_sgd else fit.fit_closed_form
+        train = loop.train if task_type.uses_sgd else loop.fit_closed_form
         summary = train(task_type, network, split, folder, config)
         summary["encoder_coverage"] = loaded and loaded.coverage
     path = Path(settings.checkpoint) if settings.checkpoint else folder / "checkpoints" / "best.ckpt"
@@ -189,12 +214,12 @@ def run_fold(
             f"max_minutes={settings.max_minutes:g} stopped {folder} before its first validation (val_epochs="
             f"{settings.val_epochs}), so there are no scores yet; the same command continues"
         )
-    stored = fit.read_finetuned(path)
+    stored = loop.read_finetuned(path)
     trained = stored["mg3d_finetune"]
     if settings.mode == "evaluate":
         check_evaluated_cases(path, trained, config)
-    network = fit.load_network(task_type, stored)
-    tables = fit.evaluate(task_type, network, split, mask_folder=folder / "masks" if settings.save_masks else None)
+    network = loop.load_network(task_type, stored)
+    tables = loop.evaluate(task_type, network, split, mask_folder=folder / "masks" if settings.save_masks else None)
     if not is_first_rank():
         return tables
     out = folder / f"of-{path.stem}" if settings.checkpoint else folder
@@ -203,10 +228,10 @@ def run_fold(
         "synthetic": synthetic,
         "checkpoint": str(path),
         "parameters_total": sum(parameter.numel() for parameter in network.parameters()),
-        "config": {name: value for name, value in trained.items() if name != "state"},
+        "config": {name: value for name, value in trained.items() if name not in ("state", "scans")},
     }
     scores = results.write_results(out, task_type, task.title, tables, summary)
-    if task_type.uses_sgd and not split.test:
+    if task_type.uses_sgd and not split.test and task_type.selection != LAST_EPOCH:
         info("no test split: the best epoch was chosen on the reported cases, so the scores are slightly too high")
     results.show_scores(f"{task.title} (pretrained={trained['settings']['pretrained']}, {folder.name})", scores)
     if not summary.get("finished", True):
@@ -216,6 +241,36 @@ def run_fold(
         )
     info(f"wrote {out}")
     return tables
+
+
+def is_external(task: DownstreamTask, settings: Any, trained: Mapping[str, Any]) -> bool:
+    """Whether a network is evaluated on another table than that of its training."""
+    return task.data_setting == "table" and list(settings.table) not in ([], trained["settings"]["table"])
+
+
+def evaluate_external(task: DownstreamTask, settings: Any, task_type: TaskType, stored: Mapping[str, Any], run: Path) -> Path:
+    """Evaluates a network on every row of another table, except for scans that it was trained or selected on."""
+    root, trained = Path(settings.table[0]), stored["mg3d_finetune"]
+    seen = set(trained["scans"])
+    listed = [dataclasses.replace(case, split="test", fold=NO_FOLD, error=case.error or SEEN * (scan_key(case) in seen))
+              for case in task.read_cases(root, settings)]  # fmt: skip
+    out = run / f"external-{root.stem}"
+    cases = require_cases(listed, where=root)
+    files = inspect_files(cases, task.results_folder(settings) / "files.json", channel=task_type.channel)
+    excluded = exclude_unusable(listed, files, task_type, out)
+    cases = [case for case in cases if case.case_id not in excluded]
+    network = loop.load_network(task_type, stored)
+    tables = loop.evaluate(task_type, network, Split([], [], cases), mask_folder=out / "masks" if settings.save_masks else None)
+    if is_first_rank():
+        dev = run / results.predictions_file(run, "val").name
+        config = {name: value for name, value in trained.items() if name not in ("state", "scans")}
+        summary = {"folder": task.folder, "external": [str(path) for path in settings.table], "config": config}
+        scores = results.write_results(
+            out, task_type, task.title, tables, summary, dev=results.read_table(dev) if dev.is_file() else None
+        )
+        results.show_scores(f"{task.title}, {root.name}", scores)
+        info(f"wrote {out}")
+    return out
 
 
 def check_evaluated_cases(path: Path, trained: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -230,20 +285,18 @@ def pool_folds(task: DownstreamTask, task_type: TaskType, tables: Sequence[Mappi
     """Pools the validation predictions of all folds: every training case, predicted by a network that has not seen it."""
     if not is_first_rank():
         return
-    pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
-    each = pd.DataFrame([task_type.statistics(table["val"]) for table in tables])
-    spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
+    pooled = pd.concat([table["val"].assign(fold=fold) for fold, table in enumerate(tables)])
+    pooled = pooled.sort_values("case_id", kind="stable").reset_index(drop=True)
     folds = [results.read_summary(folder / f"fold{fold}") for fold in range(len(tables))]
-    cases = {
-        f"fold{fold} {name}": digest for fold, one in enumerate(folds) for name, digest in one["config"]["cases"].items()
-    }
+    cases = {f"fold{fold} {name}": digest for fold, one in enumerate(folds) for name, digest in one["config"]["cases"].items()}
     summary = {name: folds[0][name] for name in ("folder", "synthetic", "parameters_total", "config")}
     summary["config"] |= {"fold": folder.name, "cases": cases}
-    summary |= {"folds": len(tables), "between_folds": spread}
+    summary |= {"folds": len(tables)}
     scores = results.write_results(folder / "all", task_type, task.title, {"val": pooled}, summary)
-    results.show_scores(f"{task.title}, {len(tables)} folds pooled", scores)
+    results.show_scores(f"{task.title}, {len(tables)} folds (AUROC and AUPRC: mean over folds; others: pooled cases)", scores)
+    if task_type.uses_sgd and task_type.selection != LAST_EPOCH:
+        info("the best epochs were chosen on these cases, so the scores are slightly too high; select=last avoids that")
     unfinished = [str(fold) for fold, one in enumerate(folds) if not one.get("finished", True)]
     if unfinished:
         info(f"max_minutes stopped fold {', '.join(unfinished)} early: pooled scores are provisional; the same command continues")
-    metric = spread[task_type.metric]
-    info(f"{task_type.metric} over folds: mean {metric['mean']:.3f}, SD {metric['sd']:.3f}; wrote {folder / 'all'}")
+    info(f"wrote {folder / 'all'}")

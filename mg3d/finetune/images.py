@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".npz")
+ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES, ".npy", ".npz")
 SLICE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -24,6 +25,13 @@ def slice_files(files: Iterable[Path]) -> tuple[Path, ...]:
 
     images = [file for file in files if file.suffix.lower() in SLICE_SUFFIXES and not file.name.startswith(".")]
     return tuple(sorted(images, key=lambda file: (natural_key(file.name), file.name)))
+
+
+def is_dicom_series(path: Path) -> bool:
+    """Whether a path is a folder or a DICOM file, which stands for its series."""
+    from mg3d.preparation.readers.dicom_series import is_dicom
+
+    return path.is_dir() or (not path.name.lower().endswith(VOLUME_SUFFIXES) and is_dicom(path))
 
 
 def reversed_slices(source: Source) -> Source:
@@ -82,16 +90,20 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
         return _read_slices(source), array_affine()
     if not source.exists():
         raise FileNotFoundError(f"there is no file {source}")
+    if is_dicom_series(source):
+        from mg3d.finetune.prepared import read_dicom
+
+        return read_dicom(source)
     name = source.name.lower()
     try:
         if name.endswith((".nii", ".nii.gz")):
             array, affine = _read_nifti(source)
-        elif name.endswith((".mha", ".mhd")):
-            array, affine = _read_meta_image(source)
+        elif name.endswith(ITK_SUFFIXES):
+            array, affine = _read_with_itk(source)
         elif name.endswith((".npy", ".npz")):
             array, affine = _read_numpy(source), array_affine()
         else:
-            raise ValueError(f"unknown file type; expected {', '.join(VOLUME_SUFFIXES)}")
+            raise ValueError(f"unknown file type; expected {', '.join(VOLUME_SUFFIXES)}, or a DICOM series")
         if array.dtype.kind not in "biuf":
             raise ValueError(f"its values are of type {array.dtype}; expected numbers")
     except Exception as error:  # libraries raise any type for a damaged file, such as zlib.error
@@ -108,7 +120,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj, dtype=np.float32 if scaled else None), image.affine
 
 
-def _read_meta_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_with_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import SimpleITK as sitk
 
     try:

@@ -5,14 +5,15 @@ A labeller has `labels(reports)`: int8 [reports, labels], 1 present, 0 absent.
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mg3d.glossary import FINDING_CUES, LABELS
-from mg3d.sentence_spans import polarity, split_clauses
+from mg3d.polarity import NEGATED, span_polarities
+from mg3d.sentence_spans import split_clauses
 
 LABELLERS = ("tfidf", "cues", "chexbert", "radbert_ct")
 CHEXBERT_LABELS = (
@@ -25,12 +26,19 @@ _CUES = [re.compile(r"\b(?:" + "|".join(map(re.escape, FINDING_CUES[name])) + ")
 
 
 class CueLabeller:
-    """A finding is present if a cue word of the glossary occurs in a clause that is neither negated nor normal."""
+    """A finding is present if a cue word of the glossary occurs in a clause that is affirmed or uncertain."""
 
     def labels(self, reports: Sequence[str]) -> np.ndarray:
         """int8 [n, 18]."""
-        clauses = [[r[start:end] for start, end in split_clauses(r) if polarity(r[start:end]) > 0] for r in reports]
+        clauses = [[*_clauses_not_negated(report)] for report in reports]
         return np.array([[any(map(cue.search, each)) for cue in _CUES] for each in clauses], np.int8).reshape(-1, len(_CUES))
+
+
+def _clauses_not_negated(report: str) -> Iterator[str]:
+    spans = split_clauses(report)
+    for (start, end), polarity in zip(spans, span_polarities(report, spans)):
+        if polarity != NEGATED:
+            yield report[start:end]
 
 
 class _CheXbert:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mg3d.distributed import rank
 from mg3d.finetune.dataset import ERRORS
-from mg3d.finetune.distributed import info
+from mg3d.finetune.encoder import freeze_unread
 from mg3d.finetune.optim import build_optimizer, parameter_groups
-from mg3d.finetune.tasks.base import Row, TaskType
+from mg3d.finetune.tasks.base import LAST_EPOCH, Row, TaskType
 from mg3d.finetune.transforms import Sample
+from mg3d.training.optim import can_fuse
 
 
 class FinetuneModule(pl.LightningModule):
@@ -40,9 +41,10 @@ class FinetuneModule(pl.LightningModule):
         self.mask_folder = mask_folder
         self.validation_rows: list[Row] = []
         self.latest_terms: dict[str, Tensor] = {}  # read by the guard against NaN and Inf
-        self.warned = False
-        if task_type.uses_sgd and task_type.settings.freeze_encoder:
-            network.encoder.requires_grad_(False)
+        if task_type.uses_sgd:
+            freeze_unread(network.encoder, reads_pyramid=task_type.reads_pyramid)
+            if task_type.settings.freeze_encoder:
+                network.encoder.requires_grad_(False)
 
     def on_train_epoch_start(self) -> None:
         """A frozen encoder stays in eval mode."""
@@ -69,15 +71,14 @@ class FinetuneModule(pl.LightningModule):
         """Logs the metric of the predictions of all ranks."""
         table = self.task_type.finish(gather_rows(self.validation_rows))
         self.validation_rows = []
-        metric = self.task_type.metric
-        value = self.task_type.statistics(table)[metric]
-        if np.isnan(value) and not self.warned:
-            self.warned = True
-            info(
-                f"{metric} is undefined on these validation cases (one class only?) and counts as 0. If it stays undefined, the "
-                "best epoch is the first: use more cases, or another fold or seed"
+        scores = self.task_type.statistics(table) | {LAST_EPOCH: self.current_epoch}
+        selection = self.task_type.selection
+        if np.isnan(scores[selection]):
+            raise ValueError(
+                f"{selection}, which selects the best epoch, is undefined on the {table['case_id'].nunique()} validation cases; "
+                "use another fold or seed, or more cases (max_cases)"
             )
-        self.log(f"val/{metric}", float(np.nan_to_num(value)), prog_bar=True, rank_zero_only=False, sync_dist=False)
+        self.log(f"val/{selection}", float(scores[selection]), prog_bar=True, rank_zero_only=False, sync_dist=False)
 
     def predict_step(self, batch: Sample, batch_index: int, dataloader_idx: int = 0) -> list[Row]:
         """Predictions of a batch, and a row with `error` for each case that could not be read."""
@@ -103,7 +104,8 @@ class FinetuneModule(pl.LightningModule):
         settings = self.task_type.settings
         groups = parameter_groups(self.network, settings)
         steps_per_epoch = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
-        optimizer, schedule = build_optimizer(groups, settings, steps_per_epoch=steps_per_epoch)
+        fused = can_fuse(self.device, self.trainer.precision)
+        optimizer, schedule = build_optimizer(groups, settings, steps_per_epoch=steps_per_epoch, fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

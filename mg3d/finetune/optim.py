@@ -61,8 +61,8 @@ def factor_at(step: int, settings: FinetuneSettings, *, steps_per_epoch: int) ->
 
 
 def build_optimizer(
-    groups: Iterable[dict[str, Any]], settings: FinetuneSettings, *, steps_per_epoch: int
+    groups: Iterable[dict[str, Any]], settings: FinetuneSettings, *, steps_per_epoch: int, fused: bool = False
 ) -> tuple[AdamW, LambdaLR]:
-    """AdamW, and its schedule per optimizer step."""
-    optimizer = AdamW(list(groups), lr=settings.learning_rate)
+    """AdamW (`fused`: one kernel for all parameters), and its schedule per optimizer step."""
+    optimizer = AdamW(list(groups), lr=settings.learning_rate, fused=fused or None)
     return optimizer, LambdaLR(optimizer, lambda step: factor_at(step, settings, steps_per_epoch=steps_per_epoch))

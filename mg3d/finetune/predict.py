@@ -8,8 +8,8 @@ from torch import nn
 
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.distributed import info
-from mg3d.finetune.fit import predict
 from mg3d.finetune.images import SLICE_SUFFIXES, VOLUME_SUFFIXES, slice_files
+from mg3d.finetune.loop import predict
 from mg3d.finetune.results import write_table
 from mg3d.finetune.tasks.base import TaskType
 from mg3d.preparation.sources.scan_walk import walk_scans

@@ -1,5 +1,7 @@
 """CT-RATE and CTRG as the pre-training preparation stores them; a raw data set is prepared first."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +12,10 @@ from mg3d.datasets.integrity import LeakError
 from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.finetune.cases import ArrowRow, FinetuneCase, RawScan, split_and_fold
 from mg3d.finetune.distributed import info, run_on_first_rank
-from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation import geometry
+from mg3d.preparation.quarantine import REASONS, Refusal
+from mg3d.preparation.readers.dicom_series import read_headers
+from mg3d.preparation.readers.registry import READERS, reader_of
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.run import PrepareOptions, prepare
@@ -124,14 +129,36 @@ def prepared_shape(folder: Path, dataset: str) -> tuple[int, int, int]:
 
 
 def _prepare_scan(source: RawScan) -> tuple[np.ndarray, tuple[float, float, float]]:
-    if not source.path.name.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError(f"{source.path} is not a NIfTI file (.nii, .nii.gz); convert it first")
-    record = VolumeRecord(
-        volume_id=source.path.name, study_id="", patient_id="", dataset="ct_rate", official_split="", split="test",
-        reconstruction=1, findings=None, impression=None, files=(source.path.name,), source="", reader="nifti",
-    )  # fmt: skip
-    try:
-        voxels, facts = make_volume(record, source.path.parent, Recipe(shape=source.shape))
-    except Refusal as error:
-        raise ValueError(f"{source.path} cannot be used: {error}") from error
+    with _refusal_as_error(source.path):
+        voxels, facts = make_volume(_record(source.path), source.path.parent, Recipe(shape=source.shape))
     return voxels.astype(np.float32), tuple(facts["spacing_mm"] or (1.0, 1.0, 1.0))
+
+
+def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels int16 HU [i, j, k] of the one axial CT series of a folder, or of the series of one slice; affine (RAS, mm).
+
+    Raises:
+        ValueError: there is none, or several, or a slice is missing or damaged.
+    """
+    with _refusal_as_error(path):
+        series = {header.series for header in read_headers(path) if header.modality == "CT" and header.is_axial_slice}
+        if len(series) > 1:
+            raise ValueError(f"{path} holds {len(series)} axial series; name one slice of the right one instead of the folder")
+        raw = READERS["dicom"](_record(path), path.parent)
+    return geometry.from_lps(raw.voxels, raw.affine), raw.affine
+
+
+def _record(path: Path) -> VolumeRecord:
+    return VolumeRecord(
+        volume_id=path.name, study_id="", patient_id="", dataset="ct_rate", official_split="", split="test", reconstruction=1,
+        findings=None, impression=None, files=(path.name,), source="", reader=reader_of(path) or "dicom",
+    )  # fmt: skip
+
+
+@contextmanager
+def _refusal_as_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Refusal as refusal:
+        detail = f" ({refusal.detail})" if refusal.detail else ""
+        raise ValueError(f"{path} cannot be used: {REASONS[refusal.code]}{detail}") from None

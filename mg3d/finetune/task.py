@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.settings import FinetuneSettings
@@ -21,6 +21,8 @@ class DownstreamTask:
     title: str
     settings: type[FinetuneSettings] = FinetuneSettings
     """Subclass with the folder's own settings."""
+    data_setting: Literal["data_root", "table"] = "data_root"
+    """Setting that names the data. A table also allows evaluation on other tables, without training cases."""
     defaults: Callable[[Mapping[str, Any], bool], Mapping[str, Any]]
     """(user's settings, whether the data are synthetic) -> defaults; see `protocol`."""
     resolve: Callable[[Any], Any] = lambda settings: settings
@@ -33,6 +35,8 @@ class DownstreamTask:
     """Cross-validation folds."""
     expected: Callable[[Any], Mapping[str, int]] = lambda settings: {}
     """Published number of `train`, `test`, `scans` and `candidates`; another number only triggers a warning."""
+    run_prefix: Callable[[Any], str] = lambda settings: ""
+    """Start of the default run name."""
     variant: str = ""
     """Setting that names a subfolder of the results."""
     stored: tuple[str, ...] = ()

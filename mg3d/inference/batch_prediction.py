@@ -20,6 +20,10 @@ _ENTRIES_PER_PART = 512
 _SAVE_INTERVAL_S = 30.0
 
 
+class NoUsableScanError(Exception):
+    """None of the scans could be used."""
+
+
 class Outcome(NamedTuple):
     """Number of scans by outcome."""
 
@@ -27,6 +31,12 @@ class Outcome(NamedTuple):
     existing: int
     """Done by an earlier run."""
     failed: tuple[UnreadableScan, ...]
+
+    def require_usable(self, where: Path) -> None:
+        """Raise NoUsableScanError if every scan failed; `where` lists them."""
+        if self.failed and not self.new and not self.existing:
+            count = len(self.failed)
+            raise NoUsableScanError(f"none of {count} scans can be used, see {where}; the first: {self.failed[0].reason}")
 
     def __str__(self) -> str:
         failed = f", {len(self.failed):,} failed (retried by the next run)" if self.failed else ""

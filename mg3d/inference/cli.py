@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg3d.checkpoints.resolve import find_local
-from mg3d.cli import ArgumentParser, positive_int
+from mg3d.cli import ArgumentParser, add_device_options, positive_int
 from mg3d.cli import run_and_print as print_result
 from mg3d.glossary import LABELS, PROMPTS
 
@@ -27,18 +27,14 @@ def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
         "--model", required=True, help="run folder (result/tiny), checkpoint, saved model folder, released file, or hub id"
     )
     parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer, if it is not stored with the model")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: GPU if available)")
+    add_device_options(parser)
     return parser
 
 
 def add_batch_options(parser: argparse.ArgumentParser) -> None:
     """Options of tools that process many scans."""
-    parser.add_argument(
-        "--batch", type=positive_int, default=4, metavar="N", help="scans per forward pass (%(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=positive_int, default=2, metavar="N", help="threads that read scans (%(default)s)"
-    )
+    parser.add_argument("--batch", type=positive_int, default=4, metavar="N", help="scans per forward pass (%(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=2, metavar="N", help="threads that read scans (%(default)s)")
     add_table_option(parser)
 
 
@@ -47,7 +43,7 @@ def add_table_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         metavar="FILE",
-        help="CSV or JSON file with a column `volume` (scans below SOURCE) and optionally `report` (see docs/data.md)",
+        help="table with a column `volume` (scans below SOURCE) and optionally `report`: CSV, Excel or JSON (docs/data.md)",
     )
 
 
@@ -60,9 +56,14 @@ def add_finding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_and_print(work: Callable[[], str]) -> int:
-    """`cli.run_and_print` that also reports an interrupt, with exit code 130."""
+    """`cli.run_and_print` that also reports an interrupt, with exit code 130, and that no scan can be used, with exit code 1."""
+    from mg3d.inference.batch_prediction import NoUsableScanError
+
     try:
         return print_result(work)
+    except NoUsableScanError as error:
+        print(f"mg3d: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("mg3d: interrupted. Finished work is saved; run the same command to continue.", file=sys.stderr)
         return 130
@@ -105,7 +106,7 @@ def load_model(options: argparse.Namespace) -> "ScanModel":
     from mg3d.inference.load import load
 
     batch = getattr(options, "batch", 1)
-    return load(options.model, device=options.device, tokenizer=options.tokenizer, batch=batch)
+    return load(options.model, device=options.device, precision=options.precision, tokenizer=options.tokenizer, batch=batch)
 
 
 def predict_table(
@@ -124,6 +125,7 @@ def predict_table(
     outcome = write_predictions(
         model, sources, options.out, columns=columns, predict=predict, workers=options.workers, track=track
     )
+    outcome.require_usable(options.out)
     return f"mg3d: {outcome}; see {options.out}"
 
 

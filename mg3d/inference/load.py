@@ -4,8 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mg3d.checkpoints.info import RELEASED_PREPROCESSING, CheckpointInfo, checkpoint_info
 from mg3d.checkpoints.key_mapping import map_keys
 from mg3d.checkpoints.load import load_weights
@@ -16,12 +14,19 @@ from mg3d.checkpoints.resolve import CONFIG, find_local
 from mg3d.datasets.tokenizer import load_tokenizer
 from mg3d.inference.scan_model import ScanModel
 from mg3d.models.build import build_vision
+from mg3d.precision import find_device, inference_precision
 from mg3d.settings.parse import parse
 from mg3d.settings.presets import PRESETS
 
 
 def load(
-    path: str | Path, *, device: str = "auto", tokenizer: str | Path | None = None, batch: int = 4, revision: str | None = None
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    tokenizer: str | Path | None = None,
+    batch: int = 4,
+    revision: str | None = None,
 ) -> ScanModel:
     """Load a model for inference. A warning on stderr names what the checkpoint does not record of its preprocessing.
 
@@ -29,6 +34,7 @@ def load(
         path: folder of a run (its last checkpoint), `RUN/last`, `RUN/best`, checkpoint of a run, folder of `save_pretrained`,
             hub id, or a released file or other known image encoder (which embeds scans only).
         device: `cpu`, `cuda`, `cuda:1` ...; `auto` uses the GPU if available.
+        precision: `32-true`, `bf16-mixed` or `16-mixed`; `auto` is that of the training on a GPU, and float32 on a CPU.
         tokenizer: folder or hub name; by default the one stored with the model or the run.
         batch: maximum number of scans per forward pass.
         revision: revision of a hub id.
@@ -37,8 +43,9 @@ def load(
         FileNotFoundError: the path does not exist, locally or on the hub.
         ValueError: it is not a model, or a part is missing.
     """
-    target = _device(device)
-    model = ScanModel(**_load_parts(path, tokenizer=tokenizer, revision=revision), device=target, batch=batch)
+    target, parts = find_device(device), _load_parts(path, tokenizer=tokenizer, revision=revision)
+    trained = parts["settings"].run.precision
+    model = ScanModel(**parts, device=target, batch=batch, precision=inference_precision(precision, target, trained=trained))
     if model.preprocessing.note:
         print(f"mg3d: warning: {model.preprocessing.note}", file=sys.stderr)
     return model
@@ -79,13 +86,3 @@ def _image_encoder(info: CheckpointInfo) -> dict[str, Any]:
     load_weights(vision, info.path)
     config = {"preprocessing": info.preprocessing or RELEASED_PREPROCESSING, "provenance": info.provenance}
     return {"model": vision, "settings": settings, "tokenizer": None, "config": config}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not available ({str(error).splitlines()[0][:80]}). Use cpu or auto.") from error
-    return torch.device(name)

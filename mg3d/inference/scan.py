@@ -3,7 +3,7 @@
 import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,19 @@ from torch import Tensor
 from mg3d.datasets.schema import differing_steps
 from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
-from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import choose_hu_rescale
+from mg3d.preparation import crop, geometry
+from mg3d.preparation.hounsfield import CLIP_HU, choose_hu_rescale, fill_nan
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers.dicom_series import is_dicom
 from mg3d.preparation.readers.registry import READERS, reader_of
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import RawVolume, VolumeRecord
 from mg3d.preparation.sources.custom import DATASET
-from mg3d.preparation.sources.scan_walk import walk_scans
+from mg3d.preparation.sources.scan_walk import dicom_scans, walk_scans
 from mg3d.preparation.voxels import preprocess
 
+_MAX_CHOICES = 20
+"""Scans that are listed if a folder has several."""
 _FORMATS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
 
 
@@ -64,10 +66,10 @@ class Scan:
     """float32 [D, H, W] in [0, 1]; +z superior, +y posterior, +x left."""
     source_shape: tuple[int, int, int]
     """Voxels z, y, x of the upright scan."""
-    box: geometry.Box
+    box: crop.Box
     """Half-open voxel ranges of the upright scan that `volume` covers; may extend beyond the scan."""
     affine: np.ndarray = field(repr=False)
-    """From voxels [i, j, k] of the file to RAS mm; from [x, y, z] of the upright scan if the file has no geometry."""
+    """To RAS mm, from voxels [i, j, k] of the file, or [x, y, z] of the upright scan if it was resampled or has no geometry."""
     spacing_mm: tuple[float, float, float] | None
     """z, y, x of the upright scan; None if unknown, and then `affine` is in voxels."""
     name: str = field(default="", repr=False)
@@ -112,15 +114,15 @@ def _interpolation_weights(source: int, box: tuple[int, int], grid: int, cells: 
 
 
 def read_scan(path: str | Path, preprocessing: Preprocessing) -> Scan:
-    """Read a scan from a file or a folder of DICOM slices.
+    """Read a scan from a file, or from a folder with one scan: a file or a DICOM series.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the scan cannot be used, with the reason.
+        ValueError: the scan cannot be used, with the reason, or the folder has several.
     """
     path = Path(path)
     with _refusals_as_errors(path):
-        return _scan(_read_raw(path), preprocessing, path.name)
+        return _scan(_read_raw(path, preprocessing.recipe.hu), preprocessing, path.name)
 
 
 def as_nifti(path: str | Path) -> nib.Nifti1Image:
@@ -142,11 +144,31 @@ def _affine(raw: RawVolume) -> np.ndarray:
     return np.diag([-x, -y, z, 1.0])
 
 
-def _read_raw(path: Path) -> RawVolume:
+def _read_raw(path: Path, hu: str = "infer") -> RawVolume:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. A scan is {_FORMATS}.")
-    record = file_record(path, _reader(path))
+    path = _only_scan(path) if path.is_dir() else path
+    record = replace(file_record(path, _reader(path)), hu=hu)
     return READERS[record.reader](record, path.parent)
+
+
+def _only_scan(folder: Path) -> Path:
+    """The scan of a folder; the folder itself if it has none, so that its reader gives the reason.
+
+    Raises:
+        ValueError: several scans; the message lists them.
+    """
+    choices: dict[Path, str] = {}
+    for scan in (folder / name for name in walk_scans(folder).scans):
+        series = {} if scan.is_file() else dicom_scans(scan)
+        choices |= {scan: ""} if scan.is_file() else {path: f" ({count} slices)" for path, count in series.items()}
+    if len(choices) < 2:
+        return next(iter(choices), folder)
+    shown = [f"{path.relative_to(folder)}{text}" for path, text in choices.items()][:_MAX_CHOICES]
+    more = ", ..." if len(choices) > len(shown) else ""
+    raise ValueError(
+        f"{folder} has {len(choices)} scans; name one of them, or process all with --out: {', '.join(shown)}{more}"
+    )
 
 
 @contextmanager
@@ -156,17 +178,9 @@ def _refusals_as_errors(subject: Path | str) -> Iterator[None]:
         yield
     except Refusal as refusal:
         reason = REASONS[refusal.code] + (f" ({refusal.detail})" if refusal.detail else "")
-        raise ValueError(f"{subject} cannot be used: {reason}{_hint(subject)}") from None
+        raise ValueError(f"{subject} cannot be used: {reason}") from None
     except MemoryError:
         raise ValueError(f"{subject} cannot be used: {REASONS['oom']}") from None
-
-
-def _hint(subject: Path | str) -> str:
-    """Hint for a folder of scan files that was read as a DICOM series."""
-    is_folder = isinstance(subject, Path) and subject.is_dir()
-    if not is_folder or not any(reader_of(path) for path in walk_scans(subject).scans):
-        return ""
-    return "; it contains scan files: name one of them, or pass --out to process the folder"
 
 
 def scan_of_array(
@@ -181,6 +195,7 @@ def scan_of_array(
         raise ValueError(f"expected HU [z, y, x], found an array of shape {list(voxels_hu.shape)}")
     with _refusals_as_errors("the array"):
         choose_hu_rescale(voxels_hu, None)
+        voxels_hu, _ = fill_nan(voxels_hu, CLIP_HU[0])
         return _scan(RawVolume(voxels_hu, spacing_mm, "already_hu"), preprocessing, "")
 
 
@@ -196,7 +211,7 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
         affine=_affine(raw),
         spacing_mm=raw.spacing_mm,
         name=name,
-        note=raw.note,
+        note="; ".join(map(str, raw.changes)),
     )
 
 

@@ -22,7 +22,9 @@ from mg3d.inference.search_index import SearchIndex
 from mg3d.models.grounding import attention_maps, occlusion_maps
 from mg3d.models.mg3d import MG3D
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.sentence_spans import build_report, clean_section
+from mg3d.precision import full_precision, inference
+from mg3d.report_sections import split_report
+from mg3d.sentence_spans import build_report
 from mg3d.settings.schema import Settings
 
 JOINT, IMAGE_ONLY = "image and report", "image only"
@@ -47,7 +49,7 @@ class VolumeEmbedder(nn.Module):
         if self.is_joint:
             return self.network.embed_volume(volume)
         normalized = volume if self.voxels is None else self.voxels(volume)
-        return F.normalize(self.network.encode(normalized).mean((2, 3, 4)), dim=-1)
+        return F.normalize(full_precision(self.network.encode(normalized)).mean((2, 3, 4)), dim=-1)
 
 
 class ScanModel:
@@ -57,6 +59,7 @@ class ScanModel:
         model: an MG3D model, or an image encoder.
         config: content of config.json; `preprocessing` is required.
         batch: maximum number of scans per forward pass.
+        precision: see `mg3d.precision.autocast`.
     """
 
     def __init__(
@@ -68,17 +71,19 @@ class ScanModel:
         config: dict[str, Any],
         device: torch.device,
         batch: int = 4,
+        precision: str = "32-true",
     ) -> None:
         self.model = model.to(device).eval()
         self.settings, self.tokenizer, self.config = settings, tokenizer, config
-        self.device, self.batch = device, batch
+        self.device, self.batch, self.precision = device, batch, precision
         self.preprocessing = Preprocessing.from_config(config["preprocessing"])
         self.embedder = VolumeEmbedder(self.model).eval()
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.preprocessing.recipe.shape))
         vocabulary = f"vocabulary {len(self.tokenizer)}" if self.tokenizer is not None else "no tokenizer"
-        return f"ScanModel({self.settings.vision.vision_encoder}, volumes {shape}, {self.space}, {vocabulary}, {self.device})"
+        parts = (self.settings.vision.vision_encoder, f"volumes {shape}", self.space, vocabulary, self.device, self.precision)
+        return f"ScanModel({', '.join(map(str, parts))})"
 
     @property
     def vision(self) -> VisionEncoder:
@@ -105,7 +110,10 @@ class ScanModel:
         if not isinstance(self.model, MG3D):
             raise ValueError("this is an image encoder without a text encoder. It can embed scans and find similar ones.")
         self._require_tokenizer()
-        return MG3DEncoder(self.model, self.tokenizer, max_text_len=self.model.text.max_length, batch_size=8 * self.batch)
+        return MG3DEncoder(
+            self.model, self.tokenizer, max_text_len=self.model.text.max_length, batch_size=8 * self.batch,
+            precision=self.precision,
+        )  # fmt: skip
 
     def _require_tokenizer(self) -> None:
         if self.tokenizer is None:
@@ -122,14 +130,14 @@ class ScanModel:
             return scan_of_array(source, self.preprocessing, spacing_mm=spacing_mm)
         return read_scan(source, self.preprocessing)
 
-    @torch.inference_mode()
     def embed(self, scans: Scan | Sequence[Scan]) -> np.ndarray:
         """Unit-length embedding float32 [E], or [n, E]; see `VolumeEmbedder`."""
         if isinstance(scans, Scan):
             return self.embed([scans])[0]
         if not scans:
             raise ValueError("no scan to embed")
-        return np.concatenate([self.embedder(volume).float().cpu().numpy() for volume in self._batches(scans)])
+        with inference(self.precision, self.device):
+            return np.concatenate([self.embedder(volume).float().cpu().numpy() for volume in self._batches(scans)])
 
     def embed_report(self, texts: str | Sequence[str]) -> np.ndarray:
         """Unit-length embedding float32 [E] of a report or sentence, or [n, E]; comparable with `embed`.
@@ -150,7 +158,7 @@ class ScanModel:
         return [text[start:end] for start, end in spans]
 
     def _split_sentences(self, report: str) -> ReportText:
-        text, units = build_report(clean_section(report), None)
+        text, units = build_report(*split_report(report))
         kind = int(self.settings.data.text_unit == "clause")
         spans = tuple((unit.start, unit.end) for unit in units if unit.kind == kind)
         if not spans:
@@ -227,7 +235,7 @@ class ScanModel:
             "max_length": min(self.settings.data.max_text_len, self.model.text.max_length),
             **decoding,
         }  # fmt: skip
-        with torch.no_grad():
+        with inference(self.precision, self.device):
             rows = [row for volume in self._batches(scans) for row in self.model.generate_reports(volume, **options)]
         return [tokenizer.decode(row.tolist(), skip_special_tokens=True).strip() for row in rows]
 
@@ -240,7 +248,6 @@ class ScanModel:
             )
         self._require_tokenizer()
 
-    @torch.no_grad()
     def ground(self, scan: Scan, sentence: str, *, against: str | None = None, by: str = "contrast") -> GroundingMap:
         """Map the evidence for a sentence over the image tokens; a report of several sentences counts as one.
 
@@ -253,22 +260,24 @@ class ScanModel:
             ValueError: an empty text, a model without a text encoder, or a method that the model does not have.
         """
         encoder, text = self.encoder, self._split_sentences(sentence).report
-        tokens = encoder.tokenize([as_sentence(text)])
-        image = self.model.encode_volume(next(self._batches([scan])))
-        report = self.model.embed_report(*tokens)
-        if by == "contrast":
-            negative = 0.0
-            if against is not None:
-                negative = self.model.embed_report(*encoder.tokenize([as_sentence(self._split_sentences(against).report)]))
-            fractions = occlusion_maps(self.model, image, report - negative)
-        elif by == "attention" and against is None:
-            fractions = attention_maps(self.model, image, tokens)
-            if fractions is None:
-                raise ValueError("this model has no attention from sentences to the image. Use by='contrast'.")
-        else:
-            raise ValueError(f"by={by!r} must be 'contrast', or 'attention' without `against`")
-        cells = (fractions[0, 0] * image.shape[1]).view(self.model.grid).float().cpu().numpy()
-        similarity = float((self.model.contrast.embed_image(image) * report).sum())
+        with inference(self.precision, self.device):
+            tokens = encoder.tokenize([as_sentence(text)])
+            image = self.model.encode_volume(next(self._batches([scan])))
+            report = self.model.embed_report(*tokens, max_sentences=1)
+            if by == "contrast":
+                negative = 0.0
+                if against is not None:
+                    tokens_against = encoder.tokenize([as_sentence(self._split_sentences(against).report)])
+                    negative = self.model.embed_report(*tokens_against, max_sentences=1)
+                fractions = occlusion_maps(self.model, image, report - negative)
+            elif by == "attention" and against is None:
+                fractions = attention_maps(self.model, image, tokens)
+                if fractions is None:
+                    raise ValueError("this model has no attention from sentences to the image. Use by='contrast'.")
+            else:
+                raise ValueError(f"by={by!r} must be 'contrast', or 'attention' without `against`")
+            cells = (fractions[0, 0] * image.shape[1]).view(self.model.grid).float().cpu().numpy()
+            similarity = float((self.model.contrast.embed_image(image) * report).sum())
         return GroundingMap(text, cells, tuple(int(voxels) for voxels in self.vision.stride), scan, similarity)
 
     def _batches(self, scans: Sequence[Scan]) -> Iterator[Tensor]:

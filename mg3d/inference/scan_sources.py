@@ -20,8 +20,8 @@ from mg3d.files import write_json
 from mg3d.inference.scan import Scan
 from mg3d.inference.scan_model import ScanModel
 from mg3d.preparation.quarantine import REASONS
-from mg3d.preparation.sources.custom import ListedVolume, read_listing
-from mg3d.preparation.sources.scan_walk import SCAN_SUFFIXES, walk_scans
+from mg3d.preparation.sources.listing import ListedVolume, read_listing
+from mg3d.preparation.sources.scan_walk import SCAN_SUFFIXES, dicom_scans, walk_scans
 from mg3d.sentence_spans import build_report
 
 
@@ -84,8 +84,14 @@ def list_scans(model: ScanModel, source: str | Path, *, table: str | Path | None
         passed_over = f"; {walk.note}" if walk.note else ""
         raise FileNotFoundError(f"{source} has no scan ({', '.join(SCAN_SUFFIXES)} or DICOM folders){passed_over}")
     _print_notes([walk.note] if walk.note else [])
-    keys = map(str, walk.scans)
-    return [ScanSource(key, "", partial(model.read, source / key)) for key in keys]
+    paths = [path for scan in walk.scans for path in _series_paths(source / scan)]
+    return [ScanSource(path.relative_to(source).as_posix(), "", partial(model.read, path)) for path in paths]
+
+
+def _series_paths(scan: Path) -> list[Path]:
+    """A scan file or folder of DICOM slices itself; of a folder with several axial CT series, the first slice of each."""
+    series = dicom_scans(scan) if scan.is_dir() else {}
+    return list(series) if len(series) > 1 else [scan]
 
 
 def _print_notes(notes: Iterable[str]) -> None:

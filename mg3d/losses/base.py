@@ -3,10 +3,9 @@
 import inspect
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from mg3d.precision import without_autocast
+from mg3d.precision import full_precision, without_autocast
 
 
 class Loss(nn.Module):
@@ -37,8 +36,3 @@ class Loss(nn.Module):
     def forward(self, **features: Tensor) -> Tensor:
         """The loss, a scalar."""
         raise NotImplementedError
-
-
-def full_precision(value: Any) -> Any:
-    """Tensors in half precision as float32; everything else unchanged."""
-    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value

@@ -42,8 +42,8 @@ class SSMLoss(Loss):
     """Pulls the visual sides of sentences with equal meaning together, makes those with different meanings orthogonal.
 
     Half the mean |visual cosine - text cosine| over positive pairs plus half the mean |visual cosine| over negative pairs, over
-    all ranks, so that few positives are not drowned (paper: inter-patient semantic matching). A sentence that states a finding
-    and one that denies it are never a pair, however alike their words.
+    all ranks, so that few positives are not drowned (paper: inter-patient semantic matching). A sentence that states a finding,
+    one that denies it and one that is uncertain are never a pair, however alike their words.
 
     Args:
         same_above: text cosine from which two sentences are a positive pair (original: 0.9).

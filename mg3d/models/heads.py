@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mg3d.precision import full_precision
+
 MAX_LOGIT_SCALE = 100.0
 
 
@@ -20,7 +22,7 @@ class ProjectionHead(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[B, width] -> [B, embedding_width], L2-normalised."""
-        return F.normalize(self.projection(self.norm(vectors)), dim=-1)
+        return F.normalize(full_precision(self.projection(self.norm(vectors))), dim=-1)
 
 
 class LogitScale(nn.Module):

@@ -1,38 +1,28 @@
-"""Orientation, crop and resize of a volume."""
+"""Upright volumes: axes reordered by the affine, and sheared or rotated grids resampled to the patient axes."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
-import torch
 from nibabel import orientations
 from scipy import ndimage
-from torch import Tensor
 
+from mg3d.preparation.hounsfield import CLIP_HU, HuRescale, fill_nan
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.records import TableGeometry
-from mg3d.settings.schema import CROP
+from mg3d.preparation.records import Change, RawVolume, TableGeometry
 
 SPACING_MM = (0.2, 15.0)
 MIN_SLICES = 20
 MAX_LENGTH_MM = 1500.0
-AIR_HU = -1000
-"""Value of voxels that a crop adds around a volume."""
-BODY_HU = -300
-COARSE_MM = 4.0
-"""Sampling distance of the body search."""
-MAX_SHEAR_DEGREES = 1.0
-MAX_ROTATION_DEGREES = 5.0
-"""Largest angle between a voxel axis and the patient axis nearest to it."""
+SHORT_MM = 100.0
+"""Shorter scans are read and noted: they are stretched to the grid of a whole chest."""
+UPRIGHT_DEGREES = 1.0
+"""Shear, and angles between a voxel axis and the nearest patient axis, that are ignored."""
+MAX_DEGREES = 45.0
+"""Larger angles are refused: then two patient axes are equally near, or the header is wrong."""
+_MIN_DETERMINANT = 0.35
 _SLAB = 16
-
-Spacing = tuple[float, float, float]
-"""z y x in mm."""
-Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""Voxels before and after along z, y, x."""
-Box = tuple[tuple[int, int], ...]
-"""Start and stop along z, y, x; may extend beyond the volume."""
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def table_affine(table: TableGeometry | None) -> np.ndarray:
@@ -44,33 +34,54 @@ def table_affine(table: TableGeometry | None) -> np.ndarray:
     if table is None or not np.isfinite(table.spacing_zyx_mm).all():
         raise Refusal("nan_spacing", "no geometry in the header and no spacing in the metadata")
     along_i, along_j = np.array(table.orientation[:3]), np.array(table.orientation[3:])
-    to_lps = np.stack([along_i, along_j, np.cross(along_i, along_j)], axis=1)
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.block(
-        [[to_lps * np.array(table.spacing_zyx_mm)[::-1], np.zeros((3, 1))], [0, 0, 0, 1]]
-    )
+    axes = np.stack([along_i, along_j, np.cross(along_i, along_j)], axis=1)
+    return ras_affine(axes * np.array(table.spacing_zyx_mm)[::-1], (0.0, 0.0, 0.0))
+
+
+def ras_affine(axes_lps: np.ndarray, origin_lps: Sequence[float]) -> np.ndarray:
+    """Affine to RAS mm from the steps (columns) along the voxel axes and the position of the first voxel, both LPS mm."""
+    return LPS_TO_RAS @ np.block([[axes_lps, np.reshape(origin_lps, (3, 1))], [0, 0, 0, 1]])
+
+
+def raw_volume(stored: np.ndarray, affine: np.ndarray, rescale: HuRescale, changes: Sequence[Change] = ()) -> RawVolume:
+    """A CT volume in the patient axes from stored values [i, j, k]: a view if the grid is upright to 1 degree, else resampled.
+
+    A resampled volume (linear interpolation) has the number of voxels, the voxel size and the centre of the stored one. Corners
+    of the stored grid outside it are cut off, and its own corners are filled with air.
+
+    Raises:
+        Refusal: as `fill_nan`; nan_spacing, spacing_out_of_range, gantry_tilt (shear) and oblique above `MAX_DEGREES`,
+            too_few_slices, too_long.
+    """
+    scale = (rescale.slope, rescale.intercept)
+    air = (CLIP_HU[0] - rescale.intercept) / rescale.slope
+    stored, filled = fill_nan(stored, air)
+    changes = [*changes, *filled]
+    if not (deviations := _deviations(affine)):
+        view, spacing = to_lps(stored, affine)
+        return RawVolume(view, spacing, rescale.source, scale, (*changes, *note_length(view, spacing)), affine)
+    shape, upright_affine = _upright_grid(stored.shape, affine)
+    spacing = tuple(float(size) for size in nib.affines.voxel_sizes(upright_affine)[::-1])
+    check_slices(shape[0], spacing[0])
+    upright = _resample(stored, affine, shape, upright_affine, air)
+    changes = (*changes, *deviations, *note_length(upright, spacing))
+    return RawVolume(upright, spacing, rescale.source, scale, changes, upright_affine)
 
 
 def to_lps(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """A view [z, y, x] (+z superior, +y posterior, +x left) of an array [i, j, k], and its spacing z y x in mm.
-
-    A rotation of up to `MAX_ROTATION_DEGREES` from the patient axes is ignored.
+    """A view [z, y, x] of an array [i, j, k] in the patient axes (+z superior, +y posterior, +x left), and its spacing in mm.
 
     Raises:
-        Refusal: nan_spacing, spacing_out_of_range, gantry_tilt (sheared axes), oblique, too_few_slices, too_long.
+        Refusal: as `raw_volume`; any sheared or rotated grid.
     """
-    if not np.isfinite(affine).all():
-        raise Refusal("nan_spacing", "NaN in the header's affine")
-    sizes = nib.affines.voxel_sizes(affine)
-    if not all(SPACING_MM[0] <= size <= SPACING_MM[1] for size in sizes):
-        raise Refusal("spacing_out_of_range", f"{' x '.join(f'{size:.4g}' for size in sizes)} mm")
-    _check_axes(affine[:3, :3] / sizes)
+    for deviation in _deviations(affine):
+        raise Refusal(deviation.code, f"{deviation.detail}, {UPRIGHT_DEGREES:g} allowed; resample it to axial slices")
     change = _orientation_to_lps(affine)
     view = orientations.apply_orientation(array, change).transpose(2, 1, 0)
     spacing = np.empty(3)
-    spacing[change[:, 0].astype(int)] = sizes
-    spacing_zyx = tuple(float(size) for size in spacing[::-1])
-    check_slices(len(view), spacing_zyx[0])
-    return view, spacing_zyx
+    spacing[change[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
+    check_slices(len(view), float(spacing[2]))
+    return view, tuple(float(size) for size in spacing[::-1])
 
 
 def check_slices(count: int, spacing_mm: float | None = None) -> None:
@@ -81,15 +92,10 @@ def check_slices(count: int, spacing_mm: float | None = None) -> None:
         raise Refusal("too_long", f"{count * spacing_mm:.0f} mm")
 
 
-def _check_axes(directions: np.ndarray) -> None:
-    """Refuse unit axes (columns) that are sheared or rotated away from the patient axes."""
-    cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
-    shear = float(np.degrees(np.arcsin(cosines.max().clip(max=1))))
-    if shear > MAX_SHEAR_DEGREES:
-        raise Refusal("gantry_tilt", f"{shear:.1f} degrees of shear, {MAX_SHEAR_DEGREES:g} allowed")
-    rotation = float(np.degrees(np.arccos(np.abs(directions).max(0).min().clip(max=1))))
-    if rotation > MAX_ROTATION_DEGREES:
-        raise Refusal("oblique", f"{rotation:.1f} degrees, {MAX_ROTATION_DEGREES:g} allowed; resample to axial slices")
+def note_length(volume: np.ndarray, spacing_mm: tuple[float, float, float]) -> list[Change]:
+    """The change of a volume [z, y, x] that is shorter than `SHORT_MM`."""
+    length = len(volume) * spacing_mm[0]
+    return [Change("short", f"{length:.0f} mm")] if length < SHORT_MM else []
 
 
 def from_lps(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -104,112 +110,71 @@ def lps_affine(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return affine @ orientations.inv_ornt_aff(_orientation_to_lps(affine), in_file)
 
 
+def _check_sizes(affine: np.ndarray) -> None:
+    if not np.isfinite(affine).all():
+        raise Refusal("nan_spacing", "NaN in the header's affine")
+    sizes = nib.affines.voxel_sizes(affine)
+    if not all(SPACING_MM[0] <= size <= SPACING_MM[1] for size in sizes):
+        raise Refusal("spacing_out_of_range", f"{' x '.join(f'{size:.4g}' for size in sizes)} mm{_guess_unit(sizes)}")
+
+
+def _guess_unit(sizes: np.ndarray) -> str:
+    for factor, unit in ((1000, "metres"), (10, "centimetres"), (0.001, "micrometres")):
+        if all(SPACING_MM[0] <= size * factor <= SPACING_MM[1] for size in sizes):
+            return f"; the header seems to be in {unit}, so store it in mm"
+    return ""
+
+
+def _deviations(affine: np.ndarray) -> list[Change]:
+    """Shear and rotation beyond `UPRIGHT_DEGREES`; raises as `raw_volume`."""
+    _check_sizes(affine)
+    directions = affine[:3, :3] / nib.affines.voxel_sizes(affine)
+    cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
+    shear = float(np.degrees(np.arcsin(cosines.max().clip(max=1))))
+    if shear > MAX_DEGREES or abs(np.linalg.det(directions)) < _MIN_DETERMINANT:
+        raise Refusal("gantry_tilt", f"{shear:.1f} degrees of shear; up to {MAX_DEGREES:g} are resampled")
+    # A sheared grid has one axis that differs from its patient axis, a rotated one has two or three.
+    rotation = float(np.sort(np.degrees(np.arccos(np.abs(directions).max(0).clip(max=1))))[-2])
+    if len(set(np.abs(directions).argmax(0))) < 3:
+        raise Refusal("oblique", f"{rotation:.1f} degrees, and two voxel axes are nearest to the same patient axis")
+    if rotation > MAX_DEGREES:
+        raise Refusal("oblique", f"{rotation:.1f} degrees; up to {MAX_DEGREES:g} are resampled")
+    found = [("gantry_tilt", shear), ("oblique", rotation)]
+    return [Change(code, f"{degrees:.1f} degrees") for code, degrees in found if degrees > UPRIGHT_DEGREES]
+
+
 def _orientation_to_lps(affine: np.ndarray) -> np.ndarray:
     return orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt("LPS"))
 
 
-def center_box(shape: Sequence[int]) -> Box:
-    """The central fraction `CROP` of every axis of a volume of `shape` (z, y, x)."""
-    sizes = [max(1, round(fraction * length)) for fraction, length in zip(CROP, shape)]
-    return tuple(((length - size) // 2, (length - size) // 2 + size) for size, length in zip(sizes, shape))
+def _upright_grid(shape: Sequence[int], affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape [z, y, x] and affine of the upright grid for a stored one of `shape` [i, j, k].
 
-
-def cut(volume: np.ndarray, box: Box) -> tuple[np.ndarray, Padding]:
-    """The part of a box inside the volume (a view), and the padding that the rest of the box needs."""
-    view = volume[tuple(slice(max(start, 0), end) for start, end in box)]
-    return view, tuple((max(-start, 0), max(end - length, 0)) for (start, end), length in zip(box, volume.shape))
-
-
-def body_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None) -> Box:
-    """Bounding box of the body: the largest connected component above `BODY_HU`, to within `COARSE_MM`.
-
-    Raises:
-        Refusal: nan_spacing without a spacing, no_body.
+    Its spacing is that of the voxel axes after Gram-Schmidt in the order x, y, z, so a tilt keeps pixels and distance of slices.
     """
-    if spacing_mm is None:
-        raise Refusal("nan_spacing", "this crop needs the voxel spacing")
-    steps = [max(1, int(COARSE_MM / mm)) for mm in spacing_mm]
-    coarse = volume[tuple(slice(None, None, step) for step in steps)].astype(np.float32)
-    parts, count = ndimage.label(coarse * np.float32(scale[0]) + np.float32(scale[1]) > BODY_HU)
-    if not count:
-        raise Refusal("no_body", f"no voxel above {BODY_HU} HU")
-    (largest,) = ndimage.find_objects((parts == np.bincount(parts.ravel())[1:].argmax() + 1).astype(np.int8))
-    ends = ((part.start * step, (part.stop - 1) * step + 1) for part, step in zip(largest, steps))
-    return tuple(ends)
+    file_axis = np.abs(affine[:3, :3] / nib.affines.voxel_sizes(affine)).argmax(1)
+    sizes = np.abs(np.diag(np.linalg.qr(affine[:3, file_axis], mode="r")))
+    counts = np.array(shape)[file_axis]
+    upright = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0])
+    center = affine @ [*(np.array(shape) - 1) / 2, 1.0]
+    upright[:3, 3] = center[:3] - upright[:3, :3] @ (counts - 1) / 2
+    return tuple(int(count) for count in counts[::-1]), upright
 
 
-def margin_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, margin_mm: float) -> Box:
-    """The body's bounding box and a margin, clipped to the volume. Raises as `body_box`."""
-    box = body_box(volume, scale, spacing_mm)
-    margins = [round(margin_mm / mm) for mm in spacing_mm]
-    return tuple(
-        (max(first - more, 0), min(end + more, length)) for (first, end), more, length in zip(box, margins, volume.shape)
-    )
-
-
-def mm_box(volume: np.ndarray, scale: tuple[float, float], spacing_mm: Spacing | None, size_mm: Spacing) -> Box:
-    """A box of `size_mm` (z, y, x, rounded to voxels) around the body's center; may extend beyond the volume."""
-    body = body_box(volume, scale, spacing_mm)
-    counts = [max(1, round(length / mm)) for length, mm in zip(size_mm, spacing_mm)]
-    starts = [(first + end - count) // 2 for (first, end), count in zip(body, counts)]
-    return tuple((start, start + count) for start, count in zip(starts, counts))
-
-
-@lru_cache(maxsize=64)
-def resize_weights(before: int, after: int) -> Tensor:
-    """Weights [after, before] of an antialiased linear resize of one axis (`align_corners=False`); every row sums to 1.
-
-    The kernel is a triangle with a half width of one voxel of the coarser grid.
-    """
-    scale = before / after
-    centers = (torch.arange(after, dtype=torch.float64) + 0.5) * scale
-    distance = (torch.arange(before, dtype=torch.float64) + 0.5 - centers[:, None]).abs() / max(scale, 1.0)
-    weights = (1 - distance).clamp(min=0)
-    return (weights / weights.sum(1, keepdim=True)).float()
-
-
-@lru_cache(maxsize=64)
-def linear_weights(before: int, after: int) -> Tensor:
-    """Weights [after, before] of a linear resize of one axis without antialiasing.
-
-    As `torch.nn.functional.interpolate(mode="trilinear", align_corners=False)`.
-    """
-    positions = ((torch.arange(after, dtype=torch.float64) + 0.5) * (before / after) - 0.5).clamp(0, before - 1)
-    distance = (torch.arange(before, dtype=torch.float64) - positions[:, None]).abs()
-    return (1 - distance).clamp(min=0).float()
-
-
-KERNELS = {"antialias": resize_weights, "trilinear": linear_weights}
-"""Values of `Recipe.resize` -> weights [after, before] of one axis."""
-
-
-def resize(
-    volume: np.ndarray, shape: tuple[int, int, int], *, scale: tuple[float, float] = (1.0, 0.0), limits: tuple[float, float],
-    kernel: str = "antialias", padding: Padding = ((0, 0), (0, 0), (0, 0)),
-) -> Tensor:  # fmt: skip
-    """Rescale (`volume * scale[0] + scale[1]`), clip to `limits` and resize to `shape`: float32 [z, y, x].
-
-    Axes are resized one after the other with the weights of `kernel`, in slabs of slices, as a float copy of a large volume would
-    take gigabytes. `padding` adds voxels of `AIR_HU` around the volume without allocating them: air is subtracted from all
-    values, so that padding contributes 0, and added again at the end. Voxels with zero weight are not read.
-    """
-    axes = [_axis(length, pads, after, kernel) for length, pads, after in zip(volume.shape, padding, shape)]
-    (along_z, rows_z), (along_y, rows_y), (along_x, rows_x) = axes
-    air = float(np.clip(AIR_HU, *limits)) if any(map(any, padding)) else 0.0
-    planes = []
-    for start in range(0, len(rows_z), _SLAB):
-        part = volume[rows_z[start : start + _SLAB]] if len(rows_z) < len(volume) else volume[start : start + _SLAB]
-        part = part if len(rows_y) == volume.shape[1] else part[:, rows_y]
-        part = part if len(rows_x) == volume.shape[2] else part[:, :, rows_x]
-        slab = torch.from_numpy(np.array(part, dtype=np.float32, order="C"))
-        if scale != (1.0, 0.0):
-            slab.mul_(scale[0]).add_(scale[1])
-        planes.append(along_y @ (slab.clamp_(*limits).sub_(air) @ along_x.T))
-    return (along_z @ torch.cat(planes).flatten(1)).view(shape).add_(air)
-
-
-def _axis(length: int, pads: tuple[int, int], after: int, kernel: str) -> tuple[Tensor, np.ndarray]:
-    """Weights [after, n] of the n voxels of an axis with a nonzero weight, and the indices of these voxels."""
-    weights = KERNELS[kernel](length + sum(pads), after)[:, pads[0] : pads[0] + length]
-    used = weights.any(0)
-    return weights[:, used].contiguous(), used.nonzero().flatten().numpy()
+def _resample(
+    stored: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int], upright_affine: np.ndarray, air: float
+) -> np.ndarray:
+    """Linear interpolation of `stored` [i, j, k] on an upright grid [z, y, x], in slabs, in the stored type."""
+    to_stored = np.linalg.inv(affine) @ upright_affine
+    matrix, offset = to_stored[:3, 2::-1], to_stored[:3, 3]
+    is_integer = stored.dtype.kind in "iu"
+    limits = np.iinfo(stored.dtype) if is_integer else None
+    air = float(np.clip(air, limits.min, limits.max)) if is_integer else air
+    result = np.empty(shape, stored.dtype if is_integer else np.float32)
+    for start in range(0, shape[0], _SLAB):
+        slab = result[start : start + _SLAB]
+        values = ndimage.affine_transform(
+            stored, matrix, offset + matrix[:, 0] * start, slab.shape, np.float32, order=1, mode="constant", cval=air
+        )
+        slab[...] = np.rint(values) if is_integer else values
+    return result

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg3d.preparation.quarantine import Refusal
+from mg3d.preparation.records import Change, VolumeRecord
 
 CLIP_HU = (-1024, 3071)
 AIR_HU = (-1100, -900)
@@ -33,7 +34,7 @@ class HuRescale(NamedTuple):
     """HU = stored * slope + intercept."""
 
     source: str
-    """already_hu: stored values are HU; metadata_table: its slope and intercept apply."""
+    """already_hu: stored values are HU; trusted: so by --hu trust; metadata_table: its slope and intercept apply."""
     slope: float
     intercept: float
 
@@ -48,12 +49,7 @@ def choose_hu_rescale(stored: np.ndarray, table: tuple[float, float] | None) -> 
     Raises:
         Refusal: `constant_image`; `hu_ambiguous` if the air peak is outside -1100 to -900 HU in both readings.
     """
-    flat = stored.ravel(order="K")
-    sample = flat[:: (flat.size // _SAMPLES) | 1].astype(np.float32)
-    if not np.isfinite(sample).all():
-        raise Refusal("hu_ambiguous", "NaN or infinite voxels")
-    if sample.min() == sample.max():
-        raise Refusal("constant_image", f"every voxel is {sample[0]:g}")
+    sample = _sample(stored)
     peak = air_peak(sample)
     has_table = table is not None and np.isfinite(table).all() and table[0] != 0
     rescaled_peak = air_peak(sample * np.float32(table[0]) + np.float32(table[1])) if has_table else float("nan")
@@ -65,6 +61,55 @@ def choose_hu_rescale(stored: np.ndarray, table: tuple[float, float] | None) -> 
     if not has_table:
         raise Refusal("hu_ambiguous", f"air at {peak:g}, and no slope and intercept in the metadata")
     raise Refusal("hu_ambiguous", f"air at {peak:g} as stored and at {rescaled_peak:g} with the metadata's intercept")
+
+
+def file_rescale(stored: np.ndarray, record: VolumeRecord) -> tuple[HuRescale, list[Change]]:
+    """The rescale of a file without documented units: by its air, or HU as stored if the recipe says so."""
+    if record.hu == "trust":
+        return HuRescale("trusted", 1.0, 0.0), check_trusted_hu(stored)
+    return choose_hu_rescale(stored, record.table and (record.table.slope, record.table.intercept)), []
+
+
+def check_trusted_hu(hu: np.ndarray) -> list[Change]:
+    """The change of a volume whose header defines HU, but whose air peak is above -900 HU, as of a small field of view.
+
+    Raises:
+        Refusal: `constant_image`; `hu_ambiguous` if the air peak is below -1100 HU, as nothing is less dense than air.
+    """
+    peak = air_peak(_sample(hu))
+    if peak < AIR_HU[0]:
+        raise Refusal("hu_ambiguous", f"air at {peak:g} HU by the header, which is less dense than air")
+    return [] if peak <= AIR_HU[1] else [Change("no_air", f"lowest values near {peak:g} HU")]
+
+
+def fill_nan(stored: np.ndarray, air: float) -> tuple[np.ndarray, list[Change]]:
+    """Replace NaN outside the field of view by `air`. NaN counts as outside if no axis has measured voxels on both sides of it.
+
+    Raises:
+        Refusal: hu_ambiguous for NaN inside the field of view, or infinite voxels.
+    """
+    if stored.dtype.kind != "f" or np.isfinite(stored.sum(dtype=np.float64)):
+        return stored, []
+    measured = ~np.isnan(stored)
+    if np.isinf(stored).any():
+        raise Refusal("hu_ambiguous", "infinite voxels")
+    for axis in range(3):
+        extent = stored.shape[axis] - measured.argmax(axis) - np.flip(measured, axis).argmax(axis)
+        if (measured.any(axis) & (extent != measured.sum(axis))).any():
+            raise Refusal("hu_ambiguous", f"{(~measured).sum()} voxels are NaN, some of them between measured ones")
+    return np.where(measured, stored, stored.dtype.type(air)), [Change("filled_nan", f"{(~measured).mean():.0%} of the voxels")]
+
+
+def _sample(stored: np.ndarray) -> np.ndarray:
+    """Up to `_SAMPLES` voxels as float32, without NaN."""
+    flat = stored.ravel(order="K")
+    sample = flat[:: (flat.size // _SAMPLES) | 1].astype(np.float32)
+    sample = sample[~np.isnan(sample)]
+    if not np.isfinite(sample).all():
+        raise Refusal("hu_ambiguous", "infinite voxels")
+    if not sample.size or sample.min() == sample.max():
+        raise Refusal("constant_image", f"every voxel is {sample[0] if sample.size else float('nan'):g}")
+    return sample
 
 
 def air_peak(values_hu: np.ndarray) -> float:

@@ -36,17 +36,20 @@ REASONS: dict[str, str] = {
     "dicom_damaged": "no DICOM file in the folder, or a slice that cannot be decoded",
     "codec_missing": "pydicom or a decoder is missing: pip install -e '.[dicom]'",
     "not_ct": "not single-frame CT slices",
+    "several_studies": "DICOM series of several studies in one folder: list them with prepro/index_dicom.py",
     "no_axial_series": "only scouts, screen captures or reformatted views",
     "missing_slices": "gaps between the slices of a series",
     "duplicate_slices": "different slices at one position",
     "slices_disagree": "slices of one series are not parallel or not aligned",
-    "gantry_tilt": "slices or axes are sheared, as by a tilted gantry",
-    "oblique": "axes are rotated away from the patient axes",
+    "gantry_tilt": "axes are sheared by more than 45 degrees",
+    "oblique": "axes are rotated too far from the patient axes",
     "report_missing": "neither findings nor impression",
     "oom": "not enough memory",
     "unknown": "unexpected error; detail is its type",
 }
 """Code -> meaning."""
+NOT_A_VOLUME = {"not_ct", "no_axial_series", "too_few_slices"}
+"""Codes of series that are not a CT volume, such as localizers: excluded, but not a failure."""
 RETRIED = {"download_failed"}
 """Codes that the next run tries again."""
 
@@ -71,6 +74,8 @@ class Quarantined:
     """scan (listing of tables and folders) or volume (reading of voxels)."""
     code: str
     detail: str = ""
+    row: int = 0
+    """Row of the table that names the volume, from 1; 0: no table."""
 
 
 def read_quarantine(path: Path) -> list[Quarantined]:

@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from mg3d.datasets.schema import DATASETS, INTENSITIES
 from mg3d.preparation import geometry
+from mg3d.preparation.crop import BODY_HU, COARSE_MM, COUCH_MM, HOLE_MM
 from mg3d.preparation.hounsfield import AIR_HU, AIR_QUANTILE, CLIP_HU, PADDING_HU
+from mg3d.preparation.resize import AIR_HU as PADDED_HU
+from mg3d.preparation.resize import KERNELS
 from mg3d.settings.schema import CROP, volume_shape
 
 BODY_MARGIN_MM = 10.0
@@ -39,6 +42,8 @@ class Recipe:
     """Type of voxels in HU; uint8 has 256 levels of `uint8_window`. Volumes without HU are always uint8."""
     uint8_window: tuple[float, float] = (-1000.0, 1000.0)
     """HU of the values 0 and 255."""
+    hu: Literal["infer", "trust"] = "infer"
+    """trust: values of NIfTI, MetaImage and NRRD files are HU even if their air is not near -1000. Only for custom data."""
     compression: Literal["none", "zstd"] = "none"
     """Compression of the shards. It does not change voxels, so it is not part of provenance and digest."""
 
@@ -63,9 +68,10 @@ class Recipe:
             length = crop.get("zyx_mm") if crop["kind"] == "mm" else None
             stored = {"dtype": "uint8", "uint8_window": tuple(steps["store"]["window_hu"])} if "store" in steps else {}
             recipe = cls(
-                shape=tuple(resize["zyx"]), crop=crop["kind"], crop_mm=length and tuple(length), resize=resize["kernel"], **stored
+                shape=tuple(resize["zyx"]), crop=crop["kind"], crop_mm=length and tuple(length), resize=resize["kernel"],
+                hu=steps.get("hu", {}).get("rule", "infer"), **stored,
             )
-            if recipe.crop in ("fraction", "body", "mm") and recipe.resize in geometry.KERNELS:
+            if recipe.crop in ("fraction", "body", "mm") and recipe.resize in KERNELS:
                 return recipe
             raise ValueError("unknown name")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -90,18 +96,21 @@ class Recipe:
         if self.crop != "fraction" and not in_hu:
             title = DATASETS[dataset].title
             raise ValueError(f"--crop {self.crop} needs HU and a voxel spacing, which {title} does not have; use --crop fraction")
-        body = {"body_hu": geometry.BODY_HU, "coarse_mm": geometry.COARSE_MM}
+        if self.hu == "trust" and dataset != "custom":
+            raise ValueError(f"--hu trust is for --custom only; {DATASETS[dataset].title} has its own rules")
+        body = {"body_hu": BODY_HU, "coarse_mm": COARSE_MM, "couch_mm": COUCH_MM, "hole_mm": HOLE_MM}
         crops = {
             "fraction": {"zyx": list(CROP)},
             "body": {**body, "margin_mm": BODY_MARGIN_MM},
-            "mm": {**body, "zyx_mm": self.crop_mm and list(self.crop_mm), "padding_hu": geometry.AIR_HU},
+            "mm": {**body, "zyx_mm": self.crop_mm and list(self.crop_mm), "padding_hu": PADDED_HU},
         }
         steps = {
             "version": 1,
             "read": {
                 "order": "LPS",
-                "max_shear_degrees": geometry.MAX_SHEAR_DEGREES,
-                "max_rotation_degrees": geometry.MAX_ROTATION_DEGREES,
+                "upright_degrees": geometry.UPRIGHT_DEGREES,
+                "max_degrees": geometry.MAX_DEGREES,
+                "interpolation": "linear",
             },
             "crop": {"kind": self.crop, **crops[self.crop]},
             "resize": {"zyx": list(self.shape), "kernel": self.resize, "rounding": "half to even"},
@@ -111,7 +120,7 @@ class Recipe:
             },
         }  # fmt: skip
         if in_hu:
-            steps["hu"] = {"air_hu": list(AIR_HU), "air_quantile": AIR_QUANTILE, "padding_hu": PADDING_HU}
+            steps["hu"] = {"rule": self.hu, "air_hu": list(AIR_HU), "air_quantile": AIR_QUANTILE, "padding_hu": PADDING_HU}
         else:
             steps["slices"] = "by number, reversed: files run from superior to inferior"
         if self.unit(dataset) == "hu8":

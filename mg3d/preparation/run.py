@@ -17,12 +17,12 @@ from mg3d.datasets.schema import DATASETS, SPLITS
 from mg3d.files import remove_partial
 from mg3d.preparation.engine_ray import ray_engine
 from mg3d.preparation.engines import Engine, local_engine
-from mg3d.preparation.index import join, remove_index, write_index
+from mg3d.preparation.index import join, remove_index, write_index, write_key
 from mg3d.preparation.manifest import check_nothing_is_lost, check_shards, write_manifest, write_plan
 from mg3d.preparation.progress import progress_bar, use_counter
 from mg3d.preparation.quarantine import counts, write_quarantine
 from mg3d.preparation.recipe import Recipe
-from mg3d.preparation.records import Inventory
+from mg3d.preparation.records import CHANGES, Inventory
 from mg3d.preparation.shards import MANIFEST, ShardTask, build_shard, is_locked, plan_shards, remove_partial_shard, try_lock
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.registry import SOURCES, STREAMED_TABLES
@@ -209,6 +209,9 @@ def _finish(options: PrepareOptions, jobs: Mapping[str, _Job], summary: PrepareS
     with FileLock(lock):
         tables = {dataset: _join(dataset, job, options.out, summary) for dataset, job in jobs.items()}
         write_quarantine(options.out / "quarantine.jsonl", summary.quarantined, jobs.keys())
+        for dataset, job in jobs.items():
+            if job.inventory.hides_files:
+                write_key(options.out / f"{dataset}_key.csv", job.inventory.records)
         _check_leaks(tables, options.out, summary)
         for dataset, rows in tables.items():
             write_index(options.out, dataset, options.recipe, rows)
@@ -227,8 +230,9 @@ def _join(dataset: str, job: _Job, out: Path, summary: PrepareSummary) -> pa.Tab
     summary.not_downloaded += len(set(not_downloaded) - {entry.volume_id for entry in excluded})
     per_split = Counter(rows["split"].to_pylist())
     summary.rows[dataset] = {split: per_split[split] for split in SPLITS}
-    notes = Counter(facts["note"] for sidecar in sidecars for facts in sidecar["volumes"].values() if facts.get("note"))
-    summary.notes += [f"{dataset}: {number} volumes read with {note}" for note, number in sorted(notes.items())]
+    facts_of_all = (facts for sidecar in sidecars for facts in sidecar["volumes"].values())
+    changes = Counter(code for facts in facts_of_all for code, _ in facts.get("changes", ()))
+    summary.notes += [f"{dataset}: {number} volumes {CHANGES[code]}" for code, number in sorted(changes.items())]
     waiting = len({record.patient_id for record in job.inventory.records if record.split == "val"})
     if waiting and not per_split["val"]:
         summary.notes.append(f"{dataset}: val is empty: none of its {waiting} patients is downloaded yet")

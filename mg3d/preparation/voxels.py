@@ -1,6 +1,7 @@
 """Make the stored voxels of one volume: read, reorient, crop, resize, round."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from mg3d.datasets.schema import INTENSITIES
-from mg3d.preparation import geometry
+from mg3d.preparation import crop
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.registry import READERS
 from mg3d.preparation.recipe import BODY_MARGIN_MM, Recipe
 from mg3d.preparation.records import RawVolume, VolumeRecord
+from mg3d.preparation.resize import resize
 
 
 def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
@@ -22,7 +24,7 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
         Refusal: the volume cannot be used.
     """
     try:
-        raw = READERS[record.reader](record, root)
+        raw = READERS[record.reader](replace(record, hu=recipe.hu), root)
         image, box = preprocess(raw, recipe, record.dataset)
     except MemoryError:
         raise Refusal("oom") from None
@@ -34,20 +36,20 @@ def make_volume(record: VolumeRecord, root: Path, recipe: Recipe) -> tuple[np.nd
         "source_spacing_mm": spacing and list(spacing),
         "hu_source": raw.hu_source,
         "image_sha256": hashlib.sha256(image).hexdigest(),
-        **({"note": raw.note} if raw.note else {}),
+        "changes": raw.changes,
     }
     return image, facts
 
 
-def preprocess(raw: RawVolume, recipe: Recipe, dataset: str) -> tuple[np.ndarray, geometry.Box]:
+def preprocess(raw: RawVolume, recipe: Recipe, dataset: str) -> tuple[np.ndarray, crop.Box]:
     """Crop and resize a raw volume. Returns voxels [z, y, x] of `recipe.shape` and the cropped box.
 
     Raises:
         Refusal: NaN or infinite voxels, or no body or spacing for a crop that needs them.
     """
     box = _crop_box(raw, recipe)
-    cropped, padding = geometry.cut(raw.voxels, box)
-    values = geometry.resize(
+    cropped, padding = crop.cut(raw.voxels, box)
+    values = resize(
         cropped, recipe.shape, scale=raw.scale, limits=recipe.limits(dataset), kernel=recipe.resize, padding=padding
     )
     if not values.isfinite().all():
@@ -55,12 +57,12 @@ def preprocess(raw: RawVolume, recipe: Recipe, dataset: str) -> tuple[np.ndarray
     return _quantize(values, recipe, recipe.unit(dataset)), box
 
 
-def _crop_box(raw: RawVolume, recipe: Recipe) -> geometry.Box:
+def _crop_box(raw: RawVolume, recipe: Recipe) -> crop.Box:
     if recipe.crop == "body":
-        return geometry.margin_box(raw.voxels, raw.scale, raw.spacing_mm, BODY_MARGIN_MM)
+        return crop.margin_box(raw.voxels, raw.scale, raw.spacing_mm, BODY_MARGIN_MM)
     if recipe.crop == "mm":
-        return geometry.mm_box(raw.voxels, raw.scale, raw.spacing_mm, recipe.crop_mm)
-    return geometry.center_box(raw.voxels.shape)
+        return crop.mm_box(raw.voxels, raw.scale, raw.spacing_mm, recipe.crop_mm)
+    return crop.center_box(raw.voxels.shape)
 
 
 def _quantize(values: Tensor, recipe: Recipe, unit: str) -> np.ndarray:

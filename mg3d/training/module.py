@@ -12,7 +12,7 @@ from mg3d.datasets.windowing import convert_volumes
 from mg3d.distributed import rank, sum_over_ranks, world_size
 from mg3d.settings.schema import OptimSettings
 from mg3d.training.chunks import features_in_chunks
-from mg3d.training.optim import build_optimizer, parameter_groups
+from mg3d.training.optim import build_optimizer, can_fuse, parameter_groups
 from mg3d.types import Batch
 
 
@@ -110,8 +110,7 @@ class PretrainModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and a per-step schedule."""
-        # Not with float16: Lightning does not clip gradients of optimizers that unscale them.
-        fused = self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+        fused = can_fuse(self.device, self.trainer.precision)
         groups = parameter_groups(self.model, self.optim_settings)
         optimizer, schedule = build_optimizer(groups, self.optim_settings, fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

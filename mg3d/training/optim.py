@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -41,6 +42,14 @@ def schedule_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
+
+
+def can_fuse(device: torch.device, precision: str) -> bool:
+    """Whether one kernel updates all parameters: on a GPU, except with float16.
+
+    With float16, Lightning would not clip gradients: a fused optimizer unscales them itself.
+    """
+    return device.type == "cuda" and precision != "16-mixed"
 
 
 def build_optimizer(

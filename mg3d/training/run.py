@@ -18,7 +18,7 @@ from mg3d.datamodules.multitask import MultiTaskDataModule
 from mg3d.datasets.integrity import require_valid
 from mg3d.datasets.schema import DATASETS, GEOMETRY_STEPS, differing_steps
 from mg3d.distributed import rank
-from mg3d.evaluation.evidence import held_out_studies, open_held_out, show_evidence, write_evidence
+from mg3d.evaluation.evidence import HeldOutData, held_out_studies, open_held_out, show_evidence, write_evidence
 from mg3d.evaluation.label_probe import build_probe, train_probe
 from mg3d.files import remove_partial, write_json
 from mg3d.models.build import build_untrained, build_vision
@@ -196,6 +196,14 @@ def fit(trainer: pl.Trainer, module: PretrainModule, data: pl.LightningDataModul
 def evaluate(settings: Settings) -> None:
     """Evaluates a checkpoint (default: the last one of the run): prints a table, writes evidence.json and an HTML page."""
     run_dir = run_folder(settings)
+    held_out, checkpoint = open_evaluation(settings)
+    write_evidence(held_out, run_dir, checkpoint)
+    show_evidence(run_dir)
+
+
+def open_evaluation(settings: Settings) -> tuple[HeldOutData, Path]:
+    """Held-out studies of a run, and its checkpoint `resume_from` (default: the last one); FileNotFoundError without one."""
+    run_dir = run_folder(settings)
     checkpoint = find_checkpoint(_resuming(settings, settings.run.resume_from or "last"))
     if checkpoint is None:
         raise FileNotFoundError(f"{run_dir / 'checkpoints'} has no checkpoint; train first, or set resume_from to a checkpoint")
@@ -206,8 +214,7 @@ def evaluate(settings: Settings) -> None:
     log(f"evaluating on {len(held_out.test)} held-out studies of {len(set(held_out.test.patients))} patients")
     if settings.run.ground_truth_root and held_out.truths is None:
         log(f"ground_truth_root={settings.run.ground_truth_root} has no ground truth of these studies; continuing without it")
-    write_evidence(held_out, run_dir, checkpoint.path)
-    show_evidence(run_dir)
+    return held_out, checkpoint.path
 
 
 def _resuming(settings: Settings, resume_from: str) -> Settings:

@@ -16,12 +16,12 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
 
 from mg3d.distributed import sum_over_ranks, world_size
 from mg3d.files import replacing
-from mg3d.precision import convolution_defect
+from mg3d.precision import convolution_defect, resolve_precision
 from mg3d.settings.schema import RunSettings, Settings, objective_weights
+from mg3d.training.host_copy import HostCopy
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.speed import DataWait, Speed
 
@@ -57,6 +57,7 @@ class ProgressLines(ProgressBar):
         super().__init__()
         self.is_enabled = True
         self._last_line: tuple[float, int] = (0.0, 0)
+        self._batch_line = time.monotonic()
 
     def enable(self) -> None:
         """Called by Lightning on rank 0."""
@@ -82,6 +83,19 @@ class ProgressLines(ProgressBar):
         metrics = self.get_metrics(trainer, module)
         values = "".join(f"{name} {value:.4g}, " for name, value in metrics.items() if isinstance(value, float))
         print(f"mg3d: step {step}/{total}, {values}{seconds:.3g} s per step", flush=True)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *step: Any) -> None:
+        """Prints the batch of a long validation."""
+        self._print_batch("validation", step[3], trainer.num_val_batches[0])
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *step: Any) -> None:
+        """Prints the batch of a long evaluation."""
+        self._print_batch("evaluation", step[3], trainer.num_predict_batches[0])
+
+    def _print_batch(self, stage: str, batch_index: int, total: int | float) -> None:
+        if self.is_enabled and time.monotonic() - self._batch_line >= LINE_INTERVAL_S:
+            self._batch_line = time.monotonic()
+            print(f"mg3d: {stage}, batch {batch_index + 1}/{total}", flush=True)
 
 
 def progress_bar() -> Callback:
@@ -198,7 +212,7 @@ class _AnyRank:
     """Whether any rank made a request. With several ranks the answer is one call old, so that no rank waits for its device."""
 
     def __init__(self) -> None:
-        self._previous: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._previous: HostCopy | None = None
 
     def __call__(self, trainer: pl.Trainer, *requests: bool) -> list[bool]:
         """The requests of any rank in the previous call; all ranks must call it equally often."""
@@ -206,15 +220,8 @@ class _AnyRank:
             return list(requests)
         device, previous = trainer.strategy.root_device, self._previous
         counts = sum_over_ranks(torch.stack([torch.full((), float(request), device=device) for request in requests]))
-        on_gpu = device.type == "cuda"
-        host = torch.empty(len(requests), pin_memory=on_gpu).copy_(counts, non_blocking=True)
-        self._previous = host, torch.cuda.current_stream().record_event() if on_gpu else None
-        if previous is None:
-            return [False] * len(requests)
-        counts, copied = previous
-        if copied is not None:
-            copied.synchronize()
-        return [count > 0 for count in counts.tolist()]
+        self._previous = HostCopy(counts)
+        return [count > 0 for count in previous.tolist()] if previous else [False] * len(requests)
 
 
 def resolve_accelerator(run: RunSettings) -> str:
@@ -246,18 +253,10 @@ def configure_gpu(run: RunSettings) -> None:
     """On a GPU only: applies `float32_matmul_precision` for the rest of the process, and warns of defects of its libraries."""
     if resolve_accelerator(run) == "gpu":
         torch.set_float32_matmul_precision(run.float32_matmul_precision)
-        defect = convolution_defect(torch.__version__, torch.backends.cudnn.version(), resolve_precision(run))
+        precision = resolve_precision(run.precision, resolve_device(run))
+        defect = convolution_defect(torch.__version__, torch.backends.cudnn.version(), precision)
         if defect:
             rank_zero_warn(defect)
-
-
-def resolve_precision(run: RunSettings) -> str:
-    """`auto` resolved: bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU."""
-    if run.precision != "auto":
-        return run.precision
-    if resolve_accelerator(run) == "cpu":
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 class BatchPlan(NamedTuple):
@@ -312,23 +311,29 @@ def checkpoint_callbacks(
     return ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, **common), last
 
 
-def build_strategy(settings: Settings) -> DDPStrategy:
-    """DDP. Searches for parameters without a gradient, which costs time in every step, only where there are any.
+def ddp_strategy(run: RunSettings, *, find_unused_parameters: bool) -> DDPStrategy:
+    """DDP of pre-training and fine-tuning. Without a search, every trained parameter needs a gradient in every step.
 
     Buffers are not broadcast in every step (97 MB with Swin-B and RadBERT): training changes none. Gradients are views of the
     buckets that are reduced, which saves a copy. The graph is not declared static, because GradCache and accumulation change it.
+    """
+    return DDPStrategy(
+        process_group_backend="gloo" if resolve_accelerator(run) == "cpu" else None,
+        find_unused_parameters=find_unused_parameters,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def build_strategy(settings: Settings) -> DDPStrategy:
+    """Searches for parameters without a gradient, which costs time in every step, only where there are any.
 
     With wiring=paper: DCL and SSM each leave the other's head of their common aggregation unused, and captioning alone the text
     encoder.
     """
     objectives = objective_weights(settings.loss).keys()
     has_unused = ("dcl" in objectives) != ("ssm" in objectives) or objectives == {"captioning"}
-    return DDPStrategy(
-        process_group_backend="gloo" if resolve_accelerator(settings.run) == "cpu" else None,
-        find_unused_parameters=settings.model.wiring != "paper" or has_unused,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    return ddp_strategy(settings.run, find_unused_parameters=settings.model.wiring != "paper" or has_unused)
 
 
 def csv_part(run_dir: Path) -> str:
@@ -356,7 +361,7 @@ def build_trainer(
         devices=resolve_devices(run),
         num_nodes=run.num_nodes,
         strategy=build_strategy(settings) if plan.ranks > 1 else "auto",
-        precision=resolve_precision(run),
+        precision=resolve_precision(run.precision, resolve_device(run)),
         max_steps=settings.optim.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=plan.accumulation_steps,

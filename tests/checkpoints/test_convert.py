@@ -124,14 +124,14 @@ def test_the_program_is_recognised_by_its_names(released, meter):
 
 
 def test_an_unknown_prefix_can_be_passed(released, meter, tmp_path, capsys):
-    theirs = {"their.net." + name: tensor for name, tensor in released.items()} | {"their.optimiser": torch.ones(1)}
+    theirs = {"their.net." + name: tensor for name, tensor in released.items()} | {"their.optimizer": torch.ones(1)}
     with pytest.raises(ValueError, match="unknown prefix"):
         convert(as_file(theirs), "mg3d")
     done = convert(as_file(theirs), "mg3d", prefix="their")
     assert done.tensors.keys() == convert(as_file(released), "mg3d").tensors.keys()
     assert (done.program, done.merging) == ("released", "legacy")
     assert [row.source for row in done.rows] == list(theirs)
-    assert next(row.target for row in done.rows if row.source == "their.optimiser") is None
+    assert next(row.target for row in done.rows if row.source == "their.optimizer") is None
     with pytest.raises(ValueError, match=r"no name starts with prefix='mine.'; names: their.net"):
         convert(as_file(theirs), "mg3d", prefix="mine")
     torch.save({"their.net." + name: tensor for name, tensor in meter.items()}, tmp_path / "in.pt")
@@ -146,7 +146,7 @@ def test_the_tool_writes_names_and_patch_merging(released, out, tmp_path, capsys
     assert TOOL.main([str(tmp_path / "in.ckpt"), str(tmp_path / out), "--to", "mg3d"]) == 0
     assert "vision_encoder.patch_embed.proj.bias -> vision.patch_embed.proj.bias" in capsys.readouterr().out
     file = read_checkpoint(tmp_path / out)
-    assert file.metadata["mg3d"] == {"patch_merging": "legacy"}
+    assert file.metadata["mg3d"] == {"settings": {"patch_merging": "legacy"}}
     assert torch.equal(file.tensors["vision.patch_embed.proj.bias"], released["vision_encoder.patch_embed.proj.bias"])
 
 

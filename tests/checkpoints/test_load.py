@@ -201,11 +201,11 @@ def refused(state, tmp_path, message, encoder=None, **options):
 
 def test_too_low_coverage_is_refused_with_missing_names(tmp_path):
     state = small_state(small_swin())
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith("layers2")}
-    sizes = [sum(t.numel() for n, t in part.items() if not n.endswith("_index")) for part in (kept, state)]
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith("layers2")}
+    sizes = [sum(t.numel() for n, t in part.items() if not n.endswith("_index")) for part in (rest, state)]
     share = f"{sizes[0] / sizes[1]:.1%}"
     refused(
-        kept,
+        rest,
         tmp_path,
         f"contains {share} of the encoder's parameters; at least 90% are required.*missing .*layers2.0.blocks.0.norm1",
     )
@@ -214,8 +214,8 @@ def test_too_low_coverage_is_refused_with_missing_names(tmp_path):
 def test_a_lower_minimum_coverage_leaves_missing_tensors_unchanged(tmp_path):
     encoder = small_swin()
     state = small_state(encoder)
-    kept = {"vision_encoder." + name: tensor for name, tensor in state.items() if not name.startswith("layers2")}
-    torch.save(kept, tmp_path / "half.ckpt")
+    rest = {"vision_encoder." + name: tensor for name, tensor in state.items() if not name.startswith("layers2")}
+    torch.save(rest, tmp_path / "half.ckpt")
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     report = load_weights(encoder, tmp_path / "half.ckpt", minimum_coverage=0.1, merging="legacy")
     assert 0.1 < report.encoder_coverage < 0.9
@@ -259,7 +259,7 @@ def test_another_text_encoder_is_skipped_as_a_whole(tmp_path):
     state = {"model." + name: tensor for name, tensor in model.state_dict().items()}
     words = "model.text.bert.embeddings.word_embeddings.weight"
     state[words] = torch.zeros(len(state[words]) + 7, state[words].shape[1])
-    torch.save({"state_dict": state, "mg3d": {"patch_merging": "legacy"}}, tmp_path / "other_words.ckpt")
+    torch.save({"state_dict": state, "mg3d": {"settings": {"patch_merging": "legacy"}}}, tmp_path / "other_words.ckpt")
     before = model.text.bert.encoder.layer[1].output.dense.weight.clone()
     for tensor in state.values():
         if tensor.is_floating_point():

@@ -23,9 +23,9 @@ class RunsCode:
         return os.system, ("echo this must never run",)
 
 
-def flip(path, place):
+def flip(path, position):
     whole = bytearray(path.read_bytes())
-    whole[place] ^= 255
+    whole[position] ^= 255
     path.write_bytes(whole)
 
 
@@ -72,7 +72,7 @@ def torch_content(kind, path):
     elif kind == "class_old":
         torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace()}, path, _use_new_zipfile_serialization=False)
     elif kind == "classes":
-        extra = {"args": argparse.Namespace(), "lines": deque(), "place": PurePosixPath("a")}
+        extra = {"args": argparse.Namespace(), "lines": deque(), "folder": PurePosixPath("a")}
         torch.save({"state_dict": WEIGHTS} | extra, path)
     elif kind == "damaged":
         torch.save({"w": torch.zeros(5000)}, path)
@@ -131,9 +131,9 @@ def test_other_files_are_refused_with_what_they_are(kind, sentence, tmp_path, ca
 
 @pytest.mark.parametrize(("name", "taken"), [("tiny", "last"), ("tiny/last", "last"), ("tiny/best", "best"), ("short", "best")])
 def test_the_checkpoint_of_a_run_is_read_and_logged(name, taken, tmp_path, capsys):
-    for place, stored in (("tiny/checkpoints/last", 1.0), ("tiny/checkpoints/best", 2.0), ("short/checkpoints/best", 2.0)):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": {"a": torch.tensor([stored])}}, tmp_path / f"{place}.ckpt")
+    for checkpoint, stored in (("tiny/checkpoints/last", 1.0), ("tiny/checkpoints/best", 2.0), ("short/checkpoints/best", 2.0)):
+        (tmp_path / checkpoint).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": {"a": torch.tensor([stored])}}, tmp_path / f"{checkpoint}.ckpt")
     for _ in range(2):
         file = read_checkpoint(tmp_path / name)
     assert (file.path.stem, file.tensors["a"].item()) == (taken, {"last": 1.0, "best": 2.0}[taken])

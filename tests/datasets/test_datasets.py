@@ -11,7 +11,8 @@ from mg3d.datasets.masking import WholeWordMasker, draw_patch_mask, draw_view
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.tokenizer import encode_report, load_tokenizer, lower
 from mg3d.datasets.windowing import sample_intensities
-from mg3d.sentence_spans import polarity, text_key
+from mg3d.polarity import span_polarities
+from mg3d.sentence_spans import text_key
 
 READING = {"text_unit": "clause", "window_hu": (-1000.0, 1000.0)}
 
@@ -186,7 +187,7 @@ def test_a_batch_matches_its_documented_types(tokenizer, studies, collate):
     assert batch.attention_mask.shape == batch.report_ids.shape == batch.mlm_ids.shape == batch.sentence_index.shape
     assert batch.sentence_mask.sum(1).tolist() == [len(sample.sentence_spans) for sample in samples]
     for row, sample in enumerate(samples):
-        polarities = [polarity(sample.report[start:end]) for start, end in sample.sentence_spans]
+        polarities = span_polarities(sample.report, sample.sentence_spans)
         assert batch.sentence_polarity[row, : len(polarities)].tolist() == polarities
     labelled = batch.mlm_labels != -100
     assert (batch.mlm_labels[labelled] == batch.report_ids[labelled]).all()

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from downstream.folders import load
 
+from mg3d.finetune.dataset_json import read_dataset_json
 from mg3d.finetune.run import run
 
 NAMES = ("MSD", "Covid19_20", "ACDC")
@@ -110,7 +111,8 @@ def test_a_decathlon_task_has_its_own_structures_preprocessing_and_results(tiny_
     assert len(module.read_cases(root / "Task07_Pancreas", pancreas)) == 9
     assert module.resolve(module.TASK.settings(data_root=str(root), task="Task07_Pancreas")).structures == pancreas.structures
     colon = module.resolve(module.TASK.settings(data_root="phantom", task="Task10_Colon"))
-    assert colon.spacing_mm == (1.0, 1.0, 1.0)
+    assert (colon.spacing_mm, colon.window_hu) == ((1.0, 1.0, 1.0), (-57.0, 175.0))
+    assert (pancreas.spacing_mm, pancreas.window_hu) == ((1.5, 1.5, 1.5), (-1000.0, 1000.0))  # never the window of the lung
     assert module.build(colon).outputs == ("cancer",)
     with pytest.raises(ValueError, match="holds Task07_Pancreas, not task=Task06_Lung"):
         module.resolve(module.TASK.settings(data_root=str(root / "Task07_Pancreas"), task="Task06_Lung"))
@@ -225,4 +227,4 @@ def test_label_values_with_a_gap_are_refused(tmp_path):
     labels = {"0": "background", "1": "organ", "3": "tumour"}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "modality": {"0": "CT"}, "training": []}))
     with pytest.raises(ValueError, match="label values 0, 1, 3; expected 0, 1, 2"):
-        load("MSD").read_description(tmp_path)
+        read_dataset_json(tmp_path / "dataset.json")

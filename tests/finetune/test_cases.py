@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mg3d.finetune.cases import FinetuneCase, assign_folds, check_cases, evenly, split_fold
+from mg3d.finetune.cases import FinetuneCase, assign_folds, draw_cases, require_cases, split_fold
 
 
 def cases(patients=10, scans=2, test=0, **named):
@@ -47,9 +47,16 @@ def test_splits_are_disjoint_and_complete():
     assert 2 not in {c.fold for c in split.train}
 
 
-def test_fewer_cases_are_spread_evenly():
-    assert evenly(list("aaabbbccc"), 3) == list("abc")
-    assert evenly(list("ab"), 3) == evenly(list("ab"), 0) == list("ab")
+@pytest.mark.parametrize(
+    ("count", "targets"), [(1, "a"), (2, "ab"), (3, "abc"), (5, "aaabc"), (0, "aaaaaaaabc"), (99, "aaaaaaaabc")]
+)
+def test_fewer_cases_have_every_target_if_possible(count, targets):
+    listed = [
+        FinetuneCase(case_id=str(i), patient_id="p", image=None, target=(target,)) for i, target in enumerate("aaaaaabcaa")
+    ]
+    drawn = draw_cases(listed, count)
+    assert sorted(case.target[0] for case in drawn) == sorted(targets)
+    assert [int(case.case_id) for case in drawn] == sorted(int(case.case_id) for case in drawn)
 
 
 def test_a_patient_in_training_and_evaluation_is_refused():
@@ -63,8 +70,8 @@ def test_a_patient_in_training_and_evaluation_is_refused():
     [
         (lambda: split_fold(cases(), fold=5, folds=5), "fold=5: expected 0 to 4"),
         (lambda: assign_folds(cases(patients=2), 5, seed=0), "2 patients cannot be divided into 5 folds"),
-        (lambda: check_cases([*cases(1, 1), *cases(1, 1)], where=Path("root")), "1 case names are not unique.*c0-0"),
-        (lambda: check_cases([], where=Path("root")), "one level too high or too low"),
+        (lambda: require_cases([*cases(1, 1), *cases(1, 1)], where=Path("root")), "1 case names are not unique.*c0-0"),
+        (lambda: require_cases([], where=Path("root")), "one level too high or too low"),
     ],
 )
 def test_unusable_cases_are_refused(work, message):

@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from mg3d.finetune import module
 from mg3d.finetune.encoder import StandardizedInput, build_encoder
+from mg3d.finetune.module import FinetuneModule
 from mg3d.finetune.optim import factor_at, parameter_groups, stage_names
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.tasks.classification import Classifier
+from mg3d.finetune.tasks.classification import Classification, Classifier
 
 SWIN = {"vision_encoder": "swin", "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "window_size": 2, "patch_size": 2}
 
@@ -73,9 +77,21 @@ def test_standardized_input_is_the_standard_score_of_the_voxels():
     class Sum(nn.Module):
         patch_size, pyramid_channels, pyramid_strides, channels, stride = (1,), (1,), ((1, 1, 1),), 1, (1, 1, 1)
 
-        def encode(self, volume, hidden=None):
+        def encode(self, volume, mask=None):
             return volume * 1
 
     scaled = StandardizedInput(Sum(), mean=0.25, std=0.5)
     assert torch.equal(scaled.encode(torch.full((1, 1, 2, 3, 4), 0.75)), torch.ones(1, 1, 2, 3, 4))
     assert scaled.channels == 1
+
+
+@pytest.mark.parametrize(("device", "precision", "fused"), [("cuda", "bf16-mixed", True), ("cuda", "16-mixed", False)])
+def test_the_optimizer_is_fused_on_a_gpu_unless_gradients_are_scaled(device, precision, fused, monkeypatch):
+    chosen = []
+    trainer = SimpleNamespace(precision=precision, estimated_stepping_batches=8, max_epochs=2)
+    monkeypatch.setattr(FinetuneModule, "device", torch.device(device))
+    monkeypatch.setattr(FinetuneModule, "trainer", trainer)
+    monkeypatch.setattr(module, "build_optimizer", lambda *arguments, fused, **named: chosen.append(fused) or (None, None))
+    task_type = Classification(FinetuneSettings(), outputs=("a",), metric="auroc")
+    FinetuneModule(Classifier(build_encoder(SWIN), 1), task_type).configure_optimizers()
+    assert chosen == [fused]

@@ -33,7 +33,7 @@ def test_an_exported_folder_gives_its_embeddings(tmp_path):
 
 
 def write_run(folder, *, tokenizer=True, settings=None):
-    """A checkpoint as training writes it, its tokenizer beside it."""
+    """A checkpoint as training writes it, its tokenizer next to it."""
     settings = settings or resolve(["tiny"], SIZES)
     words = small_tokenizer(folder / "tokenizer" if tokenizer else folder.parent / "elsewhere")
     model = build_untrained(settings, len(words))

@@ -1,4 +1,4 @@
-"""Masks go from the file to the network and back to the file's own voxels, and are judged there."""
+"""Masks go from the file to the network and back to the file's own voxels, and are scored there."""
 
 import dataclasses
 import json
@@ -14,10 +14,10 @@ from torch import nn
 from mg3d.finetune import data_check
 from mg3d.finetune import transforms as t
 from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.data_check import check_masks, check_structures, inspect_files
-from mg3d.finetune.fit import predict
+from mg3d.finetune.data_check import check_structures, inspect_files, mask_error
+from mg3d.finetune.loop import predict
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.tasks.segmentation import LOSSES, Segmentation
+from mg3d.finetune.tasks.segmentation import LOSSES, Segmentation, keep_largest_components
 
 SHAPE = (19, 23, 11)
 AFFINES = {
@@ -152,6 +152,31 @@ def test_class_balanced_patches_contain_small_structures_more_often(tmp_path):
     assert 0.12 < fractions[1] < 0.5
 
 
+def test_only_the_largest_component_of_each_structure_is_kept():
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[0, 0, :3], labels[4, 5, 5:], labels[2, 2, 2:4], labels[3, 3, 4] = 1, 1, 2, 2  # the last one touches by a corner
+    expected = labels.copy()
+    expected[4, 5, 5:] = expected[3, 3, 4] = 0
+    assert np.array_equal(keep_largest_components(labels), expected)
+    assert not keep_largest_components(0 * labels).any()
+
+
+def test_gaussian_windows_trust_their_centres():
+    """Two windows of 8 that overlap by 4, predicting 0 and 1: half way between their centres both count equally."""
+    calls = iter([0.0, 1.0])
+
+    class Constant(nn.Module):
+        def forward(self, volume):
+            value = torch.full_like(volume[:1], next(calls)), torch.full_like(volume[:1], next(calls))
+            return torch.cat([torch.zeros_like(volume), torch.cat(value)], 1)
+
+    task_type = segmentation(settings=FinetuneSettings(overlap=0.5, window_weighting="gaussian"))
+    probability = task_type._sliding_windows(Constant(), torch.zeros(1, 1, 12, 8, 8))[0, 1, :, 4, 4]
+    assert torch.all(probability[:4] == probability[0])
+    assert torch.all(torch.diff(probability[4:8]) > 0)
+    assert probability[5] + probability[6] == pytest.approx(probability[0] + probability[11], abs=0.02)
+
+
 def test_losses_are_the_formulas():
     """Two classes, two voxels: probabilities (0.8, 0.4) of the structure, which is in the first voxel alone."""
     logits = torch.log(torch.tensor([[[0.2, 0.6], [0.8, 0.4]]])).reshape(1, 2, 1, 1, 2)
@@ -193,33 +218,30 @@ def test_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
     monkeypatch.setattr(data_check, "_inspect", lambda case, channel: read.append(case.case_id) or inspect(case, channel))
     cache = tmp_path / "deep" / "files.json"
     for _ in range(2):
-        check_masks(cases, inspect_files(cases, cache), structures=1)
+        assert not any(mask_error(file, structures=1) for file in inspect_files(cases, cache).values())
     assert sorted(read) == ["a", "b"]
     write_case(tmp_path, AFFINES["RAS"], 3 * few_voxels(), name="b")
-    with pytest.raises(
-        ValueError, match=r"1 of 2 masks have undeclared values, such as b: \[0, 3\]; expected integers from 0 to 1"
-    ):
-        check_masks(cases, inspect_files(cases, cache), structures=1)
+    errors = {name: mask_error(file, structures=1) for name, file in inspect_files(cases, cache).items()}
+    assert errors == {"a": "", "b": "the mask has undeclared values, [0, 3]; expected integers from 0 to 1"}
     assert read[2:] == ["b"]
     assert json.loads(cache.read_text())
 
 
-def test_bad_masks_are_refused_in_one_sentence(tmp_path):
+def test_bad_masks_have_a_reason_and_absent_structures_are_refused(tmp_path):
     good = write_case(tmp_path, AFFINES["RAS"], few_voxels(), name="good")
     moved = write_case(tmp_path, AFFINES["LPS"], few_voxels(), name="moved")
     empty = write_case(tmp_path, AFFINES["RAS"], 0 * few_voxels(), name="empty")
 
-    def facts(*cases):
+    def inspect(*cases):
         return inspect_files(cases, tmp_path / "files.json")
 
     bad = {
-        r"1 of 2 cases have no mask, such as \['x'\]": FinetuneCase(case_id="x", patient_id="x", image=good.image),
-        "not on the grid of their scan, such as moved": dataclasses.replace(moved, mask=good.mask),
-        "1 of 2 masks have undeclared values": dataclasses.replace(good, case_id="x", mask=good.image),
+        "it has no mask": FinetuneCase(case_id="x", patient_id="x", image=good.image),
+        "not on the grid of its scan": dataclasses.replace(moved, case_id="x", mask=good.mask),
+        "the mask has undeclared values": dataclasses.replace(good, case_id="x", mask=good.image),
     }
     for message, case in bad.items():
-        with pytest.raises(ValueError, match=message):
-            check_masks([good, case], facts(good, case), structures=1)
+        assert message in mask_error(inspect(case)["x"], structures=1)
     with pytest.raises(ValueError, match="none of the 1 training cases has a voxel of lesion"):
-        check_structures([empty], facts(empty), ["lesion"])
-    check_structures([empty, good], facts(empty, good), ["lesion"])
+        check_structures([empty], inspect(empty), ["lesion"])
+    check_structures([empty, good], inspect(empty, good), ["lesion"])

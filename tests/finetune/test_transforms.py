@@ -1,3 +1,5 @@
+import itertools
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from monai import transforms as mt
 from mg3d.finetune import dataset as dataset_module
 from mg3d.finetune import transforms as t
 from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.dataset import CaseDataset, EpochSampler, class_balanced, in_order, shuffled
+from mg3d.finetune.dataset import CaseDataset, EpochSampler, class_balanced, in_order, shuffled, worker_order
 from mg3d.finetune.images import read_image
 
 SHAPE_XYZ = (7, 9, 11)
@@ -41,10 +43,10 @@ def sample_of(path, *steps):
     return mt.Compose([t.ReadCase(masks=False), t.window(0, 100), *steps])(case)
 
 
-@pytest.mark.parametrize("name", ["a.nii.gz", "flipped.nii.gz", "a.mha", "a.mhd"])
+@pytest.mark.parametrize("name", ["a.nii.gz", "flipped.nii.gz", "a.mha", "a.mhd", "a.nrrd"])
 def test_a_known_voxel_ends_at_z_y_x_for_every_file_type(tmp_path, name):
     path = tmp_path / name
-    write = write_meta_image if name.endswith(("mha", "mhd")) else write_nifti
+    write = write_meta_image if name.endswith(("mha", "mhd", "nrrd")) else write_nifti
     write(path, **({"flip_x": True} if "flipped" in name else {}))
     image = sample_of(path)["image"]
     assert tuple(image.shape) == (1, 11, 9, 7)
@@ -95,7 +97,7 @@ def dataset(tmp_path, *, seed=0):
     cases = [FinetuneCase(case_id=str(n), patient_id=str(n), image=file) for n, file in enumerate(files)]
     preprocess = mt.Compose([t.ReadCase(masks=False), t.window(0, 100)])
     random = mt.Compose([*t.flips(0.5, 0.5, 0.5), mt.RandGaussianNoised("image", prob=1.0)])
-    return CaseDataset(cases, preprocess, random=random, seed=seed, cache=True)
+    return CaseDataset(cases, preprocess, random=random, seed=seed, cache_bytes=1e9)
 
 
 def test_draws_depend_on_seed_and_draw_index_only(tmp_path):
@@ -113,6 +115,28 @@ def test_cached_samples_are_not_changed_by_augmentation(tmp_path):
     before = data.cached[2]["image"].clone()
     data[2], data[7]
     assert torch.equal(data.cached[2]["image"], before)
+
+
+def test_the_cache_is_bounded_and_says_what_it_holds(tmp_path):
+    """Each case has 7 x 9 x 11 voxels of 4 bytes: 2,772 bytes."""
+    data = dataset(tmp_path)
+    data.cache_bytes, reads, preprocess = 3 * 2772 + 100, [], data.preprocess
+    data.preprocess = lambda case: reads.append(case.case_id) or preprocess(case)
+    assert data.describe_cache(2).endswith("whose cache holds 60% of them; cache_gb=... sets its size")
+    for draw_index in [*range(5), *range(5)]:
+        data[draw_index]
+    assert reads == ["0", "1", "2", "3", "4", "3", "4"]
+    assert dataset(tmp_path).describe_cache(2) == ""
+
+
+@pytest.mark.parametrize(("count", "batch_size", "workers"), [(23, 4, 2), (24, 4, 3), (5, 8, 2), (23, 4, 0)])
+def test_workers_get_contiguous_samples(count, batch_size, workers):
+    order = worker_order(count, batch_size=batch_size, workers=workers)
+    assert sorted(order) == list(range(count))
+    batches = [order[start : start + batch_size] for start in range(0, count, batch_size)]
+    parts = [batches[worker :: max(workers, 1)] for worker in range(max(workers, 1))]
+    jumps = [sum(second[0] != first[-1] + 1 for first, second in itertools.pairwise(part)) for part in parts]
+    assert sum(jumps) <= 1  # at the incomplete batch
 
 
 def test_unreadable_cases_are_collected_instead_of_raised(tmp_path):
@@ -153,6 +177,17 @@ def test_another_epoch_has_another_order_and_evaluation_has_none():
 
 
 def test_class_balanced_draws_take_every_class_equally_often():
-    classes = ["a"] * 90 + ["b"] * 10
+    classes = np.array([[0]] * 90 + [[1]] * 10)
     drawn = class_balanced(classes)(torch.Generator().manual_seed(0))
-    assert 0.35 < np.mean([classes[index] == "b" for index in drawn]) < 0.65
+    assert 0.35 < classes[drawn].mean() < 0.65
+
+
+def test_balanced_draws_of_several_labels_take_each_label_equally_often_whatever_their_combinations():
+    """18 labels have 2^18 combinations: a rare combination of common labels must not be drawn as often as a common label."""
+    labels = np.zeros((1000, 3), int)
+    labels[:600, 0] = labels[590:700, 1] = labels[[3], 2] = 1  # 600 and 110 positives, and one case with labels 0 and 2
+    drawn = torch.cat([class_balanced(labels)(torch.Generator().manual_seed(seed)) for seed in range(5)]).numpy()
+    chosen = np.array([1 / 600, 1 / 110, 1.0]) / 4  # probability of each positive case through each label
+    expected = (labels * chosen).sum(1) + (labels.sum(1) == 0) / 300 / 4
+    for rows in (slice(0, 3), slice(3, 4), slice(590, 600), slice(600, 700), slice(700, 1000)):
+        assert np.isin(drawn, np.arange(1000)[rows]).mean() == pytest.approx(expected[rows].sum(), abs=0.02)

@@ -18,12 +18,14 @@ PYTHON = [path for path in TRACKED if path.suffix == ".py"]
 SOURCES = [path for path in PYTHON if "tests" not in path.relative_to(ROOT).parts]
 TREES = {path: ast.parse(path.read_text()) for path in PYTHON}
 LAYERS = {
-    "glossary": -1, "types": 0, "distributed": 0, "sentence_spans": 0, "precision": 0, "files": 0, "hub": 0,
+    "glossary": -1, "languages": -1, "types": 0, "distributed": 0, "sentence_spans": 0, "report_sections": 0, "polarity": 0,
+    "precision": 0, "files": 0, "hub": 0,
     "settings": 1, "losses": 1, "cli": 1,
     "datasets": 2, "models": 2, "metrics": 2, "phantom": 2, "visualize": 2,
     "datamodules": 3, "checkpoints": 3, "preparation": 3, "evaluation": 3,
     "training": 4, "doctor": 4,
     "finetune": 5, "inference": 5, "config": 5, "benchmarks": 5,
+    "studies": 6,
 }  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def test_weights_are_loaded_safely_and_strictly(path):
 
 IMPORT_NAMES = {
     "pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn", "pillow": "PIL", "python-gdcm": "gdcm",
-    "simpleitk": "SimpleITK",
+    "simpleitk": "SimpleITK", "pyyaml": "yaml",
 }  # fmt: skip
 """Package -> import name, where they differ."""
 

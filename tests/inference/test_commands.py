@@ -312,3 +312,29 @@ def test_contradicting_rows_of_a_table_fail(tree, model, tmp_path):
     outcome, _ = build_index(model, list_scans(model, tree, table=tmp_path / "table.csv"), tmp_path / "index")
     assert outcome.new == 1
     assert {reason for _, reason in outcome.failed} == {REASONS["duplicate_row"], REASONS["missing_file"]}
+
+
+def test_a_folder_of_two_patients_is_listed_and_with_out_every_series_is_scored(folder, tmp_path, capsys):
+    root = tmp_path / "export"
+    for number in (1, 2):
+        write_series(root / "CT", chest(number), start=f"S{number}-", SeriesInstanceUID=f"1.2.{number}", PatientID=f"P{number}")
+    arguments = ("--model", folder, "--device", "cpu", root, "--findings", "Emphysema")
+    assert command("zero_shot", *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "has 2 scans; name one of them, or process all with --out: CT/S1-0000.dcm (26 slices), CT/S2-0000.dcm" in printed.err
+    assert command("zero_shot", *arguments, "--out", tmp_path / "scores.csv") == 0
+    rows = read_rows(tmp_path / "scores.csv")
+    assert [(row["scan"], row["error"]) for row in rows] == [("CT/S1-0000.dcm", ""), ("CT/S2-0000.dcm", "")]
+
+
+@pytest.mark.parametrize("name", ["embed", "zero_shot"])
+def test_nothing_usable_exits_with_1_and_the_first_reason(name, folder, tmp_path, capsys):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "broken.nii.gz").write_bytes(b"\x1f\x8b\x08\x00")
+    out = tmp_path / ("index" if name == "embed" else "scores.csv")
+    assert command(name, "--model", folder, "--device", "cpu", tmp_path / "scans", "--out", out) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "none of 1 scans can be used" in printed.err
+    assert "the compressed file is truncated" in printed.err

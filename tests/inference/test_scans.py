@@ -23,7 +23,7 @@ RECIPES = {
 PREPROCESSING = Preprocessing(RECIPES["fraction"], (-1000.0, 3000.0))
 LESION = (15, 12, 9)
 """z, y, x of the upright chest."""
-TURN = np.radians(4)
+TURN = np.radians(0.9)
 TILT = np.array([[np.cos(TURN), -np.sin(TURN), 0], [np.sin(TURN), np.cos(TURN), 0], [0, 0, 1.0]])
 
 
@@ -144,10 +144,30 @@ def test_unknown_preprocessing_is_reported():
     assert "by eye" in strange.note
 
 
-def test_a_folder_of_scans_is_distinguished_from_a_series(tmp_path):
-    save_scan(tmp_path / "inside" / "scan.nii.gz")
-    with pytest.raises(ValueError, match="it contains scan files: name one of them"):
+@pytest.mark.parametrize("name", ["scan.nii.gz", "deeper/SCAN.NII.GZ", "series"])
+def test_a_folder_with_one_scan_is_read_as_that_scan(tmp_path, name):
+    if name == "series":
+        write_series(tmp_path / name, chest(4))
+        write_series(tmp_path / "scout", chest()[:3], SeriesInstanceUID="1.2.3.9")
+    else:
+        save_scan(tmp_path / name, seed=4)
+    expected = scan_of_array(chest(4), PREPROCESSING, spacing_mm=SPACING).volume
+    np.testing.assert_array_equal(read_scan(tmp_path, PREPROCESSING).volume, expected)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_folder_with_several_scans_lists_them_instead_of_reading_one(tmp_path, flat):
+    for number in (1, 2):
+        folder = tmp_path / ("" if flat else f"p{number}")
+        tags = {"SeriesInstanceUID": f"1.2.{number}", "PatientID": f"P{number}"}
+        write_series(folder, chest(number)[: 20 + number], start=f"S{number}-", **tags)
+    save_scan(tmp_path / "c.nii.gz")
+    with pytest.raises(ValueError, match="has 3 scans; name one of them") as caught:
         read_scan(tmp_path, PREPROCESSING)
+    names = [("" if flat else f"p{number}/") + f"S{number}-0000.dcm ({20 + number} slices)" for number in (1, 2)]
+    assert all(name in str(caught.value) for name in ["c.nii.gz", *names])
+    volume = read_scan(tmp_path / names[1].split()[0], PREPROCESSING).volume
+    np.testing.assert_array_equal(volume, scan_of_array(chest(2)[:22], PREPROCESSING, spacing_mm=SPACING).volume)
 
 
 def test_a_coarse_map_is_interpolated_to_hand_computed_values():

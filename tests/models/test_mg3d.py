@@ -1,4 +1,4 @@
-"""The pre-training model: what it builds, how often its encoders run, and what it can be asked for after training."""
+"""The pre-training model: modules, number of encoder passes, and embeddings after training."""
 
 import pytest
 import torch

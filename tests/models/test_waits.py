@@ -1,18 +1,19 @@
 """How often the host waits for the device, counted on a pretend device: never within a training step or an inference."""
 
+import contextlib
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
-from pretend_device import DEVICE, PretendDevice, to_device
+from pretend_device import DEVICE, PretendDevice, on_device, to_device
 from small_model import WIRINGS, build, random_batch
 from small_vision import SMALL, small_encoder, volumes_and_mask
 
 from mg3d.datasets.windowing import move_to_device, to_intensities
 from mg3d.training.chunks import features_in_chunks
+from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.types import StoredVolumes
-
-
-def on_device(batch):
-    return type(batch)(*(to_device(field) if isinstance(field, torch.Tensor) else field for field in batch))
 
 
 def test_the_device_counts_every_kind_of_wait():
@@ -23,7 +24,7 @@ def test_the_device_counts_every_kind_of_wait():
         "nonzero": lambda x: x.nonzero(),
         "boolean index": lambda x: x[x > 0.5],
         "copy to the host": lambda x: x.cpu(),
-        "copy from the host": lambda x: x.copy_(plain),
+        "copy from the host": lambda x: x.copy_(plain, non_blocking=True),
         "values of the host": lambda x: x * torch.tensor([2.0], device=x.device),
     }
     for kind, wait in kinds.items():
@@ -33,6 +34,7 @@ def test_the_device_counts_every_kind_of_wait():
     with PretendDevice() as device:
         torch.full((2,), 3.0, device=DEVICE) + to_device(plain)[:2, 0].masked_fill(to_device(plain)[:2, 0] > 0.5, 0)
         to_device(plain).index_select(0, torch.arange(2, device=DEVICE))
+        torch.empty(3, pin_memory=True).copy_(to_device(plain)[0], non_blocking=True)
     assert not device.waits
 
 
@@ -53,6 +55,28 @@ def count_waits(model, batch, *, chunk=0):
             model.update_ema()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
     return device.waits
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan])
+def test_the_check_for_nan_reads_a_step_after_the_next_one_is_issued(monkeypatch, tmp_path, value):
+    issued = []
+    event = SimpleNamespace(synchronize=lambda: issued.append("read"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event))
+    guard, parameter = NonFiniteGuard(tmp_path), torch.nn.Parameter(to_device(torch.ones(2)))
+    trainer = SimpleNamespace(global_step=0, accumulate_grad_batches=1, precision_plugin=None)
+    optimizer, batch = torch.optim.SGD([parameter]), SimpleNamespace(study_id=["a study"])
+    stops = pytest.raises(ValueError, match="the loss of step 1 is NaN") if math.isnan(value) else contextlib.nullcontext()
+    with PretendDevice() as device, stops:
+        for step in range(3):
+            loss = parameter.sum() * (value if step == 1 else 1.0)
+            module, trainer.global_step = SimpleNamespace(latest_terms={}), step
+            guard.on_train_batch_start(trainer, module, batch, step)
+            guard.on_before_backward(trainer, module, loss)
+            loss.backward()
+            issued.append(step)
+            guard.on_before_optimizer_step(trainer, module, optimizer)
+    assert not device.waits
+    assert issued == [0, 1, "read", 2, "read"]
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -92,11 +116,14 @@ def test_inference_waits_only_for_the_length_of_the_report():
     assert list(device.waits.values()) == [1]
 
 
-def test_stored_voxels_are_converted_and_augmented_without_waits():
+@pytest.mark.parametrize("noise", [[], [0.02]])
+def test_stored_voxels_are_converted_and_augmented_without_waits(noise):
     affine = torch.eye(3, 4).expand(2, 3, 4) * 0.9
     window = torch.tensor([[-1000.0, 1000.0], [-900.0, 1000.0]])
-    stored = StoredVolumes(torch.randint(-1000, 1000, (2, 1, 8, 6, 10)).short(), window, affine, torch.rand(2, 0), [])
+    voxels = torch.randint(-1000, 1000, (2, 1, 8, 6, 10)).short()
+    stored = StoredVolumes(voxels, window, affine, torch.tensor([noise] * 2), [3, 4])
     with PretendDevice() as device:
-        assert to_intensities(on_device(stored)).shape == (2, 1, 8, 6, 10)
+        converted = to_intensities(on_device(stored))
     assert not device.waits
+    torch.testing.assert_close(converted.inner, to_intensities(stored))
     assert move_to_device(stored, "cpu").voxels.equal(stored.voxels)

@@ -15,7 +15,9 @@ from mg3d.phantom.pathology import DRAWERS, DrawContext, lobe_of
 from mg3d.phantom.report import write_report
 from mg3d.phantom.sampling import sample_findings
 from mg3d.phantom.wording import CONNECTIVES, NEGATIVE, NORMAL, NOTHING_FOUND, PHRASES, POSITIVE, UNCERTAIN
-from mg3d.sentence_spans import build_report, clean_section, normalize_text, polarity
+from mg3d.polarity import polarity, span_polarities
+from mg3d.report_sections import clean_section
+from mg3d.sentence_spans import build_report, normalize_text
 
 SMALL = PhantomSettings(
     train_patients=5, valid_patients=3, ctrg_cases=2, grid=32, seed=4, second_reconstructions=0.5, raw_tree=True
@@ -72,6 +74,7 @@ def test_templates_have_no_comma_and_the_right_polarity():
         assert all(polarity(template.format(**filled)) == 1 for template in (*POSITIVE, *phrases.positive))
         assert all(polarity(template.format(**filled)) == -1 for template in (*NEGATIVE, *phrases.negative))
     assert all(polarity(text) == -1 for options in (*NORMAL.values(), NOTHING_FOUND) for text in options)
+    assert all(polarity(template.format(name="nodule", Name="Nodule", where="")) == 2 for template in UNCERTAIN)
 
 
 def test_every_verb_occurs_with_both_polarities():
@@ -144,12 +147,15 @@ def test_every_clause_of_a_report_has_ground_truth(style):
     for seed in range(12):
         case = make_case((3, seed), voxels_in_plane=32, style=style, tempered=True)
         report, units = build_report(clean_section(case.report.findings), clean_section(case.report.impression))
-        sentences = {normalize_text(report[unit.start : unit.end]) for unit in units if unit.kind == 1}
+        spans = [(unit.start, unit.end) for unit in units if unit.kind == 1]
+        polarities = {
+            normalize_text(report[start:end]): value
+            for (start, end), value in zip(spans, span_polarities(report, spans), strict=True)
+        }
         truth = {normalize_text(clause.text): clause for clause in case.report.clauses}
-        assert sentences == set(truth)
+        assert polarities.keys() == truth.keys()
         for text, clause in truth.items():
-            if clause.polarity != "?":
-                assert polarity(text) == (1 if clause.polarity == "+" else -1), text
+            assert polarities[text] == {"+": 1, "-": -1, "?": 2}[clause.polarity], text
             if clause.label:
                 mentioned[clause.polarity] += 1
                 assert (case.findings[clause.label] is None) == (clause.polarity == "-")

@@ -61,11 +61,11 @@ def test_air_away_from_minus_1000_hu_is_ambiguous():
         assert caught.value.code == "hu_ambiguous"
 
 
-def test_constant_volumes_and_nan_are_refused():
+def test_constant_volumes_and_infinite_voxels_are_refused():
     with pytest.raises(Refusal, match="constant_image"):
         choose_hu_rescale(np.full((4, 5, 6), -1000), None)
     with pytest.raises(Refusal, match="hu_ambiguous"):
-        choose_hu_rescale(np.where(chest() > 100, np.nan, chest()), None)
+        choose_hu_rescale(np.where(chest() > 100, np.inf, chest()), None)
 
 
 def test_a_sampled_large_volume_gets_the_same_rescale():

@@ -124,7 +124,7 @@ def test_fine_tuning_without_a_folder_lists_them_and_makes_nothing(words, code, 
     assert ran.returncode == code
     out = ran.stdout if code == 0 else ran.stderr
     assert told in out
-    assert "ACDC CT-RATE CTRG Covid19_20 Luna16 MSD cc-ccii stoic2021" in out
+    assert "ACDC CT-RATE CTRG Covid19_20 Luna16 MSD cc-ccii custom stoic2021" in out
 
 
 def test_help_of_a_folder_lists_its_settings_without_installing_packages(tmp_path):

@@ -25,7 +25,7 @@ def test_sentences_that_mostly_say_the_same_are_refused(arrows, tmp_path, common
         with pytest.raises(ValueError, match=r"(7[6-9]|8[0-2])% of random sentence pairs have .*; raise ssm_same_above or set"):
             fit_sentence_space(model, data, settings)
     else:
-        told = fit_sentence_space(model, data, settings)
-        assert 0.45 < told["share_same"] < 0.5
-        assert told["quantiles"]["0.05"] == pytest.approx(-1)
-        assert told["quantiles"]["0.95"] == pytest.approx(1)
+        fit = fit_sentence_space(model, data, settings)
+        assert 0.45 < fit["share_same"] < 0.5
+        assert fit["quantiles"]["0.05"] == pytest.approx(-1)
+        assert fit["quantiles"]["0.95"] == pytest.approx(1)

@@ -49,17 +49,17 @@ def test_training_passes_are_compiled_and_others_are_not(monkeypatch):
 
 
 def test_the_setting_reaches_the_encoder_after_the_compiler_was_tried(arrows, tmp_path, monkeypatch, capsys):
-    asked = []
+    calls = []
 
     def stop(vision):
-        asked.append(vision.patch_size)
+        calls.append(vision.patch_size)
         raise ValueError("reached")
 
-    monkeypatch.setattr(run, "require_compiler", asked.append)
+    monkeypatch.setattr(run, "require_compiler", calls.append)
     monkeypatch.setattr(run, "compile_encode", stop)
     assert command_line(words(arrows, tmp_path, "compile=True")) == 2
     assert "reached" in capsys.readouterr().err
-    assert asked == ["cpu", (4, 4, 4)]
+    assert calls == ["cpu", (4, 4, 4)]
 
 
 def test_without_a_compiler_the_run_is_refused_in_one_sentence(monkeypatch):
@@ -87,7 +87,7 @@ def graphs():
     [((), 2), (("grad_cache_chunk=3", "gradient_checkpointing=True", "precision=bf16-mixed"), 4)],
 )
 def test_a_compiled_run_is_the_eager_one(arrows, tmp_path, without_machine_code, more, kinds):
-    """One graph for each kind of pass: hidden cubes or none, and chunks of three and of one; and one of the compiler's trial."""
+    """One graph per kind of forward pass (masked or not, chunks of three or one), and one of the compiler's trial."""
     eager, before = run_of(arrows, tmp_path / "eager", *more), graphs()
     ours = run_of(arrows, tmp_path / "compiled", *more, "compile=True")
     assert graphs() - before == kinds + 1
@@ -133,11 +133,11 @@ def test_other_encoders_compile_too(without_machine_code, kind, checkpointing):
     torch.manual_seed(0)
     encoder = kind(mask_token=True, gradient_checkpointing=checkpointing).double()
     volume, found = torch.rand(2, 1, 32, 32, 64).double(), []
-    hidden = torch.arange(8).expand(2, 4, 4, 8) < 4
+    mask = torch.arange(8).expand(2, 4, 4, 8) < 4
     for compiles in (False, True):
         if compiles:
             compiled.compile_encode(encoder)
-        result = encoder.encode(volume, hidden)
+        result = encoder.encode(volume, mask)
         found.append([result, *torch.autograd.grad(result.square().sum(), list(encoder.parameters()))])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)

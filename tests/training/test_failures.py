@@ -18,6 +18,7 @@ from small_run import assert_same_training, checkpoint, words, write_arrows
 from mg3d.config import command_line, error_sentence
 from mg3d.settings.schema import Settings
 from mg3d.training import non_finite
+from mg3d.training.module import PretrainModule
 from mg3d.training.non_finite import NonFiniteGuard
 
 SHARD = "shards/ct_rate/train.arrow"
@@ -74,6 +75,21 @@ def test_a_non_finite_loss_stops_the_run_and_lists_its_studies(arrows, tmp_path,
     assert not saved.exists() or all(value.isfinite().all() for value in checkpoint(tmp_path / "run")["state_dict"].values())
 
 
+@pytest.mark.parametrize("bad_step", [2, 3, 4])
+def test_the_right_step_is_named_and_nothing_after_it_is_saved(arrows, tmp_path, capfd, monkeypatch, bad_step):
+    """Found at the next step, before a validation, and at the end; `last` is saved after two and after four steps."""
+    train = PretrainModule.training_step
+    monkeypatch.setattr(
+        PretrainModule, "training_step",
+        lambda module, *batch: train(module, *batch) * (math.nan if module.global_step == bad_step else 1),
+    )  # fmt: skip
+    assert command_line(words(arrows, tmp_path, "max_steps=5", "val_interval=2")) == 2
+    assert f"the loss of step {bad_step} is NaN or Inf" in only_sentence(capfd)
+    saved = checkpoint(tmp_path / "run")
+    assert saved["global_step"] == (4 if bad_step == 4 else 2)
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_losses_and_gradient_are_checked_once_per_step(tmp_path, monkeypatch, bad):
     trainer = SimpleNamespace(global_step=3, accumulate_grad_batches=2, precision_plugin=SimpleNamespace())
@@ -94,6 +110,10 @@ def test_losses_and_gradient_are_checked_once_per_step(tmp_path, monkeypatch, ba
     if bad == "gradient":
         parameter.grad[1] = torch.nan
     train(2, 0.5 if bad == "gradient" else math.inf), train(3, 2.5)
+    guard.on_before_optimizer_step(trainer, None, optimizer)
+    parameter.grad = torch.ones(2)
+    trainer.global_step = 4
+    train(4, 1.5), train(5, 1.5)
     with pytest.raises(ValueError, match=f"the {bad} of step 3 is NaN or Inf"):
         guard.on_before_optimizer_step(trainer, None, optimizer)
     first = "0.5" if bad == "gradient" else "inf"
@@ -146,15 +166,30 @@ def test_an_exceeded_quota_is_a_full_disk(number):
     assert error_sentence(OSError(number, "text"), Settings()).startswith("result/pretrain: the disk is full")
 
 
-def test_a_killed_loader_process_is_reported(monkeypatch, capsys):
+def test_errors_of_the_system_come_with_advice():
+    too_many = OSError(errno.EMFILE, "Too many open files", "/x")
+    assert "raise the limit with `ulimit -n 4096`" in error_sentence(too_many, Settings())
+    assert "log_dir" not in error_sentence(OSError(errno.EIO, "Input/output error", "/x"), Settings())
+    assert "must be a writable folder" in error_sentence(OSError(errno.EACCES, "Permission denied", "/x"), Settings())
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Terminated. ", "a data-loader process was killed"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that", "ran out of shared memory (/dev/shm)"),
+        ("Caught RuntimeError in DataLoader worker process 1.\nunable to write to file </torch_7_1_2>", "--shm-size"),
+    ],
+)
+def test_a_killed_loader_process_is_reported(monkeypatch, capsys, message, sentence):
     from mg3d.training import run
 
     def ended(settings):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(run, "pretrain", ended)
     assert command_line(["with", "tiny", "data_root=."]) == 1
-    assert capsys.readouterr().err.startswith("mg3d: a data-loader process was killed")
+    assert sentence in capsys.readouterr().err
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

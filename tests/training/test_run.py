@@ -94,10 +94,10 @@ def test_a_tokenizer_of_an_earlier_attempt_is_not_reused(arrows, tmp_path):
     for vocabulary, size in ((60, 60), (50, 50), (60, 60)):
         origin = tokenizer_origin(settings(vocabulary), data)
         assert len(build_tokenizer(settings(vocabulary), tmp_path, data, origin=origin)) == size
-    kept = (tmp_path / "tokenizer" / "tokenizer.json").stat()
+    before = (tmp_path / "tokenizer" / "tokenizer.json").stat()
     assert len(build_tokenizer(settings(60), tmp_path, data, origin=origin)) == 60
-    assert len(build_tokenizer(settings(50), tmp_path, data)) == 60  # judged with the words it was trained with
-    assert (tmp_path / "tokenizer" / "tokenizer.json").stat() == kept
+    assert len(build_tokenizer(settings(50), tmp_path, data)) == 60  # the tokenizer that the model was trained with
+    assert (tmp_path / "tokenizer" / "tokenizer.json").stat() == before
 
 
 def test_a_run_does_not_resume_with_other_reports(arrows, tmp_path, capsys):

@@ -127,12 +127,12 @@ def test_a_run_is_exported(begin, capsys):
     assert loaded.tokenizer is not None
     assert loaded.settings.run.seed == 1
     assert str(root) not in (root / "exported" / "config.json").read_text()
-    told = loaded.config["provenance"]
-    assert (told["global_step"], told["encoder"], told["data"]) == (1, "swin", "sixteen phantoms")
+    provenance = loaded.config["provenance"]
+    assert (provenance["global_step"], provenance["encoder"], provenance["data"]) == (1, "swin", "sixteen phantoms")
     assert tool([str(checkpoint), str(root / "again"), "--note", "nothing"]) == 2
     assert tool([str(root / "exported"), str(root / "twice"), "--note", "licence=mine"]) == 0
     twice = from_pretrained(root / "twice")
-    assert twice.config["provenance"] == told | {"licence": "mine"}
+    assert twice.config["provenance"] == provenance | {"licence": "mine"}
     assert twice.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
     torch.save({"w": torch.ones(1)}, root / "other.ckpt")
     assert tool([str(root / "other.ckpt"), str(root / "again")]) == 2

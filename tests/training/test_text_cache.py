@@ -61,9 +61,9 @@ def test_every_report_has_its_own_features_and_nothing_after_its_end(arrows, tmp
 def test_a_folder_of_other_things_is_not_replaced_by_a_cache(arrows, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    for place in ("mine", "mine/thesis.txt"):
-        assert cache_text.main(run_arguments(arrows, tmp_path, "text_encoder=nowhere", f"text_cache={tmp_path / place}")) == 2
-        assert f"text_cache={tmp_path / place} contains files other than a cache" in capsys.readouterr().err
+    for name in ("mine", "mine/thesis.txt"):
+        assert cache_text.main(run_arguments(arrows, tmp_path, "text_encoder=nowhere", f"text_cache={tmp_path / name}")) == 2
+        assert f"text_cache={tmp_path / name} contains files other than a cache" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 

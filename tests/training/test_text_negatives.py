@@ -37,14 +37,14 @@ def test_a_report_is_tokenised_when_it_is_first_drawn_alone(arrows, tmp_path, mo
     bert, cache = save_bert(tmp_path / "bert", 0), tmp_path / "cache"
     arguments = run_arguments(arrows, tmp_path, f"text_encoder={bert}", f"text_cache={cache}", "text_negatives=5")
     assert cache_text.main(arguments) == 0
-    data, asked = build_data(read_arguments(arguments[1:]), small_tokenizer(tmp_path / "again"), with_text_cache=True), []
+    data, encoded = build_data(read_arguments(arguments[1:]), small_tokenizer(tmp_path / "again"), with_text_cache=True), []
     encode = negatives.encode_report
-    monkeypatch.setattr(negatives, "encode_report", lambda *of: asked.append(of[1]) or encode(*of))
+    monkeypatch.setattr(negatives, "encode_report", lambda *of: encoded.append(of[1]) or encode(*of))
     draw = data._negatives()
     samples = [data.train_parts[0].sample(study, (0, 0, study)) for study in range(8)]
     first, studies = draw(samples), len(draw.tokenized)
     again = draw(samples)
-    assert len(asked) == studies <= sum(len(part) for part in data.train_parts)
+    assert len(encoded) == studies <= sum(len(part) for part in data.train_parts)
     assert all(torch.equal(again[name], value) for name, value in first.items())
 
 
@@ -73,11 +73,11 @@ def test_further_reports_embed_as_reports_do_and_depend_on_their_study_alone(arr
     mine = list(zip(batch.patient_key.tolist(), batch.report_key.tolist(), strict=True))
     theirs = list(zip(batch.negative_patient_key[0].tolist(), batch.negative_report_key[0].tolist(), strict=True))
     assert set(mine) & set(theirs)
-    for place, study in enumerate(theirs):
+    for index, study in enumerate(theirs):
         if study in mine:
             row = mine.index(study)
             one = [part[row : row + 1] for part in (batch.report_ids, batch.attention_mask, batch.sentence_index)]
-            torch.testing.assert_close(embedded[0, place], model.embed_report(*one)[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(embedded[0, index], model.embed_report(*one)[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mg3d.config import resolve
 from mg3d.training import trainer as trainer_module
 from mg3d.training.module import PretrainModule
 from mg3d.training.run import describe_plan
-from mg3d.training.trainer import build_strategy, plan_batches, resolve_precision
+from mg3d.training.trainer import build_strategy, plan_batches
 
 
 def settings(batch_size, most, devices=1, nodes=1):
@@ -60,14 +60,6 @@ def test_a_batch_that_cannot_be_split_is_refused_with_one_that_can(arguments, wo
     named = dict(re.findall(r"(batch_size|per_gpu_batchsize)=(\d+)", sentence.split(". Use ")[1]))
     assert str(works[0]) == named["batch_size"] or str(works[1]) == named["per_gpu_batchsize"]
     plan_batches(settings(*works, *arguments[2:]))
-
-
-def test_emulated_bf16_is_not_used(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for computed in (False, True):
-        says = lambda including_emulation=True, computed=computed: computed or including_emulation  # noqa: E731
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", says)
-        assert resolve_precision(resolve([], {"accelerator": "gpu"}).run) == ("bf16-mixed" if computed else "16-mixed")
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ def test_volumes_alone_are_learned_from_judged_and_gone_on_with(volumes_alone, c
     state = checkpoint(volumes_alone)
     assert state["global_step"] == 6
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
-    judged = json.loads((volumes_alone / "evidence.json").read_text())
-    assert judged["trained"]["reconstruction"]["masked"] > 0
+    evidence = json.loads((volumes_alone / "evidence.json").read_text())
+    assert evidence["trained"]["reconstruction"]["masked"] > 0
 
 
 def test_objectives_that_read_reports_refuse_volumes_alone(volumes_alone, capsys):

@@ -158,9 +158,10 @@ class CandidateClassification(Classification):
     """
 
     eval_batch_size = None
+    samples_share_scans = True
 
     def __init__(self, settings: FinetuneSettings, *, cube_size: Size, negatives: float = 1.0, **shared: Any) -> None:
-        super().__init__(settings, metric="auroc", **shared)
+        super().__init__(settings, **{"metric": "auroc", **shared})
         self.cube_size, self.negatives = cube_size, negatives
 
     def setup(self, split: Split, files: InspectedFiles) -> None:

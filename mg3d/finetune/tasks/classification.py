@@ -1,6 +1,7 @@
 """Classification of whole scans: exclusive classes or independent labels."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg3d.finetune.cases import UNKNOWN
+from mg3d.distributed import global_mean
+from mg3d.finetune.cases import UNKNOWN, FinetuneCase, Split
+from mg3d.finetune.data_check import InspectedFiles
+from mg3d.finetune.distributed import info
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.tasks.base import Row, TaskType
+from mg3d.finetune.tasks.base import LAST_EPOCH, Row, TaskType
 from mg3d.finetune.transforms import Sample
 from mg3d.metrics.bootstrap import insufficient_reason
 from mg3d.metrics.calibration import brier, calibration_error
@@ -55,6 +59,8 @@ class Classification(TaskType):
         exclusive: exactly one output is true.
         condition: output -> the output among whose positives alone it is scored.
         threshold_rule: how decision thresholds are chosen on validation cases, see `mg3d.metrics.thresholds.RULES`.
+        class_weights: weight the loss inversely to the frequency of a class (labels: pos_weight) in training.
+        focal_gamma: focal loss; 0 = cross entropy.
     """
 
     def __init__(
@@ -64,10 +70,14 @@ class Classification(TaskType):
         exclusive: bool = False,
         condition: Mapping[str, str] | None = None,
         threshold_rule: str = "youden",
+        class_weights: bool = False,
+        focal_gamma: float = 0.0,
         **shared: Any,
     ) -> None:
         super().__init__(settings, **shared)
         self.exclusive, self.condition, self.threshold_rule = exclusive, dict(condition or {}), threshold_rule
+        self.class_weights, self.focal_gamma = class_weights, focal_gamma
+        self.weights: list[list[float]] = []  # of negatives and positives of each output, or of each class
         self._thresholds: tuple[pd.DataFrame, np.ndarray] | None = None
 
     def network(self, encoder: VisionEncoder | None) -> nn.Module:
@@ -78,13 +88,52 @@ class Classification(TaskType):
         """Mean cross entropy over cases, or over known labels."""
         return self.loss_of(network(batch["image"]), batch["target"])
 
+    def setup(self, split: Split, files: InspectedFiles) -> None:
+        """Class weights of the training cases, and the score that selects the best epoch."""
+        if split.val and self.uses_sgd and self.settings.mode == "train" and self.settings.select == "best":
+            self._choose_selection(split.val)
+        if self.class_weights:
+            targets = np.array([case.target for case in split.train], dtype=np.int64)
+            columns = [targets[:, 0]] if self.exclusive else targets.T
+            classes = range(len(self.outputs) if self.exclusive else 2)
+            counts = [[max((column == value).sum(), 1) for value in classes] for column in columns]
+            self.weights = [[sum(row) / (len(row) * count) for count in row] for row in counts]
+
+    def _choose_selection(self, cases: Sequence[FinetuneCase]) -> None:
+        """`metric`; where it is undefined on these cases, its mean over the outputs with both classes, or the last epoch."""
+        guesses = np.random.default_rng(0).random((len(cases), len(self.outputs)))
+        targets = torch.tensor([case.target for case in cases])
+        names = [str(index) for index in range(len(cases))]
+        table = pd.DataFrame(self.rows_of(guesses, {"case_id": names, "patient_id": names, "target": targets}))
+        scores = {name: value for name, value in self.statistics(table).items() if name.partition("/")[0] not in ("brier", "ece")}
+        if self.metric not in scores:
+            raise ValueError(f"metric={self.metric}: expected one of {', '.join(scores)}")
+        defined = [name for name in (self.metric, self.metric.partition("/")[0]) if not np.isnan(scores.get(name, np.nan))]
+        self.selection = defined[0] if defined else LAST_EPOCH
+        if self.selection != self.metric:
+            counts = ", ".join(f"{name}: {(column == 1).sum()} positive, {(column == 0).sum()} negative"
+                               for name, column in zip(self.outputs, self.matrices(table)[0].T, strict=True))  # fmt: skip
+            limited = f", limited by max_cases={self.settings.max_cases}" if self.settings.max_cases else ""
+            info(
+                f"{self.metric} is undefined on the {len(cases)} validation cases ({counts}{limited}); "
+                + (f"{self.selection} selects the best epoch" if defined else "the last epoch is used")
+            )
+
     def loss_of(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits [B, outputs] and targets int64 [B, 1] (exclusive) or [B, outputs]."""
-        if self.exclusive:
-            return F.cross_entropy(logits, target[:, 0])
+        """Mean over the known labels of all ranks, for logits [B, outputs] and int64 [B, 1] (exclusive) or [B, outputs]."""
         known = target != UNKNOWN
-        terms = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).to(logits), reduction="none")
-        return (terms * known).sum() / known.sum().clamp(min=1)
+        label = target.clamp(min=0)
+        if self.exclusive:
+            terms = F.cross_entropy(logits, label[:, 0], reduction="none")[:, None]
+        else:
+            terms = F.binary_cross_entropy_with_logits(logits, label.to(logits), reduction="none")
+        if self.focal_gamma:
+            terms = terms * (1 - torch.exp(-terms)) ** self.focal_gamma  # exp(-terms): probability of the true class
+        weight = known.to(terms)
+        if self.weights:
+            weights = label.new_tensor(self.weights, dtype=terms.dtype).expand(label.shape[1], -1)
+            weight = weight * weights.gather(1, label.T).T
+        return global_mean((terms * weight).sum(), known)
 
     @torch.no_grad()
     def rows(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:
@@ -121,9 +170,9 @@ class Classification(TaskType):
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """`auroc`, `auprc`, `brier`, `ece` (macro averages); the first two also as `<name>/<output>`.
 
-        Exclusive: `accuracy`, `balanced_accuracy`, `macro_f1` and `sensitivity/<output>` of the most probable class. Otherwise
-        `<name>@0.5/<output>` and, with `dev`, `<name>@val/<output>` at thresholds chosen on validation cases; their macro
-        averages are `macro_<name>@...`.
+        Exclusive: `accuracy`, `balanced_accuracy`, `macro_f1`, `sensitivity/<output>` and `f1/<output>` of the most probable
+        class. Otherwise `<name>@0.5/<output>` and, with `dev`, `<name>@val/<output>` at thresholds chosen on validation cases;
+        their macro averages are `macro_<name>@...`.
         """
         targets, scores = self.matrices(table)
         by_output = {"auroc": per_label(auroc, targets, scores), "auprc": per_label(auprc, targets, scores)}
@@ -133,7 +182,7 @@ class Classification(TaskType):
             statistics |= {"brier": brier(classes, scores), "ece": calibration_error(classes, scores)}
             decided = class_scores(classes, scores)
             statistics |= {name: decided[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
-            by_output["sensitivity"] = decided["sensitivity"]
+            by_output |= {name: decided[name] for name in ("sensitivity", "f1")}
         else:
             statistics["brier"] = mean_of_defined(per_label(brier, targets, scores))
             statistics["ece"] = mean_of_defined(per_label(calibration_error, targets, scores))
@@ -144,6 +193,10 @@ class Classification(TaskType):
                 statistics |= {f"macro_{name}@{where}": mean_of_defined(decided[name]) for name in DECISIONS}
         each = {f"{name}/{output}": values[i] for name, values in by_output.items() for i, output in enumerate(self.outputs)}
         return statistics | {name: float(value) for name, value in each.items()}
+
+    def components(self, score: str) -> list[str]:
+        """`balanced_accuracy` of exclusive classes is the mean sensitivity."""
+        return super().components("sensitivity" if self.exclusive and score == "balanced_accuracy" else score)
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """Cases with a known label; for a sensitivity the positive ones, for a specificity the negative ones."""
@@ -170,16 +223,20 @@ class Classification(TaskType):
         return self._thresholds[1]
 
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
-        """ROC and precision-recall curves, and the confusion matrix of exclusive classes."""
+        """ROC and precision-recall curves, one per fold, and the confusion matrix of exclusive classes."""
         targets, scores = self.matrices(table)
-        figures = []
+        folds = table["fold"].to_numpy() if "fold" in table else np.zeros(len(table), dtype=int)
+        figures, curves = [], []
+        for (index, name), fold in itertools.product(enumerate(self.outputs), sorted(set(folds))):
+            part = (targets[:, index] != UNKNOWN) & (folds == fold)
+            if len(np.unique(targets[part, index])) == 2:
+                label = f"{name}, fold {fold}" if "fold" in table else name
+                curves.append((label, targets[part, index], scores[part, index]))
         for title, display in (("ROC curves", RocCurveDisplay), ("Precision-recall curves", PrecisionRecallDisplay)):
             figure = Figure(figsize=(5, 5), layout="constrained")
             axes = figure.add_subplot()
-            for index, name in enumerate(self.outputs):
-                known = targets[:, index] != UNKNOWN
-                if len(np.unique(targets[known, index])) == 2:
-                    display.from_predictions(targets[known, index], scores[known, index], name=name, ax=axes)
+            for label, target, score in curves:
+                display.from_predictions(target, score, name=label, ax=axes)
             figures.append((title, figure))
         if self.exclusive:
             figure = Figure(figsize=(4, 4), layout="constrained")

@@ -20,7 +20,8 @@ from mg3d.finetune.tasks.classification import Classification
 from mg3d.finetune.transforms import Sample
 from mg3d.metrics.thresholds import choose_thresholds, decide
 from mg3d.models.vision.registry import VisionEncoder
-from mg3d.sentence_spans import normalize_text, polarity, split_clauses
+from mg3d.polarity import NEGATED, span_polarities
+from mg3d.sentence_spans import normalize_text, split_clauses
 
 MAX_TERMS = 20_000
 MIN_REPORTS = 2
@@ -32,11 +33,10 @@ _WORD = re.compile(r"[a-z]+|#")
 
 def terms(report: str) -> list[str]:
     """Words and word pairs of every clause; those of a negated clause start with `-`."""
-    tokens = []
-    for start, end in split_clauses(report):
-        clause = report[start:end]
-        mark = "-" if polarity(clause) < 0 else ""
-        words = _WORD.findall(normalize_text(clause))
+    tokens, spans = [], split_clauses(report)
+    for (start, end), polarity in zip(spans, span_polarities(report, spans)):
+        mark = "-" if polarity == NEGATED else ""
+        words = _WORD.findall(normalize_text(report[start:end]))
         tokens += [mark + word for word in words] + [f"{mark}{one} {two}" for one, two in pairwise(words)]
     return tokens
 
@@ -134,7 +134,7 @@ def load_labeller(path: str | Path) -> ReportClassifier:
         FileNotFoundError: there is none.
         ValueError: the file is something else.
     """
-    from mg3d.finetune.fit import read_finetuned
+    from mg3d.finetune.loop import read_finetuned
 
     path = Path(path)
     candidates = (path / name for name in ("checkpoints/best.ckpt", "fold0/checkpoints/best.ckpt"))

@@ -14,7 +14,7 @@ from mg3d.evaluation.baselines import fit_best_logistic
 from mg3d.files import write_bytes
 from mg3d.finetune.cases import ArrowRow, FinetuneCase, Split
 from mg3d.finetune.distributed import info
-from mg3d.finetune.settings import as_builtins
+from mg3d.finetune.settings import UNCOMPARED, as_builtins
 from mg3d.finetune.tasks.classification import Classification
 from mg3d.models.vision.registry import VisionEncoder
 
@@ -44,7 +44,7 @@ class ProbeNetwork(nn.Module):
 class LinearProbe(Classification):
     """Linear probe on frozen features.
 
-    Features are stored in the run's folder under a hash of encoder, cases and settings, so an interrupted run continues.
+    Features are stored in `folder` under a hash of encoder and settings, for all folds of a run.
     """
 
     uses_sgd = False
@@ -55,8 +55,9 @@ class LinearProbe(Classification):
 
     def fit_closed_form(self, network: ProbeNetwork, split: Split, folder: Path) -> None:
         """Fits the linear layer; an output with one class in training gets a logit of 0."""
-        key = _digest(network.encoder)
-        train, val = (self.features(network, part, folder / "features" / key) for part in (split.train, split.val))
+        settings = sorted((name, value) for name, value in as_builtins(self.settings).items() if name not in UNCOMPARED)
+        key = hashlib.sha256(f"{_digest(network.encoder)} {settings}".encode()).hexdigest()[:16]
+        train, val = (self.features(network, part, folder / f"features-{key}.npz") for part in (split.train, split.val))
         targets, val_targets = (np.array([case.target for case in part]) for part in (split.train, split.val))
         mean, std = train.mean(0), train.std(0)
         std[std < 1e-8] = 1.0
@@ -69,22 +70,27 @@ class LinearProbe(Classification):
                 tensor.copy_(torch.as_tensor(values, dtype=tensor.dtype))
 
     @torch.no_grad()
-    def features(self, network: ProbeNetwork, cases: Sequence[FinetuneCase], prefix: Path) -> np.ndarray:
-        """[cases, channels] float64, from the file `<prefix>-<hash>.npy` if it exists."""
-        from mg3d.finetune.fit import evaluation_loader
+    def features(self, network: ProbeNetwork, cases: Sequence[FinetuneCase], file: Path) -> np.ndarray:
+        """[cases, channels] float64; `file` (.npz) keeps the features of each case, also for other folds."""
+        from mg3d.finetune.loop import evaluation_loader
 
-        text = [f"{case.case_id} {case.image}" for case in cases] + [str(as_builtins(self.settings))]
-        text += [str(path.stat().st_size) for path in sorted({c.image.file for c in cases if isinstance(c.image, ArrowRow)})]
-        path = prefix.with_name(f"{prefix.name}-{hashlib.sha256(chr(10).join(text).encode()).hexdigest()[:16]}.npy")
-        if path.is_file():
-            return np.load(path, allow_pickle=False)
-        device, parts = next(network.parameters()).device, []
-        for batch in tqdm(evaluation_loader(self, cases), desc="features", disable=None):
-            parts.append(network.features(batch["image"].to(device)).double().cpu().numpy())
-        content = io.BytesIO()
-        np.save(content, np.concatenate(parts), allow_pickle=False)
-        write_bytes(path, content.getvalue())
-        return np.concatenate(parts)
+        keys = {case.case_id: _key(case) for case in cases}
+        known = dict(np.load(file, allow_pickle=False)) if file.is_file() else {}
+        new = [case for case in cases if keys[case.case_id] not in known]
+        device = next(network.parameters()).device
+        for batch in tqdm(evaluation_loader(self, new) if new else (), desc="features", disable=None):
+            rows = network.features(batch["image"].to(device)).double().cpu().numpy()
+            known |= {keys[name]: row for name, row in zip(batch["case_id"], rows, strict=True)}
+        if new:
+            content = io.BytesIO()
+            np.savez(content, **known)
+            write_bytes(file, content.getvalue())
+        return np.stack([known[keys[case.case_id]] for case in cases])
+
+
+def _key(case: FinetuneCase) -> str:
+    size = case.image.file.stat().st_size if isinstance(case.image, ArrowRow) else ""
+    return hashlib.sha256(f"{case.case_id} {case.image} {size}".encode()).hexdigest()[:32]
 
 
 def _digest(module: nn.Module) -> str:

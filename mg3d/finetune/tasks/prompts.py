@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from mg3d.datasets.tokenizer import load_tokenizer, pad_reports
+from mg3d.distributed import global_mean
 from mg3d.evaluation.zero_shot import zero_shot_scores
 from mg3d.finetune.cases import UNKNOWN
 from mg3d.finetune.distributed import info
@@ -135,6 +136,8 @@ class PromptClassification(Classification):
         model.requires_grad_(False)
         for submodule in self.submodules:
             model.get_submodule(submodule).requires_grad_(True)
+        if model.contrast.logit_scale.bias is not None:  # of the sigmoid loss; a softmax over pairs does not depend on it
+            model.contrast.logit_scale.bias.requires_grad_(False)
         model.text.frozen = "text" not in self.submodules
         model.text.train("text" in self.submodules)
         return network
@@ -167,7 +170,7 @@ def pair_loss(similarity: Tensor, target: Tensor, *, form: str) -> Tensor:
         terms = F.binary_cross_entropy_with_logits(similarity[..., 0] - similarity[..., 1], truth, reduction="none")
     else:
         terms = ((similarity.softmax(-1) - torch.stack([truth, 1 - truth], -1)) ** 2).mean(-1)
-    return (terms * known).sum() / known.sum().clamp(min=1)
+    return global_mean((terms * known).sum(), known)
 
 
 def trainable_submodules(names: str) -> list[str]:

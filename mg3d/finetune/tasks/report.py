@@ -73,6 +73,9 @@ class ReportGeneration(TaskType):
         labeller: name or path of a report labeller, for the clinical scores; empty = none.
     """
 
+    reads_pyramid = True
+    eval_batch_size = None
+
     def __init__(
         self,
         settings: FinetuneSettings,
@@ -135,11 +138,16 @@ class ReportGeneration(TaskType):
         padded = np.pad(ids, (0, self.decoder["max_length"] - len(ids)), constant_values=self.tokenizer.pad_id)
         return read(case) | {"report": case.report, "ids": torch.from_numpy(padded), "count": len(ids)}
 
+    def collate(self, samples: Sequence[Any]) -> Sample:
+        """A batch with `ids` int64 [B, T], T = tokens of its longest report: on a GPU, reading T would be a wait."""
+        batch = super().collate(samples)
+        return batch | {"ids": batch["ids"][:, : int(batch["count"].max())]} if "ids" in batch else batch
+
     def loss(self, network: nn.Module, batch: Sample) -> Tensor:
         """Cross entropy of every next token."""
-        longest = int(batch["count"].max())
-        ids, positions = batch["ids"][:, :longest], torch.arange(longest, device=batch["ids"].device)
-        return self.criterion(*network(batch["image"], ids, positions < batch["count"][:, None]))
+        ids = batch["ids"]
+        mask = torch.arange(ids.shape[1], device=ids.device) < batch["count"][:, None]
+        return self.criterion(*network(batch["image"], ids, mask))
 
     @torch.no_grad()
     def rows(self, network: nn.Module, batch: Sample, *, mask_folder: Path | None = None) -> list[Row]:

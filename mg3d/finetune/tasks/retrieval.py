@@ -58,9 +58,10 @@ class Retrieval(PromptClassification):
         settings: dict[str, Any] = self.description["settings"]
         split = split_clauses if settings["text_unit"] == "clause" else split_sentences
         longest = min(settings["max_text_len"], network.model.text.max_length)
-        parts = pad_reports(self._load()[1], [(report, tuple(split(report))) for report in reports], longest)
-        device = next(network.parameters()).device
-        return network.model.embed_report(*(part.to(device) for part in parts))
+        texts = [(report, tuple(split(report))) for report in reports]
+        device, most = next(network.parameters()).device, max(len(spans) for _, spans in texts)
+        parts = (part.to(device) for part in pad_reports(self._load()[1], texts, longest))
+        return network.model.embed_report(*parts, max_sentences=most)
 
     def finish(self, table: pd.DataFrame) -> pd.DataFrame:
         """Ranks among all volumes and reports of the split."""

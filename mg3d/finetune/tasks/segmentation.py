@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from monai import transforms as mt
 from monai.data import MetaTensor, decollate_batch
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss, DiceLoss
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.data_check import InspectedFiles, check_masks, check_structures
+from mg3d.finetune.data_check import InspectedFiles, check_structures, mask_error
 from mg3d.finetune.images import read_image, write_mask
 from mg3d.finetune.settings import FinetuneSettings, Size
 from mg3d.finetune.tasks.base import Row, TaskType
@@ -52,6 +53,15 @@ class KeepReference(mt.Transform):
         return sample
 
 
+def keep_largest_components(labels: np.ndarray) -> np.ndarray:
+    """A label map [i, j, k] with the largest face-connected component of each value above 0; the rest becomes 0."""
+    kept = np.zeros_like(labels)
+    for value in np.unique(labels[labels > 0]):
+        components, _ = ndimage.label(labels == value)
+        kept[components == 1 + np.bincount(components.ravel())[1:].argmax()] = value
+    return kept
+
+
 class Segmentation(TaskType):
     """Structures with label values 1, 2, ... in the order of `outputs`; 0 is background.
 
@@ -68,6 +78,7 @@ class Segmentation(TaskType):
     """
 
     reads_masks = True
+    reads_pyramid = True
 
     def __init__(
         self,
@@ -89,10 +100,15 @@ class Segmentation(TaskType):
         self.cases: dict[str, FinetuneCase] = {}
         self.written: dict[str, Path] = {}
 
+    def file_error(self, file: Mapping[str, Any]) -> str:
+        """Masks must be on the grid of their scan, with declared values."""
+        return mask_error(file, structures=len(self.outputs))
+
     def setup(self, split: Split, files: InspectedFiles) -> None:
-        """Masks must be on the grid of their scan with declared values; every structure must occur in training."""
-        check_masks([*split.train, *split.val, *split.test], files, structures=len(self.outputs))
+        """Every structure must occur in training, and some in validation."""
         check_structures(split.train, files, self.outputs)
+        if not any(max(files[case.case_id]["values"]) > 0 for case in split.val):
+            raise ValueError(f"none of the {len(split.val)} validation masks has a structure; use another fold or seed")
 
     def network(self, encoder: VisionEncoder | None) -> nn.Module:
         """A `PyramidSegmenter` with one map per structure and one for the background."""
@@ -127,6 +143,8 @@ class Segmentation(TaskType):
         volume = image.as_tensor()[None]
         scores = self.averaged(lambda part: self._sliding_windows(network, part), volume, flip_back=True)[0]
         labels, affine = self.to_file_grid(scores, image)
+        if self.settings.largest_component:
+            labels = keep_largest_components(labels)
         row: Row = {"case_id": batch["case_id"][0], "patient_id": batch["patient_id"][0]}
         if mask_folder is not None:
             self.written[row["case_id"]] = mask_folder / self.mask_name(row["case_id"])
@@ -142,6 +160,7 @@ class Segmentation(TaskType):
             sw_batch_size=self.windows_per_batch,
             predictor=network,
             overlap=self.settings.overlap,
+            mode=self.settings.window_weighting,
             device=volume.device if count <= _MAX_SCORES_ON_GPU else torch.device("cpu"),
         )
         return logits.float().softmax(1)

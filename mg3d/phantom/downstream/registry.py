@@ -1,4 +1,4 @@
-"""The eight synthetic downstream sets, by the names of their folders in downstream/."""
+"""The synthetic downstream sets, by the names of their folders in downstream/."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mg3d.files import replacing_folder, write_json
 from mg3d.phantom.case import VERSION
-from mg3d.phantom.downstream import acdc, cc_ccii, covid19_20, ct_rate, ctrg, luna16, msd, stoic2021
+from mg3d.phantom.downstream import acdc, cc_ccii, covid19_20, ct_rate, ctrg, custom, luna16, msd, stoic2021
 from mg3d.phantom.spec import DatasetSpec
 
 MARK = "synthetic.json"
@@ -39,6 +39,7 @@ SETS: dict[str, SyntheticSet] = {
     "Covid19_20": SyntheticSet(covid19_20.write, Size(50, 64)),
     "CT-RATE": SyntheticSet(ct_rate.write, Size(240, 48)),
     "CTRG": SyntheticSet(ctrg.write, Size(300, 48)),
+    "custom": SyntheticSet(custom.write, Size(30, 48)),
     "Luna16": SyntheticSet(luna16.write, Size(110, 64)),
     "MSD": SyntheticSet(msd.write, Size(50, 64)),
     "stoic2021": SyntheticSet(stoic2021.write, Size(300, 48)),

@@ -7,21 +7,20 @@ import numpy as np
 import SimpleITK as itk
 
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import choose_hu_rescale
+from mg3d.preparation.hounsfield import file_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.limits import check_shape
 from mg3d.preparation.records import RawVolume, VolumeRecord
 
 _HEADER_BYTES = 1 << 14
 _DATA_FILE = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]+)", re.MULTILINE)
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
     """The volume of one MetaImage file in HU.
 
     Raises:
-        Refusal: missing_file, unreadable, mha_damaged, not_3d, too_large, as `geometry.to_lps` and `choose_hu_rescale`.
+        Refusal: missing_file, unreadable, mha_damaged, not_3d, too_large, as `geometry.raw_volume` and `choose_hu_rescale`.
     """
     path = root / record.files[0]
     _check_data_file(path)
@@ -38,11 +37,8 @@ def read_mha(record: VolumeRecord, root: Path) -> RawVolume:
     except RuntimeError as error:  # SimpleITK raises nothing else; the message contains the file name
         raise Refusal("mha_damaged", type(error).__name__) from None
     stored = itk.GetArrayFromImage(image).transpose(2, 1, 0)
-    directions = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine = _LPS_TO_RAS @ np.block([[directions, np.array(image.GetOrigin())[:, None]], [0, 0, 0, 1]])
-    volume, spacing = geometry.to_lps(stored, affine)
-    rescale = choose_hu_rescale(stored, None)
-    return RawVolume(volume, spacing, rescale.source, (rescale.slope, rescale.intercept), affine=affine)
+    axes = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    return geometry.raw_volume(stored, geometry.ras_affine(axes, image.GetOrigin()), *file_rescale(stored, record))
 
 
 def _check_data_file(path: Path) -> None:

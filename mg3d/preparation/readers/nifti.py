@@ -13,7 +13,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from mg3d.preparation import geometry
-from mg3d.preparation.hounsfield import choose_hu_rescale
+from mg3d.preparation.hounsfield import file_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.limits import check_range, check_shape
 from mg3d.preparation.records import RawVolume, TableGeometry, VolumeRecord
@@ -31,13 +31,11 @@ def read_nifti_ct(record: VolumeRecord, root: Path) -> RawVolume:
         Refusal: the file is unreadable, contradicts the metadata table, or its air is not near -1000 HU.
     """
     stored, affine = read_nifti(root / record.files[0])
-    table = record.table
-    if table is not None:
-        _check_table(table, stored.shape[::-1])
-    affine = geometry.table_affine(table) if affine is None else affine
-    volume, spacing = geometry.to_lps(stored, affine)
-    rescale = choose_hu_rescale(stored, table and (table.slope, table.intercept))
-    return RawVolume(volume, spacing, rescale.source, (rescale.slope, rescale.intercept), affine=affine)
+    if record.table is not None:
+        _check_table(record.table, stored.shape[::-1])
+    is_from_table = affine is None or (record.table is not None and is_identity(affine))
+    affine = geometry.table_affine(record.table) if is_from_table else affine
+    return geometry.raw_volume(stored, affine, *file_rescale(stored, record))
 
 
 def read_nifti_grey(record: VolumeRecord, root: Path) -> RawVolume:
@@ -51,7 +49,7 @@ def read_nifti_grey(record: VolumeRecord, root: Path) -> RawVolume:
     check_range(low, high)
     if not (low >= 0 and high <= 255):
         raise Refusal("grey_range", f"{low:g} to {high:g}")
-    if affine is not None:
+    if affine is not None and not is_identity(affine):
         volume, spacing = geometry.to_lps(stored, affine)
         return RawVolume(volume, spacing, "uint8_unknown_window")
     geometry.check_slices(stored.shape[2])
@@ -81,11 +79,24 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise Refusal("unreadable", type(error).__name__) from None
 
 
-def is_blank(header: nib.Nifti1Header) -> bool:
-    """Whether a header has no geometry: no qform or sform code, or an identity affine, as in CT-RATE's first release."""
-    if not header["qform_code"] and not header["sform_code"]:
-        return True
-    return bool((np.abs(header.get_best_affine()) == np.eye(4)).all())
+def is_identity(affine: np.ndarray) -> bool:
+    """Whether voxels are 1 mm and start at 0, as CT-RATE's first release and CTRG wrote without knowing the geometry."""
+    return bool((np.abs(affine) == np.eye(4)).all())
+
+
+def header_affine(header: nib.Nifti1Header) -> np.ndarray | None:
+    """The sform, or the qform if there is no sform or it is all zeros; None if there is neither.
+
+    Raises:
+        HeaderDataError: an impossible qform.
+    """
+    if header["sform_code"] and (sform := header.get_sform())[:3, :3].any():
+        return sform
+    if not header["qform_code"]:
+        return None
+    header = header.copy()
+    header["pixdim"][0] = header["pixdim"][0] or 1  # 0 means 1 by the standard
+    return header.get_qform()
 
 
 def _read_stream(stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -96,7 +107,7 @@ def _read_stream(stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
         header = (nib.Nifti2Header if is_nifti2 else nib.Nifti1Header).from_fileobj(stream)
         if header["magic"].item()[:3] not in {b"n+1", b"n+2"}:
             raise HeaderDataError("voxels in another file")
-        affine = None if is_blank(header) else header.get_best_affine()
+        affine = header_affine(header)
         slope, intercept = header.get_slope_inter()
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
     except (ImageFileError, HeaderDataError, WrapStructError, ValueError, OverflowError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mg3d.preparation.geometry import check_slices
+from mg3d.preparation.geometry import check_slices, note_length
 from mg3d.preparation.hounsfield import MIN_TISSUE_FRACTION, TISSUE_HU, choose_hu_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.limits import MAX_BYTES, check_range, check_shape
@@ -45,7 +45,8 @@ def read_rad_chestct(record: VolumeRecord, root: Path) -> RawVolume:
     stored = read_array(root / record.files[0], "ct", "iu")
     check_slices(len(stored), RAD_CHESTCT_MM[0])
     rescale = choose_hu_rescale(stored, None)
-    return RawVolume(stored[::-1], RAD_CHESTCT_MM, rescale.source, (rescale.slope, rescale.intercept))
+    changes = tuple(note_length(stored, RAD_CHESTCT_MM))
+    return RawVolume(stored[::-1], RAD_CHESTCT_MM, rescale.source, (rescale.slope, rescale.intercept), changes)
 
 
 def read_ct_clip(record: VolumeRecord, root: Path) -> RawVolume:
@@ -64,7 +65,8 @@ def read_ct_clip(record: VolumeRecord, root: Path) -> RawVolume:
     if tissue < MIN_TISSUE_FRACTION:
         raise Refusal("hu_ambiguous", f"{tissue:.1%} of the voxels above {TISSUE_HU} HU: the intercept was added twice")
     choose_hu_rescale(stored[::2] * np.float32(1000), None)
-    return RawVolume(stored.transpose(0, 2, 1), CT_CLIP_MM, "ct_clip", (1000.0, 0.0))
+    changes = tuple(note_length(stored, CT_CLIP_MM))
+    return RawVolume(stored.transpose(0, 2, 1), CT_CLIP_MM, "ct_clip", (1000.0, 0.0), changes)
 
 
 def read_array(path: Path, key: str, kinds: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.scan_walk import walk_scans
 from mg3d.preparation.sources.tables import decode, flag, read_table, rows_by_key
 from mg3d.preparation.split import draw_val_patients
-from mg3d.sentence_spans import clean_section
+from mg3d.report_sections import clean_section
 
 DATASET = "ct_rate"
 SPLITS = {"train": "train", "valid": "validation"}

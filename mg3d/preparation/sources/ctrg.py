@@ -15,7 +15,7 @@ from mg3d.preparation.records import Inventory, VolumeRecord
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.pseudonyms import pseudonym, read_salt
 from mg3d.preparation.split import draw_val_patients
-from mg3d.sentence_spans import clean_section
+from mg3d.report_sections import clean_section
 
 DATASET = "ctrg"
 ANNOTATIONS = ("chest_ctrg_jpg.json", "annotation.json", "chest_ctrg_nitfy_ori_split.json")

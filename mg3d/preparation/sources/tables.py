@@ -1,17 +1,24 @@
-"""Tables of volumes: CSV with comma, semicolon or tab, or JSON, in any usual encoding and spelling of column names."""
+"""Tables: CSV with any usual separator and encoding, Excel or JSON, and any spelling of column names."""
 
 import codecs
 import csv
 import difflib
+import importlib
 import io
 import json
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 _BOMS_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+EXCEL_SUFFIXES = (".xlsx", ".xlsm")
+_MAX_HEADER_LINE = 20
+"""Lines of an Excel sheet among which its header is."""
 _MAX_NAME = 48
 _FLAGS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
@@ -22,7 +29,8 @@ def read_table(
     """Cells as stripped strings ("" if missing), indexed by row number from 1, and notes for the user.
 
     Args:
-        path: a `.json` list of objects, or a CSV file with a header.
+        path: a `.json` list of objects, an Excel file (its first sheet; lines above the header are skipped), or a CSV file
+            with a header.
         columns: column name -> other names for it; case, spaces and punctuation are ignored. Other columns are dropped.
         required: columns that must be present.
         advice: what to do if the table cannot be read; ends the error message.
@@ -31,8 +39,7 @@ def read_table(
         ValueError: not such a table, or a required column is missing. The message contains no cell.
     """
     try:
-        text, encoding = decode(path.read_bytes())
-        table = _parse_json(text) if path.suffix.lower() == ".json" else _parse_csv(text, columns)
+        table, encoding = _parse(path, columns)
     except (ValueError, RecursionError, csv.Error) as error:
         expected = f"expected a header with {', '.join(list(required)[:3])}"
         raise ValueError(f"{path} cannot be read as a table: {_reason(error)}; {expected}; {advice}") from None
@@ -45,6 +52,17 @@ def read_table(
     table = table.set_axis([name for name in columns if name in positions], axis=1).map(str.strip)
     unusual = f"{path.name} is not UTF-8 and was read as {encoding}; check its special characters"
     return table, [] if encoding == "utf-8-sig" else [unusual]
+
+
+def _parse(path: Path, columns: Mapping[str, Sequence[str]]) -> tuple[pd.DataFrame, str]:
+    """The table and the encoding of its text."""
+    suffix = path.suffix.lower()
+    if suffix in EXCEL_SUFFIXES:
+        return _parse_excel(path, columns), "utf-8-sig"
+    if suffix == ".xls":
+        raise ValueError("it is in Excel's old format; save it as .xlsx or CSV")
+    text, encoding = decode(path.read_bytes())
+    return _parse_json(text) if suffix == ".json" else _parse_csv(text, columns), encoding
 
 
 def decode(content: bytes) -> tuple[str, str]:
@@ -88,7 +106,7 @@ def flag(cell: str) -> int:
 
 def _parse_csv(text: str, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     header = text.lstrip().partition("\n")[0]
-    separator = max(",;\t", key=lambda mark: (len(match_columns(header.split(mark), columns)), header.count(mark)))
+    separator = max(",;\t|", key=lambda mark: (len(match_columns(header.split(mark), columns)), header.count(mark)))
     # Not pandas.read_csv, which fills or cuts rows of another length: an unquoted comma would silently cut a report.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
@@ -103,6 +121,37 @@ def _parse_csv(text: str, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     if not rows:
         raise ValueError("it is empty")
     return pd.DataFrame(rows[1:], columns=rows[0], index=range(1, len(rows)), dtype=object)
+
+
+def _parse_excel(path: Path, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """The first sheet; its header is the line among the first ones with most of `columns`."""
+    try:
+        openpyxl = importlib.import_module("openpyxl")
+    except ImportError:
+        raise ValueError("openpyxl is not installed: pip install -e '.[excel]', or save the file as CSV") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            lines = [[_cell_text(value) for value in line] for line in book.worksheets[0].iter_rows(values_only=True)]
+        except Exception as error:  # a damaged archive raises anything, and the message may quote a cell
+            raise ValueError(f"it is not an Excel file ({type(error).__name__})") from None
+    if not lines:
+        raise ValueError("it is empty")
+    header = max(range(min(len(lines), _MAX_HEADER_LINE)), key=lambda line: len(match_columns(lines[line], columns)))
+    names, rows = lines[header], {number: line for number, line in enumerate(lines[header + 1 :], start=1) if any(line)}
+    width = len(names)
+    rows = {number: [*line[:width], *[""] * (width - len(line))] for number, line in rows.items()}
+    return pd.DataFrame(list(rows.values()), columns=names, index=list(rows), dtype=object)
+
+
+def _cell_text(value: Any) -> str:
+    """A cell as text: numbers such as accessions without a decimal point, dates as YYYY-MM-DD."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value.date().isoformat() if isinstance(value, datetime) else str(value).strip()
 
 
 def _parse_json(text: str) -> pd.DataFrame:

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 def slow_pyramid(weights, volumes, *, each_alone):
     """The same pyramid from the state dict, one convolution after the other, statistics by hand."""
     maps, features = [], volumes
-    for place, stage in enumerate(("down_tr64", "down_tr128", "down_tr256", "down_tr512")):
-        features = features if place == 0 else F.max_pool3d(features, kernel_size=2, stride=2)
+    for index, stage in enumerate(("down_tr64", "down_tr128", "down_tr256", "down_tr512")):
+        features = features if index == 0 else F.max_pool3d(features, kernel_size=2, stride=2)
         for unit in ("0", "1"):
             conv, norm = f"{stage}.ops.{unit}.conv1", f"{stage}.ops.{unit}.bn1"
             features = F.conv3d(features, weights[f"{conv}.weight"], weights[f"{conv}.bias"], stride=1, padding=1)

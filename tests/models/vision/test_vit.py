@@ -63,8 +63,8 @@ def slow_encode(encoder, volume, visible):
     tokens, positions = torch.cat([encoder.register_tokens, tokens]), [None] * len(encoder.register_tokens) + list(visible)
     for block in encoder.blocks:
         tokens = tokens + block.scale1 * slow_attention(block.attention, block.norm1(tokens), positions)
-        hidden = F.gelu(block.mlp[0](block.norm2(tokens)))
-        tokens = tokens + block.scale2 * block.mlp[2](hidden)
+        expanded = F.gelu(block.mlp[0](block.norm2(tokens)))
+        tokens = tokens + block.scale2 * block.mlp[2](expanded)
     return encoder.final_norm(tokens[len(encoder.register_tokens) :])
 
 
@@ -85,10 +85,10 @@ def test_visible_tokens_of_a_masked_pass_are_those_without_the_masked_patches():
     mask = torch.rand(2, *GRID, generator=torch.Generator().manual_seed(2)) < 0.5
     assert mask[0].sum() != mask[1].sum()
     features = encoder.encode(volumes, mask)
-    for volume, hidden, fast in zip(volumes, mask, features, strict=True):
-        visible = [patch for patch in PATCHES if not hidden[patch]]
-        torch.testing.assert_close(fast[:, ~hidden].T, slow_encode(encoder, volume, visible))
-        assert fast[:, hidden].std(1).min() > 1e-3  # the decoder's, different at each position
+    for volume, masked, fast in zip(volumes, mask, features, strict=True):
+        visible = [patch for patch in PATCHES if not masked[patch]]
+        torch.testing.assert_close(fast[:, ~masked].T, slow_encode(encoder, volume, visible))
+        assert fast[:, masked].std(1).min() > 1e-3  # the decoder's, different at each position
 
 
 @torch.no_grad()
@@ -158,5 +158,5 @@ def test_masks_of_several_tokens_per_patch_hide_all_of_them():
     encoder, volume = small_vit(mask_token=True), torch.rand(1, 1, *SHAPE, dtype=torch.float64)
     mask = torch.zeros(1, 2, 1, 3, dtype=torch.bool)
     mask[0, 1, 0, 2] = True
-    hidden = upsample_mask(mask, SHAPE)[:, None]
-    torch.testing.assert_close(encoder.encode(volume, mask), encoder.encode(torch.where(hidden, 9.0, volume), mask))
+    voxel_mask = upsample_mask(mask, SHAPE)[:, None]
+    torch.testing.assert_close(encoder.encode(volume, mask), encoder.encode(torch.where(voxel_mask, 9.0, volume), mask))

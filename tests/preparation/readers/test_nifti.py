@@ -15,6 +15,7 @@ from small_raw import LPS, SHAPE, chest, volume_record
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers import nifti
 from mg3d.preparation.recipe import Recipe
+from mg3d.preparation.records import TableGeometry
 from mg3d.preparation.voxels import make_volume
 
 RECIPE = Recipe(shape=(32, 24, 16))
@@ -135,7 +136,8 @@ HEADERS = {
     "unknown type": (with_field, (70, "<hh", 3, 16), "nifti_header"),
     "voxels in another file": (with_field, (344, "4s", b"ni1"), "nifti_header"),
     "affine nan": (with_field, (280, "<f", float("nan")), "nan_spacing"),
-    "affine of zeros": (with_field, (280, "<12f", *[0.0] * 12), "spacing_out_of_range"),
+    "affine of zeros": (with_field, (280, "<12f", *[0.0] * 12), "nan_spacing"),
+    "voxels of 4 m": (with_field, (280, "<12f", -4e3, 0, 0, 0, 0, -3e3, 0, 0, 0, 0, 5e3, 0), "spacing_out_of_range"),
     "singular affine": (with_field, (280, "<12f", -3, -3, 0, 0, 0, 0, 1, 0, 0, 0, 5, 0), "gantry_tilt"),
 }
 
@@ -199,11 +201,100 @@ def test_a_gzip_file_without_its_last_bytes_is_refused(tmp_path):
         assert code_of(path) == "gzip_truncated"
 
 
-def test_a_single_nan_voxel_is_found(tmp_path):
-    volume = chest(3).transpose(2, 1, 0).astype(np.float32)
-    volume[12, 11, 13] = np.nan
-    nib.save(nib.Nifti1Image(volume, LPS), tmp_path / "volume.nii.gz")
-    assert code_of(tmp_path / "volume.nii.gz") == "hu_ambiguous"
+def raw(path, **changes):
+    return nifti.read_nifti_ct(volume_record(path.name, reader="nifti", **changes), path.parent)
+
+
+@pytest.mark.parametrize(
+    ("size", "guess"), [(0.003, "metres"), (0.3, "centimetres"), (3000, "micrometres")]
+)
+def test_voxels_in_another_unit_are_refused_with_the_guess(tmp_path, size, guess):
+    affine = np.diag([-size, -size, size * 5 / 3, 1]) if size != 0.3 else np.diag([-0.15, -0.15, 0.5, 1])
+    (tmp_path / "a.nii").write_bytes(nib.Nifti1Image(chest(3).transpose(2, 1, 0), affine).to_bytes())
+    with pytest.raises(Refusal, match=f"spacing_out_of_range.*seems to be in {guess}"):
+        raw(tmp_path / "a.nii")
+
+
+def test_a_header_with_1_mm_voxels_at_the_origin_is_used_unless_a_table_has_the_geometry(tmp_path):
+    (tmp_path / "a.nii").write_bytes(nib.Nifti1Image(chest(3).transpose(2, 1, 0), np.eye(4)).to_bytes())
+    found = raw(tmp_path / "a.nii")
+    np.testing.assert_array_equal(found.voxels, chest(3)[:, ::-1, ::-1])
+    assert found.spacing_mm == (1, 1, 1)
+    table = TableGeometry(SHAPE, (5.0, 3.0, 2.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), 1, -1024)
+    found = raw(tmp_path / "a.nii", table=table)
+    np.testing.assert_array_equal(found.voxels, chest(3))
+    assert found.spacing_mm == pytest.approx((5.0, 3.0, 2.0))
+
+
+@pytest.mark.parametrize("sform_code", [0, 2])
+@pytest.mark.parametrize("qfac", [0.0, 1.0])
+def test_a_qform_is_used_without_sform_or_with_one_of_zeros(tmp_path, sform_code, qfac):
+    image = nib.Nifti1Image(chest(3).transpose(2, 1, 0), None)
+    image.set_qform(LPS, 1)
+    content = bytearray(image.to_bytes())
+    struct.pack_into("<f", content, 76, qfac)
+    struct.pack_into("<h", content, 254, sform_code)
+    struct.pack_into("<12f", content, 280, *[0.0] * 12)
+    (tmp_path / "a.nii").write_bytes(content)
+    found = raw(tmp_path / "a.nii")
+    np.testing.assert_array_equal(found.voxels, chest(3))
+    assert found.spacing_mm == pytest.approx((5.0, 3.0, 3.0))
+
+
+def with_nan(*places, dtype=np.float32):
+    volume = chest(3).astype(dtype)
+    for place in places:
+        volume[place] = np.nan
+    return volume
+
+
+def save(path, volume):
+    nib.save(nib.Nifti1Image(volume.transpose(2, 1, 0), LPS), path)
+    return path
+
+
+Z, Y, X = np.indices(SHAPE)
+OUTSIDE = {
+    "circle": (Y - 10.5) ** 2 / 110 + (X - 11.5) ** 2 / 130 > 1,
+    "wedge": Y + Z > 40,
+    "last slices": np.s_[24:],
+    "one corner": (0, 0, 0),
+}
+INSIDE = {"one voxel": (13, 11, 12), "one slice": np.s_[13], "half a slice": np.s_[13, 10:], "hole": np.s_[10:14, 8:12, 9:15]}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", OUTSIDE)
+def test_nan_outside_the_field_of_view_becomes_air(tmp_path, place, dtype):
+    volume = with_nan(OUTSIDE[place], dtype=dtype)
+    found = raw(save(tmp_path / "a.nii.gz", volume))
+    np.testing.assert_array_equal(found.voxels, np.where(np.isnan(volume), -1024, chest(3)))
+    assert [change.code for change in found.changes] == ["filled_nan"]
+
+
+@pytest.mark.parametrize("place", INSIDE)
+def test_nan_inside_the_field_of_view_is_refused(tmp_path, place):
+    path = save(tmp_path / "volume.nii.gz", with_nan(INSIDE[place], OUTSIDE["circle"]))
+    with pytest.raises(Refusal, match=r"hu_ambiguous.*voxels are NaN, some of them between measured ones"):
+        make(path)
+
+
+def test_an_infinite_voxel_is_refused(tmp_path):
+    volume = with_nan(OUTSIDE["circle"])
+    volume[13, 11, 12] = np.inf
+    with pytest.raises(Refusal, match="infinite voxels"):
+        make(save(tmp_path / "volume.nii.gz", volume))
+
+
+def test_hu_without_air_are_read_only_if_they_are_trusted(tmp_path):
+    path = save(tmp_path / "cardiac.nii.gz", np.maximum(chest(3), -600))
+    with pytest.raises(Refusal, match="hu_ambiguous"):
+        raw(path)
+    found = raw(path, hu="trust")
+    np.testing.assert_array_equal(found.voxels, np.maximum(chest(3), -600))
+    assert (found.hu_source, [change.code for change in found.changes]) == ("trusted", ["no_air"])
+    with pytest.raises(Refusal, match="less dense than air"):
+        raw(save(tmp_path / "twice.nii.gz", chest(3) - np.int16(1024)), hu="trust")
 
 
 @pytest.mark.parametrize("dtype", [">i2", "<i4", ">f4", "<f8"])

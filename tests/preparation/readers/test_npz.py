@@ -40,7 +40,7 @@ def as_ct_clip(hu):
 def test_rad_chestct_is_flipped_to_inferior_first(tmp_path, save, order):
     found = read(read_rad_chestct, tmp_path, save, ct=np.asarray(as_rad_chestct(chest(7)), order=order), extra=np.zeros(3))
     np.testing.assert_array_equal(found.voxels, chest(7).clip(-1000, 1000))
-    assert found[1:] == ((0.8, 0.8, 0.8), "already_hu", (1.0, 0.0), "", None)
+    assert found[1:] == ((0.8, 0.8, 0.8), "already_hu", (1.0, 0.0), (("short", "21 mm"),), None)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -48,7 +48,7 @@ def test_ct_clip_is_transposed_and_rescaled_to_hu(tmp_path, save):
     found = read(read_ct_clip, tmp_path, save, arr_0=as_ct_clip(chest(7)))
     assert found.voxels.shape == SHAPE
     np.testing.assert_allclose(found.voxels * found.scale[0] + found.scale[1], chest(7).clip(-1000, 1000), atol=1e-3)
-    assert found[1:] == ((1.5, 0.75, 0.75), "ct_clip", (1000.0, 0.0), "", None)
+    assert found[1:] == ((1.5, 0.75, 0.75), "ct_clip", (1000.0, 0.0), (("short", "39 mm"),), None)
 
 
 def test_two_voxels_of_each_format_are_read_where_their_axes_say(tmp_path):

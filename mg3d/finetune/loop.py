@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Timer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mg3d.files import remove_partial, write_bytes
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.dataset import EpochSampler, collate, in_order
+from mg3d.finetune.dataset import CaseDataset, EpochSampler, in_order, worker_order
 from mg3d.finetune.distributed import info
 from mg3d.finetune.encoder import build_encoder
 from mg3d.finetune.module import FinetuneModule, gather_rows
 from mg3d.finetune.settings import UNCOMPARED, FinetuneSettings, changed
 from mg3d.finetune.tasks.base import TaskType
+from mg3d.precision import autocast, resolve_precision
 from mg3d.settings.schema import RunSettings
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.run import is_first_rank
@@ -36,11 +37,11 @@ from mg3d.training.trainer import (
     checkpoint_callbacks,
     configure_gpu,
     csv_part,
+    ddp_strategy,
     progress_bar,
     resolve_accelerator,
     resolve_device,
     resolve_devices,
-    resolve_precision,
 )
 
 NON_FINITE_ADVICE = "Lower learning_rate or set grad_clip=1, and start a new run (run_name=...)"
@@ -55,25 +56,29 @@ def machine(settings: FinetuneSettings) -> RunSettings:
 def training_loader(task_type: TaskType, cases: Sequence[FinetuneCase]) -> DataLoader:
     """Training samples; seed and epoch decide which of them an epoch draws."""
     data, draw = task_type.training_data(cases)
-    sampler = EpochSampler(draw, count=len(data), seed=task_type.settings.seed)
-    return _loader(data, sampler, task_type.settings, batch_size=task_type.settings.batch_size)
+    sampler = EpochSampler(draw, count=len(data), seed=task_type.settings.seed, contiguous=task_type.samples_share_scans)
+    return _loader(task_type, data, sampler, batch_size=task_type.settings.batch_size)
 
 
 def evaluation_loader(task_type: TaskType, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> DataLoader:
     """Every sample once, in batches of `eval_batch_size`."""
     data = task_type.evaluation_data(cases, collect_errors=collect_errors)
-    sampler = EpochSampler(in_order(len(data)), count=len(data))
-    return _loader(data, sampler, task_type.settings, batch_size=task_type.eval_batch_size or task_type.settings.batch_size)
+    batch_size, workers = task_type.eval_batch_size or task_type.settings.batch_size, task_type.settings.num_workers
+    shared = task_type.samples_share_scans
+    reorder = partial(worker_order, batch_size=batch_size, workers=workers) if shared else None
+    sampler = EpochSampler(in_order(len(data)), count=len(data), contiguous=shared, reorder=reorder)
+    return _loader(task_type, data, sampler, batch_size=batch_size)
 
 
-def _loader(data: Dataset, sampler: EpochSampler, settings: FinetuneSettings, *, batch_size: int) -> DataLoader:
+def _loader(task_type: TaskType, data: Dataset, sampler: EpochSampler, *, batch_size: int) -> DataLoader:
+    workers = task_type.settings.num_workers
     return DataLoader(
         data,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=settings.num_workers,
-        persistent_workers=settings.num_workers > 0,
-        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=task_type.collate,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -90,15 +95,19 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
     if last.is_file():
         require_same_run(folder, read_finetuned(last)["mg3d_finetune"], config)
         info(f"continuing from {last}")
+    module = FinetuneModule(network, task_type, config=config)
     trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     counts = {name: len(part) for name, part in split._asdict().items()}
     info(f"cases: {', '.join(f'{n} {name}' for name, n in counts.items())}; {trainable / 1e6:.2f} M trainable parameters")
     trainer, timer = build_trainer(task_type, folder), Timer()
     trainer.callbacks.append(timer)
     remove_partial(folder / "checkpoints")
+    training = training_loader(task_type, split.train)
+    if isinstance(training.dataset, CaseDataset) and (message := training.dataset.describe_cache(max(1, settings.num_workers))):
+        info(message)
     trainer.fit(
-        FinetuneModule(network, task_type, config=config),
-        training_loader(task_type, split.train),
+        module,
+        training,
         evaluation_loader(task_type, split.val),
         ckpt_path=last if last.is_file() else None,
         weights_only=True,
@@ -130,8 +139,10 @@ def fit_closed_form(
     if several or task_type.settings.devices > 1 or task_type.settings.num_nodes > 1:
         raise ValueError("this task is fitted by one process; use devices=1 num_nodes=1")
     start = time.monotonic()
-    network.to(resolve_device(machine(task_type.settings))).eval()
-    task_type.fit_closed_form(network, split, folder)
+    device = resolve_device(machine(task_type.settings))
+    network.to(device).eval()
+    with autocast(task_type.settings.precision, device):  # as `predict` computes
+        task_type.fit_closed_form(network, split, folder.parent)  # shared by the folds
     weights = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     content = io.BytesIO()
     torch.save({"state_dict": weights, "mg3d_finetune": dict(config)}, content)
@@ -150,7 +161,7 @@ def peak_memory_gb() -> float:
 
 def build_trainer(task_type: TaskType, folder: Path) -> pl.Trainer:
     """The Trainer of one fold, writing into `folder`."""
-    settings, metric = task_type.settings, f"val/{task_type.metric}"
+    settings, metric = task_type.settings, f"val/{task_type.selection}"
     callbacks: list[pl.Callback] = [
         *checkpoint_callbacks(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),
@@ -185,8 +196,8 @@ def _devices(settings: FinetuneSettings) -> dict[str, Any]:
         "accelerator": resolve_accelerator(run),
         "devices": devices,
         "num_nodes": run.num_nodes,
-        "strategy": DDPStrategy(find_unused_parameters=True) if devices * run.num_nodes > 1 else "auto",
-        "precision": resolve_precision(run),
+        "strategy": ddp_strategy(run, find_unused_parameters=False) if devices * run.num_nodes > 1 else "auto",
+        "precision": resolve_precision(run.precision, resolve_device(run)),
         "use_distributed_sampler": False,
         "enable_model_summary": False,
     }
