@@ -1,21 +1,49 @@
-"""Atomic writing of files and folders."""
+"""Atomic writing of files and folders, and the walk through folders."""
 
 import errno
 import json
 import os
 import platform
 import re
+import resource
 import secrets
 import shutil
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+OPEN_FILES = 8192
+"""Files that a run may have open at once, where the system allows it."""
+
 
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether an error means that the disk is full or a quota is exceeded."""
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def raise_open_file_limit() -> None:
+    """Raises this process's limit of open files to what the system allows; every shard of a data set is one."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def os_advice(error: OSError) -> str:
+    """What to do about an error of the system, as the end of a sentence; empty if it is clear."""
+    if is_full_disk(error):
+        return "the disk is full; free some space or write elsewhere"
+    advice = {
+        errno.EMFILE: "raise the limit with `ulimit -n 4096`",
+        errno.ENFILE: "the machine has no more; close other programs",
+        errno.EIO: "the disk or the network file system is faulty",
+        errno.ESTALE: "the network file system has replaced the file; start again",
+        errno.EROFS: "choose a folder on a writable disk",
+        errno.ENAMETOOLONG: "choose a shorter path",
+    }.get(error.errno or 0, "")
+    return f"{(error.strerror or str(error)).lower()}{f'; {advice}' if advice else ''}"
 
 
 @contextmanager
@@ -97,3 +125,37 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True, mode: int =
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Writes indented JSON; see `replacing`."""
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), durable=durable)
+
+
+def walk_folders(root: Path, passed_over: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below `root` with the names of its files. Links are followed, and a folder that is reached twice comes once.
+
+    Links come last, so that a folder below `root` has its own path. Hidden files and folders are left out.
+
+    passed_over: what is left out -> its number, to which this adds.
+    """
+    pending, links, seen = deque([root]), deque(), set()
+    while pending or links:
+        folder = pending.popleft() if pending else links.popleft()
+        try:
+            state = folder.stat()
+            with os.scandir(folder) as entries:
+                entries = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            passed_over["unreadable folders"] += 1
+            continue
+        if (state.st_dev, state.st_ino) in seen:
+            passed_over["links to folders that are listed already"] += 1
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        files = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                passed_over["hidden files and folders"] += 1
+            elif entry.is_dir():
+                (links if entry.is_symlink() else pending).append(folder / entry.name)
+            elif entry.is_file():
+                files.append(entry.name)
+            else:
+                passed_over["broken links and special files"] += 1
+        yield folder, files

@@ -4,8 +4,9 @@ import shutil
 
 import numpy as np
 import openpyxl
+import pydicom
 from pydicom.uid import RLELossless
-from small_dicom import CORNER_MM, write_series, write_slice
+from small_dicom import CORNER_MM, write_enhanced, write_series, write_slice
 from small_raw import chest
 
 CORONAL = [1, 0, 0, 0, 0, -1]
@@ -49,6 +50,18 @@ class Export:
         write_series(self.root / folder, marked(patient) if hu is None else hu, each=each, start=f"S{self.count}-", **values)
         return uid
 
+    def enhanced(self, patient, study):
+        """A multi-frame file next to the series of its study; returns its UID."""
+        self.count += 1
+        tags = {
+            "SeriesInstanceUID": f"1.2.9.{self.count}", "StudyInstanceUID": f"1.2.8.{patient}.{study}", "SliceThickness": "1.0",
+            "PatientID": patient_id(patient), "PatientName": name_of(patient), "AccessionNumber": accession(patient, study),
+            "SeriesDescription": "Thorax enhanced", "StudyDate": f"2021{study:02d}15",
+        }  # fmt: skip
+        frames = [(plane, 5.0 * k, 0, 1) for k, plane in enumerate(marked(patient))]
+        write_enhanced(self.root / accession(patient, study) / "enhanced.dcm", frames, **tags)
+        return tags["SeriesInstanceUID"]
+
     def localizer(self, patient, study):
         image_type = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         return self.add(patient, study, "Topogram", chest()[:2], ImageType=image_type, ImageOrientationPatient=CORONAL)
@@ -80,7 +93,16 @@ def write_export(root):
     add("usable", 4, 2, "Thorax 1.0", marked(4, 33), used=True, syntax=RLELossless)
     add("usable", 5, 2, "", marked(5, 34), used=True, BodyPartExamined="CHEST")
     add(other, 5, 2, "Series 7", marked(5, 36))
+    expected[export.enhanced(8, 2)] = (True, "usable")
     add("usable", 6, 2, "Lung 1.25", marked(6, 35), used=True, ConvolutionKernel="LUNG")
+    gap = marked(6, 34)
+    export_gap = export.add(6, 1, "Thorax with gap", gap, ConvolutionKernel="B20f")
+    for path in sorted((root / accession(6, 1)).glob(f"*/S{export.count}-*")):
+        if 65 <= pydicom.dcmread(path, specific_tags=["ImagePositionPatient"]).ImagePositionPatient[2] - CORNER_MM[2] < 110:
+            path.unlink()
+    expected[export_gap] = (False, ("missing_slices", "too_few_slices"))
+    tilted = {"orientation": [1, 0, 0, 0, 0.96, 0.28], "ConvolutionKernel": "B71f"}
+    add(other, 7, 1, "Thorax tilted", **tilted)
     add("rule: slices of 7 mm", 7, 1, "Thorax 7.0", SliceThickness="7.0")
     add("rule: only 110 mm long", 8, 1, "Thorax apex", marked(8, 22))
     shutil.copy(next(iter(sorted((root / "0101").rglob("*.dcm")))), root / "0101" / "stray.dcm")

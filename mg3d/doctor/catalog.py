@@ -68,6 +68,11 @@ class VolumeCatalog:
         """Data sets that are present, or should be."""
         return list(dict.fromkeys([*self.roots, *self.rows["dataset"]]))
 
+    def table_row(self, row: int) -> int:
+        """Row of the table that names a raw volume, from 1; 0: none."""
+        source = self.sources[row]
+        return source.record.row if isinstance(source, RawVolumeSource) else 0
+
     def ids(self, mask_or_rows: Any) -> tuple[str, ...]:
         """Sorted volume ids of selected rows."""
         return tuple(sorted(map(str, self.rows.loc[mask_or_rows, "volume_id"])))

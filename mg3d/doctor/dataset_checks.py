@@ -57,20 +57,24 @@ class Prevalence(NamedTuple):
 def check_quarantine(data: DoctorData) -> list[CheckResult]:
     """One result per reason code: volumes that were quarantined, or could not be read now."""
     volumes: dict[tuple[str, bool], set[str]] = defaultdict(set)
+    table_rows: dict[str, int] = {}
     for entry in data.catalog.quarantined:
         volumes[entry.code, False].add(entry.volume_id)
+        table_rows[entry.volume_id] = entry.row
     for row, item in data.statistics.items():
         if item.refused:
+            table_rows[data.catalog.rows["volume_id"][row]] = data.catalog.table_row(row)
             volumes[item.refused, data.catalog.kind == "arrow"].add(data.catalog.rows["volume_id"][row])
     results = []
     for (code, is_stored), ids in sorted(volumes.items()):
         usual = REASON_ACTIONS.get(code, "nothing, if you can do without them; the preparation skips them")
         names = tuple(sorted(ids))
+        shown = [f"row {table_rows[name]}: {name}" if table_rows.get(name) else name for name in names]
         results.append(
             CheckResult(
                 code=code,
                 severity="error" if is_stored else "info" if code == "no_chest" else "warning",
-                message=f"{pluralize(len(ids), 'volume')} unusable: {REASONS.get(code, code)} ({examples(names)})",
+                message=f"{pluralize(len(ids), 'volume')} unusable: {REASONS.get(code, code)} ({examples(shown)})",
                 expected="all listed volumes are usable",
                 action="the shard is damaged: run the preparation again" if is_stored else usual,
                 volumes=names,

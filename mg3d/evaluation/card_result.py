@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
-from mg3d.evaluation.tables import Bootstrap, Rows, Statistic, format_rows, on_rows
+from mg3d.evaluation.tables import Bootstrap, Rows, Statistic, format_rows, macro, on_rows
 from mg3d.files import write_json
-from mg3d.metrics.bootstrap import MIN_PATIENTS
-from mg3d.metrics.classification import auroc, macro_auroc
+from mg3d.metrics.bootstrap import holm
+from mg3d.metrics.classification import auroc
 
 FORMAT = 2
 RELIABILITY = "Reliability after temperature scaling"
@@ -102,7 +101,7 @@ def require_same_data(first: CardResult, second: CardResult) -> None:
 def compare_results(first: CardResult, second: CardResult, *, n_bootstrap: int = 2000) -> dict[str, Rows]:
     """First minus second: macro AUROC, AUROC by finding, and recall, each with a paired interval and p value.
 
-    `q` is the p value by finding after Benjamini-Hochberg correction.
+    `p (Holm)` is the p value by finding, corrected for the number of findings.
 
     Raises:
         ValueError: see `require_same_data`.
@@ -111,8 +110,8 @@ def compare_results(first: CardResult, second: CardResult, *, n_bootstrap: int =
     bootstrap = Bootstrap(n_bootstrap, first.card["seed"])
     patients, labels = np.array(first.cases["patients"]), np.array(first.cases["labels"])
     scores = [np.array(result.cases["scores"], dtype=float) for result in (first, second)]
-    macro = [on_rows(macro_auroc, labels, part) for part in scores]
-    rows = [_comparison_row("zero-shot AUROC, mean", macro, patients, bootstrap, labels=labels)]
+    mean = macro(auroc, labels, *scores)
+    rows = [_comparison_row("zero-shot AUROC, mean", mean.statistics, patients, bootstrap, labels=mean.labels)]
     studies = np.array(first.cases["study_patients"])
     for direction in first.cases["ranks"]:
         if direction not in second.cases["ranks"]:
@@ -126,7 +125,7 @@ def compare_results(first: CardResult, second: CardResult, *, n_bootstrap: int =
     for index, name in enumerate(first.cases["findings"]):
         pair = [on_rows(auroc, labels[:, index], part[:, index]) for part in scores]
         findings.append(_comparison_row(name, pair, patients, bootstrap, labels=labels[:, index]))
-    return {"First minus second": rows, "AUROC by finding, first minus second": _add_q_values(findings)}
+    return {"First minus second": rows, "AUROC by finding, first minus second": _with_holm(findings)}
 
 
 def _comparison_row(
@@ -135,14 +134,11 @@ def _comparison_row(
     all_rows = np.arange(len(patients))
     difference, comparison = bootstrap.difference(*pair, patients, labels=labels)
     p = difference.get("no_interval", comparison.p)
-    if comparison.patients < MIN_PATIENTS:
-        p = f"too few patients ({comparison.patients})"
     return {"metric": name, "first": pair[0](all_rows), "second": pair[1](all_rows), "difference": difference, "p": p}
 
 
-def _add_q_values(rows: Rows) -> Rows:
-    defined = [row for row in rows if isinstance(row["p"], float) and not np.isnan(row["p"])]
-    adjusted = false_discovery_control([row["p"] for row in defined]) if defined else []
-    for row, q in zip(defined, adjusted, strict=True):
-        row["q"] = float(q)
+def _with_holm(rows: Rows) -> Rows:
+    tested = [row for row in rows if isinstance(row["p"], float) and not np.isnan(row["p"])]
+    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p (Holm)"] = float(adjusted)
     return rows

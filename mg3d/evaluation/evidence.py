@@ -25,11 +25,11 @@ from mg3d.evaluation.phantom_ground_truth import read_ground_truth, sentence_mea
 from mg3d.evaluation.reconstruction import mean_volume, reconstruction_error
 from mg3d.evaluation.retrieval import recall_rows, retrieval_directions
 from mg3d.evaluation.sentence_pairs import read_sentence_pairs, threshold_rows
-from mg3d.evaluation.tables import Bootstrap, Rows, format_cell, format_tables, on_rows
+from mg3d.evaluation.tables import Bootstrap, Rows, format_cell, format_tables
 from mg3d.evaluation.zero_shot import classification_rows, prompt_texts, zero_shot_scores
 from mg3d.files import write_bytes, write_json
 from mg3d.glossary import LABELS
-from mg3d.metrics.classification import auroc, macro_auroc, per_label
+from mg3d.metrics.classification import auroc, per_label
 from mg3d.models.build import build_untrained
 from mg3d.models.mg3d import MG3D
 from mg3d.sentence_spans import normalize_text
@@ -166,8 +166,10 @@ def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tup
 def _macro_aurocs(scores: np.ndarray, data: HeldOutData) -> dict[str, dict[str, float]]:
     """Cells with the macro AUROC over the target findings and over all 18."""
     columns = {"targets": [LABELS.index(name) for name in TARGETS], "all": list(range(len(LABELS)))}
-    statistics = {name: on_rows(partial(macro_auroc, of=chosen), data.labels, scores) for name, chosen in columns.items()}
-    return {name: BOOTSTRAP.interval(statistic, data.test.patients) for name, statistic in statistics.items()}
+    return {
+        name: BOOTSTRAP.metric(auroc, data.labels[:, chosen], scores[:, chosen], data.test.patients)
+        for name, chosen in columns.items()
+    }
 
 
 def baselines(data: HeldOutData) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Whether a model reads negation, and whether it distinguishes left from right."""
 
 import re
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +11,10 @@ from mg3d.datasets.studies import ReportText
 from mg3d.evaluation.card_data import CardEmbeddings
 from mg3d.evaluation.encoder import embed_batches
 from mg3d.evaluation.stress_test import X
-from mg3d.evaluation.tables import Bootstrap, Rows, on_rows
+from mg3d.evaluation.tables import Bootstrap, Rows
 from mg3d.evaluation.zero_shot import MEAN
 from mg3d.glossary import LABELS, prompts
-from mg3d.metrics.classification import auroc, macro_auroc, mean_of_defined
+from mg3d.metrics.classification import auroc, mean_of_defined
 
 SIDES = ("left", "right")
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -31,25 +32,25 @@ def negation_rows(volumes: Tensor, prompts: Tensor, labels: np.ndarray, patients
     alone, pair = ((volumes.double() @ part.T).numpy() for part in (present, present - absent))
     cosine = (present * absent).sum(-1).numpy()
     accuracy = {
-        "present, closer to X": np.where(labels == 1, pair > 0, np.nan),
-        "absent, closer to no X": np.where(labels == 0, pair < 0, np.nan),
+        "present, closer to X": (1, np.where(labels == 1, pair > 0, np.nan)),
+        "absent, closer to no X": (0, np.where(labels == 0, pair < 0, np.nan)),
     }
+
+    def cells(columns: int | slice) -> dict[str, Any]:
+        known, cells = labels[:, columns], {}
+        for name, (value, correct) in accuracy.items():
+            cells[name] = bootstrap.metric(_accuracy, known, correct[:, columns], patients, classes=(value,))
+        return cells | {name: bootstrap.metric(auroc, known, part[:, columns], patients) for name, part in scores.items()}
+
     scores = {"AUROC of X alone": alone, "AUROC of the pair": pair}
     rows = []
     for index, name in enumerate(LABELS):
-        row = {"finding": name, "cosine of X and no X": float(cosine[index])}
-        row |= {column: bootstrap.mean(values[:, index], patients) for column, values in accuracy.items()}
-        row |= {column: bootstrap.metric(auroc, labels[:, index], part[:, index], patients) for column, part in scores.items()}
-        rows.append(row)
-    mean = {"finding": MEAN, "cosine of X and no X": float(cosine.mean())}
-    mean |= {name: bootstrap.interval(on_rows(_mean_of_columns, values), patients) for name, values in accuracy.items()}
-    mean |= {name: bootstrap.metric(macro_auroc, labels, part, patients) for name, part in scores.items()}
-    return [*rows, mean]
+        rows.append({"finding": name, "cosine of X and no X": float(cosine[index])} | cells(index))
+    return [*rows, {"finding": MEAN, "cosine of X and no X": float(cosine.mean())} | cells(slice(None))]
 
 
-def _mean_of_columns(values: np.ndarray) -> float:
-    """Mean over columns of their means, without NaN entries and empty columns."""
-    return mean_of_defined(np.array([mean_of_defined(column) for column in values.T]))
+def _accuracy(_: np.ndarray, correct: np.ndarray) -> float:
+    return mean_of_defined(correct)
 
 
 def swap_sides(text: str) -> str:

@@ -16,7 +16,7 @@ from mg3d.evaluation.encoder import embed_batches
 from mg3d.evaluation.retrieval import retrieval_directions
 from mg3d.evaluation.tables import Bootstrap, Rows, on_rows
 from mg3d.evaluation.zero_shot import zero_shot_logits
-from mg3d.metrics.classification import macro_auroc
+from mg3d.metrics.classification import auroc
 from mg3d.metrics.retrieval import first_rank
 from mg3d.sentence_spans import normalize_text
 
@@ -97,13 +97,12 @@ def stress_rows(
 
     scores [n, L] and ranks [n] (of each volume's report; may be empty) by corruption, `UNCHANGED` among them; labels [n, L].
     """
-    auroc = {name: on_rows(macro_auroc, labels, part) for name, part in scores.items()}
     recall = {name: on_rows(np.mean, part <= K) for name, part in ranks.items()}
     rows = []
     for name in scores:
-        row = {"corruption": name, "auroc": bootstrap.interval(auroc[name], patients, labels=labels), "drop": ""}
+        row = {"corruption": name, "auroc": bootstrap.metric(auroc, labels, scores[name], patients), "drop": ""}
         if name != UNCHANGED:
-            row["drop"], _ = bootstrap.difference(auroc[UNCHANGED], auroc[name], patients, labels=labels)
+            row["drop"], _ = bootstrap.macro_difference(auroc, labels, (scores[UNCHANGED], scores[name]), patients)
         if recall:
             row |= {f"volume to report, R@{K}": bootstrap.interval(recall[name], patients), "drop of recall": ""}
         if recall and name != UNCHANGED:

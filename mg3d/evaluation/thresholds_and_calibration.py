@@ -13,7 +13,7 @@ from mg3d.evaluation.tables import Rows, on_rows
 from mg3d.evaluation.zero_shot import MEAN, ZeroShotScores
 from mg3d.glossary import LABELS
 from mg3d.metrics.calibration import brier, calibration_error, fit_temperature, reliability_table
-from mg3d.metrics.classification import count_decisions, decision_scores, mean_of_defined
+from mg3d.metrics.classification import count_decisions, decision_scores
 from mg3d.metrics.thresholds import choose_thresholds, decide
 
 
@@ -49,9 +49,9 @@ def _decision_rows(card: Card, labels: np.ndarray, logits: np.ndarray, patients:
     decisions = decide(logits, thresholds)
 
     def cell(metric: str, columns: slice) -> dict[str, Any]:
-        mean = lambda labels, decisions: mean_of_defined(decision_scores(count_decisions(labels, decisions))[metric])  # noqa: E731
+        score = lambda label, decision: float(decision_scores(count_decisions(label, decision))[metric])  # noqa: E731
         classes = (0,) if metric == "specificity" else (1,)
-        return card.bootstrap.metric(mean, labels[:, columns], decisions[:, columns], patients, classes=classes)
+        return card.bootstrap.metric(score, labels[:, columns], decisions[:, columns], patients, classes=classes)
 
     rows: Rows = []
     for index, name in enumerate([*LABELS, MEAN]):

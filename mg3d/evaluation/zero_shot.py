@@ -1,7 +1,6 @@
 """Zero-shot classification: compare each volume with a prompt that states a finding and one that denies it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -13,7 +12,8 @@ from torch.nn import functional as F
 from mg3d.evaluation.cards import Card
 from mg3d.evaluation.tables import Bootstrap, Rows
 from mg3d.glossary import ENSEMBLE, LABELS, prompts
-from mg3d.metrics.classification import auprc, auroc, macro_auroc, mean_of_defined, per_label
+from mg3d.metrics.bootstrap import UNDEFINED
+from mg3d.metrics.classification import auprc, auroc, mean_of_defined, per_label
 
 MEAN = "mean over findings"
 """Name of the last row of tables by finding. The mean excludes undefined values."""
@@ -79,13 +79,8 @@ def classification_rows(
     prevalence = mean_of_defined(np.array([row["prevalence"] for row in rows]))
     mean = {"finding": MEAN, "cases": len(labels), "prevalence": prevalence}
     for metric, function in metrics.items():
-        mean[metric] = bootstrap.metric(partial(_macro, function), labels, scores, patients)
+        mean[metric] = bootstrap.metric(function, labels, scores, patients)
     return [*rows, mean]
-
-
-def _macro(metric: Metric, labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean of a metric over the findings of labels and scores [n, 18]."""
-    return mean_of_defined(per_label(metric, labels, scores))
 
 
 def zero_shot_tables(card: Card, scores: ZeroShotScores) -> dict[str, Rows]:
@@ -99,7 +94,7 @@ def zero_shot_tables(card: Card, scores: ZeroShotScores) -> dict[str, Rows]:
     wording_rows = [
         {
             "prompts": name + (" (main)" if name == card.wording else ""),
-            "auroc": card.bootstrap.metric(macro_auroc, labels, logits, patients),
+            "auroc": card.bootstrap.metric(auroc, labels, logits, patients),
         }
         for name, logits in scores.logits.items()
     ]
@@ -110,4 +105,4 @@ def zero_shot_tables(card: Card, scores: ZeroShotScores) -> dict[str, Rows]:
 
 def _range(values: np.ndarray) -> str:
     defined = values[~np.isnan(values)]
-    return f"{defined.min():.3f} to {defined.max():.3f}" if len(defined) else "-"
+    return f"{defined.min():.3f} to {defined.max():.3f}" if len(defined) else UNDEFINED

@@ -12,7 +12,7 @@ from mg3d.finetune import arrows, loop, results
 from mg3d.finetune.cases import NO_FOLD, FinetuneCase, Split, assign_folds, require_cases, scan_key, split_digests, split_fold
 from mg3d.finetune.data_check import InspectedFiles, inspect_files
 from mg3d.finetune.data_root import data_locations, find_root, is_synthetic
-from mg3d.finetune.distributed import info
+from mg3d.finetune.distributed import info, lock_run
 from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.predict import predict_scans
 from mg3d.finetune.settings import (
@@ -57,7 +57,8 @@ def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> Path:
         run = Path(settings.checkpoint).absolute().parents[1] if settings.checkpoint else fold
         return evaluate_external(task, settings, task_type, stored, run)
     else:
-        run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
+        with lock_run(folder):
+            run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
     return fold
 
 
@@ -284,20 +285,18 @@ def pool_folds(task: DownstreamTask, task_type: TaskType, tables: Sequence[Mappi
     """Pools the validation predictions of all folds: every training case, predicted by a network that has not seen it."""
     if not is_first_rank():
         return
-    pooled = pd.concat([table["val"] for table in tables]).sort_values("case_id", kind="stable").reset_index(drop=True)
-    each = pd.DataFrame([task_type.statistics(table["val"]) for table in tables])
-    spread = {name: {"mean": float(each[name].mean()), "sd": float(each[name].std())} for name in each}
+    pooled = pd.concat([table["val"].assign(fold=fold) for fold, table in enumerate(tables)])
+    pooled = pooled.sort_values("case_id", kind="stable").reset_index(drop=True)
     folds = [results.read_summary(folder / f"fold{fold}") for fold in range(len(tables))]
-    cases = {
-        f"fold{fold} {name}": digest for fold, one in enumerate(folds) for name, digest in one["config"]["cases"].items()
-    }
+    cases = {f"fold{fold} {name}": digest for fold, one in enumerate(folds) for name, digest in one["config"]["cases"].items()}
     summary = {name: folds[0][name] for name in ("folder", "synthetic", "parameters_total", "config")}
     summary["config"] |= {"fold": folder.name, "cases": cases}
-    summary |= {"folds": len(tables), "between_folds": spread}
+    summary |= {"folds": len(tables)}
     scores = results.write_results(folder / "all", task_type, task.title, {"val": pooled}, summary)
-    results.show_scores(f"{task.title}, {len(tables)} folds pooled", scores)
+    results.show_scores(f"{task.title}, {len(tables)} folds (AUROC and AUPRC: mean over folds; others: pooled cases)", scores)
+    if task_type.uses_sgd and task_type.selection != LAST_EPOCH:
+        info("the best epochs were chosen on these cases, so the scores are slightly too high; select=last avoids that")
     unfinished = [str(fold) for fold, one in enumerate(folds) if not one.get("finished", True)]
     if unfinished:
         info(f"max_minutes stopped fold {', '.join(unfinished)} early: pooled scores are provisional; the same command continues")
-    metric = spread[task_type.metric]
-    info(f"{task_type.metric} over folds: mean {metric['mean']:.3f}, SD {metric['sd']:.3f}; wrote {folder / 'all'}")
+    info(f"wrote {folder / 'all'}")

@@ -4,20 +4,18 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mg3d.evaluation.tables import format_tables
+from mg3d.evaluation.tables import format_cell, format_rows, format_tables
 from mg3d.files import write_bytes, write_json
 from mg3d.finetune.distributed import info
+from mg3d.finetune.scoring import compare_tables, comparison_rows, score_table
 from mg3d.finetune.settings import INITIALIZATION, UNCOMPARED, as_builtins, changed
 from mg3d.finetune.tasks.base import TaskType
-from mg3d.metrics.bootstrap import paired_comparisons
 from mg3d.settings.encoders import ENCODERS
 from mg3d.visualize.page import PageItem, write_page
 from mg3d.visualize.plots import curves_figure
@@ -66,10 +64,11 @@ def write_results(
     sections: list[tuple[str, list[PageItem]]] = []
     for split, table in tables.items():
         write_table(predictions_file(folder, split), table)
-        intervals = task_type.scores(table, dev=tables.get("val", dev) if split == "test" else None)
-        scores[split] = [score._asdict() for score in intervals]
+        computed = score_table(task_type, table, tables.get("val", dev) if split == "test" else None)
+        scores[split] = [score._asdict() for score in computed]
         figures = task_type.figures(table)
-        sections.append((f"{split}: {len(table)} rows", [scores[split], *(item for figure in figures for item in figure)]))
+        items = [format_rows(_score_rows(scores[split])), *(item for figure in figures for item in figure)]
+        sections.append((f"{split}: {len(table)} rows", items))
         for name, figure in figures:
             write_figure(folder / "figures" / f"{split}_{re.sub(r'[^a-z0-9]+', '_', name.lower())}.png", figure)
     logs = sorted(folder.glob("csv/part-*/metrics.csv"))
@@ -83,18 +82,19 @@ def write_results(
 
 def show_scores(title: str, scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Prints the rows of each split."""
-    tables = {}
-    for split, rows in scores.items():
-        tables[split] = [
-            {
-                "score": row["name"],
-                "value": {key: row.get(key) for key in ("value", "low", "high", "no_interval")},
-                "cases": row["cases"],
-                "patients": row["patients"],
-            }
-            for row in rows
-        ]
+    tables = {split: _score_rows(rows) for split, rows in scores.items()}
     print(format_tables(f"{title} [95 % interval]", tables), flush=True)
+
+
+def _score_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for score in scores:
+        row = {"score": score["name"], "value": {key: score[key] for key in ("value", "low", "high", "no_interval", "without")}}
+        if folds := score["folds"]:
+            mean, sd, low, high = (format_cell(folds[name]) for name in ("mean", "sd", "min", "max"))
+            row["mean ± SD over folds"] = f"{mean} ± {sd} ({low} to {high})"
+        rows.append(row | {"cases": score["cases"], "patients": score["patients"]})
+    return rows
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -132,11 +132,28 @@ def compare(task_type: TaskType, first: Path, second: Path) -> None:
     has_test = [predictions_file(folder, "test").is_file() for folder in (first, second)]
     if has_test[0] != has_test[1]:
         lacking = (second, first)[has_test[1]]
-        info(f"{lacking} has no test split: comparing validation scores, by which the best epochs were chosen")
+        info(f"{lacking} has no test split: comparing validation scores")
     split = "test" if all(has_test) else "val"
-    rows = compare_tables(task_type, first, second, split=split)
-    heading = "difference: second - first [95 % interval over patients]"
+    if split == "val" and task_type.uses_sgd and any(summary["settings"]["select"] == "best" for summary in summaries):
+        info("the best epochs were chosen on these cases; select=last avoids that")
+    tables = [read_table(predictions_file(folder, split)) for folder in (first, second)]
+    require_same_cases(*tables, first, second)
+    dev = [read_table(predictions_file(folder, "val")) if split == "test" else None for folder in (first, second)]
+    rows = comparison_rows(compare_tables(task_type, tables, dev))
+    heading = "difference: second - first [95 % interval over patients]; p (Holm): p corrected for the findings of a measure"
     print(format_tables(f"{split}; {heading}", {"Paired comparison": rows}), flush=True)
+
+
+def require_same_cases(one: pd.DataFrame, two: pd.DataFrame, first: Path, second: Path) -> None:
+    """Raises ValueError unless two tables have the same cases in the same folds."""
+    columns = ["case_id"] + ["fold"] * any("fold" in table for table in (one, two))
+    keys = [table.reindex(columns=columns).to_numpy().tolist() for table in (one, two)]
+    if keys[0] != keys[1]:
+        only = sorted(set(one["case_id"]) ^ set(two["case_id"]))
+        raise ValueError(
+            f"{first} has {len(one)} rows and {second} {len(two)}; {len(only)} cases are in one run only, such as {only[:3]}. "
+            "Two runs are compared on the same cases: same fold and seed"
+        )
 
 
 def run_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
@@ -155,41 +172,3 @@ def run_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]
     if first["fold"] != second["fold"]:
         lines.append(f"fold {first['fold']} and {second['fold']}")
     return lines + changed(first["settings"], second["settings"], ignore=UNCOMPARED | INITIALIZATION | {"n_bootstrap"})
-
-
-def compare_tables(task_type: TaskType, first: Path, second: Path, *, split: str) -> list[dict[str, Any]]:
-    """A row per score with its paired difference; decision thresholds come from each run's own validation cases.
-
-    Raises:
-        ValueError: the runs were evaluated on different cases.
-    """
-    one, two = (read_table(predictions_file(folder, split)) for folder in (first, second))
-    if one["case_id"].tolist() != two["case_id"].tolist():
-        only = sorted(set(one["case_id"]) ^ set(two["case_id"]))
-        raise ValueError(
-            f"{first} has {len(one)} rows and {second} {len(two)}; {len(only)} cases are in one run only, such as {only[:3]}. "
-            "Two runs are compared on the same cases: same fold and seed"
-        )
-    dev = [read_table(predictions_file(folder, "val")) if split == "test" else None for folder in (first, second)]
-    systems = [partial(_statistics, task_type, table, val) for table, val in zip((one, two), dev, strict=True)]
-    values = [system(np.arange(len(one))) for system in systems]
-    masks = {name: task_type.support_mask(one, name) for name in values[0]}
-    differences = paired_comparisons(
-        *reversed(systems), one["patient_id"].to_numpy(), support_masks=masks,
-        n_bootstrap=task_type.settings.n_bootstrap, seed=task_type.settings.seed,
-    )  # fmt: skip
-    return [
-        {
-            "score": name, "first": values[0][name], "second": values[1][name],
-            "difference": {
-                "value": row.difference, "low": row.low, "high": row.high,
-                "no_interval": task_type.no_interval(row.difference, row.low),
-            },
-            "p": row.p_text, "patients": row.patients,
-        }
-        for name, row in differences.items()
-    ]  # fmt: skip
-
-
-def _statistics(task_type: TaskType, table: pd.DataFrame, dev: pd.DataFrame | None, rows: np.ndarray) -> Mapping[str, float]:
-    return task_type.statistics(table.iloc[rows], dev)

@@ -13,7 +13,7 @@ import pandas as pd
 from mg3d.finetune.cases import NO_FOLD, UNKNOWN, Candidate, FinetuneCase
 from mg3d.finetune.dataset_json import read_dataset_json
 from mg3d.finetune.images import SLICE_SUFFIXES, VOLUME_SUFFIXES, slice_files
-from mg3d.preparation.sources.custom import SPLIT_NAMES
+from mg3d.preparation.sources.listing import SPLIT_NAMES
 from mg3d.preparation.sources.tables import decode, match_columns
 
 ROLES: dict[str, tuple[str, ...]] = {
@@ -24,6 +24,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "fold": (),
     "mask": ("maskpath", "segmentation", "labelmap"),
     "report": ("reporttext",),
+    "use": (),
     "x": ("xmm", "coordx"),
     "y": ("ymm", "coordy"),
     "z": ("zmm", "coordz"),
@@ -49,6 +50,8 @@ class TargetColumn(NamedTuple):
 def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
     """All rows as text: columns of `ROLES` under those names, other columns as they are, `row` and `folder` for each.
 
+    Rows whose column `use` is 0, as `prepro/index_dicom.py` writes it, are left out.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, has no header or path column, or no row.
@@ -70,7 +73,12 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
     merged = pd.concat(tables, ignore_index=True).fillna("")
     if merged.empty:
         raise ValueError(f"{paths[0]} has a header but no row")
-    return merged
+    if "use" not in merged:
+        return merged
+    used = merged[[FLAGS.get(cell.lower(), 1) == 1 for cell in merged["use"]]]
+    if used.empty:
+        raise ValueError(f"{paths[0]}: every row has use = 0; write 1 into the rows to use")
+    return used.reset_index(drop=True)
 
 
 def _names(table: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ from mg3d.files import write_json
 from mg3d.inference.scan import Scan
 from mg3d.inference.scan_model import ScanModel
 from mg3d.preparation.quarantine import REASONS
-from mg3d.preparation.sources.custom import ListedVolume, read_listing
+from mg3d.preparation.sources.listing import ListedVolume, read_listing
 from mg3d.preparation.sources.scan_walk import SCAN_SUFFIXES, dicom_scans, walk_scans
 from mg3d.sentence_spans import build_report
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import permutation_test
 
-Statistic = Callable[[np.ndarray], float]
-"""Function of the row indices (int64) of a resample."""
 Statistics = Callable[[np.ndarray], Mapping[str, float]]
-"""Several statistics by name."""
+"""Statistics by name, of the cases at row indices int64 [m]."""
+UNDEFINED = "undefined"
+"""How a value that does not exist, such as an AUROC with one class, is printed."""
 MIN_PATIENTS, MAX_EXACT_PATIENTS = 6, 12
-"""Fewer than 6 patients cannot reach p < 0.05. Up to 12, an exact sign-flip test is used in addition to the bootstrap."""
+"""Fewer than 6 patients cannot reach p < 0.05 and give no interval. Up to 12, the bootstrap is supplemented by an exact test."""
 MIN_PATIENTS_PER_CLASS = 5
 """Fewer patients with (or without) the finding give no interval: with 4, 2 % (exp(-4)) of the resamples lack the class."""
 
@@ -32,53 +32,88 @@ class PairedDifference(NamedTuple):
     @property
     def p_text(self) -> str:
         """p as text, never 0."""
-        if self.patients < MIN_PATIENTS:
-            return "too few"
-        if np.isnan(self.p):
-            return "-"
-        if self.p < 0.001:
-            return "< 0.001"
-        bounded = self.patients > MAX_EXACT_PATIENTS and self.p <= self.smallest_p
-        return f"<= {self.p:.3f}" if bounded else f"{self.p:.3f}"
+        return format_p(self.p, self.smallest_p if self.patients > MAX_EXACT_PATIENTS else 0.0)
+
+
+def format_p(p: float, smallest_p: float = 0.0) -> str:
+    """p as text, never 0; `<= 0.007` where the number of resamples bounds it."""
+    if np.isnan(p):
+        return UNDEFINED
+    return "< 0.001" if p < 0.001 else f"<= {p:.3f}" if p <= smallest_p else f"{p:.3f}"
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """p values [n] adjusted for n tests (Holm-Bonferroni), which bounds the chance of any false positive; nan is not counted."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p)[: int((~np.isnan(p)).sum())]
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return adjusted
+
+
+def too_few_patients(groups: np.ndarray) -> str:
+    """`too few patients (4)` for the patients [n] of the cases that a score depends on; empty if there are enough."""
+    count = len(np.unique(groups))
+    return f"too few patients ({count})" if count < MIN_PATIENTS else ""
 
 
 def insufficient_reason(labels: np.ndarray, groups: np.ndarray, *, classes: Sequence[int] = (1, 0)) -> str:
     """Why a score of these labels has no interval, such as `too few positives (1)`; empty if it has one, or no value at all.
 
-    labels: [n], or [n, L] for a mean over labels, of which one with enough patients suffices; 1 positive, 0 negative.
+    labels: [n], or [n, L] for a mean over the labels that have all `classes`, each with enough patients; 1 positive, 0 negative.
     groups: [n], the patient of each case. classes: the classes that the score needs.
     """
     columns = labels.reshape(len(labels), -1).T
     counts = [[len(np.unique(groups[column == value])) for value in classes] for column in columns]
-    best = max((row for row in counts if min(row) > 0), key=min, default=[MIN_PATIENTS_PER_CLASS])
-    if min(best) >= MIN_PATIENTS_PER_CLASS:
+    fewest = min((row for row in counts if min(row) > 0), key=min, default=[MIN_PATIENTS_PER_CLASS])
+    if min(fewest) >= MIN_PATIENTS_PER_CLASS:
         return ""
-    return f"too few {'positives' if classes[best.index(min(best))] == 1 else 'negatives'} ({min(best)})"
+    return f"too few {'positives' if classes[fewest.index(min(fewest))] == 1 else 'negatives'} ({min(fewest)})"
 
 
-def bootstrap_interval(
-    statistic: Statistic, groups: np.ndarray, *, n_bootstrap: int = 300, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of `statistic(rows)` over resamples of groups (patients) with replacement.
+def defined_components(
+    systems: Sequence[Statistics], means: Mapping[str, Sequence[str]], n_cases: int
+) -> dict[str, tuple[str, ...]]:
+    """The components of every mean that all systems define on all cases; later means may be over earlier ones."""
+    values = [dict(system(np.arange(n_cases))) for system in systems]
+    defined: dict[str, tuple[str, ...]] = {}
+    for name, parts in means.items():
+        defined[name] = tuple(part for part in parts if not any(np.isnan(value[part]) for value in values))
+        for value in values:
+            value[name] = _mean(value, defined[name])
+    return defined
+
+
+def with_means(system: Statistics, means: Mapping[str, Sequence[str]]) -> Statistics:
+    """`system` with each of `means` over the same components in every resample; nan in one where a component is undefined.
+
+    A mean over whichever labels are defined in a resample would differ in what it averages, and be centred elsewhere.
+    """
+
+    def statistics(rows: np.ndarray) -> dict[str, float]:
+        values = dict(system(rows))
+        for name, parts in means.items():
+            values[name] = _mean(values, parts)
+        return values
+
+    return statistics
+
+
+def _mean(values: Mapping[str, float], names: Sequence[str]) -> float:
+    return float(np.mean([values[name] for name in names])) if names else float("nan")
+
+
+def bootstrap_intervals(
+    statistics: Statistics, groups: np.ndarray, *, n_bootstrap: int = 300, level: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of statistics over resamples of groups (patients) with replacement; empty for n_bootstrap=0.
 
     groups: [n], the patient of each case. Resamples with a nan statistic are skipped; (nan, nan) if all are.
 
     Raises:
         ValueError: there is no case.
     """
-    return bootstrap_intervals(_named(statistic), groups, n_bootstrap=n_bootstrap, level=level, seed=seed)[""]
-
-
-def bootstrap_intervals(
-    statistics: Statistics, groups: np.ndarray, *, n_bootstrap: int = 300, level: float = 0.95, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """`bootstrap_interval` of several statistics on the same resamples; empty for n_bootstrap=0."""
     return {name: _interval(values, level) for name, values in resample_statistics(statistics, groups, n_bootstrap, seed).items()}
-
-
-def paired_comparison(first: Statistic, second: Statistic, groups: np.ndarray, **options: int | float) -> PairedDifference:
-    """Compare one statistic of two systems on the same resamples of patients; see `paired_comparisons`."""
-    return paired_comparisons(_named(first), _named(second), groups, **options)[""]
 
 
 def paired_comparisons(
@@ -91,9 +126,9 @@ def paired_comparisons(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, PairedDifference]:
-    """Compare every statistic that both systems have, on the same resamples of patients.
+    """Compare statistics of two systems on the same resamples of patients.
 
-    support_masks: name -> bool [n], the cases that a statistic uses (default: all).
+    support_masks: name of each compared statistic -> bool [n], the cases that it uses (default: every statistic, all cases).
 
     p comes from the bootstrap (`two_sided_p`). Up to `MAX_EXACT_PATIENTS` patients it is the larger of that and `sign_flip_p` of
     the patients' jackknife contributions, because either can be too small alone: the bootstrap with few patients, the sign flips
@@ -107,7 +142,7 @@ def paired_comparisons(
     resampled = [resample_statistics(system, groups, n_bootstrap, seed) for system in systems]
     leave_out = cache(lambda patient: [system(np.flatnonzero(groups != patient)) for system in systems])
     comparisons = {}
-    for name in (name for name in values[0] if name in values[1]):
+    for name in support_masks or [name for name in values[0] if name in values[1]]:
         difference = values[0][name] - values[1][name]
         differences = resampled[0][name] - resampled[1][name] if n_bootstrap else np.empty(0)
         differences = differences[~np.isnan(differences)]
@@ -147,10 +182,6 @@ def sign_flip_p(contributions: np.ndarray) -> float:
     statistic = lambda flipped, axis: (flipped.sum(axis) / max(scale, 1e-300)).round(9)  # noqa: E731
     test = permutation_test((contributions,), statistic, permutation_type="samples", n_resamples=np.inf, vectorized=True)
     return float(test.pvalue)
-
-
-def _named(statistic: Statistic) -> Statistics:
-    return lambda rows: {"": statistic(rows)}
 
 
 def resample_statistics(statistics: Statistics, groups: np.ndarray, n_bootstrap: int, seed: int) -> dict[str, np.ndarray]:

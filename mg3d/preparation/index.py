@@ -1,6 +1,8 @@
 """Write the index files: records and sidecars joined to rows of INDEX_SCHEMA."""
 
+import csv
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mg3d.datasets.schema import DATASETS, INDEX_SCHEMA, SPLITS, encode_metadata, index_path
-from mg3d.files import replacing
+from mg3d.files import replacing, write_bytes
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.recipe import Recipe
 from mg3d.preparation.records import Change, VolumeRecord
@@ -32,7 +34,8 @@ def join(
             if facts.get("refused") == "not_downloaded":
                 absent.append(record.volume_id)
             elif "refused" in facts:
-                quarantined.append(Quarantined(record.volume_id, record.dataset, "volume", facts["refused"], facts["detail"]))
+                reason = (facts["refused"], facts["detail"], record.row)
+                quarantined.append(Quarantined(record.volume_id, record.dataset, "volume", *reason))
             else:
                 rows.append({"split": record.split, **_row(record, facts, shard, task.recipe.unit(record.dataset))})
         parts.append(pa.Table.from_pylist(rows, schema=_SPLIT_AND_ROW))  # by shard: all rows as dicts take five times as much
@@ -58,6 +61,13 @@ def write_index(out: Path, dataset: str, recipe: Recipe, rows: pa.Table) -> None
         schema = INDEX_SCHEMA.with_metadata(encode_metadata({**metadata, "split": split}))
         with replacing(index_path(out, dataset, split)) as stream, pa.ipc.new_file(stream, schema) as writer:
             writer.write_table(chosen.cast(schema))
+
+
+def write_key(path: Path, records: Sequence[VolumeRecord]) -> None:
+    """Map hashed ids to files and table rows, readable by the owner only: file names may be names of patients."""
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerows([("volume_id", "row", "file"), *((r.volume_id, r.row or "", r.files[0]) for r in records)])
+    write_bytes(path, stream.getvalue().encode(errors="surrogateescape"), mode=0o600)
 
 
 def remove_index(out: Path, dataset: str) -> None:

@@ -48,6 +48,8 @@ REASONS: dict[str, str] = {
     "unknown": "unexpected error; detail is its type",
 }
 """Code -> meaning."""
+NOT_A_VOLUME = {"not_ct", "no_axial_series", "too_few_slices"}
+"""Codes of series that are not a CT volume, such as localizers: excluded, but not a failure."""
 RETRIED = {"download_failed"}
 """Codes that the next run tries again."""
 
@@ -72,6 +74,8 @@ class Quarantined:
     """scan (listing of tables and folders) or volume (reading of voxels)."""
     code: str
     detail: str = ""
+    row: int = 0
+    """Row of the table that names the volume, from 1; 0: no table."""
 
 
 def read_quarantine(path: Path) -> list[Quarantined]:

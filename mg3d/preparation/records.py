@@ -47,6 +47,8 @@ class VolumeRecord:
     labels: tuple[int, ...] = (-1,) * len(LABELS)
     label_source: str = "none"
     table: TableGeometry | None = None
+    row: int = field(default=0, compare=False)
+    """Row of the table that names the volume, from 1; 0: no table."""
     hu: str = "infer"
     """As `Recipe.hu`."""
 
@@ -58,6 +60,12 @@ class VolumeRecord:
 
 CHANGES: dict[str, str] = {
     "other_series": "chosen from a folder with other series",
+    "other_grid": "of a series with slices of another size, spacing or direction, which were left out",
+    "acquisitions": "of a series with several acquisitions, of which the one with most slices is used",
+    "stray": "of a series with slices between its regular positions, which were left out",
+    "longest_run": "of a series with a large gap, of which the longest part without one is used",
+    "interpolated": "with single missing slices, interpolated",
+    "respaced": "with changing distances of slices, interpolated to equal ones",
     "gantry_tilt": "resampled from a sheared grid, as of a tilted gantry",
     "oblique": "resampled from a rotated grid",
     "no_air": "in HU by the header, without air near -1000 HU to confirm it",
@@ -106,3 +114,5 @@ class Inventory:
     quarantined: list[Quarantined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Remarks for the summary."""
+    hides_files: bool = False
+    """Whether ids are hashes of file names; the run then writes a private file that maps them back."""

@@ -17,7 +17,7 @@ from mg3d.datasets.schema import DATASETS, SPLITS
 from mg3d.files import remove_partial
 from mg3d.preparation.engine_ray import ray_engine
 from mg3d.preparation.engines import Engine, local_engine
-from mg3d.preparation.index import join, remove_index, write_index
+from mg3d.preparation.index import join, remove_index, write_index, write_key
 from mg3d.preparation.manifest import check_nothing_is_lost, check_shards, write_manifest, write_plan
 from mg3d.preparation.progress import progress_bar, use_counter
 from mg3d.preparation.quarantine import counts, write_quarantine
@@ -209,6 +209,9 @@ def _finish(options: PrepareOptions, jobs: Mapping[str, _Job], summary: PrepareS
     with FileLock(lock):
         tables = {dataset: _join(dataset, job, options.out, summary) for dataset, job in jobs.items()}
         write_quarantine(options.out / "quarantine.jsonl", summary.quarantined, jobs.keys())
+        for dataset, job in jobs.items():
+            if job.inventory.hides_files:
+                write_key(options.out / f"{dataset}_key.csv", job.inventory.records)
         _check_leaks(tables, options.out, summary)
         for dataset, rows in tables.items():
             write_index(options.out, dataset, options.recipe, rows)

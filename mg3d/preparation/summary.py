@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from mg3d.datasets.schema import SPLITS
-from mg3d.preparation.quarantine import REASONS, Quarantined, counts
+from mg3d.preparation.quarantine import NOT_A_VOLUME, REASONS, Quarantined, counts
 from mg3d.preparation.shards import ShardResult
 
 
@@ -30,13 +30,18 @@ class PrepareSummary:
 
     @property
     def failed(self) -> int:
-        """Volumes with raw files that could not be used. Exclusions by the tables, such as missing files, do not count."""
-        return sum(entry.stage == "volume" for entry in self.quarantined)
+        """Volumes with raw files that could not be used. Exclusions by the tables, and what is not a CT volume, do not count."""
+        return sum(entry.stage == "volume" and entry.code not in NOT_A_VOLUME for entry in self.quarantined)
+
+    @property
+    def not_volumes(self) -> int:
+        """Files and series that are not a CT volume, such as localizers."""
+        return sum(entry.stage == "volume" and entry.code in NOT_A_VOLUME for entry in self.quarantined)
 
     @property
     def failed_fraction(self) -> float:
-        """Of all volumes with raw files."""
-        return self.failed / max(self._read, 1)
+        """Of all volumes with raw files; 1 if there is none, but something that is not a volume."""
+        return self.failed / self._read if self._read else float(self.not_volumes > 0)
 
     @property
     def _read(self) -> int:
@@ -75,4 +80,5 @@ class PrepareSummary:
             return ["excluded: none"]
         width, digits = max(map(len, codes)), max(len(str(number)) for number in codes.values())
         table = [f"  {code:<{width}}  {number:>{digits}}  {REASONS[code]}" for code, number in codes.items()]
-        return [f"excluded ({self.failed} of {self._read} volumes with raw files could not be used):", *table]
+        others = f"; {self.not_volumes} others are not CT volumes" if self.not_volumes else ""
+        return [f"excluded ({self.failed} of {self._read} volumes with raw files could not be used{others}):", *table]

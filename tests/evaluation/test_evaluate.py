@@ -103,7 +103,7 @@ def test_a_better_model_differs_from_a_worse_one_and_not_from_itself(folder, res
     assert main[0]["p"] == 2 / 100  # the smallest p of 99 draws; the sign-flip test of twelve patients has 1 / 2**11
     assert "volume to report, R@5" in {row["metric"] for row in main}
     assert len(findings) == 18
-    assert all(row["q"] >= row["p"] for row in findings)
+    assert all(row["p (Holm)"] >= row["p"] for row in findings)
     same = compare_results(result, result, n_bootstrap=99)["First minus second"]
     assert all(row["difference"]["value"] == 0 and row["p"] == 1 for row in same)
 
@@ -130,7 +130,7 @@ def test_without_reports_there_is_no_text_retrieval_and_without_labels_no_value(
     found = run(tmp_path)
     assert not [name for name in found.tables if "reports" in name]
     third = found.tables["Zero-shot findings"][2]
-    assert (third["cases"], format_cell(third["auroc"]), format_cell(third["prevalence"])) == (0, "- [-, -]", "-")
+    assert (third["cases"], format_cell(third["auroc"]), format_cell(third["prevalence"])) == (0, "undefined", "undefined")
     assert cell(found, "Zero-shot findings", MEAN, "auroc")["value"] == 1.0
     write_result(tmp_path / "result.json", found)
     back = read_result(tmp_path / "result.json")
@@ -139,7 +139,9 @@ def test_without_reports_there_is_no_text_retrieval_and_without_labels_no_value(
 
 
 def test_a_cell_is_the_value_with_its_interval():
-    found = Bootstrap(200, 0).mean(np.array([0.0, 1.0, 1.0, 0.0]), np.arange(4))
+    few = Bootstrap(200, 0).mean(np.array([0.0, 1.0, 1.0, 0.0, np.nan, np.nan]), np.arange(6))
+    assert format_cell(few) == "0.500 [too few patients (4)]"
+    found = Bootstrap(200, 0).mean(np.array([0.0, 1.0, 1.0, 0.0, 1.0, 0.0]), np.arange(6))
     assert found["value"] == 0.5
     assert 0 <= found["low"] < 0.5 < found["high"] <= 1
-    assert format_cell({"value": 0.5, "low": 0.25, "high": float("nan")}) == "0.500 [0.250, -]"
+    assert format_cell({"value": 0.5, "low": 0.25, "high": float("nan")}) == "0.500 [0.250, undefined]"

@@ -220,7 +220,7 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
     assert 70 < read_summary(again)["minutes"] < 75
 
 
-def test_all_folds_are_pooled(tiny_set, tmp_path):
+def test_all_folds_are_reported_with_their_spread(tiny_set, tmp_path, capsys):
     root = tiny_set("cc-ccii")
     arguments = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=cv", "folds=all", *SMALL, "epochs=1"]
     assert run(load("cc-ccii").TASK, arguments) == 0
@@ -228,7 +228,10 @@ def test_all_folds_are_pooled(tiny_set, tmp_path):
     assert sorted(pooled["case_id"]) == sorted(c.case_id for c in load("cc-ccii").read_cases(root, FinetuneSettings()))
     facts = json.loads((tmp_path / "cc-ccii" / "cv" / "all" / "scores.json").read_text())
     assert facts["folds"] == 5
-    assert set(facts["between_folds"]["accuracy"]) == {"mean", "sd"}
+    assert pooled.groupby("patient_id")["fold"].nunique().max() == 1
+    accuracy = next(score for score in facts["scores"]["val"] if score["name"] == "accuracy")
+    assert accuracy["folds"].keys() == {"mean", "sd", "min", "max"}
+    assert "best epochs were chosen on these cases" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -270,18 +273,16 @@ def test_a_time_limit_says_what_is_missing_and_the_same_command_continues(traine
     assert re.search(r"max_minutes=1e-06 stopped the run after \d of 2 epochs, so the scores are provi", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(("n_bootstrap", "reasons"), [(0, {"n_bootstrap=0"}), (20, {""})])
-def test_a_withheld_interval_has_its_reason_in_the_scores_and_on_the_screen(trained, tmp_path, capsys, n_bootstrap, reasons):
+def test_a_withheld_interval_has_its_reason_in_the_scores_and_on_the_screen(trained, capsys):
     _, folder, arguments = trained
-    out = [f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}", "mode=evaluate", f"n_bootstrap={n_bootstrap}"]
-    assert run(load("stoic2021").TASK, [*arguments, *out]) == 0
+    assert run(load("stoic2021").TASK, [*arguments, f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}", "mode=evaluate"]) == 0
     message = capsys.readouterr().out
     assert "[-, -]" not in message
     assert "[too few" in message
     scores = json.loads((folder / "of-last" / "scores.json").read_text())["scores"]["val"]
     withheld = [score["no_interval"] for score in scores if score["low"] is None or np.isnan(score["low"])]
+    assert withheld
     assert all(withheld)
-    assert {score["no_interval"] for score in scores if not score["no_interval"].startswith(("too few", "undef"))} == reasons
 
 
 def test_help_names_every_setting(capsys):

@@ -5,16 +5,26 @@ import numpy as np
 import pytest
 
 from mg3d.metrics.bootstrap import (
-    PairedDifference,
-    bootstrap_interval,
     bootstrap_intervals,
+    defined_components,
+    format_p,
+    holm,
     insufficient_reason,
-    paired_comparison,
     paired_comparisons,
     sign_flip_p,
+    too_few_patients,
     two_sided_p,
+    with_means,
 )
 from mg3d.metrics.classification import auroc
+
+
+def bootstrap_interval(statistic, groups, **options):
+    return bootstrap_intervals(lambda rows: {"": statistic(rows)}, groups, **options)[""]
+
+
+def paired_comparison(first, second, groups, **options):
+    return paired_comparisons(lambda rows: {"": first(rows)}, lambda rows: {"": second(rows)}, groups, **options)[""]
 
 
 def mean_of(values):
@@ -86,8 +96,53 @@ def test_too_few_patients_of_a_class_are_reported():
     assert insufficient_reason(np.zeros(11), patients) == ""  # no value either
     enough = np.array([1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
     assert insufficient_reason(enough, patients) == ""
-    assert insufficient_reason(np.stack([labels, enough], 1), patients) == ""  # one label of a mean is enough
-    assert insufficient_reason(np.stack([labels, labels], 1), patients) == "too few positives (4)"
+    assert insufficient_reason(np.stack([enough, labels], 1), patients) == "too few positives (4)"  # a mean needs each of them
+    assert insufficient_reason(np.stack([enough, np.zeros(11)], 1), patients) == ""  # the second is not part of the mean
+    assert (too_few_patients(np.array([1, 1, 2, 3, 4])), too_few_patients(np.arange(6))) == ("too few patients (4)", "")
+
+
+def test_a_mean_is_over_the_same_components_in_every_resample():
+    values = {"a": np.array([1.0, 2, 3, 4]), "b": np.array([np.nan, np.nan, 8, 8]), "c": np.full(4, np.nan)}
+
+    def components(rows):
+        return {name: np.nan if np.isnan(part[rows]).all() else np.nanmean(part[rows]) for name, part in values.items()}
+
+    def system(rows):
+        return components(rows) | {"mean": np.nanmean(list(components(rows).values()))}
+
+    defined = defined_components([system], {"mean": ["a", "b", "c"]}, 4)
+    assert defined == {"mean": ("a", "b")}
+    fixed = with_means(system, defined)
+    assert fixed(np.arange(4))["mean"] == (2.5 + 8) / 2
+    assert system(np.array([0, 1]))["mean"] == 1.5  # of a alone
+    assert np.isnan(fixed(np.array([0, 1]))["mean"])
+
+
+def test_an_interval_of_a_mean_with_a_rare_label_contains_its_value():
+    """The second label has one positive: resamples without it would average the first label alone."""
+    random, labels = np.random.default_rng(0), np.zeros((60, 2), int)
+    labels[:30, 0], labels[7, 1] = 1, 1
+    scores = random.normal(size=(60, 2)) + np.array([2.0, 0.0]) * labels
+    scores[7, 1] = -3.0
+
+    def aurocs(rows):
+        each = {name: auroc(labels[rows, column], scores[rows, column]) for column, name in enumerate("ab")}
+        return each | {"mean": np.nanmean(list(each.values()))}
+
+    value, means = aurocs(np.arange(60))["mean"], {"mean": ["a", "b"]}
+    plain = bootstrap_intervals(aurocs, np.arange(60))["mean"]
+    fixed = bootstrap_intervals(with_means(aurocs, defined_components([aurocs], means, 60)), np.arange(60))["mean"]
+    assert np.ptp(plain) > 0.4 > np.ptp(fixed)
+    assert fixed[0] < value < fixed[1]
+    assert insufficient_reason(labels, np.arange(60)) == "too few positives (1)"
+
+
+def test_holm_multiplies_by_the_number_of_remaining_tests():
+    assert holm([0.01, 0.04, np.nan, 0.03, 0.9])[[0, 1, 3, 4]] == pytest.approx([0.04, 0.09, 0.09, 0.9])
+    assert np.isnan(holm([0.01, np.nan])[1])
+    random = np.random.default_rng(0)
+    draws = np.array([holm(random.random(10)).min() for _ in range(2000)])
+    assert (draws < 0.05).mean() == pytest.approx(1 - (1 - 0.005) ** 10, abs=0.015)  # 40 % without the correction
 
 
 def test_a_paired_difference_by_hand():
@@ -140,18 +195,12 @@ def test_a_statistic_of_some_patients_is_compared_among_them():
 
 
 @pytest.mark.parametrize(
-    ("p", "patients", "smallest_p", "text"),
-    [
-        (0.5, 5, 1 / 16, "too few"),
-        (1 / 32, 6, 1 / 32, "0.031"),
-        (0.0004, 200, 0.0001, "< 0.001"),
-        (2 / 301, 200, 2 / 301, "<= 0.007"),
-        (0.02, 200, 2 / 301, "0.020"),
-        (float("nan"), 200, 1.0, "-"),
-    ],
-)
-def test_p_text(p, patients, smallest_p, text):
-    assert PairedDifference(0.1, 0.0, 0.2, p, patients, smallest_p).p_text == text
+    ("p", "smallest_p", "text"),
+    [(1 / 32, 0.0, "0.031"), (0.0004, 0.0001, "< 0.001"), (2 / 301, 2 / 301, "<= 0.007"), (0.02, 2 / 301, "0.020"),
+     (float("nan"), 1.0, "undefined")],
+)  # fmt: skip
+def test_p_is_printed_with_its_bound(p, smallest_p, text):
+    assert format_p(p, smallest_p) == text
 
 
 def test_several_statistics_have_the_same_intervals_as_each_alone():

@@ -1,6 +1,7 @@
 """Custom data and Rad-ChestCT through the whole preparation, from files to rows and voxels."""
 
 import csv
+import stat
 
 import numpy as np
 from small_dicom import write_series
@@ -49,7 +50,7 @@ def test_a_custom_folder_of_nifti_and_dicom(tmp_path):
         writer.writerows(rows)
     options = PrepareOptions(out=tmp_path / "out", roots={"custom": root}, table=table, val_patients=1, recipe=RECIPE)
     summary = prepare(options)
-    assert [(entry.code, entry.detail) for entry in summary.quarantined] == [("missing_file", "row 6")]
+    assert [(entry.code, entry.row) for entry in summary.quarantined] == [("missing_file", 6)]
     assert "custom: 1 volumes resampled from a sheared grid, as of a tilted gantry" in summary.notes
     found = rows_of(options.out, "custom")
     assert sorted(row["split"] for row, _ in found.values()) == ["test", "test", "train", "train", "val"]
@@ -60,8 +61,14 @@ def test_a_custom_folder_of_nifti_and_dicom(tmp_path):
     assert (row["hu_source"], voxels.shape, row["source_shape"]) == ("dicom_header", RECIPE.shape, list(chest().shape))
     assert np.ptp(voxels) > 500
     assert sum(not row["report"] for row, _ in found.values()) == 1
-    written = b"".join(path.read_bytes() for path in options.out.rglob("*") if path.is_file())
+    key = options.out / "custom_key.csv"
+    written = b"".join(path.read_bytes() for path in options.out.rglob("*") if path.is_file() and path != key)
     assert not any(word in written for word in (b"Erika", b"Muster0", b"Muster clinic"))
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    with key.open(newline="") as stream:
+        files = {line["volume_id"]: (line["file"], line["row"]) for line in csv.DictReader(stream)}
+    assert files[row["volume_id"]] == ("Erika/lung", "1")
+    assert files.keys() == found.keys()
     assert prepare(options).built == 0
     assert rows_of(options.out, "custom").keys() == found.keys()
 

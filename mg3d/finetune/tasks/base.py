@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,27 +20,11 @@ from mg3d.finetune.data_check import InspectedFiles
 from mg3d.finetune.dataset import CaseDataset, Draw, class_balanced, collate, shuffled
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.transforms import ReadCase, Sample, plain_tensors
-from mg3d.metrics.bootstrap import bootstrap_intervals
 from mg3d.models.vision.registry import VisionEncoder
 
 Row = dict[str, Any]
 LAST_EPOCH = "epoch"
 """Selects the checkpoint of the last epoch."""
-
-
-class Score(NamedTuple):
-    """One score with its confidence interval."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    """95 % bootstrap interval over patients; nan if it is withheld."""
-    cases: int
-    """Cases (candidates, scans) that the score depends on, such as the positive ones of a sensitivity."""
-    patients: int
-    no_interval: str = ""
-    """Why the interval is withheld, such as `too few positives (1)`."""
 
 
 class TaskType(abc.ABC):
@@ -64,6 +48,8 @@ class TaskType(abc.ABC):
     reads_pyramid = False
     """Whether the network reads all maps of the encoder, or `encode` alone."""
     uses_encoder = True
+    samples_share_scans = False
+    """Several samples are cut from one scan, so that they are best read by one process."""
     uses_sgd = True
     """False for tasks with a closed-form fit (`fit_closed_form`) or without parameters to train."""
     eval_batch_size: int | None = 1
@@ -147,7 +133,7 @@ class TaskType(abc.ABC):
             self.read(with_masks=self.reads_masks),
             random=self.random_transforms(),
             seed=self.settings.seed,
-            cache=self.settings.cache,
+            cache_bytes=self._cache_bytes(0.75),
         )
         draw = class_balanced([case.target for case in cases]) if self.settings.balanced_sampling else shuffled(len(cases))
         return data, draw
@@ -163,30 +149,19 @@ class TaskType(abc.ABC):
     def evaluation_data(self, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> Dataset:
         """Evaluation samples in order, one per case."""
         return CaseDataset(
-            cases, self.read(with_masks=False), cache=self.settings.cache and not collect_errors, collect_errors=collect_errors
+            cases,
+            self.read(with_masks=False),
+            cache_bytes=0 if collect_errors else self._cache_bytes(0.25),
+            collect_errors=collect_errors,
         )
 
-    def scores(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> list[Score]:
-        """Every score with its interval."""
-        patients = table["patient_id"].to_numpy()
-        intervals = bootstrap_intervals(
-            lambda rows: self.statistics(table.iloc[rows], dev), patients,
-            n_bootstrap=self.settings.n_bootstrap, seed=self.settings.seed,
-        )  # fmt: skip
-        scores = []
-        for name, value in self.statistics(table, dev).items():
-            mask, interval = self.support_mask(table, name), intervals.get(name, (np.nan, np.nan))
-            reason = self.insufficient_reason(table, name) or self.no_interval(value, interval[0])
-            if reason:
-                interval = (float("nan"), float("nan"))
-            scores.append(Score(name, value, *interval, int(mask.sum()), len(set(patients[mask])), reason))
-        return scores
+    def _cache_bytes(self, fraction: float) -> float:
+        """Memory of one loader process for a fraction of the cache."""
+        return fraction * 1e9 * self.settings.cache_gb / max(1, self.settings.num_workers)
 
-    def no_interval(self, value: float, low: float) -> str:
-        """Why a value with this lower bound has no interval; empty if it has one."""
-        if not np.isnan(low):
-            return ""
-        return "undefined" if np.isnan(value) or self.settings.n_bootstrap else "n_bootstrap=0"
+    def components(self, score: str) -> list[str]:
+        """Scores of single outputs whose mean a score is, by name; those that `statistics` does not have are ignored."""
+        return [f"{score.removeprefix('macro_')}/{output}" for output in self.outputs]
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """bool [rows]: the rows that a score depends on."""

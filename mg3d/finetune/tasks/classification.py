@@ -1,5 +1,6 @@
 """Classification of whole scans: exclusive classes or independent labels."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,9 +170,9 @@ class Classification(TaskType):
     def statistics(self, table: pd.DataFrame, dev: pd.DataFrame | None = None) -> dict[str, float]:
         """`auroc`, `auprc`, `brier`, `ece` (macro averages); the first two also as `<name>/<output>`.
 
-        Exclusive: `accuracy`, `balanced_accuracy`, `macro_f1` and `sensitivity/<output>` of the most probable class. Otherwise
-        `<name>@0.5/<output>` and, with `dev`, `<name>@val/<output>` at thresholds chosen on validation cases; their macro
-        averages are `macro_<name>@...`.
+        Exclusive: `accuracy`, `balanced_accuracy`, `macro_f1`, `sensitivity/<output>` and `f1/<output>` of the most probable
+        class. Otherwise `<name>@0.5/<output>` and, with `dev`, `<name>@val/<output>` at thresholds chosen on validation cases;
+        their macro averages are `macro_<name>@...`.
         """
         targets, scores = self.matrices(table)
         by_output = {"auroc": per_label(auroc, targets, scores), "auprc": per_label(auprc, targets, scores)}
@@ -181,7 +182,7 @@ class Classification(TaskType):
             statistics |= {"brier": brier(classes, scores), "ece": calibration_error(classes, scores)}
             decided = class_scores(classes, scores)
             statistics |= {name: decided[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
-            by_output["sensitivity"] = decided["sensitivity"]
+            by_output |= {name: decided[name] for name in ("sensitivity", "f1")}
         else:
             statistics["brier"] = mean_of_defined(per_label(brier, targets, scores))
             statistics["ece"] = mean_of_defined(per_label(calibration_error, targets, scores))
@@ -192,6 +193,10 @@ class Classification(TaskType):
                 statistics |= {f"macro_{name}@{where}": mean_of_defined(decided[name]) for name in DECISIONS}
         each = {f"{name}/{output}": values[i] for name, values in by_output.items() for i, output in enumerate(self.outputs)}
         return statistics | {name: float(value) for name, value in each.items()}
+
+    def components(self, score: str) -> list[str]:
+        """`balanced_accuracy` of exclusive classes is the mean sensitivity."""
+        return super().components("sensitivity" if self.exclusive and score == "balanced_accuracy" else score)
 
     def support_mask(self, table: pd.DataFrame, score: str) -> np.ndarray:
         """Cases with a known label; for a sensitivity the positive ones, for a specificity the negative ones."""
@@ -218,16 +223,20 @@ class Classification(TaskType):
         return self._thresholds[1]
 
     def figures(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
-        """ROC and precision-recall curves, and the confusion matrix of exclusive classes."""
+        """ROC and precision-recall curves, one per fold, and the confusion matrix of exclusive classes."""
         targets, scores = self.matrices(table)
-        figures = []
+        folds = table["fold"].to_numpy() if "fold" in table else np.zeros(len(table), dtype=int)
+        figures, curves = [], []
+        for (index, name), fold in itertools.product(enumerate(self.outputs), sorted(set(folds))):
+            part = (targets[:, index] != UNKNOWN) & (folds == fold)
+            if len(np.unique(targets[part, index])) == 2:
+                label = f"{name}, fold {fold}" if "fold" in table else name
+                curves.append((label, targets[part, index], scores[part, index]))
         for title, display in (("ROC curves", RocCurveDisplay), ("Precision-recall curves", PrecisionRecallDisplay)):
             figure = Figure(figsize=(5, 5), layout="constrained")
             axes = figure.add_subplot()
-            for index, name in enumerate(self.outputs):
-                known = targets[:, index] != UNKNOWN
-                if len(np.unique(targets[known, index])) == 2:
-                    display.from_predictions(targets[known, index], scores[known, index], name=name, ax=axes)
+            for label, target, score in curves:
+                display.from_predictions(target, score, name=label, ax=axes)
             figures.append((title, figure))
         if self.exclusive:
             figure = Figure(figsize=(4, 4), layout="constrained")

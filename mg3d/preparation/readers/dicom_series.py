@@ -1,34 +1,32 @@
-"""DICOM headers: group files into series, choose the chest series, and order its slices in space."""
+"""DICOM headers: group slices into series, and choose the chest series."""
 
 import importlib
 import logging
+import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from isal import igzip, isal_zlib
 
-from mg3d.preparation.geometry import ras_affine
+from mg3d.files import walk_folders
 from mg3d.preparation.quarantine import Refusal
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
-MAX_SIDE = 2048
-MAX_VOXELS = 1 << 31
-GAP_TOLERANCE = 0.1
-"""Allowed deviation of the gap between two slices, as a fraction of the median gap."""
-_DIRECTION_TOLERANCE = 1e-3
+_CT = "1.2.840.10008.5.1.4.1.1.2"
+_GZIP_MAGIC = b"\x1f\x8b"
 _MIN_AXIAL_COSINE = 0.8
-_MAX_OFFSET_MM = 1.0
-_SAME_POSITION_MM = 0.01
 _KEY_TAGS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _TAGS = [
     *_KEY_TAGS, "SOPClassUID", "ImageType", "Modality", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
-    "RescaleSlope", "RescaleIntercept",
+    "RescaleSlope", "RescaleIntercept", "AcquisitionNumber",
 ]  # fmt: skip
 
 
@@ -41,7 +39,7 @@ class SeriesKey(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The tags of one file that decide to which series it belongs and where it is in space."""
+    """The tags of one slice (a file, or a frame of one) that decide to which series it belongs and where it is in space."""
 
     path: Path
     series: "SeriesKey"
@@ -57,8 +55,11 @@ class Header(NamedTuple):
     position_mm: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     """Direction cosines (LPS) of a row and of a column."""
-    has_rescale: bool
-    """Whether slope and intercept are given."""
+    rescale: tuple[float, float] | None
+    """Slope and intercept; None if one is missing."""
+    acquisition: str = ""
+    frame: int | None = None
+    """0-based position in an enhanced multi-frame file."""
 
     @property
     def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,16 +79,6 @@ class Header(NamedTuple):
         if self.sop_class.startswith(SECONDARY_CAPTURE) or {"LOCALIZER", "SCOUT"} & set(self.image_type) or self.frames > 1:
             return False
         return self.position_mm is not None and self.orientation is not None and abs(self.axes[2][2]) > _MIN_AXIAL_COSINE
-
-
-class Stack(NamedTuple):
-    """A series, sorted from inferior to superior."""
-
-    headers: list[Header]
-    affine: np.ndarray
-    """Voxels [column, row, slice] to RAS mm."""
-    indices: np.ndarray
-    """Slice index of every header, from 0; equal for headers of one position."""
 
 
 def load_pydicom() -> ModuleType:
@@ -111,15 +102,15 @@ def read_headers(path: Path) -> list[Header]:
         Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM), codec_missing.
     """
     try:
-        files = series_files(path)
+        if path.is_dir():
+            return _read_files(series_files(path))
+        neighbors = _read_folder(path.parent, series_state(path))
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal("missing_file", "no folder of a series") from None
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
-    if path.is_dir():
-        return _read_files(files)
     series = read_series_key(path)
-    return [header for header in _read_files(files) if header.series == series]
+    return [header for header in neighbors if header.series == series]
 
 
 def series_files(path: Path) -> list[Path]:
@@ -131,8 +122,16 @@ def series_files(path: Path) -> list[Path]:
         OSError: a folder or file cannot be read, or does not exist.
     """
     folder = path.parent if path.is_file() else path
-    alone = path.is_file() or has_slices(path)
-    return [file for file in (folder.iterdir() if alone else folder.rglob("*")) if file.is_file()]
+    if path.is_file() or has_slices(path):
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_file()]
+    return [below / name for below, names in walk_folders(folder, Counter()) for name in names]
+
+
+def series_state(path: Path) -> tuple[int, int, int]:
+    """Number, total size and sum of the modification times in ns of `series_files`; errors as there."""
+    stats = [file.stat() for file in series_files(path)]
+    return len(stats), sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)
 
 
 def has_slices(folder: Path) -> bool:
@@ -153,9 +152,41 @@ def read_series_key(path: Path) -> SeriesKey:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file starts with the DICOM preamble."""
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    """Whether a file, or the content of a gzip file, starts as DICOM does, with or without preamble."""
+    try:
+        with open_dicom(path) as stream:
+            head = stream.read(140)
+    except (EOFError, isal_zlib.error, igzip.BadGzipFile):
+        return False
+    return head[128:132] == b"DICM" or _lacks_preamble(head)
+
+
+def open_dicom(path: Path) -> IO[bytes]:
+    """The bytes of a file, decompressed if it is a gzip file."""
+    stream = path.open("rb")
+    is_gzip = stream.read(2) == _GZIP_MAGIC
+    stream.seek(0)
+    return igzip.IGzipFile(fileobj=stream, mode="rb") if is_gzip else stream
+
+
+def read_dataset(pydicom: ModuleType, path: Path, **options: Any) -> Any:
+    """A data set as `pydicom.dcmread`, also of gzip files and of files without preamble."""
+    with open_dicom(path) as stream:
+        lacks_preamble = _lacks_preamble(stream.read(140))
+        stream.seek(0)
+        dataset = pydicom.dcmread(stream, force=lacks_preamble, **options)
+    if lacks_preamble:
+        is_implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, f"{'Implicit' if is_implicit else 'Explicit'}VRLittleEndian")
+    return dataset
+
+
+def _lacks_preamble(head: bytes) -> bool:
+    """Whether bytes begin with a data element of group 8 or 2 in little endian, with a short length."""
+    if len(head) < 12 or head[128:132] == b"DICM" or head[:2] not in {b"\x08\x00", b"\x02\x00"} or head[3]:
+        return False
+    is_explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return int.from_bytes(head[6:8] if is_explicit else head[4:8], "little") < 256
 
 
 def choose_series(headers: Sequence[Header]) -> tuple[list[Header], int]:
@@ -193,8 +224,10 @@ def axial_series(headers: Sequence[Header]) -> dict[SeriesKey, list[Header]]:
         names = (series[0].modality for series in by_key.values())
         modalities = Counter(name[:8] if name.isalnum() else "unknown" for name in names)
         raise Refusal("not_ct", ", ".join(f"{count} series of {name}" for name, count in modalities.most_common(4)))
-    if all(series[0].sop_class == ENHANCED_CT or series[0].frames > 1 for series in ct.values()):
-        raise Refusal("not_ct", "multi-frame CT; convert it to one file per slice, or to NIfTI")
+    if all(series[0].frames > 1 for series in ct.values()):
+        raise Refusal("not_ct", "multi-frame CT without positions of its frames; convert it to one file per slice, or to NIfTI")
+    if all(header.samples != 1 for series in ct.values() for header in series):
+        raise Refusal("not_ct", "color images")
     axial = {key: [header for header in series if header.is_axial_slice] for key, series in ct.items()}
     axial = {key: series for key, series in axial.items() if series}
     if not axial:
@@ -202,24 +235,10 @@ def axial_series(headers: Sequence[Header]) -> dict[SeriesKey, list[Header]]:
     return axial
 
 
-def stack_series(headers: Sequence[Header]) -> Stack:
-    """Sort the slices of one series along their normal.
-
-    Raises:
-        Refusal: too_large, not_ct, nan_spacing, shape_mismatch, slices_disagree, missing_slices, too_few_slices.
-    """
-    first = headers[0]
-    _check_same_grid(headers)
-    heights = np.array([header.height_mm for header in headers])
-    order = np.argsort(heights, kind="stable")
-    heights, ordered = heights[order], [headers[index] for index in order]
-    indices = np.concatenate([[0], np.cumsum(np.diff(heights) > _SAME_POSITION_MM)])
-    gap = _slice_gap(heights[np.unique(indices, return_index=True)[1]])
-    positions = np.array([header.position_mm for header in ordered])
-    row, column, normal = first.axes
-    step = _slice_direction(positions, heights, normal) * gap
-    axes = np.stack([row * first.spacing_mm[1], column * first.spacing_mm[0], step], axis=1)
-    return Stack(ordered, ras_affine(axes, positions[0]), indices)
+@lru_cache(maxsize=2)
+def _read_folder(folder: Path, state: tuple[int, int, int]) -> tuple[Header, ...]:
+    """All headers of a folder, kept while its files stay: a folder may hold hundreds of series, each of which needs them."""
+    return tuple(_read_files(series_files(folder)))
 
 
 def _read_files(files: Iterable[Path]) -> list[Header]:
@@ -228,8 +247,7 @@ def _read_files(files: Iterable[Path]) -> list[Header]:
     try:
         for path in sorted(path for path in files if path.name != "DICOMDIR"):
             n_files += 1
-            if (header := read_header(pydicom, path)) is not None:
-                headers.append(header)
+            headers += read_file(pydicom, path)
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
     if not headers:
@@ -237,8 +255,8 @@ def _read_files(files: Iterable[Path]) -> list[Header]:
     return headers
 
 
-def read_header(pydicom: ModuleType, path: Path) -> Header | None:
-    """The header of one file; None for a file of another format.
+def read_file(pydicom: ModuleType, path: Path) -> list[Header]:
+    """The headers of a file: one, or one per frame of an enhanced CT; none for a file of another format.
 
     Raises:
         Refusal: dicom_damaged.
@@ -247,30 +265,76 @@ def read_header(pydicom: ModuleType, path: Path) -> Header | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            tags = read_dataset(pydicom, path, stop_before_pixels=True, specific_tags=_TAGS)
         except OSError:
             raise
         except Exception:  # a damaged file raises anything, and the message may quote a patient
             if not is_dicom(path):
-                return None
+                return []
             raise Refusal("dicom_damaged", "an unreadable header") from None
         try:
-            return Header(
-                path=path,
-                series=SeriesKey(*(str(tags.get(name) or "") for name in _KEY_TAGS)),
-                modality=str(tags.get("Modality", "")),
-                sop_class=str(tags.get("SOPClassUID", "")),
-                image_type=tuple(str(value).upper() for value in _as_list(tags.get("ImageType"))),
-                frames=int(tags.get("NumberOfFrames") or 1),
-                samples=int(tags.get("SamplesPerPixel") or 1),
-                size=(int(tags.get("Rows") or 0), int(tags.get("Columns") or 0)),
-                spacing_mm=_floats(tags.get("PixelSpacing"), 2),
-                position_mm=_floats(tags.get("ImagePositionPatient"), 3),
-                orientation=_floats(tags.get("ImageOrientationPatient"), 6),
-                has_rescale=tags.get("RescaleSlope") is not None and tags.get("RescaleIntercept") is not None,
-            )
+            header = _header(path, tags)
+            if header.modality in {"CT", ""} and header.sop_class == _CT and not header.size[0]:
+                raise Refusal("dicom_damaged", "a slice that is cut off within its header")
+            if header.frames == 1 or header.sop_class != ENHANCED_CT:
+                return [header]
+            return _frames(header, read_dataset(pydicom, path, stop_before_pixels=True))
+        except Refusal:
+            raise
         except Exception:
             raise Refusal("dicom_damaged", "a header with values of unexpected types") from None
+
+
+def _header(path: Path, tags: Any) -> Header:
+    return Header(
+        path=path,
+        series=SeriesKey(*(str(tags.get(name) or "") for name in _KEY_TAGS)),
+        modality=str(tags.get("Modality", "")),
+        sop_class=str(tags.get("SOPClassUID") or tags.file_meta.get("MediaStorageSOPClassUID", "")),
+        image_type=_image_type(tags.get("ImageType")),
+        frames=int(tags.get("NumberOfFrames") or 1),
+        samples=int(tags.get("SamplesPerPixel") or 1),
+        size=(int(tags.get("Rows") or 0), int(tags.get("Columns") or 0)),
+        spacing_mm=_floats(tags.get("PixelSpacing"), 2),
+        position_mm=_floats(tags.get("ImagePositionPatient"), 3),
+        orientation=_floats(tags.get("ImageOrientationPatient"), 6),
+        rescale=_rescale(tags),
+        acquisition=str(tags.get("AcquisitionNumber") or ""),
+    )
+
+
+def _frames(header: Header, tags: Any) -> list[Header]:
+    """One header per frame of an enhanced CT, from its functional groups."""
+    shared = next(iter(tags.get("SharedFunctionalGroupsSequence") or ()), {})
+    frames = []
+    for number, frame in enumerate(tags.get("PerFrameFunctionalGroupsSequence") or ()):
+
+        def group(name: str, frame: Any = frame) -> Any:
+            return next((sequence[0] for tags in (frame, shared) if (sequence := tags.get(name))), {})
+
+        content = group("FrameContentSequence")
+        frames.append(
+            header._replace(
+                frames=1,
+                frame=number,
+                image_type=_image_type(group("CTImageFrameTypeSequence").get("FrameType")) or header.image_type,
+                spacing_mm=_floats(group("PixelMeasuresSequence").get("PixelSpacing"), 2),
+                position_mm=_floats(group("PlanePositionSequence").get("ImagePositionPatient"), 3),
+                orientation=_floats(group("PlaneOrientationSequence").get("ImageOrientationPatient"), 6),
+                rescale=_rescale(group("PixelValueTransformationSequence")),
+                acquisition=f"{content.get('FrameAcquisitionNumber')} {content.get('TemporalPositionIndex')}",
+            )
+        )
+    return frames if len(frames) == header.frames else [header]
+
+
+def _image_type(value: Any) -> tuple[str, ...]:
+    return tuple(str(part).upper() for part in _as_list(value))
+
+
+def _rescale(tags: Any) -> tuple[float, float] | None:
+    values = (tags.get("RescaleSlope"), tags.get("RescaleIntercept"))
+    return None if None in values else (float(values[0]), float(values[1]))
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -280,44 +344,3 @@ def _as_list(value: Any) -> list[Any]:
 def _floats(value: Any, count: int) -> tuple[float, ...] | None:
     values = tuple(float(item) for item in _as_list(value))
     return values if len(values) == count and np.isfinite(values).all() else None
-
-
-def _check_same_grid(headers: Sequence[Header]) -> None:
-    first = headers[0]
-    rows, columns = first.size
-    largest = max(max(header.size) for header in headers)
-    if largest > MAX_SIDE or rows * columns * len(headers) > MAX_VOXELS:
-        raise Refusal("too_large", f"{len(headers)} slices of up to {largest} pixels a side; at most {MAX_SIDE} are allowed")
-    if any(header.samples != 1 for header in headers):
-        raise Refusal("not_ct", "color images")
-    if len({header.size for header in headers}) > 1 or not rows * columns:
-        raise Refusal("shape_mismatch", "slices of different size, or without a size")
-    if any(header.spacing_mm is None for header in headers):
-        raise Refusal("nan_spacing", "a slice without PixelSpacing")
-    if any(not np.allclose(header.spacing_mm, first.spacing_mm, rtol=1e-3) for header in headers):
-        raise Refusal("shape_mismatch", "different PixelSpacing")
-    directions = np.array([header.orientation for header in headers])
-    if np.abs(directions - directions[0]).max() > _DIRECTION_TOLERANCE:
-        raise Refusal("slices_disagree", "different directions")
-
-
-def _slice_gap(heights: np.ndarray) -> float:
-    """Mean distance of neighboring slices in mm."""
-    if len(heights) < 2:
-        raise Refusal("too_few_slices", f"{len(heights)} slice positions")
-    gaps = np.diff(heights)
-    median = float(np.median(gaps))
-    n_wrong = int((np.abs(gaps - median) > GAP_TOLERANCE * median).sum())
-    if n_wrong:
-        raise Refusal("missing_slices", f"{n_wrong} of {len(gaps)} gaps, up to {gaps.max():.2f} mm, differ from {median:.2f} mm")
-    return float((heights[-1] - heights[0]) / len(gaps))
-
-
-def _slice_direction(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray) -> np.ndarray:
-    """Step (LPS) between slices per mm along the normal; differs from the normal if the gantry was tilted."""
-    sideways = positions - positions[0] - np.outer(heights - heights[0], normal)
-    slope = sideways[-1] / (heights[-1] - heights[0])
-    offset = np.linalg.norm(sideways - np.outer(heights - heights[0], slope), axis=1).max()
-    if offset > _MAX_OFFSET_MM:
-        raise Refusal("slices_disagree", f"{offset:.1f} mm off their line")
-    return normal + slope

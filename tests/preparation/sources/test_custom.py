@@ -10,13 +10,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from small_dicom import write_series
+from small_dicom import NAME, write_series
 from small_raw import LPS, chest, source_options, write_nifti
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.dicom import read_dicom
-from mg3d.preparation.sources.custom import list_custom, read_listing
+from mg3d.preparation.sources.custom import list_custom
+from mg3d.preparation.sources.listing import read_listing
 
 SALT = b"0123456789abcdef"
 FINDINGS = "Ödeme beidseits – kein Erguss."
@@ -109,7 +110,7 @@ def test_swapped_columns_are_refused_without_any_text_of_the_report(root, text):
 def test_cell_that_names_nothing_below_the_folder_is_a_missing_file(root, cell):
     write_volumes(root.parent, "out/x.nii.gz")
     inventory = listed(root, [*ROWS, {**ROWS[0], "volume": cell}])
-    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("missing_file", "row 4")]
+    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("missing_file", 4)]
     assert len(inventory.records) == 3
 
 
@@ -122,7 +123,7 @@ def test_volume_may_be_named_in_many_ways(root, cell):
 
 
 def test_equal_rows_count_once_and_contradicting_rows_are_refused(root):
-    rows = [ROWS[0], dict(ROWS[0], volume="Anna/a"), ROWS[2], dict(ROWS[2], findings="Not clear.")]
+    rows = [ROWS[0], dict(ROWS[0], volume="Anna/a"), ROWS[2], dict(ROWS[2], Emphysema="0")]
     inventory = listed(root, rows)
     assert [record.volume_id for record in inventory.records] == ["custom/Anna/a"]
     assert [(entry.volume_id, entry.code) for entry in inventory.quarantined] == [("custom/Bernd/a", "duplicate_row")]
@@ -135,7 +136,7 @@ def test_row_naming_a_file_of_another_format_is_refused_and_never_stores_its_nei
     write_series(root, chest(5), PatientName="Somebody^Else")
     (root / name).write_bytes(b"ObjectType = Image")
     inventory = listed(root, [{"volume": name, "report": "Of another patient."}, {"volume": ".", "report": "Clear."}])
-    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("unknown_format", "row 1")]
+    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("unknown_format", 1)]
     assert [record.findings for record in inventory.records] == ["Clear."]
 
 
@@ -164,11 +165,45 @@ def test_row_naming_a_slice_reads_the_series_of_that_slice(tmp_path):
     np.testing.assert_array_equal(volumes[1], chest(9)[:22])
 
 
-def test_slices_of_one_series_with_different_reports_are_contradicting_rows(tmp_path):
+def test_second_text_of_a_volume_is_an_addendum(root):
+    rows = [{"volume": "c", "report": "Clear."}, {"volume": "Anna/a", "report": "x."}, {"volume": "c", "report": "Addendum: no."}]
+    inventory = listed(root, rows)
+    assert [(record.findings, record.impression) for record in inventory.records] == [("x.", None), ("Clear.", "no.")]
+    assert inventory.quarantined == []
+
+
+def test_rows_that_are_not_used_are_left_out_and_counted_by_their_verdict(root):
+    rows = [
+        {"volume": "c", "use": "1", "verdict": "usable"}, {"volume": "Anna/a", "use": "", "verdict": ""},
+        {"volume": "Anna/b", "use": "0", "verdict": "rule: mip"}, {"volume": "Bernd/a", "use": "0", "verdict": "not_ct: MR"},
+        {"volume": "gone", "use": "0", "verdict": "not_ct: SR"},
+    ]  # fmt: skip
+    inventory = listed(root, rows)
+    assert [record.row for record in inventory.records] == [2, 1]
+    assert inventory.quarantined == []
+    assert noted(inventory, "3 rows with use = 0 are left out, 2 not_ct, 1 rule")
+    assert not noted(inventory, "not in the table")
+    with pytest.raises(ValueError, match="every row has use = 0"):
+        listed(root, rows[2:])
+
+
+def test_patients_come_from_the_dicom_header_unless_the_table_names_them(tmp_path):
+    root = tmp_path / "clinic"
+    for number, accession in enumerate(("A1", "A2", "A3")):
+        tags = {"PatientID": f"P{number // 2}", "StudyInstanceUID": f"1.2.{number}", "SeriesInstanceUID": f"1.3.{number}"}
+        write_series(root / accession / "CT", chest(), **tags)
+    table = [{"volume": "A1/CT/IM0001.dcm"}, {"volume": "A2/CT"}, {"volume": "A3/CT"}]
+    for rows in (None, table):
+        assert [r.patient_id for r in listed(root, rows).records] == ["custom/P0", "custom/P0", "custom/P1"]
+    named = listed(root, [{**row, "patient": f"X{number}"} for number, row in enumerate(table)])
+    assert [r.patient_id for r in named.records] == ["custom/X0", "custom/X1", "custom/X2"]
+
+
+def test_slices_of_one_series_with_different_labels_are_contradicting_rows(tmp_path):
     root = tmp_path / "clinic"
     names = [path.relative_to(root).as_posix() for path in sorted(write_series(root / "Anna", chest(5)).iterdir())[:2]]
-    inventory = listed(root, [{"volume": name, "report": f"Report {name[-5]}."} for name in names])
-    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("duplicate_row", "row 1")]
+    inventory = listed(root, [{"volume": name, "Emphysema": f"{row}"} for row, name in enumerate(names)])
+    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("duplicate_row", 1)]
 
 
 @pytest.mark.parametrize("outer", [".", "Anna", "Anna/CT"])
@@ -177,7 +212,7 @@ def test_folder_row_around_another_series_is_refused_because_the_series_would_be
     write_series(root / "Anna" / "CT", chest(5))
     inner = ("Anna/CT/IM0003.dcm",) if outer == "Anna/CT" else ("Anna/CT/IM0003.dcm", "b.nii.gz")
     inventory = listed(root, [{"volume": name, "patient": "x", "report": "Clear."} for name in (outer, *inner)])
-    assert [(entry.code, entry.detail) for entry in inventory.quarantined] == [("nested_series", "row 1")]
+    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("nested_series", 1)]
     assert [record.files[0] for record in inventory.records] == [*inner]
 
 
@@ -252,7 +287,7 @@ def test_folder_and_files_of_one_name_get_different_ids(tmp_path):
         "Anna/a": "custom/Anna/a", "Anna/a.nii": "custom/Anna/a.nii", "Anna/a.nii.gz": "custom/Anna/a.nii.gz",
         "Bernd/a.nii": "custom/Bernd/a.nii", "Bernd/a.nii.gz": "custom/Bernd/a", "c.nii": "custom/c",
     }  # fmt: skip
-    assert len({record.study_id for record in records}) == 3
+    assert len({record.study_id for record in records}) == 4  # the series has a study of its own
 
 
 def test_without_a_table_each_top_level_folder_is_a_patient(root):
@@ -261,7 +296,7 @@ def test_without_a_table_each_top_level_folder_is_a_patient(root):
         ("custom/Anna/a", "custom/Anna"), ("custom/Anna/b", "custom/Anna"),
         ("custom/Bernd/a", "custom/Bernd"), ("custom/c", "custom/c"),
     ]  # fmt: skip
-    assert noted(inventory, "each of the 3 top-level folders or files counts as one patient")
+    assert noted(inventory, "3 patients: DICOM by PatientID, each other top-level folder or file as one patient")
     assert all(record.labels == (-1,) * 18 and record.label_source == "none" for record in inventory.records)
 
 
@@ -310,7 +345,7 @@ def test_dicom_folders_are_found_without_a_table(tmp_path):
     (root / "Anna" / "notes.txt").write_text("not a volume")
     inventory = listed(root)
     assert [(r.files, r.reader, r.patient_id) for r in inventory.records] == [
-        (("Anna/1",), "dicom", "custom/Anna"), (("Anna/2",), "dicom", "custom/Anna"), (("a.nii.gz",), "nifti", "custom/a"),
+        (("Anna/1",), "dicom", f"custom/{NAME}"), (("Anna/2",), "dicom", f"custom/{NAME}"), (("a.nii.gz",), "nifti", "custom/a"),
     ]  # fmt: skip
     assert noted(inventory, "the axial series with most slices is used")
 
@@ -338,5 +373,5 @@ def test_empty_folder_and_missing_table_are_refused(tmp_path):
     (tmp_path / "clinic").mkdir()
     with pytest.raises(FileNotFoundError, match=r"has no \.nii, \.nii\.gz, \.mha, \.mhd, .*files or DICOM series"):
         listed(tmp_path / "clinic")
-    with pytest.raises(FileNotFoundError, match=r"the table .* does not exist; give a CSV or JSON file"):
+    with pytest.raises(FileNotFoundError, match=r"the table .* does not exist; give a CSV, Excel or JSON file"):
         listed(tmp_path / "clinic", tmp_path / "none.csv")
