@@ -134,7 +134,10 @@ def _slices(folder: Path, files: Sequence[str]) -> set[str]:
     """The files of a folder of DICOM slices: those with the suffix of a file that is DICOM; empty without one."""
     groups: dict[str, list[str]] = {}
     for file in files:
-        suffix = "" if Path(file).suffix[1:].isdigit() else Path(file).suffix.lower()
+        suffix = Path(file).suffix.lower()
+        if suffix == ".gz" and Path(Path(file).stem).suffix.lower() in _DICOM_SUFFIXES - {""}:
+            suffix = ".dcm"
+        suffix = "" if suffix[1:].isdigit() else suffix
         if suffix not in OTHER_SUFFIXES and file != _DICOMDIR:
             groups.setdefault(suffix, []).append(file)
     found = set()
