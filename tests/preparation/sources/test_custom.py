@@ -129,7 +129,7 @@ def test_equal_rows_count_once_and_contradicting_rows_are_refused(root):
     assert noted(inventory, "2 rows repeat a volume")
 
 
-@pytest.mark.parametrize("name", ["p1.nrrd", "notes.txt", "C.NII.GZ.part"])
+@pytest.mark.parametrize("name", ["p1.minc", "notes.txt", "C.NII.GZ.part"])
 def test_row_naming_a_file_of_another_format_is_refused_and_never_stores_its_neighbor(tmp_path, name):
     root = tmp_path / "clinic"
     write_series(root, chest(5), PatientName="Somebody^Else")
@@ -362,7 +362,7 @@ def test_folder_of_unreadable_files_is_listed_so_that_its_reader_reports_it(tmp_
 
 def test_empty_folder_and_missing_table_are_refused(tmp_path):
     (tmp_path / "clinic").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"has no \.nii, \.nii\.gz, \.mha, \.mhd, .*files or DICOM series"):
+    with pytest.raises(FileNotFoundError, match=r"has no \.nii, \.nii\.gz, \.hdr, \.mha, \.mhd, .*files or DICOM series"):
         listed(tmp_path / "clinic")
     with pytest.raises(FileNotFoundError, match=r"the table .* does not exist; give a CSV, Excel or JSON file"):
         listed(tmp_path / "clinic", tmp_path / "none.csv")
