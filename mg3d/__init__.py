@@ -5,6 +5,8 @@
 `import mg3d` is fast.
 """
 
+import getpass
+import os
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +19,11 @@ _LAZY = {
     "load_weights": "checkpoints.load",
     "inspect_checkpoint": "checkpoints.info",
 }
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # a container's user id without a name, for which importing MONAI and torch.compile would fail
+    os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from mg3d.files import is_full_disk
+from mg3d.files import os_advice
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -82,7 +82,4 @@ def error_sentence(error: ValueError | OSError) -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return " ".join(str(error).split())
     path = error.filename2 or error.filename
-    prefix = f"{path}: " if path else ""
-    if is_full_disk(error):
-        return f"{prefix}the disk is full; free some space or write elsewhere"
-    return f"{prefix}{(error.strerror or str(error)).lower()}"
+    return f"{f'{path}: ' if path else ''}{os_advice(error)}"

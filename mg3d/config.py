@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mg3d.files import is_full_disk, os_advice
 from mg3d.settings.describe import descriptions, format_setting
 from mg3d.settings.encoders import unread
 from mg3d.settings.parse import defaults, flatten, parse, refuse_unknown, resolve
@@ -154,6 +155,11 @@ def build_experiment(command: str, function: Any) -> "Experiment":
 def machine_error(error: RuntimeError) -> str:
     """The cause of an error of the machine; empty for an error of the program."""
     text = str(error)
+    if re.search(r"shared memory|Bus error|unable to write to file </torch_", text):
+        return (
+            "the data-loader processes ran out of shared memory (/dev/shm); start the container with --shm-size=16g, or set "
+            "num_workers=0"
+        )
     if re.match(r"DataLoader worker .* (killed by signal|exited unexpectedly)", text):
         return "a data-loader process was killed (the job was stopped, or memory ran out: then reduce num_workers)"
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in text:
@@ -180,8 +186,10 @@ def error_sentence(error: ValueError | OSError, settings: Settings) -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return text
     path = error.filename or settings.run.log_dir
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full_disk(error):
         return f"{path}: the disk is full; free some space or set log_dir to another disk. {resume_hint(settings).capitalize()}"
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EROFS):
+        return f"{path}: {os_advice(error)}"
     return (
         f"{path}: {error.strerror.lower()}; log_dir={settings.run.log_dir!r} must be a writable folder, "
         f"data_root={settings.data.data_root!r} a readable one"

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import resource
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -12,10 +13,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+OPEN_FILES = 8192
+"""Files that a run may have open at once, where the system allows it."""
+
 
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether an error means that the disk is full or a quota is exceeded."""
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def raise_open_file_limit() -> None:
+    """Raises this process's limit of open files to what the system allows; every shard of a data set is one."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def os_advice(error: OSError) -> str:
+    """What to do about an error of the system, as the end of a sentence; empty if it is clear."""
+    if is_full_disk(error):
+        return "the disk is full; free some space or write elsewhere"
+    advice = {
+        errno.EMFILE: "raise the limit with `ulimit -n 4096`",
+        errno.ENFILE: "the machine has no more; close other programs",
+        errno.EIO: "the disk or the network file system is faulty",
+        errno.ESTALE: "the network file system has replaced the file; start again",
+        errno.EROFS: "choose a folder on a writable disk",
+        errno.ENAMETOOLONG: "choose a shorter path",
+    }.get(error.errno or 0, "")
+    return f"{(error.strerror or str(error)).lower()}{f'; {advice}' if advice else ''}"
 
 
 @contextmanager

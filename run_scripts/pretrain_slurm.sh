@@ -44,8 +44,10 @@ else
 fi
 nodes=${SLURM_NNODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:-8}
-requeue=(scontrol requeue "${SLURM_JOB_ID:-JOB}")
-preempted=$PWD/mg3d-${SLURM_JOB_ID:-JOB}.preempted
+job=${SLURM_JOB_ID:-JOB}
+if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi    # this task, not the whole array
+requeue=(scontrol requeue "$job")
+preempted=$PWD/mg3d-$job.preempted
 run=(srun --nodes="$nodes" --ntasks-per-node="$gpus" --kill-on-bad-exit=1
     bash run_scripts/pretrain_slurm.sh --task "$preempted"
     "$PYTHON" main.py with ${settings[@]+"${settings[@]}"} resume_from=auto devices="$gpus" num_nodes="$nodes")

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from mg3d.datasets.schema import INDEX_SCHEMA, SCHEMA_VERSION, decode_metadata, index_path
 from mg3d.datasets.storage import Storage
+from mg3d.files import raise_open_file_limit
 
 MAX_OPEN_SHARDS = 200
 """Size of the LRU cache of open shards; each shard holds a file descriptor."""
@@ -29,6 +30,7 @@ class VolumeIndex:
     """
 
     def __init__(self, path: Path, storage: Storage | None = None) -> None:
+        raise_open_file_limit()
         self.path = path
         self.storage = storage or Storage(path.parent)
         self._shards: OrderedDict[str, pa.ipc.RecordBatchFileReader] = OrderedDict()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from torch.utils.flop_counter import flop_registry
 
 from mg3d.models.branches.disentangled import ImageAggregation
 from mg3d.models.mg3d import MG3D
+from mg3d.models.vision.swin import SwinEncoder
+from mg3d.models.vision.window_paths import FUSED
+from mg3d.models.vision.windows import Parameters, clip_window, plan_windows, window_gradients
 
 FORWARD_AND_BACKWARD = 3
 """FLOPs of forward and backward over those of forward, for trained parts, without recomputation."""
@@ -104,10 +108,29 @@ class _Counter(TorchDispatchMode):
         if function.namespace == "prim" or function.is_view or packet.__name__ in WITHOUT_TRAFFIC:
             return result
         flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        traffic = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self.operations.append(Operation(packet.__name__, flops, traffic))
+        self.operations.append(Operation(packet.__name__, flops, _traffic(packet.__name__, args, result)))
         return result
+
+
+def _traffic(name: str, args: Sequence[Any], result: object) -> int:
+    """Bytes that an operator reads and writes; of some, not all of its arguments."""
+    match name, args:
+        case "copy_", (target, source, *_):
+            return _bytes(target) + _bytes(source)
+        case "index_select", (_, _, index):
+            return _bytes(index) + 2 * _bytes(result)
+        case "index_put_", (_, indices, values, *_):
+            return _bytes(indices) + 2 * _bytes(values)
+        case "index_fill_", (target, _, index, _):
+            return _bytes(index) + _bytes(target) * len(index) // len(target)
+    return _bytes((args, result))
+
+
+def _bytes(everything: object) -> int:
+    """Of all tensors, without repetitions of expanded ones."""
+    tensors = (leaf for leaf in tree_leaves(everything) if isinstance(leaf, Tensor))
+    shapes = ((tensor.element_size(), zip(tensor.shape, tensor.stride(), strict=True)) for tensor in tensors)
+    return sum(size * math.prod(side for side, stride in sides if stride) for size, sides in shapes)
 
 
 def _count(work: Callable[[], object], passes: int, is_trained: bool) -> tuple[tuple[Operation, ...], tuple[Operation, ...], int]:
@@ -187,3 +210,27 @@ def _parts(
     if aggregation is not None:
         pooled = image if isinstance(aggregation, ImageAggregation) else image[:, 0]
         yield "aggregation", 1, True, lambda: aggregation(sentences, mask, pooled)
+
+
+def attention_backward_traffic(encoder: SwinEncoder, volume_shape: Sequence[int], batch: int) -> dict[str, int]:
+    """Operator -> bytes that the backward passes of all window attentions of a batch read and write on a GPU, in bfloat16.
+
+    Counted on the meta device with the path `FUSED`; what caches save is not considered.
+    """
+    traffic: Counter[str] = Counter()
+    shape = [-(-side // step) for side, step in zip(volume_shape, encoder.patch_size, strict=True)]
+    for stage in (*encoder.layers1, *encoder.layers2, *encoder.layers3, *encoder.layers4):
+        for block in stage.blocks:
+            window, shift = clip_window(shape, block.window_size, block.shift_size)
+            plan = plan_windows(batch, tuple(shape), window, shift=shift, device=torch.device("meta"))
+            width, size, heads = block.dim, plan.size, block.num_heads
+            shapes = ((width,), (width,), (3 * width, width), (3 * width,), (heads, size, size))
+            learned = Parameters(*(torch.empty(shape, device="meta") for shape in shapes))
+            learned = learned._replace(weight=learned.weight.bfloat16(), weight_bias=learned.weight_bias.bfloat16())
+            features = torch.empty(batch, *shape, width, device="meta", dtype=torch.bfloat16)
+            with _Counter() as counter:
+                window_gradients(features, features, learned, plan, path=FUSED, eps=block.norm1.eps)
+            for operation in counter.operations:
+                traffic[operation.name] += operation.bytes
+        shape = [-(-side // 2) for side in shape]
+    return dict(traffic.most_common())

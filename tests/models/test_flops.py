@@ -7,7 +7,8 @@ import torch
 from saved_tensors import saved_tensors, storage_bytes
 from small_model import SHAPE, build
 
-from mg3d.models.flops import ReportShape, count_step, needed_flops
+from mg3d.models.flops import ReportShape, attention_backward_traffic, count_step, needed_flops
+from mg3d.models.vision.swin import SwinEncoder
 from mg3d.models.vision.vit import DECODER_DEPTH, ViTEncoder
 
 WIDTH, TEXT_WIDTH, VOCABULARY = 24, 16, 40
@@ -86,3 +87,30 @@ def test_traffic_is_the_size_of_arguments_and_results():
     decoder = {part.name: part for part in count_step(build(), SHAPE, REPORT)}["word head"]
     product = next(operation for operation in decoder.forward if operation.name == "addmm")
     assert product.bytes == 8 * (TOKENS * WIDTH + WIDTH**2 + WIDTH + TOKENS * WIDTH)  # float64: input, weight, bias, result
+
+
+def test_the_traffic_of_the_attention_backward_is_the_one_counted_by_hand():
+    """16 windows of 4 x 4 x 4 tokens in two volumes, without padding or a shift; bfloat16, sums of gradients in float32."""
+    encoder = SwinEncoder(embed_dim=8, window_size=4, patch_size=2, depths=(1,), num_heads=(2,))
+    windows, heads, size, width = 16, 2, 64, 8
+    token_map, maps, weight = 2 * windows * size * width, 2 * windows * heads * size**2, 2 * 3 * width**2
+    by_hand = {
+        # gradient of the output, queries, keys, values, output; three gradients; bias; log-sum-exps; two seeds; map gradients
+        "_efficient_attention_backward": 8 * token_map + 2 * heads * size**2 + 4 * windows * heads * size + 16 + maps,
+        # map gradients to that of the bias; projections to that of their bias
+        "sum": maps + 4 * heads * size**2 + 3 * token_map + 2 * 3 * width,
+        # gradients of the weight and of the normalised tokens
+        "mm": 2 * (4 * token_map + weight),
+        # features and gradient of the output
+        "index_select": 2 * (2 * token_map + 8 * windows * size),
+        # gradient of the features
+        "index_put_": 2 * token_map + 8 * windows * size,
+    }
+    found = attention_backward_traffic(encoder, (16, 16, 16), 2)
+    assert {name: found[name] for name in by_hand} == by_hand
+    assert "index_fill_" not in found
+
+
+def test_the_attention_backward_of_swin_b_at_the_papers_size_moves_less_than_6_gb_per_volume():
+    """docs/performance.md lists it by operator."""
+    assert 5e9 < sum(attention_backward_traffic(SwinEncoder(), (128, 96, 128), 8).values()) / 8 < 6e9

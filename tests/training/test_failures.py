@@ -166,15 +166,30 @@ def test_an_exceeded_quota_is_a_full_disk(number):
     assert error_sentence(OSError(number, "text"), Settings()).startswith("result/pretrain: the disk is full")
 
 
-def test_a_killed_loader_process_is_reported(monkeypatch, capsys):
+def test_errors_of_the_system_come_with_advice():
+    too_many = OSError(errno.EMFILE, "Too many open files", "/x")
+    assert "raise the limit with `ulimit -n 4096`" in error_sentence(too_many, Settings())
+    assert "log_dir" not in error_sentence(OSError(errno.EIO, "Input/output error", "/x"), Settings())
+    assert "must be a writable folder" in error_sentence(OSError(errno.EACCES, "Permission denied", "/x"), Settings())
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Terminated. ", "a data-loader process was killed"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that", "ran out of shared memory (/dev/shm)"),
+        ("Caught RuntimeError in DataLoader worker process 1.\nunable to write to file </torch_7_1_2>", "--shm-size"),
+    ],
+)
+def test_a_killed_loader_process_is_reported(monkeypatch, capsys, message, sentence):
     from mg3d.training import run
 
     def ended(settings):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(run, "pretrain", ended)
     assert command_line(["with", "tiny", "data_root=."]) == 1
-    assert capsys.readouterr().err.startswith("mg3d: a data-loader process was killed")
+    assert sentence in capsys.readouterr().err
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

@@ -145,6 +145,12 @@ def test_a_dry_run_prints_one_process_per_gpu_on_every_node(cluster):
     assert again.startswith("scontrol requeue 7")
 
 
+def test_a_task_of_a_job_array_requeues_itself_and_not_the_array(cluster):
+    done = submit(cluster | {"SLURM_ARRAY_JOB_ID": "1234", "SLURM_ARRAY_TASK_ID": "3"}, "--dry-run", "tiny")
+    assert done.stdout.splitlines()[-1].startswith("scontrol requeue 1234_3 ")
+    assert "mg3d-1234_3.preempted" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -67,15 +67,20 @@ def plain_backward(qkv: Tensor, d_out: Tensor, bias: Tensor, d_bias: Tensor) -> 
 
 def fused_backward(qkv: Tensor, d_out: Tensor, bias: Tensor, d_bias: Tensor) -> Tensor:
     """Gradients by CUDA's memory-efficient kernel; of all maps only the gradient of the bias is written, in the dtype of qkv."""
-    q, k, v = qkv.unbind()
-    bias = bias.expand(len(q), -1, -1, -1)
-    attend = torch.ops.aten._scaled_dot_product_efficient_attention
-    out, *statistics = attend(q, k, v, bias, compute_log_sumexp=True)
-    *d_qkv, d_map = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
-        d_out, q, k, v, bias, out, *statistics, 0.0, (True, True, True, True)
+    q, k, v = qkv.transpose(2, 3).unbind()
+    windows, size, heads, width = q.shape
+    bias = bias.expand(windows, -1, -1, -1)
+    dense = (None, None)
+    out, statistics, *seeds, _, _ = torch.ops.aten._efficient_attention_forward(
+        q, k, v, bias, *dense, *dense, 0.0, 0, compute_log_sumexp=True
     )
+    d_q, _, _, d_map = torch.ops.aten._efficient_attention_backward(
+        d_out.transpose(1, 2), q, k, v, bias, out, *dense, size, size, statistics, 0.0, *seeds, 0, True,
+        shared_storage_dqdkdv=True,
+    )  # fmt: skip
     d_bias += d_map.sum(0, dtype=d_bias.dtype)
-    return torch.stack([gradient.transpose(1, 2) for gradient in d_qkv], 2).flatten(2).flatten(0, 1)
+    # Gradients of queries, keys and values lie next to each other, as their projection does.
+    return d_q.as_strided((windows * size, 3 * heads * width), (3 * heads * width, 1))
 
 
 FUSED = AttentionPath("fused forward and backward", fused_attention, fused_backward, has_exact_bias=False)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from mg3d.models.vision.window_paths import ALIGNMENT, choose_path, padded_empty
+from mg3d.models.vision.window_paths import ALIGNMENT, AttentionPath, choose_path, padded_empty
 
 APART = -100.0
 """Attention bias between tokens from different sides of the roll, as in MONAI."""
@@ -60,9 +60,11 @@ class WindowPlan(NamedTuple):
     gather: Tensor
     """int64 [windows * n]: index of the token at each window position, 0 for padding."""
     scatter: Tensor
-    """int64 [B * tokens]: window position of each token."""
-    absent: Tensor | None
-    """bool [windows * n, 1]: padded positions; None without padding."""
+    """int64 [windows * n]: the same, with B * tokens for padding: the index of a row that is dropped."""
+    absent: Tensor
+    """int64 [padding]: padded window positions, ascending."""
+    absent_before: tuple[int, ...]
+    """[windows + 1]: number of padded positions before each window."""
     groups: tuple[Group, ...]
     size: int
     """n, tokens per window."""
@@ -99,16 +101,20 @@ def plan_windows(
     of_batch = count * torch.arange(batch).view(1, -1, 1)
     chosen = tokens[order][:, None]
     positions = torch.where(chosen >= 0, chosen + of_batch, -1).flatten()
-    real = (positions >= 0).nonzero()[:, 0]
-    scatter = torch.empty(batch * count, dtype=torch.int64)
-    scatter[positions[real]] = real
+    is_absent = positions < 0
     groups, first = [], 0
-    for apart, count in zip(kinds, torch.bincount(which).tolist(), strict=True):
+    for apart, windows in zip(kinds, torch.bincount(which).tolist(), strict=True):
         mask = (apart.float() * APART).to(device) if apart.any() else None
-        groups.append(Group(first * batch, (first + count) * batch, mask))
-        first += count
-    absent = (positions < 0)[:, None].to(device) if len(real) < len(positions) else None
-    return WindowPlan(positions.clamp(min=0).to(device), scatter.to(device), absent, tuple(groups), tokens.shape[1])
+        groups.append(Group(first * batch, (first + windows) * batch, mask))
+        first += windows
+    return WindowPlan(
+        positions.clamp(min=0).to(device),
+        positions.masked_fill(is_absent, batch * count).to(device),
+        is_absent.nonzero()[:, 0].to(device),
+        (0, *is_absent.view(-1, tokens.shape[1]).sum(1).cumsum(0).tolist()),
+        tuple(groups),
+        tokens.shape[1],
+    )
 
 
 def _sides(padded: Sequence[int], shift: Sequence[int]) -> Tensor:
@@ -163,13 +169,13 @@ def attend(
     parameters: as `Parameters`; window and shift: from `clip_window`; eps: of the norm.
     """
     learned, plan = Parameters(*parameters), _plan(features, window, shift)
-    heads, channels = len(learned.bias), features.shape[-1]
-    tokens = features.reshape(-1, channels)
-    out = learned.weight.new_empty((len(plan.gather) // plan.size, plan.size, heads, channels // heads))
+    tokens, channels = features.flatten(0, -2), features.shape[-1]
+    out = learned.weight.new_empty((len(tokens) + 1, channels))
     path = choose_path(features.device, learned.weight.dtype)
     for rows, bias in _chunks(plan, learned.bias, 3 * plan.size * channels, dtype=learned.weight.dtype):
-        out[rows] = path.forward(_project(tokens, learned, plan, rows, eps=eps).qkv, bias).transpose(1, 2)
-    return out.view(-1, channels).index_select(0, plan.scatter).view(features.shape)
+        attended = path.forward(_project(tokens, learned, plan, rows, eps=eps).qkv, bias)
+        out[plan.scatter[_positions(plan, rows)]] = attended.transpose(1, 2).reshape(-1, channels)
+    return out[:-1].view(features.shape)
 
 
 window_attention = torch.library.custom_op("mg3d::window_attention", attend, mutates_args=())
@@ -180,29 +186,37 @@ def attend_backward(
     gradient: Tensor, features: Tensor, parameters: Sequence[Tensor], *, window: Sequence[int], shift: Sequence[int], eps: float
 ) -> list[Tensor]:
     """Gradients of features and parameters."""
-    learned, plan = Parameters(*parameters), _plan(features, window, shift)
+    learned = Parameters(*parameters)
+    path = choose_path(features.device, learned.weight.dtype)
+    return window_gradients(gradient, features, learned, _plan(features, window, shift), path=path, eps=eps)
+
+
+def window_gradients(
+    gradient: Tensor, features: Tensor, learned: Parameters, plan: WindowPlan, *, path: AttentionPath, eps: float
+) -> list[Tensor]:
+    """`attend_backward` with this plan and path."""
     heads, channels = len(learned.bias), features.shape[-1]
-    tokens, gradient = features.reshape(-1, channels), gradient.reshape(-1, channels)
+    tokens, gradient = features.flatten(0, -2), gradient.flatten(0, -2)
     exact = torch.promote_types(learned.bias.dtype, torch.float32)
     sums = Parameters(*(torch.zeros_like(parameter, dtype=exact) for parameter in learned))
-    d_tokens = tokens.new_empty((len(plan.gather), channels))
-    path = choose_path(features.device, learned.weight.dtype)
+    d_tokens = tokens.new_empty((len(tokens) + 1, channels))
     bias_dtype = exact if path.has_exact_bias else learned.weight.dtype
     for rows, bias in _chunks(plan, learned.bias, heads * plan.size**2, dtype=bias_dtype):
         part, positions = _project(tokens, learned, plan, rows, eps=eps), _positions(plan, rows)
-        d_out = _without_absent(gradient.index_select(0, plan.gather[positions]), plan, positions)
+        d_out = _without_absent(gradient.index_select(0, plan.gather[positions]), plan, rows)
         d_out = d_out.view(-1, plan.size, heads, channels // heads).transpose(1, 2)
         d_qkv = path.backward(part.qkv, d_out, bias, sums.bias)
         sums.weight.add_(d_qkv.mT @ part.normed)
         sums.weight_bias.add_(d_qkv.sum(0))
-        d_normed = _without_absent(d_qkv @ learned.weight, plan, positions).to(part.raw.dtype)
+        d_normed = _without_absent(d_qkv @ learned.weight, plan, rows).to(part.raw.dtype)
+        norm = (parameter.to(part.raw.dtype) for parameter in (learned.norm_weight, learned.norm_bias))
         found = torch.ops.aten.native_layer_norm_backward(
-            d_normed, part.raw, (channels,), part.mean, part.rstd, learned.norm_weight, learned.norm_bias, (True, True, True)
+            d_normed, part.raw, (channels,), part.mean, part.rstd, *norm, (True, True, True)
         )
-        d_tokens[positions] = found[0]
+        d_tokens[plan.scatter[positions]] = found[0]
         sums.norm_weight.add_(found[1])
         sums.norm_bias.add_(found[2])
-    d_features = d_tokens.index_select(0, plan.scatter).view(features.shape)
+    d_features = d_tokens[:-1].view(features.shape)
     return [d_features, *(total.to(parameter.dtype) for total, parameter in zip(sums, learned, strict=True))]
 
 
@@ -266,17 +280,18 @@ def _positions(plan: WindowPlan, rows: slice) -> slice:
     return slice(rows.start * plan.size, rows.stop * plan.size)
 
 
-def _without_absent(tokens: Tensor, plan: WindowPlan, positions: slice) -> Tensor:
-    """Sets tokens at padding to zero, in place."""
-    return tokens if plan.absent is None else tokens.masked_fill_(plan.absent[positions], 0)
+def _without_absent(tokens: Tensor, plan: WindowPlan, rows: slice) -> Tensor:
+    """Sets tokens at padding of the windows `rows` to zero, in place."""
+    first, last = plan.absent_before[rows.start], plan.absent_before[rows.stop]
+    return tokens.index_fill_(0, plan.absent[first:last] - rows.start * plan.size, 0) if last > first else tokens
 
 
 def _project(tokens: Tensor, learned: Parameters, plan: WindowPlan, rows: slice, *, eps: float) -> _Projected:
     """Norm and projections of the windows `rows`."""
-    positions, channels = _positions(plan, rows), tokens.shape[1]
-    raw = tokens.index_select(0, plan.gather[positions]).to(learned.norm_weight.dtype)
-    normed, mean, rstd = torch.native_layer_norm(raw, (channels,), learned.norm_weight, learned.norm_bias, eps)
-    normed = _without_absent(normed.to(learned.weight.dtype), plan, positions)
+    raw, channels = tokens.index_select(0, plan.gather[_positions(plan, rows)]), tokens.shape[1]
+    norm = (parameter.to(raw.dtype) for parameter in (learned.norm_weight, learned.norm_bias))
+    normed, mean, rstd = torch.native_layer_norm(raw, (channels,), *norm, eps)
+    normed = _without_absent(normed.to(learned.weight.dtype), plan, rows)
     qkv = F.linear(normed, learned.weight, learned.weight_bias)
     heads = len(learned.bias)
     qkv = qkv.view(-1, plan.size, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)

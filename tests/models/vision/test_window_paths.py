@@ -14,24 +14,31 @@ from mg3d.models.vision.window_paths import FUSED, FUSED_FORWARD, PLAIN, choose_
 CPU = torch.device("cpu")
 
 
-def slow_forward(query, key, value, attn_bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None):
-    logits = query @ key.mT / query.shape[-1] ** 0.5 + attn_bias
-    return logits.softmax(-1) @ value, logits.logsumexp(-1), torch.zeros(()), torch.zeros(())
+def slow_forward(query, key, value, bias, *_, **__):
+    """Tensors are [windows, n, heads, d]."""
+    query, key, value = (side.transpose(1, 2) for side in (query, key, value))
+    logits = query @ key.mT / query.shape[-1] ** 0.5 + bias
+    zero = torch.zeros(())
+    return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), logits.logsumexp(-1), zero, zero, 0, 0
 
 
-def slow_backward(d_out, query, key, value, attn_bias, *_, scale=None):
+def slow_backward(d_out, query, key, value, bias, *_, shared_storage_dqdkdv=False, **__):
+    assert shared_storage_dqdkdv
+    d_out, query, key, value = (side.transpose(1, 2) for side in (d_out, query, key, value))
     scale = query.shape[-1] ** -0.5
-    maps = (query @ key.mT * scale + attn_bias).softmax(-1)
+    maps = (query @ key.mT * scale + bias).softmax(-1)
     d_maps = d_out @ value.mT
     d_logits = maps * (d_maps - (maps * d_maps).sum(-1, keepdim=True))
-    return d_logits @ key * scale, d_logits.mT @ query * scale, maps.mT @ d_out, d_logits
+    gradients = d_logits @ key * scale, d_logits.mT @ query * scale, maps.mT @ d_out
+    together = torch.stack([gradient.transpose(1, 2) for gradient in gradients], 2)
+    return *together.unbind(2), d_logits
 
 
 @pytest.fixture
 def cuda_operators_on_cpu():
     library = torch.library.Library("aten", "IMPL")
-    library.impl("_scaled_dot_product_efficient_attention", slow_forward, "CPU")
-    library.impl("_scaled_dot_product_efficient_attention_backward", slow_backward, "CPU")
+    library.impl("_efficient_attention_forward", slow_forward, "CPU")
+    library.impl("_efficient_attention_backward", slow_backward, "CPU")
     yield
     library._destroy()
 
@@ -86,8 +93,8 @@ def test_cuda_operators_accept_shapes_and_types_of_a_layer(monkeypatch, shape, d
     monkeypatch.setattr(windows, "choose_path", lambda *_: noting)
     with FakeTensorMode(allow_non_fake_inputs=True):
         groups = tuple(group._replace(mask=None if group.mask is None else group.mask.to("cuda")) for group in plan.groups)
-        absent = None if plan.absent is None else plan.absent.to("cuda")
-        fake = plan._replace(gather=plan.gather.to("cuda"), scatter=plan.scatter.to("cuda"), absent=absent, groups=groups)
+        indices = {name: getattr(plan, name).to("cuda") for name in ("gather", "scatter", "absent")}
+        fake = plan._replace(**indices, groups=groups)
         monkeypatch.setattr(windows, "_plan", lambda *_: fake)
         features = torch.empty(2, *shape, channels, device="cuda")
         norm, norm_bias = torch.empty(channels, device="cuda"), torch.empty(channels, device="cuda")

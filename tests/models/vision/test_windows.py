@@ -30,8 +30,13 @@ def test_every_token_has_one_place_and_groups_cover_all_windows():
     window, shift = clip_window((9, 5, 3), (4, 4, 4), (2, 2, 2))
     assert (window, shift) == ((4, 4, 3), (2, 2, 0))
     plan = plan_windows(2, (9, 5, 3), window, shift=shift, device=torch.device("cpu"))
-    assert torch.equal(plan.gather[plan.scatter], torch.arange(2 * 9 * 5 * 3))
-    assert int(plan.absent.sum()) + 2 * 9 * 5 * 3 == len(plan.gather)
+    count = 2 * 9 * 5 * 3
+    is_real = plan.scatter < count
+    assert torch.equal(plan.scatter[is_real].sort().values, torch.arange(count))
+    assert torch.equal(plan.gather, torch.where(is_real, plan.scatter, 0))
+    assert torch.equal(plan.absent, (~is_real).nonzero()[:, 0])
+    starts = range(0, len(plan.gather) + 1, plan.size)
+    assert list(plan.absent_before) == [int((~is_real[:start]).sum()) for start in starts]
     assert [group.first for group in plan.groups[1:]] == [group.last for group in plan.groups[:-1]]
     assert plan.groups[-1].last * plan.size == len(plan.gather)
 
