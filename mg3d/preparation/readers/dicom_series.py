@@ -1,9 +1,11 @@
 """DICOM headers: group slices into series, and choose the chest series."""
 
 import logging
+import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NamedTuple
@@ -11,6 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from isal import igzip, isal_zlib
 
+from mg3d.files import walk_folders
 from mg3d.preparation.quarantine import Refusal
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -94,15 +97,15 @@ def read_headers(path: Path) -> list[Header]:
         Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM).
     """
     try:
-        files = series_files(path)
+        if path.is_dir() or path.name == DICOMDIR:
+            return _read_files(series_files(path))
+        neighbors = _read_folder(path.parent, series_state(path))
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal("missing_file", "no folder of a series") from None
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
-    if path.is_dir() or path.name == DICOMDIR:
-        return _read_files(files)
     series = read_series_key(path)
-    return [header for header in _read_files(files) if header.series == series]
+    return [header for header in neighbors if header.series == series]
 
 
 def series_files(path: Path) -> list[Path]:
@@ -115,8 +118,16 @@ def series_files(path: Path) -> list[Path]:
     """
     is_slice = path.is_file() and path.name != DICOMDIR
     folder = path.parent if path.is_file() else path
-    alone = is_slice or has_slices(folder)
-    return [file for file in (folder.iterdir() if alone else folder.rglob("*")) if file.is_file()]
+    if is_slice or has_slices(folder):
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_file()]
+    return [below / name for below, names in walk_folders(folder, Counter()) for name in names]
+
+
+def series_state(path: Path) -> tuple[int, int, int]:
+    """Number, total size and sum of the modification times in ns of `series_files`; errors as there."""
+    stats = [file.stat() for file in series_files(path)]
+    return len(stats), sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)
 
 
 def has_slices(folder: Path) -> bool:
@@ -218,6 +229,12 @@ def axial_series(headers: Sequence[Header]) -> dict[SeriesKey, list[Header]]:
     if not axial:
         raise Refusal("no_axial_series", f"{len(ct)} CT series")
     return axial
+
+
+@lru_cache(maxsize=2)
+def _read_folder(folder: Path, state: tuple[int, int, int]) -> tuple[Header, ...]:
+    """All headers of a folder, kept while its files stay: a folder may hold hundreds of series, each of which needs them."""
+    return tuple(_read_files(series_files(folder)))
 
 
 def _read_files(files: Iterable[Path]) -> list[Header]:
