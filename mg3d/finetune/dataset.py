@@ -106,6 +106,11 @@ class EpochSampler(Sampler[int]):
 
     def __init__(self, draw: Draw, *, count: int, seed: int = 0) -> None:
         self.draw, self.count, self.seed, self.epoch = draw, count, seed, 0
+        self._resumed = (0, 0)
+
+    def resume(self, epoch: int, samples: int) -> None:
+        """Starts at this epoch, whose first samples of this rank are already used. Call before the loader starts its workers."""
+        self.epoch, self._resumed = epoch, (epoch, samples)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -120,7 +125,9 @@ class EpochSampler(Sampler[int]):
         return len(self._indices()) // world_size()
 
     def __iter__(self) -> Iterator[int]:
-        return iter((self.epoch * self.count + self._indices()[rank() :: world_size()]).tolist())
+        epoch, samples = self._resumed
+        used = samples if self.epoch == epoch else 0
+        return iter((self.epoch * self.count + self._indices()[rank() :: world_size()][used:]).tolist())
 
 
 def in_order(count: int) -> Draw:
