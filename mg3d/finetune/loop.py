@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mg3d.files import remove_partial, write_bytes
 from mg3d.finetune.cases import FinetuneCase, Split
-from mg3d.finetune.dataset import EpochSampler, in_order
+from mg3d.finetune.dataset import CaseDataset, EpochSampler, in_order, worker_order
 from mg3d.finetune.distributed import info
 from mg3d.finetune.encoder import build_encoder
 from mg3d.finetune.module import FinetuneModule, gather_rows
@@ -56,15 +57,18 @@ def machine(settings: FinetuneSettings) -> RunSettings:
 def training_loader(task_type: TaskType, cases: Sequence[FinetuneCase]) -> DataLoader:
     """Training samples; seed and epoch decide which of them an epoch draws."""
     data, draw = task_type.training_data(cases)
-    sampler = EpochSampler(draw, count=len(data), seed=task_type.settings.seed)
+    sampler = EpochSampler(draw, count=len(data), seed=task_type.settings.seed, contiguous=task_type.samples_share_scans)
     return _loader(task_type, data, sampler, batch_size=task_type.settings.batch_size)
 
 
 def evaluation_loader(task_type: TaskType, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> DataLoader:
     """Every sample once, in batches of `eval_batch_size`."""
     data = task_type.evaluation_data(cases, collect_errors=collect_errors)
-    sampler = EpochSampler(in_order(len(data)), count=len(data))
-    return _loader(task_type, data, sampler, batch_size=task_type.eval_batch_size or task_type.settings.batch_size)
+    batch_size, workers = task_type.eval_batch_size or task_type.settings.batch_size, task_type.settings.num_workers
+    shared = task_type.samples_share_scans
+    reorder = partial(worker_order, batch_size=batch_size, workers=workers) if shared else None
+    sampler = EpochSampler(in_order(len(data)), count=len(data), contiguous=shared, reorder=reorder)
+    return _loader(task_type, data, sampler, batch_size=batch_size)
 
 
 def _loader(task_type: TaskType, data: Dataset, sampler: EpochSampler, *, batch_size: int) -> DataLoader:
@@ -104,6 +108,8 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
     trainer, timer = build_trainer(task_type, folder), Timer()
     trainer.callbacks.append(timer)
     remove_partial(folder / "checkpoints")
+    if isinstance(batches.dataset, CaseDataset) and (message := batches.dataset.describe_cache(max(1, settings.num_workers))):
+        info(message)
     checkpoint = last if last.is_file() else None
     try:
         trainer.fit(module, batches, evaluation_loader(task_type, split.val), ckpt_path=checkpoint, weights_only=True)

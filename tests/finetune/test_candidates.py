@@ -11,6 +11,7 @@ from downstream.folders import load
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
+from mg3d.finetune import dataset, loop
 from mg3d.finetune.cases import Candidate, FinetuneCase, Split
 from mg3d.finetune.dataset import EpochSampler
 from mg3d.finetune.run import run
@@ -87,6 +88,25 @@ def test_training_reads_each_scan_once_an_epoch(luna, monkeypatch):
     for draw_index in EpochSampler(draw, count=len(data)):
         data[draw_index]
     assert len(read_scans) == len(set(read_scans)) > 5
+
+
+@pytest.mark.parametrize(("workers", "ranks"), [(0, 1), (2, 1), (3, 1), (1, 2), (2, 2)])
+def test_evaluation_reads_nearly_every_scan_in_one_process_only(luna, monkeypatch, workers, ranks):
+    """Batches were dealt out round-robin, so every worker read nearly every scan."""
+    kind, cases = task_type(batch_size=4, num_workers=workers), read(luna)
+    sampler = loop.evaluation_loader(kind, cases).sampler
+    monkeypatch.setattr(dataset, "world_size", lambda: ranks)
+    readers, seen = {}, []
+    for rank in range(ranks):
+        monkeypatch.setattr(dataset, "rank", lambda rank=rank: rank)
+        rows = list(sampler)
+        seen += rows
+        for index, row in enumerate(rows):
+            scan = kind.evaluation_data(cases).scan_of[row]
+            readers.setdefault(scan, set()).add((rank, index // 4 % max(workers, 1)))
+    assert set(seen) == set(range(sampler.count))
+    processes = max(workers, 1) * ranks
+    assert sum(map(len, readers.values())) <= len(readers) + 2 * (processes - 1)  # at most the scans at a border are read twice
 
 
 def table(rows, nodules):

@@ -141,6 +141,9 @@ def test_two_scans_get_different_reports_after_a_few_steps(tmp_path):
         task_type.loss(network, batch).backward()
         optimizer.step()
     assert [row["generated"] for row in task_type.rows(network.eval(), batch)] == ["no effusion .", "clear lung . no effusion ."]
+    singles = [task_type.rows(network, collate([sample]))[0]["generated"] for sample in samples]
+    assert singles == ["no effusion .", "clear lung . no effusion ."]
+    assert task_type.eval_batch_size is None  # evaluated in batches of the training size
 
 
 class FakeLabeller:

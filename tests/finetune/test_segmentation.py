@@ -17,7 +17,7 @@ from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.data_check import check_structures, inspect_files, mask_error
 from mg3d.finetune.loop import predict
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.tasks.segmentation import LOSSES, Segmentation
+from mg3d.finetune.tasks.segmentation import LOSSES, Segmentation, keep_largest_components
 
 SHAPE = (19, 23, 11)
 AFFINES = {
@@ -34,7 +34,7 @@ class Echo(nn.Module):
 
     def __init__(self, structures=1):
         super().__init__()
-        self.structures, self.nothing = structures, nn.Parameter(torch.zeros(1))
+        self.structures, self.nothing, self.encoder = structures, nn.Parameter(torch.zeros(1)), nn.Identity()
 
     def forward(self, volume):
         logits = [0 * volume + 0.5, volume] if self.structures == 1 else [0 * volume + 0.5, volume, 3 * volume - 1.8]
@@ -150,6 +150,31 @@ def test_class_balanced_patches_contain_small_structures_more_often(tmp_path):
         fractions.append(np.mean([bool((patch["mask"] == 2).any()) for patch in data[0]]))
     assert fractions[0] < 0.12
     assert 0.12 < fractions[1] < 0.5
+
+
+def test_only_the_largest_component_of_each_structure_is_kept():
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[0, 0, :3], labels[4, 5, 5:], labels[2, 2, 2:4], labels[3, 3, 4] = 1, 1, 2, 2  # the last one touches by a corner
+    expected = labels.copy()
+    expected[4, 5, 5:] = expected[3, 3, 4] = 0
+    assert np.array_equal(keep_largest_components(labels), expected)
+    assert not keep_largest_components(0 * labels).any()
+
+
+def test_gaussian_windows_trust_their_centres():
+    """Two windows of 8 that overlap by 4, predicting 0 and 1: half way between their centres both count equally."""
+    calls = iter([0.0, 1.0])
+
+    class Constant(nn.Module):
+        def forward(self, volume):
+            value = torch.full_like(volume[:1], next(calls)), torch.full_like(volume[:1], next(calls))
+            return torch.cat([torch.zeros_like(volume), torch.cat(value)], 1)
+
+    task_type = segmentation(settings=FinetuneSettings(overlap=0.5, window_weighting="gaussian"))
+    probability = task_type._sliding_windows(Constant(), torch.zeros(1, 1, 12, 8, 8))[0, 1, :, 4, 4]
+    assert torch.all(probability[:4] == probability[0])
+    assert torch.all(torch.diff(probability[4:8]) > 0)
+    assert float(probability[5] + probability[6]) == pytest.approx(float(probability[0] + probability[11]), abs=0.02)
 
 
 def test_losses_are_the_formulas():

@@ -35,6 +35,12 @@ def test_arguments_become_typed_settings():
     assert (settings.pretrained, settings.patch_size, settings.run_name) == ("none", (8, 9, 10), "7")
 
 
+@pytest.mark.parametrize("text", ["2024_01", "1.10", "1e3", "007", "0x10", "true", "[a", "1,2"])
+def test_text_stays_as_it_was_typed(text):
+    settings = parse_settings(FinetuneSettings, read_arguments([f"run_name={text}", f"output={text}"]), {})
+    assert (settings.run_name, settings.output) == (text, text)
+
+
 def test_the_user_overrides_the_folder_which_overrides_the_general_default():
     assert parsed().epochs == 7
     assert parsed(epochs=3).epochs == 3

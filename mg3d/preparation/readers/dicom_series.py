@@ -2,9 +2,11 @@
 
 import importlib
 import logging
+import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NamedTuple
@@ -12,6 +14,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from isal import igzip, isal_zlib
 
+from mg3d.files import walk_folders
 from mg3d.preparation.quarantine import Refusal
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -99,15 +102,15 @@ def read_headers(path: Path) -> list[Header]:
         Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM), codec_missing.
     """
     try:
-        files = series_files(path)
+        if path.is_dir():
+            return _read_files(series_files(path))
+        neighbors = _read_folder(path.parent, series_state(path))
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal("missing_file", "no folder of a series") from None
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
-    if path.is_dir():
-        return _read_files(files)
     series = read_series_key(path)
-    return [header for header in _read_files(files) if header.series == series]
+    return [header for header in neighbors if header.series == series]
 
 
 def series_files(path: Path) -> list[Path]:
@@ -119,8 +122,16 @@ def series_files(path: Path) -> list[Path]:
         OSError: a folder or file cannot be read, or does not exist.
     """
     folder = path.parent if path.is_file() else path
-    alone = path.is_file() or has_slices(path)
-    return [file for file in (folder.iterdir() if alone else folder.rglob("*")) if file.is_file()]
+    if path.is_file() or has_slices(path):
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_file()]
+    return [below / name for below, names in walk_folders(folder, Counter()) for name in names]
+
+
+def series_state(path: Path) -> tuple[int, int, int]:
+    """Number, total size and sum of the modification times in ns of `series_files`; errors as there."""
+    stats = [file.stat() for file in series_files(path)]
+    return len(stats), sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)
 
 
 def has_slices(folder: Path) -> bool:
@@ -222,6 +233,12 @@ def axial_series(headers: Sequence[Header]) -> dict[SeriesKey, list[Header]]:
     if not axial:
         raise Refusal("no_axial_series", f"{len(ct)} CT series")
     return axial
+
+
+@lru_cache(maxsize=2)
+def _read_folder(folder: Path, state: tuple[int, int, int]) -> tuple[Header, ...]:
+    """All headers of a folder, kept while its files stay: a folder may hold hundreds of series, each of which needs them."""
+    return tuple(_read_files(series_files(folder)))
 
 
 def _read_files(files: Iterable[Path]) -> list[Header]:
