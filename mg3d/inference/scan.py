@@ -28,7 +28,7 @@ from mg3d.preparation.voxels import preprocess
 
 _MAX_CHOICES = 20
 """Scans that are listed if a folder has several."""
-_FORMATS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
+_FORMATS = ".nii, .nii.gz, .hdr with .img, .mha, .mhd, .nrrd, .nhdr, .npz, .zip, a folder of DICOM slices or one of its slices"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Echo(nn.Module):
 
     def __init__(self, structures=1):
         super().__init__()
-        self.structures, self.nothing = structures, nn.Parameter(torch.zeros(1))
+        self.structures, self.nothing, self.encoder = structures, nn.Parameter(torch.zeros(1)), nn.Identity()
 
     def forward(self, volume):
         logits = [0 * volume + 0.5, volume] if self.structures == 1 else [0 * volume + 0.5, volume, 3 * volume - 1.8]
@@ -174,7 +174,7 @@ def test_gaussian_windows_trust_their_centres():
     probability = task_type._sliding_windows(Constant(), torch.zeros(1, 1, 12, 8, 8))[0, 1, :, 4, 4]
     assert torch.all(probability[:4] == probability[0])
     assert torch.all(torch.diff(probability[4:8]) > 0)
-    assert probability[5] + probability[6] == pytest.approx(probability[0] + probability[11], abs=0.02)
+    assert float(probability[5] + probability[6]) == pytest.approx(float(probability[0] + probability[11]), abs=0.02)
 
 
 def test_losses_are_the_formulas():

@@ -117,7 +117,7 @@ def test_the_command_line_reports_mistakes_without_a_traceback(arguments, capsys
 @pytest.mark.parametrize("text", ["2024_01", "1.10", "007", "1e3", "True"])
 def test_text_stays_as_it_was_typed(text):
     """Sacred reads 2024_01 as the number 202401, and 1.10 as 1.1."""
-    settings = read_arguments(["with", "tiny", f"run_name={text}", f"log_dir={text}"])
+    settings = read_arguments(["tiny", f"run_name={text}", f"log_dir={text}"])
     assert (settings.run.run_name, settings.run.log_dir) == (text, text)
 
 
