@@ -50,6 +50,11 @@ def read_arguments(arguments: Sequence[str]) -> Settings:
     from sacred.arg_parser import get_config_updates
 
     updates, presets = get_config_updates(arguments)
+    typed = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    known = defaults()
+    for name, value in updates.items():  # Sacred reads run_name=2024_01 as the number 202401
+        if isinstance(known.get(name), str) and isinstance(value, int | float) and name in typed:
+            updates[name] = typed[name]
     return resolve(presets, updates)
 
 

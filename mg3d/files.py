@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders."""
+"""Atomic writing of files and folders, and the walk through folders."""
 
 import errno
 import json
@@ -8,6 +8,7 @@ import re
 import resource
 import secrets
 import shutil
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,3 +125,37 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True, mode: int =
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Writes indented JSON; see `replacing`."""
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), durable=durable)
+
+
+def walk_folders(root: Path, passed_over: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below `root` with the names of its files. Links are followed, and a folder that is reached twice comes once.
+
+    Links come last, so that a folder below `root` has its own path. Hidden files and folders are left out.
+
+    passed_over: what is left out -> its number, to which this adds.
+    """
+    pending, links, seen = deque([root]), deque(), set()
+    while pending or links:
+        folder = pending.popleft() if pending else links.popleft()
+        try:
+            state = folder.stat()
+            with os.scandir(folder) as entries:
+                entries = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            passed_over["unreadable folders"] += 1
+            continue
+        if (state.st_dev, state.st_ino) in seen:
+            passed_over["links to folders that are listed already"] += 1
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        files = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                passed_over["hidden files and folders"] += 1
+            elif entry.is_dir():
+                (links if entry.is_symlink() else pending).append(folder / entry.name)
+            elif entry.is_file():
+                files.append(entry.name)
+            else:
+                passed_over["broken links and special files"] += 1
+        yield folder, files

@@ -52,9 +52,9 @@ def _add_data(parser: argparse.ArgumentParser, out: Path) -> None:
     group.add_argument("--ct-rate", type=Path, metavar="ROOT", help="CT-RATE: the folder with dataset/ in it, or dataset/ itself")
     group.add_argument("--ctrg", type=Path, metavar="ROOT", help="CTRG-Chest: the folder of its JSON file and its scans")
     group.add_argument("--rad-chestct", type=Path, metavar="ROOT", help="Rad-ChestCT: the folder of its .npz files and tables")
-    group.add_argument("--custom", type=Path, metavar="ROOT", help="your own data: a folder of NIfTI files or DICOM series")
+    group.add_argument("--custom", type=Path, metavar="ROOT", help="your own data: a folder of scan files or DICOM series")
     group.add_argument(
-        "--table", type=Path, metavar="FILE", help="reports and labels for --custom: CSV or JSON, see docs/data.md"
+        "--table", type=Path, metavar="FILE", help="reports and labels for --custom (CSV, Excel, JSON): docs/data.md"
     )
     group.add_argument("--keep-ids", action="store_true", help="use file and patient names of --custom as ids (default: hashes)")
     group.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="output folder (default: %(default)s)")

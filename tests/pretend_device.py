@@ -55,6 +55,9 @@ class PretendDevice(TorchDispatchMode):
     def __enter__(self):
         for name in ("tensor", "as_tensor"):  # with values of the host, they bypass dispatch
             self._patches.enter_context(mock.patch.object(torch, name, self._from_host(getattr(torch, name))))
+        of_device = torch.Generator
+        create = lambda device="cpu": of_device("cpu" if torch.device(device) == DEVICE else device)  # noqa: E731
+        self._patches.enter_context(mock.patch.object(torch, "Generator", create))
         return super().__enter__()
 
     def __exit__(self, *exception):
@@ -128,6 +131,12 @@ def to_device(module_or_tensor):
             if buffer is not None:
                 module._buffers[name] = to_device(buffer)
     return module_or_tensor
+
+
+def on_device(batch):
+    """A named tuple, or one within one, with its tensors on the pretend device."""
+    move = lambda field: on_device(field) if isinstance(field, tuple) else to_device(field)  # noqa: E731
+    return type(batch)(*(move(field) if isinstance(field, (tuple, torch.Tensor)) else field for field in batch))
 
 
 def _unwrap(value):

@@ -82,6 +82,40 @@ def write_series(folder, hu=None, *, slope=1, intercept=0, kind=np.int16, each=N
     return folder
 
 
+def write_enhanced(path, frames, *, shared=True, **tags):
+    """One enhanced CT; frames are (HU [y, x], height in mm, intercept, temporal position), in any order."""
+    stored = np.stack([hu - intercept for hu, _, intercept, _ in frames]).astype(np.int16)
+
+    def sequence(**tags):
+        item = pydicom.Dataset()
+        for name, value in tags.items():
+            setattr(item, name, value)
+        return pydicom.Sequence([item])
+
+    common = {
+        "PixelMeasuresSequence": sequence(PixelSpacing=list(SPACING[1:])),
+        "PlaneOrientationSequence": sequence(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+    }
+    per_frame = []
+    for _, height, intercept, temporal in frames:
+        item = pydicom.Dataset()
+        item.PlanePositionSequence = sequence(ImagePositionPatient=[*CORNER_MM[:2], CORNER_MM[2] + height])
+        item.PixelValueTransformationSequence = sequence(RescaleSlope=1, RescaleIntercept=intercept)
+        item.FrameContentSequence = sequence(TemporalPositionIndex=temporal)
+        for name, value in () if shared else common.items():
+            setattr(item, name, value)
+        per_frame.append(item)
+    groups = pydicom.Dataset()
+    for name, value in common.items() if shared else ():
+        setattr(groups, name, value)
+    return write_slice(
+        path, stored[0], position=(0, 0, 0), SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1", NumberOfFrames=len(frames),
+        PixelData=stored.tobytes(), ImagePositionPatient=None, ImageOrientationPatient=None, PixelSpacing=None, RescaleSlope=None,
+        RescaleIntercept=None, SharedFunctionalGroupsSequence=pydicom.Sequence([groups]),
+        PerFrameFunctionalGroupsSequence=pydicom.Sequence(per_frame), **tags,
+    )  # fmt: skip
+
+
 def _encode(path, syntax):
     import gdcm
 

@@ -6,7 +6,7 @@ import numpy as np
 import openpyxl
 import pydicom
 from pydicom.uid import RLELossless
-from small_dicom import CORNER_MM, write_series, write_slice
+from small_dicom import CORNER_MM, write_enhanced, write_series, write_slice
 from small_raw import chest
 
 CORONAL = [1, 0, 0, 0, 0, -1]
@@ -50,6 +50,18 @@ class Export:
         write_series(self.root / folder, marked(patient) if hu is None else hu, each=each, start=f"S{self.count}-", **values)
         return uid
 
+    def enhanced(self, patient, study):
+        """A multi-frame file next to the series of its study; returns its UID."""
+        self.count += 1
+        tags = {
+            "SeriesInstanceUID": f"1.2.9.{self.count}", "StudyInstanceUID": f"1.2.8.{patient}.{study}", "SliceThickness": "1.0",
+            "PatientID": patient_id(patient), "PatientName": name_of(patient), "AccessionNumber": accession(patient, study),
+            "SeriesDescription": "Thorax enhanced", "StudyDate": f"2021{study:02d}15",
+        }  # fmt: skip
+        frames = [(plane, 5.0 * k, 0, 1) for k, plane in enumerate(marked(patient))]
+        write_enhanced(self.root / accession(patient, study) / "enhanced.dcm", frames, **tags)
+        return tags["SeriesInstanceUID"]
+
     def localizer(self, patient, study):
         image_type = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         return self.add(patient, study, "Topogram", chest()[:2], ImageType=image_type, ImageOrientationPatient=CORONAL)
@@ -81,6 +93,7 @@ def write_export(root):
     add("usable", 4, 2, "Thorax 1.0", marked(4, 33), used=True, syntax=RLELossless)
     add("usable", 5, 2, "", marked(5, 34), used=True, BodyPartExamined="CHEST")
     add(other, 5, 2, "Series 7", marked(5, 36))
+    expected[export.enhanced(8, 2)] = (True, "usable")
     add("usable", 6, 2, "Lung 1.25", marked(6, 35), used=True, ConvolutionKernel="LUNG")
     gap = marked(6, 34)
     export_gap = export.add(6, 1, "Thorax with gap", gap, ConvolutionKernel="B20f")

@@ -27,7 +27,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dataset", choices=get_args(DatasetName), help="data set of the raw folder; default: detect ct_rate and ctrg"
     )
-    parser.add_argument("--table", type=Path, metavar="FILE", help="--dataset custom: CSV or JSON table of volumes and reports")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="--dataset custom: table of volumes and reports")
     parser.add_argument(
         "--sample",
         type=int,

@@ -11,7 +11,7 @@ from mg3d.inference.cli import check_early, load_model, new_parser, run_and_prin
 def main(arguments: Sequence[str]) -> int:
     """Write the map; returns the exit code."""
     parser = new_parser("ground.py", __doc__)
-    parser.add_argument("scan", metavar="SCAN", help="NIfTI, .mha, .mhd, .npz or a folder of DICOM slices")
+    parser.add_argument("scan", metavar="SCAN", help="NIfTI, MetaImage, NRRD, .npz, .zip or a DICOM folder")
     parser.add_argument("sentence", metavar="SENTENCE", help='such as "A small effusion on the left."')
     parser.add_argument("--against", metavar="TEXT", help='contrasting text, such as "There is no effusion." (default: none)')
     parser.add_argument(

@@ -68,7 +68,7 @@ def defaults(overrides: Mapping[str, Any], synthetic: bool) -> dict[str, Any]:
     """Protocol of the chosen task."""
     protocol = PROTOCOLS.get(str(overrides.get("task", "probe")), {})
     if not synthetic:
-        return {"cache": False, "num_workers": 4, **protocol}
+        return {"cache_gb": 0.0, "num_workers": 4, **protocol}
     small = {"epochs": 6, "learning_rate": 1e-3} if protocol else {}
     return {**protocol, **small, "num_workers": 0, "batch_size": 4, "warmup_epochs": 0}
 

@@ -47,7 +47,7 @@ class CaseDataset(Dataset):
         cases: in order.
         preprocess: case -> sample.
         random: training patches and augmentation.
-        cache: keep preprocessed samples in memory, per worker.
+        cache_bytes: memory for preprocessed samples in each process; samples that do not fit are read again.
         collect_errors: return {"errors": [(case, reason)]} for a case that cannot be read, instead of raising.
     """
 
@@ -58,11 +58,11 @@ class CaseDataset(Dataset):
         *,
         random: mt.Compose | None = None,
         seed: int = 0,
-        cache: bool = False,
+        cache_bytes: float = 0,
         collect_errors: bool = False,
     ) -> None:
         self.cases, self.preprocess, self.random, self.seed = list(cases), preprocess, random, seed
-        self.cached: dict[int, Sample] | None = {} if cache else None
+        self.cache_bytes, self.cached = cache_bytes, dict[int, Sample]()
         self.collect_errors = collect_errors
 
     def __len__(self) -> int:
@@ -79,13 +79,31 @@ class CaseDataset(Dataset):
         return sample if self.random is None else seeded(self.random, self.seed, draw_index)(dict(sample))
 
     def _preprocessed(self, index: int) -> Sample:
-        if self.cached is not None and index in self.cached:
+        if index in self.cached:
             return self.cached[index]
         with original_error():
             sample = self.preprocess(self.cases[index])
-        if self.cached is not None:
+        if (size := sample_bytes(sample)) <= self.cache_bytes:
+            self.cache_bytes -= size
             self.cached[index] = sample
         return sample
+
+    def describe_cache(self, processes: int) -> str:
+        """What the cache of all processes will hold, from the size of the first case; empty if it holds everything."""
+        available = self.cache_bytes
+        size = sample_bytes(self._preprocessed(0)) if available else 0
+        fitting = int(available // size) if size else len(self)
+        if fitting >= len(self):
+            return ""
+        return (
+            f"the {len(self)} preprocessed cases are about {size * len(self) / 1e9:.1f} GB in each of {processes} loader "
+            f"process(es), whose cache holds {fitting / len(self):.0%} of them; cache_gb=... sets its size"
+        )
+
+
+def sample_bytes(sample: Sample) -> int:
+    """Memory of the tensors of a sample."""
+    return sum(value.nbytes for value in sample.values() if isinstance(value, torch.Tensor))
 
 
 def collate(samples: Sequence[Any]) -> Sample:
@@ -102,10 +120,26 @@ class EpochSampler(Sampler[int]):
     Args:
         draw: `in_order`, `shuffled`, `class_balanced`, ...
         count: samples of the data set.
+        contiguous: each rank gets a contiguous part, so that samples of one scan are read by one rank; else every nth sample.
+        reorder: number of samples of a rank -> their order, see `worker_order`.
     """
 
-    def __init__(self, draw: Draw, *, count: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        draw: Draw,
+        *,
+        count: int,
+        seed: int = 0,
+        contiguous: bool = False,
+        reorder: Callable[[int], np.ndarray] | None = None,
+    ) -> None:
         self.draw, self.count, self.seed, self.epoch = draw, count, seed, 0
+        self.contiguous, self.reorder = contiguous, reorder
+        self._resumed = (0, 0)
+
+    def resume(self, epoch: int, samples: int) -> None:
+        """Starts at this epoch, whose first samples of this rank are already used. Call before the loader starts its workers."""
+        self.epoch, self._resumed = epoch, (epoch, samples)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -120,12 +154,27 @@ class EpochSampler(Sampler[int]):
         return len(self._indices()) // world_size()
 
     def __iter__(self) -> Iterator[int]:
-        return iter((self.epoch * self.count + self._indices()[rank() :: world_size()]).tolist())
+        indices = self._indices()
+        part = np.array_split(indices, world_size())[rank()] if self.contiguous else indices[rank() :: world_size()]
+        part = part[self.reorder(len(part))] if self.reorder else part
+        epoch, samples = self._resumed
+        used = samples if self.epoch == epoch else 0
+        return iter((self.epoch * self.count + part[used:]).tolist())
 
 
 def in_order(count: int) -> Draw:
     """Every sample once, in order."""
     return lambda generator: torch.arange(count)
+
+
+def worker_order(count: int, *, batch_size: int, workers: int) -> np.ndarray:
+    """Order of samples by which each worker of a loader, which deals out batches round-robin, gets contiguous ones."""
+    batches = -(-count // batch_size)
+    per_worker = -(-batches // max(workers, 1))
+    full = sorted(range(count // batch_size), key=lambda batch: (batch % per_worker, batch // per_worker))
+    starts = np.array([*full, *range(len(full), batches)]) * batch_size  # an incomplete batch stays the last one
+    order = (starts[:, None] + np.arange(batch_size)).ravel()
+    return order[order < count]
 
 
 def shuffled(count: int) -> Draw:

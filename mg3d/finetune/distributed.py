@@ -1,7 +1,9 @@
 """Work and messages of the first rank alone, also before a process group exists."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 TIMEOUT_S = 7200.0
 POLL_S = 0.5
@@ -13,6 +15,32 @@ def info(message: str) -> None:
 
     if is_first_rank():
         print(f"mg3d: {message}", flush=True)
+
+
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Holds a lock on a results folder while it is written.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    from mg3d.training.run import is_first_rank
+
+    if not is_first_rank():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process writes into {folder}; wait until it ends, or use another run_name=...") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_on_first_rank(work: Callable[[], object], *, done: Callable[[], bool], what: str) -> None:

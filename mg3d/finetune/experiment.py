@@ -12,7 +12,7 @@ from mg3d.finetune import arrows, loop, results
 from mg3d.finetune.cases import NO_FOLD, FinetuneCase, Split, assign_folds, require_cases, scan_key, split_digests, split_fold
 from mg3d.finetune.data_check import InspectedFiles, inspect_files
 from mg3d.finetune.data_root import data_locations, find_root, is_synthetic
-from mg3d.finetune.distributed import info
+from mg3d.finetune.distributed import info, lock_run
 from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.predict import predict_scans
 from mg3d.finetune.settings import (
@@ -57,7 +57,8 @@ def command(task: DownstreamTask, overrides: Mapping[str, Any]) -> Path:
         run = Path(settings.checkpoint).absolute().parents[1] if settings.checkpoint else fold
         return evaluate_external(task, settings, task_type, stored, run)
     else:
-        run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
+        with lock_run(folder):
+            run_folds(task, settings, task_type, folder, synthetic=synthetic, prepared=prepared)
     return fold
 
 

@@ -146,7 +146,9 @@ class ComparedScore(NamedTuple):
     """Second minus first."""
     no_interval: str
     """Why there is neither an interval nor a p."""
-    p_holm: float
+    without: str
+    """Outputs or folds that a mean leaves out, because their score is undefined in one of the tables."""
+    p_holm: float = float("nan")
     """p adjusted for the findings (outputs) of its measure; nan for scores that are not of a single output."""
 
 
@@ -160,7 +162,8 @@ def compare_tables(
     settings, patients = task_type.settings, tables[0]["patient_id"].to_numpy()
     systems = [partial(_statistics, task_type, table, val) for table, val in zip(tables, dev, strict=True)]
     values = systems[0](np.arange(len(patients)))
-    defined = defined_components(systems, _means(task_type, tables[0], values), len(patients))
+    means = _means(task_type, tables[0], values)
+    defined = defined_components(systems, means, len(patients))
     first, second = (with_means(system, defined) for system in systems)
     names = [name for name in values if not _fold_of(name)]
     masks = {name: np.logical_or(*(task_type.support_mask(table, name) for table in tables)) for name in names}
@@ -172,7 +175,8 @@ def compare_tables(
     for name, difference in differences.items():
         reason = withheld_reason(task_type, tables, masks[name], name)
         reason = reason or no_interval(difference.difference, difference.low, settings.n_bootstrap)
-        rows.append(ComparedScore(name, values[0][name], values[1][name], difference, reason, float("nan")))
+        without = _left_out(means, defined, name)
+        rows.append(ComparedScore(name, values[0][name], values[1][name], difference, reason, without))
     return _with_holm(rows)
 
 
@@ -190,7 +194,8 @@ def comparison_rows(rows: Sequence[ComparedScore]) -> list[dict[str, Any]]:
     printed = []
     for row in rows:
         difference = row.difference
-        cell = {"value": difference.difference, "low": difference.low, "high": difference.high, "no_interval": row.no_interval}
+        cell = {"value": difference.difference, "low": difference.low, "high": difference.high}
+        cell |= {"no_interval": row.no_interval, "without": row.without}
         adjusted = ""
         if not np.isnan(row.p_holm):
             is_bounded = difference.patients > MAX_EXACT_PATIENTS and difference.p <= difference.smallest_p

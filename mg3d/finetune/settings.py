@@ -89,8 +89,8 @@ class FinetuneSettings(BaseModel):
     """Draw every class equally often."""
     augment: bool = True
     """Apply the folder's data augmentation."""
-    cache: bool = True
-    """Keep preprocessed cases in memory (per loader process). Set false for data sets larger than memory."""
+    cache_gb: NonNegativeFloat = 8.0
+    """Memory of a rank for preprocessed cases in 1e9 bytes, divided among its loader processes; 0 = off."""
     val_epochs: PositiveInt = 1
     """Epochs between validations."""
     select: Literal["best", "last"] = "best"
@@ -101,6 +101,10 @@ class FinetuneSettings(BaseModel):
     """Test-time augmentation: average over all mirrored copies."""
     overlap: Annotated[float, Field(ge=0, le=0.95)] = 0.5
     """Overlap of neighbouring sliding windows in segmentation, as a fraction of the window."""
+    window_weighting: Literal["constant", "gaussian"] = "constant"
+    """Weights of overlapping sliding windows; gaussian trusts the centre of a window more than its border."""
+    largest_component: bool = False
+    """Keep only the largest connected component of each predicted structure."""
     save_masks: bool = True
     """Write predicted masks as NIfTI on the grid of the scan."""
     n_bootstrap: NonNegativeInt = 300
@@ -151,10 +155,12 @@ _NAME_OR_PATH = ("encoder", "text_encoder", "labeller")
 
 UNCOMPARED = {
     "mode", "fold", "folds", "input", "output", "other", "checkpoint", "log_dir", "run_name", "resume", "num_workers",
-    "max_minutes", "accelerator", "devices", "num_nodes", "cache", "save_masks", "data_root", "arrows", "table",
+    "max_minutes", "accelerator", "devices", "num_nodes", "cache_gb", "save_masks", "data_root", "arrows", "table",
 }  # fmt: skip
 """Settings that may change when a run is continued: they do not affect its result."""
-EVALUATION = UNCOMPARED | {"tta", "overlap", "n_bootstrap", "batch_size", "max_cases", "precision"}
+EVALUATION = UNCOMPARED | {
+    "tta", "overlap", "window_weighting", "largest_component", "n_bootstrap", "batch_size", "max_cases", "precision",
+}  # fmt: skip
 """Settings that may change when a trained network is evaluated."""
 INITIALIZATION = {"pretrained", "encoder", "load_patch_merging", "load_prefix", "minimum_coverage"}
 """Settings that say where the weights come from."""

@@ -43,7 +43,7 @@ def add_table_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         metavar="FILE",
-        help="CSV or JSON file with a column `volume` (scans below SOURCE) and optionally `report` (see docs/data.md)",
+        help="table with a column `volume` (scans below SOURCE) and optionally `report`: CSV, Excel or JSON (docs/data.md)",
     )
 
 

@@ -6,6 +6,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from mg3d.datasets.schema import decode_metadata, shard_schema, volume_batch
 from mg3d.files import remove_partial, replacing, write_bytes
 from mg3d.preparation import progress
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.readers.dicom_series import series_files
+from mg3d.preparation.readers.dicom_series import series_state
 from mg3d.preparation.recipe import Recipe, digest
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.streaming import HubSource, stream_volumes
@@ -28,6 +29,7 @@ from mg3d.preparation.voxels import make_volume
 
 SHARD_ROWS = 256
 MANIFEST = "manifest.json"
+_STAT_THREADS = 32
 _FACTS = b"mg3d.facts"
 _NOT_DOWNLOADED = {"refused": "not_downloaded", "detail": ""}
 _DAMAGED_AND_DELETED = {"refused": "missing_file", "detail": "the stored row is damaged and the raw file is gone"}
@@ -156,7 +158,9 @@ def finished(task: ShardTask, sidecar: dict[str, Any] | None = None) -> dict[str
     if any(sidecar.get(name) != value for name, value in expected.items()):
         return None
     volumes = sidecar["volumes"]
-    return sidecar if all(_is_current(record, volumes.get(record.volume_id), task) for record in task.records) else None
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:  # a network file system answers many requests at once
+        current = pool.map(lambda record: _is_current(record, volumes.get(record.volume_id), task), task.records)
+        return sidecar if all(current) else None
 
 
 def build_shard(task: ShardTask) -> ShardResult:
@@ -220,16 +224,14 @@ def _file_state(record: VolumeRecord, task: ShardTask) -> dict[str, int] | None:
         return {"files": len(record.files), "bytes": task.source.bytes_of(record)}
     paths = [task.root / name for name in record.files]
     try:
-        stats = [path.stat() for path in (series_files(paths[0]) if record.reader == "dicom" else paths)]
+        if record.reader == "dicom":
+            state = series_state(paths[0])
+        else:
+            stats = [path.stat() for path in paths]
+            state = len(stats), sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)
     except OSError:
         return None
-    if not stats:
-        return None
-    return {
-        "files": len(stats),
-        "bytes": sum(stat.st_size for stat in stats),
-        "mtime_ns": sum(stat.st_mtime_ns for stat in stats),
-    }
+    return dict(zip(("files", "bytes", "mtime_ns"), state)) if state[0] else None
 
 
 def _same_files(record: VolumeRecord, known: Mapping[str, int] | None, task: ShardTask) -> bool:

@@ -57,6 +57,7 @@ class ProgressLines(ProgressBar):
         super().__init__()
         self.is_enabled = True
         self._last_line: tuple[float, int] = (0.0, 0)
+        self._batch_line = time.monotonic()
 
     def enable(self) -> None:
         """Called by Lightning on rank 0."""
@@ -82,6 +83,19 @@ class ProgressLines(ProgressBar):
         metrics = self.get_metrics(trainer, module)
         values = "".join(f"{name} {value:.4g}, " for name, value in metrics.items() if isinstance(value, float))
         print(f"mg3d: step {step}/{total}, {values}{seconds:.3g} s per step", flush=True)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *step: Any) -> None:
+        """Prints the batch of a long validation."""
+        self._print_batch("validation", step[3], trainer.num_val_batches[0])
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *step: Any) -> None:
+        """Prints the batch of a long evaluation."""
+        self._print_batch("evaluation", step[3], trainer.num_predict_batches[0])
+
+    def _print_batch(self, stage: str, batch_index: int, total: int | float) -> None:
+        if self.is_enabled and time.monotonic() - self._batch_line >= LINE_INTERVAL_S:
+            self._batch_line = time.monotonic()
+            print(f"mg3d: {stage}, batch {batch_index + 1}/{total}", flush=True)
 
 
 def progress_bar() -> Callback:

@@ -38,9 +38,26 @@ def test_only_the_first_rank_reads_files(second, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"files\.json does not exist"):
         inspect_files(cases, tmp_path / "files.json")
     monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 0)
-    found = inspect_files(cases, tmp_path / "files.json")
+    result = inspect_files(cases, tmp_path / "files.json")
     monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 1)
-    assert inspect_files(cases, tmp_path / "files.json") == found
+    assert inspect_files(cases, tmp_path / "files.json") == result
+
+
+def test_a_run_that_another_process_writes_is_refused(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from mg3d.finetune.distributed import lock_run\n"
+        "with lock_run(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], env=environment, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
+        assert process.stdout.readline() == "locked\n"
+        refused = pytest.raises(ValueError, match=r"another process writes into .*run; wait until it ends")
+        with refused, distributed.lock_run(tmp_path / "run"):
+            pass
+        process.stdin.close()
+    with distributed.lock_run(tmp_path / "run"):
+        pass
 
 
 @pytest.mark.slow

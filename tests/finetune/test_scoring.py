@@ -15,8 +15,8 @@ from mg3d.metrics.classification import auroc, macro_auroc
 RANDOM = np.random.default_rng(0)
 
 
-def classification(outputs=("a", "b"), **named):
-    return Classification(FinetuneSettings(n_bootstrap=200), outputs=outputs, metric="auroc", **named)
+def classification(outputs=("a", "b"), **options):
+    return Classification(FinetuneSettings(n_bootstrap=200), outputs=outputs, metric="auroc", **options)
 
 
 def segmentation(n_bootstrap=200):
@@ -93,6 +93,12 @@ def test_a_mean_names_the_outputs_that_are_undefined():
     assert scores["auroc"].value == pytest.approx((scores["auroc/a"].value + scores["auroc/b"].value) / 2)
     assert scores["auroc/nodule"].no_interval == "undefined"
     assert scores["auroc/a"].without == ""
+    table = prediction_table(task_type, labels, RANDOM.random(labels.shape))
+    rows = {
+        row["score"]: row["difference"]
+        for row in format_rows(comparison_rows(compare_tables(task_type, [table] * 2, [None] * 2)))
+    }
+    assert (rows["auroc"], rows["auroc/nodule"]) == ("0.000 [0.000, 0.000], without nodule", "undefined")
 
 
 def test_four_patients_have_no_interval():
@@ -136,7 +142,8 @@ def test_a_fold_without_positives_is_named_and_one_with_few_withholds_the_interv
     none = table.assign(**{"target/a": np.where(table["fold"] == 1, 0, table["target/a"])})
     assert scores_of(classification(), none)["auroc/a"].without == "fold 1"
     few = table.copy()
-    few.loc[(few["fold"] == 1) & (few["target/a"] == 1).cumsum().gt(6), "target/a"] = 0
+    positive = few.index[(few["fold"] == 1) & (few["target/a"] == 1)]
+    few.loc[positive[3:], "target/a"] = 0
     assert scores_of(classification(), few)["auroc/a"].no_interval == "too few positives (3) in fold 1"
 
 

@@ -17,7 +17,7 @@ from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.data_check import check_structures, inspect_files, mask_error
 from mg3d.finetune.loop import predict
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.finetune.tasks.segmentation import LOSSES, Segmentation
+from mg3d.finetune.tasks.segmentation import LOSSES, Segmentation, keep_largest_components
 
 SHAPE = (19, 23, 11)
 AFFINES = {
@@ -34,7 +34,7 @@ class Echo(nn.Module):
 
     def __init__(self, structures=1):
         super().__init__()
-        self.structures, self.nothing = structures, nn.Parameter(torch.zeros(1))
+        self.structures, self.nothing, self.encoder = structures, nn.Parameter(torch.zeros(1)), nn.Identity()
 
     def forward(self, volume):
         logits = [0 * volume + 0.5, volume] if self.structures == 1 else [0 * volume + 0.5, volume, 3 * volume - 1.8]
@@ -42,12 +42,12 @@ class Echo(nn.Module):
 
 
 def segmentation(
-    *steps, outputs=("lesion",), patch_size=(8, 8, 8), count=2, augment=(), balanced_classes=0, settings=None, **named
+    *steps, outputs=("lesion",), patch_size=(8, 8, 8), count=2, augment=(), balanced_classes=0, settings=None, **options
 ):
     crop = t.foreground_patches(patch_size, count, balanced_classes=balanced_classes)
     return Segmentation(
         settings or FinetuneSettings(num_workers=0, accelerator="cpu"), outputs=outputs, patch_size=patch_size,
-        preprocess=[*steps, t.window(0.0, 1.0), t.pad(patch_size)], crop=[crop], augment=augment, **named,
+        preprocess=[*steps, t.window(0.0, 1.0), t.pad(patch_size)], crop=[crop], augment=augment, **options,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_training_patches_keep_image_and_mask_together_and_hold_foreground(tmp_p
     for patch in patches:
         assert torch.equal(patch["image"] > 0.5, patch["mask"] > 0.5)
     again = data[0]
-    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(patches, again, strict=True))
+    assert all(torch.equal(first["image"], second["image"]) for first, second in zip(patches, again, strict=True))
 
 
 def test_class_balanced_patches_contain_small_structures_more_often(tmp_path):
@@ -152,6 +152,31 @@ def test_class_balanced_patches_contain_small_structures_more_often(tmp_path):
     assert 0.12 < fractions[1] < 0.5
 
 
+def test_only_the_largest_component_of_each_structure_is_kept():
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[0, 0, :3], labels[4, 5, 5:], labels[2, 2, 2:4], labels[3, 3, 4] = 1, 1, 2, 2  # the last one touches by a corner
+    expected = labels.copy()
+    expected[4, 5, 5:] = expected[3, 3, 4] = 0
+    assert np.array_equal(keep_largest_components(labels), expected)
+    assert not keep_largest_components(0 * labels).any()
+
+
+def test_gaussian_windows_trust_their_centres():
+    """Two windows of 8 that overlap by 4, predicting 0 and 1: half way between their centres both count equally."""
+    calls = iter([0.0, 1.0])
+
+    class Constant(nn.Module):
+        def forward(self, volume):
+            value = torch.full_like(volume[:1], next(calls)), torch.full_like(volume[:1], next(calls))
+            return torch.cat([torch.zeros_like(volume), torch.cat(value)], 1)
+
+    task_type = segmentation(settings=FinetuneSettings(overlap=0.5, window_weighting="gaussian"))
+    probability = task_type._sliding_windows(Constant(), torch.zeros(1, 1, 12, 8, 8))[0, 1, :, 4, 4]
+    assert torch.all(probability[:4] == probability[0])
+    assert torch.all(torch.diff(probability[4:8]) > 0)
+    assert float(probability[5] + probability[6]) == pytest.approx(float(probability[0] + probability[11]), abs=0.02)
+
+
 def test_losses_are_the_formulas():
     """Two classes, two voxels: probabilities (0.8, 0.4) of the structure, which is in the first voxel alone."""
     logits = torch.log(torch.tensor([[[0.2, 0.6], [0.8, 0.4]]])).reshape(1, 2, 1, 1, 2)
@@ -162,18 +187,18 @@ def test_losses_are_the_formulas():
     assert LOSSES["dice"](include_background=True)(logits, truth).item() == pytest.approx((outside + inside) / 2, abs=1e-4)
     assert LOSSES["dice_ce"](include_background=False)(logits, truth).item() == pytest.approx(inside + entropy, abs=1e-4)
     squares = [1 - 2 * 0.6 / (0.2**2 + 0.6**2 + 1), 1 - 2 * 0.8 / (0.8**2 + 0.4**2 + 1)]
-    found = LOSSES["dice_ce_squared"](include_background=True)(logits, truth).item()
-    assert found == pytest.approx(np.mean(squares) + entropy, abs=1e-5)
+    result = LOSSES["dice_ce_squared"](include_background=True)(logits, truth).item()
+    assert result == pytest.approx(np.mean(squares) + entropy, abs=1e-5)
 
 
 def test_means_exclude_cases_without_the_structure():
     task_type = segmentation(outputs=("one", "two"))
     table = pd.DataFrame({"dice/one": [0.5, 0.7], "dice/two": [np.nan, 0.2], "hd95/one": [1.0, 3.0], "hd95/two": [np.nan] * 2})
-    found = task_type.statistics(table)
-    assert found["dice/one"] == pytest.approx(0.6)
-    assert found["dice"] == pytest.approx(0.4)
-    assert found["hd95"] == pytest.approx(2.0)
-    assert np.isnan(found["hd95/two"])
+    result = task_type.statistics(table)
+    assert result["dice/one"] == pytest.approx(0.6)
+    assert result["dice"] == pytest.approx(0.4)
+    assert result["hd95"] == pytest.approx(2.0)
+    assert np.isnan(result["hd95/two"])
     assert [int(task_type.support_mask(table, name).sum()) for name in ("dice", "dice/two", "hd95/two")] == [2, 1, 0]
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from monai import transforms as mt
 from mg3d.finetune import dataset as dataset_module
 from mg3d.finetune import transforms as t
 from mg3d.finetune.cases import FinetuneCase
-from mg3d.finetune.dataset import CaseDataset, EpochSampler, class_balanced, in_order, shuffled
+from mg3d.finetune.dataset import CaseDataset, EpochSampler, class_balanced, in_order, shuffled, worker_order
 from mg3d.finetune.images import read_image
 
 SHAPE_XYZ = (7, 9, 11)
@@ -95,7 +97,7 @@ def dataset(tmp_path, *, seed=0):
     cases = [FinetuneCase(case_id=str(n), patient_id=str(n), image=file) for n, file in enumerate(files)]
     preprocess = mt.Compose([t.ReadCase(masks=False), t.window(0, 100)])
     random = mt.Compose([*t.flips(0.5, 0.5, 0.5), mt.RandGaussianNoised("image", prob=1.0)])
-    return CaseDataset(cases, preprocess, random=random, seed=seed, cache=True)
+    return CaseDataset(cases, preprocess, random=random, seed=seed, cache_bytes=1e9)
 
 
 def test_draws_depend_on_seed_and_draw_index_only(tmp_path):
@@ -113,6 +115,28 @@ def test_cached_samples_are_not_changed_by_augmentation(tmp_path):
     before = data.cached[2]["image"].clone()
     data[2], data[7]
     assert torch.equal(data.cached[2]["image"], before)
+
+
+def test_the_cache_is_bounded_and_says_what_it_holds(tmp_path):
+    """Each case has 7 x 9 x 11 voxels of 4 bytes: 2,772 bytes."""
+    data = dataset(tmp_path)
+    data.cache_bytes, reads, preprocess = 3 * 2772 + 100, [], data.preprocess
+    data.preprocess = lambda case: reads.append(case.case_id) or preprocess(case)
+    assert data.describe_cache(2).endswith("whose cache holds 60% of them; cache_gb=... sets its size")
+    for draw_index in [*range(5), *range(5)]:
+        data[draw_index]
+    assert reads == ["0", "1", "2", "3", "4", "3", "4"]
+    assert dataset(tmp_path).describe_cache(2) == ""
+
+
+@pytest.mark.parametrize(("count", "batch_size", "workers"), [(23, 4, 2), (24, 4, 3), (5, 8, 2), (23, 4, 0)])
+def test_workers_get_contiguous_samples(count, batch_size, workers):
+    order = worker_order(count, batch_size=batch_size, workers=workers)
+    assert sorted(order) == list(range(count))
+    batches = [order[start : start + batch_size] for start in range(0, count, batch_size)]
+    parts = [batches[worker :: max(workers, 1)] for worker in range(max(workers, 1))]
+    jumps = [sum(second[0] != first[-1] + 1 for first, second in itertools.pairwise(part)) for part in parts]
+    assert sum(jumps) <= 1  # at the incomplete batch
 
 
 def test_unreadable_cases_are_collected_instead_of_raised(tmp_path):
@@ -139,9 +163,9 @@ def test_ranks_share_an_epoch_and_have_equal_lengths(monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(dataset_module, "rank", lambda rank=rank: rank)
         indices.append(list(sampler))
-    assert [len(found) for found in indices] == [4, 4] == [len(sampler)] * 2
-    assert {index % 7 for found in indices for index in found} == set(range(7))
-    assert {index // 7 for found in indices for index in found} == {4}
+    assert [len(result) for result in indices] == [4, 4] == [len(sampler)] * 2
+    assert {index % 7 for result in indices for index in result} == set(range(7))
+    assert {index // 7 for result in indices for index in result} == {4}
 
 
 def test_another_epoch_has_another_order_and_evaluation_has_none():

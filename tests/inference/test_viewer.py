@@ -27,7 +27,7 @@ from mg3d.inference.viewer.server import ViewerServer
 from mg3d.inference.viewer.session import ViewerSession
 from mg3d.preparation import geometry
 
-MARKUP = "No <script>document.title='taken'</script> effusion & <b>lungs</b> are clear."
+MARKUP = "No <script>document.title='taken'</script> effusion & <svg>lungs</svg> are clear."
 NAMES = ["a.nii.gz", "b.nii", "broken.nii.gz"]
 
 

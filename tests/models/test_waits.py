@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pretend_device import DEVICE, PretendDevice, to_device
+from pretend_device import DEVICE, PretendDevice, on_device, to_device
 from small_model import WIRINGS, build, random_batch
 from small_vision import SMALL, small_encoder, volumes_and_mask
 
@@ -14,10 +14,6 @@ from mg3d.datasets.windowing import move_to_device, to_intensities
 from mg3d.training.chunks import features_in_chunks
 from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.types import StoredVolumes
-
-
-def on_device(batch):
-    return type(batch)(*(to_device(field) if isinstance(field, torch.Tensor) else field for field in batch))
 
 
 def test_the_device_counts_every_kind_of_wait():
@@ -120,11 +116,14 @@ def test_inference_waits_only_for_the_length_of_the_report():
     assert list(device.waits.values()) == [1]
 
 
-def test_stored_voxels_are_converted_and_augmented_without_waits():
+@pytest.mark.parametrize("noise", [[], [0.02]])
+def test_stored_voxels_are_converted_and_augmented_without_waits(noise):
     affine = torch.eye(3, 4).expand(2, 3, 4) * 0.9
     window = torch.tensor([[-1000.0, 1000.0], [-900.0, 1000.0]])
-    stored = StoredVolumes(torch.randint(-1000, 1000, (2, 1, 8, 6, 10)).short(), window, affine, torch.rand(2, 0), [])
+    voxels = torch.randint(-1000, 1000, (2, 1, 8, 6, 10)).short()
+    stored = StoredVolumes(voxels, window, affine, torch.tensor([noise] * 2), [3, 4])
     with PretendDevice() as device:
-        assert to_intensities(on_device(stored)).shape == (2, 1, 8, 6, 10)
+        converted = to_intensities(on_device(stored))
     assert not device.waits
+    torch.testing.assert_close(converted.inner, to_intensities(stored))
     assert move_to_device(stored, "cpu").voxels.equal(stored.voxels)

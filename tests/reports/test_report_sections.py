@@ -13,6 +13,8 @@ FINDINGS, IMPRESSION = "The lungs are clear.\nHeart: normal.", "No acute disease
         f"HISTORY: Cough. Smoker.\nTECHNIQUE: CT.\nCOMPARISON: None.\nFINDINGS:\n{FINDINGS}\nIMPRESSION:\n{IMPRESSION}",
         f"CT CHEST\n\nIndication: cough.\n\n**Findings**\n{FINDINGS}\n\n**Conclusion:** {IMPRESSION}\n\nDictated by: A\nB",
         f"Reason for exam\nCough.\n\nThe lungs are clear.\nHeart: normal.\n\nOpinion - {IMPRESSION}\nRecommendation: CT.",
+        f"EXAM: CT CHEST\nCOMPARISON: None.\n{FINDINGS}\nIMPRESSION: {IMPRESSION}",
+        f"REPORT\n EXAM:  CT\n \n COMPARISON:  ___\n \n FINDINGS: \n \n {FINDINGS}\n \n IMPRESSION: \n \n {IMPRESSION}",
         f"EXAM: CT CHEST\nCOMPARISON: CT of 2019.\n\n{FINDINGS}\n\nIMPRESSION: {IMPRESSION} Electronically signed by A",
         "<p>Technique: CT.</p><p>Findings: The lungs are clear.<br/>Heart:&nbsp;normal.</p><p>Impression: No acute disease.</p>",
     ],

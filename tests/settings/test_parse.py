@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from mg3d.config import command_line, resolve
+from mg3d.config import command_line, read_arguments, resolve
 from mg3d.settings.encoders import unread
 from mg3d.settings.parse import RELEASED_HEADS, defaults, flatten, parse
 from mg3d.settings.presets import PRESETS
@@ -114,6 +114,13 @@ def test_the_command_line_reports_mistakes_without_a_traceback(arguments, capsys
     error = capsys.readouterr().err
     assert error.startswith("mg3d: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["2024_01", "1.10", "007", "1e3", "True"])
+def test_text_stays_as_it_was_typed(text):
+    """Sacred reads 2024_01 as the number 202401, and 1.10 as 1.1."""
+    settings = read_arguments(["tiny", f"run_name={text}", f"log_dir={text}"])
+    assert (settings.run.run_name, settings.run.log_dir) == (text, text)
 
 
 def test_a_sacred_experiment_runs_the_command_with_the_resolved_settings_and_stores_them(tmp_path, monkeypatch):

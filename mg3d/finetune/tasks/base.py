@@ -48,6 +48,8 @@ class TaskType(abc.ABC):
     reads_pyramid = False
     """Whether the network reads all maps of the encoder, or `encode` alone."""
     uses_encoder = True
+    samples_share_scans = False
+    """Several samples are cut from one scan, so that they are best read by one process."""
     uses_sgd = True
     """False for tasks with a closed-form fit (`fit_closed_form`) or without parameters to train."""
     eval_batch_size: int | None = 1
@@ -131,7 +133,7 @@ class TaskType(abc.ABC):
             self.read(with_masks=self.reads_masks),
             random=self.random_transforms(),
             seed=self.settings.seed,
-            cache=self.settings.cache,
+            cache_bytes=self._cache_bytes(0.75),
         )
         draw = class_balanced([case.target for case in cases]) if self.settings.balanced_sampling else shuffled(len(cases))
         return data, draw
@@ -147,8 +149,15 @@ class TaskType(abc.ABC):
     def evaluation_data(self, cases: Sequence[FinetuneCase], *, collect_errors: bool = False) -> Dataset:
         """Evaluation samples in order, one per case."""
         return CaseDataset(
-            cases, self.read(with_masks=False), cache=self.settings.cache and not collect_errors, collect_errors=collect_errors
+            cases,
+            self.read(with_masks=False),
+            cache_bytes=0 if collect_errors else self._cache_bytes(0.25),
+            collect_errors=collect_errors,
         )
+
+    def _cache_bytes(self, fraction: float) -> float:
+        """Memory of one loader process for a fraction of the cache."""
+        return fraction * 1e9 * self.settings.cache_gb / max(1, self.settings.num_workers)
 
     def components(self, score: str) -> list[str]:
         """Scores of single outputs whose mean a score is, by name; those that `statistics` does not have are ignored."""

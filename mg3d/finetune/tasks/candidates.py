@@ -158,6 +158,7 @@ class CandidateClassification(Classification):
     """
 
     eval_batch_size = None
+    samples_share_scans = True
 
     def __init__(self, settings: FinetuneSettings, *, cube_size: Size, negatives: float = 1.0, **shared: Any) -> None:
         super().__init__(settings, **{"metric": "auroc", **shared})

@@ -74,6 +74,7 @@ class ReportGeneration(TaskType):
     """
 
     reads_pyramid = True
+    eval_batch_size = None
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from monai import transforms as mt
 from monai.data import MetaTensor, decollate_batch
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss, DiceLoss
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -50,6 +51,15 @@ class KeepReference(mt.Transform):
         if "mask" in sample:
             sample["reference"] = sample.pop("mask").as_tensor().to(torch.uint8)
         return sample
+
+
+def keep_largest_components(labels: np.ndarray) -> np.ndarray:
+    """A label map [i, j, k] with the largest face-connected component of each value above 0; the rest becomes 0."""
+    kept = np.zeros_like(labels)
+    for value in np.unique(labels[labels > 0]):
+        components, _ = ndimage.label(labels == value)
+        kept[components == 1 + np.bincount(components.ravel())[1:].argmax()] = value
+    return kept
 
 
 class Segmentation(TaskType):
@@ -133,6 +143,8 @@ class Segmentation(TaskType):
         volume = image.as_tensor()[None]
         scores = self.averaged(lambda part: self._sliding_windows(network, part), volume, flip_back=True)[0]
         labels, affine = self.to_file_grid(scores, image)
+        if self.settings.largest_component:
+            labels = keep_largest_components(labels)
         row: Row = {"case_id": batch["case_id"][0], "patient_id": batch["patient_id"][0]}
         if mask_folder is not None:
             self.written[row["case_id"]] = mask_folder / self.mask_name(row["case_id"])
@@ -148,6 +160,7 @@ class Segmentation(TaskType):
             sw_batch_size=self.windows_per_batch,
             predictor=network,
             overlap=self.settings.overlap,
+            mode=self.settings.window_weighting,
             device=volume.device if count <= _MAX_SCORES_ON_GPU else torch.device("cpu"),
         )
         return logits.float().softmax(1)

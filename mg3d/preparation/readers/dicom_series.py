@@ -1,10 +1,11 @@
 """DICOM headers: group slices into series, and choose the chest series."""
 
-import importlib
 import logging
+import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NamedTuple
@@ -12,10 +13,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from isal import igzip, isal_zlib
 
+from mg3d.files import walk_folders
 from mg3d.preparation.quarantine import Refusal
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
+DICOMDIR = "DICOMDIR"
+"""Name of the file that lists the DICOM files below its folder, which are read instead."""
 _CT = "1.2.840.10008.5.1.4.1.1.2"
 _GZIP_MAGIC = b"\x1f\x8b"
 _MIN_AXIAL_COSINE = 0.8
@@ -79,35 +83,29 @@ class Header(NamedTuple):
 
 
 def load_pydicom() -> ModuleType:
-    """Import pydicom and silence its logger, whose warnings may quote a patient.
+    """Import pydicom, which takes half a second, and silence its logger, whose warnings may quote a patient."""
+    import pydicom
 
-    Raises:
-        Refusal: codec_missing if it is not installed.
-    """
-    try:
-        package = importlib.import_module("pydicom")
-    except ImportError:
-        raise Refusal("codec_missing", "pydicom is not installed") from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    return package
+    return pydicom
 
 
 def read_headers(path: Path) -> list[Header]:
     """Headers of the DICOM files of a folder, in path order (see `series_files`), or of the series of one slice.
 
     Raises:
-        Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM), codec_missing.
+        Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM).
     """
     try:
-        files = series_files(path)
+        if path.is_dir() or path.name == DICOMDIR:
+            return _read_files(series_files(path))
+        neighbors = _read_folder(path.parent, series_state(path))
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal("missing_file", "no folder of a series") from None
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
-    if path.is_dir():
-        return _read_files(files)
     series = read_series_key(path)
-    return [header for header in _read_files(files) if header.series == series]
+    return [header for header in neighbors if header.series == series]
 
 
 def series_files(path: Path) -> list[Path]:
@@ -118,21 +116,30 @@ def series_files(path: Path) -> list[Path]:
     Raises:
         OSError: a folder or file cannot be read, or does not exist.
     """
+    is_slice = path.is_file() and path.name != DICOMDIR
     folder = path.parent if path.is_file() else path
-    alone = path.is_file() or has_slices(path)
-    return [file for file in (folder.iterdir() if alone else folder.rglob("*")) if file.is_file()]
+    if is_slice or has_slices(folder):
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_file()]
+    return [below / name for below, names in walk_folders(folder, Counter()) for name in names]
+
+
+def series_state(path: Path) -> tuple[int, int, int]:
+    """Number, total size and sum of the modification times in ns of `series_files`; errors as there."""
+    stats = [file.stat() for file in series_files(path)]
+    return len(stats), sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)
 
 
 def has_slices(folder: Path) -> bool:
     """Whether the folder itself contains a DICOM file, not only its subfolders."""
-    return any(path.is_file() and is_dicom(path) for path in folder.iterdir())
+    return any(path.name != DICOMDIR and path.is_file() and is_dicom(path) for path in folder.iterdir())
 
 
 def read_series_key(path: Path) -> SeriesKey:
     """The series of one DICOM file.
 
     Raises:
-        Refusal: unreadable, dicom_damaged (not a DICOM file of a series), codec_missing.
+        Refusal: unreadable, dicom_damaged (not a DICOM file of a series).
     """
     header = _read_files([path])[0]
     if not header.series.series_uid:
@@ -224,11 +231,17 @@ def axial_series(headers: Sequence[Header]) -> dict[SeriesKey, list[Header]]:
     return axial
 
 
+@lru_cache(maxsize=2)
+def _read_folder(folder: Path, state: tuple[int, int, int]) -> tuple[Header, ...]:
+    """All headers of a folder, kept while its files stay: a folder may hold hundreds of series, each of which needs them."""
+    return tuple(_read_files(series_files(folder)))
+
+
 def _read_files(files: Iterable[Path]) -> list[Header]:
     pydicom = load_pydicom()
     headers, n_files = [], 0
     try:
-        for path in sorted(path for path in files if path.name != "DICOMDIR"):
+        for path in sorted(path for path in files if path.name != DICOMDIR):
             n_files += 1
             headers += read_file(pydicom, path)
     except OSError as error:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mg3d.files import write_bytes
+from mg3d.files import walk_folders, write_bytes
 from mg3d.preparation.engines import follow_parent
 from mg3d.preparation.geometry import check_slices
 from mg3d.preparation.quarantine import Refusal
@@ -24,12 +24,13 @@ from mg3d.preparation.readers.dicom_series import (
     choose_series,
     is_dicom,
     load_pydicom,
+    read_dataset,
     read_file,
 )  # fmt: skip
 from mg3d.preparation.readers.dicom_stack import stack_series
 from mg3d.preparation.readers.registry import reader_of
 from mg3d.preparation.series_index.words import BODY_PARTS, KINDS, find_words
-from mg3d.preparation.sources.scan_walk import OTHER_SUFFIXES, walk_folders
+from mg3d.preparation.sources.scan_walk import is_known_other, other_kind
 
 _VERSION = 1
 _SMALL = 500
@@ -155,9 +156,10 @@ def _read_folder(task: tuple[Path, str, list[str], list[int]]) -> FolderResult:
 
 def _try_headers(pydicom: Any, path: Path) -> tuple[list[Header], str]:
     """The headers of a file (several of a multi-frame file), or what it is instead."""
-    suffix = path.suffix.lower()
-    if path.name == "DICOMDIR" or reader_of(path) or suffix in OTHER_SUFFIXES:
-        return [], path.name if path.name == "DICOMDIR" else f"{suffix} files"
+    if reader_of(path):
+        return [], "scan files of other formats"
+    if is_known_other(path.name):
+        return [], other_kind(path.name)
     try:
         headers = read_file(pydicom, path) if is_dicom(path) else []
     except Refusal:
@@ -173,7 +175,7 @@ def _describe(pydicom: Any, root: Path, folder: str, key: SeriesKey, headers: li
     first = min(headers, key=lambda header: header.path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tags = pydicom.dcmread(first.path, stop_before_pixels=True, specific_tags=_SERIES_TAGS)
+        tags = read_dataset(pydicom, first.path, stop_before_pixels=True, specific_tags=_SERIES_TAGS)
     texts = {name: _text(tags, name) for name in _SERIES_TAGS}
     slices, spacing_mm, code, detail = _judge(headers)
     if not code and (syntax := tags.file_meta.get("TransferSyntaxUID")) and syntax.is_compressed and not can_decode(syntax):
@@ -194,7 +196,7 @@ def _describe(pydicom: Any, root: Path, folder: str, key: SeriesKey, headers: li
         image_type=image_type,
         contrast=bool(texts["ContrastBolusAgent"]),
         orientation=_orientation(first),
-        files=len(headers),
+        files=len({header.path for header in headers}),
         slices=slices,
         rows=first.size[0],
         columns=first.size[1],
@@ -213,12 +215,11 @@ def _judge(headers: list[Header]) -> tuple[int, float | None, str, str]:
     heights = sorted({round(header.height_mm, 2) for header in headers if header.is_axial_slice})
     spacing = float(np.median(np.diff(heights))) if len(heights) > 1 else None
     try:
-        axial, _ = choose_series(headers)
-        check_slices(len(heights), spacing)
-        stack_series(axial)
+        stack = stack_series(choose_series(headers)[0])
+        check_slices(len(stack.slices), spacing)
     except Refusal as refusal:
         return len(heights), spacing, refusal.code, refusal.detail
-    return len(heights), spacing, "", ""
+    return len(stack.slices), spacing, "", ""
 
 
 def _orientation(header: Header) -> str:

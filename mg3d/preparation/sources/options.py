@@ -25,6 +25,6 @@ class SourceOptions:
     listing: Sequence[str] | None = None
     """CT-RATE: paths of all files relative to the root, if they are streamed from elsewhere; None lists the root."""
     table: Path | None = None
-    """custom: CSV or JSON table of volumes and reports; None uses all volumes of the folder, without reports."""
+    """custom: CSV, Excel or JSON table of volumes and reports; None uses all volumes of the folder, without reports."""
     keep_ids: bool = False
     """custom: use file and patient names as ids instead of hashes."""

@@ -1,21 +1,21 @@
 """List the scans below a folder: the one walk of preparation, inference, fine-tuning and doctor."""
 
-import os
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from mg3d.files import walk_folders
 from mg3d.preparation.geometry import MIN_SLICES
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.readers.dicom_series import axial_series, is_dicom, read_headers
+from mg3d.preparation.readers.dicom_series import axial_series, is_dicom, load_pydicom, read_file, read_headers
 from mg3d.preparation.readers.registry import READER_OF_SUFFIX
 
 SCAN_SUFFIXES = tuple(READER_OF_SUFFIX)
 """Lower-case suffixes of files that are one scan each."""
 _DICOM_SUFFIXES = {".dcm", ".ima", ".dicom", ".dic", ""}
-OTHER_SUFFIXES = {
+_OTHER_SUFFIXES = {
     ".arrow", ".bmp", ".bval", ".bvec", ".csv", ".db", ".docx", ".gif", ".gz", ".htm", ".html", ".ini", ".jpeg", ".jpg", ".json",
     ".log", ".md", ".npy", ".npz", ".pdf", ".png", ".py", ".raw", ".sh", ".tar", ".tif", ".tiff", ".tsv", ".txt", ".xls", ".xlsx",
     ".xml", ".yaml", ".yml", ".zip", ".zraw",
@@ -58,7 +58,7 @@ def walk_scans(
     max_folders: stop after this number of folders.
     """
     listing = ScanListing()
-    n_slices: dict[PurePosixPath, int] = {}
+    slices_of: dict[PurePosixPath, set[str]] = {}
     for folder, files in islice(walk_folders(root, listing.passed_over), max_folders):
         relative = PurePosixPath(folder.relative_to(root).as_posix())
         others = []
@@ -71,11 +71,11 @@ def walk_scans(
         listing.slice_folders += [relative] if images else []
         others = [file for file in others if file not in set(images)]
         slices = _slices(folder, others)
-        n_slices |= {relative: len(slices)} if slices else {}
-        listing.passed_over.update(_kind(file) for file in others if file not in slices)
-    for folder in _stray(n_slices):
-        listing.passed_over["DICOM files above folders of series"] += n_slices.pop(folder)
-    listing.scans = sorted([*listing.scans, *n_slices])
+        slices_of |= {relative: slices} if slices else {}
+        listing.passed_over.update(other_kind(file) for file in others if file not in slices)
+    for folder in _stray(root, slices_of):
+        listing.passed_over["DICOM files above folders of series"] += len(slices_of.pop(folder))
+    listing.scans = sorted([*listing.scans, *slices_of])
     listing.slice_folders.sort()
     return listing
 
@@ -101,42 +101,12 @@ def is_or_may_be_dicom(path: Path) -> bool:
         return True
 
 
-def walk_folders(root: Path, passed_over: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder with the names of its files. Links come last, so that a folder below `root` is listed by its own path."""
-    pending, links, seen = deque([root]), deque(), set()
-    while pending or links:
-        folder = pending.popleft() if pending else links.popleft()
-        try:
-            state = folder.stat()
-            with os.scandir(folder) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name)
-        except OSError:
-            passed_over["unreadable folders"] += 1
-            continue
-        if (state.st_dev, state.st_ino) in seen:
-            passed_over["links to folders that are listed already"] += 1
-            continue
-        seen.add((state.st_dev, state.st_ino))
-        files = []
-        for entry in entries:
-            if entry.name.startswith("."):
-                passed_over["hidden files and folders"] += 1
-            elif entry.is_dir():
-                (links if entry.is_symlink() else pending).append(folder / entry.name)
-            elif entry.is_file():
-                files.append(entry.name)
-            else:
-                passed_over["broken links and special files"] += 1
-        yield folder, files
-
-
 def _slices(folder: Path, files: Sequence[str]) -> set[str]:
     """The files of a folder of DICOM slices: those with the suffix of a file that is DICOM; empty without one."""
     groups: dict[str, list[str]] = {}
     for file in files:
-        suffix = "" if Path(file).suffix[1:].isdigit() else Path(file).suffix.lower()
-        if suffix not in OTHER_SUFFIXES and file != _DICOMDIR:
-            groups.setdefault(suffix, []).append(file)
+        if not is_known_other(file):
+            groups.setdefault(_suffix(file), []).append(file)
     found = set()
     for _, names in sorted(groups.items(), key=lambda group: (group[0] not in _DICOM_SUFFIXES, group[0])):
         if any(is_or_may_be_dicom(folder / name) for name in names):
@@ -144,14 +114,35 @@ def _slices(folder: Path, files: Sequence[str]) -> set[str]:
     return found
 
 
-def _stray(n_slices: dict[PurePosixPath, int]) -> list[PurePosixPath]:
-    """Folders with fewer files than a scan has slices, above other folders of slices."""
-    above = {parent for folder in n_slices for parent in folder.parents}
-    return [folder for folder, count in n_slices.items() if folder in above and count < MIN_SLICES]
+def is_known_other(file: str) -> bool:
+    """Whether a file name is that of another format than DICOM."""
+    return _suffix(file) in _OTHER_SUFFIXES or file == _DICOMDIR
 
 
-def _kind(file: str) -> str:
-    suffix = Path(file).suffix.lower()
+def other_kind(file: str) -> str:
+    """What a file is that is not a scan, without its name."""
     if file == _DICOMDIR:
         return _DICOMDIR
-    return f"{suffix} files" if suffix in OTHER_SUFFIXES else "other files"
+    return f"{_suffix(file)} files" if is_known_other(file) else "other files"
+
+
+def _suffix(file: str) -> str:
+    """The suffix in lower case, below .gz; empty for a number, which ends the name of a slice."""
+    suffix = Path(file).suffix.lower()
+    inner = Path(file[: -len(suffix)]).suffix.lower() if suffix == ".gz" else ""
+    suffix = suffix if not inner or inner == ".tar" else inner
+    return "" if suffix[1:].isdigit() else suffix
+
+
+def _stray(root: Path, slices_of: Mapping[PurePosixPath, Iterable[str]]) -> list[PurePosixPath]:
+    """Folders with fewer files than a scan has slices, above other folders of slices. A multi-frame file is a scan."""
+    above = {parent for folder in slices_of for parent in folder.parents}
+    few = [folder for folder, files in slices_of.items() if folder in above and len(set(files)) < MIN_SLICES]
+    return [folder for folder in few if not any(_is_multi_frame(root / folder / file) for file in slices_of[folder])]
+
+
+def _is_multi_frame(path: Path) -> bool:
+    try:
+        return any(header.frame is not None for header in read_file(load_pydicom(), path))
+    except (Refusal, OSError):
+        return False

@@ -1,9 +1,8 @@
 """Gaps, stray slices, several acquisitions and enhanced multi-frame files of DICOM series."""
 
 import numpy as np
-import pydicom
 import pytest
-from small_dicom import CORNER_MM, SPACING, read, refusal, sorted_files, write_series, write_slice
+from small_dicom import CORNER_MM, SPACING, read, refusal, sorted_files, write_enhanced, write_series
 from small_raw import chest
 
 from mg3d.preparation import geometry
@@ -106,40 +105,6 @@ def test_a_slice_of_another_grid_is_left_out_and_interpolated(folder, tags):
 
 
 # Enhanced multi-frame files
-
-
-def write_enhanced(path, frames, *, shared=True):
-    """One enhanced CT; frames are (HU [y, x], height in mm, intercept, temporal position), in any order."""
-    stored = np.stack([hu - intercept for hu, _, intercept, _ in frames]).astype(np.int16)
-
-    def sequence(**tags):
-        item = pydicom.Dataset()
-        for name, value in tags.items():
-            setattr(item, name, value)
-        return pydicom.Sequence([item])
-
-    common = {
-        "PixelMeasuresSequence": sequence(PixelSpacing=list(SPACING[1:])),
-        "PlaneOrientationSequence": sequence(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
-    }
-    per_frame = []
-    for _, height, intercept, temporal in frames:
-        item = pydicom.Dataset()
-        item.PlanePositionSequence = sequence(ImagePositionPatient=[*CORNER_MM[:2], CORNER_MM[2] + height])
-        item.PixelValueTransformationSequence = sequence(RescaleSlope=1, RescaleIntercept=intercept)
-        item.FrameContentSequence = sequence(TemporalPositionIndex=temporal)
-        for name, value in () if shared else common.items():
-            setattr(item, name, value)
-        per_frame.append(item)
-    groups = pydicom.Dataset()
-    for name, value in common.items() if shared else ():
-        setattr(groups, name, value)
-    return write_slice(
-        path, stored[0], position=(0, 0, 0), SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1", NumberOfFrames=len(frames),
-        PixelData=stored.tobytes(), ImagePositionPatient=None, ImageOrientationPatient=None, PixelSpacing=None, RescaleSlope=None,
-        RescaleIntercept=None, SharedFunctionalGroupsSequence=pydicom.Sequence([groups]),
-        PerFrameFunctionalGroupsSequence=pydicom.Sequence(per_frame),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("shared", [True, False])

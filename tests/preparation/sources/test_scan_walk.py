@@ -1,15 +1,17 @@
 """One walk lists scans of every kind below a folder, and counts what it passes over."""
 
+import gzip
 import shutil
 from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
-from small_dicom import write_series
-from small_raw import LPS, chest, source_options, write_nifti
+from small_dicom import write_enhanced, write_series
+from small_raw import LPS, chest, source_options, volume_record, write_nifti
 
 from mg3d.finetune.predict import find_scans
 from mg3d.inference.scan_sources import list_scans
+from mg3d.preparation.readers.dicom import read_dicom
 from mg3d.preparation.sources.custom import list_custom
 from mg3d.preparation.sources.scan_walk import SCAN_SUFFIXES, walk_scans
 
@@ -113,3 +115,23 @@ def test_all_walks_list_the_same_scans_and_report_what_they_passed_over(root, tm
 class _Reader:
     def read(self, path):
         return PurePosixPath(path)
+
+
+def test_multi_frame_file_and_gzip_slices_are_scans_above_other_series(root):
+    write_enhanced(root / "study" / "enhanced.dcm", [(plane, 5.0 * k, 0, 1) for k, plane in enumerate(chest(4))])
+    write_series(root / "study" / "1", chest())
+    for path in (root / "study" / "1").iterdir():
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    listing = walk_scans(root)
+    assert names(listing) == ["study", "study/1"]
+    assert listing.note == ""
+
+
+def test_row_naming_a_folder_of_linked_series_reads_it(root, tmp_path):
+    write_series(tmp_path / "store" / "CT", chest(5))
+    (root / "study").mkdir()
+    (root / "study" / "linked").symlink_to(tmp_path / "store" / "CT")
+    (root / "study" / "back").symlink_to(root)
+    record = volume_record("study", reader="dicom")
+    np.testing.assert_array_equal(read_dicom(record, root).voxels, chest(5))
