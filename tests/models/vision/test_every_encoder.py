@@ -84,8 +84,8 @@ def test_names_and_shapes_are_those_of_the_released_weights(preset, stem):
 @pytest.mark.parametrize(
     ("presets", "updates"),
     [([preset], {}) for preset in (*PUBLISHED, "tiny", "vit3d16", "vit_b")]
-    + [(["swin_b"], {"patch_size": 4, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}), (["tiny", "nnunet"], {"image_size": 128}),
-       (["vit_b"], {"patch_size": [8, 16, 16]})],  # fmt: skip
+    + [(["swin_b"], {"patch_size": 4, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}), (["tiny", "nnunet"], {"image_size": 128})]
+    + [(["vit_b"], {"patch_size": [8, 16, 16]})],
 )
 def test_settings_know_the_geometry_of_the_encoder_they_build(presets, updates):
     settings = resolve(presets, updates)
