@@ -16,8 +16,7 @@ from mg3d.finetune.predict import find_scans
 from mg3d.finetune.results import read_summary, read_table, run_differences
 from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
-from mg3d.models.build import build_untrained
-from mg3d.settings.parse import defaults, flatten, resolve
+from mg3d.settings.parse import defaults
 
 SMALL = ["epochs=2", "batch_size=3", "num_workers=0", "n_bootstrap=20", "accelerator=cpu"]
 
@@ -179,22 +178,6 @@ def test_encoder_checkpoint_gives_its_architecture_with_random_weights(trained, 
     assert run(load("stoic2021").TASK, arguments) == 0
     assert "last.ckpt, random weights" in capsys.readouterr().out
     assert (tmp_path / "stoic2021" / f"as-{tmp_path.name}-last-scratch-phantom" / "fold0" / "scores.json").is_file()
-
-
-def test_a_pretrained_vision_transformer_is_fine_tuned(trained, tmp_path):
-    root, *_ = trained
-    settings = resolve(["tiny", "vit_tiny"], {"patch_size": [8, 16, 16]})
-    model = build_untrained(settings, 60)
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"state_dict": state, "mg3d": {"settings": flatten(settings)}}, tmp_path / "last.ckpt")
-    command = [f"data_root={root}", f"log_dir={tmp_path}", "run_name=r", *SMALL, f"pretrained={tmp_path / 'last.ckpt'}"]
-    assert run(load("stoic2021").TASK, [*command, "learning_rate=1e-6", "epochs=1"]) == 0
-    folder = tmp_path / "stoic2021" / "r" / "fold0"
-    tuned = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    (weight,) = (tensor for name, tensor in tuned.items() if name.endswith("encoder.patch_embed.weight"))
-    assert weight.shape[2:] == (8, 16, 16)
-    torch.testing.assert_close(weight, state["model.vision.patch_embed.weight"], rtol=0, atol=1e-4)
-    assert (folder / "scores.json").is_file()
 
 
 @pytest.mark.parametrize(("downsample", "merging"), [("merging", "monai"), ("mergingv2", "monai_v2")])
