@@ -94,8 +94,8 @@ class VisionSettings:
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     """Swin, ViT: attention heads per stage."""
     standardise_voxels: bool = False
-    """Standardise each voxel position by its mean and standard deviation over training volumes. Not for released weights, which
-    expect volumes in [0, 1]."""
+    """Standardise each voxel position by its mean and standard deviation over training volumes, and predict masked voxels as
+    deviations from the mean. Not for released weights, which expect volumes in [0, 1]."""
     patch_merging: PatchMerging = "legacy"
     """Swin: variant of patch merging. Names and shapes are equal in all three, features are not. legacy: released weights."""
     token_projection: bool = False

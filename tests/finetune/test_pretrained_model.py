@@ -15,9 +15,9 @@ from mg3d.models.build import build_untrained
 from mg3d.settings.parse import flatten
 
 
-def start(path, shape=SHAPE, **named):
+def start(path, shape=SHAPE, **options):
     settings = FinetuneSettings(pretrained=str(path), accelerator="cpu")
-    return load_pretrained_model(settings, shape=shape, **{"text_encoder": "", **named})
+    return load_pretrained_model(settings, shape=shape, **{"text_encoder": "", **options})
 
 
 def test_an_exported_folder_gives_its_embeddings(tmp_path):
@@ -35,8 +35,8 @@ def test_an_exported_folder_gives_its_embeddings(tmp_path):
 def write_run(folder, *, tokenizer=True, settings=None):
     """A checkpoint as training writes it, its tokenizer next to it."""
     settings = settings or resolve(["tiny"], SIZES)
-    words = small_tokenizer(folder / "tokenizer" if tokenizer else folder.parent / "elsewhere")
-    model = build_untrained(settings, len(words))
+    text_tokenizer = small_tokenizer(folder / "tokenizer" if tokenizer else folder.parent / "elsewhere")
+    model = build_untrained(settings, len(text_tokenizer))
     (folder / "checkpoints").mkdir(parents=True)
     content = {
         "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
