@@ -66,7 +66,7 @@ def test_mask_token_and_running_statistics_may_be_missing(masked, tmp_path):
 
 
 def test_a_pretrained_vision_transformer_loads_into_one_for_fine_tuning(tmp_path):
-    sizes = {"embed_dim": 24, "patch_size": (4, 4, 4), "depths": (2,), "num_heads": (2,)}
+    sizes = {"embed_dim": 24, "patch_size": (2, 4, 4), "depths": (2,), "num_heads": (2,)}
     file, model = ViTEncoder(mask_token=True, **sizes), ViTEncoder(pyramid=True, **sizes)
     report = load_weights(model, saved({f"vision.{name}": tensor for name, tensor in file.state_dict().items()}, tmp_path))
     assert report.encoder_coverage == report.info.coverage == 1.0
