@@ -15,7 +15,7 @@ from torch import Tensor
 from mg3d.datasets.schema import differing_steps
 from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
-from mg3d.preparation import crop, geometry
+from mg3d.preparation import chest, crop, geometry
 from mg3d.preparation.hounsfield import CLIP_HU, choose_hu_rescale, fill_nan
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers.dicom_series import is_dicom
@@ -211,8 +211,16 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
         affine=_affine(raw),
         spacing_mm=raw.spacing_mm,
         name=name,
-        note="; ".join(map(str, raw.changes)),
+        note="; ".join([*map(str, raw.changes), *_chest_notes(raw)]),
     )
+
+
+def _chest_notes(raw: RawVolume) -> list[str]:
+    """A note for a scan in HU that seems not to show a chest."""
+    if raw.hu_source == "uint8_unknown_window":
+        return []
+    air = chest.air_inside(chest.coarse(raw.voxels).astype(np.float32) * raw.scale[0] + raw.scale[1])
+    return [f"seems not to show a chest ({air:.0%} of the body is air)"] if air < chest.MIN_CHEST_AIR else []
 
 
 def _reader(path: Path) -> str:

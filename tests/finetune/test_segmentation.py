@@ -43,12 +43,12 @@ class Echo(nn.Module):
 
 
 def segmentation(
-    *steps, outputs=("lesion",), patch_size=(8, 8, 8), count=2, augment=(), balanced_classes=0, settings=None, **named
+    *steps, outputs=("lesion",), patch_size=(8, 8, 8), count=2, augment=(), balanced_classes=0, settings=None, **options
 ):
     crop = t.foreground_patches(patch_size, count, balanced_classes=balanced_classes)
     return Segmentation(
         settings or FinetuneSettings(num_workers=0, accelerator="cpu"), outputs=outputs, patch_size=patch_size,
-        preprocess=[*steps, t.window(0.0, 1.0), t.pad(patch_size)], crop=[crop], augment=augment, **named,
+        preprocess=[*steps, t.window(0.0, 1.0), t.pad(patch_size)], crop=[crop], augment=augment, **options,
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def test_training_patches_keep_image_and_mask_together_and_hold_foreground(tmp_p
     for patch in patches:
         assert torch.equal(patch["image"] > 0.5, patch["mask"] > 0.5)
     again = data[0]
-    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(patches, again, strict=True))
+    assert all(torch.equal(first["image"], second["image"]) for first, second in zip(patches, again, strict=True))
 
 
 def test_class_balanced_patches_contain_small_structures_more_often(tmp_path):
@@ -188,18 +188,18 @@ def test_losses_are_the_formulas():
     assert LOSSES["dice"](include_background=True)(logits, truth).item() == pytest.approx((outside + inside) / 2, abs=1e-4)
     assert LOSSES["dice_ce"](include_background=False)(logits, truth).item() == pytest.approx(inside + entropy, abs=1e-4)
     squares = [1 - 2 * 0.6 / (0.2**2 + 0.6**2 + 1), 1 - 2 * 0.8 / (0.8**2 + 0.4**2 + 1)]
-    found = LOSSES["dice_ce_squared"](include_background=True)(logits, truth).item()
-    assert found == pytest.approx(np.mean(squares) + entropy, abs=1e-5)
+    result = LOSSES["dice_ce_squared"](include_background=True)(logits, truth).item()
+    assert result == pytest.approx(np.mean(squares) + entropy, abs=1e-5)
 
 
 def test_means_exclude_cases_without_the_structure():
     task_type = segmentation(outputs=("one", "two"))
     table = pd.DataFrame({"dice/one": [0.5, 0.7], "dice/two": [np.nan, 0.2], "hd95/one": [1.0, 3.0], "hd95/two": [np.nan] * 2})
-    found = task_type.statistics(table)
-    assert found["dice/one"] == pytest.approx(0.6)
-    assert found["dice"] == pytest.approx(0.4)
-    assert found["hd95"] == pytest.approx(2.0)
-    assert np.isnan(found["hd95/two"])
+    result = task_type.statistics(table)
+    assert result["dice/one"] == pytest.approx(0.6)
+    assert result["dice"] == pytest.approx(0.4)
+    assert result["hd95"] == pytest.approx(2.0)
+    assert np.isnan(result["hd95/two"])
     assert [int(task_type.support_mask(table, name).sum()) for name in ("dice", "dice/two", "hd95/two")] == [2, 1, 0]
 
 

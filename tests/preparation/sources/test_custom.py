@@ -83,6 +83,12 @@ def test_csv_in_usual_encodings_and_delimiters(root, encoding, delimiter):
     assert noted(inventory, "1 of 3 volumes have no report")
 
 
+def test_a_whole_report_in_one_column_gives_findings_and_impression(root):
+    report = "HISTORY: Cough.\nFINDINGS:\nThe lungs are\nclear.\nIMPRESSION: Normal.\nSigned by A"
+    [record] = listed(root, [{"volume": "c", "report": report}]).records
+    assert (record.findings, record.impression) == ("The lungs are clear.", "Normal.")
+
+
 def test_json_gives_the_same(root):
     rows = [dict(row) for row in ROWS]
     rows[0] |= {"impression": None, "Cardiomegaly": 1, "Emphysema": 0}
