@@ -106,12 +106,13 @@ def _sections(text: str, language: Language) -> Iterator[tuple[str, str]]:
 
 
 def _is_heading(text: str, match: re.Match[str]) -> bool:
-    """Whether a heading stands at the start of a line, or inside it with a colon after a sentence or in capitals."""
+    """Whether a heading is at the start of a line, or inside it with a colon: in capitals, or a used one after a sentence."""
     start = match.start()
     if start == 0 or text[start - 1] == "\n":
         return True
     is_set_off = text[start - 1] in ".!?;:)" or match["before"].startswith("  ")
-    return ":" in match["after"] and (match[0].isupper() or (is_set_off and match[0].strip()[0].isupper()))
+    is_used = is_set_off and (match["findings"] or match["impression"] or "")[:1].isupper()
+    return ":" in match["after"] and (match[0].isupper() or is_used)
 
 
 def _unsigned(text: str, language: Language) -> str:

@@ -24,7 +24,7 @@ ENGLISH = Language(
         "right left"
     ),
     headings={
-        "findings": (r"(?:ct |chest |imaging |radiological |pulmonary )*findings?",
+        "findings": (r"(?:ct |chest |imaging |radiological |pulmonary )*findings?(?: ?(?:/|and|&) ?(?:impression|conclusion))?",
                      r"(?:description|observations?|report)(?: of findings)?",
                      r"narrative", r"detailed? (?:report|findings)"),
         "impression": (r"(?:final |overall |radiological )?impressions?(?: (?:and|/|&) (?:plan|recommendations?))?",
@@ -58,7 +58,8 @@ ENGLISH = Language(
         r"(?:dictated|signed|transcribed|verified|reported|approved|finali[sz]ed) (?:by|on)\b.*",
         r"i(?:,? the \w+ \w+,?)? (?:have )?(?:personally )?reviewed\b.*",
         r"(?:\*+ ?)?(?:end of (?:the )?(?:report|impression|dictation)|final report)(?: ?\*+)?",
-        r"(?:(?:dr|prof)\.? .{2,40}|.{4,40},? (?:m\.? ?d|frcr|mbbs|do)),?(?: ?consultant.*| ?radiolog.*)?",
+        r"(?:(?:dr|prof)\.? .{2,40}|(?:[a-z]\. ?){0,2}[^.!?:\n]{4,40},? (?:m\.? ?d|frcr|mbbs|do)),?"
+        r"(?: ?consultant.*| ?radiolog.*)?",
         r"(?:consultant |attending |staff )?radiologist",
         r"(?:yours sincerely|kind regards|with (?:kind|best) regards)\b.*",
     ),

@@ -85,8 +85,8 @@ class VisionSettings:
     """Architecture, a key of mg3d/models/vision/registry.py."""
     embed_dim: PositiveInt = 48
     """Channels of the first stage, doubled by each further stage; ViT: of every block. Published: 48, Swin-L 96."""
-    patch_size: PositiveInt = 2
-    """Swin, ViT: side of the patch embedding in voxels."""
+    patch_size: PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt] = 2
+    """Swin, ViT: side of the patch embedding in voxels, one number or [z,y,x]."""
     window_size: PositiveInt = 7
     """Swin: side of an attention window in tokens."""
     depths: tuple[int, ...] = (2, 2, 2, 2)

@@ -11,8 +11,8 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import sample_intensities
 from mg3d.evaluation.baselines import fit_logistic
-from mg3d.evaluation.encoder import MG3DEncoder, as_sentence
-from mg3d.evaluation.zero_shot import prompt_texts, zero_shot_scores
+from mg3d.evaluation.encoder import MG3DEncoder
+from mg3d.evaluation.zero_shot import embed_prompts, zero_shot_scores
 from mg3d.finetune.cases import ArrowRow, RawScan, split_fold
 from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.images import read_image
@@ -126,7 +126,7 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained, capsys):
     studies = Studies(VolumeIndex(arrows / "clm_ct_rate_test.arrow"), text_unit="clause", window_hu=(-1000.0, 1000.0))
     encoder = MG3DEncoder(result.model, result.tokenizer, max_text_len=60)
     volumes = [torch.from_numpy(sample_intensities(studies.sample(study))) for study in range(len(studies))]
-    prompts = encoder.embed_texts([as_sentence(text) for text in prompt_texts(("there_is",))]).unflatten(0, (len(LABELS), 2))
+    prompts = embed_prompts(encoder)
     expected = zero_shot_scores(encoder.embed_volumes(torch.stack(volumes)), prompts, encoder.logit_scale)
     assert np.allclose(rows[[f"score/{name}" for name in LABELS]], expected, atol=1e-5)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from downstream.folders import load
 from finetune.small_rate import SHAPE, SIZES, save_model
 from released_files import small_bert, small_key_list, synthetic
 from small_arrow import small_tokenizer
@@ -10,6 +11,7 @@ from mg3d.checkpoints.pretrained import from_pretrained, text_config
 from mg3d.config import resolve
 from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.pretrained_model import can_compare, describe, load_pretrained_model, rebuild
+from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.models.build import build_untrained
 from mg3d.settings.parse import flatten
@@ -67,6 +69,20 @@ def test_a_run_of_a_vision_transformer_gives_the_model_and_the_encoder_alone(tmp
     assert [tuple(features.shape[1:]) for features in maps] == [
         (6, 64, 48, 64), (12, 32, 24, 32), (24, 16, 12, 16), (48, 8, 6, 8), (96, 4, 3, 4)
     ]  # fmt: skip
+
+
+def test_a_pretrained_vision_transformer_is_fine_tuned(tiny_set, tmp_path):
+    settings = resolve(["tiny", "vit_tiny"], {"patch_size": [8, 16, 16]})
+    model, path = write_run(tmp_path / "run", settings=settings)
+    small = ["epochs=1", "batch_size=3", "num_workers=0", "n_bootstrap=20", "accelerator=cpu", "learning_rate=1e-6"]
+    command = [f"data_root={tiny_set('stoic2021')}", f"log_dir={tmp_path}", "run_name=r", *small, f"pretrained={path}"]
+    assert run(load("stoic2021").TASK, command) == 0
+    folder = tmp_path / "stoic2021" / "r" / "fold0"
+    tuned = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    (weight,) = (tensor for name, tensor in tuned.items() if name.endswith("encoder.patch_embed.weight"))
+    assert weight.shape[2:] == (8, 16, 16)
+    torch.testing.assert_close(weight, model.vision.patch_embed.weight, rtol=0, atol=1e-4)
+    assert (folder / "scores.json").is_file()
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path):

@@ -28,6 +28,19 @@ def test_sections_in_one_line_need_a_colon_after_a_sentence_or_capitals():
     assert split_report(report) == ("The impression of the aorta is deep. No findings: none.", "Normal.")
 
 
+@pytest.mark.parametrize(
+    ("report", "sections"),
+    [
+        ("Lungs: clear. Contrast: 80 ml. Heart: normal.", ("Lungs: clear. Contrast: 80 ml. Heart: normal.", None)),
+        ("Findings: No effusion. Impression: Normal. Dr. A. Smith, MD", ("No effusion.", "Normal.")),
+        ("INDICATION: Pain.\nFINDINGS/IMPRESSION: No embolism.\nJ. Smith, MD", ("No embolism.", None)),
+        ("TECHNIQUE: CT. FINDINGS: Nodule of 5 mm. ADDENDUM: It is 6 mm.", ("Nodule of 5 mm.", "It is 6 mm.")),
+    ],
+)
+def test_no_finding_is_lost_between_headings_and_signature(report, sections):
+    assert split_report(report) == sections
+
+
 def test_a_german_report_is_split_by_its_own_headings():
     report = "Klinische Angaben: Husten.\nTechnik: Nativ.\nBefund: Kein Erguss.\nBeurteilung: Normal.\nMit freundlichen Grüßen\nA"
     assert split_report(report) == ("Kein Erguss.", "Normal.")

@@ -92,6 +92,8 @@ def test_the_last_preset_wins_and_settings_override_presets():
         ({"depths": [2]}, "differ in length"),
         ({"volume_size": [64, 96, 32], "patch_size": 4}, r"volume_size=\(64, 96, 32\): .* use multiples of 64"),
         ({"mim_patch_size": 1}, "must be a multiple of patch_size=2"),
+        ({"presets": ["vit_b"], "patch_size": [8, 16, 12]}, r"divisible by \(8, 16, 12\) voxels, .* a multiple of 192"),
+        ({"presets": ["vit_b"], "patch_size": [8, 16, 32]}, r"a multiple of patch_size=\(8, 16, 32\)"),
         ({"presets": ["unet"], "depths": [2]}, "not read by vision_encoder=unet, which reads embed_dim, norm_statistics"),
         ({"norm_statistics": "instance"}, "norm_statistics is not read by vision_encoder=swin"),
     ],
