@@ -152,7 +152,7 @@ def _upright_grid(shape: Sequence[int], affine: np.ndarray) -> tuple[tuple[int, 
 
     Its spacing is that of the voxel axes after Gram-Schmidt in the order x, y, z, so a tilt keeps pixels and distance of slices.
     """
-    file_axis = np.abs(affine[:3, :3] / nib.affines.voxel_sizes(affine)).argmax(1)
+    file_axis = np.abs(affine[:3, :3] / nib.affines.voxel_sizes(affine)).argmax(0).argsort()
     sizes = np.abs(np.diag(np.linalg.qr(affine[:3, file_axis], mode="r")))
     counts = np.array(shape)[file_axis]
     upright = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0])

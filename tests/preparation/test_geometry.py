@@ -194,6 +194,20 @@ def test_degenerate_grids_are_refused_with_their_angle(code, axes):
     assert caught.value.code == code
 
 
+def test_a_turned_and_sheared_grid_keeps_voxel_size_and_positions_where_two_patient_axes_are_nearest_to_one_voxel_axis():
+    affine = np.eye(4)
+    affine[:3, :3] = 2 * np.array([[-0.687, -0.686, -0.605], [-0.092, -0.494, 0.790], [-0.721, 0.533, 0.097]])
+    world = np.stack(np.meshgrid(*map(np.arange, (24, 25, 30)), indexing="ij"), -1) @ affine[:3, :3].T
+    raw = geometry.raw_volume((world @ (1, 2, 3)).astype(np.float32), affine, HuRescale("already_hu", 1.0, 0.0))
+    assert np.prod(raw.spacing_mm) == pytest.approx(abs(np.linalg.det(affine)))
+    to_world = geometry.lps_affine(raw.affine, raw.voxels.shape)
+    z, y, x = np.meshgrid(*map(np.arange, raw.voxels.shape), indexing="ij")
+    expected = (np.stack([x, y, z], -1) @ to_world[:3, :3].T + to_world[:3, 3]) @ (1, 2, 3)
+    inside = raw.voxels > -1000
+    assert inside.mean() > 0.2
+    np.testing.assert_allclose(raw.voxels[inside], expected[inside], atol=0.05)
+
+
 def test_one_body_turned_and_sheared_gives_the_volume_of_the_upright_file():
     """Correlation of the prepared volumes, with 3 mm voxels and the crop of the paper."""
     prepared = {}
