@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +52,7 @@ class Stack(NamedTuple):
 def stack_series(headers: Sequence[Header]) -> Stack:
     """Arrange the slices of one series at equal distances along their normal.
 
-    Left out are slices of another grid, further acquisitions of the same positions, slices between regular ones, and whatever
+    Left out are slices of another grid, further acquisitions of the same part of the patient, slices between regular ones, and whatever
     lies behind a large gap.
 
     Raises:
@@ -99,8 +100,11 @@ def _most_common_grid(headers: Sequence[Header], changes: list[Change]) -> list[
 
 
 def _largest_acquisition(headers: list[Header], changes: list[Change]) -> list[Header]:
-    """All headers, or those of the acquisition with most positions if acquisitions repeat positions."""
-    if all(len({header.acquisition for header in group}) == 1 for group in _group_by_height(headers)):
+    """All headers, or those of the acquisition with most positions if acquisitions cover the same part of the patient."""
+    groups = _group_by_height(headers)
+    in_order = [header.acquisition for group in groups for header in group if header.acquisition]
+    is_consecutive = 1 + sum(lower != upper for lower, upper in pairwise(in_order)) <= max(len(set(in_order)), 1)
+    if is_consecutive and all(len({header.acquisition for header in group}) == 1 for group in groups):
         return headers
     acquisitions = defaultdict(list)
     for header in headers:

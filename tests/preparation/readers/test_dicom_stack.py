@@ -95,6 +95,22 @@ def test_of_two_acquisitions_under_one_uid_the_longer_is_read(folder):
     assert changes(raw) == {"acquisitions": "26 of 50 slices, 2 acquisitions"}
 
 
+@pytest.mark.parametrize("offset_mm", [2.5, 1.5])
+def test_two_acquisitions_with_slices_between_each_other_are_never_mixed(folder, offset_mm):
+    write_series(folder, AcquisitionNumber=1)
+    write_series(folder, chest(9)[:25], start="B", AcquisitionNumber=2, each=positions(*np.arange(25) * 5.0 + offset_mm))
+    raw = read(folder)
+    np.testing.assert_array_equal(raw.voxels, CHEST)
+    assert changes(raw) == {"acquisitions": "26 of 51 slices, 2 acquisitions"}
+
+
+@pytest.mark.parametrize("numbers", [range(26), [1] * 13 + [2] * 13, [1, None] * 13, [7] * 26])
+def test_acquisitions_one_above_another_are_one_volume(folder, numbers):
+    raw = read(write_series(folder, each=lambda index: {"AcquisitionNumber": numbers[index]}))
+    np.testing.assert_array_equal(raw.voxels, CHEST)
+    assert raw.changes == ()
+
+
 @pytest.mark.parametrize(
     "tags", [{"PixelSpacing": [3.0, 2.0]}, {"PixelSpacing": None}, {"orientation": (0.98, 0.199, 0, -0.199, 0.98, 0)}]
 )
