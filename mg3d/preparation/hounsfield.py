@@ -27,6 +27,9 @@ MAX_EDGE_RATIO = 0.1
 TISSUE_HU = -500
 MIN_TISSUE_FRACTION = 0.03
 """At least this fraction of a CT of a body is above `TISSUE_HU`; if the intercept was added twice, only dense bone is."""
+BONE_HU = 500
+MAX_BONE_FRACTION = 0.1
+"""At most this fraction of a CT of a body is above `BONE_HU`; if the intercept is missing, soft tissue is as well."""
 _SAMPLES = 1 << 17
 
 
@@ -74,12 +77,18 @@ def check_trusted_hu(hu: np.ndarray) -> list[Change]:
     """The change of a volume whose header defines HU, but whose air peak is above -900 HU, as of a small field of view.
 
     Raises:
-        Refusal: `constant_image`; `hu_ambiguous` if the air peak is below -1100 HU, as nothing is less dense than air.
+        Refusal: `constant_image`; `hu_ambiguous` if the air peak is below -1100 HU, as nothing is less dense than air, or if
+            there is no air and soft tissue is as dense as bone, as with an intercept that was lost.
     """
-    peak = air_peak(_sample(hu))
+    sample = _sample(hu)
+    peak = air_peak(sample)
     if peak < AIR_HU[0]:
         raise Refusal("hu_ambiguous", f"air at {peak:g} HU by the header, which is less dense than air")
-    return [] if peak <= AIR_HU[1] else [Change("no_air", f"lowest values near {peak:g} HU")]
+    if peak <= AIR_HU[1]:
+        return []
+    if (dense := float((sample > BONE_HU).mean())) > MAX_BONE_FRACTION:
+        raise Refusal("hu_ambiguous", f"no air by the header, and {dense:.0%} of the voxels above {BONE_HU} HU")
+    return [Change("no_air", f"lowest values near {peak:g} HU")]
 
 
 def fill_nan(stored: np.ndarray, air: float) -> tuple[np.ndarray, list[Change]]:

@@ -261,7 +261,9 @@ def test_truncated_file_is_refused_and_pydicom_logs_nothing(folder, caplog, recw
     assert not list(recwarn)
 
 
-@pytest.mark.parametrize(("hu", "code"), [(CHEST - 1024, "hu_ambiguous"), (np.full(SHAPE, -1000), "constant_image")])
+@pytest.mark.parametrize(
+    ("hu", "code"), [(CHEST - 1024, "hu_ambiguous"), (CHEST + 1024, "hu_ambiguous"), (np.full(SHAPE, -1000), "constant_image")]
+)
 def test_values_that_are_not_hu_of_a_chest_are_refused(folder, hu, code):
     assert refusal(write_series(folder, hu))[0] == code
 
