@@ -14,7 +14,9 @@ from mg3d.preparation.records import RawVolume, VolumeRecord
 
 _HEADER_BYTES = 1 << 14
 _META_DATA_FILE = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]+)", re.MULTILINE)
+_META_SPACING = re.compile(rb"^ElementSpacing[ \t]*=", re.MULTILINE)
 _NRRD_DATA_FILE = re.compile(rb"^data ?file:[ \t]*([^\r\n]*)", re.MULTILINE | re.IGNORECASE)
+_NRRD_DIRECTIONS = re.compile(rb"^space directions:", re.MULTILINE | re.IGNORECASE)
 _NRRD_SPACE = re.compile(rb"^space:[ \t]*(left|right|[LR][AP]S\b)", re.MULTILINE | re.IGNORECASE)
 
 
@@ -60,6 +62,8 @@ def _check_meta_image(header: bytes) -> None:
     match = _META_DATA_FILE.search(header)
     if match is None or first.start() != match.start() or not match[1].strip():
         raise Refusal("image_damaged", "expected a line `ElementDataFile = NAME` in the header; is it a complete MetaImage file?")
+    if _META_SPACING.search(header[: match.start()]) is None:
+        raise Refusal("nan_spacing", "the MetaImage header has no line `ElementSpacing`")
     if (name := match[1].strip().decode(errors="replace")) != "LOCAL":
         _check_data_file(name)
 
@@ -68,8 +72,9 @@ def _check_nrrd(header: bytes) -> None:
     header = re.split(rb"\r?\n\r?\n", header, maxsplit=1)[0]
     if not header.startswith(b"NRRD"):
         raise Refusal("image_damaged", "expected NRRD in the first line; is it a complete NRRD file?")
-    if _NRRD_SPACE.search(header) is None:
-        raise Refusal("nan_spacing", "the NRRD header has no anatomical `space`, such as left-posterior-superior")
+    if _NRRD_SPACE.search(header) is None or _NRRD_DIRECTIONS.search(header) is None:
+        missing = "`space directions`" if _NRRD_SPACE.search(header) else "anatomical `space`, such as left-posterior-superior"
+        raise Refusal("nan_spacing", f"the NRRD header has no {missing}")
     if (match := _NRRD_DATA_FILE.search(header)) is not None:
         _check_data_file(match[1].strip().decode(errors="replace"))
 

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import re
 import zipfile
 
 import nibabel as nib
@@ -153,6 +154,24 @@ def nrrd_with(**changes):
     return write
 
 
+def write_upright_nrrd(path):
+    write_nrrd(path, *oriented("LPS"))
+
+
+def write_upright_mha(path):
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(CHEST), str(path))
+
+
+def without(write, line):
+    """Write a file and remove a line of its header."""
+
+    def write_rest(path):
+        write(path)
+        path.write_bytes(re.sub(rb"(?m)^%s.*\n" % line.encode(), b"", path.read_bytes(), count=1))
+
+    return write_rest
+
+
 REFUSED = {
     "two scans": ("bad.zip", two_scans, "several_scans"),
     "cut archive": ("bad.zip", cut_archive, "archive_damaged"),
@@ -161,6 +180,8 @@ REFUSED = {
     "voxels elsewhere": ("bad.nhdr", nrrd_with(file="../secret.raw"), "image_damaged"),
     "many files": ("bad.nhdr", nrrd_with(file="LIST"), "image_damaged"),
     "no space": ("bad.nhdr", nrrd_with(space="scanner-xyz"), "nan_spacing"),
+    "NRRD without spacing": ("bad.nhdr", without(write_upright_nrrd, "space directions"), "nan_spacing"),
+    "MetaImage without spacing": ("bad.mha", without(write_upright_mha, "ElementSpacing"), "nan_spacing"),
     "text": ("bad.nrrd", lambda path: path.write_text("words"), "image_damaged"),
 }
 
