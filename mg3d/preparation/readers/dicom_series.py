@@ -194,8 +194,9 @@ def choose_series(headers: Sequence[Header]) -> tuple[list[Header], int]:
         Refusal: not_ct, no_axial_series, several_studies.
     """
     axial = axial_series(headers)
-    n_patients, n_studies = len({key.patient_id for key in axial}), len({key[:2] for key in axial})
-    if n_studies > 1:
+    n_patients = len({header.series.patient_id for header in headers} - {""})
+    n_studies = len({key[:2] for key in axial})
+    if n_studies > 1 or n_patients > 1:
         raise Refusal("several_studies", f"{n_studies} studies of {n_patients} patients")
 
     def rank(key: SeriesKey) -> tuple[int, float, str]:

@@ -205,13 +205,27 @@ def _default_patient(path: PurePosixPath, key: SeriesKey | None) -> str:
 
 
 def _folder_key(folder: Path) -> SeriesKey | None:
-    """The series of the first DICOM file of a folder or its subfolders; None for a file, or if there is none."""
-    if not folder.is_dir():
-        return None
+    """The series of the first DICOM file with a PatientID of a folder or its subfolders, else of the first DICOM file.
+
+    None for a file, or if there is none.
+    """
+    first = None
+    for path in sorted(_files_of(folder)):
+        try:
+            key = read_series_key(path) if is_or_may_be_dicom(path) else None
+        except Refusal:
+            continue
+        if key and key.patient_id.strip():
+            return key
+        first = first or key
+    return first
+
+
+def _files_of(folder: Path) -> list[Path]:
     try:
-        return next((read_series_key(path) for path in sorted(series_files(folder)) if is_or_may_be_dicom(path)), None)
-    except (OSError, Refusal):
-        return None
+        return series_files(folder) if folder.is_dir() else []
+    except OSError:
+        return []
 
 
 def _locate(root: Path, cell: str) -> PurePosixPath | None:

@@ -204,6 +204,24 @@ def test_patients_come_from_the_dicom_header_unless_the_table_names_them(tmp_pat
     assert [r.patient_id for r in named.records] == ["custom/X0", "custom/X1", "custom/X2"]
 
 
+@pytest.mark.parametrize("first", [{"PatientID": None}, {"PatientID": None, "SeriesInstanceUID": None}])
+def test_the_patient_is_that_of_the_first_file_with_a_patient_id(tmp_path, first):
+    root = tmp_path / "clinic"
+    write_series(root / "A1" / "CT", chest(), PatientID="P1")
+    write_series(root / "A1" / "CT", chest()[:1], start="A", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], **first)
+    assert [record.patient_id for record in listed(root).records] == ["custom/P1"]
+
+
+def test_a_folder_with_a_localizer_of_another_patient_is_refused(tmp_path):
+    root = tmp_path / "clinic"
+    write_series(root / "CT", chest(), PatientID="P1")
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.9"}
+    write_series(root / "CT", chest()[:1], start="A", PatientID="P2", **scout)
+    (record,) = listed(root).records
+    with pytest.raises(Refusal, match="several_studies"):
+        read_dicom(record, root)
+
+
 def test_slices_of_one_series_with_different_labels_are_contradicting_rows(tmp_path):
     root = tmp_path / "clinic"
     names = [path.relative_to(root).as_posix() for path in sorted(write_series(root / "Anna", chest(5)).iterdir())[:2]]
