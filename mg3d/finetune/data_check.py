@@ -16,7 +16,7 @@ from mg3d.finetune.cases import ArrowRow, FinetuneCase, is_preprocessed
 from mg3d.finetune.distributed import run_on_first_rank
 from mg3d.finetune.images import read_volume
 
-_VERSION = 3
+_VERSION = 4
 """Results of another version of the checks are not reused."""
 _THREADS = 4
 """Scans that are in memory at the same time."""

@@ -15,12 +15,14 @@ def read_jpeg_slices(record: VolumeRecord, root: Path) -> RawVolume:
     """The slices `record.files`, ordered from superior to inferior, as one grey volume without spacing.
 
     Raises:
-        Refusal: missing_file, unreadable, jpeg_truncated, shape_mismatch, too_few_slices, constant_image.
+        Refusal: missing_file, unreadable, jpeg_truncated, shape_mismatch, grey_range, too_few_slices, constant_image.
     """
     slices = []
     try:
         for name in reversed(record.files):
             with Image.open(root / name) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise Refusal("grey_range", "a slice of more than 8 bits")
                 slices.append(np.asarray(image.convert("L")))
     except FileNotFoundError:
         raise Refusal("missing_file", "a listed slice") from None
