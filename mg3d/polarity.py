@@ -63,6 +63,7 @@ class _Piece:
         self.end = len(text)
         self.cues: list[str] = []
         """Kinds of the cues and findings, in order."""
+        self.positions: list[int] = []
         self.carried = ""
         """Forward cue of an earlier item of the same list."""
         self.referred = ""
@@ -78,12 +79,21 @@ class _Piece:
         """Whether it may be an item of a list: short, without a verb, and without a cue besides findings."""
         return set(self.cues) <= {"finding"} and len(self.words.split()) <= MAX_ITEM
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its last cue is not followed by a verb: "no mass is seen, ..." is complete."""
+        return next((kind != "verb" for kind in reversed(self.cues) if kind != "finding"), True)
+
+    def cues_before(self, index: int) -> set[str]:
+        """Kinds of the cues before an index of `words`."""
+        return {kind for kind, position in zip(self.cues, self.positions) if position < self.start + index}
+
     def last(self, direction: str) -> str:
         """The last cue of a direction, or the one carried into the piece."""
         return next((kind for kind in reversed(self.cues) if kind.endswith((direction, "around"))), self.carried)
 
     def polarity(self) -> int:
-        """Of the piece; 0 if it has neither a cue nor a finding."""
+        """Of the piece; 0 if it says nothing about a finding."""
         found = {self._polarity_of(index) for index, kind in enumerate(self.cues) if kind == "finding"}
         if found:
             return _strongest(found)
@@ -92,7 +102,7 @@ class _Piece:
             return NEGATED
         if "doubt" in kinds:
             return UNCERTAIN
-        return AFFIRMED if "pseudo" in kinds or _SIZE.search(self.words) else 0
+        return AFFIRMED if _SIZE.search(self.words) else 0
 
     def _polarity_of(self, index: int) -> int:
         """Of the finding at an index of `cues`."""
@@ -178,6 +188,7 @@ def _split(text: str, cue: re.Pattern[str]) -> list[_Piece]:
             pieces.append(_Piece(text, piece.end, after_comma=kind == "comma"))
         else:
             piece.cues.append(kind)
+            piece.positions.append(match.start())
     return pieces
 
 
@@ -185,17 +196,20 @@ def _carry_forward(pieces: list[_Piece], last_item: re.Pattern[str]) -> None:
     """Extend forward cues over the items of a list: "no A, B or C"."""
     for index, piece in enumerate(pieces):
         cue = piece.last("forward")
-        for item in _list_items(pieces[index + 1 :], last_item) if cue else ():
+        for item in _list_items(pieces[index + 1 :], last_item) if cue and piece.is_open else ():
             item.carried = cue
 
 
 def _list_items(pieces: list[_Piece], last_item: re.Pattern[str]) -> list[_Piece]:
     """The first pieces up to the last item of a list; empty if there is no such item."""
     items = []
-    for piece in takewhile(lambda piece: piece.after_comma and piece.is_item, pieces):
+    for piece in takewhile(lambda piece: piece.after_comma, pieces):
         items.append(piece)
-        if last_item.search(piece.words):
+        conjunction = last_item.search(piece.words)
+        if conjunction and not piece.cues_before(conjunction.start()) - {"finding"}:
             return items
+        if not piece.is_item:
+            break
     return []
 
 

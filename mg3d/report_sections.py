@@ -51,7 +51,8 @@ def split_report(text: object) -> tuple[str | None, str | None]:
     """Clean findings and impression of a whole report. Sections are recognised by the headings of its language.
 
     Without headings, the text is the findings. Without a heading of the findings, they are the text before the impression and
-    what follows the first paragraph of the other sections. Other sections and what follows a signature are dropped.
+    what follows the first paragraph (or else the first line) of the other sections. Other sections and what follows a signature
+    are dropped.
     """
     if not isinstance(text, str):
         return None, None
@@ -60,8 +61,9 @@ def split_report(text: object) -> tuple[str | None, str | None]:
     parts = [(section, _unsigned(part, language)) for section, part in _sections(plain, language)]
     findings = [part for section, part in parts if section == "findings"]
     impression = [part for section, part in parts if section == "impression"]
-    if not findings:
-        findings = [part if section == "" else part.partition("\n\n")[2] for section, part in parts if section != "impression"]
+    for end in ("\n\n", "\n"):
+        if not any(findings):
+            findings = [part if section == "" else part.partition(end)[2] for section, part in parts if section != "impression"]
     return clean_section("\n\n".join(findings)), clean_section("\n\n".join(impression))
 
 
@@ -104,12 +106,13 @@ def _sections(text: str, language: Language) -> Iterator[tuple[str, str]]:
 
 
 def _is_heading(text: str, match: re.Match[str]) -> bool:
-    """Whether a heading stands at the start of a line, or inside it with a colon after a sentence or in capitals."""
+    """Whether a heading is at the start of a line, or inside it with a colon: in capitals, or a used one after a sentence."""
     start = match.start()
     if start == 0 or text[start - 1] == "\n":
         return True
     is_set_off = text[start - 1] in ".!?;:)" or match["before"].startswith("  ")
-    return ":" in match["after"] and (match[0].isupper() or (is_set_off and match[0].strip()[0].isupper()))
+    is_used = is_set_off and (match["findings"] or match["impression"] or "")[:1].isupper()
+    return ":" in match["after"] and (match[0].isupper() or is_used)
 
 
 def _unsigned(text: str, language: Language) -> str:

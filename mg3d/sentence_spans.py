@@ -20,9 +20,10 @@ _EDGE = re.compile(
     r"|(?P<dash>(?<=\s)[-\u2013](?=\s+[A-Z]))"
     r"|(?P<mark>[.!?\u2026]+[)\]\"'\u201d\u2019]*(?=\s|$)|(?<=[a-z)])\.(?=[A-Z][a-z]))"
 )
-"""Candidate ends. `_Splitter` decides."""
+"""Candidate ends, of which `_Splitter` decides: numbers of items, white space, bullets, dashes, final marks."""
 _NEXT_WORD = re.compile(r"\s*(\S*)")
 _SIDES = {"L", "R"}
+"""Left and right."""
 _TITLES = r"dr\.|prof\.|\bby|\bto"
 """Before an initial: `Dr. A. Brown`."""
 _ORDINAL = re.compile(r"[CLST]?\d{1,2}", re.IGNORECASE)
@@ -111,6 +112,7 @@ class _Splitter:
         self.text, self.language = text, language
         self.begin = 0
         self.is_dash_list = False
+        """Whether the line starts with a dash, so that later dashes in it start items."""
         self.last_number: Counter[str] = Counter()
         """Kind of list -> number of its last item."""
 
@@ -119,7 +121,7 @@ class _Splitter:
         edges = []
         self._start(0)
         for match in _EDGE.finditer(self.text):
-            if not getattr(self, f"_ends_at_{match.lastgroup if match.lastgroup != 'number' else 'item'}")(match):
+            if not self._is_end(match):
                 continue
             edges.append((self.begin, match.end() if match["mark"] else match.start()))
             self._start(match.end())
@@ -130,11 +132,14 @@ class _Splitter:
         if begin == 0 or self.text[begin - 1] == "\n":
             self.is_dash_list = re.match(r"\s*[-\u2013]\s", self.text[begin : begin + 9]) is not None
 
-    def _ends_at_bullet(self, _: re.Match[str]) -> bool:
-        return True
-
-    def _ends_at_dash(self, _: re.Match[str]) -> bool:
-        return self.is_dash_list
+    def _is_end(self, match: re.Match[str]) -> bool:
+        if match["bullet"]:
+            return True
+        if match["dash"]:
+            return self.is_dash_list
+        if match["space"]:
+            return self._ends_at_space(match)
+        return self._ends_at_mark(match) if match["mark"] else self._ends_at_item(match)
 
     def _ends_at_space(self, match: re.Match[str]) -> bool:
         """Double spaces end a sentence unless the words around them show that it continues."""
@@ -182,7 +187,7 @@ class _Splitter:
         language, lower = self.language, word.lower()
         if lower in language.abbreviations:
             return True
-        if len(word) == 1 and word.isupper():
+        if len(word) == 1 and word.isupper():  # "L. lung", "Dr. A. Brown", but "Stanford type A. The flap"
             is_initial = re.search(rf"(?:{_TITLES}|\b[A-Z]\.)\s+.$", before, re.IGNORECASE)
             is_side = word in _SIDES and _matches(language.nouns_after_side, following.rstrip(".,;:"))
             return word == before or bool(is_initial) or is_side

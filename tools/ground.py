@@ -11,7 +11,7 @@ from mg3d.inference.cli import check_early, load_model, new_parser, run_and_prin
 def main(arguments: Sequence[str]) -> int:
     """Write the map; returns the exit code."""
     parser = new_parser("ground.py", __doc__)
-    parser.add_argument("scan", metavar="SCAN", help="NIfTI, .mha, .mhd, .npz or a folder of DICOM slices")
+    parser.add_argument("scan", metavar="SCAN", help="NIfTI, MetaImage, NRRD, .npz, .zip or a DICOM folder")
     parser.add_argument("sentence", metavar="SENTENCE", help='such as "A small effusion on the left."')
     parser.add_argument("--against", metavar="TEXT", help='contrasting text, such as "There is no effusion." (default: none)')
     parser.add_argument(
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> str:
         raise ValueError(f"{options.out} exists and may be a scan. Choose a new file or remove it.")
     if options.against == options.sentence:
         raise ValueError("--against equals the sentence. Pass a contrasting text.")
-    check_early(options, options.scan)
+    check_early(options, scan=options.scan)
     from mg3d.inference.scan import write_nifti
 
     model = load_model(options)

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("index", metavar="INDEX", help="folder of the index")
     query = parser.add_mutually_exclusive_group(required=True)
     query.add_argument("--text", help="query text: a report, a sentence, or a few words")
-    query.add_argument("--scan", metavar="FILE", help="query scan: NIfTI, .mha, .mhd, .npz or a folder of DICOM slices")
+    query.add_argument("--scan", metavar="FILE", help="query scan: NIfTI, MetaImage, NRRD, .npz, .zip or a DICOM folder")
     parser.add_argument("-k", type=positive_int, default=10, metavar="N", help="number of results (default: %(default)s)")
     parser.add_argument("--kind", choices=("scan", "report", "sentence"), help="kind of results (default: all)")
     options = parser.parse_args(arguments)
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """The nearest entries as text; errors as `ScanModel.read` and `ScanModel.retrieve`."""
-    check_early(options, options.index, options.scan)
+    check_early(options, options.index, scan=options.scan)
     from mg3d.inference.search_index import SearchIndex
 
     index = SearchIndex.load(options.index)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mg3d.benchmarks.isolated import PeakMemory, autocast, run_isolated, synchronizer
-from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow, median_of, median_seconds
+from mg3d.benchmarks.timing import BenchmarkOptions, BenchmarkRow, best_seconds, median_of
 from mg3d.models.build import build_vision
 from mg3d.models.flops import FORWARD_AND_BACKWARD
 from mg3d.settings.parse import resolve
@@ -16,7 +16,7 @@ PRESETS = ("swin_b", "vit_b", "unet")
 
 
 class ArchitectureCost(NamedTuple):
-    """Measurements of one process."""
+    """Measurements of one process, each the best of several rounds; so is the speed of products, between them."""
 
     forward_s: float
     training_s: float
@@ -69,12 +69,14 @@ def measure(preset: str, options: BenchmarkOptions) -> ArchitectureCost:
 
     with FlopCounterMode(display=False) as counter:
         infer()
-    rate = peak_flops(torch.device(options.device), "bf16-mixed" if options.precision == "bf16" else "32-true")
+    device, precision = torch.device(options.device), "bf16-mixed" if options.precision == "bf16" else "32-true"
     memory = PeakMemory(options)
+    rates = [peak_flops(device, precision)]
     memory.reset()
-    training_s = median_seconds(train, synchronize=synchronize)
+    training_s = best_seconds(train, synchronize=synchronize)
     training_bytes = memory.bytes()
-    forward_s = median_seconds(infer, synchronize=synchronize)
-    ideal_s = counter.get_total_flops() / rate
+    rates.append(peak_flops(device, precision))
+    forward_s = best_seconds(infer, synchronize=synchronize)
+    ideal_s = counter.get_total_flops() / max(*rates, peak_flops(device, precision))
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     return ArchitectureCost(forward_s, training_s, training_bytes, ideal_s, FORWARD_AND_BACKWARD * ideal_s, parameters)

@@ -84,6 +84,17 @@ def median_seconds(
     return statistics.median(times)
 
 
+def best_seconds(work: Callable[[], object], *, synchronize: Callable[[], object] = lambda: None, rounds: int = 5) -> float:
+    """Shortest time of `work` in some rounds after two warm-up calls: what the device reaches when nothing disturbs it."""
+    times: list[float] = []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        work()
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[2:])
+
+
 def median_of(rounds: Sequence[NamedTuple], field: str) -> float:
     """Median of one field over rounds; infinite without rounds (the process ran out of memory)."""
     return statistics.median(getattr(cost, field) for cost in rounds) if rounds else float("inf")

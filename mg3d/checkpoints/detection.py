@@ -142,11 +142,17 @@ def meta_device() -> Iterator[None]:
         yield
 
 
+def _patch_size(shape: Shape) -> int | Shape:
+    """One number for cubes, else (z, y, x), of the weight of a patch embedding."""
+    sides = tuple(shape[2:])
+    return sides[0] if len(set(sides)) == 1 else sides
+
+
 def _vit_details(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     blocks = {int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name))}
     width = shapes["patch_embed.weight"][0]
     return {
-        "patch_size": shapes["patch_embed.weight"][-1],
+        "patch_size": _patch_size(shapes["patch_embed.weight"]),
         "depths": [1 + max(blocks)],
         "num_heads": [width // shapes["blocks.0.attention.q_norm.weight"][0]],
     }
@@ -161,7 +167,7 @@ def _swin_details(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     is_cubic = len(lengths) == 1 and side**3 == max(lengths) and side % 2
     projection = shapes.get("proj_head.layer1.0.weight")
     return {
-        "patch_size": shapes["patch_embed.proj.weight"][-1],
+        "patch_size": _patch_size(shapes["patch_embed.proj.weight"]),
         "depths": [max((1 + block for of_stage, block in blocks if of_stage == stage), default=0) for stage in stages],
         "num_heads": [tables.get(stage, (0, 0))[1] for stage in stages],
         "window_size": (side + 1) // 2 if is_cubic else None,

@@ -11,6 +11,7 @@ from mg3d.doctor.data import CtRateTables, DoctorData
 from mg3d.doctor.published import PUBLISHED_PREVALENCE
 from mg3d.doctor.results import CheckResult, Severity, examples, pluralize
 from mg3d.doctor.statistics import VolumeStatistics
+from mg3d.preparation.chest import MIN_CHEST_AIR
 from mg3d.preparation.geometry import MAX_LENGTH_MM, SPACING_MM
 from mg3d.preparation.records import TableGeometry
 
@@ -20,8 +21,6 @@ PLACEHOLDERS = {"not given", "n/a", "na", "nan", "none", "null", "test", "xxx", 
 MIN_WORDS, MAX_WORDS = 5, 1500
 MIN_LENGTH_MM = 100.0
 """The shortest volume of CT-RATE's valid split has 152 mm."""
-MIN_CHEST_AIR = 0.05
-"""Of `air_inside`; synthetic chests have at least 0.10, heads 0."""
 MAX_LOW_HU, MIN_HIGH_HU = -700.0, -500.0
 """A 1st percentile above, or a 95th percentile below, is not a chest in HU."""
 COMMON = 0.05

@@ -13,6 +13,7 @@ import numpy as np
 from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.schema import decode_metadata
 from mg3d.doctor.catalog import RawVolumeSource, StoredVolumeSource
+from mg3d.preparation.chest import air_inside
 from mg3d.preparation.engines import follow_parent
 from mg3d.preparation.hounsfield import AIR_HU, PADDING_HU
 from mg3d.preparation.quarantine import Refusal
@@ -25,7 +26,6 @@ BLOCKS = 8
 """Blocks along each axis whose means identify a volume."""
 SUBSAMPLED_SIZE = 64
 """Voxels per axis that are used for percentiles and histograms; every n-th is taken."""
-AIR_BELOW_HU = -500.0
 _SLAB = 16
 
 
@@ -139,19 +139,6 @@ def to_hu(voxels: Voxels, part: slice | tuple[slice, ...]) -> np.ndarray:
     if voxels.scale != (1.0, 0.0):
         values = values * np.float32(voxels.scale[0]) + np.float32(voxels.scale[1])
     return np.clip(np.rint(values), -32768, 32767)
-
-
-def air_inside(volume_hu: np.ndarray) -> float:
-    """Fraction of the body that is air: large in a chest, small in a head or an abdomen.
-
-    In each axial plane of volume_hu [z, y, x], a voxel below -500 HU is inside the body if tissue is found in at least three of
-    the four directions along y and x, at any distance.
-    """
-    tissue = volume_hu >= AIR_BELOW_HU
-    before, above = (np.logical_or.accumulate(tissue, axis=axis) for axis in (1, 2))
-    after, below = (np.flip(np.logical_or.accumulate(np.flip(tissue, axis), axis=axis), axis) for axis in (1, 2))
-    inside = int((~tissue & (before.astype(np.int8) + after + above + below >= 3)).sum())
-    return inside / max(inside + int(tissue.sum()), 1)
 
 
 @lru_cache(maxsize=8)

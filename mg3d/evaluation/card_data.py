@@ -16,10 +16,9 @@ from mg3d.datasets.schema import CLAUSE, SENTENCE, SPLITS, decode_metadata, inde
 from mg3d.datasets.studies import ReportText
 from mg3d.datasets.windowing import window_bounds
 from mg3d.evaluation.cards import Card
-from mg3d.evaluation.encoder import Encoder, as_sentence, embed_batches
+from mg3d.evaluation.encoder import Encoder, embed_batches
 from mg3d.evaluation.tables import Rows
-from mg3d.evaluation.zero_shot import prompt_texts, prompts_by_wording
-from mg3d.glossary import LABELS
+from mg3d.evaluation.zero_shot import embed_wordings
 from mg3d.sentence_spans import SpanKind
 
 
@@ -175,8 +174,6 @@ TableFunction = Callable[[CardEmbeddings], dict[str, Rows]]
 
 def embed_card(card: Card, data: CardData, encoder: Encoder, *, batch_size: int) -> CardEmbeddings:
     """Embed the volumes, reports and prompts of a card."""
-    texts = [as_sentence(text) for text in prompt_texts(card.wordings)]
-    embedded = encoder.embed_texts(texts).unflatten(0, (len(card.wordings), len(LABELS), 2))
     volumes = embed_batches(encoder, data.batches(range(len(data)), size=batch_size))
     chosen, reports = data.reported()
     return CardEmbeddings(
@@ -184,7 +181,7 @@ def embed_card(card: Card, data: CardData, encoder: Encoder, *, batch_size: int)
         data=data,
         encoder=encoder,
         batch_size=batch_size,
-        prompts=prompts_by_wording(embedded, card.wordings),
+        prompts=embed_wordings(encoder, card.wordings),
         volumes=volumes,
         reports=reports,
         report_embeddings=encoder.embed_texts(reports) if reports else None,

@@ -20,13 +20,13 @@ from mg3d.datasets.storage import Storage
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import convert_volumes, move_to_device, sample_intensities
 from mg3d.evaluation.baselines import logistic_scores, pooled_volume
-from mg3d.evaluation.encoder import MG3DEncoder, as_sentence, embed_batches
+from mg3d.evaluation.encoder import MG3DEncoder, embed_batches
 from mg3d.evaluation.phantom_ground_truth import read_ground_truth, sentence_meanings
 from mg3d.evaluation.reconstruction import mean_volume, reconstruction_error
 from mg3d.evaluation.retrieval import recall_rows, retrieval_directions
 from mg3d.evaluation.sentence_pairs import read_sentence_pairs, threshold_rows
-from mg3d.evaluation.tables import Bootstrap, Rows, format_cell, format_tables
-from mg3d.evaluation.zero_shot import classification_rows, prompt_texts, zero_shot_scores
+from mg3d.evaluation.tables import Bootstrap, Rows, format_cell, format_rows, format_tables
+from mg3d.evaluation.zero_shot import classification_rows, embed_prompts, zero_shot_scores
 from mg3d.files import write_bytes, write_json
 from mg3d.glossary import LABELS
 from mg3d.metrics.classification import auroc, per_label
@@ -150,8 +150,7 @@ def evaluate_held_out(model: MG3D, data: HeldOutData, mean_image: Tensor) -> tup
     volumes = embed_batches(encoder, data.volumes())
     texts = [data.test.report(study) for study in range(len(data.test))]
     reports = encoder.embed_texts(texts)
-    prompts = encoder.embed_texts([as_sentence(text) for text in prompt_texts(("there_is",))]).unflatten(0, (len(LABELS), 2))
-    scores = zero_shot_scores(volumes, prompts, encoder.logit_scale)
+    scores = zero_shot_scores(volumes, embed_prompts(encoder), encoder.logit_scale)
     result["zero_shot"] = classification_rows(data.labels, scores, patients, BOOTSTRAP, metrics={"auroc": auroc})[:-1]
     if data.visible is not None:
         for row, value in zip(result["zero_shot"], per_label(auroc, data.visible, scores), strict=True):
@@ -252,7 +251,8 @@ def show_evidence(run_dir: Path) -> None:
 
 def write_evidence_page(run_dir: Path, result: dict[str, Any], data: HeldOutData, similarity: Tensor | None) -> None:
     """Write `evidence.html`, and its training curves as `curves.png`."""
-    sections: list[tuple[str, list[Any]]] = [("Held-out results", [summary_rows(result)]), ("By finding", [finding_rows(result)])]
+    tables = {"Held-out results": summary_rows(result), "By finding": format_rows(finding_rows(result))}
+    sections: list[tuple[str, list[Any]]] = [(heading, [rows]) for heading, rows in tables.items()]
     metrics = sorted(run_dir.glob("csv/*/metrics.csv"))
     curves = curves_figure(metrics) if metrics else None
     if curves is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg3d.evaluation.cards import Card
+from mg3d.evaluation.encoder import Encoder, as_sentence
 from mg3d.evaluation.tables import Bootstrap, Rows
 from mg3d.glossary import ENSEMBLE, LABELS, prompts
 from mg3d.metrics.bootstrap import UNDEFINED
@@ -47,14 +48,15 @@ def zero_shot_logits(volumes: Tensor, prompts: Tensor, logit_scale: float) -> np
     return (logit_scale * volumes.double() @ (present - absent).T).numpy()
 
 
-def prompt_texts(wordings: Sequence[str]) -> list[str]:
-    """Prompts of all wordings, flattened from [wording, finding, (present, absent)]."""
-    return [text for wording in wordings for label in LABELS for text in prompts(label, wording=wording)]
+def embed_prompts(encoder: Encoder, wording: str = "there_is") -> Tensor:
+    """Embedded prompts [18, 2, E] of a wording, present first."""
+    texts = [as_sentence(text) for label in LABELS for text in prompts(label, wording=wording)]
+    return encoder.embed_texts(texts).unflatten(0, (len(LABELS), 2))
 
 
-def prompts_by_wording(embedded: Tensor, wordings: Sequence[str]) -> dict[str, Tensor]:
-    """Embedded prompts [18, 2, E] by wording, from [wordings, 18, 2, E]; `ensemble` is the mean over `glossary.ENSEMBLE`."""
-    by_wording = dict(zip(wordings, embedded, strict=True))
+def embed_wordings(encoder: Encoder, wordings: Sequence[str]) -> dict[str, Tensor]:
+    """Embedded prompts [18, 2, E] by wording; `ensemble` is the mean over `glossary.ENSEMBLE`."""
+    by_wording = {wording: embed_prompts(encoder, wording) for wording in wordings}
     members = [by_wording[name] for name in ENSEMBLE if name in by_wording]
     return by_wording | ({"ensemble": F.normalize(sum(members), dim=-1)} if members else {})
 

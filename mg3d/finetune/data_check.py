@@ -22,7 +22,8 @@ _THREADS = 4
 """Scans that are in memory at the same time."""
 
 InspectedFiles = Mapping[str, Mapping[str, Any]]
-"""Case -> `error`, why it cannot be used; else the grid [shape, affine] of `image` and `mask`, and the `values` of the mask."""
+"""Case -> `error`, why it cannot be used; else the grid [shape, affine] of `image` and `mask`, the `minimum` of the image and the
+`values` of the mask."""
 
 
 def inspect_files(cases: Sequence[FinetuneCase], cache: Path, *, channel: int | None = None) -> InspectedFiles:
@@ -64,7 +65,7 @@ def _key(case: FinetuneCase, channel: int | None) -> str:
 def _inspect(case: FinetuneCase, channel: int | None) -> dict[str, Any]:
     try:
         image, affine = read_volume(case.image, channel=channel)
-        result: dict[str, Any] = {"image": [list(image.shape), np.asarray(affine).tolist()]}
+        result: dict[str, Any] = {"image": [list(image.shape), np.asarray(affine).tolist()], "minimum": float(image.min())}
         if case.mask is not None:
             mask, affine = read_volume(case.mask)
             values = [value.item() for value in np.unique(mask)[:100]]

@@ -135,6 +135,11 @@ class EpochSampler(Sampler[int]):
     ) -> None:
         self.draw, self.count, self.seed, self.epoch = draw, count, seed, 0
         self.contiguous, self.reorder = contiguous, reorder
+        self._resumed = (0, 0)
+
+    def resume(self, epoch: int, samples: int) -> None:
+        """Starts at this epoch, whose first samples of this rank are already used. Call before the loader starts its workers."""
+        self.epoch, self._resumed = epoch, (epoch, samples)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -152,7 +157,9 @@ class EpochSampler(Sampler[int]):
         indices = self._indices()
         part = np.array_split(indices, world_size())[rank()] if self.contiguous else indices[rank() :: world_size()]
         part = part[self.reorder(len(part))] if self.reorder else part
-        return iter((self.epoch * self.count + part).tolist())
+        epoch, samples = self._resumed
+        used = samples if self.epoch == epoch else 0
+        return iter((self.epoch * self.count + part[used:]).tolist())
 
 
 def in_order(count: int) -> Draw:

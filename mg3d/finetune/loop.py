@@ -33,6 +33,7 @@ from mg3d.training.non_finite import NonFiniteGuard
 from mg3d.training.run import is_first_rank
 from mg3d.training.trainer import (
     AtomicCheckpointIO,
+    PreemptionHandler,
     TimeLimit,
     checkpoint_callbacks,
     configure_gpu,
@@ -89,11 +90,16 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
     Returns minutes, peak memory, epochs and more for scores.json.
 
     Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGUSR1, with a checkpoint.
         ValueError: the run in `folder` has other settings or cases.
     """
     settings, last = task_type.settings, folder / "checkpoints" / "last.ckpt"
+    batches = training_loader(task_type, split.train)
     if last.is_file():
-        require_same_run(folder, read_finetuned(last)["mg3d_finetune"], config)
+        stored = read_finetuned(last)
+        require_same_run(folder, stored["mg3d_finetune"], config)
+        epoch, used = resume_position(stored)
+        batches.sampler.resume(epoch, used * settings.batch_size)
         info(f"continuing from {last}")
     module = FinetuneModule(network, task_type, config=config)
     trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
@@ -102,17 +108,15 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
     trainer, timer = build_trainer(task_type, folder), Timer()
     trainer.callbacks.append(timer)
     remove_partial(folder / "checkpoints")
-    training = training_loader(task_type, split.train)
-    if isinstance(training.dataset, CaseDataset) and (message := training.dataset.describe_cache(max(1, settings.num_workers))):
+    if isinstance(batches.dataset, CaseDataset) and (message := batches.dataset.describe_cache(max(1, settings.num_workers))):
         info(message)
-    trainer.fit(
-        module,
-        training,
-        evaluation_loader(task_type, split.val),
-        ckpt_path=last if last.is_file() else None,
-        weights_only=True,
-    )
-    if trainer.interrupted:
+    checkpoint = last if last.is_file() else None
+    try:
+        trainer.fit(module, batches, evaluation_loader(task_type, split.val), ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # Lightning's answer to a second Ctrl-C
+        if not trainer.interrupted:
+            raise
+    if trainer.interrupted or any(isinstance(one, StopAfterStep) and one.is_stopped for one in trainer.callbacks):
         raise KeyboardInterrupt
     stopping = trainer.early_stopping_callback
     ended = trainer.current_epoch >= settings.epochs or (stopping is not None and stopping.stopped_epoch > 0)
@@ -125,6 +129,34 @@ def train(task_type: TaskType, network: nn.Module, split: Split, folder: Path, c
         "cases": counts,
         "parameters": trainable,
     }
+
+
+def resume_position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
+    """Epoch with which a run continues, and how many of its batches (of each process) are already used."""
+    loop = checkpoint["loops"]["fit_loop"]
+    epoch, batches = loop["epoch_progress"]["current"]["processed"], loop["epoch_loop.batch_progress"]
+    return (epoch + 1, 0) if batches["is_last_batch"] else (epoch, batches["current"]["processed"])
+
+
+class StopAfterStep(PreemptionHandler):
+    """Saves and stops between two optimizer steps; after the last one of an epoch, once its validation is finished."""
+
+    is_stopped = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        """As in pre-training, except before a validation, which would not be repeated."""
+        is_last = batch_index + 1 == trainer.num_training_batches
+        if not is_last or (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+            super().on_train_batch_end(trainer, module, outputs, batch, batch_index)
+            self.is_stopped = trainer.should_stop and (self.preempted or self.interrupted)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
+        """Does not stop within a validation."""
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Stops; the checkpoint of the validation is written next."""
+        if self._should_stop(trainer):
+            self.is_stopped = trainer.should_stop = True
 
 
 def fit_closed_form(
@@ -165,6 +197,7 @@ def build_trainer(task_type: TaskType, folder: Path) -> pl.Trainer:
     callbacks: list[pl.Callback] = [
         *checkpoint_callbacks(folder / "checkpoints", monitor=metric, mode="max"),
         LearningRateMonitor("step"),
+        StopAfterStep(folder / "checkpoints" / "last.ckpt"),
         NonFiniteGuard(folder, names=itemgetter("case_id"), advice=NON_FINITE_ADVICE),
     ]
     if settings.patience:

@@ -22,7 +22,7 @@ Settings with their defaults in this folder; relative paths start at the current
 {settings}"""
 _NOISE = (".*in eval mode at the start.*", ".*exists and is not empty.*", ".*does not have many workers.*", ".*LeafSpec.*",
           ".*number of training batches.*smaller than the logging interval.*", ".*lr_scheduler.step.*", ".*lazy modules.*",
-          ".*divided by 0 or nan.*", ".*predict_dataloader.*")  # fmt: skip
+          ".*divided by 0 or nan.*", ".*predict_dataloader.*", ".*your dataloader is not resumable.*")  # fmt: skip
 
 
 def run(task: DownstreamTask, arguments: Sequence[str]) -> int:

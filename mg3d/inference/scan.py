@@ -15,7 +15,7 @@ from torch import Tensor
 from mg3d.datasets.schema import differing_steps
 from mg3d.datasets.windowing import apply_window, window_bounds
 from mg3d.files import write_bytes
-from mg3d.preparation import crop, geometry
+from mg3d.preparation import chest, crop, geometry
 from mg3d.preparation.hounsfield import CLIP_HU, choose_hu_rescale, fill_nan
 from mg3d.preparation.quarantine import REASONS, Refusal
 from mg3d.preparation.readers.dicom_series import is_dicom
@@ -28,7 +28,7 @@ from mg3d.preparation.voxels import preprocess
 
 _MAX_CHOICES = 20
 """Scans that are listed if a folder has several."""
-_FORMATS = ".nii, .nii.gz, .mha, .mhd, .npz, a folder of DICOM slices or one slice of a series"
+_FORMATS = ".nii, .nii.gz, .hdr with .img, .mha, .mhd, .nrrd, .nhdr, .npz, .zip, a folder of DICOM slices or one of its slices"
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,13 @@ def read_scan(path: str | Path, preprocessing: Preprocessing) -> Scan:
         return _scan(_read_raw(path, preprocessing.recipe.hu), preprocessing, path.name)
 
 
+def check_scan(path: str | Path) -> None:
+    """Check by names and headers that a path is one scan of a known format; errors as `read_scan`."""
+    path = Path(path)
+    with _refusals_as_errors(path):
+        _reader(_only_scan(path) if path.is_dir() else path)
+
+
 def as_nifti(path: str | Path) -> nib.Nifti1Image:
     """Convert a scan to NIfTI in HU (int16) with the geometry of its file; errors as `read_scan`."""
     with _refusals_as_errors(Path(path)):
@@ -210,8 +217,16 @@ def _scan(raw: RawVolume, preprocessing: Preprocessing, name: str) -> Scan:
         affine=_affine(raw),
         spacing_mm=raw.spacing_mm,
         name=name,
-        note="; ".join(map(str, raw.changes)),
+        note="; ".join([*map(str, raw.changes), *_chest_notes(raw)]),
     )
+
+
+def _chest_notes(raw: RawVolume) -> list[str]:
+    """A note for a scan in HU that seems not to show a chest."""
+    if raw.hu_source == "uint8_unknown_window":
+        return []
+    air = chest.air_inside(chest.coarse(raw.voxels).astype(np.float32) * raw.scale[0] + raw.scale[1])
+    return [f"seems not to show a chest ({air:.0%} of the body is air)"] if air < chest.MIN_CHEST_AIR else []
 
 
 def _reader(path: Path) -> str:

@@ -1,6 +1,7 @@
 """A trained model for inference: embed scans and reports, classify, retrieve, ground sentences, generate reports."""
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -122,13 +123,19 @@ class ScanModel:
     def read(self, source: str | Path | np.ndarray, *, spacing_mm: tuple[float, float, float] | None = None) -> Scan:
         """Read and preprocess a file, a folder of DICOM slices, or an array in HU [z, y, x] with its spacing.
 
+        A warning on stderr says what is unusual: resampled, short, no chest.
+
         Raises:
             FileNotFoundError: the path does not exist.
             ValueError: the scan cannot be used, with the reason.
         """
         if isinstance(source, np.ndarray):
-            return scan_of_array(source, self.preprocessing, spacing_mm=spacing_mm)
-        return read_scan(source, self.preprocessing)
+            scan = scan_of_array(source, self.preprocessing, spacing_mm=spacing_mm)
+        else:
+            scan = read_scan(source, self.preprocessing)
+        if scan.note:
+            print(f"mg3d: warning: a scan: {scan.note}", file=sys.stderr)  # not its name, which may be a patient's
+        return scan
 
     def embed(self, scans: Scan | Sequence[Scan]) -> np.ndarray:
         """Unit-length embedding float32 [E], or [n, E]; see `VolumeEmbedder`."""

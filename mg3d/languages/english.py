@@ -24,7 +24,7 @@ ENGLISH = Language(
         "right left"
     ),
     headings={
-        "findings": (r"(?:ct |chest |imaging |radiological |pulmonary )*findings?",
+        "findings": (r"(?:ct |chest |imaging |radiological |pulmonary )*findings?(?: ?(?:/|and|&) ?(?:impression|conclusion))?",
                      r"(?:description|observations?|report)(?: of findings)?",
                      r"narrative", r"detailed? (?:report|findings)"),
         "impression": (r"(?:final |overall |radiological )?impressions?(?: (?:and|/|&) (?:plan|recommendations?))?",
@@ -37,10 +37,11 @@ ENGLISH = Language(
                       r"contrast(?: medi\w+| agent)?",
                       r"(?:radiation )?dose(?: report| length product)?", r"ctdi(?:vol)?", r"dlp",
                       r"date(?: of (?:exam|examination|study))?"),
-        "history": (r"(?:clinical |patient |medical |relevant )*(?:history|information|indications?|details|question|data"
-        r"|background|notes?)",
-                    r"reason for (?:the )?(?:exam|examination|study|scan|referral|request)", r"clinical", r"symptoms",
-                    r"referral"),
+        "history": (
+            r"(?:clinical |patient |medical |relevant )*(?:history|information|indications?)",
+            r"(?:clinical |patient |medical )+(?:details|question|data|background|notes?)", r"clinical", r"symptoms", r"referral",
+            r"reason for (?:the )?(?:exam|examination|study|scan|referral|request)",
+        ),
         "comparison": (r"(?:date of )?comparisons?(?: (?:study|studies|exams?|with|to))?",
                        r"(?:prior|previous) (?:study|studies|exams?|examinations?|imaging)"),
         "recommendation": (r"recommend(?:ation|ations|ed follow[- ]up)", r"follow[- ]up(?: recommendations?)?", r"plan",
@@ -57,7 +58,8 @@ ENGLISH = Language(
         r"(?:dictated|signed|transcribed|verified|reported|approved|finali[sz]ed) (?:by|on)\b.*",
         r"i(?:,? the \w+ \w+,?)? (?:have )?(?:personally )?reviewed\b.*",
         r"(?:\*+ ?)?(?:end of (?:the )?(?:report|impression|dictation)|final report)(?: ?\*+)?",
-        r"(?:(?:dr|prof)\.? .{2,40}|.{4,40},? (?:m\.? ?d|frcr|mbbs|do)),?(?: ?consultant.*| ?radiolog.*)?",
+        r"(?:(?:dr|prof)\.? .{2,40}|(?:[a-z]\. ?){0,2}[^.!?:\n]{4,40},? (?:m\.? ?d|frcr|mbbs|do)),?"
+        r"(?: ?consultant.*| ?radiolog.*)?",
         r"(?:consultant |attending |staff )?radiologist",
         r"(?:yours sincerely|kind regards|with (?:kind|best) regards)\b.*",
     ),
@@ -182,10 +184,10 @@ ENGLISH = Language(
         rf"(?:cannot|can not|could not|can't|may not|should not|must not) be {_SURELY}(?:excluded|ruled out|confirmed|denied)",
         rf"(?:not|hard to|difficult to) {_SURELY}(?:excluded?|ruled? out)",
         rf"(?:{_COPULA} )?not (?:clearly|definitely|well|certainly|confidently) {_SEEN}",
-        rf"{_COPULA} {_ADVERB}(?:suspected|possible|questionable|questioned|considered|likely|probable|unlikely|doubtful"
+        rf"{_COPULA} {_ADVERB}(?:suspected|possible|questionable|questioned|considered|doubtful"
         r"|uncertain|unclear|equivocal"
         r"|favou?red|suggested|presumed|in question|conceivable|thought of|debatable|not certain|not clear|not confirmed"
-        r"|borderline|inconclusive)",
+        r"|borderline|inconclusive|(?:likely|probable|unlikely)(?=\W*$| (?:in|at|on|and|but|given|here|with)\b))",
         r"(?:may|might|could) be (?:present|considered|seen|possible|suspected|questioned)",
         r"not (?:certain|clear)", r"upper limits? of (?:the )?normal", r"borderline", r"to be (?:ruled out|excluded|confirmed)",
     ),
@@ -195,6 +197,7 @@ ENGLISH = Language(
         r"within (?:the )?(?:normal|expected|usual|physiologic\w*|reference) (?:limits?|range|values?)",
         r"preserved", r"intact", r"physiologic(?:al)?(?:ly)?", r"patent", r"ordinary", r"age[- ]appropriate", r"as expected",
         r"without peculiarit\w+",
+        r"negative (?:\w+ )*(?:ct|study|examination|exam|scan)",
         rf"{_COPULA} {_ADVERB}(?:open|natural|clear|midline|central|centrally|cent(?:e?red|red)|symmetric\w*|regular|smooth"
         r"|homogeneous|maintained"
         r"|satisfactory|expanded|aerated|inflated|aligned|compressible|free|unobstructed|healthy|quiet|satisfying"

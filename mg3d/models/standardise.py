@@ -29,6 +29,10 @@ class VoxelStandardiser(nn.Module):
             )
         return (volume - self.mean) / self.deviation
 
+    def restore(self, values: Tensor) -> Tensor:
+        """Inverse of `forward`."""
+        return values * self.deviation + self.mean
+
     @torch.no_grad()
     def fit(self, volumes: Iterable[Tensor]) -> None:
         """Fits mean and standard deviation to volumes [1, D, H, W] in [0, 1]; ValueError without any."""

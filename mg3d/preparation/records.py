@@ -70,6 +70,7 @@ CHANGES: dict[str, str] = {
     "oblique": "resampled from a rotated grid",
     "no_air": "in HU by the header, without air near -1000 HU to confirm it",
     "filled_nan": "with NaN outside the field of view, replaced by air",
+    "assumed_axes": "in an Analyze file, whose axes are assumed to run to left, anterior and superior",
     "short": "shorter than 100 mm, and stretched to the grid of a whole chest",
 }
 """Code of a change -> what was done to a volume."""

@@ -12,33 +12,38 @@ class EncoderRow:
 
     reads: tuple[str, ...]
     """VisionSettings that this encoder uses."""
-    patch_size: Callable[[VisionSettings], int]
-    """Side of the smallest maskable patch in voxels."""
-    stride: Callable[[VisionSettings], int]
-    """Stride of the last feature map in voxels."""
+    patch_size: Callable[[VisionSettings], tuple[int, ...]]
+    """Sides (z, y, x) of the smallest maskable patch in voxels."""
+    stride: Callable[[VisionSettings], tuple[int, ...]]
+    """Stride (z, y, x) of the last feature map in voxels."""
+
+
+def _patch_size(vision: VisionSettings) -> tuple[int, ...]:
+    side = vision.patch_size
+    return (side,) * 3 if isinstance(side, int) else side
 
 
 ENCODERS: dict[str, EncoderRow] = {
     "swin": EncoderRow(
         reads=("embed_dim", "patch_size", "window_size", "depths", "num_heads", "patch_merging", "token_projection",
                "gradient_checkpointing"),
-        patch_size=lambda vision: vision.patch_size,
-        stride=lambda vision: vision.patch_size * 2 ** len(vision.depths),
+        patch_size=_patch_size,
+        stride=lambda vision: tuple(side * 2 ** len(vision.depths) for side in _patch_size(vision)),
     ),
     "vit": EncoderRow(
         reads=("embed_dim", "patch_size", "depths", "num_heads", "gradient_checkpointing"),
-        patch_size=lambda vision: vision.patch_size,
-        stride=lambda vision: vision.patch_size,
+        patch_size=_patch_size,
+        stride=_patch_size,
     ),
     "unet": EncoderRow(
         reads=("embed_dim", "norm_statistics", "gradient_checkpointing"),
-        patch_size=lambda vision: 1,
-        stride=lambda vision: 32,
+        patch_size=lambda vision: (1, 1, 1),
+        stride=lambda vision: (32, 32, 32),
     ),
     "nnunet": EncoderRow(
         reads=("embed_dim", "gradient_checkpointing"),
-        patch_size=lambda vision: 1,
-        stride=lambda vision: 32,
+        patch_size=lambda vision: (1, 1, 1),
+        stride=lambda vision: (32, 32, 32),
     ),
 }  # fmt: skip
 """Key of mg3d/models/vision/registry.py -> properties."""

@@ -1,6 +1,7 @@
 """Presets and flat `name=value` settings to typed `Settings`; every mistake is a ValueError of one sentence."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_type_hints
@@ -136,14 +137,15 @@ def _encoder_rules(settings: Settings) -> Rules:
     channels = [vision.embed_dim * 2**stage for stage in range(len(vision.depths))]
     shape = volume_shape(data.image_size, data.volume_size)
     given = f"volume_size={data.volume_size}" if data.volume_size else f"image_size={data.image_size}"
-    suggestion = f"multiples of {stride}" if data.volume_size else f"a multiple of {4 * stride}"
+    shown = stride[0] if len(set(stride)) == 1 else stride
+    suggestion = f"multiples of {shown}" if data.volume_size else f"a multiple of {4 * math.lcm(*stride)}"
     return [
-        (all(side % stride == 0 for side in shape),
-         f"{given}: volume {shape} must be divisible by {stride} voxels, the stride of this {kind} encoder; use {suggestion}"),
+        (all(side % step == 0 for side, step in zip(shape, stride, strict=True)),
+         f"{given}: volume {shape} must be divisible by {shown} voxels, the stride of this {kind} encoder; use {suggestion}"),
         (settings.loss.weight_mim == 0 or all(side % model.mim_patch_size == 0 for side in shape),
          f"mim_patch_size={model.mim_patch_size} does not divide the volume {shape}"),
-        (settings.loss.weight_mim == 0 or model.mim_patch_size % patch_size == 0,
-         f"mim_patch_size={model.mim_patch_size} must be a multiple of patch_size={patch_size}"),
+        (settings.loss.weight_mim == 0 or all(model.mim_patch_size % side == 0 for side in patch_size),
+         f"mim_patch_size={model.mim_patch_size} must be a multiple of patch_size={vision.patch_size}"),
         (kind != "nnunet" or vision.embed_dim % 2 == 0,
          f"embed_dim={vision.embed_dim} must be even: the first block of nnunet has half as many channels"),
         (not has_stages or len(vision.depths) == len(vision.num_heads),
@@ -152,9 +154,9 @@ def _encoder_rules(settings: Settings) -> Rules:
          f"depths={vision.depths}: must be one to four stages of at least one block"),
         (not has_stages or all(heads >= 1 and width % heads == 0 for width, heads in zip(channels, vision.num_heads)),
          f"num_heads={vision.num_heads} must divide the channels of each stage, {channels} with embed_dim={vision.embed_dim}"),
-        (model.mim_decoder != "conv" or settings.loss.weight_mim == 0 or 2 * model.hidden_size >= stride,
-         f"mim_decoder=conv halves hidden_size={model.hidden_size} at each of its steps up from stride {stride}; use "
-         f"hidden_size={stride // 2} or more, or mim_decoder=linear"),
+        (model.mim_decoder != "conv" or settings.loss.weight_mim == 0 or 2 * model.hidden_size >= max(stride),
+         f"mim_decoder=conv halves hidden_size={model.hidden_size} at each of its steps up from stride {shown}; use "
+         f"hidden_size={max(stride) // 2} or more, or mim_decoder=linear"),
     ]  # fmt: skip
 
 

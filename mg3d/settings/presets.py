@@ -1,7 +1,7 @@
 """Presets: named groups of settings for the command line. Where two presets set the same setting, the last one wins."""
 
 _SWIN = {"vision_encoder": "swin", "depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24)}
-_VIT = {"vision_encoder": "vit", "patch_size": 16}
+_VIT = {"vision_encoder": "vit", "patch_size": 16, "mim_decoder": "linear"}
 
 PRESETS: dict[str, dict[str, object]] = {
     # --- task; the defaults of the schema are the paper's recipe

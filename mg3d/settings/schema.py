@@ -85,8 +85,8 @@ class VisionSettings:
     """Architecture, a key of mg3d/models/vision/registry.py."""
     embed_dim: PositiveInt = 48
     """Channels of the first stage, doubled by each further stage; ViT: of every block. Published: 48, Swin-L 96."""
-    patch_size: PositiveInt = 2
-    """Swin, ViT: side of the patch embedding in voxels."""
+    patch_size: PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt] = 2
+    """Swin, ViT: side of the patch embedding in voxels, one number or [z,y,x]."""
     window_size: PositiveInt = 7
     """Swin: side of an attention window in tokens."""
     depths: tuple[int, ...] = (2, 2, 2, 2)
@@ -94,8 +94,8 @@ class VisionSettings:
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     """Swin, ViT: attention heads per stage."""
     standardise_voxels: bool = False
-    """Standardise each voxel position by its mean and standard deviation over training volumes. Not for released weights, which
-    expect volumes in [0, 1]."""
+    """Standardise each voxel position by its mean and standard deviation over training volumes, and predict masked voxels as
+    deviations from the mean. Not for released weights, which expect volumes in [0, 1]."""
     patch_merging: PatchMerging = "legacy"
     """Swin: variant of patch merging. Names and shapes are equal in all three, features are not. legacy: released weights."""
     token_projection: bool = False

@@ -4,7 +4,6 @@ All runs of a study are resampled with the same draws, so that differences betwe
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +15,15 @@ from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import sample_intensities
 from mg3d.evaluation.baselines import logistic_scores
 from mg3d.evaluation.card_data import hash_lines
-from mg3d.evaluation.encoder import MG3DEncoder, as_sentence, embed_batches
+from mg3d.evaluation.encoder import MG3DEncoder, embed_batches
 from mg3d.evaluation.evidence import TARGETS, HeldOutData
 from mg3d.evaluation.negation_and_laterality import swap_report_sides
 from mg3d.evaluation.reconstruction import BODY_ABOVE, mean_volume
-from mg3d.evaluation.tables import Statistic, on_rows
-from mg3d.evaluation.zero_shot import prompt_texts
+from mg3d.evaluation.tables import Statistic, macro, on_rows
+from mg3d.evaluation.zero_shot import embed_prompts
 from mg3d.glossary import LABELS
 from mg3d.metrics.bootstrap import resample_statistics
-from mg3d.metrics.classification import macro_auroc, mean_of_defined
+from mg3d.metrics.classification import auroc, macro_auroc, mean_of_defined
 from mg3d.metrics.retrieval import first_rank
 from mg3d.models.mg3d import MG3D
 from mg3d.models.vision.masking import upsample_mask
@@ -107,15 +106,14 @@ def _joint_statistics(model: MG3D, data: HeldOutData) -> dict[str, Statistic]:
 
 
 def _zero_shot(encoder: MG3DEncoder, volumes: Tensor, labels: np.ndarray) -> dict[str, Statistic]:
-    prompts = encoder.embed_texts([as_sentence(text) for text in prompt_texts(("there_is",))]).double()
-    present, absent = prompts.unflatten(0, (len(LABELS), 2)).unbind(1)
+    present, absent = embed_prompts(encoder).double().unbind(1)
     alone, pair = ((volumes @ part.T).numpy() for part in (present, present - absent))
     targets = [LABELS.index(name) for name in TARGETS]
-    gain = on_rows(lambda known, one, two: macro_auroc(known, one) - macro_auroc(known, two), labels, pair, alone)
+    of_pair, of_present = macro(auroc, labels, pair, alone).statistics
     return {
-        "auroc_5": on_rows(partial(macro_auroc, of=targets), labels, pair),
-        "auroc_18": on_rows(macro_auroc, labels, pair),
-        "negation_gain": gain,
+        "auroc_5": macro(auroc, labels[:, targets], pair[:, targets]).statistics[0],
+        "auroc_18": of_pair,
+        "negation_gain": lambda rows: of_pair(rows) - of_present(rows),
     }
 
 

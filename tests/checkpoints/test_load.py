@@ -4,9 +4,9 @@ import pytest
 import torch
 from released_files import key_list, pretraining_model, small_bert, small_key_list, synthetic
 from safetensors.torch import save_file
-from weight_files import assert_refused, small_swin
+from weight_files import small_swin
 
-from mg3d.checkpoints.load import load_weights, merging_of
+from mg3d.checkpoints.load import load_weights
 from mg3d.checkpoints.released_names import UNUSED, to_ours
 from mg3d.config import resolve
 from mg3d.models.build import build_model
@@ -162,11 +162,6 @@ def test_an_unknown_prefix_is_reported_and_can_be_passed(tmp_path):
 # --- patch merging
 
 
-@pytest.mark.parametrize("merging", ["legacy", "monai"])
-def test_the_merging_of_a_model_is_detected(merging):
-    assert merging_of(small_swin(patch_merging=merging)) == merging
-
-
 def test_released_weights_are_refused_by_a_model_with_the_current_merging(tmp_path):
     encoder = SwinEncoder(patch_merging="monai")
     torch.save(synthetic(key_list("keys_vision_swinb")), tmp_path / "released.ckpt")
@@ -194,23 +189,6 @@ def test_a_given_merging_must_match_the_model(tmp_path):
 # --- refusals leave the model unchanged
 
 
-def refused(state, tmp_path, message, encoder=None, **options):
-    file = {"vision_encoder." + name: tensor for name, tensor in state.items()}
-    assert_refused(encoder or small_swin(), file, message, tmp_path, merging="legacy", **options)
-
-
-def test_too_low_coverage_is_refused_with_missing_names(tmp_path):
-    state = small_state(small_swin())
-    rest = {name: tensor for name, tensor in state.items() if not name.startswith("layers2")}
-    sizes = [sum(t.numel() for n, t in part.items() if not n.endswith("_index")) for part in (rest, state)]
-    share = f"{sizes[0] / sizes[1]:.1%}"
-    refused(
-        rest,
-        tmp_path,
-        f"contains {share} of the encoder's parameters; at least 90% are required.*missing .*layers2.0.blocks.0.norm1",
-    )
-
-
 def test_a_lower_minimum_coverage_leaves_missing_tensors_unchanged(tmp_path):
     encoder = small_swin()
     state = small_state(encoder)
@@ -223,32 +201,11 @@ def test_a_lower_minimum_coverage_leaves_missing_tensors_unchanged(tmp_path):
     assert_holds(encoder, {name: (before if name.startswith("layers2") else state)[name] for name in state})
 
 
-def test_another_width_is_refused_with_the_fitting_setting(tmp_path):
-    refused(small_state(small_swin(embed_dim=24)), tmp_path, "the file needs embed_dim=24")
-
-
 def test_another_architecture_is_refused_by_name(tmp_path):
     unet = {name: torch.zeros(shape) for name, shape in key_list("keys_vision_unet").items()}
     torch.save(unet, tmp_path / "unet.ckpt")
     with pytest.raises(ValueError, match=r"contains 0.0% .*is unet, the model swin; the file needs vision_encoder=unet"):
         load_weights(small_swin(), tmp_path / "unet.ckpt")
-
-
-def test_another_window_is_refused(tmp_path):
-    wide = small_state(small_swin(window_size=4))
-    refused(wide, tmp_path, r"of another shape.*window_size=4.*relative_position_bias_table \[343, 2\] \(model \[125, 2\]\)")
-
-
-def test_a_file_without_an_encoder_is_refused(tmp_path):
-    torch.save({"classifier.weight": torch.ones(2, 3), "classifier.bias": torch.ones(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"contains 0.0% .*no image encoder that mg3d knows.*patch_embed.proj.weight"):
-        load_weights(small_swin(), tmp_path / "other.pt")
-
-
-def test_nan_is_refused(tmp_path):
-    state = small_state(small_swin())
-    state["layers2.0.blocks.0.mlp.linear1.bias"][3] = float("nan")
-    refused(state, tmp_path, "NaN or Inf in vision.layers2.0.blocks.0.mlp.linear1.bias")
 
 
 # --- the text encoder

@@ -39,6 +39,8 @@ def monai_swin(**changes):
         (monai_swin(), monai_swin(patch_norm=True), r"not in the file 2: vision.patch_embed.norm.weight"),
         (small_swin(in_channels=2), small_swin(), r"in_channels=2. .*patch_embed.proj.weight \[12, 2, 2, 2, 2\] \(model"),
         (small_swin(window_size=(2, 3, 4)), small_swin(), r"has encoder tensors of another shape. wrong shape"),
+        (small_swin(window_size=4), small_swin(), r"window_size=4.*relative_position_bias_table \[343, 2\] \(model \[125, 2\]\)"),
+        (small_swin(embed_dim=24), small_swin(), "the file needs embed_dim=24"),
     ],
 )  # fmt: skip
 def test_another_structure_is_refused_with_the_difference(file, model, sentence, tmp_path):
@@ -64,7 +66,7 @@ def test_mask_token_and_running_statistics_may_be_missing(masked, tmp_path):
 
 
 def test_a_pretrained_vision_transformer_loads_into_one_for_fine_tuning(tmp_path):
-    sizes = {"embed_dim": 24, "patch_size": (4, 4, 4), "depths": (2,), "num_heads": (2,)}
+    sizes = {"embed_dim": 24, "patch_size": (2, 4, 4), "depths": (2,), "num_heads": (2,)}
     file, model = ViTEncoder(mask_token=True, **sizes), ViTEncoder(pyramid=True, **sizes)
     report = load_weights(model, saved({f"vision.{name}": tensor for name, tensor in file.state_dict().items()}, tmp_path))
     assert report.encoder_coverage == report.info.coverage == 1.0
@@ -104,18 +106,6 @@ def test_position_indices_are_not_copied(tmp_path):
     assert not any(name.endswith("_index") for name in (*report.matched, *report.missing, *report.unexpected))
 
 
-@pytest.mark.parametrize("minimum", [0.0, 0.9])
-def test_a_partial_encoder_suggests_no_setting(minimum, tmp_path):
-    model = small_swin()
-    part = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("layers2")}
-    path = saved(part, tmp_path)
-    if minimum == 0.0:
-        assert load_weights(model, path, merging="legacy", minimum_coverage=minimum).encoder_coverage < 0.5
-        return
-    with pytest.raises(ValueError, match=r"Everything in it fits\. missing"):
-        load_weights(model, path, merging="legacy")
-
-
 def test_ninety_percent_is_the_limit(tmp_path):
     model = small_swin()
     sizes, state = {name: p.numel() for name, p in model.named_parameters()}, model.state_dict()
@@ -130,12 +120,15 @@ def test_ninety_percent_is_the_limit(tmp_path):
     assert (report.missing, report.encoder_coverage) == (("vision.layers2.0.blocks.0.mlp.linear1.weight",), pytest.approx(share))
     rest, share = without("layers2.0.blocks.0.mlp.linear1.weight", "layers1.0.blocks.0.mlp.linear1.weight")
     assert 0.87 < share < 0.9
-    assert_refused(model, rest, f"contains {share:.1%} .*at least 90%", tmp_path, merging="legacy")
+    refusal = f"contains {share:.1%} .*at least 90% are required. Everything in it fits. missing .*layers1.0.blocks.0.mlp"
+    assert_refused(model, rest, refusal, tmp_path, merging="legacy")
 
 
-def test_a_file_without_weights_is_refused_at_any_minimum(tmp_path):
-    other = {"classifier.weight": torch.ones(2, 3)}
-    assert_refused(small_swin(), other, "contains 0.0% .*no image encoder", tmp_path, minimum_coverage=0.0)
+@pytest.mark.parametrize("minimum", [0.0, 0.9])
+def test_a_file_without_an_encoder_is_refused_at_any_minimum(minimum, tmp_path):
+    other = {"classifier.weight": torch.ones(2, 3), "classifier.bias": torch.ones(2)}
+    refusal = "contains 0.0% .*no image encoder that mg3d knows.*patch_embed.proj.weight"
+    assert_refused(small_swin(), other, refusal, tmp_path, minimum_coverage=minimum)
 
 
 @pytest.mark.parametrize("share", [90, -0.1, float("nan")])
@@ -147,11 +140,14 @@ def test_an_invalid_minimum_is_refused(share, tmp_path):
 # --- merging
 
 
-@pytest.mark.parametrize(("word", "kind"), [("merging", "monai"), ("mergingv2", "monai_v2")])
-def test_both_mergings_of_monai_are_distinguished(word, kind, tmp_path):
-    model = monai_swin(downsample=word)
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [(monai_swin(downsample="merging"), "monai"), (monai_swin(downsample="mergingv2"), "monai_v2"), (small_swin(), "legacy"),
+     (small_swin(patch_merging="monai"), "monai")],
+)  # fmt: skip
+def test_patch_mergings_are_distinguished(model, kind, tmp_path):
     assert merging_of(model) == kind
-    other = {"monai": "monai_v2", "monai_v2": "monai"}[kind]
+    other = {"monai": "monai_v2"}.get(kind, "monai")
     assert_refused(model, model.state_dict(), f"'{other}', but the model computes '{kind}'", tmp_path, merging=other)
     assert load_weights(model, saved(model.state_dict(), tmp_path), merging=kind).merging == kind
 
@@ -242,9 +238,10 @@ def test_batch_statistics_are_refused_by_running_norms(tmp_path):
         (lambda tensor: tensor.to(torch.float8_e4m3fn), r"bias \(float8_e4m3fn, strided\)"),
         (lambda tensor: tensor.to_sparse(), r"bias \(float32, sparse_coo\)"),
         (lambda tensor: tensor.double() + 1e300, "NaN or Inf in vision.patch_embed.proj.bias, as float32"),
+        (lambda tensor: tensor * float("nan"), "NaN or Inf in vision.patch_embed.proj.bias"),
     ],
 )  # fmt: skip
-def test_unsupported_types_are_refused_by_name(change, sentence, tmp_path):
+def test_unsupported_types_and_values_are_refused_by_name(change, sentence, tmp_path):
     state = small_swin().state_dict()
     state["patch_embed.proj.bias"] = change(state["patch_embed.proj.bias"])
     assert_refused(small_swin(), state, sentence, tmp_path, merging="legacy")

@@ -16,7 +16,7 @@ from mg3d.doctor.data import DoctorData, read_evaluation_list
 from mg3d.doctor.downloads import is_incomplete
 from mg3d.doctor.duplicates import identical_pairs, nearly_identical, similar_pairs
 from mg3d.doctor.published import PUBLISHED_COUNTS, PUBLISHED_PREVALENCE, SplitCounts
-from mg3d.doctor.statistics import GREY, VolumeStatistics, Voxels, air_inside, measure_all, voxel_statistics
+from mg3d.doctor.statistics import GREY, VolumeStatistics, Voxels, measure_all, voxel_statistics
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Quarantined
 
@@ -178,16 +178,6 @@ def test_damaged_and_placeholder_reports_are_found_and_special_characters_are_fi
 
 
 # Voxels
-
-
-def test_air_inside_is_enclosed_by_tissue_on_three_sides():
-    plane = np.full((1, 7, 9), -1000.0, np.float32)
-    plane[0, 1, 1:8] = plane[0, 5, 1:8] = 40  # above and below
-    plane[0, 1:6, 1] = plane[0, 1:6, 7] = 40  # a closed ring of 7 x 5
-    assert air_inside(plane) == 15 / 35
-    plane[0, 2:5, 7] = -1000  # open to the right: the inside still has three sides, and so has the gap
-    assert air_inside(plane) == 18 / (18 + 17)
-    assert air_inside(np.full((2, 3, 4), -1000.0, np.float32)) == 0
 
 
 def test_statistics_agree_with_a_slow_version():

@@ -20,9 +20,9 @@ def options_of(name):
     return {"MSD": {"tasks": ["Task06_Lung", "Task07_Pancreas"]}}.get(name, {})
 
 
-def read(name, root, **given):
+def read(name, root, **overrides):
     module = load(name)
-    settings = module.TASK.settings(**given)
+    settings = module.TASK.settings(**overrides)
     return module.read_cases(root, settings.model_copy(update={"task": "Task06_Lung"}) if name == "MSD" else settings)
 
 
@@ -68,9 +68,9 @@ def test_a_prediction_uses_the_settings_of_the_checkpoint_and_refuses_others(tra
     root, folder, command = trained
     without = [argument for argument in command if not argument.startswith(("data_root", "epochs", "batch_size"))]
     scans = root / "COVID-19-20_v2" / "Validation"
-    named = ["mode=predict", f"input={scans}", f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"]
-    assert run(load("Covid19_20").TASK, [*without, *named, f"output={tmp_path / 'out'}"]) == 0
-    assert run(load("Covid19_20").TASK, [*without, *named, "spacing_mm=[5,1,1]", f"output={tmp_path / 'other'}"]) == 2
+    options = ["mode=predict", f"input={scans}", f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"]
+    assert run(load("Covid19_20").TASK, [*without, *options, f"output={tmp_path / 'out'}"]) == 0
+    assert run(load("Covid19_20").TASK, [*without, *options, "spacing_mm=[5,1,1]", f"output={tmp_path / 'other'}"]) == 2
     assert "fine-tuned with other settings: spacing_mm=[5.0, 1.0, 1.0] (was [8.0, 8.0, 8.0])" in capsys.readouterr().err
 
 
@@ -84,7 +84,7 @@ def test_cases_are_read_with_their_masks_and_no_patient_is_in_two_folds(name, ti
     folds = {}
     for case in assign_folds(cases, 4, seed=0):
         folds.setdefault(case.patient_id, set()).add((case.split, case.fold))
-    assert all(len(held) == 1 for held in folds.values())
+    assert all(len(assigned) == 1 for assigned in folds.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -200,7 +200,7 @@ def test_a_channel_that_does_not_exist_is_refused(tiny_set, tmp_path, capsys):
     assert "Task06_Lung has 1 image(s)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [lambda found: {**found, "training": ["a.nii.gz"]}, lambda found: [1], lambda found: {}])
+@pytest.mark.parametrize("change", [lambda result: {**result, "training": ["a.nii.gz"]}, lambda result: [1], lambda result: {}])
 def test_another_dataset_json_is_refused(change, tiny_set, tmp_path, capsys):
     root = shutil.copytree(tiny_set("MSD", **options_of("MSD")), tmp_path / "copy")
     (file,) = root.rglob("Task06_Lung/dataset.json")

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mg3d.evaluation.zero_shot import (
     MEAN,
     ZeroShotScores,
     classification_rows,
-    prompts_by_wording,
+    embed_wordings,
     zero_shot_logits,
     zero_shot_scores,
     zero_shot_tables,
@@ -49,7 +50,14 @@ def test_a_large_logit_scale_does_not_tie_clear_cases():
 def test_the_ensemble_is_the_mean_direction_of_its_members():
     wordings = (*ENSEMBLE, "original")
     embedded, volumes = unit_vectors(len(wordings), 18, 2, 6), unit_vectors(4, 6, seed=1)
-    found = prompts_by_wording(embedded, wordings)
+    vectors = {
+        text: embedded[index, finding, side]
+        for index, wording in enumerate(wordings)
+        for finding, label in enumerate(LABELS)
+        for side, text in enumerate(prompts(label, wording=wording))
+    }
+    encoder = SimpleNamespace(embed_texts=lambda reports: torch.stack([vectors[report.report] for report in reports]))
+    found = embed_wordings(encoder, wordings)
     assert {*found} == {*wordings, "ensemble"}
     mean = embedded[:-1].mean(0)
     mean = mean / mean.norm(dim=-1, keepdim=True)

@@ -38,12 +38,12 @@ def save_model(folder, **changes):
     return save_pretrained(model, folder, settings=settings, tokenizer=tokenizer)
 
 
-def task_and_cases(root, **given):
+def task_and_cases(root, **overrides):
     """(task type, cases) of the folder with these settings, as its command makes them."""
     task = load("CT-RATE").TASK
-    given = {"data_root": str(root), "num_workers": 0, "accelerator": "cpu", "batch_size": 3} | given
-    given = {name: str(value) for name, value in given.items()}
-    settings = task.resolve(parse_settings(task.settings, given, task.defaults(given, False)))
+    overrides = {"data_root": str(root), "num_workers": 0, "accelerator": "cpu", "batch_size": 3} | overrides
+    overrides = {name: str(value) for name, value in overrides.items()}
+    settings = task.resolve(parse_settings(task.settings, overrides, task.defaults(overrides, False)))
     return task.build(settings), task.read_cases(root, settings)
 
 

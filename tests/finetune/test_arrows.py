@@ -54,12 +54,12 @@ def flat(samples):
 def test_batches_from_the_raw_folder_and_from_its_arrow_file_are_equal(prepared, name):
     root, file = prepared(name)
     raw_cases, raw = batches(name, root)
-    cases, other = batches(name, file)
+    cases, second = batches(name, file)
     bare = [dataclasses.replace(case, image=Path(), mask=case.mask and Path()) for case in raw_cases]
     assert [dataclasses.replace(case, image=Path(), mask=case.mask and Path()) for case in cases] == bare
-    for one, two in zip(flat(raw), flat(other), strict=True):
-        assert one.keys() == two.keys()
-        for key, value in one.items():
+    for first, two in zip(flat(raw), flat(second), strict=True):
+        assert first.keys() == two.keys()
+        for key, value in first.items():
             np.testing.assert_array_equal(np.asarray(value), np.asarray(two[key]), key)
 
 
@@ -157,13 +157,13 @@ def test_unreadable_cases_are_excluded_with_a_reason(tmp_path):
 
 def test_contradictions_and_truncated_files_are_refused(prepared, tmp_path, capsys):
     _, file = prepared("Luna16")
-    cut, other = tmp_path / "cut.arrow", tmp_path / "other.arrow"
+    cut, second = tmp_path / "cut.arrow", tmp_path / "other.arrow"
     cut.write_bytes(file.read_bytes()[:-40])
-    other.write_bytes(prepared("stoic2021")[1].read_bytes())
+    second.write_bytes(prepared("stoic2021")[1].read_bytes())
     for arguments, message in (
         ([f"data_root={file}", "candidates=V1"], "was prepared with other settings: candidates='V1' (was 'V2')"),
         ([f"data_root={cut}"], "truncated"),
-        ([f"data_root={other}"], "was made for downstream/stoic2021, not for Luna16"),
+        ([f"data_root={second}"], "was made for downstream/stoic2021, not for Luna16"),
         ([f"data_root={tmp_path / 'none.arrow'}"], "no such folder"),
     ):
         assert run(load("Luna16").TASK, arguments) == 2

@@ -26,12 +26,12 @@ def luna(tiny_set):
     return tiny_set("Luna16")
 
 
-def read(root, **given):
-    return MODULE.read_cases(root, MODULE.TASK.settings(**given))
+def read(root, **overrides):
+    return MODULE.read_cases(root, MODULE.TASK.settings(**overrides))
 
 
-def task_type(**given):
-    return MODULE.build(MODULE.TASK.settings(**{"cube_size": (8, 8, 8), **given}))
+def task_type(**overrides):
+    return MODULE.build(MODULE.TASK.settings(**{"cube_size": (8, 8, 8), **overrides}))
 
 
 def test_cubes_of_positive_candidates_are_centred_on_the_nodule_for_both_orientations(luna):
@@ -126,10 +126,10 @@ def test_cpm_by_hand():
 
     Points (false positives per scan, sensitivity): (0, 1/2), (1/2, 1/2), (1, 1).
     """
-    found = task_type().statistics(table(ROWS, NODULES))
-    assert [found[f"sensitivity@{rate}"] for rate in ("0.125", "0.25", "0.5", "1", "8")] == [0.5, 0.5, 0.5, 1, 1]
-    assert found["cpm"] == pytest.approx((3 * 0.5 + 4) / 7)
-    assert found["auroc"] == pytest.approx(3 / 6)
+    result = task_type().statistics(table(ROWS, NODULES))
+    assert [result[f"sensitivity@{rate}"] for rate in ("0.125", "0.25", "0.5", "1", "8")] == [0.5, 0.5, 0.5, 1, 1]
+    assert result["cpm"] == pytest.approx((3 * 0.5 + 4) / 7)
+    assert result["auroc"] == pytest.approx(3 / 6)
     counts = [int(task_type().support_mask(table(ROWS, NODULES), name).sum()) for name in ("auroc", "cpm", "sensitivity@1")]
     assert counts == [5, 2, 2]  # candidates; scans
 
@@ -141,18 +141,18 @@ def test_a_scan_resampled_twice_counts_twice():
 
 
 def test_nodules_of_a_scan_without_a_candidate_are_missed(luna):
-    found = task_type().statistics(table([*ROWS[:3], ("b", -1, np.nan, np.nan, -1)], NODULES))
-    assert found["sensitivity@8"] == 0.5
-    assert found["auroc"] == 1
+    result = task_type().statistics(table([*ROWS[:3], ("b", -1, np.nan, np.nan, -1)], NODULES))
+    assert result["sensitivity@8"] == 0.5
+    assert result["auroc"] == 1
     bare = [dataclasses.replace(case, candidates=()) for case in read(luna)[:2]]
     data = task_type().evaluation_data(bare)
     assert [(data[n]["candidate"], data[n]["target"].tolist()) for n in range(len(data))] == [(-1, [-1]), (-1, [-1])]
 
 
 def test_without_nodules_there_is_no_cpm():
-    found = task_type().statistics(table(ROWS, {"a": [], "b": []}))
-    assert np.isnan(found["cpm"])
-    assert found["auroc"] == pytest.approx(3 / 6)
+    result = task_type().statistics(table(ROWS, {"a": [], "b": []}))
+    assert np.isnan(result["cpm"])
+    assert result["auroc"] == pytest.approx(3 / 6)
 
 
 def test_settings_select_the_list_of_candidates_and_the_folds(luna):
@@ -177,9 +177,9 @@ def trained(luna, tmp_path_factory):
 
 def test_a_run_leaves_candidates_and_nodules_in_its_table(luna, trained):
     folder, arguments = trained, [f"data_root={luna}", f"log_dir={trained.parents[2]}", *SMALL]
-    found = pd.read_csv(folder / "predictions_val.csv")
+    result = pd.read_csv(folder / "predictions_val.csv")
     cases = [case for case in read(luna) if case.fold == 0]
-    assert len(found) == sum(len(case.candidates) for case in cases)
+    assert len(result) == sum(len(case.candidates) for case in cases)
     names = {score["name"] for score in json.loads((folder / "scores.json").read_text())["scores"]["val"]}
     assert names >= {"auroc", "cpm", "sensitivity@8"}
     before = (folder / "predictions_val.csv").read_text()

@@ -6,9 +6,9 @@ import pytest
 from mg3d.finetune.cases import FinetuneCase, assign_folds, draw_cases, require_cases, split_fold
 
 
-def cases(patients=10, scans=2, test=0, **named):
+def cases(patients=10, scans=2, test=0, **options):
     made = [
-        FinetuneCase(case_id=f"c{p}-{s}", patient_id=f"p{p}", image=Path("x"), target=(p % 3,), **named)
+        FinetuneCase(case_id=f"c{p}-{s}", patient_id=f"p{p}", image=Path("x"), target=(p % 3,), **options)
         for p in range(patients)
         for s in range(scans)
     ]
@@ -16,14 +16,14 @@ def cases(patients=10, scans=2, test=0, **named):
 
 
 def test_folds_are_by_patient_and_independent_of_the_order_of_cases():
-    one, other = assign_folds(cases(), 3, seed=1), assign_folds(cases()[::-1], 3, seed=1)
+    first, second = assign_folds(cases(), 3, seed=1), assign_folds(cases()[::-1], 3, seed=1)
     folds = {}
-    for case in one:
+    for case in first:
         folds.setdefault(case.patient_id, set()).add(case.fold)
-    assert {len(found) for found in folds.values()} == {1}
-    assert {fold for found in folds.values() for fold in found} == {0, 1, 2}
-    assert {case.case_id: case.fold for case in one} == {case.case_id: case.fold for case in other}
-    assert one != assign_folds(cases(), 3, seed=2)
+    assert {len(result) for result in folds.values()} == {1}
+    assert {fold for result in folds.values() for fold in result} == {0, 1, 2}
+    assert {case.case_id: case.fold for case in first} == {case.case_id: case.fold for case in second}
+    assert first != assign_folds(cases(), 3, seed=2)
 
 
 def test_folds_are_stratified_by_class():

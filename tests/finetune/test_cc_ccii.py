@@ -19,8 +19,8 @@ MODULE = load("cc-ccii")
 SMALL = ["epochs=1", "accelerator=cpu", "n_bootstrap=2"]
 
 
-def read(root, **given):
-    return MODULE.read_cases(root, MODULE.TASK.settings(**given))
+def read(root, **overrides):
+    return MODULE.read_cases(root, MODULE.TASK.settings(**overrides))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_unreadable_files_are_reported_with_a_reason(tmp_path, spoil, message):
     sources = [*(tmp_path / name for name in ("a.mhd", "b.nii.gz", "c.npy", "d.mha")), (tmp_path / "1.jpg", tmp_path / "2.jpg")]
     spoil(tmp_path)
     cases = [FinetuneCase(case_id=str(index), patient_id="p", image=source) for index, source in enumerate(sources)]
-    errors = [facts["error"] for facts in inspect_files(cases, tmp_path / "files.json").values() if "error" in facts]
+    errors = [summary["error"] for summary in inspect_files(cases, tmp_path / "files.json").values() if "error" in summary]
     assert len(errors) == (message is not None)
     if message:
         assert re.search(message, errors[0])

@@ -11,8 +11,8 @@ from mg3d.datasets.arrow import VolumeIndex
 from mg3d.datasets.studies import Studies
 from mg3d.datasets.windowing import sample_intensities
 from mg3d.evaluation.baselines import fit_logistic
-from mg3d.evaluation.encoder import MG3DEncoder, as_sentence
-from mg3d.evaluation.zero_shot import prompt_texts, zero_shot_scores
+from mg3d.evaluation.encoder import MG3DEncoder
+from mg3d.evaluation.zero_shot import embed_prompts, zero_shot_scores
 from mg3d.finetune.cases import ArrowRow, RawScan, split_fold
 from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.images import read_image
@@ -122,11 +122,11 @@ def test_zero_shot_is_the_scorer_of_pretraining(arrows, pretrained, capsys):
     assert f"model: {pretrained}" in capsys.readouterr().out
     test = [case for case in cases if case.split == "test"][::2]
     rows = pd.DataFrame(task_type.rows(network, batch_of(task_type, test)))
-    found = from_pretrained(pretrained)
+    result = from_pretrained(pretrained)
     studies = Studies(VolumeIndex(arrows / "clm_ct_rate_test.arrow"), text_unit="clause", window_hu=(-1000.0, 1000.0))
-    encoder = MG3DEncoder(found.model, found.tokenizer, max_text_len=60)
+    encoder = MG3DEncoder(result.model, result.tokenizer, max_text_len=60)
     volumes = [torch.from_numpy(sample_intensities(studies.sample(study))) for study in range(len(studies))]
-    prompts = encoder.embed_texts([as_sentence(text) for text in prompt_texts(("there_is",))]).unflatten(0, (len(LABELS), 2))
+    prompts = embed_prompts(encoder)
     expected = zero_shot_scores(encoder.embed_volumes(torch.stack(volumes)), prompts, encoder.logit_scale)
     assert np.allclose(rows[[f"score/{name}" for name in LABELS]], expected, atol=1e-5)
 
@@ -146,9 +146,9 @@ def test_a_checkpoint_restores_the_network_with_its_tokenizer(arrows, pretrained
 
 
 def test_encoder_checkpoint_gives_the_whole_architecture_with_random_weights(pretrained):
-    named = {"text_encoder": "", "shape": SHAPE}
+    options = {"text_encoder": "", "shape": SHAPE}
     loaded, scratch = (
-        load_pretrained_model(FinetuneSettings(**{name: str(pretrained)}), **named) for name in ("pretrained", "encoder")
+        load_pretrained_model(FinetuneSettings(**{name: str(pretrained)}), **options) for name in ("pretrained", "encoder")
     )
     assert scratch.untrained == ("everything",)
     assert not can_compare(scratch)
@@ -185,12 +185,12 @@ def test_ranks_by_hand(arrows, pretrained):
     assert table["rank/volume_to_report"].tolist() == [1, 1, 3, 2]
     assert table["relevant/report_to_volume"][0] == 2
     assert table["jaccard@1"].tolist() == [0.5, 0.5, 0.0, 0.0]  # volume 3 has no finding and is in no gallery
-    found = task_type.statistics(table)
-    assert found["report_to_volume/recall@1"] == pytest.approx(1 / 3)
-    assert found["report_to_volume/chance@1"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
-    assert found["volume_to_volume/jaccard@1"] == 0.25
+    result = task_type.statistics(table)
+    assert result["report_to_volume/recall@1"] == pytest.approx(1 / 3)
+    assert result["report_to_volume/chance@1"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
+    assert result["volume_to_volume/jaccard@1"] == 0.25
     without_query = task_type.statistics(table.iloc[[1]])  # a bootstrap resample without a query
-    assert without_query.keys() == found.keys()
+    assert without_query.keys() == result.keys()
     assert np.isnan(without_query["report_to_volume/recall@1"])
     assert np.isnan(without_query["report_to_volume/median_rank"])
     names = ("report_to_volume/recall@1", "volume_to_report/recall@1", "volume_to_volume/jaccard@1")

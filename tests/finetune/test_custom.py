@@ -17,6 +17,7 @@ from mg3d.finetune.custom import TASK, CustomSettings, build, read_cases, resolv
 from mg3d.finetune.dataset_json import read_dataset_json
 from mg3d.finetune.images import read_image
 from mg3d.finetune.run import run
+from mg3d.finetune.settings import parse_settings, read_arguments
 
 SMALL = {"image_size": (16, 16, 16), "epochs": 2, "batch_size": 3, "num_workers": 0, "n_bootstrap": 10, "accelerator": "cpu",
          "encoder": "tiny", "warmup_epochs": 0}  # fmt: skip
@@ -83,8 +84,8 @@ def test_a_run_from_python_is_evaluated_on_another_table_and_predicts(scans, tmp
     scores = finetuned.scores().set_index("name")
     assert 0 <= scores.loc["auroc", "value"] <= 1
     assert sorted(finetuned.predictions()["case_id"]) == sorted(set(finetuned.predictions()["case_id"]))
-    other = write_table(scans, tmp_path, name="other.csv", emphysema=ODD)
-    external = finetuned.evaluate(other, accelerator="cpu")
+    second = write_table(scans, tmp_path, name="other.csv", emphysema=ODD)
+    external = finetuned.evaluate(second, accelerator="cpu")
     assert external.folder == finetuned.folder / "external-other"
     assert sorted(external.predictions("test")["case_id"]) == [f"s{number}" for number in range(14, 20)]
     excluded = pd.read_csv(external.folder / "excluded.csv")
@@ -152,6 +153,41 @@ def test_a_bad_row_is_excluded_with_its_number_and_the_others_are_used(fault, sc
     assert len([case for case in cases if not case.error]) == 19
     (error,) = [case.error for case in cases if case.error]
     assert error.startswith(message)
+
+
+def test_bad_masks_are_excluded_and_the_others_are_used(scans, tmp_path, capsys):
+    masks = [str(scans / "ct" / f"m{number}.nii.gz") for number in range(12)]
+    spoiled = {"255": (np.full(SHAPE, 255, np.uint8), 1.0), "size": (np.ones((5, 6, 7), np.uint8), 1.0),
+               "0.5": (np.full(SHAPE, 0.5, np.float32), 1.0), "moved": (np.ones(SHAPE, np.uint8), 4.0)}  # fmt: skip
+    for number, (name, (mask, spacing)) in enumerate(spoiled.items()):
+        masks[number] = str(tmp_path / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(mask, np.diag([-spacing, -2.0, 3.0, 1.0])), masks[number])
+    table = write_table(scans, tmp_path, rows=12, mask=masks)
+    assert run(TASK, arguments(table=table, log_dir=tmp_path, run_name="r", epochs=1, save_masks=False)) == 0
+    excluded = pd.read_csv(tmp_path / "custom" / "r" / "excluded.csv").set_index("case_id")["reason"]
+    assert sorted(excluded.index) == ["s0", "s1", "s2", "s3"]
+    assert excluded["s0"] == "the mask has undeclared values, [255]; expected integers from 0 to 1"
+    assert excluded["s1"].startswith("the mask is not on the grid of its scan: [5, 6, 7] voxels")
+    assert "[0.5]" in excluded["s2"]
+    assert "affines differ" in excluded["s3"]
+    assert "excluded 4 of 12 cases" in capsys.readouterr().out
+
+
+def test_scans_that_are_not_in_hounsfield_units_are_noticed(scans, tmp_path, capsys):
+    for number in range(10):
+        write_scan(tmp_path / "ct" / f"s{number}.nii.gz", number, shift_hu=900 + 100 * (number % 2))
+    table = write_table(tmp_path, tmp_path, rows=10, label=ODD[:10])
+    command = arguments(table=table, log_dir=tmp_path, run_name="r", method="probe")
+    assert run(TASK, command) == 0
+    assert "no scan has a negative value, so they may not be in HU" in capsys.readouterr().out
+
+
+def test_relative_tables_start_at_the_folder_of_the_caller(monkeypatch, tmp_path):
+    monkeypatch.setenv("MG3D_CALLER_DIR", str(tmp_path))
+    for text in ("labels.csv", "[a.csv,b.csv]"):
+        names = text.strip("[]").split(",")
+        settings = parse_settings(CustomSettings, read_arguments([f"table={text}"]), {})
+        assert settings.table == tuple(str(tmp_path / name) for name in names)
 
 
 def test_repeated_rows_count_once_and_contradicting_ones_not_at_all(scans, tmp_path):

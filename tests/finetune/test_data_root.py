@@ -38,8 +38,8 @@ def test_synthetic_data_of_another_task_or_version_are_rebuilt(read):
     before = (MADE / "tasks").stat().st_mtime_ns
     assert "rebuilding" not in read("Task06_Lung")[1]
     assert (MADE / "tasks").stat().st_mtime_ns == before
-    found, message = read("Task10_Colon")
-    assert found == "Task10_Colon"
+    result, message = read("Task10_Colon")
+    assert result == "Task10_Colon"
     assert "made by another version or with other settings; rebuilding it" in message
     mark = json.loads((MADE / registry.MARK).read_text())
     mark["settings"]["version"] = -1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_vision import SMALL, small_encoder
 
-from mg3d.finetune import fit
+from mg3d.finetune import loop
 from mg3d.finetune.cases import FinetuneCase, Split
 from mg3d.finetune.encoder import StandardizedInput
 from mg3d.finetune.module import FinetuneModule
@@ -68,7 +68,7 @@ def trained(name, folder, devices):
     torch.manual_seed(0)
     network = task_type.network(encoder)
     out = folder / f"{name}_{devices}"
-    fit.train(task_type, network, Split(cases, cases, []), out, {"settings": {"resume": True}})
+    loop.train(task_type, network, Split(cases, cases, []), out, {"settings": {"resume": True}})
     return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 

@@ -38,9 +38,9 @@ def test_only_the_first_rank_reads_files(second, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"files\.json does not exist"):
         inspect_files(cases, tmp_path / "files.json")
     monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 0)
-    found = inspect_files(cases, tmp_path / "files.json")
+    result = inspect_files(cases, tmp_path / "files.json")
     monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 1)
-    assert inspect_files(cases, tmp_path / "files.json") == found
+    assert inspect_files(cases, tmp_path / "files.json") == result
 
 
 def test_a_run_that_another_process_writes_is_refused(tmp_path):

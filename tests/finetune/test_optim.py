@@ -18,19 +18,19 @@ def rates(network, **settings):
     """Parameter name -> (learning rate, weight decay)."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = parameter_groups(network, FinetuneSettings(learning_rate=1.0, **settings))
-    found = [(names[id(p)], (group["lr"], group["weight_decay"])) for group in groups for p in group["params"]]
-    assert len(found) == len(dict(found))
-    return dict(found)
+    result = [(names[id(p)], (group["lr"], group["weight_decay"])) for group in groups for p in group["params"]]
+    assert len(result) == len(dict(result))
+    return dict(result)
 
 
 def test_layer_decay_lowers_the_rate_of_early_stages_and_every_parameter_is_in_one_group():
     network = Classifier(build_encoder(SWIN), 3)
-    found = rates(network, layer_decay=0.5, encoder_lr_multiplier=0.4)
-    assert set(found) == {name for name, _ in network.named_parameters()}
-    by_stage = [next(rate for name, (rate, _) in found.items() if name.startswith(f"encoder.{stage}."))
+    result = rates(network, layer_decay=0.5, encoder_lr_multiplier=0.4)
+    assert set(result) == {name for name, _ in network.named_parameters()}
+    by_stage = [next(rate for name, (rate, _) in result.items() if name.startswith(f"encoder.{stage}."))
                 for stage in stage_names(network.encoder)]  # fmt: skip
     assert by_stage == pytest.approx([0.05, 0.1, 0.2])
-    assert {rate for name, (rate, _) in found.items() if name.startswith("head.")} == {1.0}
+    assert {rate for name, (rate, _) in result.items() if name.startswith("head.")} == {1.0}
 
 
 @pytest.mark.parametrize("kind", ["unet", "nnunet"])
@@ -48,9 +48,9 @@ def test_the_stages_of_a_vision_transformer_are_its_blocks():
 
 def test_biases_norms_and_position_tables_are_not_decayed():
     network = Classifier(build_encoder(SWIN), 3)
-    found = rates(network, weight_decay=0.1)
+    result = rates(network, weight_decay=0.1)
     for name, parameter in network.named_parameters():
-        assert (found[name][1] > 0) == (parameter.ndim >= 2 and "bias_table" not in name), name
+        assert (result[name][1] > 0) == (parameter.ndim >= 2 and "bias_table" not in name), name
 
 
 def test_a_frozen_encoder_is_excluded():
@@ -91,7 +91,7 @@ def test_the_optimizer_is_fused_on_a_gpu_unless_gradients_are_scaled(device, pre
     trainer = SimpleNamespace(precision=precision, estimated_stepping_batches=8, max_epochs=2)
     monkeypatch.setattr(FinetuneModule, "device", torch.device(device))
     monkeypatch.setattr(FinetuneModule, "trainer", trainer)
-    monkeypatch.setattr(module, "build_optimizer", lambda *arguments, fused, **named: chosen.append(fused) or (None, None))
+    monkeypatch.setattr(module, "build_optimizer", lambda *arguments, fused, **options: chosen.append(fused) or (None, None))
     task_type = Classification(FinetuneSettings(), outputs=("a",), metric="auroc")
     FinetuneModule(Classifier(build_encoder(SWIN), 1), task_type).configure_optimizers()
     assert chosen == [fused]

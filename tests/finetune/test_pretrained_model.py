@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from downstream.folders import load
 from finetune.small_rate import SHAPE, SIZES, save_model
 from released_files import small_bert, small_key_list, synthetic
 from small_arrow import small_tokenizer
@@ -10,14 +11,15 @@ from mg3d.checkpoints.pretrained import from_pretrained, text_config
 from mg3d.config import resolve
 from mg3d.finetune.encoder import load_encoder
 from mg3d.finetune.pretrained_model import can_compare, describe, load_pretrained_model, rebuild
+from mg3d.finetune.run import run
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.models.build import build_untrained
 from mg3d.settings.parse import flatten
 
 
-def start(path, shape=SHAPE, **named):
+def start(path, shape=SHAPE, **options):
     settings = FinetuneSettings(pretrained=str(path), accelerator="cpu")
-    return load_pretrained_model(settings, shape=shape, **{"text_encoder": "", **named})
+    return load_pretrained_model(settings, shape=shape, **{"text_encoder": "", **options})
 
 
 def test_an_exported_folder_gives_its_embeddings(tmp_path):
@@ -35,8 +37,8 @@ def test_an_exported_folder_gives_its_embeddings(tmp_path):
 def write_run(folder, *, tokenizer=True, settings=None):
     """A checkpoint as training writes it, its tokenizer next to it."""
     settings = settings or resolve(["tiny"], SIZES)
-    words = small_tokenizer(folder / "tokenizer" if tokenizer else folder.parent / "elsewhere")
-    model = build_untrained(settings, len(words))
+    text_tokenizer = small_tokenizer(folder / "tokenizer" if tokenizer else folder.parent / "elsewhere")
+    model = build_untrained(settings, len(text_tokenizer))
     (folder / "checkpoints").mkdir(parents=True)
     content = {
         "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
@@ -67,6 +69,20 @@ def test_a_run_of_a_vision_transformer_gives_the_model_and_the_encoder_alone(tmp
     assert [tuple(features.shape[1:]) for features in maps] == [
         (6, 64, 48, 64), (12, 32, 24, 32), (24, 16, 12, 16), (48, 8, 6, 8), (96, 4, 3, 4)
     ]  # fmt: skip
+
+
+def test_a_pretrained_vision_transformer_is_fine_tuned(tiny_set, tmp_path):
+    settings = resolve(["tiny", "vit_tiny"], {"patch_size": [8, 16, 16]})
+    model, path = write_run(tmp_path / "run", settings=settings)
+    small = ["epochs=1", "batch_size=3", "num_workers=0", "n_bootstrap=20", "accelerator=cpu", "learning_rate=1e-6"]
+    command = [f"data_root={tiny_set('stoic2021')}", f"log_dir={tmp_path}", "run_name=r", *small, f"pretrained={path}"]
+    assert run(load("stoic2021").TASK, command) == 0
+    folder = tmp_path / "stoic2021" / "r" / "fold0"
+    tuned = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    (weight,) = (tensor for name, tensor in tuned.items() if name.endswith("encoder.patch_embed.weight"))
+    assert weight.shape[2:] == (8, 16, 16)
+    torch.testing.assert_close(weight, model.vision.patch_embed.weight, rtol=0, atol=1e-4)
+    assert (folder / "scores.json").is_file()
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path):

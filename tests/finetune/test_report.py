@@ -39,8 +39,8 @@ def trained(tiny_set, tmp_path_factory):
     return root, folder / "of-last", arguments
 
 
-def writer(**given):
-    small = {"decoder_width": 8, "decoder_heads": 2, "decoder_layers": 1, "max_tokens": 8, **given}
+def writer(**overrides):
+    small = {"decoder_width": 8, "decoder_heads": 2, "decoder_layers": 1, "max_tokens": 8, **overrides}
     return ReportGeneration(FinetuneSettings(), preprocess=[t.window(0, 255), t.resize((20, 16, 24))], **small)
 
 
@@ -55,8 +55,8 @@ TRAINING = [
 ]
 
 
-def fitted(**given):
-    task_type = writer(**given)
+def fitted(**overrides):
+    task_type = writer(**overrides)
     task_type.setup(Split(TRAINING, [], []), {})
     return task_type
 
@@ -75,15 +75,15 @@ def test_bleu_of_a_table_by_hand():
     # (4 words) and "clear lung ." (3). Generated: "no effusion ." (3 of 3 words, 1 of 2 pairs, no triple) and "clear lung ."
     # (3, 2, 1). 6 words against 7: brevity exp(1 - 7 / 6).
     task_type = fitted()
-    found = task_type.statistics(table_of(task_type, ["No large effusion.", "Clear lung."], ["no effusion .", "clear lung ."]))
+    result = task_type.statistics(table_of(task_type, ["No large effusion.", "Clear lung."], ["no effusion .", "clear lung ."]))
     brevity = math.exp(1 - 7 / 6)
-    assert found["bleu1"] == pytest.approx(brevity)
-    assert found["bleu2"] == pytest.approx(brevity * math.sqrt(3 / 4))
-    assert found["bleu3"] == pytest.approx(brevity * (3 / 4 * 1 / 2) ** (1 / 3))
-    assert found["bleu4"] == 0
+    assert result["bleu1"] == pytest.approx(brevity)
+    assert result["bleu2"] == pytest.approx(brevity * math.sqrt(3 / 4))
+    assert result["bleu3"] == pytest.approx(brevity * (3 / 4 * 1 / 2) ** (1 / 3))
+    assert result["bleu4"] == 0
     # The raw reference has no points and no <unk>: "no large effusion", "clear lung" against "no effusion", "clear lung".
-    assert found["raw/bleu1"] == pytest.approx(math.exp(1 - 5 / 4))
-    assert found["raw/bleu2"] == pytest.approx(math.exp(1 - 5 / 4) * math.sqrt(1 / 2))
+    assert result["raw/bleu1"] == pytest.approx(math.exp(1 - 5 / 4))
+    assert result["raw/bleu2"] == pytest.approx(math.exp(1 - 5 / 4) * math.sqrt(1 / 2))
 
 
 def test_the_constant_report_is_the_most_frequent_training_report():
@@ -113,14 +113,14 @@ def test_the_loss_covers_every_token_and_no_padding(tmp_path):
     reports = ("Clear.", "No effusion. Clear")  # 2 and 5 words, with the full stops
     samples = [sample_of(task_type, tmp_path, report, name=report[0]) for report in reports]
     batch = collate(samples)
-    found = task_type.loss(network, batch).item()
+    result = task_type.loss(network, batch).item()
     losses = []
     for sample in samples:
         ids = sample["ids"][: sample["count"]][None]
         scores = network.decoder(network.image_tokens(sample["image"][None]), ids[:, :-1]).log_softmax(-1)
         losses += [-scores[0, position, token].item() for position, token in enumerate(ids[0, 1:].tolist())]
     assert len(losses) == (2 + 1) + (5 + 1)
-    assert found == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_two_scans_get_different_reports_after_a_few_steps(tmp_path):
@@ -154,28 +154,28 @@ class FakeLabeller:
 
     def labels(self, reports):
         self.labelled += len(reports)
-        found = np.zeros((len(reports), len(LABELS)), np.int8)
-        found[:, LABELS.index("Pleural effusion")] = ["effusion" in report.lower() for report in reports]
-        return found
+        result = np.zeros((len(reports), len(LABELS)), np.int8)
+        result[:, LABELS.index("Pleural effusion")] = ["effusion" in report.lower() for report in reports]
+        return result
 
 
 def test_clinical_scores_by_hand_with_each_text_labelled_once():
     task_type = fitted()
     task_type.labeller, task_type.label_names = FakeLabeller(), LABELS
     table = table_of(task_type, ["Effusion.", "Large effusion.", "Clear."], ["effusion .", "clear .", "effusion ."])
-    found = task_type.statistics(table)
-    assert found["clinical/micro_precision"] == found["clinical/micro_recall"] == found["clinical/micro_f1"] == 0.5
-    assert found["constant/clinical/micro_precision"] == pytest.approx(2 / 3)  # the constant report says "effusion" for all three
-    assert found["constant/clinical/micro_recall"] == 1
+    result = task_type.statistics(table)
+    assert result["clinical/micro_precision"] == result["clinical/micro_recall"] == result["clinical/micro_f1"] == 0.5
+    assert result["constant/clinical/micro_precision"] == pytest.approx(2 / 3)  # it says "effusion" for all three
+    assert result["constant/clinical/micro_recall"] == 1
     assert task_type.labeller.labelled == len({*table["reference"], *table["generated"], task_type.constant})
 
 
 def test_a_run_leaves_texts_counts_and_scores_that_follow_from_its_table(trained):
     _, folder, _ = trained
-    facts = json.loads((folder / "scores.json").read_text())
+    summary = json.loads((folder / "scores.json").read_text())
     table = pd.read_csv(folder / "predictions_test.csv", dtype={"case_id": str})
     assert {"reference", "target", "generated", "constant"} <= set(table)
-    message = {score["name"]: score["value"] for score in facts["scores"]["test"]}
+    message = {score["name"]: score["value"] for score in summary["scores"]["test"]}
     for name, value in writer().statistics(table).items():
         assert message[name] == pytest.approx(value), name
     assert {"bleu4", "rouge_l", "cider", "raw/bleu4", "constant/bleu4"} <= set(message)
@@ -211,9 +211,9 @@ def test_evaluation_and_prediction_of_nifti_and_slices_write_the_same_reports(tr
         assert predicted.loc[names, "generated"].tolist() == before["generated"].tolist(), form
 
 
-def split_of(root, **given):
+def split_of(root, **overrides):
     module = load("CTRG")
-    settings = module.TASK.settings(**given)
+    settings = module.TASK.settings(**overrides)
     return split_fold(module.read_cases(root, settings), fold=settings.fold, folds=10)
 
 
@@ -230,13 +230,13 @@ def test_cases_without_findings_are_excluded(trained, tmp_path, capsys):
     listed = json.loads((root / "chest_ctrg_nitfy_ori_split.json").read_text())
     cases = {one.case_id: one for one in load("CTRG").read_cases(root, load("CTRG").TASK.settings())}
     first = listed["train"][0]
-    found = cases[first["id"].removesuffix(".nii.gz")]
-    assert found.report == first["report"]
+    result = cases[first["id"].removesuffix(".nii.gz")]
+    assert result.report == first["report"]
     shutil.copytree(root, tmp_path / "set")
     listed["train"][0]["report"] = " . "
     (tmp_path / "set" / "chest_ctrg_nitfy_ori_split.json").write_text(json.dumps(listed))
     fewer = load("CTRG").read_cases(tmp_path / "set", load("CTRG").TASK.settings())
-    assert {one.case_id for one in fewer} == set(cases) - {found.case_id}
+    assert {one.case_id for one in fewer} == set(cases) - {result.case_id}
     assert "excluded 1 of 9 cases" in capsys.readouterr().out
 
 

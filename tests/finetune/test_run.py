@@ -32,18 +32,18 @@ def trained(tiny_set, tmp_path_factory):
 
 def test_a_run_leaves_scores_predictions_page_and_checkpoints(trained):
     _, folder, _ = trained
-    facts = json.loads((folder / "scores.json").read_text())
-    assert {score["name"] for score in facts["scores"]["val"]} >= {"auroc", "auroc/probSevere"}
-    assert facts["synthetic"] is True
+    summary = json.loads((folder / "scores.json").read_text())
+    assert {score["name"] for score in summary["scores"]["val"]} >= {"auroc", "auroc/probSevere"}
+    assert summary["synthetic"] is True
     table = pd.read_csv(folder / "predictions_val.csv")
-    assert len(table) == facts["cases"]["val"]
-    scores = {score["name"]: score for score in facts["scores"]["val"]}
+    assert len(table) == summary["cases"]["val"]
+    scores = {score["name"]: score for score in summary["scores"]["val"]}
     known = table[table["target/probCOVID"] == 1]
     assert scores["auroc"]["cases"] == len(table)
     assert scores["auroc/probSevere"]["cases"] == len(known) < len(table)
     assert scores["auroc/probSevere"]["patients"] == known["patient_id"].nunique()
     assert scores["sensitivity@0.5/probSevere"]["cases"] == (known["target/probSevere"] == 1).sum()
-    assert 0 < facts["peak_memory_gb"] < 100
+    assert 0 < summary["peak_memory_gb"] < 100
     assert table["score/probCOVID"].between(0, 1).all()
     for name in ("results.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
         assert (folder / name).is_file()
@@ -125,20 +125,20 @@ def test_two_runs_are_compared_on_the_same_cases(trained, tmp_path, capsys):
 
 
 def test_a_comparison_names_differences_of_network_cases_and_epochs(trained):
-    facts = read_summary(trained[1])
-    config = facts["config"]
-    coarse = facts | {"config": config | {"vision": config["vision"] | {"patch_size": 8}}}
-    assert run_differences(facts, coarse) == ["encoder patch_size=8 (was 4)"]
-    other = facts | {"config": config | {"cases": config["cases"] | {"train": "3-00"}}, "epochs": 9}
-    assert run_differences(facts, other) == ["epochs 2 and 9", f"other train cases ({facts['cases']['train']} and 3)"]
+    summary = read_summary(trained[1])
+    config = summary["config"]
+    coarse = summary | {"config": config | {"vision": config["vision"] | {"patch_size": 8}}}
+    assert run_differences(summary, coarse) == ["encoder patch_size=8 (was 4)"]
+    second = summary | {"config": config | {"cases": config["cases"] | {"train": "3-00"}}, "epochs": 9}
+    assert run_differences(summary, second) == ["epochs 2 and 9", f"other train cases ({summary['cases']['train']} and 3)"]
 
 
 def test_runs_with_different_splits_are_compared_on_validation(trained, tmp_path, capsys):
     _, folder, arguments = trained
-    other = tmp_path / "other"
-    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("checkpoints"))
-    shutil.copy(other / "predictions_val.csv", other / "predictions_test.csv")
-    assert run(load("stoic2021").TASK, [*arguments, "mode=compare", f"other={other}"]) == 0
+    second = tmp_path / "other"
+    shutil.copytree(folder, second, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copy(second / "predictions_val.csv", second / "predictions_test.csv")
+    assert run(load("stoic2021").TASK, [*arguments, "mode=compare", f"other={second}"]) == 0
     message = capsys.readouterr().out
     assert f"{folder} has no test split: comparing validation scores" in message
     assert "val; difference" in message
@@ -164,9 +164,9 @@ def test_encoder_checkpoint_gives_its_architecture_with_random_weights(trained, 
               "mg3d": {"settings": defaults() | {name: list(value) if isinstance(value, tuple) else value
                                                  for name, value in flat.items()}}}  # fmt: skip
     torch.save(stored, tmp_path / "last.ckpt")
-    started = [load_encoder(FinetuneSettings(**named)) for named in
+    started = [load_encoder(FinetuneSettings(**options)) for options in
                ({"pretrained": str(tmp_path / "last.ckpt")}, {"encoder": str(tmp_path / "last.ckpt")})]  # fmt: skip
-    of_file, scratch = (one.encoder.state_dict() for one in started)
+    of_file, scratch = (first.encoder.state_dict() for first in started)
     assert started[0].vision == started[1].vision
     assert started[1].coverage is None
     assert {name: tensor.shape for name, tensor in of_file.items()} == {name: tensor.shape for name, tensor in scratch.items()}
@@ -214,9 +214,9 @@ def test_an_interrupted_training_continues_bit_exactly(trained, tmp_path, monkey
     cut["callbacks"]["Timer"] = {"time_elapsed": {"train": 70 * 60}}
     torch.save(cut, again / "checkpoints" / "last.ckpt")
     assert run(load("stoic2021").TASK, arguments) == 0
-    one, other = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (folder, again))
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
+    first, second = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (folder, again))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
     assert 70 < read_summary(again)["minutes"] < 75
 
 
@@ -226,10 +226,10 @@ def test_all_folds_are_reported_with_their_spread(tiny_set, tmp_path, capsys):
     assert run(load("cc-ccii").TASK, arguments) == 0
     pooled = pd.read_csv(tmp_path / "cc-ccii" / "cv" / "all" / "predictions_val.csv")
     assert sorted(pooled["case_id"]) == sorted(c.case_id for c in load("cc-ccii").read_cases(root, FinetuneSettings()))
-    facts = json.loads((tmp_path / "cc-ccii" / "cv" / "all" / "scores.json").read_text())
-    assert facts["folds"] == 5
+    summary = json.loads((tmp_path / "cc-ccii" / "cv" / "all" / "scores.json").read_text())
+    assert summary["folds"] == 5
     assert pooled.groupby("patient_id")["fold"].nunique().max() == 1
-    accuracy = next(score for score in facts["scores"]["val"] if score["name"] == "accuracy")
+    accuracy = next(score for score in summary["scores"]["val"] if score["name"] == "accuracy")
     assert accuracy["folds"].keys() == {"mean", "sd", "min", "max"}
     assert "best epochs were chosen on these cases" in capsys.readouterr().out
 
@@ -255,8 +255,8 @@ def test_user_errors_are_one_sentence(trained, tmp_path, capsys, arguments, mess
 def test_early_stopping_finishes_a_run_that_has_a_time_limit(tiny_set, tmp_path):
     arguments = [*SMALL, "epochs=4", "learning_rate=0", "patience=1", "max_minutes=60", "run_name=p"]
     assert run(load("cc-ccii").TASK, [f"data_root={tiny_set('cc-ccii')}", f"log_dir={tmp_path}", *arguments]) == 0
-    facts = read_summary(tmp_path / "cc-ccii" / "p" / "fold0")
-    assert (facts["finished"], facts["epochs"]) == (True, 2)
+    summary = read_summary(tmp_path / "cc-ccii" / "p" / "fold0")
+    assert (summary["finished"], summary["epochs"]) == (True, 2)
 
 
 def test_a_time_limit_says_what_is_missing_and_the_same_command_continues(trained, tmp_path, capsys):

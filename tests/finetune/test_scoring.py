@@ -15,8 +15,8 @@ from mg3d.metrics.classification import auroc, macro_auroc
 RANDOM = np.random.default_rng(0)
 
 
-def classification(outputs=("a", "b"), **named):
-    return Classification(FinetuneSettings(n_bootstrap=200), outputs=outputs, metric="auroc", **named)
+def classification(outputs=("a", "b"), **options):
+    return Classification(FinetuneSettings(n_bootstrap=200), outputs=outputs, metric="auroc", **options)
 
 
 def segmentation(n_bootstrap=200):

@@ -15,6 +15,7 @@ from mg3d.finetune import data_check
 from mg3d.finetune import transforms as t
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.data_check import check_structures, inspect_files, mask_error
+from mg3d.finetune.images import write_mask
 from mg3d.finetune.loop import predict
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.segmentation import LOSSES, Segmentation, keep_largest_components
@@ -34,7 +35,7 @@ class Echo(nn.Module):
 
     def __init__(self, structures=1):
         super().__init__()
-        self.structures, self.nothing = structures, nn.Parameter(torch.zeros(1))
+        self.structures, self.nothing, self.encoder = structures, nn.Parameter(torch.zeros(1)), nn.Identity()
 
     def forward(self, volume):
         logits = [0 * volume + 0.5, volume] if self.structures == 1 else [0 * volume + 0.5, volume, 3 * volume - 1.8]
@@ -42,12 +43,12 @@ class Echo(nn.Module):
 
 
 def segmentation(
-    *steps, outputs=("lesion",), patch_size=(8, 8, 8), count=2, augment=(), balanced_classes=0, settings=None, **named
+    *steps, outputs=("lesion",), patch_size=(8, 8, 8), count=2, augment=(), balanced_classes=0, settings=None, **options
 ):
     crop = t.foreground_patches(patch_size, count, balanced_classes=balanced_classes)
     return Segmentation(
         settings or FinetuneSettings(num_workers=0, accelerator="cpu"), outputs=outputs, patch_size=patch_size,
-        preprocess=[*steps, t.window(0.0, 1.0), t.pad(patch_size)], crop=[crop], augment=augment, **named,
+        preprocess=[*steps, t.window(0.0, 1.0), t.pad(patch_size)], crop=[crop], augment=augment, **options,
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def test_training_patches_keep_image_and_mask_together_and_hold_foreground(tmp_p
     for patch in patches:
         assert torch.equal(patch["image"] > 0.5, patch["mask"] > 0.5)
     again = data[0]
-    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(patches, again, strict=True))
+    assert all(torch.equal(first["image"], second["image"]) for first, second in zip(patches, again, strict=True))
 
 
 def test_class_balanced_patches_contain_small_structures_more_often(tmp_path):
@@ -174,7 +175,7 @@ def test_gaussian_windows_trust_their_centres():
     probability = task_type._sliding_windows(Constant(), torch.zeros(1, 1, 12, 8, 8))[0, 1, :, 4, 4]
     assert torch.all(probability[:4] == probability[0])
     assert torch.all(torch.diff(probability[4:8]) > 0)
-    assert probability[5] + probability[6] == pytest.approx(probability[0] + probability[11], abs=0.02)
+    assert float(probability[5] + probability[6]) == pytest.approx(float(probability[0] + probability[11]), abs=0.02)
 
 
 def test_losses_are_the_formulas():
@@ -187,18 +188,18 @@ def test_losses_are_the_formulas():
     assert LOSSES["dice"](include_background=True)(logits, truth).item() == pytest.approx((outside + inside) / 2, abs=1e-4)
     assert LOSSES["dice_ce"](include_background=False)(logits, truth).item() == pytest.approx(inside + entropy, abs=1e-4)
     squares = [1 - 2 * 0.6 / (0.2**2 + 0.6**2 + 1), 1 - 2 * 0.8 / (0.8**2 + 0.4**2 + 1)]
-    found = LOSSES["dice_ce_squared"](include_background=True)(logits, truth).item()
-    assert found == pytest.approx(np.mean(squares) + entropy, abs=1e-5)
+    result = LOSSES["dice_ce_squared"](include_background=True)(logits, truth).item()
+    assert result == pytest.approx(np.mean(squares) + entropy, abs=1e-5)
 
 
 def test_means_exclude_cases_without_the_structure():
     task_type = segmentation(outputs=("one", "two"))
     table = pd.DataFrame({"dice/one": [0.5, 0.7], "dice/two": [np.nan, 0.2], "hd95/one": [1.0, 3.0], "hd95/two": [np.nan] * 2})
-    found = task_type.statistics(table)
-    assert found["dice/one"] == pytest.approx(0.6)
-    assert found["dice"] == pytest.approx(0.4)
-    assert found["hd95"] == pytest.approx(2.0)
-    assert np.isnan(found["hd95/two"])
+    result = task_type.statistics(table)
+    assert result["dice/one"] == pytest.approx(0.6)
+    assert result["dice"] == pytest.approx(0.4)
+    assert result["hd95"] == pytest.approx(2.0)
+    assert np.isnan(result["hd95/two"])
     assert [int(task_type.support_mask(table, name).sum()) for name in ("dice", "dice/two", "hd95/two")] == [2, 1, 0]
 
 
@@ -245,3 +246,14 @@ def test_bad_masks_have_a_reason_and_absent_structures_are_refused(tmp_path):
     with pytest.raises(ValueError, match="none of the 1 training cases has a voxel of lesion"):
         check_structures([empty], inspect(empty), ["lesion"])
     check_structures([empty, good], inspect(empty, good), ["lesion"])
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.2])
+def test_the_qform_of_a_written_mask_never_contradicts_its_sform(tmp_path, shear):
+    affine = AFFINES["LPS"].copy()
+    affine[1, 2] = shear * affine[2, 2]
+    write_mask(tmp_path / "mask.nii.gz", np.zeros((4, 5, 6)), affine)
+    image = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(image.get_sform(), affine, atol=1e-5)
+    qform = image.get_qform(coded=True)[0]
+    assert qform is None if shear else np.allclose(qform, affine, atol=1e-4)

@@ -22,15 +22,15 @@ class FolderSettings(FinetuneSettings):
     """A file."""
 
 
-def parsed(**given):
-    return parse_settings(FolderSettings, given, {"epochs": 7})
+def parsed(**overrides):
+    return parse_settings(FolderSettings, overrides, {"epochs": 7})
 
 
 def test_arguments_become_typed_settings():
-    given = read_arguments(
+    overrides = read_arguments(
         ["fold=2", "data_root=/a=b", "tta=true", "learning_rate=1e-3", "pretrained=None", "patch_size=(8, 9,10)"]
     )
-    settings = parse_settings(FolderSettings, given | {"run_name": "7"}, {})
+    settings = parse_settings(FolderSettings, overrides | {"run_name": "7"}, {})
     assert (settings.fold, settings.data_root, settings.tta, settings.learning_rate) == (2, "/a=b", True, 1e-3)
     assert (settings.pretrained, settings.patch_size, settings.run_name) == ("none", (8, 9, 10), "7")
 
@@ -48,7 +48,7 @@ def test_the_user_overrides_the_folder_which_overrides_the_general_default():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("overrides", "message"),
     [
         ({"pretraned": "x"}, "unknown setting 'pretraned'; did you mean pretrained"),
         ({"epochs": "many"}, "epochs='many' should be a valid integer"),
@@ -61,9 +61,9 @@ def test_the_user_overrides_the_folder_which_overrides_the_general_default():
         ({"warmup_epochs": 9}, "warmup_epochs=9 is longer than epochs=7"),
     ],
 )
-def test_a_mistake_is_one_sentence(given, message):
+def test_a_mistake_is_one_sentence(overrides, message):
     with pytest.raises(ValueError, match=message) as caught:
-        parsed(**given)
+        parsed(**overrides)
     assert "\n" not in str(caught.value)
 
 

@@ -42,9 +42,9 @@ def test_the_challenges_table_holds_the_scores_of_the_run(trained, predict, tmp_
     table = pd.read_csv(out, dtype={"PatientID": str})
     assert list(table) == ["PatientID", "probCOVID", "probSevere"]
     assert sorted(table["PatientID"]) == sorted(wanted.index)
-    found = table.set_index("PatientID").loc[wanted.index]
+    result = table.set_index("PatientID").loc[wanted.index]
     for name in ("probCOVID", "probSevere"):
-        assert found[name].to_numpy() == pytest.approx(wanted[f"score/{name}"].to_numpy(), abs=1e-6)
+        assert result[name].to_numpy() == pytest.approx(wanted[f"score/{name}"].to_numpy(), abs=1e-6)
 
 
 def test_a_missing_argument_is_one_sentence(predict, capsys):
@@ -75,6 +75,6 @@ def test_missing_scans_are_reported_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="none of the 3 scans"):
         load("stoic2021").read_cases(tmp_path, FinetuneSettings())
     sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkInt16), str(tmp_path / "data" / "mha" / "12.mha"))
-    facts = inspect_files(load("stoic2021").read_cases(tmp_path, FinetuneSettings()), tmp_path / "files.json")
-    assert [name for name in facts if "error" in facts[name]] == ["3", "40"]
-    assert facts["3"]["error"] == f"there is no file {tmp_path / 'data' / 'mha' / '3.mha'}"
+    summary = inspect_files(load("stoic2021").read_cases(tmp_path, FinetuneSettings()), tmp_path / "files.json")
+    assert [name for name in summary if "error" in summary[name]] == ["3", "40"]
+    assert summary["3"]["error"] == f"there is no file {tmp_path / 'data' / 'mha' / '3.mha'}"

@@ -163,9 +163,9 @@ def test_ranks_share_an_epoch_and_have_equal_lengths(monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(dataset_module, "rank", lambda rank=rank: rank)
         indices.append(list(sampler))
-    assert [len(found) for found in indices] == [4, 4] == [len(sampler)] * 2
-    assert {index % 7 for found in indices for index in found} == set(range(7))
-    assert {index // 7 for found in indices for index in found} == {4}
+    assert [len(result) for result in indices] == [4, 4] == [len(sampler)] * 2
+    assert {index % 7 for result in indices for index in result} == set(range(7))
+    assert {index // 7 for result in indices for index in result} == {4}
 
 
 def test_another_epoch_has_another_order_and_evaluation_has_none():

@@ -27,7 +27,7 @@ from mg3d.inference.viewer.server import ViewerServer
 from mg3d.inference.viewer.session import ViewerSession
 from mg3d.preparation import geometry
 
-MARKUP = "No <script>document.title='taken'</script> effusion & <b>lungs</b> are clear."
+MARKUP = "No <script>document.title='taken'</script> effusion & <svg>lungs</svg> are clear."
 NAMES = ["a.nii.gz", "b.nii", "broken.nii.gz"]
 
 
@@ -186,6 +186,14 @@ def test_malformed_and_impossible_requests_are_answered_with_a_reason(body, expe
     status, _, content = fetch(server, "/api/map", method="POST", body=body)
     assert status == expected
     assert json.loads(content)["error"]
+
+
+@pytest.mark.parametrize("size", ["-1", "10000000000", "x"])
+def test_a_body_of_impossible_size_is_refused_at_once(size, server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    connection.request("POST", "/api/map", headers={"X-Token": server.token, "Content-Length": size})
+    assert connection.getresponse().status == 400
+    connection.close()
 
 
 def test_names_reports_and_requests_are_never_logged(session, capfd, monkeypatch):

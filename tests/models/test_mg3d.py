@@ -3,6 +3,9 @@
 import pytest
 import torch
 from small_model import OBJECTIVES, WIRINGS, build, losses_of, random_batch
+from torch import nn
+
+from mg3d.models.standardise import VoxelStandardiser
 
 
 @pytest.fixture
@@ -107,6 +110,16 @@ def test_masked_voxels_do_not_reach_the_masked_encoder(wiring, batch):
     changed = batch._replace(volume=torch.where(masked, 0.123, batch.volume))
     predictions = [model(one, ["volume"])["mim_prediction"] for one in (batch, changed)]
     torch.testing.assert_close(*predictions)
+
+
+def test_a_reconstruction_starts_from_the_mean_of_standardised_voxels(batch):
+    model = build().eval()
+    model.voxels = VoxelStandardiser(batch.volume.shape[2:]).double()
+    model.voxels.fit(batch.volume)
+    for parameter in model.branches["volume"].decoder.parameters():
+        nn.init.zeros_(parameter)
+    prediction = model(batch, ["volume"])["mim_prediction"]
+    torch.testing.assert_close(prediction, batch.volume.mean(0, keepdim=True).expand_as(batch.volume))
 
 
 def test_joint_embeddings_are_those_of_the_contrast(batch):

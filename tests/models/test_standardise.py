@@ -18,6 +18,7 @@ def test_fitted_volumes_have_no_mean_and_unit_deviation_at_every_voxel():
     seen = standardise(volumes)
     torch.testing.assert_close(seen.mean(0), torch.zeros(1, *SHAPE), atol=1e-5, rtol=0)
     torch.testing.assert_close(seen.std(0, correction=0), torch.ones(1, *SHAPE), atol=1e-4, rtol=0)
+    torch.testing.assert_close(standardise.restore(seen), volumes)
 
 
 def test_quiet_voxels_are_not_blown_up():

@@ -13,6 +13,8 @@ FINDINGS, IMPRESSION = "The lungs are clear.\nHeart: normal.", "No acute disease
         f"HISTORY: Cough. Smoker.\nTECHNIQUE: CT.\nCOMPARISON: None.\nFINDINGS:\n{FINDINGS}\nIMPRESSION:\n{IMPRESSION}",
         f"CT CHEST\n\nIndication: cough.\n\n**Findings**\n{FINDINGS}\n\n**Conclusion:** {IMPRESSION}\n\nDictated by: A\nB",
         f"Reason for exam\nCough.\n\nThe lungs are clear.\nHeart: normal.\n\nOpinion - {IMPRESSION}\nRecommendation: CT.",
+        f"EXAM: CT CHEST\nCOMPARISON: None.\n{FINDINGS}\nIMPRESSION: {IMPRESSION}",
+        f"REPORT\n EXAM:  CT\n \n COMPARISON:  ___\n \n FINDINGS: \n \n {FINDINGS}\n \n IMPRESSION: \n \n {IMPRESSION}",
         f"EXAM: CT CHEST\nCOMPARISON: CT of 2019.\n\n{FINDINGS}\n\nIMPRESSION: {IMPRESSION} Electronically signed by A",
         "<p>Technique: CT.</p><p>Findings: The lungs are clear.<br/>Heart:&nbsp;normal.</p><p>Impression: No acute disease.</p>",
     ],
@@ -24,6 +26,19 @@ def test_only_findings_and_impression_of_a_report_are_kept(report):
 def test_sections_in_one_line_need_a_colon_after_a_sentence_or_capitals():
     report = "HISTORY: Cough. FINDINGS: The impression of the aorta is deep. No findings: none. Impression: Normal."
     assert split_report(report) == ("The impression of the aorta is deep. No findings: none.", "Normal.")
+
+
+@pytest.mark.parametrize(
+    ("report", "sections"),
+    [
+        ("Lungs: clear. Contrast: 80 ml. Heart: normal.", ("Lungs: clear. Contrast: 80 ml. Heart: normal.", None)),
+        ("Findings: No effusion. Impression: Normal. Dr. A. Smith, MD", ("No effusion.", "Normal.")),
+        ("INDICATION: Pain.\nFINDINGS/IMPRESSION: No embolism.\nJ. Smith, MD", ("No embolism.", None)),
+        ("TECHNIQUE: CT. FINDINGS: Nodule of 5 mm. ADDENDUM: It is 6 mm.", ("Nodule of 5 mm.", "It is 6 mm.")),
+    ],
+)
+def test_no_finding_is_lost_between_headings_and_signature(report, sections):
+    assert split_report(report) == sections
 
 
 def test_a_german_report_is_split_by_its_own_headings():

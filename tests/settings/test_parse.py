@@ -92,6 +92,8 @@ def test_the_last_preset_wins_and_settings_override_presets():
         ({"depths": [2]}, "differ in length"),
         ({"volume_size": [64, 96, 32], "patch_size": 4}, r"volume_size=\(64, 96, 32\): .* use multiples of 64"),
         ({"mim_patch_size": 1}, "must be a multiple of patch_size=2"),
+        ({"presets": ["vit_b"], "patch_size": [8, 16, 12]}, r"divisible by \(8, 16, 12\) voxels, .* a multiple of 192"),
+        ({"presets": ["vit_b"], "patch_size": [8, 16, 32]}, r"a multiple of patch_size=\(8, 16, 32\)"),
         ({"presets": ["unet"], "depths": [2]}, "not read by vision_encoder=unet, which reads embed_dim, norm_statistics"),
         ({"norm_statistics": "instance"}, "norm_statistics is not read by vision_encoder=swin"),
     ],
@@ -117,7 +119,7 @@ def test_the_command_line_reports_mistakes_without_a_traceback(arguments, capsys
 @pytest.mark.parametrize("text", ["2024_01", "1.10", "007", "1e3", "True"])
 def test_text_stays_as_it_was_typed(text):
     """Sacred reads 2024_01 as the number 202401, and 1.10 as 1.1."""
-    settings = read_arguments(["with", "tiny", f"run_name={text}", f"log_dir={text}"])
+    settings = read_arguments(["tiny", f"run_name={text}", f"log_dir={text}"])
     assert (settings.run.run_name, settings.run.log_dir) == (text, text)
 
 

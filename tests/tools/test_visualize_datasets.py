@@ -201,7 +201,7 @@ def empty_ctrg(folder):
     [
         (None, ["nowhere"], "nowhere does not exist"),
         (None, ["empty"], "cannot be read"),
-        (None, ["./a.txt"], "is not a .arrow, .nii, .nii.gz, .mha, .mhd file"),
+        (None, ["./a.txt"], "is not a .arrow, .nii, .nii.gz, .hdr, .mha, .mhd"),
         (None, ["empty", "--case", "train_1_a_1"], "Omit it"),
         (truncated_nifti, ["cut.nii.gz"], "cut cannot be read"),
         (flat_nifti, ["flat.nii.gz"], "flat cannot be read"),

@@ -37,17 +37,19 @@ def torchrun(*arguments):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_go_on_from_its_checkpoint(arrows, tmp_path):
-    assert command_line(words(arrows, tmp_path / "one", *JOINED)) == 0
+@pytest.mark.parametrize("encoder", [[], ["vit_tiny", "patch_size=[4,8,8]", "num_heads=[1]"]], ids=["swin", "vit"])
+def test_two_processes_train_as_one_and_go_on_from_its_checkpoint(arrows, tmp_path, encoder):
+    settings = [*JOINED, *encoder]
+    assert command_line(words(arrows, tmp_path / "one", *settings)) == 0
     one = losses(tmp_path / "one" / "run")
     assert sum(phase == "train" for phase, _ in one) == 4
-    halved = [*JOINED, "per_gpu_batchsize=2", "grad_cache_chunk=1"]
+    halved = [*settings, "per_gpu_batchsize=2", "grad_cache_chunk=1"]
 
     shown = torchrun(*words(arrows, tmp_path / "two", *halved))
     assert shown.count("4 steps of 8 volumes: 2 cpu process(es) x 2 volumes x 2 accumulation step(s)") == 1
     assert_close(losses(tmp_path / "two" / "run"), one)
 
-    assert command_line(words(arrows, tmp_path / "on", *JOINED, "max_minutes=1e-9")) == 0
+    assert command_line(words(arrows, tmp_path / "on", *settings, "max_minutes=1e-9")) == 0
     assert checkpoint(tmp_path / "on" / "run")["global_step"] == 1
     shown = torchrun(*words(arrows, tmp_path / "on", *halved, "resume_from=last"))
     assert "at step 1" in shown

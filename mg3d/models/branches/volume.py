@@ -85,4 +85,8 @@ class VolumeBranch(Branch):
         """Reconstruction and target."""
         depth, height, width = self.grid
         features = rearrange(self.fuse(tokens), "b (d h w) c -> b c d h w", d=depth, h=height, w=width)
-        return {"mim_prediction": self.decoder(features), "mim_target": tokens.batch.volume}
+        prediction, voxels = self.decoder(features), tokens.model.voxels
+        return {
+            "mim_prediction": prediction if voxels is None else voxels.restore(prediction),
+            "mim_target": tokens.batch.volume,
+        }

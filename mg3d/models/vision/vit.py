@@ -88,25 +88,26 @@ class ViTEncoder(VisionEncoder):
 
     def encode(self, volume: Tensor, patch_mask: Tensor | None = None) -> Tensor:
         """[B, embed_dim, d, h, w], normalised over channels; arguments as in `VisionEncoder.forward`."""
-        tokens, grid = self._embed(volume), self.grid(volume.shape[2:])
-        angles = rotary_angles(grid, self.blocks[0].attention.frequencies, tokens)
+        patches, grid = self._patches(volume), self.grid(volume.shape[2:])
+        angles = rotary_angles(grid, self.blocks[0].attention.frequencies, patches)
         if patch_mask is None:
-            encoded = self._encode(tokens, angles.expand(len(tokens), -1, -1), None)
+            encoded = self._encode(patches, angles.expand(len(patches), -1, -1), None)
         else:
-            encoded = self._encode_masked(tokens, angles, upsample_mask(patch_mask, grid).flatten(1), patch_mask)
+            encoded = self._encode_masked(patches, angles, upsample_mask(patch_mask, grid).flatten(1), patch_mask)
         depth, height, width = grid
         return rearrange(encoded, "b (d h w) c -> b c d h w", d=depth, h=height, w=width).contiguous()
 
-    def _embed(self, volume: Tensor) -> Tensor:
-        """Tokens [B, N, embed_dim]. As a product: convolutions whose stride is their kernel are several times slower on a CPU."""
+    def _patches(self, volume: Tensor) -> Tensor:
+        """Voxels of each patch [B, N, V]."""
         pad = [side for size, step in zip(volume.shape[:1:-1], self.patch_size[::-1]) for side in (0, -size % step)]
         depth, height, width = self.patch_size
         pattern = "b c (z d) (y h) (x w) -> b (z y x) (c d h w)"
-        patches = rearrange(F.pad(volume, pad) if any(pad) else volume, pattern, d=depth, h=height, w=width)
-        return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
+        return rearrange(F.pad(volume, pad) if any(pad) else volume, pattern, d=depth, h=height, w=width)
 
-    def _encode(self, tokens: Tensor, angles: Tensor, real: Tensor | None) -> Tensor:
-        """[B, n, C] of tokens [B, n, C], angles [B, n, 3 K]; real bool [B, n]: False is padding, None if there is none."""
+    def _encode(self, patches: Tensor, angles: Tensor, real: Tensor | None) -> Tensor:
+        """[B, n, C] of patches [B, n, V], angles [B, n, 3 K]; real bool [B, n]: False is padding, None if there is none."""
+        # As a product: convolutions whose stride is their kernel are several times slower on a CPU.
+        tokens = F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
         registers = len(self.register_tokens)
         tokens = torch.cat([self.register_tokens.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], 1)
         angles = F.pad(angles, (0, 0, registers, 0))
@@ -114,15 +115,15 @@ class ViTEncoder(VisionEncoder):
         tokens = _through(self.blocks, tokens, angles, mask, recompute=self.gradient_checkpointing)
         return self.final_norm(tokens[:, registers:])
 
-    def _encode_masked(self, tokens: Tensor, angles: Tensor, masked: Tensor, patch_mask: Tensor) -> Tensor:
-        """[B, N, C]: visible tokens from the blocks, masked ones, bool [B, N], from the decoder."""
+    def _encode_masked(self, patches: Tensor, angles: Tensor, masked: Tensor, patch_mask: Tensor) -> Tensor:
+        """[B, N, C] of patches [B, N, V]: visible tokens from the blocks, masked ones, bool [B, N], from the decoder."""
         if self.decoder is None:
             raise ValueError("this encoder has no mask token; build it with mask_token=True")
         visible, real = self._visible(masked, patch_mask[0].numel())
         rows = visible[..., None]
-        encoded = self._encode(tokens.take_along_dim(rows, 1), angles[0][visible], real)
-        everywhere = torch.zeros_like(tokens, dtype=encoded.dtype).scatter(1, rows.expand_as(encoded), encoded)
-        angles = angles.expand(len(tokens), -1, -1)
+        encoded = self._encode(patches.take_along_dim(rows, 1), angles[0][visible], real)
+        everywhere = encoded.new_zeros((*masked.shape, encoded.shape[2])).scatter(1, rows.expand_as(encoded), encoded)
+        angles = angles.expand(len(patches), -1, -1)
         decoded = self.decoder(everywhere, angles, masked, recompute=self.gradient_checkpointing)
         return torch.where(masked[..., None], decoded.to(encoded.dtype), everywhere)
 
@@ -170,9 +171,9 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.scale1, self.scale2 = (nn.Parameter(torch.full((width,), LAYER_SCALE)) for _ in range(2))
 
-    def forward(self, tokens: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tensor, waves: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """[B, n, C]; arguments as in `RotaryAttention.forward`."""
-        tokens = tokens + self.scale1 * self.attention(self.norm1(tokens), angles, mask)
+        tokens = tokens + self.scale1 * self.attention(self.norm1(tokens), waves, mask)
         return tokens + self.scale2 * self.mlp(self.norm2(tokens))
 
 
@@ -187,11 +188,13 @@ class RotaryAttention(nn.Module):
         self.frequencies = width // heads // 6
         """K, per axis; each turns two channels, the other channels of a head carry no position."""
 
-    def forward(self, tokens: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, n, C] of tokens [B, n, C]; angles [B, n, 3 K]; mask bool [B, 1, 1, n] of the tokens that are read, None = all."""
+    def forward(self, tokens: Tensor, waves: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """[B, n, C] of tokens [B, n, C].
+
+        waves: cosines and sines [B, 1, n, 3 K] of the angles; mask: bool [B, 1, 1, n] of the tokens that are read, None = all.
+        """
         q, k, v = rearrange(self.qkv(tokens), "b n (part h c) -> part b h n c", part=3, h=self.heads)
-        cos, sin = (wave(angles)[:, None] for wave in (torch.cos, torch.sin))
-        q, k = (rotate(norm(side), cos, sin).to(v.dtype) for norm, side in ((self.q_norm, q), (self.k_norm, k)))
+        q, k = (rotate(norm(side), *waves).to(v.dtype) for norm, side in ((self.q_norm, q), (self.k_norm, k)))
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(rearrange(read, "b h n c -> b n (h c)"))
 
@@ -199,11 +202,12 @@ class RotaryAttention(nn.Module):
 def _through(
     blocks: Iterable[Block], tokens: Tensor, angles: Tensor, mask: Tensor | None, *, recompute: bool
 ) -> Tensor:
+    waves = angles.cos()[:, None], angles.sin()[:, None]
     for block in blocks:
         if recompute and torch.is_grad_enabled():
-            tokens = checkpoint(block, tokens, angles, mask, use_reentrant=False)
+            tokens = checkpoint(block, tokens, waves, mask, use_reentrant=False)
         else:
-            tokens = block(tokens, angles, mask)
+            tokens = block(tokens, waves, mask)
     return tokens
 
 

@@ -1,6 +1,5 @@
 """DICOM series in Hounsfield units, from one file per slice or from enhanced multi-frame files."""
 
-import importlib
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -87,7 +86,9 @@ def _open(pydicom: ModuleType, path: Path) -> Any:
 def can_decode(syntax: Any) -> bool:
     """Whether an installed package decodes a transfer syntax."""
     try:
-        return importlib.import_module("pydicom.pixels").get_decoder(syntax).is_available
+        from pydicom.pixels import get_decoder
+
+        return get_decoder(syntax).is_available
     except NotImplementedError:
         return False
 

@@ -1,6 +1,5 @@
 """DICOM headers: group slices into series, and choose the chest series."""
 
-import importlib
 import logging
 import os
 import warnings
@@ -19,6 +18,8 @@ from mg3d.preparation.quarantine import Refusal
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
+DICOMDIR = "DICOMDIR"
+"""Name of the file that lists the DICOM files below its folder, which are read instead."""
 _CT = "1.2.840.10008.5.1.4.1.1.2"
 _GZIP_MAGIC = b"\x1f\x8b"
 _MIN_AXIAL_COSINE = 0.8
@@ -82,27 +83,21 @@ class Header(NamedTuple):
 
 
 def load_pydicom() -> ModuleType:
-    """Import pydicom and silence its logger, whose warnings may quote a patient.
+    """Import pydicom, which takes half a second, and silence its logger, whose warnings may quote a patient."""
+    import pydicom
 
-    Raises:
-        Refusal: codec_missing if it is not installed.
-    """
-    try:
-        package = importlib.import_module("pydicom")
-    except ImportError:
-        raise Refusal("codec_missing", "pydicom is not installed") from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    return package
+    return pydicom
 
 
 def read_headers(path: Path) -> list[Header]:
     """Headers of the DICOM files of a folder, in path order (see `series_files`), or of the series of one slice.
 
     Raises:
-        Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM), codec_missing.
+        Refusal: missing_file, unreadable, dicom_damaged (no file is DICOM).
     """
     try:
-        if path.is_dir():
+        if path.is_dir() or path.name == DICOMDIR:
             return _read_files(series_files(path))
         neighbors = _read_folder(path.parent, series_state(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -121,8 +116,9 @@ def series_files(path: Path) -> list[Path]:
     Raises:
         OSError: a folder or file cannot be read, or does not exist.
     """
+    is_slice = path.is_file() and path.name != DICOMDIR
     folder = path.parent if path.is_file() else path
-    if path.is_file() or has_slices(path):
+    if is_slice or has_slices(folder):
         with os.scandir(folder) as entries:
             return [Path(entry.path) for entry in entries if entry.is_file()]
     return [below / name for below, names in walk_folders(folder, Counter()) for name in names]
@@ -136,14 +132,14 @@ def series_state(path: Path) -> tuple[int, int, int]:
 
 def has_slices(folder: Path) -> bool:
     """Whether the folder itself contains a DICOM file, not only its subfolders."""
-    return any(path.is_file() and is_dicom(path) for path in folder.iterdir())
+    return any(path.name != DICOMDIR and path.is_file() and is_dicom(path) for path in folder.iterdir())
 
 
 def read_series_key(path: Path) -> SeriesKey:
     """The series of one DICOM file.
 
     Raises:
-        Refusal: unreadable, dicom_damaged (not a DICOM file of a series), codec_missing.
+        Refusal: unreadable, dicom_damaged (not a DICOM file of a series).
     """
     header = _read_files([path])[0]
     if not header.series.series_uid:
@@ -245,7 +241,7 @@ def _read_files(files: Iterable[Path]) -> list[Header]:
     pydicom = load_pydicom()
     headers, n_files = [], 0
     try:
-        for path in sorted(path for path in files if path.name != "DICOMDIR"):
+        for path in sorted(path for path in files if path.name != DICOMDIR):
             n_files += 1
             headers += read_file(pydicom, path)
     except OSError as error:

@@ -1,7 +1,8 @@
-"""NIfTI files: CT in HU or in scanner values that a metadata table rescales, and 8-bit grey volumes."""
+"""NIfTI and Analyze files, single or as `.hdr` and `.img`: CT in HU or rescaled by a table, and 8-bit grey volumes."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -16,10 +17,14 @@ from mg3d.preparation import geometry
 from mg3d.preparation.hounsfield import file_rescale
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.limits import check_range, check_shape
-from mg3d.preparation.records import RawVolume, TableGeometry, VolumeRecord
+from mg3d.preparation.records import Change, RawVolume, TableGeometry, VolumeRecord
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _NIFTI2_HEADER_BYTES = 540
+_HEADER_BYTES = 348
+SINGLE_FILES = {b"n+1": nib.Nifti1Header, b"n+2": nib.Nifti2Header}
+PAIRS = {b"ni1": nib.nifti1.Nifti1PairHeader, b"ni2": nib.nifti2.Nifti2PairHeader, b"": nib.Spm99AnalyzeHeader}
+"""Magic -> header; Analyze has none."""
 _MAX_TRAILING_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 24
 
@@ -35,7 +40,9 @@ def read_nifti_ct(record: VolumeRecord, root: Path) -> RawVolume:
         _check_table(record.table, stored.shape[::-1])
     is_from_table = affine is None or (record.table is not None and is_identity(affine))
     affine = geometry.table_affine(record.table) if is_from_table else affine
-    return geometry.raw_volume(stored, affine, *file_rescale(stored, record))
+    rescale, changes = file_rescale(stored, record)
+    changes += [Change("assumed_axes")] if is_analyze(root / record.files[0]) else []
+    return geometry.raw_volume(stored, affine, rescale, changes)
 
 
 def read_nifti_grey(record: VolumeRecord, root: Path) -> RawVolume:
@@ -65,18 +72,38 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         Refusal: missing_file, unreadable, gzip_truncated, nifti_header, not_3d, too_large.
     """
     try:
-        with path.open("rb") as raw:
-            is_gzip = raw.read(2) == _GZIP_MAGIC
-            raw.seek(0)
-            # isal decompresses twice as fast as the zlib that nibabel uses.
-            with igzip.IGzipFile(fileobj=raw, mode="rb") if is_gzip else nullcontext(raw) as stream:
-                return _read_stream(stream)
+        if path.suffix.lower() == ".hdr":
+            with _open(path) as header, _open(_image_file(path)) as stream:
+                return _read_voxels(_read_header(header, PAIRS), stream)
+        with _open(path) as stream:
+            return _read_voxels(_read_header(stream, SINGLE_FILES), stream)
     except FileNotFoundError:
         raise Refusal("missing_file") from None
     except (EOFError, isal_zlib.error, igzip.BadGzipFile) as error:
         raise Refusal("gzip_truncated", type(error).__name__) from None
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("rb") as raw:
+        is_gzip = raw.read(2) == _GZIP_MAGIC
+        raw.seek(0)
+        # isal decompresses twice as fast as the zlib that nibabel uses.
+        with igzip.IGzipFile(fileobj=raw, mode="rb") if is_gzip else nullcontext(raw) as stream:
+            yield stream
+
+
+def _image_file(header: Path) -> Path:
+    """The file with the voxels of a `.hdr`: `.img` or `.img.gz` in any case."""
+    names = {f"{header.stem}{suffix}".lower() for suffix in (".img", ".img.gz")}
+    return next((path for path in sorted(header.parent.iterdir()) if path.name.lower() in names), header.with_suffix(".img"))
+
+
+def is_analyze(path: Path) -> bool:
+    """Whether a `.hdr` is an Analyze header, which does not say how the axes run."""
+    return path.suffix.lower() == ".hdr" and path.read_bytes()[344:347] not in PAIRS
 
 
 def is_identity(affine: np.ndarray) -> bool:
@@ -99,18 +126,25 @@ def header_affine(header: nib.Nifti1Header) -> np.ndarray | None:
     return header.get_qform()
 
 
-def _read_stream(stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_header(stream: IO[bytes], magics: Mapping[bytes, type[nib.analyze.AnalyzeHeader]]) -> nib.analyze.AnalyzeHeader:
+    head = stream.read(_HEADER_BYTES)
+    stream.seek(0)
+    is_nifti2 = _NIFTI2_HEADER_BYTES in {int.from_bytes(head[:4], order) for order in ("little", "big")}
+    kind = magics.get(head[4:7] if is_nifti2 else head[344:347]) or magics.get(b"")
+    if kind is None:
+        raise Refusal("nifti_header", "voxels in another file, or not a NIfTI file")
     try:
-        size = stream.read(4)
-        stream.seek(0)
-        is_nifti2 = _NIFTI2_HEADER_BYTES in {int.from_bytes(size, order) for order in ("little", "big")}
-        header = (nib.Nifti2Header if is_nifti2 else nib.Nifti1Header).from_fileobj(stream)
-        if header["magic"].item()[:3] not in {b"n+1", b"n+2"}:
-            raise HeaderDataError("voxels in another file")
-        affine = header_affine(header)
+        return kind.from_fileobj(stream)
+    except (ImageFileError, HeaderDataError, WrapStructError, ValueError) as error:
+        raise Refusal("nifti_header", type(error).__name__) from None
+
+
+def _read_voxels(header: nib.analyze.AnalyzeHeader, stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        affine = header_affine(header) if "sform_code" in header else header.get_base_affine()
         slope, intercept = header.get_slope_inter()
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
-    except (ImageFileError, HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
+    except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         raise Refusal("nifti_header", type(error).__name__) from None
     if dtype.kind not in "iuf":
         raise Refusal("nifti_header", f"voxels of type {dtype}")

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
+from mg3d.preparation.readers.archive import read_archive
 from mg3d.preparation.readers.dicom import read_dicom
+from mg3d.preparation.readers.itk import read_itk
 from mg3d.preparation.readers.jpeg_slices import read_jpeg_slices
-from mg3d.preparation.readers.mha import read_mha
 from mg3d.preparation.readers.nifti import read_nifti_ct, read_nifti_grey
 from mg3d.preparation.readers.npz import read_ct_clip, read_npz, read_rad_chestct
 from mg3d.preparation.records import RawVolume, VolumeRecord
@@ -14,7 +15,8 @@ READERS: dict[str, Callable[[VolumeRecord, Path], RawVolume]] = {
     "nifti": read_nifti_ct,
     "grey_nifti": read_nifti_grey,
     "dicom": read_dicom,
-    "mha": read_mha,
+    "itk": read_itk,
+    "zip": lambda record, root: read_archive(record, root, READERS, reader_of),
     "jpeg_slices": read_jpeg_slices,
     "rad_chestct": read_rad_chestct,
     "ct_clip": read_ct_clip,
@@ -22,7 +24,10 @@ READERS: dict[str, Callable[[VolumeRecord, Path], RawVolume]] = {
 }
 """Each takes a record and the root of its data set, and raises `Refusal` for a volume that cannot be used."""
 
-READER_OF_SUFFIX = {".nii": "nifti", ".nii.gz": "nifti", ".mha": "mha", ".mhd": "mha", ".npz": "npz"}
+READER_OF_SUFFIX = {
+    ".nii": "nifti", ".nii.gz": "nifti", ".hdr": "nifti", ".mha": "itk", ".mhd": "itk", ".nrrd": "itk", ".nhdr": "itk",
+    ".npz": "npz", ".zip": "zip",
+}  # fmt: skip
 """File name suffix in lower case -> reader of single-file CT volumes. A folder is read as a DICOM series."""
 
 

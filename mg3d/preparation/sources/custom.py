@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from mg3d.preparation.quarantine import Quarantined
 from mg3d.preparation.readers.registry import reader_of
 from mg3d.preparation.records import Inventory, VolumeRecord
-from mg3d.preparation.sources.listing import ListedVolume, read_listing, require_pydicom, strip_suffix
+from mg3d.preparation.sources.listing import ListedVolume, read_listing, strip_suffix
 from mg3d.preparation.sources.options import SourceOptions
 from mg3d.preparation.sources.pseudonyms import pseudonym, read_salt
 from mg3d.preparation.split import draw_val_patients
@@ -65,10 +65,10 @@ def list_custom(root: Path, options: SourceOptions) -> Inventory:
     n_unreported = sum(record.findings is None and record.impression is None for record in inventory.records)
     if n_unreported:
         inventory.notes.append(f"custom: {n_unreported} of {len(inventory.records)} volumes have no report")
-    if any(record.reader == "dicom" for record in inventory.records):
-        require_pydicom()
+    if any(record.reader == "dicom" and (root / record.files[0]).is_dir() for record in inventory.records):
         inventory.notes.append(
-            "custom: of a folder with several DICOM series, the axial series with most slices is used, then the thinnest"
+            "custom: of a folder with several DICOM series, the axial series with most slices is used, then the thinnest; "
+            "prepro/index_dicom.py --choose prefers the chest"
         )
     return inventory
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mg3d.glossary import LABELS
 from mg3d.preparation.quarantine import Refusal
-from mg3d.preparation.readers.dicom_series import SeriesKey, has_slices, load_pydicom, read_series_key, series_files
+from mg3d.preparation.readers.dicom_series import SeriesKey, has_slices, read_series_key, series_files
 from mg3d.preparation.readers.registry import reader_of
 from mg3d.preparation.sources.scan_walk import SCAN_SUFFIXES, is_or_may_be_dicom, walk_scans
 from mg3d.preparation.sources.tables import flag, read_table
@@ -127,7 +127,7 @@ def _leave_out(table: pd.DataFrame, path: Path, notes: list[str]) -> tuple[pd.Da
     if len(table) and not used.any():
         raise ValueError(f"{path}: every row has use = 0; write 1 into the rows to use")
     rest = table[~used]
-    verdicts = Counter(rest["verdict"].str.split(":").str[0] if "verdict" in rest else [])
+    verdicts = Counter(rest["verdict"].str.replace(r"(?<!^rule):.*", "", regex=True) if "verdict" in rest else [])
     counts = "".join(f", {count:,} {verdict}" for verdict, count in verdicts.most_common())
     notes += [f"custom: {len(rest):,} rows with use = 0 are left out{counts}"] if len(rest) else []
     cells = [PurePosixPath(cell.replace("\\", "/")) for cell in rest["volume"]]
@@ -240,20 +240,11 @@ def _representative(
         return path, None, _folder_key(root / path)
     if not is_or_may_be_dicom(root / path):
         return path, "unknown_format", None
-    require_pydicom()
     try:
         key = read_series_key(root / path)
     except Refusal as refusal:
         return path, refusal.code, None
     return first_slice.setdefault((path.parent, key), path), None, key
-
-
-def require_pydicom() -> None:
-    """Raise ValueError with what to install if DICOM cannot be read."""
-    try:
-        load_pydicom()
-    except Refusal:
-        raise ValueError("the folder contains DICOM series; to read them, run: pip install -e '.[dicom]'") from None
 
 
 def _check_located(root: Path, path: Path, table: pd.DataFrame, n_located: int) -> None:

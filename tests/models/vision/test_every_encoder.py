@@ -84,14 +84,15 @@ def test_names_and_shapes_are_those_of_the_released_weights(preset, stem):
 @pytest.mark.parametrize(
     ("presets", "updates"),
     [([preset], {}) for preset in (*PUBLISHED, "tiny", "vit3d16", "vit_b")]
-    + [(["swin_b"], {"patch_size": 4, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}), (["tiny", "nnunet"], {"image_size": 128})],
+    + [(["swin_b"], {"patch_size": 4, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}), (["tiny", "nnunet"], {"image_size": 128})]
+    + [(["vit_b"], {"patch_size": [8, 16, 16]})],
 )
 def test_settings_know_the_geometry_of_the_encoder_they_build(presets, updates):
     settings = resolve(presets, updates)
     encoder = build_vision(settings)
     row = ENCODERS[settings.vision.vision_encoder]
-    assert tuple(encoder.patch_size) == (row.patch_size(settings.vision),) * 3
-    assert encoder.stride == (row.stride(settings.vision),) * 3
+    assert tuple(encoder.patch_size) == row.patch_size(settings.vision)
+    assert encoder.stride == row.stride(settings.vision)
     assert all(side % step == 0 for side, step in zip(volume_shape(settings.data.image_size), encoder.stride, strict=True))
 
 

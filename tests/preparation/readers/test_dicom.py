@@ -2,7 +2,6 @@
 
 import gzip
 import itertools
-import sys
 
 import numpy as np
 import pydicom
@@ -76,12 +75,10 @@ def test_compressed_slices_are_decoded_exactly(folder, syntax, intercept):
     np.testing.assert_array_equal(read(write_series(folder, syntax=syntax, intercept=intercept)).voxels, CHEST)
 
 
-def test_missing_decoder_and_missing_pydicom_are_named(folder, monkeypatch):
+def test_a_missing_decoder_is_named(folder, monkeypatch):
     write_series(folder, syntax=RLELossless)
     monkeypatch.setattr("pydicom.pixels.decoders.RLELosslessDecoder._available", {})
     assert refusal(folder) == ("codec_missing", "RLE Lossless")
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    assert refusal(folder) == ("codec_missing", "pydicom is not installed")
 
 
 @pytest.mark.parametrize(("vr", "padding"), [("SS", -2000), ("US", 63536)])  # the second written as if unsigned
