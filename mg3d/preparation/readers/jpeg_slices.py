@@ -21,9 +21,7 @@ def read_jpeg_slices(record: VolumeRecord, root: Path) -> RawVolume:
     try:
         for name in reversed(record.files):
             with Image.open(root / name) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise Refusal("grey_range", "a slice of more than 8 bits")
-                slices.append(np.asarray(image.convert("L")))
+                slices.append(_grey_values(image))
     except FileNotFoundError:
         raise Refusal("missing_file", "a listed slice") from None
     except PermissionError:
@@ -36,3 +34,9 @@ def read_jpeg_slices(record: VolumeRecord, root: Path) -> RawVolume:
     volume = np.stack(slices)
     check_range(volume.min(), volume.max())
     return RawVolume(volume, None, "uint8_unknown_window")
+
+
+def _grey_values(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):  # PIL would clip them at 255
+        raise Refusal("grey_range", "a slice of more than 8 bits")
+    return np.asarray(image.convert("L"))
