@@ -16,13 +16,14 @@ from mg3d.finetune.cases import ArrowRow, FinetuneCase, is_preprocessed
 from mg3d.finetune.distributed import run_on_first_rank
 from mg3d.finetune.images import read_volume
 
-_VERSION = 3
+_VERSION = 4
 """Results of another version of the checks are not reused."""
 _THREADS = 4
 """Scans that are in memory at the same time."""
 
 InspectedFiles = Mapping[str, Mapping[str, Any]]
-"""Case -> `error`, why it cannot be used; else the grid [shape, affine] of `image` and `mask`, and the `values` of the mask."""
+"""Case -> `error`, why it cannot be used; else the grid [shape, affine] of `image` and `mask`, the `minimum` of the image and the
+`values` of the mask."""
 
 
 def inspect_files(cases: Sequence[FinetuneCase], cache: Path, *, channel: int | None = None) -> InspectedFiles:
@@ -64,7 +65,7 @@ def _key(case: FinetuneCase, channel: int | None) -> str:
 def _inspect(case: FinetuneCase, channel: int | None) -> dict[str, Any]:
     try:
         image, affine = read_volume(case.image, channel=channel)
-        result: dict[str, Any] = {"image": [list(image.shape), np.asarray(affine).tolist()]}
+        result: dict[str, Any] = {"image": [list(image.shape), np.asarray(affine).tolist()], "minimum": float(image.min())}
         if case.mask is not None:
             mask, affine = read_volume(case.mask)
             values = [value.item() for value in np.unique(mask)[:100]]

@@ -132,6 +132,9 @@ def run_folds(
     files: InspectedFiles = {}
     if task_type.uses_encoder:
         files = inspect_files(used, task.results_folder(settings) / "files.json", channel=task_type.channel)
+    minima = [file["minimum"] for file in files.values() if "minimum" in file]
+    if task.data_setting == "table" and settings.intensity == "window" and minima and min(minima) >= 0:
+        info("no scan has a negative value, so they may not be in HU: use intensity=z_score, or their range as window_hu")
     excluded = exclude_unusable([*used, *(case for case in listed if case.error)], files, task_type, folder)
     if not synthetic:
         warn_of_counts(task, settings, [case for case in cases if case.case_id not in excluded])

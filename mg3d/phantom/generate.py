@@ -1,13 +1,14 @@
 """Write the synthetic pre-training set: CT-RATE and CTRG-Chest trees and ground truth. Parallel, resumable, deterministic."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.progress import track
+from tqdm import tqdm
 
 from mg3d.files import write_json
 from mg3d.phantom import ct_rate, ctrg
@@ -151,7 +152,9 @@ def write_masks(study: PhantomStudy) -> None:
 
 
 def _for_all(function: Callable[[PhantomStudy], None], studies: list[PhantomStudy], workers: int, description: str) -> None:
-    for _ in track(map_cases(function, studies, workers), description, total=len(studies)):
+    interval_s = 0.5 if sys.stderr.isatty() else 60.0  # lines in a log file
+    written = map_cases(function, studies, workers)
+    for _ in tqdm(written, description, total=len(studies), unit="study", mininterval=interval_s):
         pass
 
 

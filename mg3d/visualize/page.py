@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +67,10 @@ def _cell(value: Any) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Floats with three decimals, everything else as str."""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    """Floats with three decimals, `undefined` for NaN, everything else as str."""
+    if isinstance(value, float):
+        return "undefined" if math.isnan(value) else f"{value:.3f}"
+    return str(value)
 
 
 def png(figure: Figure) -> bytes:

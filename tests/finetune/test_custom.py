@@ -173,6 +173,15 @@ def test_bad_masks_are_excluded_and_the_others_are_used(scans, tmp_path, capsys)
     assert "excluded 4 of 12 cases" in capsys.readouterr().out
 
 
+def test_scans_that_are_not_in_hounsfield_units_are_noticed(scans, tmp_path, capsys):
+    for number in range(10):
+        write_scan(tmp_path / "ct" / f"s{number}.nii.gz", number, shift_hu=900 + 100 * (number % 2))
+    table = write_table(tmp_path, tmp_path, rows=10, label=ODD[:10])
+    command = arguments(table=table, log_dir=tmp_path, run_name="r", method="probe")
+    assert run(TASK, command) == 0
+    assert "no scan has a negative value, so they may not be in HU" in capsys.readouterr().out
+
+
 def test_relative_tables_start_at_the_folder_of_the_caller(monkeypatch, tmp_path):
     monkeypatch.setenv("MG3D_CALLER_DIR", str(tmp_path))
     for text in ("labels.csv", "[a.csv,b.csv]"):

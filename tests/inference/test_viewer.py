@@ -188,6 +188,14 @@ def test_malformed_and_impossible_requests_are_answered_with_a_reason(body, expe
     assert json.loads(content)["error"]
 
 
+@pytest.mark.parametrize("size", ["-1", "10000000000", "x"])
+def test_a_body_of_impossible_size_is_refused_at_once(size, server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    connection.request("POST", "/api/map", headers={"X-Token": server.token, "Content-Length": size})
+    assert connection.getresponse().status == 400
+    connection.close()
+
+
 def test_names_reports_and_requests_are_never_logged(session, capfd, monkeypatch):
     def fail(scan_id, sentence):
         raise KeyError(f"{sentence} of a.nii.gz")

@@ -17,6 +17,11 @@ def test_rows_may_have_different_columns(tmp_path):
     assert np.reshape(cells, (3, 3)).tolist() == [["name", "low", "high"], ["a", "1.000", ""], ["b", "", "2"]]
 
 
+def test_missing_values_are_undefined(tmp_path):
+    write_page(tmp_path / "a.html", title="t", sections=[("s", [[{"auroc": float("nan")}, {"auroc": 0.25}]])])
+    assert "<td>undefined</td></tr><tr><td>0.250</td>" in (tmp_path / "a.html").read_text()
+
+
 def test_headings_column_names_and_cells_are_escaped(tmp_path):
     write_page(tmp_path / "page.html", title="<i>", sections=[("<u>", [[{"<s>": "&"}]])])
     text = (tmp_path / "page.html").read_text()

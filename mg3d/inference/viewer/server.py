@@ -32,6 +32,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+_MAX_BODY_BYTES = 1_000_000
 _SCAN, _NIFTI, _MAP = (re.compile(p) for p in (r"/api/scan/(\d{1,9})", r"/scan/(\d{1,9})\.nii", r"/map/([\w-]{1,40})\.nii"))
 
 
@@ -122,7 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/api/map":
             return None
         try:
-            request = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            size = int(self.headers.get("Content-Length", 0))
+            if not 0 <= size <= _MAX_BODY_BYTES:  # a negative size would be read until the connection ends
+                raise ValueError(f"a body of {size} bytes")
+            request = json.loads(self.rfile.read(size))
             scan_id, sentence = int(request["scan"]), str(request["sentence"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise MalformedRequest('expected {"scan": id, "sentence": text}') from None
