@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """The report of one scan, or a summary of the table; errors as `ScanModel.generate` and `write_predictions`."""
-    check_early(options, options.source)
+    check_early(options, options.source, scan=options.source if options.out is None else None)
     model = load_model(options)
     model.require_captioning()
     decoding = {"num_beams": options.beams, "no_repeat_ngram_size": options.no_repeat}

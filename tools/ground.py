@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> str:
         raise ValueError(f"{options.out} exists and may be a scan. Choose a new file or remove it.")
     if options.against == options.sentence:
         raise ValueError("--against equals the sentence. Pass a contrasting text.")
-    check_early(options, options.scan)
+    check_early(options, scan=options.scan)
     from mg3d.inference.scan import write_nifti
 
     model = load_model(options)

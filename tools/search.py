@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """The nearest entries as text; errors as `ScanModel.read` and `ScanModel.retrieve`."""
-    check_early(options, options.index, options.scan)
+    check_early(options, options.index, scan=options.scan)
     from mg3d.inference.search_index import SearchIndex
 
     index = SearchIndex.load(options.index)

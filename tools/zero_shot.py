@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """The scores of one scan, or a summary of the table; errors as `ScanModel.classify` and `write_predictions`."""
-    check_early(options, options.source)
+    check_early(options, options.source, scan=options.source if options.out is None else None)
     model = load_model(options)
     if options.out is None:
         return str(model.classify(model.read(options.source), options.findings, wording=options.wording))

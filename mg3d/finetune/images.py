@@ -184,5 +184,7 @@ def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray) -> None:
     image = nib.Nifti1Image(mask.astype(np.uint8), affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
+        image.set_qform(None, code=0)  # a qform cannot express shear
     nib.save(image, partial)
     partial.replace(path)

@@ -69,19 +69,25 @@ def run_and_print(work: Callable[[], str]) -> int:
         return 130
 
 
-def check_early(options: argparse.Namespace, *paths: str | Path | None) -> None:
+def check_early(options: argparse.Namespace, *paths: str | Path | None, scan: str | Path | None = None) -> None:
     """Check paths and findings before the model is loaded; prints a warning for misspelt findings.
 
+    scan: the only scan that will be read, if it is only one.
+
     Raises:
-        FileNotFoundError: one of `paths`, the table or the model does not exist.
-        ValueError: the model's folder has no model, or a finding has no letters.
+        FileNotFoundError: one of `paths`, the scan, the table or the model does not exist.
+        ValueError: the model's folder has no model, a finding has no letters, or `scan` is not one scan.
     """
     find_local(options.model)
-    for path in (*paths, getattr(options, "table", None)):
+    for path in (*paths, scan, getattr(options, "table", None)):
         if path is not None and not Path(path).exists():
             raise FileNotFoundError(f"{path} does not exist")
     for warning in finding_warnings(getattr(options, "findings", ())):
         print(f"mg3d: warning: {warning}", file=sys.stderr)
+    if scan is not None:
+        from mg3d.inference.scan import check_scan
+
+        check_scan(scan)
 
 
 def finding_warnings(findings: Sequence[str]) -> list[str]:

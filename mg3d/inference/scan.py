@@ -125,6 +125,13 @@ def read_scan(path: str | Path, preprocessing: Preprocessing) -> Scan:
         return _scan(_read_raw(path, preprocessing.recipe.hu), preprocessing, path.name)
 
 
+def check_scan(path: str | Path) -> None:
+    """Check by names and headers that a path is one scan of a known format; errors as `read_scan`."""
+    path = Path(path)
+    with _refusals_as_errors(path):
+        _reader(_only_scan(path) if path.is_dir() else path)
+
+
 def as_nifti(path: str | Path) -> nib.Nifti1Image:
     """Convert a scan to NIfTI in HU (int16) with the geometry of its file; errors as `read_scan`."""
     with _refusals_as_errors(Path(path)):

@@ -134,7 +134,7 @@ class ScanModel:
         else:
             scan = read_scan(source, self.preprocessing)
         if scan.note:
-            print(f"mg3d: warning: {scan.name or 'the array'}: {scan.note}", file=sys.stderr)
+            print(f"mg3d: warning: a scan: {scan.note}", file=sys.stderr)  # not its name, which may be a patient's
         return scan
 
     def embed(self, scans: Scan | Sequence[Scan]) -> np.ndarray:

@@ -15,6 +15,7 @@ from mg3d.finetune import data_check
 from mg3d.finetune import transforms as t
 from mg3d.finetune.cases import FinetuneCase
 from mg3d.finetune.data_check import check_structures, inspect_files, mask_error
+from mg3d.finetune.images import write_mask
 from mg3d.finetune.loop import predict
 from mg3d.finetune.settings import FinetuneSettings
 from mg3d.finetune.tasks.segmentation import LOSSES, Segmentation, keep_largest_components
@@ -245,3 +246,14 @@ def test_bad_masks_have_a_reason_and_absent_structures_are_refused(tmp_path):
     with pytest.raises(ValueError, match="none of the 1 training cases has a voxel of lesion"):
         check_structures([empty], inspect(empty), ["lesion"])
     check_structures([empty, good], inspect(empty, good), ["lesion"])
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.2])
+def test_the_qform_of_a_written_mask_never_contradicts_its_sform(tmp_path, shear):
+    affine = AFFINES["LPS"].copy()
+    affine[1, 2] = shear * affine[2, 2]
+    write_mask(tmp_path / "mask.nii.gz", np.zeros((4, 5, 6)), affine)
+    image = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(image.get_sform(), affine, atol=1e-5)
+    qform = image.get_qform(coded=True)[0]
+    assert qform is None if shear else np.allclose(qform, affine, atol=1e-4)

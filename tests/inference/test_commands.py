@@ -307,19 +307,22 @@ def test_a_foreign_table_is_not_overwritten(model, tmp_path):
 
 
 def test_contradicting_rows_of_a_table_fail(tree, model, tmp_path):
-    rows = ["volume,report", "one/a.nii.gz,Clear.", "one/a.nii.gz,A nodule.", "two/b.nii,Clear.", "gone.nii,Clear."]
+    label = "Lung nodule"
+    rows = [f"volume,{label}", "one/a.nii.gz,0", "one/a.nii.gz,1", "two/b.nii,0", "gone.nii,0"]
     (tmp_path / "table.csv").write_text("\n".join(rows))
     outcome, _ = build_index(model, list_scans(model, tree, table=tmp_path / "table.csv"), tmp_path / "index")
     assert outcome.new == 1
     assert {reason for _, reason in outcome.failed} == {REASONS["duplicate_row"], REASONS["missing_file"]}
 
 
-def test_a_folder_of_two_patients_is_listed_and_with_out_every_series_is_scored(folder, tmp_path, capsys):
+def test_a_folder_of_two_patients_is_listed_and_with_out_every_series_is_scored(folder, tmp_path, capsys, monkeypatch):
     root = tmp_path / "export"
     for number in (1, 2):
         write_series(root / "CT", chest(number), start=f"S{number}-", SeriesInstanceUID=f"1.2.{number}", PatientID=f"P{number}")
     arguments = ("--model", folder, "--device", "cpu", root, "--findings", "Emphysema")
-    assert command("zero_shot", *arguments) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("mg3d.inference.load.load", None)  # before the model is loaded
+        assert command("zero_shot", *arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "has 2 scans; name one of them, or process all with --out: CT/S1-0000.dcm (26 slices), CT/S2-0000.dcm" in printed.err

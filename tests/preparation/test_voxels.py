@@ -47,7 +47,8 @@ FIRST_RELEASE = {"folder": "train", "stored": RAW + 1024, "affine": np.eye(4), "
         *(
             ({**FIRST_RELEASE, "row": row}, "metadata_table")
             for row in (
-                {"XYSpacing": "['3.0', '3.0']"}, {"XYSpacing": "(3, 3)"}, {"PatientPosition": "FFS"}, {"PatientAge": ""},
+                {"XYSpacing": "['3.0', '3.0']"}, {"XYSpacing": "(3, 3)"},
+                {"XYSpacing": "[np.float64(3.0), np.float64(3.0)]"}, {"PatientPosition": "FFS"}, {"PatientAge": ""},
                 {"ImageOrientationPatient": "['1', '0', '0', '0', '1', '0']"}, {"ImageOrientationPatient": ""},
             )
         ),

@@ -72,7 +72,7 @@ def _row(parts: list[FoundSeries], owners: dict[PurePosixPath, set[SeriesKey]], 
 def _without_copies(parts: list[FoundSeries]) -> list[FoundSeries]:
     """The largest part, the first of equal ones, and those with slices that no larger part has."""
     kept: list[FoundSeries] = []
-    for part in sorted(parts, key=lambda part: -len(part.heights)):
+    for part in sorted(parts, key=lambda part: (-len(part.heights), -part.files)):
         if not kept or not set(part.heights) <= {height for other in kept for height in other.heights}:
             kept.append(part)
     return kept
@@ -134,7 +134,7 @@ def describe(rows: Sequence[dict[str, Any]], found: Sequence[FoundSeries], passe
     n_files = sum(row["files"] for row in rows)
     lines = [
         f"{len(rows):,} series of {n_studies:,} studies of {n_patients:,} patients in {n_files:,} files",
-        f"{len(used):,} series are used; the others:",
+        f"{len(used):,} series are used" + ("; the others:" if len(used) < len(rows) else ""),
         *(f"  {count:>7,}  {why}" for why, count in Counter(_short(row) for row in rows if not row["use"]).most_common()),
     ]
     n_unknown = len({series.key.study_uid for series in found if not series.key.patient_id.strip()})

@@ -36,6 +36,8 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
 _TREES = ("{split}_fixed", "{split}", "{split}_preprocessed")
 """Folders of a split in order of preference: corrected, first release, CT-CLIP's arrays."""
 _IDENTITY_ORIENTATION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+_NUMPY_NUMBER = re.compile(r"np\.float\d+\(([^()]*)\)")
+"""How NumPy 2 writes the numbers of a list."""
 _ADVICE = "download it again from CT-RATE's page"
 
 
@@ -272,7 +274,7 @@ def _read_no_chest(path: Path, notes: list[str]) -> set[str]:
 def _floats(cell: str, count: int) -> tuple[float, ...]:
     """A list written as text, e.g. "[0.7, 0.7]"; NaN for anything else."""
     try:
-        values = tuple(float(value) for value in ast.literal_eval(cell.strip()))
+        values = tuple(float(value) for value in ast.literal_eval(_NUMPY_NUMBER.sub(r"\1", cell.strip())))
     except (ValueError, SyntaxError, TypeError):
         values = ()
     return values if len(values) == count else (float("nan"),) * count

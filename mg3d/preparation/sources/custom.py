@@ -65,9 +65,10 @@ def list_custom(root: Path, options: SourceOptions) -> Inventory:
     n_unreported = sum(record.findings is None and record.impression is None for record in inventory.records)
     if n_unreported:
         inventory.notes.append(f"custom: {n_unreported} of {len(inventory.records)} volumes have no report")
-    if any(record.reader == "dicom" for record in inventory.records):
+    if any(record.reader == "dicom" and (root / record.files[0]).is_dir() for record in inventory.records):
         inventory.notes.append(
-            "custom: of a folder with several DICOM series, the axial series with most slices is used, then the thinnest"
+            "custom: of a folder with several DICOM series, the axial series with most slices is used, then the thinnest; "
+            "prepro/index_dicom.py --choose prefers the chest"
         )
     return inventory
 

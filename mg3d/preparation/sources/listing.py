@@ -127,7 +127,7 @@ def _leave_out(table: pd.DataFrame, path: Path, notes: list[str]) -> tuple[pd.Da
     if len(table) and not used.any():
         raise ValueError(f"{path}: every row has use = 0; write 1 into the rows to use")
     rest = table[~used]
-    verdicts = Counter(rest["verdict"].str.split(":").str[0] if "verdict" in rest else [])
+    verdicts = Counter(rest["verdict"].str.replace(r"(?<!^rule):.*", "", regex=True) if "verdict" in rest else [])
     counts = "".join(f", {count:,} {verdict}" for verdict, count in verdicts.most_common())
     notes += [f"custom: {len(rest):,} rows with use = 0 are left out{counts}"] if len(rest) else []
     cells = [PurePosixPath(cell.replace("\\", "/")) for cell in rest["volume"]]

@@ -186,7 +186,7 @@ def test_rows_that_are_not_used_are_left_out_and_counted_by_their_verdict(root):
     inventory = listed(root, rows)
     assert [record.row for record in inventory.records] == [2, 1]
     assert inventory.quarantined == []
-    assert noted(inventory, "3 rows with use = 0 are left out, 2 not_ct, 1 rule")
+    assert noted(inventory, "3 rows with use = 0 are left out, 2 not_ct, 1 rule: mip")
     assert not noted(inventory, "not in the table")
     with pytest.raises(ValueError, match="every row has use = 0"):
         listed(root, rows[2:])
