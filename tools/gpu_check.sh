@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measure mg3d on a GPU in at most 8 minutes: encoder and step against MONAI, MFU, waits, data loading, pre-training, fine-tuning.
+# Measure mg3d on a GPU in at most 8 minutes: encoder and step against MONAI, Swin-B beside ViT-B and U-Net, MFU, waits, data
+# loading, pre-training, fine-tuning. A check that fails is named with its last line of output, and the next one starts.
 #   bash tools/gpu_check.sh [FOLDER]           results in FOLDER (default: result/gpu_check); run it again to repeat failed checks only
 #   bash tools/gpu_check.sh --quick [FOLDER]   tiny sizes on the CPU, to see that every check runs; the times mean nothing
 set -euo pipefail
@@ -22,18 +23,26 @@ else
 fi
 
 failed=0
+if [ -n "$quick" ]; then BUDGET=3600; else BUDGET=480; fi     # seconds of all checks
 check() {                                                   # NAME SECONDS COMMAND: one check; NAME.log, and NAME.done when it passed
-    local name=$1 limit=$2 start=$SECONDS code=0
+    local name=$1 limit=$2 start=$SECONDS code=0 left=$((BUDGET - SECONDS))
     shift 2
     if [ -e "$folder/$name.done" ]; then return; fi
+    if [ "$left" -lt 10 ]; then echo "== $name: not started, the time is over; run the script again"; failed=1; return; fi
     echo "== $name"
-    timeout "$limit" "$@" >"$folder/$name.log" 2>&1 || code=$?
-    if [ "$code" -eq 0 ]; then echo $((SECONDS - start)) >"$folder/$name.done"; else failed=1; tail -n 5 "$folder/$name.log"; fi
+    timeout -k 10 $((limit < left ? limit : left)) "$@" >"$folder/$name.log" 2>&1 </dev/null || code=$?
+    if [ "$code" -eq 1 ] && [ -e "$folder/$name.json" ]; then code=0; fi   # measured, but a target was missed
+    case $code in
+        0) echo $((SECONDS - start)) >"$folder/$name.done" ;;
+        124 | 137) failed=1; echo "   stopped after $((SECONDS - start)) s; see $folder/$name.log" ;;
+        *) failed=1; echo "   failed: $(grep -v '^[[:space:]]*$' "$folder/$name.log" | tail -n 1 | cut -c 1-300); see $folder/$name.log" ;;
+    esac
 }
 
-benchmark() { check "$1" 150 "$PYTHON" tools/benchmark.py "$@" "${device[@]}" --json "$folder/$1.json"; }
+benchmark() { [ -e "$folder/$1.done" ] || rm -f "$folder/$1.json"; check "$1" 150 "$PYTHON" tools/benchmark.py "$@" "${device[@]}" --json "$folder/$1.json"; }
 
 benchmark encoder --size 128 128 128
+benchmark architectures --size 128 128 128
 benchmark step --batch 8
 benchmark loader --step-ms 250 --workers 8
 benchmark planner

@@ -172,7 +172,7 @@ def _read(record: "VolumeRecord", root: Path) -> ShownCase:
     import numpy as np
 
     from mg3d.preparation.geometry import table_affine, to_lps
-    from mg3d.preparation.quarantine import REASONS, Refusal
+    from mg3d.preparation.quarantine import Refusal
     from mg3d.preparation.readers.nifti import read_nifti
     from mg3d.preparation.readers.registry import READERS
     from mg3d.sentence_spans import build_report
@@ -182,8 +182,7 @@ def _read(record: "VolumeRecord", root: Path) -> ShownCase:
         raw = READERS[record.reader](record, root)
     except Refusal as refusal:
         if refusal.code != "hu_ambiguous" or record.reader != "nifti":
-            detail = f" ({refusal.detail})" if refusal.detail else ""
-            raise ValueError(f"{name} cannot be read: {REASONS[refusal.code]}{detail}") from None
+            raise ValueError(f"{name} cannot be read: {refusal.reason}") from None
         stored, affine = read_nifti(root / record.files[0])
         volume, spacing = to_lps(stored, table_affine(record.table) if affine is None else affine)
         low, high = np.nanpercentile(stored, (1, 99))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mg3d.datasets.schema import INDEX_SCHEMA, SCHEMA_VERSION, decode_metadata, index_path
+from mg3d.datasets.schema import SCHEMA_VERSION, decode_metadata, index_path
 from mg3d.datasets.storage import Storage
 from mg3d.files import raise_open_file_limit
 
@@ -51,11 +51,10 @@ class VolumeIndex:
         """All rows of the index, memory-mapped."""
         reader = open_arrow(self.path)
         version = decode_metadata(reader.schema).get("schema_version")
-        missing = [name for name in INDEX_SCHEMA.names if name not in reader.schema.names]
-        if version != SCHEMA_VERSION or missing:
+        if version != SCHEMA_VERSION:
             raise ValueError(
-                f"{self.path} has schema version {version}; this version of mg3d reads {SCHEMA_VERSION}"
-                f"{f' (missing columns: {missing})' if missing else ''}. Rerun prepro/prepro_pretraining_data.py"
+                f"{self.path} has schema version {version}; this version of mg3d reads {SCHEMA_VERSION}. "
+                "Rerun prepro/prepro_pretraining_data.py"
             )
         return reader.read_all()
 

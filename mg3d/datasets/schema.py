@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from mg3d.glossary import LABELS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 AXES = "z:+S,y:+P,x:+L"
 
 

@@ -17,6 +17,8 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
 VOLUME_SUFFIXES = (".nii", ".nii.gz", *ITK_SUFFIXES, ".npy", ".npz")
 SLICE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L")
+"""Modes of PIL, which clips such values at 255 when it converts an image to 8 bits."""
 
 
 def slice_files(files: Iterable[Path]) -> tuple[Path, ...]:
@@ -47,7 +49,7 @@ def read_image(source: Source, *, channel: int | None = None) -> "MetaTensor":
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is damaged, not a 3D volume, or has voxels that are NaN or Inf.
+        ValueError: the file is damaged, not a 3D volume, has voxels that are NaN or Inf, or has an impossible or sheared grid.
     """
     import torch
     from monai.data import MetaTensor
@@ -90,6 +92,9 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
         return _read_slices(source), array_affine()
     if not source.exists():
         raise FileNotFoundError(f"there is no file {source}")
+    from mg3d.preparation.geometry import check_grid
+    from mg3d.preparation.quarantine import Refusal
+
     if is_dicom_series(source):
         from mg3d.finetune.prepared import read_dicom
 
@@ -101,11 +106,14 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
         elif name.endswith(ITK_SUFFIXES):
             array, affine = _read_with_itk(source)
         elif name.endswith((".npy", ".npz")):
-            array, affine = _read_numpy(source), array_affine()
+            array, affine = _read_numpy(source)
         else:
             raise ValueError(f"unknown file type; expected {', '.join(VOLUME_SUFFIXES)}, or a DICOM series")
         if array.dtype.kind not in "biuf":
             raise ValueError(f"its values are of type {array.dtype}; expected numbers")
+        check_grid(affine)
+    except Refusal as refusal:
+        raise ValueError(f"{source} cannot be used: {refusal.reason}") from None
     except Exception as error:  # libraries raise any type for a damaged file, such as zlib.error
         short = str(error).strip().split("\n")[-1][:160]
         raise ValueError(f"{source} cannot be read as a scan ({type(error).__name__}: {short})") from error
@@ -115,9 +123,12 @@ def read_array(source: Source) -> tuple[np.ndarray, np.ndarray]:
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import nibabel as nib
 
+    from mg3d.preparation.readers.nifti import header_affine
+
     image = nib.load(path)
     scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
-    return np.asarray(image.dataobj, dtype=np.float32 if scaled else None), image.affine
+    affine = header_affine(image.header)
+    return np.asarray(image.dataobj, dtype=np.float32 if scaled else None), image.affine if affine is None else affine
 
 
 def _read_with_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -135,12 +146,19 @@ def _read_with_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0), LPS_TO_RAS @ affine
 
 
-def _read_numpy(path: Path) -> np.ndarray:
+def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """An array [z, y, x] with voxels of 1 mm; Rad-ChestCT's files by their key and geometry."""
+    from mg3d.preparation.readers.npz import RAD_CHESTCT_MM
+
     loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        with loaded:
-            loaded = loaded[loaded.files[0]]
-    return loaded
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        return loaded, array_affine()
+    with loaded:
+        if "ct" in loaded.files:
+            return loaded["ct"][::-1], array_affine(RAD_CHESTCT_MM)
+        if len(loaded.files) != 1:
+            raise ValueError(f"it has the arrays {', '.join(loaded.files[:4])}; expected one, or `ct` as in Rad-ChestCT")
+        return loaded[loaded.files[0]], array_affine()
 
 
 def array_affine(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> np.ndarray:
@@ -157,7 +175,7 @@ def _read_slices(files: tuple[Path, ...]) -> np.ndarray:
     for file in files:
         try:
             with Image.open(file) as image:
-                planes.append(np.asarray(image.convert("L")))
+                planes.append(np.asarray(image if image.mode in _GREY_16_BIT else image.convert("L")))
         except Exception as error:
             raise ValueError(f"{file} cannot be read as an image ({type(error).__name__})") from error
     sizes = {plane.shape for plane in planes}

@@ -13,7 +13,7 @@ from mg3d.datasets.schema import DATASETS, SPLITS, index_path
 from mg3d.finetune.cases import ArrowRow, FinetuneCase, RawScan, split_and_fold
 from mg3d.finetune.distributed import info, run_on_first_rank
 from mg3d.preparation import geometry
-from mg3d.preparation.quarantine import REASONS, Refusal
+from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.dicom_series import read_headers
 from mg3d.preparation.readers.registry import READERS, reader_of
 from mg3d.preparation.recipe import Recipe
@@ -160,5 +160,4 @@ def _refusal_as_error(path: Path) -> Iterator[None]:
     try:
         yield
     except Refusal as refusal:
-        detail = f" ({refusal.detail})" if refusal.detail else ""
-        raise ValueError(f"{path} cannot be used: {REASONS[refusal.code]}{detail}") from None
+        raise ValueError(f"{path} cannot be used: {refusal.reason}") from None

@@ -77,10 +77,11 @@ def score_table(task_type: TaskType, table: pd.DataFrame, dev: pd.DataFrame | No
 def _statistics(task_type: TaskType, table: pd.DataFrame, dev: pd.DataFrame | None, rows: np.ndarray) -> dict[str, float]:
     """Scores of some rows, and those of each fold as `fold <n>: <score>`; nan for a fold of which none is drawn."""
     drawn = table.iloc[rows]
-    values = dict(task_type.statistics(drawn, dev))
+    overall = task_type.statistics(drawn, dev)
+    values = dict(overall)
     for fold in sorted(set(table.get("fold", ()))):
         part = drawn[drawn["fold"] == fold]
-        of_fold = task_type.statistics(part, dev) if len(part) else dict.fromkeys(values, float("nan"))
+        of_fold = task_type.statistics(part, dev) if len(part) else dict.fromkeys(overall, float("nan"))
         values |= {f"fold {fold}: {name}": value for name, value in of_fold.items()}
     return values
 

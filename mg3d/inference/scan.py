@@ -184,8 +184,7 @@ def _refusals_as_errors(subject: Path | str) -> Iterator[None]:
     try:
         yield
     except Refusal as refusal:
-        reason = REASONS[refusal.code] + (f" ({refusal.detail})" if refusal.detail else "")
-        raise ValueError(f"{subject} cannot be used: {reason}") from None
+        raise ValueError(f"{subject} cannot be used: {refusal.reason}") from None
     except MemoryError:
         raise ValueError(f"{subject} cannot be used: {REASONS['oom']}") from None
 

@@ -12,6 +12,9 @@ from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.records import Change, RawVolume, TableGeometry
 
 SPACING_MM = (0.2, 15.0)
+"""Voxel size of a chest CT."""
+ANY_SPACING_MM = (0.05, 50.0)
+"""Voxel size of a scan of any modality."""
 MIN_SLICES = 20
 MAX_LENGTH_MM = 1500.0
 SHORT_MM = 100.0
@@ -110,11 +113,28 @@ def lps_affine(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return affine @ orientations.inv_ornt_aff(_orientation_to_lps(affine), in_file)
 
 
-def _check_sizes(affine: np.ndarray) -> None:
+def check_grid(affine: np.ndarray) -> None:
+    """Refuse a grid of any modality without voxels of plausible size at right angles; it may be rotated.
+
+    Raises:
+        Refusal: nan_spacing, spacing_out_of_range, gantry_tilt.
+    """
+    _check_sizes(affine, ANY_SPACING_MM)
+    if (shear := _shear_degrees(affine)) > UPRIGHT_DEGREES:
+        raise Refusal("gantry_tilt", f"{shear:.1f} degrees of shear, {UPRIGHT_DEGREES:g} allowed; resample scan and mask")
+
+
+def _shear_degrees(affine: np.ndarray) -> float:
+    directions = affine[:3, :3] / nib.affines.voxel_sizes(affine)
+    cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
+    return float(np.degrees(np.arcsin(cosines.max().clip(max=1))))
+
+
+def _check_sizes(affine: np.ndarray, limits_mm: tuple[float, float] = SPACING_MM) -> None:
     if not np.isfinite(affine).all():
         raise Refusal("nan_spacing", "NaN in the header's affine")
     sizes = nib.affines.voxel_sizes(affine)
-    if not all(SPACING_MM[0] <= size <= SPACING_MM[1] for size in sizes):
+    if not all(limits_mm[0] <= size <= limits_mm[1] for size in sizes):
         raise Refusal("spacing_out_of_range", f"{' x '.join(f'{size:.4g}' for size in sizes)} mm{_guess_unit(sizes)}")
 
 
@@ -129,8 +149,7 @@ def _deviations(affine: np.ndarray) -> list[Change]:
     """Shear and rotation beyond `UPRIGHT_DEGREES`; raises as `raw_volume`."""
     _check_sizes(affine)
     directions = affine[:3, :3] / nib.affines.voxel_sizes(affine)
-    cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
-    shear = float(np.degrees(np.arcsin(cosines.max().clip(max=1))))
+    shear = _shear_degrees(affine)
     if shear > MAX_DEGREES or abs(np.linalg.det(directions)) < _MIN_DETERMINANT:
         raise Refusal("gantry_tilt", f"{shear:.1f} degrees of shear; up to {MAX_DEGREES:g} are resampled")
     # A sheared grid has one axis that differs from its patient axis, a rotated one has two or three.

@@ -65,6 +65,11 @@ class Refusal(Exception):
         super().__init__(code, detail)
         self.code, self.detail = code, detail
 
+    @property
+    def reason(self) -> str:
+        """The meaning of the code, with the detail."""
+        return REASONS[self.code] + (f" ({self.detail})" if self.detail else "")
+
 
 @dataclass(frozen=True)
 class Quarantined:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import math
+import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -101,6 +103,7 @@ def check_early(settings: Settings, *, starts: bool) -> None:
     """Raises ValueError or FileNotFoundError for what would otherwise fail after reports are read, or after training."""
     if settings.text.text_encoder != "tiny":
         require_text_encoder(settings.text.text_encoder, settings.data.max_text_len)
+    require_shared_memory(settings)
     if settings.run.load_path and starts:
         load(settings, build_vision(settings))
     if settings.run.compile and is_first_rank():
@@ -110,6 +113,18 @@ def check_early(settings: Settings, *, starts: bool) -> None:
             log(note)
     if settings.run.evidence:
         held_out_studies(settings)
+
+
+def require_shared_memory(settings: Settings, folder: Path = Path("/dev/shm")) -> None:
+    """Raises ValueError if the batches that loader processes hold do not fit into shared memory, where training would hang."""
+    data, workers = settings.data, settings.data.num_workers
+    batch = settings.optim.per_gpu_batchsize * math.prod(volume_shape(data.image_size, data.volume_size))
+    need = 2 * workers * batch  # two prefetched batches per process, at least one byte per voxel
+    if workers and folder.is_dir() and (free := shutil.disk_usage(folder).free) < need:
+        raise ValueError(
+            f"{folder} has {free / 1e6:.0f} MB free, and num_workers={workers} needs at least {need / 1e6:.0f} MB; start the "
+            "container with a larger --shm-size (such as 16g), or lower num_workers"
+        )
 
 
 def build_module(

@@ -158,3 +158,10 @@ def test_figures_of_several_folds_have_a_curve_per_fold():
     (_, figure), *_ = classification().figures(folds_with_different_scales())
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert [name.partition(" (")[0] for name in names] == ["a, fold 0", "a, fold 1", "b, fold 0", "b, fold 1"]
+
+
+def test_resamples_without_a_case_of_a_fold_have_the_scores_of_the_others():
+    """Three folds of one patient each: nearly every resample lacks one or two of them."""
+    task_type = Classification(FinetuneSettings(n_bootstrap=20), outputs=("a", "b"), metric="auroc")
+    table = prediction_table(task_type, [(1, 1), (1, 0), (0, 0)], [(0.9, 0.6), (0.8, 0.2), (0.4, 0.9)]).assign(fold=[0, 1, 2])
+    assert "auroc" in {score.name for score in score_table(task_type, table)}

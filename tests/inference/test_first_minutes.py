@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from small_inference import RECIPE, REPORTS, save_run, save_scan
+from small_raw import chest
 
 from mg3d.inference.load import load
 from mg3d.inference.search_index import Entry, IndexWriter
@@ -11,10 +12,17 @@ from mg3d.inference.search_index import Entry, IndexWriter
 PAGE = (Path(__file__).parents[2] / "docs" / "inference.md").read_text()
 
 
+def with_lungs():
+    """A chest with air inside the body."""
+    volume = chest(0)
+    volume[:, 8:-7, 6:-6] = -850
+    return volume
+
+
 def make_files(folder):
     """The run, the scan and the index that the program uses."""
     run = save_run(folder / "result" / "tiny", recipes={"ct_rate": RECIPE})
-    save_scan(folder / "scan.nii.gz")
+    save_scan(folder / "scan.nii.gz", hu=with_lungs())
     loaded = load(run, device="cpu")
     writer = IndexWriter(folder / "result" / "index", fingerprint=loaded.fingerprint)
     reports = [*REPORTS, "Clear."]

@@ -154,6 +154,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(arrows, tmp_path, monkeypatch, ca
     assert_same_training(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "uninterrupted" / "run"))
 
 
+def test_too_little_shared_memory_is_refused_before_the_loader_hangs(arrows, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=400_000))
+    assert command_line(words(arrows, tmp_path, "num_workers=3")) == 2  # 2 * 3 batches of 4 volumes of 32 x 24 x 32 voxels
+    assert "has 0 MB free, and num_workers=3 needs at least 1 MB; start the container with" in only_sentence(capfd)
+
+
 def test_a_file_at_log_dir_is_refused(arrows, tmp_path, capfd):
     (tmp_path / "file").touch()
     assert command_line(words(arrows, tmp_path / "file")) == 2

@@ -135,7 +135,8 @@ class ViTEncoder(VisionEncoder):
             most = int(counts.max())
             return order[:, :most], torch.arange(most, device=masked.device) < counts[:, None]
         most = tokens - round(patches * self.mask_ratio) * (tokens // patches)
-        torch._assert_async((counts == most).all())  # on a GPU without waiting
+        refusal = f"patch_mask must leave {most} of {tokens} tokens visible in every volume, as mask_ratio={self.mask_ratio} says"
+        torch._assert_async((counts == most).all(), refusal)  # on a GPU without waiting
         return order[:, :most], None
 
 

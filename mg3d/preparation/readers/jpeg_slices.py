@@ -15,13 +15,13 @@ def read_jpeg_slices(record: VolumeRecord, root: Path) -> RawVolume:
     """The slices `record.files`, ordered from superior to inferior, as one grey volume without spacing.
 
     Raises:
-        Refusal: missing_file, unreadable, jpeg_truncated, shape_mismatch, too_few_slices, constant_image.
+        Refusal: missing_file, unreadable, jpeg_truncated, shape_mismatch, grey_range, too_few_slices, constant_image.
     """
     slices = []
     try:
         for name in reversed(record.files):
             with Image.open(root / name) as image:
-                slices.append(np.asarray(image.convert("L")))
+                slices.append(_grey_values(image))
     except FileNotFoundError:
         raise Refusal("missing_file", "a listed slice") from None
     except PermissionError:
@@ -34,3 +34,9 @@ def read_jpeg_slices(record: VolumeRecord, root: Path) -> RawVolume:
     volume = np.stack(slices)
     check_range(volume.min(), volume.max())
     return RawVolume(volume, None, "uint8_unknown_window")
+
+
+def _grey_values(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):  # PIL would clip them at 255
+        raise Refusal("grey_range", "a slice of more than 8 bits")
+    return np.asarray(image.convert("L"))

@@ -99,7 +99,7 @@ def test_masks_of_a_known_ratio_give_the_same_without_reading_their_values():
     general, known = small_vit(mask_token=True), small_vit(mask_token=True, mask_ratio=4 / 9)
     torch.testing.assert_close(known.encode(volumes, mask), general.encode(volumes, mask))
     mask[1].view(-1)[:] = False
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r"must leave 10 of 18 tokens visible in every volume, as mask_ratio=0.444"):
         known.encode(volumes, mask)
 
 
