@@ -52,8 +52,8 @@ class Stack(NamedTuple):
 def stack_series(headers: Sequence[Header]) -> Stack:
     """Arrange the slices of one series at equal distances along their normal.
 
-    Left out are slices of another grid, further acquisitions of the same part of the patient, slices between regular ones, and whatever
-    lies behind a large gap.
+    Left out are slices of another grid, further acquisitions of the same part of the patient, slices between regular ones, and
+    whatever lies behind a large gap.
 
     Raises:
         Refusal: too_large, not_ct, nan_spacing, shape_mismatch, slices_disagree, missing_slices, too_few_slices.
