@@ -75,7 +75,8 @@ def _check_meta_image(header: bytes) -> None:
 def _check_nrrd(header: bytes) -> None:
     header = re.split(rb"\r?\n\r?\n", header, maxsplit=1)[0]
     if not header.startswith(b"NRRD") or _NOT_TEXT.search(header):  # ITK crashes on voxels that it takes for the header
-        raise Refusal("image_damaged", "expected lines of text that begin with NRRD and end with an empty line; is it a complete NRRD file?")
+        expected = "expected lines of text that begin with NRRD and end with an empty line"
+        raise Refusal("image_damaged", f"{expected}; is it a complete NRRD file?")
     if _NRRD_SPACE.search(header) is None or _NRRD_DIRECTIONS.search(header) is None:
         missing = "`space directions`" if _NRRD_SPACE.search(header) else "anatomical `space`, such as left-posterior-superior"
         raise Refusal("nan_spacing", f"the NRRD header has no {missing}")
