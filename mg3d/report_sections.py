@@ -118,7 +118,7 @@ def _is_heading(text: str, match: re.Match[str]) -> bool:
 
 
 def _unsigned(text: str, language: Language) -> str:
-    """Without signature lines at the start, and without everything from a later one. "Discussed with" continues in the next line."""
+    """Without signature lines at the start, and without everything from a later one; "discussed with" continues in its line."""
     start = 0
     while match := _tables(language).signature.search(text, start):
         before = text[: match.start()].rstrip(" \t")

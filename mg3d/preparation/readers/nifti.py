@@ -142,7 +142,7 @@ def _read_header(stream: IO[bytes], magics: Mapping[bytes, type[nib.analyze.Anal
 def _read_voxels(header: nib.analyze.AnalyzeHeader, stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         affine = header_affine(header) if "sform_code" in header else header.get_base_affine()
-        slope, intercept = (value if value is None else float(value) for value in header.get_slope_inter())
+        slope, intercept = (default if value is None else float(value) for value, default in zip(header.get_slope_inter(), (1, 0)))
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         stream.seek(offset)
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
@@ -158,7 +158,7 @@ def _read_voxels(header: nib.analyze.AnalyzeHeader, stream: IO[bytes]) -> tuple[
     if len(stream.read(_MAX_TRAILING_BYTES + 1)) > _MAX_TRAILING_BYTES:
         raise Refusal("nifti_header", "more data after the voxels than the header says")
     array = array.reshape(shape, order="F")
-    if slope not in {None, 1.0} or intercept not in {None, 0.0}:
+    if (slope, intercept) != (1, 0):
         array = array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     return array, affine
 
