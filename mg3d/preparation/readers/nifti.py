@@ -142,7 +142,7 @@ def _read_header(stream: IO[bytes], magics: Mapping[bytes, type[nib.analyze.Anal
 def _read_voxels(header: nib.analyze.AnalyzeHeader, stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         affine = header_affine(header) if "sform_code" in header else header.get_base_affine()
-        slope, intercept = (default if value is None else float(value) for value, default in zip(header.get_slope_inter(), (1, 0)))
+        slope, intercept = (none if value is None else float(value) for value, none in zip(header.get_slope_inter(), (1, 0)))
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         stream.seek(offset)
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
