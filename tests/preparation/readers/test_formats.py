@@ -134,6 +134,15 @@ def test_an_analyze_pair_is_read_with_a_note_on_its_axes(tmp_path, suffix):
     assert [change.code for change in raw.changes] == ["assumed_axes"]
 
 
+def test_the_scale_of_an_spm_analyze_pair_is_applied(tmp_path):
+    stored, _ = oriented("LAS")
+    image = nib.Spm99AnalyzeImage((stored // 2 * 2).astype(np.float32), np.diag([-SPACING[2], SPACING[1], SPACING[0], 1]))
+    image.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "a.hdr")
+    assert nib.load(tmp_path / "a.hdr").header["scl_slope"] not in (0, 1)
+    np.testing.assert_allclose(read(tmp_path / "a.hdr").voxels, CHEST // 2 * 2, atol=0.05)
+
+
 def two_scans(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.nii.gz", b"")
