@@ -102,6 +102,8 @@ def _sections(text: str, language: Language) -> Iterator[tuple[str, str]]:
         if section or re.search(r"[a-z][.:]", part):
             yield section, part
         section, begin = next(name for name in language.headings if match[name]), match.end()
+        if section == "signature" and not _LETTER_OR_DIGIT.search(text[: match.start()]):
+            section = ""  # "Reported by ..." in the first line
     yield section, text[begin:].strip()
 
 
@@ -116,9 +118,16 @@ def _is_heading(text: str, match: re.Match[str]) -> bool:
 
 
 def _unsigned(text: str, language: Language) -> str:
-    """Without signature lines at the start, and without everything from a later one."""
-    while match := _tables(language).signature.search(text):
-        text = text[: match.start()] if _LETTER_OR_DIGIT.search(text[: match.start()]) else text[match.end() :]
+    """Without signature lines at the start, and without everything from a later one; "discussed with" continues in its line."""
+    start = 0
+    while match := _tables(language).signature.search(text, start):
+        before = text[: match.start()].rstrip(" \t")
+        if not _LETTER_OR_DIGIT.search(before):
+            text = text[match.end() :]
+        elif before.endswith("\n") and not before.endswith("\n\n") and _is_open(before.rstrip(), language):
+            start = match.end()
+        else:
+            text = text[: match.start()]
     return text.strip("\n")
 
 

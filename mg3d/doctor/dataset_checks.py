@@ -103,7 +103,7 @@ def count_volumes(catalog: VolumeCatalog) -> list[dict[str, object]]:
                 {
                     "data set": DATASETS[dataset].title if dataset in DATASETS else dataset,
                     "dataset": dataset,
-                    "official split": split,
+                    "official split": split if split != "none" else "no official split",
                     "patients": part["patient_id"].nunique(),
                     "studies": part["study_id"].nunique(),
                     "volumes": part["volume_id"].nunique(),

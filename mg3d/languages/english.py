@@ -103,6 +103,8 @@ ENGLISH = Language(
         rf"no {_DEGREE}(?:increase|decrease|enlargement|reduction)(?: is| was)?(?: \w+)? (?:in|of) (?:the |its "
         r"|their )?(?:size|number|extent|volume"
         r"|known|previous\w*|existing|dimensions?|diameter|\d)",
+        rf"no {_DEGREE}(?:increase|decrease|reduction) (?:in|of)(?: \w+){{0,3}}"
+        r"(?= (?:effusions?|nodul\w*|mass(?:es)?|lesions?|opacit\w*|consolidat\w*|pneumothora\w*|collections?)\b)",
         rf"without {_DEGREE}(?:changes?|growth|progression|difference|regression|resolution)",
         rf"(?:has|have|had|is|are|was|were|did|does|do) not (?:been )?{_DEGREE}(?:chang\w+|grow\w*|progress\w*|alter\w*"
         r"|differ\w*|increased in size"
@@ -161,7 +163,7 @@ ENGLISH = Language(
         r"|spontaneously) )*(?:resolved|disappeared|cleared"
         r"|vanished|gone|regressed completely|receded completely)(?: completely)?",
         r"(?:has|have|had|was|were) (?:now |since |meanwhile |interval )?(?:been )?(?:since )?(?:removed|withdrawn|explanted)",
-        r"(?:completely |fully |interval |now )?resolved", r"no longer (?:exists?|persists?)", r"(?:: ?)?none",
+        r"(?:completely |fully |interval |now )?resolved", r"no longer (?:exists?|persists?)", r"none", r"no(?=\W*$)",
         r"(?:do|does|did) not (?:exist|persist|appear|develop|occur)",
     ),
     doubts_forward=(

@@ -40,6 +40,8 @@ def test_97_of_100_sentences_have_the_right_polarity():
         ("Emphysema, fibrosis, the heart is normal.", "++-"),
         ("No mass, emphysema is present, fibrosis or scar.", "-++"),
         ("A nodule in the left lobe, bilaterally.", "++"),
+        ("No increase in the left pleural effusion, no increase in heart size.", "+-"),
+        ("Pneumothorax: No", "-"),
         ("Nodule (5 mm, solid), no effusion; mild scar.", "+-+"),
     ],
 )

@@ -34,6 +34,8 @@ def test_sections_in_one_line_need_a_colon_after_a_sentence_or_capitals():
         ("Lungs: clear. Contrast: 80 ml. Heart: normal.", ("Lungs: clear. Contrast: 80 ml. Heart: normal.", None)),
         ("Findings: No effusion. Impression: Normal. Dr. A. Smith, MD", ("No effusion.", "Normal.")),
         ("INDICATION: Pain.\nFINDINGS/IMPRESSION: No embolism.\nJ. Smith, MD", ("No embolism.", None)),
+        ("FINDINGS:\nTold to\nDr. A. Smith at 10.\nA mass.\nDr. A. Smith", ("Told to Dr. A. Smith at 10.\nA mass.", None)),
+        ("Reported by: Dr. A. Smith\n\nNo effusion.", ("No effusion.", None)),
         ("TECHNIQUE: CT. FINDINGS: Nodule of 5 mm. ADDENDUM: It is 6 mm.", ("Nodule of 5 mm.", "It is 6 mm.")),
     ],
 )

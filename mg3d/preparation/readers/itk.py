@@ -14,7 +14,9 @@ from mg3d.preparation.records import RawVolume, VolumeRecord
 
 _HEADER_BYTES = 1 << 14
 _META_DATA_FILE = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]+)", re.MULTILINE)
+_META_3D = re.compile(rb"^NDims[ \t]*=[ \t]*3[ \t]*\r?$", re.MULTILINE)
 _META_SPACING = re.compile(rb"^ElementSpacing[ \t]*=", re.MULTILINE)
+_NOT_TEXT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _NRRD_DATA_FILE = re.compile(rb"^data ?file:[ \t]*([^\r\n]*)", re.MULTILINE | re.IGNORECASE)
 _NRRD_DIRECTIONS = re.compile(rb"^space directions:", re.MULTILINE | re.IGNORECASE)
 _NRRD_SPACE = re.compile(rb"^space:[ \t]*(left|right|[LR][AP]S\b)", re.MULTILINE | re.IGNORECASE)
@@ -62,6 +64,8 @@ def _check_meta_image(header: bytes) -> None:
     match = _META_DATA_FILE.search(header)
     if match is None or first.start() != match.start() or not match[1].strip():
         raise Refusal("image_damaged", "expected a line `ElementDataFile = NAME` in the header; is it a complete MetaImage file?")
+    if _META_3D.search(header[: match.start()]) is None:  # ITK crashes on a negative number
+        raise Refusal("not_3d", "the MetaImage header has no line `NDims = 3`")
     if _META_SPACING.search(header[: match.start()]) is None:
         raise Refusal("nan_spacing", "the MetaImage header has no line `ElementSpacing`")
     if (name := match[1].strip().decode(errors="replace")) != "LOCAL":
@@ -70,8 +74,9 @@ def _check_meta_image(header: bytes) -> None:
 
 def _check_nrrd(header: bytes) -> None:
     header = re.split(rb"\r?\n\r?\n", header, maxsplit=1)[0]
-    if not header.startswith(b"NRRD"):
-        raise Refusal("image_damaged", "expected NRRD in the first line; is it a complete NRRD file?")
+    if not header.startswith(b"NRRD") or _NOT_TEXT.search(header):  # ITK crashes on voxels that it takes for the header
+        expected = "expected lines of text that begin with NRRD and end with an empty line"
+        raise Refusal("image_damaged", f"{expected}; is it a complete NRRD file?")
     if _NRRD_SPACE.search(header) is None or _NRRD_DIRECTIONS.search(header) is None:
         missing = "`space directions`" if _NRRD_SPACE.search(header) else "anatomical `space`, such as left-posterior-superior"
         raise Refusal("nan_spacing", f"the NRRD header has no {missing}")

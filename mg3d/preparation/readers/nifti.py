@@ -142,8 +142,9 @@ def _read_header(stream: IO[bytes], magics: Mapping[bytes, type[nib.analyze.Anal
 def _read_voxels(header: nib.analyze.AnalyzeHeader, stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         affine = header_affine(header) if "sform_code" in header else header.get_base_affine()
-        slope, intercept = header.get_slope_inter()
+        slope, intercept = (none if value is None else float(value) for value, none in zip(header.get_slope_inter(), (1, 0)))
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
+        stream.seek(offset)
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         raise Refusal("nifti_header", type(error).__name__) from None
     if dtype.kind not in "iuf":
@@ -151,14 +152,13 @@ def _read_voxels(header: nib.analyze.AnalyzeHeader, stream: IO[bytes]) -> tuple[
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     check_shape(shape, dtype.itemsize)
-    stream.seek(offset)
     array = np.empty(math.prod(map(int, shape)), dtype)
     if not _fill(stream, array.view(np.uint8)):
         raise Refusal("gzip_truncated", "fewer voxels than the header says")
     if len(stream.read(_MAX_TRAILING_BYTES + 1)) > _MAX_TRAILING_BYTES:
         raise Refusal("nifti_header", "more data after the voxels than the header says")
     array = array.reshape(shape, order="F")
-    if slope not in {None, 1.0} or intercept not in {None, 0.0}:
+    if (slope, intercept) != (1, 0):
         array = array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     return array, affine
 

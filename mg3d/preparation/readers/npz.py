@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def read_array(path: Path, key: str, kinds: str) -> np.ndarray:
                 raise Refusal("array_damaged", "more data than the array's shape")
     except FileNotFoundError:
         raise Refusal("missing_file") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError, MemoryError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError, MemoryError, TokenError) as error:
         raise Refusal("array_damaged", type(error).__name__) from None
     except OSError as error:
         raise Refusal("unreadable", type(error).__name__) from None

@@ -36,6 +36,9 @@ _VERSION = 1
 _SMALL = 500
 """Up to this number of files are read without worker processes."""
 _DESCRIPTIONS = ("SeriesDescription", "BodyPartExamined", "ProtocolName", "StudyDescription")
+_DAMAGED, _UNREADABLE = "damaged DICOM files", "unreadable files"
+_RETRIED = {_DAMAGED, _UNREADABLE}
+_RETRIED_CODES = {"codec_missing"}
 _SERIES_TAGS = [
     "AccessionNumber", "StudyDate", "ConvolutionKernel", "SliceThickness", "ContrastBolusAgent", "ImageType", "PatientName",
     *_DESCRIPTIONS,
@@ -99,7 +102,8 @@ def read_series(
 ) -> tuple[list[FoundSeries], Counter[str]]:
     """All series below `root`, sorted by folder and file, and what was passed over.
 
-    Finished folders are kept in `cache`, readable by its owner only, and read again if a file was added or removed.
+    Finished folders are kept in `cache`, readable by its owner only, and read again if a file was added or removed, if a file was
+    damaged or unreadable (it may have been incomplete), or if a decoder was missing.
 
     track: shows progress over results; its second argument is the number of folders.
     """
@@ -123,7 +127,9 @@ def read_series(
 
 
 def _is_new(name: str, states: dict[str, list[int]], known: dict[str, FolderResult]) -> bool:
-    return name not in known or known[name].state != states[name]
+    if name not in known or known[name].state != states[name]:
+        return True
+    return bool(_RETRIED & known[name].passed_over.keys()) or any(part.code in _RETRIED_CODES for part in known[name].series)
 
 
 def _read_folders(todo: Sequence[tuple[Any, ...]], workers: int) -> Iterator[FolderResult]:
@@ -164,9 +170,9 @@ def _try_headers(pydicom: Any, path: Path) -> tuple[list[Header], str]:
     try:
         headers = read_file(pydicom, path) if is_dicom(path) else []
     except Refusal:
-        return [], "damaged DICOM files"
+        return [], _DAMAGED
     except OSError:
-        return [], "unreadable files"
+        return [], _UNREADABLE
     if headers and not headers[0].series.series_uid:
         return [], "DICOM files without a SeriesInstanceUID"
     return headers, "" if headers else "other files"
@@ -177,7 +183,7 @@ def _describe(pydicom: Any, root: Path, folder: str, key: SeriesKey, headers: li
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tags = read_dataset(pydicom, first.path, stop_before_pixels=True, specific_tags=_SERIES_TAGS)
-    texts = {name: _text(tags, name) for name in _SERIES_TAGS}
+        texts = {name: _text(tags, name) for name in _SERIES_TAGS}
     slices, spacing_mm, code, detail = _judge(headers)
     if not code and (syntax := tags.file_meta.get("TransferSyntaxUID")) and syntax.is_compressed and not can_decode(syntax):
         code, detail = "codec_missing", syntax.name
@@ -231,7 +237,11 @@ def _orientation(header: Header) -> str:
 
 
 def _text(tags: Any, name: str) -> str:
-    value = tags.get(name)
+    """The value of a tag; empty if it is missing or damaged."""
+    try:
+        value = tags.get(name)
+    except Exception:  # values are parsed here, and a damaged one raises anything
+        return ""
     parts = value if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue" else [value]
     return "\\".join(str(part) for part in parts if part is not None).strip()
 

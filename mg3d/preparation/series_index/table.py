@@ -22,6 +22,8 @@ COLUMNS = (
 )  # fmt: skip
 """`use` (1 or 0) decides; preparation, inference and fine-tuning leave out rows with 0. Reports are added as further columns."""
 USABLE = "usable"
+_CODES_OF_PARTS = {"too_few_slices", "missing_slices"}
+"""Of a part of a series that may be usable as a whole."""
 _PRIVATE = 0o600
 _MAX_SHIFT_DAYS = 365
 
@@ -48,7 +50,8 @@ def _row(parts: list[FoundSeries], owners: dict[PurePosixPath, set[SeriesKey]], 
         common = PurePosixPath(_common([part.folder for part in parts]))
         alone = len(owners[common]) == 1 and str(common) not in {part.folder for part in parts}
         volume = common.as_posix() if alone else volume
-        verdict = USABLE if alone else "files are in several folders with other series: move them into one folder"
+        if all(part.code in {"", *_CODES_OF_PARTS} for part in parts):
+            verdict = USABLE if alone else "files are in several folders with other series: move them into one folder"
     patient = make_patient(series.key.patient_id, series.key.study_uid, salt)
     return {
         "volume": volume,

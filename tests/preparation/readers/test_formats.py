@@ -134,6 +134,15 @@ def test_an_analyze_pair_is_read_with_a_note_on_its_axes(tmp_path, suffix):
     assert [change.code for change in raw.changes] == ["assumed_axes"]
 
 
+def test_the_scale_of_an_spm_analyze_pair_is_applied(tmp_path):
+    stored, _ = oriented("LAS")
+    image = nib.Spm99AnalyzeImage((stored // 2 * 2).astype(np.float32), np.diag([-SPACING[2], SPACING[1], SPACING[0], 1]))
+    image.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "a.hdr")
+    assert nib.load(tmp_path / "a.hdr").header["scl_slope"] not in (0, 1)
+    np.testing.assert_allclose(read(tmp_path / "a.hdr").voxels, CHEST // 2 * 2, atol=0.05)
+
+
 def two_scans(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.nii.gz", b"")
@@ -154,22 +163,18 @@ def nrrd_with(**changes):
     return write
 
 
-def write_upright_nrrd(path):
-    write_nrrd(path, *oriented("LPS"))
-
-
-def write_upright_mha(path):
+def write_by_itk(path):
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(CHEST), str(path))
 
 
-def without(write, line):
-    """Write a file and remove a line of its header."""
+def changed(write, pattern, text=""):
+    """Write a file and replace the first match of a pattern in its header."""
 
-    def write_rest(path):
+    def write_changed(path):
         write(path)
-        path.write_bytes(re.sub(rb"(?m)^%s.*\n" % line.encode(), b"", path.read_bytes(), count=1))
+        path.write_bytes(re.sub(pattern.encode(), text.encode(), path.read_bytes(), count=1))
 
-    return write_rest
+    return write_changed
 
 
 REFUSED = {
@@ -180,8 +185,10 @@ REFUSED = {
     "voxels elsewhere": ("bad.nhdr", nrrd_with(file="../secret.raw"), "image_damaged"),
     "many files": ("bad.nhdr", nrrd_with(file="LIST"), "image_damaged"),
     "no space": ("bad.nhdr", nrrd_with(space="scanner-xyz"), "nan_spacing"),
-    "NRRD without spacing": ("bad.nhdr", without(write_upright_nrrd, "space directions"), "nan_spacing"),
-    "MetaImage without spacing": ("bad.mha", without(write_upright_mha, "ElementSpacing"), "nan_spacing"),
+    "NRRD without spacing": ("bad.nrrd", changed(write_by_itk, "(?m)^space directions.*\n"), "nan_spacing"),
+    "MetaImage without spacing": ("bad.mha", changed(write_by_itk, "(?m)^ElementSpacing.*\n"), "nan_spacing"),
+    "MetaImage of -3 axes": ("bad.mha", changed(write_by_itk, "NDims = 3", "NDims =-3"), "not_3d"),
+    "NRRD without an end of its header": ("bad.nrrd", changed(write_by_itk, "\n\n", "\n"), "image_damaged"),
     "text": ("bad.nrrd", lambda path: path.write_text("words"), "image_damaged"),
 }
 

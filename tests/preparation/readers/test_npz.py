@@ -111,6 +111,16 @@ def test_header_with_another_size_than_the_data_is_refused(tmp_path, shape):
         read_rad_chestct(RECORD, tmp_path)
 
 
+def test_header_with_an_open_bracket_is_refused(tmp_path):
+    np.savez(tmp_path / "Muster.npz", ct=as_rad_chestct(chest(7)))
+    with zipfile.ZipFile(tmp_path / "Muster.npz") as archive:
+        content = archive.read("ct.npy")
+    with zipfile.ZipFile(tmp_path / "Muster.npz", "w") as archive:
+        archive.writestr("ct.npy", content.replace(b"), }", b" , }", 1))
+    with pytest.raises(Refusal, match="array_damaged"):
+        read_rad_chestct(RECORD, tmp_path)
+
+
 def test_array_of_more_than_3_gb_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("mg3d.preparation.readers.npz.MAX_BYTES", 1000)
     assert refusal(read_rad_chestct, tmp_path, ct=as_rad_chestct(chest(7))) == "too_large"

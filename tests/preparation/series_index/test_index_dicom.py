@@ -8,10 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pydicom.uid import RLELossless
 from small_dicom import write_series
 from small_export import Export, accession, marked, name_of, patient_id, write_export, write_reports
 from small_raw import chest
 
+from mg3d.preparation.series_index import read
 from mg3d.preparation.series_index.choose import RULES, read_rules
 from mg3d.preparation.series_index.read import read_series
 from mg3d.preparation.series_index.words import BODY_PARTS, KINDS, find_words, kernel_class
@@ -145,6 +147,41 @@ def test_a_stopped_run_continues_and_new_folders_are_added(tmp_path, out):
     assert second == read_series(export.root, tmp_path / "other.jsonl", workers=1, track=stop_after(None))[0]
 
 
+def test_a_folder_is_read_again_while_a_file_was_incomplete_or_a_decoder_was_missing(tmp_path, monkeypatch):
+    export = Export(tmp_path / "export")
+    export.add(1, 1, "Thorax", folder="CT")
+    path = next((export.root / "CT").iterdir())
+    content, cache = path.read_bytes(), tmp_path / "cache.jsonl"
+
+    def found():
+        (series,), passed_over = read_series(export.root, cache, workers=1, track=lambda items, _: iter(items))
+        return series.files, series.code, passed_over.total()
+
+    path.write_bytes(content[:500])
+    assert found() == (39, "", 1)
+    path.write_bytes(content)  # does not change the folder's modification time
+    assert found() == (40, "", 0)
+    export.add(1, 1, "Thorax", folder="CT2", syntax=RLELossless)
+    (export.root / "CT").rename(tmp_path / "away")
+    monkeypatch.setattr(read, "can_decode", lambda syntax: False)
+    assert found()[1] == "codec_missing"
+    monkeypatch.undo()
+    assert found() == (40, "", 0)
+
+
+@pytest.mark.parametrize("name", ["AccessionNumber", "ConvolutionKernel", "StudyDescription"])
+def test_a_tag_of_an_unknown_type_counts_as_missing_and_nothing_is_printed(tmp_path, out, name, recwarn):
+    export = Export(tmp_path / "export")
+    export.add(1, 1, "Thorax", folder="CT", **{name: "MARK"})
+    for path in (export.root / "CT").iterdir():
+        content = path.read_bytes()
+        start = content.index(b"MARK") - 4
+        path.write_bytes(content[:start] + b"Q9" + content[start + 2 :])
+    assert index(export.root, out) == 0
+    assert [row["slices"] for row in read_rows(out)] == ["40"]
+    assert not list(recwarn)
+
+
 @pytest.mark.slow
 def test_worker_processes_give_the_series_of_one_process(tmp_path):
     write_export(tmp_path / "export")
@@ -180,6 +217,18 @@ def test_copies_count_once_and_a_series_in_several_folders_is_named_by_their_par
     rows = {row["series"]: row for row in read_rows(out)}
     assert [rows[uid]["volume"] for uid in ("1.1", "1.2")] == ["copies/a/IM0000.dcm", "split"]
     assert [(rows[uid]["files"], rows[uid]["use"]) for uid in ("1.1", "1.2")] == [("26", "1"), ("26", "1")]
+
+
+def test_a_localizer_in_several_folders_is_not_usable(tmp_path, out):
+    for part in ("1", "2"):
+        slices = chest()[:1] if part == "1" else chest()[1:3]
+        image_type = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        write_series(tmp_path / "export" / part, slices, SeriesInstanceUID="1.1", ImageType=image_type)
+    for path in (tmp_path / "export" / "1").iterdir():
+        _move(path, 50.0)
+    index(tmp_path / "export", out)
+    (row,) = read_rows(out)
+    assert (row["volume"], row["use"], row["verdict"].split(":")[0]) == (".", "0", "no_axial_series")
 
 
 def _move(path, mm):
