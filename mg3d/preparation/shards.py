@@ -22,6 +22,7 @@ from mg3d.files import remove_partial, replacing, write_bytes
 from mg3d.preparation import progress
 from mg3d.preparation.quarantine import Refusal
 from mg3d.preparation.readers.dicom_series import series_state
+from mg3d.preparation.readers.registry import files_of
 from mg3d.preparation.recipe import Recipe, digest
 from mg3d.preparation.records import VolumeRecord
 from mg3d.preparation.streaming import HubSource, stream_volumes
@@ -227,7 +228,7 @@ def _file_state(record: VolumeRecord, task: ShardTask) -> dict[str, int] | None:
         if record.reader == "dicom":
             state = series_state(paths[0])
         else:
-            stats = [path.stat() for path in paths]
+            stats = [file.stat() for path in paths for file in files_of(path)]
             state = len(stats), sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)
     except OSError:
         return None

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+import SimpleITK
 import small_prepare
 from small_dicom import write_series
 from small_prepare import files, hashes, volumes
@@ -229,6 +230,22 @@ def test_a_file_that_was_incomplete_is_read_again_once_it_has_grown(small_tree, 
     path.write_bytes(whole)
     summary = prepare(options(root, out))
     assert (summary.built, summary.quarantined) == (1, [])
+
+
+@pytest.mark.parametrize(("header", "voxels"), [("a.mhd", "a.raw"), ("a.nhdr", "a.raw"), ("a.hdr", "a.img")])
+def test_a_changed_file_of_voxels_beside_its_header_is_noticed(tmp_path, read, header, voxels):
+    root, out = tmp_path / "clinic", tmp_path / "out"
+    root.mkdir()
+    image = SimpleITK.GetImageFromArray(chest(7))
+    image.SetSpacing((2.5, 3.0, 5.0))
+    SimpleITK.WriteImage(image, str(root / header), useCompression=False)
+    chosen = options(None, out, roots={"custom": root}, val_patients=0)
+    prepare(chosen)
+    assert prepare(chosen).built == 0
+    os.utime(root / voxels, ns=(0, 0))
+    read.clear()
+    prepare(chosen)
+    assert len(read) == 1
 
 
 def test_a_changed_slice_of_a_case_is_noticed(tmp_path, read):

@@ -49,6 +49,15 @@ def read_itk(record: VolumeRecord, root: Path) -> RawVolume:
     return geometry.raw_volume(stored, geometry.ras_affine(axes, image.GetOrigin()), *file_rescale(stored, record))
 
 
+def data_file(path: Path) -> Path | None:
+    """The file beside a header that has its voxels; None if they follow the header. Raises OSError."""
+    with path.open("rb") as stream:
+        header = stream.read(_HEADER_BYTES)
+    match = (_NRRD_DATA_FILE if header.startswith(b"NRRD") else _META_DATA_FILE).search(header)
+    name = match[1].strip().decode(errors="replace") if match else "LOCAL"
+    return None if name in {"", "LOCAL"} or name != Path(name).name else path.with_name(name)
+
+
 def _read_header(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:

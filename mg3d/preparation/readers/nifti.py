@@ -73,7 +73,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """
     try:
         if path.suffix.lower() == ".hdr":
-            with _open(path) as header, _open(_image_file(path)) as stream:
+            with _open(path) as header, _open(image_file(path)) as stream:
                 return _read_voxels(_read_header(header, PAIRS), stream)
         with _open(path) as stream:
             return _read_voxels(_read_header(stream, SINGLE_FILES), stream)
@@ -95,7 +95,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
             yield stream
 
 
-def _image_file(header: Path) -> Path:
+def image_file(header: Path) -> Path:
     """The file with the voxels of a `.hdr`: `.img` or `.img.gz` in any case."""
     names = {f"{header.stem}{suffix}".lower() for suffix in (".img", ".img.gz")}
     return next((path for path in sorted(header.parent.iterdir()) if path.name.lower() in names), header.with_suffix(".img"))
