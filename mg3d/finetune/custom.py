@@ -137,8 +137,12 @@ def _read_task(settings: CustomSettings) -> dict[str, Any]:
     task = settings.task if settings.task != "auto" else "candidates" if {"x", "y", "z"} <= set(table) else kind
     task = "multilabel" if task == "binary" and len(columns) > 1 else task
     classes = settings.classes or (next(iter(columns.values())).values if task == "multiclass" else ())
-    if task == "multiclass" and settings.task == "auto" and all(name.lstrip("-").isdigit() for name in classes):
-        info(f"the integers of {next(iter(columns))} are learned as classes; task=regression learns them as numbers")
+    if task == "multiclass" and settings.task == "auto":
+        target = next(iter(columns))
+        if all(name.lstrip("-").isdigit() for name in classes):
+            info(f"the integers of {target} are learned as classes; task=regression learns them as numbers")
+        elif {"0", "1"} & set(classes):
+            info(f"{target} is learned as the classes {', '.join(classes)}; task=binary excludes all rows but 0 and 1")
     return {"task": task, "targets": tuple(columns), "classes": tuple(classes)}
 
 

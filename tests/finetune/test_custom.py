@@ -106,6 +106,14 @@ def resolved(table, **settings):
     return resolve(CustomSettings(table=(str(table),), **settings))
 
 
+def test_a_word_among_0_and_1_makes_classes_which_is_pointed_out(tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("path,effusion\na,0\nb,1\nc,maybe\n")
+    assert resolved(tmp_path / "labels.csv").classes == ("0", "1", "maybe")
+    assert "effusion is learned as the classes 0, 1, maybe; task=binary excludes all rows but 0 and 1" in capsys.readouterr().out
+    assert resolved(tmp_path / "labels.csv", task="binary").classes == ()
+    assert "learned as the classes" not in capsys.readouterr().out
+
+
 def test_a_task_that_is_named_wins_over_the_columns(scans, tmp_path):
     table = write_table(scans, tmp_path, grade=[0, 1, 2, 3] * 5)
     assert (resolved(table).task, resolved(table).classes) == ("multiclass", ("0", "1", "2", "3"))

@@ -85,6 +85,18 @@ def test_the_interval_of_a_macro_auroc_is_withheld_if_one_of_its_labels_is_rare(
     assert scores["auroc/a"].low < scores["auroc/a"].value < scores["auroc/a"].high
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_interval_of_a_balanced_accuracy_is_withheld_if_a_class_is_rare(exclusive):
+    """A sensitivity of four patients is half of the value; of exclusive classes every column has some positives."""
+    positive = np.arange(60) < 4
+    labels = np.stack([positive, ~positive] if exclusive else [positive, positive], 1).astype(int)
+    task_type = classification(exclusive=exclusive)
+    scores = scores_of(task_type, prediction_table(task_type, labels, RANDOM.random(labels.shape)))
+    found = {name: score.no_interval for name, score in scores.items() if "balanced_accuracy" in name}
+    assert len(found) == (1 if exclusive else 3)
+    assert set(found.values()) == {"too few positives (4)"}
+
+
 def test_a_mean_names_the_outputs_that_are_undefined():
     labels = labels_with((90, 80, 0))
     task_type = classification(("a", "b", "nodule"))

@@ -207,7 +207,14 @@ class Classification(TaskType):
     def insufficient_reason(self, table: pd.DataFrame, score: str) -> str:
         """Too few positives or negatives for a score that needs them."""
         labels, measure = self._labels(table, score)
-        needed = {"sensitivity": (1,), "specificity": (0,), "auroc": (1, 0), "auprc": (1, 0), "f1": (1,)}.get(measure)
+        needed = {
+            "sensitivity": (1,),
+            "specificity": (0,),
+            "auroc": (1, 0),
+            "auprc": (1, 0),
+            "f1": (1,),
+            "balanced_accuracy": (1,) if self.exclusive else (1, 0),
+        }.get(measure)
         return insufficient_reason(labels, table["patient_id"].to_numpy(), classes=needed) if needed else ""
 
     def _labels(self, table: pd.DataFrame, score: str) -> tuple[np.ndarray, str]:

@@ -163,7 +163,8 @@ def _read_folder(task: tuple[Path, str, list[str], list[int]]) -> FolderResult:
 def _try_headers(pydicom: Any, path: Path) -> tuple[list[Header], str]:
     """The headers of a file (several of a multi-frame file), or what it is instead."""
     if reader_of(path):
-        return [], "scan files of other formats"
+        is_zip = path.suffix.lower() == ".zip"
+        return [], "zip files (unpack those with DICOM files)" if is_zip else "scan files of other formats"
     if is_known_other(path.name):
         return [], other_kind(path.name)
     try:

@@ -196,9 +196,11 @@ def test_damaged_and_foreign_files_are_counted_and_the_series_is_still_listed(tm
     export = Export(tmp_path / "export")
     export.add(1, 1, "Thorax", folder="CT")
     (export.root / "CT" / "damaged.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 90)
-    (export.root / "CT" / "scan.nii.gz").write_bytes(b"")
+    for name in ("scan.nii.gz", "series.ZIP"):
+        (export.root / "CT" / name).write_bytes(b"")
     assert index(export.root, out) == 0
-    assert "passed over: 1 DICOM files without a SeriesInstanceUID, 1 scan files of other formats" in capsys.readouterr().out
+    formats = "1 scan files of other formats, 1 zip files (unpack those with DICOM files)"
+    assert f"passed over: 1 DICOM files without a SeriesInstanceUID, {formats}" in capsys.readouterr().out
     assert [row["files"] for row in read_rows(out)] == ["40"]
 
 
