@@ -115,13 +115,15 @@ def join_reports(
         for member in members:
             of_key[member[names[name]]].add(study)
     of_key.pop("", None)
-    short = _unique_short(of_key)
+    alike = _by_short(of_key)
     unmatched, n_addenda, n_joined, n_rows = [*reports.unusable], 0, 0, 0
     taken: set[tuple[str, str]] = set()
     for value, found in sorted(reports.by_key.items(), key=lambda item: item[0] not in of_key):  # keys without leading zeros last
         wanted = make_patient(value) if name == "patient_id" else value
-        targets = of_key.get(wanted) or of_key.get(short.get(_short(wanted), ""), set())
-        reason = _reason(name, found, targets, taken)
+        same = alike[_short(wanted)]
+        targets = of_key.get(wanted) or (of_key[same[0]] if len(same) == 1 else set())
+        is_unclear = len(same) > 1 and wanted == _short(wanted)  # Excel writes 007 and 7 as 7
+        reason = "several keys differ from this one in leading zeros only" if is_unclear else _reason(name, found, targets, taken)
         if reason:
             unmatched += [Unmatched("row", str(report.row), reason) for report in found]
             continue
@@ -174,8 +176,8 @@ def _short(value: str) -> str:
     return value.strip().lower().lstrip("0") if value.strip().isdigit() else value.strip().lower()
 
 
-def _unique_short(keys: Mapping[str, Any]) -> dict[str, str]:
-    short = defaultdict(set)
+def _by_short(keys: Mapping[str, Any]) -> dict[str, list[str]]:
+    alike = defaultdict(list)
     for key in keys:
-        short[_short(key)].add(key)
-    return {name: next(iter(values)) for name, values in short.items() if len(values) == 1}
+        alike[_short(key)].append(key)
+    return alike

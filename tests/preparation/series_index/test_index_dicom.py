@@ -314,6 +314,14 @@ def test_reports_are_joined_by_accession_though_excel_dropped_the_zeros(tmp_path
     ]  # fmt: skip
 
 
+def test_a_number_that_two_accessions_share_but_for_zeros_joins_neither(tmp_path, out):
+    export = Export(tmp_path / "export")
+    for patient, number in ((1, "7"), (2, "007"), (3, "0008")):
+        export.add(patient, 1, "Thorax", AccessionNumber=number)
+    assert join(tmp_path / "export", out, [("007", "Whose?"), ("08", "Of the third.")]) == 0  # Excel stores 7 and 8
+    assert {row["accession"]: row["report"] for row in read_rows(out)} == {"7": "", "007": "", "0008": "Of the third."}
+
+
 @pytest.mark.parametrize(("encoding", "separator"), [("utf-8", ","), ("cp1252", ";"), ("utf-16", "\t"), ("utf-8-sig", "|")])
 def test_reports_of_csv_files_in_any_encoding_are_joined_by_study_uid(tmp_path, out, encoding, separator):
     export = Export(tmp_path / "export")
