@@ -50,7 +50,7 @@ def test_a_custom_folder_of_nifti_and_dicom(tmp_path):
         writer.writerows(rows)
     options = PrepareOptions(out=tmp_path / "out", roots={"custom": root}, table=table, val_patients=1, recipe=RECIPE)
     summary = prepare(options)
-    assert [(entry.code, entry.row) for entry in summary.quarantined] == [("missing_file", 6)]
+    assert [(entry.code, entry.row) for entry in summary.quarantined] == [("missing_file", 7)]
     assert "custom: 1 volumes resampled from a sheared grid, as of a tilted gantry" in summary.notes
     found = rows_of(options.out, "custom")
     assert sorted(row["split"] for row, _ in found.values()) == ["test", "test", "train", "train", "val"]
@@ -67,7 +67,7 @@ def test_a_custom_folder_of_nifti_and_dicom(tmp_path):
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     with key.open(newline="") as stream:
         files = {line["volume_id"]: (line["file"], line["row"]) for line in csv.DictReader(stream)}
-    assert files[row["volume_id"]] == ("Erika/lung", "1")
+    assert files[row["volume_id"]] == ("Erika/lung", "2")
     assert files.keys() == found.keys()
     assert prepare(options).built == 0
     assert rows_of(options.out, "custom").keys() == found.keys()

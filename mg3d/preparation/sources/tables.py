@@ -26,7 +26,9 @@ _FLAGS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 def read_table(
     path: Path, columns: Mapping[str, Sequence[str]], *, required: Collection[str], advice: str
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Cells as stripped strings ("" if missing), indexed by row number from 1, and notes for the user.
+    """Cells as stripped strings ("" if missing), indexed by the row of the spreadsheet, and notes for the user.
+
+    The header is in row 1 unless lines are above it. Objects of JSON are numbered from 1.
 
     Args:
         path: a `.json` list of objects, an Excel file (its first sheet; lines above the header are skipped), or a CSV file
@@ -110,7 +112,8 @@ def _parse_csv(text: str, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     # Not pandas.read_csv, which fills or cuts rows of another length: an unquoted comma would silently cut a report.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
-    for row in reader:
+    numbers: list[int] = []
+    for number, row in enumerate(reader, start=1):
         if not any(cell.strip() for cell in row):
             continue
         while rows and len(row) > len(rows[0]) and not row[-1].strip():
@@ -118,9 +121,10 @@ def _parse_csv(text: str, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
         if rows and len(row) != len(rows[0]):
             raise ValueError(f"line {reader.line_num} has {len(row)} fields, the header has {len(rows[0])}")
         rows.append(row)
+        numbers.append(number)
     if not rows:
         raise ValueError("it is empty")
-    return pd.DataFrame(rows[1:], columns=rows[0], index=range(1, len(rows)), dtype=object)
+    return pd.DataFrame(rows[1:], columns=rows[0], index=numbers[1:], dtype=object)
 
 
 def _parse_excel(path: Path, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -139,7 +143,7 @@ def _parse_excel(path: Path, columns: Mapping[str, Sequence[str]]) -> pd.DataFra
     if not lines:
         raise ValueError("it is empty")
     header = max(range(min(len(lines), _MAX_HEADER_LINE)), key=lambda line: len(match_columns(lines[line], columns)))
-    names, rows = lines[header], {number: line for number, line in enumerate(lines[header + 1 :], start=1) if any(line)}
+    names, rows = lines[header], {number: line for number, line in enumerate(lines[header + 1 :], header + 2) if any(line)}
     width = len(names)
     rows = {number: [*line[:width], *[""] * (width - len(line))] for number, line in rows.items()}
     return pd.DataFrame(list(rows.values()), columns=names, index=list(rows), dtype=object)

@@ -94,4 +94,4 @@ def test_localizers_are_no_failures_and_a_failed_volume_names_its_row(tmp_path, 
     (tmp_path / "table.csv").write_text("volume\n0101/002\n0401/008\n")
     assert run("prepro_pretraining_data", *arguments, "--table", tmp_path / "table.csv", "--val-patients", 0) == 1
     (line,) = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-    assert (line["code"], line["row"]) == ("nan_spacing", 2)
+    assert (line["code"], line["row"]) == ("nan_spacing", 3)

@@ -115,7 +115,7 @@ def test_swapped_columns_are_refused_without_any_text_of_the_report(root, text):
 def test_cell_that_names_nothing_below_the_folder_is_a_missing_file(root, cell):
     write_volumes(root.parent, "out/x.nii.gz")
     inventory = listed(root, [*ROWS, {**ROWS[0], "volume": cell}])
-    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("missing_file", 4)]
+    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("missing_file", 5)]
     assert len(inventory.records) == 3
 
 
@@ -141,7 +141,7 @@ def test_row_naming_a_file_of_another_format_is_refused_and_never_stores_its_nei
     write_series(root, chest(5), PatientName="Somebody^Else")
     (root / name).write_bytes(b"ObjectType = Image")
     inventory = listed(root, [{"volume": name, "report": "Of another patient."}, {"volume": ".", "report": "Clear."}])
-    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("unknown_format", 1)]
+    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("unknown_format", 2)]
     assert [record.findings for record in inventory.records] == ["Clear."]
 
 
@@ -184,7 +184,7 @@ def test_rows_that_are_not_used_are_left_out_and_counted_by_their_verdict(root):
         {"volume": "gone", "use": "0", "verdict": "not_ct: SR"},
     ]  # fmt: skip
     inventory = listed(root, rows)
-    assert [record.row for record in inventory.records] == [2, 1]
+    assert [record.row for record in inventory.records] == [3, 2]
     assert inventory.quarantined == []
     assert noted(inventory, "3 rows with use = 0 are left out, 2 not_ct, 1 rule: mip")
     assert not noted(inventory, "not in the table")
@@ -228,7 +228,7 @@ def test_slices_of_one_series_with_different_labels_are_contradicting_rows(tmp_p
     root = tmp_path / "clinic"
     names = [path.relative_to(root).as_posix() for path in sorted(write_series(root / "Anna", chest(5)).iterdir())[:2]]
     inventory = listed(root, [{"volume": name, "Emphysema": f"{row}"} for row, name in enumerate(names)])
-    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("duplicate_row", 1)]
+    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("duplicate_row", 2)]
 
 
 @pytest.mark.parametrize("outer", [".", "Anna", "Anna/CT"])
@@ -237,7 +237,7 @@ def test_folder_row_around_another_series_is_refused_because_the_series_would_be
     write_series(root / "Anna" / "CT", chest(5))
     inner = ("Anna/CT/IM0003.dcm",) if outer == "Anna/CT" else ("Anna/CT/IM0003.dcm", "b.nii.gz")
     inventory = listed(root, [{"volume": name, "patient": "x", "report": "Clear."} for name in (outer, *inner)])
-    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("nested_series", 1)]
+    assert [(entry.code, entry.row) for entry in inventory.quarantined] == [("nested_series", 2)]
     assert [record.files[0] for record in inventory.records] == [*inner]
 
 
@@ -335,7 +335,7 @@ def test_names_of_splits(root, name, split):
 
 @pytest.mark.parametrize(
     ("splits", "message"),
-    [(("", "Geheim"), "row 2 of the table has a split other than"), (("train", "test"), "1 patients are in more than one split")],
+    [(("", "Geheim"), "row 3 of the table has a split other than"), (("train", "test"), "1 patients are in more than one split")],
 )
 def test_unknown_split_and_patient_in_two_splits_are_refused(root, splits, message):
     with pytest.raises(ValueError, match=message) as caught:

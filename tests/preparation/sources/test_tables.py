@@ -94,3 +94,19 @@ def test_of_two_columns_for_one_name_the_exact_name_wins():
 @pytest.mark.parametrize(("cell", "value"), [("1", 1), (" 1.0 ", 1), ("TRUE", 1), ("0", 0), ("false", 0), ("", -1), ("2", -1)])
 def test_flags(cell, value):
     assert flag(cell) == value
+
+
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_rows_have_the_numbers_that_a_spreadsheet_shows(tmp_path, suffix):
+    """Below the header in row 1 and an empty row 3."""
+    path = tmp_path / f"reports.{suffix}"
+    lines = [["volume", "report"], ["a", "Two\nlines."], ["", ""], ["b", "Clear."]]
+    if suffix == "csv":
+        path.write_text("".join(f'{volume},"{report}"\n' for volume, report in lines))
+    else:
+        book = pytest.importorskip("openpyxl").Workbook()
+        for line in lines:
+            book.active.append(line)
+        book.save(path)
+    table, _ = read_table(path, {"volume": (), "report": ()}, required=["volume"], advice="")
+    assert table["volume"].to_dict() == {2: "a", 4: "b"}
