@@ -211,7 +211,7 @@ BAD = {
     "blank.mhd": (b"NDims = 3\n elementdatafile = ../secret.raw\nElementDataFile = LOCAL\n", NO_DATA_FILE),
     "away.mhd": (b"NDims = 3\nElementDataFile = ../secret.raw\n", "voxels are in another folder"),
     "list.mhd": (b"NDims = 3\nElementDataFile = LIST\na\nb\n", "voxels are in another folder or in several files"),
-    "broken.mha": (b"ObjectType = Image\nNDims = 3\nElementDataFile = LOCAL\n", "not a readable MetaImage or NRRD file"),
+    "broken.mha": (b"NDims = 3\nElementSpacing = 1 1 1\nElementDataFile = LOCAL\n", "not a readable MetaImage or NRRD file"),
     "slice.dcm": (bytes(128) + b"DICM", "no SeriesInstanceUID"),
 }
 

@@ -73,12 +73,12 @@ def _check_meta_image(header: bytes) -> None:
     match = _META_DATA_FILE.search(header)
     if match is None or first.start() != match.start() or not match[1].strip():
         raise Refusal("image_damaged", "expected a line `ElementDataFile = NAME` in the header; is it a complete MetaImage file?")
+    if (name := match[1].strip().decode(errors="replace")) != "LOCAL":
+        _check_data_file(name)
     if _META_3D.search(header[: match.start()]) is None:  # ITK crashes on a negative number
         raise Refusal("not_3d", "the MetaImage header has no line `NDims = 3`")
     if _META_SPACING.search(header[: match.start()]) is None:
         raise Refusal("nan_spacing", "the MetaImage header has no line `ElementSpacing`")
-    if (name := match[1].strip().decode(errors="replace")) != "LOCAL":
-        _check_data_file(name)
 
 
 def _check_nrrd(header: bytes) -> None:
