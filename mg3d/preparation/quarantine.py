@@ -39,7 +39,7 @@ REASONS: dict[str, str] = {
     "codec_missing": "no installed package decodes the compression of the slices",
     "not_ct": "not single-frame CT slices",
     "several_studies": "DICOM series of several studies in one folder: list them with prepro/index_dicom.py",
-    "no_axial_series": "only scouts, screen captures or reformatted views",
+    "no_axial_series": "only scouts, screen captures, reformatted views or maps of other units than HU",
     "missing_slices": "gaps between the slices of a series",
     "duplicate_slices": "different slices at one position",
     "slices_disagree": "slices of one series are not parallel or not aligned",

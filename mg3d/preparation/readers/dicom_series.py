@@ -23,11 +23,13 @@ DICOMDIR = "DICOMDIR"
 _CT = "1.2.840.10008.5.1.4.1.1.2"
 _GZIP_MAGIC = b"\x1f\x8b"
 _MIN_AXIAL_COSINE = 0.8
+_OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
+"""RescaleType of maps that are not in HU, such as iodine or the effective atomic number of a spectral CT."""
 _KEY_TAGS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _TAGS = [
     *_KEY_TAGS, "SOPClassUID", "ImageType", "Modality", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
-    "RescaleSlope", "RescaleIntercept", "AcquisitionNumber",
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "AcquisitionNumber",
 ]  # fmt: skip
 
 
@@ -61,6 +63,8 @@ class Header(NamedTuple):
     acquisition: str = ""
     frame: int | None = None
     """0-based position in an enhanced multi-frame file."""
+    unit: str = ""
+    """RescaleType."""
 
     @property
     def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,7 +80,9 @@ class Header(NamedTuple):
 
     @property
     def is_axial_slice(self) -> bool:
-        """Whether this is a single axial image, not a scout or a screen capture."""
+        """Whether this is a single axial image, not a scout, a screen capture or a map of another unit than HU."""
+        if self.unit in _OTHER_UNITS:
+            return False
         if self.sop_class.startswith(SECONDARY_CAPTURE) or {"LOCALIZER", "SCOUT"} & set(self.image_type) or self.frames > 1:
             return False
         return self.position_mm is not None and self.orientation is not None and abs(self.axes[2][2]) > _MIN_AXIAL_COSINE
@@ -297,6 +303,7 @@ def _header(path: Path, tags: Any) -> Header:
         orientation=_floats(tags.get("ImageOrientationPatient"), 6),
         rescale=_rescale(tags),
         acquisition=str(tags.get("AcquisitionNumber") or ""),
+        unit=str(tags.get("RescaleType") or ""),
     )
 
 
@@ -319,6 +326,7 @@ def _frames(header: Header, tags: Any) -> list[Header]:
                 position_mm=_floats(group("PlanePositionSequence").get("ImagePositionPatient"), 3),
                 orientation=_floats(group("PlaneOrientationSequence").get("ImageOrientationPatient"), 6),
                 rescale=_rescale(group("PixelValueTransformationSequence")),
+                unit=str(group("PixelValueTransformationSequence").get("RescaleType") or ""),
                 acquisition=f"{content.get('FrameAcquisitionNumber')} {content.get('TemporalPositionIndex')}",
             )
         )

@@ -123,6 +123,8 @@ def _leave_out(table: pd.DataFrame, path: Path, notes: list[str]) -> tuple[pd.Da
     """The rows without those of use = 0, and the volumes and folders that these name; adds the counts to `notes`."""
     if "use" not in table:
         return table, set()
+    if n_unclear := sum(bool(cell) and flag(cell) < 0 for cell in table["use"]):
+        raise ValueError(f"{path}: {n_unclear} cells of the column `use` are neither 1 nor 0; write 1 into the rows to use")
     used = table["use"].map(lambda cell: not cell or flag(cell) == 1)
     if len(table) and not used.any():
         raise ValueError(f"{path}: every row has use = 0; write 1 into the rows to use")

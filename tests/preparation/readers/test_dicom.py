@@ -112,6 +112,14 @@ def test_series_with_most_slices_is_chosen_then_the_first_uid(folder, first, sec
     assert [change.code for change in raw.changes] == ["other_series"]
 
 
+@pytest.mark.parametrize("unit", ["MGML", "Z_EFF", "ED"])
+def test_a_map_of_another_unit_than_hu_is_never_read(folder, unit):
+    write_series(folder, np.abs(CHEST) // 50, start="A", SeriesInstanceUID="1.1", RescaleType=unit)
+    assert refusal(folder)[0] == "no_axial_series"
+    write_series(folder, SeriesInstanceUID="1.2", RescaleType="HU")
+    np.testing.assert_array_equal(read(folder).voxels, CHEST)
+
+
 def test_of_series_with_equally_many_slices_the_thinner_is_chosen(folder):
     def each(index):
         return {"position": (*CORNER_MM[:2], CORNER_MM[2] + 4 * index), "SeriesInstanceUID": "1.2.3.9"}

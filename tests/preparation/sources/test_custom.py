@@ -190,6 +190,8 @@ def test_rows_that_are_not_used_are_left_out_and_counted_by_their_verdict(root):
     assert not noted(inventory, "not in the table")
     with pytest.raises(ValueError, match="every row has use = 0"):
         listed(root, rows[2:])
+    with pytest.raises(ValueError, match="1 cells of the column `use` are neither 1 nor 0"):
+        listed(root, [*rows, rows[0] | {"use": "yes"}])
 
 
 def test_patients_come_from_the_dicom_header_unless_the_table_names_them(tmp_path):
